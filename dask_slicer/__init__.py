@@ -1,0 +1,51 @@
+"""Turn datasets of 3D medical volumes into 2D and 2.5D training slices, with Dask."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dask_slicer.config import RunConfig
+    from dask_slicer.errors import DaskSlicerError
+    from dask_slicer.events import RunReport
+    from dask_slicer.graph import build_graphs
+    from dask_slicer.pipeline import run
+    from dask_slicer.plans import RunPlan
+    from dask_slicer.planning import make_plan as plan
+
+__all__ = [
+    "DaskSlicerError",
+    "RunConfig",
+    "RunPlan",
+    "RunReport",
+    "__version__",
+    "build_graphs",
+    "plan",
+    "run",
+]
+
+# Imported on first use: `dask-slicer --help` must not wait for numpy and Dask.
+_HOMES = {
+    "DaskSlicerError": ("dask_slicer.errors", "DaskSlicerError"),
+    "RunConfig": ("dask_slicer.config", "RunConfig"),
+    "RunPlan": ("dask_slicer.plans", "RunPlan"),
+    "RunReport": ("dask_slicer.events", "RunReport"),
+    "build_graphs": ("dask_slicer.graph", "build_graphs"),
+    "plan": ("dask_slicer.planning", "make_plan"),
+    "run": ("dask_slicer.pipeline", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("dask_slicer")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dask_slicer' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,278 @@
+"""Where graphs run: a cluster on this machine or somebody's scheduler, and what comes back.
+
+The only module that imports `distributed`, and only when it is used: it takes half a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+
+from dask_slicer.errors import (
+    CaseError,
+    OutOfMemory,
+    SchedulerError,
+    Unexpected,
+    WorkerLost,
+    as_case_error,
+)
+from dask_slicer.journal import CommittedCase
+from dask_slicer.plans import CasePlan
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+    from distributed import Client, Future
+
+Outcome = CommittedCase | CaseError
+
+# Each of these was measured, see docs/design.md.
+_SETTINGS = {
+    # Exactly one loaded volume a worker; the default holds two.
+    "distributed.scheduler.worker-saturation": 1.0,
+    # Arrays stay where they were loaded.
+    "distributed.scheduler.work-stealing": False,
+    # Every case on a worker that dies is a suspect; with 0, innocents are condemned.
+    "distributed.scheduler.allowed-failures": 3,
+    "distributed.scheduler.worker-ttl": "120s",
+    "distributed.comm.timeouts.tcp": "20s",
+    "distributed.comm.timeouts.connect": "10s",
+    "distributed.worker.multiprocessing-method": "spawn",
+}
+_CONNECT_SECONDS = 10
+_CLOSE_SECONDS = 3
+# Cases handed to the scheduler at a time, so that neither it nor we grow with the dataset.
+_SMALLEST_WINDOW = 16
+_CASES_PER_THREAD = 4
+_MEMORY_EVENTS = "worker-restart-memory"
+
+
+@contextmanager
+def local_client(
+    n_workers: int, *, memory_limit: int, dashboard_address: str
+) -> Iterator[Client]:
+    """Start a cluster of one-thread processes on this machine, bound to loopback; yield its client.
+
+    Parameters
+    ----------
+    n_workers : int
+    memory_limit : int
+        Bytes for each worker; one that passes it is restarted.
+    dashboard_address : str
+        host:port; a busy port falls back to a free one. none: no dashboard.
+    """
+    from distributed import Client, LocalCluster
+
+    hidden = dashboard_address == "none"
+    level = logging.getLogger("distributed").level or logging.ERROR
+    with dask.config.set(_SETTINGS):
+        with _interrupts_held_back(), warnings.catch_warnings():
+            # "Port 8787 is already in use": the link that we print is the true one.
+            warnings.filterwarnings("ignore", message="Port .* is already in use")
+            cluster = LocalCluster(
+                n_workers=n_workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0" if hidden else dashboard_address,
+                worker_dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": not hidden},
+                memory_limit=memory_limit,
+                silence_logs=level,
+            )
+        try:
+            client = Client(cluster)
+            try:
+                yield client
+            finally:
+                client.close(_CLOSE_SECONDS)
+        finally:
+            # Interrupted or failed, workers may be in the middle of a case: what it wrote aside is
+            # removed by the driver.
+            cluster.close(_CLOSE_SECONDS)
+
+
+@contextmanager
+def remote_client(*, address: str | None, scheduler_file: str | None) -> Iterator[Client]:
+    """Connect to a running scheduler; yield its client, leave the scheduler running.
+
+    Raises
+    ------
+    SchedulerError
+        If it does not answer within 10 seconds, or has no worker.
+    """
+    from distributed import Client
+
+    where = address or f"the address in {scheduler_file}"
+    try:
+        client = Client(address, scheduler_file=scheduler_file, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SchedulerError(
+            f"no Dask scheduler answers at {where} ({reason}); is it running and reachable?"
+        ) from error
+    try:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+        yield client
+    except TimeoutError:
+        raise SchedulerError(
+            f"the scheduler at {where} has no workers; start some with `dask worker`"
+        ) from None
+    finally:
+        client.close(_CLOSE_SECONDS)
+
+
+def n_threads(client: Client) -> int:
+    """Return how many cases the workers of a client can run at once."""
+    return sum(client.nthreads().values())
+
+
+def address(client: Client) -> str:
+    """Return the address of a client's scheduler."""
+    return str(client.scheduler_info(n_workers=0)["address"])
+
+
+def dashboard_link(client: Client) -> str:
+    """Return where the dashboard is to be seen, empty where there is none."""
+    return str(client.dashboard_link or "")
+
+
+def performance_report(client: Client, path: Path) -> AbstractContextManager[object]:
+    """Return a context that writes Dask's performance report of what happens within."""
+    from distributed import performance_report as report
+
+    with client.as_current():
+        return report(str(path))
+
+
+def execute(
+    client: Client,
+    next_case: Callable[[], CasePlan | None],
+    graph_of: Callable[[CasePlan], Delayed],
+) -> Iterator[tuple[CasePlan, Outcome]]:
+    """Run the graphs of cases on a client's workers; yield what became of each as it ends.
+
+    A bounded number of cases is in flight. Results are released as they arrive: a held one would be
+    computed again when its worker dies.
+
+    Parameters
+    ----------
+    client : Client
+    next_case : callable
+        Returns the next case, None when there is none at present.
+    graph_of : callable
+        Returns the graph of a case.
+
+    Yields
+    ------
+    case : CasePlan
+    outcome : CommittedCase or CaseError
+
+    Raises
+    ------
+    SchedulerError
+        If the scheduler is lost.
+    """
+    from distributed import as_completed
+
+    window = max(_SMALLEST_WINDOW, _CASES_PER_THREAD * n_threads(client))
+    lot = window // 4
+    in_flight: dict[Future, CasePlan] = {}
+    ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+    try:
+        while True:
+            if len(in_flight) <= window - lot:
+                cases = _take(next_case, window - len(in_flight))
+                # In lots: one message to the scheduler, and it sees at once that there are many
+                # loads, which it then queues.
+                futures = client.compute([graph_of(case) for case in cases])
+                in_flight |= dict(zip(futures, cases, strict=True))
+                ended.update(futures)
+                del futures
+            if not in_flight:
+                return
+            future, result = next(ended)
+            case = in_flight.pop(future)
+            outcome = _outcome(client, future, result)
+            del future, result
+            yield case, outcome
+    finally:
+        if in_flight:
+            _cancel(client, list(in_flight))
+
+
+def _take(next_case: Callable[[], CasePlan | None], most: int) -> list[CasePlan]:
+    cases: list[CasePlan] = []
+    while len(cases) < most and (case := next_case()) is not None:
+        cases.append(case)
+    return cases
+
+
+def _cancel(client: Client, futures: list[Future]) -> None:
+    try:
+        client.cancel(futures, force=True)
+    except Exception:  # the scheduler may be what was lost
+        logging.getLogger(__name__).debug("could not cancel", exc_info=True)
+
+
+def _outcome(client: Client, future: Future, result: Any) -> Outcome:
+    from distributed.scheduler import KilledWorker
+
+    if future.status == "finished":
+        if isinstance(result, CommittedCase):
+            return result
+        return Unexpected(f"the save task returned {type(result).__name__}, not a record")
+    # A lost scheduler turns futures to `cancelled`, with an exception as if it were a result.
+    if future.status != "error":
+        raise SchedulerError("the connection to the Dask scheduler was lost")
+    _, error, _ = result
+    if isinstance(error, KilledWorker):
+        return _lost(client, error)
+    if "deserialization" in str(error):
+        raise SchedulerError(
+            "the scheduler or a worker cannot import dask_slicer; install this version there too "
+            f"({error})"
+        )
+    return error if isinstance(error, CaseError) else as_case_error(error, step="load")
+
+
+def _lost(client: Client, error: Any) -> CaseError:
+    """Return why a case's workers died: by the nanny for their memory, or by themselves."""
+    worker = error.last_worker.address
+    try:
+        events = client.get_events(_MEMORY_EVENTS)
+    except Exception:  # only the wording depends on it
+        events = ()
+    if any(event.get("worker") == worker for _, event in events):
+        return OutOfMemory(
+            "its worker passed its memory limit and was stopped; use fewer workers, or a machine "
+            "with more memory"
+        )
+    return WorkerLost("the worker that ran it died, several times; see the system's log for why")
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Keep Ctrl-C from this thread, and for good from the processes that are started meanwhile.
+
+    A terminal sends it to the whole process group; workers would die with tracebacks, while it is
+    for the driver alone to stop them.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(
+        signal, "pthread_sigmask"
+    ):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

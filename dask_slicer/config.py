@@ -1,0 +1,390 @@
+"""What can be set, what each setting may be, and how settings are read from and written to YAML.
+
+One frozen model; the command line, YAML files and Python all build it, nothing else parses options.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dask_slicer.errors import ConfigError
+
+NonNegative = Annotated[int, Field(ge=0)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+# 1 - 0.8 - 0.2 is not 0 in binary.
+_RATIO_SLACK = 1e-9
+
+
+def _absolute(path: Path) -> Path:
+    # Not resolve(): a symlinked data directory keeps the name by which its user knows it.
+    return Path(path).expanduser().absolute()
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+def _regex_with_group(text: str) -> str:
+    try:
+        groups = re.compile(text).groups
+    except re.error as error:
+        raise ValueError(f"is not a regular expression: {error}") from None
+    if groups < 1:
+        raise ValueError("must have a group in parentheses, the patient")
+    return text
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+
+
+class SliceSettings(_Frozen):
+    """What a slice looks like: every setting that decides the bytes of a case's output."""
+
+    format: Literal["npz"] = Field("npz", description="How slices are stored.")
+    window_size: NonNegative = Field(2, description="Neighbouring slices on each side.")
+    padding_mode: Literal["zero", "replicate", "mirror"] = Field(
+        "replicate",
+        description="What stands for slices outside the volume: zeros, the edge slice, or the "
+        "reflection about the edge slice.",
+    )
+    plane: Literal["axial", "coronal", "sagittal", "i", "j", "k"] = Field(
+        "axial",
+        description="Anatomical plane (by the affine, in radiological display order), or the "
+        "file's own array axis.",
+    )
+    clip_min: Finite | None = Field(
+        None, description="Lowest intensity kept, in the file's units (HU for CT)."
+    )
+    clip_max: Finite | None = Field(None, description="Highest intensity kept.")
+    normalize: Literal["zscore", "minmax", "percentile", "none"] = Field(
+        "zscore",
+        description="zscore over the foreground; minmax to [0, 1]; percentile: clip to 0.5 and 99.5, "
+        "then zscore; none.",
+    )
+    dtype: Literal["float32", "float16"] = Field("float32", description="Of the image on disk.")
+    label_dtype: Literal["uint8", "uint16", "int32"] = Field(
+        "uint8", description="Of the label on disk; a value that does not fit fails the case."
+    )
+    nonfinite: Literal["error", "zero"] = Field(
+        "error", description="What to do with NaN and Inf in images."
+    )
+    min_foreground: Ratio = Field(
+        0.0,
+        description="Drop slices whose labelled share is below this; neighbours stay in windows.",
+    )
+    compression_level: Annotated[int, Field(ge=0, le=9)] = Field(
+        1, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
+    )
+
+    @model_validator(mode="after")
+    def _clip_range_is_ordered(self) -> Self:
+        if self.clip_min is not None and self.clip_max is not None:
+            if self.clip_min >= self.clip_max:
+                raise ValueError(
+                    f"clip_min must be less than clip_max, got {self.clip_min:g} and "
+                    f"{self.clip_max:g}"
+                )
+        return self
+
+
+class SplitSettings(_Frozen):
+    """How cases are divided into train, val and test."""
+
+    train_ratio: Ratio = Field(0.8, description="Share of cases for training.")
+    val_ratio: Ratio | None = Field(
+        None, description="Share for validation; the rest is test. [default: min(0.1, 1 - train)]"
+    )
+    group_regex: Annotated[str, AfterValidator(_regex_with_group)] | None = Field(
+        None,
+        description="Its first group, applied to the case id, is the patient; a patient is never "
+        "in two splits.",
+    )
+    seed: int = Field(42, description="For the order in which groups are assigned.")
+    splits: AbsolutePath | None = Field(
+        None, description="JSON file with the splits; nnU-Net's splits_final.json with --fold."
+    )
+    fold: NonNegative | None = Field(None, description="Which entry of splits_final.json.")
+
+    @model_validator(mode="after")
+    def _ratios_sum_to_at_most_one(self) -> Self:
+        if self.val_ratio is not None and self.train_ratio + self.val_ratio > 1 + _RATIO_SLACK:
+            raise ValueError(
+                "train_ratio + val_ratio must be 1 or less, got "
+                f"{self.train_ratio + self.val_ratio:g}"
+            )
+        return self
+
+    def ratios(self) -> dict[str, float]:
+        """Return the share of each split; they sum to 1.
+
+        Examples
+        --------
+        >>> SplitSettings(train_ratio=0.95).ratios()
+        {'train': 0.95, 'val': 0.05, 'test': 0.0}
+        """
+        left = round(1 - self.train_ratio, 9)
+        val = min(0.1, left) if self.val_ratio is None else self.val_ratio
+        test = round(left - val, 9)
+        return {"train": self.train_ratio, "val": val, "test": max(test, 0.0)}
+
+
+class RunSettings(_Frozen):
+    """How and where a run executes; nothing here changes the slices."""
+
+    num_workers: Annotated[int, Field(ge=-1)] = Field(
+        4, description="Worker processes; 0: in this process; -1: all CPUs this process may use."
+    )
+    scheduler: str | None = Field(
+        None, description="Address of a running Dask scheduler, such as tcp://host:8786."
+    )
+    scheduler_file: AbsolutePath | None = Field(
+        None, description="File in which a running Dask scheduler left its address."
+    )
+    dashboard_address: str = Field(
+        "127.0.0.1:8787", description="Where the Dask dashboard listens; none turns it off."
+    )
+    fsync: bool = Field(
+        False, description="Force every file to disk before its case is committed."
+    )
+    retries: NonNegative = Field(
+        2, description="How often a case is run again after its worker died or I/O failed."
+    )
+    fail_fast: bool = Field(False, description="Stop at the first failed case.")
+    performance_report: AbsolutePath | None = Field(
+        None, description="Write Dask's performance report (HTML) to this file."
+    )
+    log_file: AbsolutePath | None = Field(None, description="Write the log to this file.")
+    overwrite: bool = Field(
+        False, description="Start the output directory anew (only one that this tool wrote)."
+    )
+    prune: bool = Field(
+        False, description="Remove written cases that are no longer in the dataset."
+    )
+    only: tuple[str, ...] = Field(
+        (), description="Plan and split the whole dataset, then run these case ids."
+    )
+
+    @model_validator(mode="after")
+    def _one_scheduler(self) -> Self:
+        if self.scheduler is not None and self.scheduler_file is not None:
+            raise ValueError("scheduler and scheduler_file must not both be given")
+        return self
+
+
+class RunConfig(SliceSettings, SplitSettings, RunSettings):
+    """Everything that decides a run.
+
+    Examples
+    --------
+    >>> RunConfig(input_dir="scans", output_dir="slices", window_size=1).padding_mode
+    'replicate'
+    """
+
+    input_dir: AbsolutePath = Field(
+        description="Dataset root (its layout is recognised), or a CSV or JSON manifest."
+    )
+    output_dir: AbsolutePath = Field(description="Created if missing.")
+    allow_missing_labels: bool = Field(
+        False, description="Write cases without a label instead of failing them."
+    )
+    include_test: bool = Field(False, description="Put nnU-Net's imagesTs into test.")
+
+    @model_validator(mode="after")
+    def _output_is_not_input(self) -> Self:
+        if self.input_dir.resolve() == self.output_dir.resolve():
+            raise ValueError("output_dir must not be the input_dir; nothing is written among scans")
+        return self
+
+    @property
+    def slice_settings(self) -> SliceSettings:
+        """Return the settings that decide the bytes of a case's output."""
+        return SliceSettings(**{name: getattr(self, name) for name in SliceSettings.model_fields})
+
+
+# Settings of one run: not written to OUT/config.yaml, so that running it again continues.
+_OF_ONE_RUN = {"overwrite", "prune", "only", "fail_fast", "log_file", "performance_report"}
+# Settings that an output directory keeps for life. `nonfinite` is not among them: cases that held
+# NaN remember it, and the others come out the same. `splits` and `fold` are judged by the
+# assignment they lead to.
+_FIXED = (
+    *(name for name in SliceSettings.model_fields if name != "nonfinite"),
+    "train_ratio",
+    "val_ratio",
+    "group_regex",
+    "seed",
+)
+
+
+def build_config(
+    options: Mapping[str, Any], *, base: str | Path | Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Return the validated configuration: options over the base file over the defaults.
+
+    Parameters
+    ----------
+    options : mapping
+        Names of `RunConfig`; None means not given.
+    base : str, Path or mapping, optional
+        A YAML file, the name of one of the shipped configurations, or settings themselves.
+
+    Returns
+    -------
+    RunConfig
+
+    Raises
+    ------
+    ConfigError
+        One line for everything that is wrong: field, rule, value.
+    """
+    if base is None:
+        settings: dict[str, Any] = {}
+    elif isinstance(base, Mapping):
+        settings = dict(base)
+    else:
+        settings = read_config_file(find_config(base))
+    settings |= {name: value for name, value in options.items() if value is not None}
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(_in_words(error)) from None
+
+
+def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
+    """Return what an output directory was made with and what is now asked for, where they differ.
+
+    Examples
+    --------
+    >>> old = RunConfig(input_dir="a", output_dir="b")
+    >>> changed_settings(old, old.model_copy(update={"window_size": 1}))
+    ['window_size was 2, is now 1']
+    """
+    before = {name: getattr(old, name) for name in _FIXED} | {"val_ratio": old.ratios()["val"]}
+    after = {name: getattr(new, name) for name in _FIXED} | {"val_ratio": new.ratios()["val"]}
+    return [
+        f"{name} was {_word(before[name])}, is now {_word(after[name])}"
+        for name in _FIXED
+        if before[name] != after[name]
+    ]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Return the configuration as YAML that `run --config` takes, without settings of one run."""
+    import yaml
+
+    settings = config.model_dump(mode="json", exclude=_OF_ONE_RUN, exclude_none=True)
+    return yaml.safe_dump(settings, sort_keys=True, allow_unicode=True)
+
+
+def json_schema() -> str:
+    """Return the JSON schema of the configuration, for editors that check YAML as it is typed."""
+    return json.dumps(RunConfig.model_json_schema(), indent=2, sort_keys=True) + "\n"
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, or is not a mapping of known names.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the configuration {path} is not UTF-8 text") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise ConfigError(f"the configuration {path} is not YAML: {problem}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"the configuration {path} must be a mapping of settings, name: value")
+    unknown = [str(name) for name in settings if name not in RunConfig.model_fields]
+    if unknown:
+        raise ConfigError(f"{path}: " + "; ".join(map(_unknown, unknown)))
+    return {str(name): value for name, value in settings.items()}
+
+
+def find_config(name: str | Path) -> Path:
+    """Return the file that a configuration's path or name stands for.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither such a file nor a shipped configuration of that name.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() or path.suffix in (".yaml", ".yml") or path.name != str(name):
+        return path
+    shipped = shipped_configs()
+    if str(name) not in shipped:
+        raise ConfigError(
+            f"there is no configuration {name}{_nearest(str(name), shipped)}; "
+            f"shipped are {', '.join(sorted(shipped))}, or give a YAML file"
+        )
+    return shipped[str(name)]
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configurations that come with the package, by name."""
+    package = Path(str(resources.files("dask_slicer")))
+    # A wheel carries them inside the package, a source checkout beside it.
+    for folder in (package / "configs", package.parent / "configs"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {}
+
+
+def _in_words(error: ValidationError) -> str:
+    return "; ".join(_one_in_words(dict(problem)) for problem in error.errors())
+
+
+def _one_in_words(problem: dict[str, Any]) -> str:
+    name = ".".join(map(str, problem["loc"][:1]))
+    value, context = problem["input"], problem.get("ctx", {})
+    got = f", got {_word(value)}"
+    match problem["type"]:
+        case "extra_forbidden":
+            return _unknown(name)
+        case "missing":
+            return f"{name} is required: give --{name}, or set it in the configuration file"
+        case "greater_than_equal":
+            return f"{name} must be {context['ge']:g} or more{got}"
+        case "less_than_equal":
+            return f"{name} must be {context['le']:g} or less{got}"
+        case "literal_error":
+            allowed = context["expected"].replace("'", "").replace(" or ", ", ")
+            return f"{name} must be one of {allowed}{got}"
+        case "finite_number":
+            return f"{name} must be a finite number{got}"
+        case "value_error":
+            text = str(context["error"])
+            return f"{name} {text}{got}" if name else text
+    return f"{name}: {problem['msg'].lower()}{got}"
+
+
+def _unknown(name: str) -> str:
+    return f"there is no setting {name}{_nearest(name, RunConfig.model_fields)}"
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _word(value: object) -> str:
+    return "none" if value is None else str(value)

@@ -1,0 +1,150 @@
+"""What can go wrong, by name: one error tree, whose leaves are the failure kinds of a case."""
+
+from __future__ import annotations
+
+import errno
+
+# The steps a case goes through; a failure names the one it happened in.
+STEPS = ("plan", "load", "slice", "save")
+
+
+class DaskSlicerError(Exception):
+    """Root of every error that this package raises on purpose; takes one message."""
+
+
+class UsageError(DaskSlicerError, ValueError):
+    """What was asked for cannot be done as asked; nothing was written."""
+
+
+class ConfigError(UsageError):
+    """A setting is unknown, missing, or out of its range."""
+
+
+class DatasetError(UsageError):
+    """The input holds no case, or its cases cannot be told apart."""
+
+
+class OutputError(UsageError):
+    """The output directory is not ours, is in use, or was made with other settings."""
+
+
+class SchedulerError(DaskSlicerError):
+    """The Dask scheduler cannot be reached, or was lost during the run."""
+
+
+class CaseError(DaskSlicerError):
+    """One case cannot be done; the other cases go on.
+
+    The name of the class is the failure's `kind`. `step` is filled in by the task that was
+    running, `retriable` says whether running the case again could help, `details` is a traceback.
+    """
+
+    step: str = "load"
+    details: str = ""
+    retriable: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Return the name under which this failure is recorded."""
+        return type(self).__name__
+
+    @property
+    def message(self) -> str:
+        """Return what happened, where, and what to do, on one line."""
+        notes = getattr(self, "__notes__", [])
+        return " ".join("; ".join([str(self), *notes]).split())
+
+
+class MissingLabel(CaseError):
+    """The case has no label although its dataset has labels."""
+
+
+class MissingFile(CaseError, FileNotFoundError):
+    """A file of the case is not there."""
+
+
+class CorruptFile(CaseError, ValueError):
+    """The bytes of a file are not what its format promises."""
+
+
+class UnsupportedImage(CaseError, ValueError):
+    """The file is sound but not a 3D scalar volume."""
+
+
+class GeometryMismatch(CaseError, ValueError):
+    """Image and label do not share a grid, or an affine is singular."""
+
+
+class LabelValues(CaseError, ValueError):
+    """A label holds values that are not integers or do not fit the label dtype."""
+
+
+class NonFinite(CaseError, ValueError):
+    """An image holds NaN or Inf, or would after conversion."""
+
+
+class OutOfMemory(CaseError, MemoryError):
+    """The case needs more memory than its worker has."""
+
+
+class Timeout(CaseError, TimeoutError):
+    """The case took longer than it was allowed to."""
+
+    retriable = True
+
+
+class WorkerLost(CaseError):
+    """The worker that ran the case died."""
+
+    retriable = True
+
+
+class DiskFull(CaseError, OSError):
+    """There is no room left for the output."""
+
+
+class PermissionDenied(CaseError, PermissionError):
+    """A file may not be read or written by this user."""
+
+
+class Unexpected(CaseError):
+    """Anything else: a fault of this program, or of the machine."""
+
+
+KINDS = tuple(sorted(kind.__name__ for kind in CaseError.__subclasses__()))
+
+
+def as_case_error(error: BaseException, *, step: str) -> CaseError:
+    """Return `error` as one of the named failures, marked with the step it happened in.
+
+    Examples
+    --------
+    >>> as_case_error(FileNotFoundError(2, "No such file", "ct.nii"), step="load").kind
+    'MissingFile'
+    """
+    if isinstance(error, CaseError):
+        case_error = error
+    else:
+        case_error = _translate(error)
+        case_error.__cause__ = error
+    case_error.step = step
+    return case_error
+
+
+def _translate(error: BaseException) -> CaseError:
+    text = " ".join(str(error).split()) or "no message"
+    match error:
+        case FileNotFoundError():
+            return MissingFile(f"{text}; was it moved or deleted during the run?")
+        case PermissionError():
+            return PermissionDenied(f"{text}; check the owner and mode of the file")
+        case IsADirectoryError():
+            return UnsupportedImage(f"{text}; expected a file")
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):
+            return DiskFull(f"{text}; make room and run the same command again")
+        case MemoryError():
+            return OutOfMemory(f"{text}; use fewer workers or a machine with more memory")
+    unexpected = Unexpected(f"{type(error).__name__}: {text}")
+    # A network disk that hiccups may work the next time; a bug will not.
+    unexpected.retriable = isinstance(error, OSError)
+    return unexpected

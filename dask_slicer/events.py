@@ -1,0 +1,56 @@
+"""What a run tells about itself: while it goes on, and when it is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.plans import RunPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """What a run did.
+
+    Attributes
+    ----------
+    output_dir : str
+    n_committed, n_skipped : int
+        Cases written by this run, and found already written.
+    n_slices, n_bytes : int
+        Written by this run.
+    remaining : int
+        Cases that this run was about and that are still not written, failed ones included.
+    failures : tuple of FailedCase
+    elapsed_seconds : float
+    interrupted : bool
+    """
+
+    output_dir: str
+    n_committed: int
+    n_skipped: int
+    n_slices: int
+    n_bytes: int
+    remaining: int
+    failures: tuple[FailedCase, ...]
+    elapsed_seconds: float
+    interrupted: bool = False
+
+
+class Observer:
+    """What a run tells while it goes on; a face overrides what it shows."""
+
+    def connected(self, dashboard: str, where: str) -> None:
+        """Take note of where the cases run, and of the dashboard's link, empty where there is none."""
+
+    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
+        """Take note of the plan, and how many cases are to be run and are there already."""
+
+    def note(self, text: str) -> None:
+        """Take note of something the user should know."""
+
+    def ended(self, record: CommittedCase | FailedCase) -> None:
+        """Take note of a case that ended."""
+
+    def finished(self, report: RunReport) -> None:
+        """Take note that the run is over, also when it was interrupted."""

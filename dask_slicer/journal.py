@@ -1,0 +1,172 @@
+"""What became of each case: records, and the append-only file that holds them.
+
+One JSON object a line, written by the driver alone, as cases end. The last line of a case counts. A
+line that was torn by a crash is as if it had never been written: its case is run again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from dask_slicer.intensity import Statistics
+
+
+class WrittenSlice(NamedTuple):
+    """One slice on disk: its index, its file's size in bytes and CRC-32, and its pixels by label value."""
+
+    slice_index: int
+    size: int
+    crc32: int
+    labels: dict[int, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedCase:
+    """A case that is whole on disk.
+
+    Attributes
+    ----------
+    case_id, split : str
+    digest : str
+        Of everything that decides the output, see `plans.case_digest`.
+    shape : tuple of int
+        (n_modalities, n_slices, height, width).
+    spacing : tuple of float
+        (slice, row, column), mm.
+    statistics : tuple of Statistics
+        One per modality.
+    slices : tuple of WrittenSlice
+        Those kept, ascending.
+    seconds : dict of step to float
+    """
+
+    case_id: str
+    split: str
+    digest: str
+    shape: tuple[int, int, int, int]
+    spacing: tuple[float, float, float]
+    statistics: tuple[Statistics, ...]
+    slices: tuple[WrittenSlice, ...]
+    seconds: dict[str, float]
+    run_id: str = ""
+    status: Literal["committed"] = "committed"
+
+    @property
+    def n_bytes(self) -> int:
+        """Return the size of the case on disk."""
+        return sum(written.size for written in self.slices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedCase:
+    """A case that could not be done: step, kind, and one line that says what, where, what to do."""
+
+    case_id: str
+    step: str
+    kind: str
+    message: str
+    details: str = ""
+    status: Literal["failed"] = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedCase:
+    """A case whose files were taken away on request."""
+
+    case_id: str
+    status: Literal["removed"] = "removed"
+
+
+CaseRecord = CommittedCase | FailedCase | RemovedCase
+_LINE: TypeAdapter[CaseRecord] = TypeAdapter(Annotated[CaseRecord, Field(discriminator="status")])
+
+
+def last_records(path: Path) -> Iterator[CaseRecord]:
+    """Yield the last record of every case, by case id; damaged lines are passed over.
+
+    One record is in memory at a time: a large dataset has millions of slices.
+
+    Parameters
+    ----------
+    path : Path
+        Need not exist.
+
+    Yields
+    ------
+    CaseRecord
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        last: dict[str, int] = {}
+        offset = 0
+        for line in file:
+            record = _parse(line)
+            if record is not None:
+                last[record.case_id] = offset
+            offset += len(line)
+        for case_id in sorted(last):
+            file.seek(last[case_id])
+            record = _parse(file.readline())
+            if record is not None:
+                yield record
+
+
+def _parse(line: bytes) -> CaseRecord | None:
+    """Return the record in a line, None if it is torn or of a version we do not know."""
+    try:
+        return _LINE.validate_json(line)
+    except ValidationError:
+        return None
+
+
+class Journal:
+    """The journal of a run, open for appending.
+
+    Parameters
+    ----------
+    path : Path
+    fsync : bool
+        Force every line to disk before `append` returns.
+    """
+
+    def __init__(self, path: Path, *, fsync: bool = False) -> None:
+        self.path = path
+        self._fsync = fsync
+        self._file = path.open("ab")
+        self._start_on_a_new_line(path)
+
+    def _start_on_a_new_line(self, path: Path) -> None:
+        if self._file.tell():
+            with path.open("rb") as file:
+                file.seek(-1, os.SEEK_END)
+                torn = file.read() != b"\n"
+            if torn:
+                self._file.write(b"\n")
+
+    def append(self, record: CaseRecord) -> None:
+        """Write one record; it is with the operating system when this returns."""
+        self._file.write(_LINE.dump_json(record) + b"\n")
+        self._file.flush()
+        if self._fsync:
+            os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()

@@ -1,0 +1,99 @@
+"""Which integers a label holds: checked, converted without loss, and counted per slice."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dask_slicer.errors import LabelValues
+from dask_slicer.volume import Voxels, iterate_planes
+
+LABEL_DTYPES = ("uint8", "uint16", "int32")
+
+# Labels that were saved as floats, or scaled, come back this close to the integer they were.
+_NEAR_AN_INTEGER = 1e-3
+
+
+def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
+    """Return a label map as a new array of integers, nothing wrapped and nothing truncated.
+
+    Parameters
+    ----------
+    voxels : Voxels
+        (n_slices, height, width); values within 1e-3 of an integer are rounded.
+    dtype : {"uint8", "uint16", "int32"}
+        Of the result.
+
+    Returns
+    -------
+    (n_slices, height, width) ndarray
+
+    Raises
+    ------
+    LabelValues
+        If a value is not an integer, or does not fit `dtype`.
+
+    Examples
+    --------
+    >>> soft = Voxels(stored=np.array([[[0.0, 0.9999, 2.0]]]))
+    >>> convert_label(soft, "uint8").tolist()
+    [[[0, 1, 2]]]
+    """
+    target = np.dtype(dtype)
+    label = np.empty(voxels.stored.shape, dtype=target)
+    is_integer = voxels.stored.dtype.kind in "iu" and not voxels.scaled
+    for slice_index, stored in enumerate(iterate_planes(voxels.stored)):
+        plane = stored if is_integer else _rounded(stored, voxels)
+        _check_range(plane, target)
+        label[slice_index] = plane
+    return label
+
+
+def count_labels(plane: NDArray[np.integer]) -> dict[int, int]:
+    """Return how many pixels of a slice have each value other than 0, the background, by value.
+
+    Examples
+    --------
+    >>> count_labels(np.array([[0, 2], [2, 7]], dtype=np.uint8))
+    {2: 2, 7: 1}
+    """
+    if plane.dtype.itemsize <= 2:
+        counts = np.bincount(plane.reshape(-1))
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(plane, return_counts=True)
+    found = zip(values.tolist(), counts.tolist(), strict=True)
+    return {value: count for value, count in found if value != 0}
+
+
+def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]:
+    values = stored.astype(np.float64) * voxels.slope + voxels.intercept
+    nearest = np.rint(values)
+    # Written so that NaN, which is near nothing, counts as off.
+    off = ~(np.abs(values - nearest) <= _NEAR_AN_INTEGER)
+    if off.any():
+        raise LabelValues(
+            f"the label value {values[off][0]:g} is not an integer{_where(voxels)}; "
+            "threshold soft masks before slicing"
+        )
+    return nearest
+
+
+def _check_range(plane: NDArray[np.generic], target: np.dtype[np.generic]) -> None:
+    limits = np.iinfo(target)
+    for value in (plane.min(), plane.max()):
+        if not limits.min <= value <= limits.max:
+            wider = next(
+                (name for name in LABEL_DTYPES if np.iinfo(name).min <= value <= np.iinfo(name).max),
+                None,
+            )
+            advice = f"use --label_dtype {wider}" if wider else "no --label_dtype holds it"
+            raise LabelValues(
+                f"the label value {int(value)} does not fit --label_dtype {target.name} "
+                f"({limits.min} to {limits.max}); {advice}"
+            )
+
+
+def _where(voxels: Voxels) -> str:
+    return f" in {voxels.source}" if voxels.source else ""

@@ -1,0 +1,58 @@
+"""How many CPUs and how much memory this process may use, and what kind of disk it writes to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+_CGROUP_LIMITS = (
+    "/sys/fs/cgroup/memory.max",  # version 2
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",  # version 1
+)
+
+
+def cpu_count() -> int:
+    """Return the CPUs that this process may use: affinity and cgroup quota respected."""
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use: the machine's, or less by cgroup."""
+    limit = int(psutil.virtual_memory().total)
+    for path in _CGROUP_LIMITS:
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():  # "max" means no limit
+            limit = min(limit, int(text))
+    return limit
+
+
+def free_bytes(directory: Path) -> int:
+    """Return the bytes free to this user where a directory is, or will be made."""
+    return int(psutil.disk_usage(str(_existing(directory))).free)
+
+
+def is_rotational(directory: Path) -> bool:
+    """Return whether a directory lies on a spinning disk; False where that cannot be known."""
+    device = os.stat(_existing(directory)).st_dev
+    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}") if os.name != "nt" else None
+    if folder is None or not folder.exists():
+        return False
+    for place in (folder, folder.resolve().parent):  # a partition's queue is its disk's
+        try:
+            return (place / "queue" / "rotational").read_text(encoding="ascii").strip() == "1"
+        except OSError:
+            continue
+    return False
+
+
+def _existing(directory: Path) -> Path:
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return directory

@@ -1,0 +1,291 @@
+"""How volumes are read: headers without voxels, voxels without copies, and nothing taken on trust.
+
+NIfTI-1 and NIfTI-2 in one file, plain or gzipped (told by their bytes, not their name), in both byte
+orders. A header may promise anything; memory is only set aside once the file is seen to back it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from isal import isal_zlib
+from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from dask_slicer.errors import (
+    CaseError,
+    CorruptFile,
+    GeometryMismatch,
+    UnsupportedImage,
+    as_case_error,
+)
+from dask_slicer.geometry import check_affine
+
+_GZIP = b"\x1f\x8b"
+_GZIP_OF_ANY_WINDOW = 31  # zlib's wbits for a gzip member
+# Enough compressed bytes to hold any header.
+_HEAD = 1 << 14
+# Deflate cannot shrink a byte stream by more than this.
+_MOST_DEFLATED = 1032
+# Bytes that may follow the voxels; some writers pad.
+_TRAILER = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NiftiHeader:
+    """What a volume's header says, checked.
+
+    Attributes
+    ----------
+    path : str
+    shape : tuple of 3 int
+        Trailing axes of length 1 dropped.
+    dtype : dtype
+        With its byte order.
+    affine : (4, 4) ndarray of float64
+        Voxel → RAS+ mm: sform if its code is over 0, else qform.
+    oriented : bool
+        Whether the header has an orientation at all; without, the affine is nibabel's guess.
+    slope, intercept : float
+    offset : int
+        Of the first voxel, in bytes.
+    file_bytes : int
+        On disk.
+    gzipped : bool
+    """
+
+    path: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    affine: NDArray[np.float64]
+    oriented: bool
+    slope: float
+    intercept: float
+    offset: int
+    file_bytes: int
+    gzipped: bool
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Return the bytes that the voxels take, uncompressed."""
+        return self.shape[0] * self.shape[1] * self.shape[2] * self.dtype.itemsize
+
+
+def read_header(path: str | Path) -> NiftiHeader:
+    """Return a volume's header; reads a few kilobytes.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    NiftiHeader
+
+    Raises
+    ------
+    MissingFile, PermissionDenied
+    CorruptFile
+        Not NIfTI, or promising more voxels than the file can hold.
+    UnsupportedImage
+        NIfTI, but not a 3D volume of real numbers.
+    GeometryMismatch
+        The affine is singular.
+    """
+    path = os.fspath(path)
+    try:
+        file_bytes = _size_of_file(path)
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+        gzipped = head.startswith(_GZIP)
+        if gzipped:
+            head = _inflate_head(head)
+        header = _parse(head, path, file_bytes=file_bytes, gzipped=gzipped)
+        _check_backed(header)
+    except (OSError, MemoryError) as error:
+        raise as_case_error(error, step="load") from error
+    except CaseError as error:
+        raise type(error)(f"{path}: {error}") from None
+    return header
+
+
+def read_voxels(path: str | Path) -> tuple[NiftiHeader, NDArray[np.generic]]:
+    """Return a volume's header and its stored numbers.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    header : NiftiHeader
+    stored : ndarray of shape `header.shape`
+        Read-only, Fortran order, in the file's dtype and byte order: a view of the inflated bytes,
+        or of the mapped file where it is not compressed.
+
+    Raises
+    ------
+    CorruptFile
+        As `read_header`, and if the gzip stream is cut, fails its checksum, or does not hold what
+        the header promises.
+    """
+    header = read_header(path)
+    count = header.voxel_bytes // header.dtype.itemsize
+    try:
+        if header.gzipped:
+            buffer = _inflate(header)
+        else:
+            buffer = np.memmap(header.path, mode="r")  # type: ignore[assignment]
+        flat = np.frombuffer(buffer, dtype=header.dtype, count=count, offset=header.offset)
+    except (OSError, MemoryError) as error:
+        raise as_case_error(error, step="load") from error
+    except CaseError as error:
+        raise type(error)(f"{header.path}: {error}") from None
+    return header, flat.reshape(header.shape, order="F")
+
+
+def _size_of_file(path: str) -> int:
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise UnsupportedImage("expected a NIfTI file, found a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsupportedImage("expected a NIfTI file, found a device or pipe")
+    if status.st_size == 0:
+        raise CorruptFile("the file has zero bytes; copy it again")
+    return status.st_size
+
+
+def _inflate_head(compressed: bytes) -> bytes:
+    try:
+        return isal_zlib.decompressobj(wbits=_GZIP_OF_ANY_WINDOW).decompress(compressed, _HEAD)
+    except isal_zlib.error as error:
+        raise CorruptFile(f"the gzip stream is damaged ({error}); copy it again") from None
+
+
+def _parse(head: bytes, path: str, *, file_bytes: int, gzipped: bool) -> NiftiHeader:
+    header = _nibabel_header(head)
+    shape = _shape(tuple(int(length) for length in header.get_data_shape()))
+    dtype = _dtype(header)
+    try:
+        slope, intercept = header.get_slope_inter()
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    except HeaderDataError as error:
+        raise CorruptFile(f"the header is damaged ({error})") from None
+    except (ValueError, np.linalg.LinAlgError):
+        raise GeometryMismatch(
+            "the affine is singular; repair the header's sform or qform"
+        ) from None
+    check_affine(affine)
+    return NiftiHeader(
+        path=path,
+        shape=shape,
+        dtype=dtype,
+        affine=affine,
+        oriented=bool(header["sform_code"] > 0 or header["qform_code"] > 0),
+        slope=1.0 if slope is None else float(slope),
+        intercept=0.0 if intercept is None else float(intercept),
+        offset=int(header.get_data_offset()),
+        file_bytes=file_bytes,
+        gzipped=gzipped,
+    )
+
+
+def _nibabel_header(head: bytes) -> nib.Nifti1Header:
+    sizes = {int.from_bytes(head[:4], order) for order in ("little", "big")}
+    kind: type[nib.Nifti1Header] | None = None
+    if nib.Nifti1Header.sizeof_hdr in sizes:
+        kind = nib.Nifti1Header
+    elif nib.Nifti2Header.sizeof_hdr in sizes:
+        kind = nib.Nifti2Header
+    if kind is None:
+        raise CorruptFile("the bytes are not those of a NIfTI file")
+    try:
+        with LoggingOutputSuppressor():
+            header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=True)
+    except (HeaderDataError, WrapStructError, ValueError) as error:
+        raise CorruptFile(f"the header is damaged ({error})") from None
+    if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
+        raise UnsupportedImage("expected a NIfTI file, found half of an .hdr/.img pair; convert it")
+    if header.get_data_offset() < kind.sizeof_hdr:
+        raise CorruptFile(f"the header puts voxels at byte {header.get_data_offset()}, inside itself")
+    return header
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if any(length < 1 for length in shape):
+        raise CorruptFile(f"the header promises the shape {'×'.join(map(str, shape))}")
+    volume, more = shape[:3], shape[3:]
+    if len(volume) < 3:
+        raise UnsupportedImage(f"expected a 3D volume, found {len(volume)}D {_times(shape)}")
+    if any(length > 1 for length in more):
+        raise UnsupportedImage(
+            f"expected one volume, found {len(shape)}D {_times(shape)}; split it into volumes"
+        )
+    return volume[0], volume[1], volume[2]
+
+
+def _dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError) as error:
+        raise CorruptFile(f"the header names no known data type ({error})") from None
+    if dtype.kind not in "iuf" or dtype.itemsize == 0:
+        what = "RGB" if dtype.fields else {"c": "complex"}.get(dtype.kind, str(dtype))
+        raise UnsupportedImage(f"expected real numbers, found {what} voxels")
+    return dtype
+
+
+def _check_backed(header: NiftiHeader) -> None:
+    """Raise if the file is too short for what its header promises."""
+    promised = header.offset + header.voxel_bytes
+    most = header.file_bytes * (_MOST_DEFLATED if header.gzipped else 1)
+    if promised > most:
+        raise CorruptFile(
+            f"the header promises {promised:,} bytes ({_times(header.shape)} {header.dtype}), "
+            f"the file of {header.file_bytes:,} bytes cannot hold them; it is cut or damaged"
+        )
+
+
+def _inflate(header: NiftiHeader) -> bytes:
+    """Return the uncompressed file, at most what its header promises and a short trailer."""
+    with open(header.path, "rb") as file:
+        compressed = file.read()
+    promised = header.offset + header.voxel_bytes
+    parts: list[bytes] = []
+    room = promised + _TRAILER
+    try:
+        # A gzip file may be several members one after another; nearly always it is one.
+        while room > 0 and compressed.startswith(_GZIP):
+            member = isal_zlib.decompressobj(wbits=_GZIP_OF_ANY_WINDOW)
+            parts.append(member.decompress(compressed, room))
+            room -= len(parts[-1])
+            if not member.eof:
+                break
+            compressed = member.unused_data
+    except isal_zlib.error as error:
+        raise CorruptFile(f"the gzip stream is damaged ({error}); copy it again") from None
+    inflated = parts[0] if len(parts) == 1 else b"".join(parts)
+    if not member.eof and room > 0:
+        raise CorruptFile(
+            f"the gzip stream ends early ({len(inflated):,} of {promised:,} bytes); copy it again"
+        )
+    if not member.eof or room <= 0:
+        raise CorruptFile(f"the gzip stream holds more than the {promised:,} bytes promised")
+    if len(inflated) < promised:
+        raise CorruptFile(
+            f"the header promises {promised:,} bytes, the gzip stream holds {len(inflated):,}"
+        )
+    return inflated
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

@@ -1,0 +1,320 @@
+"""What an output directory holds, whose it is, and how files get there whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dask_slicer.config import RunConfig, build_config, changed_settings, to_yaml
+from dask_slicer.errors import ConfigError, OutputError
+from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.slices import foreground_share
+from dask_slicer.splits import SPLITS
+from dask_slicer.store_npz import slice_name
+
+CONFIG = "config.yaml"
+SPLITS_FILE = "splits.json"
+JOURNAL = "journal.jsonl"
+INDEX = "slices.csv"
+SUMMARY = "dataset_info.json"
+FAILURES = "failures.csv"
+LOCK = ".dask_slicer.lock"
+TEMPORARY = ".dask_slicer.tmp"
+
+_MARK = (
+    "# Written by dask-slicer; marks this directory as its output. "
+    "`dask-slicer run --config` with this file continues.\n"
+)
+# What may lie in a directory that is not ours yet: logs of the command that is to fill it.
+_TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out")
+_SLICE = re.compile(r"(?P<case_id>.+)_\d{3,}\.npz", re.DOTALL)
+_COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")
+
+
+def write_whole(path: Path, content: str | bytes, *, fsync: bool = False) -> None:
+    """Write a file beside its place and move it there, so that no one ever sees half of it."""
+    temporary = path.parent / TEMPORARY / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    temporary.parent.mkdir(exist_ok=True)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with temporary.open("xb") as file:
+        file.write(data)
+        if fsync:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def existing_config(output_dir: Path) -> RunConfig | None:
+    """Return the configuration that an output directory was made with, None if there is none yet.
+
+    Raises
+    ------
+    OutputError
+        If the directory holds things that this tool did not write.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(output_dir))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
+    except PermissionError:
+        raise OutputError(f"output_dir {output_dir} may not be read by this user") from None
+    if CONFIG in names:
+        try:
+            return build_config({"output_dir": output_dir}, base=output_dir / CONFIG)
+        except ConfigError as error:
+            raise OutputError(
+                f"output_dir {output_dir} was not made by this tool or version: {error}"
+            ) from None
+    foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
+    if foreign:
+        raise OutputError(
+            f"output_dir {output_dir} holds files of others ({foreign[0]}"
+            + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
+            + "); name an empty or new directory"
+        )
+    return None
+
+
+def check_unchanged(old: RunConfig | None, new: RunConfig) -> None:
+    """Raise if an output directory was made with settings that would give other slices.
+
+    Raises
+    ------
+    OutputError
+        Listing what changed.
+    """
+    changed = [] if old is None else changed_settings(old, new)
+    if changed:
+        raise OutputError(
+            f"{new.output_dir} was made with other settings: {'; '.join(changed)}; "
+            "use another --output_dir, or --overwrite to start it anew"
+        )
+
+
+def existing_splits(output_dir: Path) -> dict[str, str]:
+    """Return the split of every case that splits.json of an output directory names.
+
+    Raises
+    ------
+    OutputError
+        If it is damaged.
+    """
+    path = output_dir / SPLITS_FILE
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        return {str(case): split for split in SPLITS for case in splits.get(split, [])}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise OutputError(f"{path} is damaged ({error}); restore it, or use --overwrite") from None
+
+
+@contextmanager
+def locked(output_dir: Path) -> Iterator[list[str]]:
+    """Hold an output directory for one run; yield notes about the taking.
+
+    Raises
+    ------
+    OutputError
+        If another run holds it, naming the host and process.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        notes = _take(output_dir / LOCK)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
+    try:
+        yield notes
+    finally:
+        (output_dir / LOCK).unlink(missing_ok=True)
+
+
+def _take(lock: Path) -> list[str]:
+    notes = []
+    holder = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}"
+    # Written aside and linked: whoever finds the lock finds its holder in it.
+    mine = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
+    mine.write_text(holder, encoding="utf-8")
+    try:
+        for _ in range(2):
+            try:
+                _link(mine, lock)
+                return notes
+            except FileExistsError:
+                stale = _stale_holder(lock)
+                notes = [f"took over the lock of a run that died ({stale})"]
+                lock.unlink(missing_ok=True)
+    finally:
+        mine.unlink()
+    raise OutputError(f"another run took {lock.parent} at the same moment")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # exFAT and some network disks have no hard links
+        with target.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+
+
+def _stale_holder(lock: Path) -> str:
+    """Return who left a lock behind; raise if they may still be running."""
+    try:
+        host, pid, created = lock.read_text(encoding="utf-8").split()
+        number, started = int(pid), float(created)
+    except FileNotFoundError:
+        return "it has just gone"
+    except ValueError:
+        return "unreadable"
+    who = f"process {pid} on {host}"
+    alive = host != socket.gethostname()  # of another host nothing can be known
+    if not alive and psutil.pid_exists(number):
+        try:
+            process = psutil.Process(number)
+            # A later process may have been given the same number.
+            alive = (
+                abs(process.create_time() - started) < 1
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:
+            alive = False
+    if alive:
+        raise OutputError(
+            f"{lock.parent} is in use by another run ({who}); wait for it, "
+            f"or remove {lock.name} if it is gone"
+        )
+    return who
+
+
+# -- a run's own files -----------------------------------------------------------------------------
+
+
+def start(config: RunConfig, splits: Mapping[str, list[str]]) -> None:
+    """Mark the directory as ours, then fix the splits, before the first case."""
+    output_dir = config.output_dir
+    shutil.rmtree(output_dir / TEMPORARY, ignore_errors=True)
+    write_whole(output_dir / CONFIG, _MARK + to_yaml(config), fsync=config.fsync)
+    write_whole(
+        output_dir / SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=config.fsync
+    )
+
+
+def clear(output_dir: Path) -> None:
+    """Remove all that earlier runs wrote, config.yaml last; unknown files stay."""
+    for case_files in find_slices(output_dir).values():
+        remove_slices(output_dir, case_files)
+    for name in (JOURNAL, INDEX, SUMMARY, FAILURES, SPLITS_FILE, CONFIG):
+        (output_dir / name).unlink(missing_ok=True)
+    remove_temporary(output_dir)
+
+
+def remove_temporary(output_dir: Path) -> None:
+    """Remove what unfinished writing left behind, and split directories that are empty."""
+    shutil.rmtree(output_dir / TEMPORARY, ignore_errors=True)
+    for split in SPLITS:
+        try:
+            (output_dir / split).rmdir()
+        except OSError:
+            continue  # not there, or not empty: both are as they should be
+
+
+def find_slices(
+    output_dir: Path, *, splits: Sequence[str] = SPLITS
+) -> dict[str, dict[str, int]]:
+    """Return the slice files of every case, written or not: path relative to the output → bytes."""
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for split in splits:
+        try:
+            entries = os.scandir(output_dir / split)
+        except FileNotFoundError:
+            continue
+        with entries:
+            for entry in entries:
+                match = _SLICE.fullmatch(entry.name)
+                if match:
+                    found[match["case_id"]][f"{split}/{entry.name}"] = entry.stat().st_size
+    return dict(found)
+
+
+def remove_slices(output_dir: Path, paths: Iterable[str]) -> None:
+    """Remove slice files, given relative to the output directory."""
+    for path in paths:
+        (output_dir / path).unlink(missing_ok=True)
+
+
+def slice_paths(record: CommittedCase) -> dict[str, int]:
+    """Return the files of a committed case: path relative to the output → bytes."""
+    return {
+        f"{record.split}/{slice_name(record.case_id, written.slice_index, record.shape[1])}": (
+            written.size
+        )
+        for written in record.slices
+    }
+
+
+# -- what is said of the whole ---------------------------------------------------------------------
+
+
+class IndexWriter:
+    """Writes slices.csv, case after case; `close` moves it into its place."""
+
+    def __init__(self, output_dir: Path) -> None:
+        (output_dir / TEMPORARY).mkdir(exist_ok=True)
+        self._place = output_dir / INDEX
+        self._temporary = output_dir / TEMPORARY / INDEX
+        self._file = self._temporary.open("w", encoding="utf-8", newline="")
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows.writerow(_COLUMNS)
+
+    def add(self, record: CommittedCase) -> None:
+        """Write one row for every slice of a case."""
+        n_pixels = record.shape[2] * record.shape[3]
+        for written, path in zip(record.slices, slice_paths(record), strict=True):
+            foreground = labels = ""
+            if written.labels is not None:
+                foreground = f"{foreground_share(written.labels, n_pixels):.6g}"
+                labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
+            self._rows.writerow(
+                (record.case_id, record.split, written.slice_index, path, "", foreground, labels)
+            )
+
+    def close(self) -> None:
+        """Move the index into its place."""
+        self._file.close()
+        os.replace(self._temporary, self._place)
+
+
+def write_failures(output_dir: Path, failures: Iterable[FailedCase]) -> None:
+    """Write failures.csv, or remove it where no case failed."""
+    failures = sorted(failures, key=lambda failure: failure.case_id)
+    if not failures:
+        (output_dir / FAILURES).unlink(missing_ok=True)
+        return
+    (output_dir / TEMPORARY).mkdir(exist_ok=True)
+    temporary = output_dir / TEMPORARY / FAILURES
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("case_id", "step", "kind", "message"))
+        rows.writerows((f.case_id, f.step, f.kind, f.message) for f in failures)
+    os.replace(temporary, output_dir / FAILURES)
+
+
+def write_summary(output_dir: Path, summary: Mapping[str, Any]) -> None:
+    """Write dataset_info.json."""
+    write_whole(output_dir / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,275 @@
+"""How a run goes: plan, take the output directory, run what is not done yet, say what was made."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dask_slicer import output
+from dask_slicer.config import RunConfig
+from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError
+from dask_slicer.events import Observer, RunReport
+from dask_slicer.execution import executor
+from dask_slicer.journal import (
+    CaseRecord,
+    CommittedCase,
+    FailedCase,
+    Journal,
+    RemovedCase,
+    last_records,
+)
+from dask_slicer.plans import CasePlan, RunPlan
+from dask_slicer.planning import make_plan
+from dask_slicer.store_npz import slice_name
+from dask_slicer.summary import Tally, dataset_info
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(
+    config: RunConfig, client: Client | None = None, *, observer: Observer | None = None
+) -> RunReport:
+    """Make slices of a dataset; what an earlier run completed is kept.
+
+    Parameters
+    ----------
+    config : RunConfig
+    client : distributed.Client, optional
+        Run there; without, where `config` says.
+    observer : Observer, optional
+        Is told what happens.
+
+    Returns
+    -------
+    RunReport
+
+    Raises
+    ------
+    UsageError
+        Nothing was written.
+    SchedulerError
+        The scheduler cannot be reached. One that is lost during the run ends it, with a report.
+    KeyboardInterrupt
+        After what was done has been made usable and reported; the same call continues.
+    """
+    observer = observer or Observer()
+    started = time.monotonic()
+    plan = make_plan(config)
+    if plan.problems:
+        raise DatasetError("; ".join(plan.problems))
+    with output.locked(config.output_dir) as notes:
+        for note in notes:
+            observer.note(note)
+        return _Run(plan, client, observer, started).execute()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run into an output directory that it holds."""
+
+    plan: RunPlan
+    client: Client | None
+    observer: Observer
+    started: float
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    n_committed: int = 0
+    n_slices: int = 0
+    n_bytes: int = 0
+
+    def execute(self) -> RunReport:
+        config = self.plan.config
+        if config.overwrite:
+            output.clear(config.output_dir)
+        output.start(config, self.plan.splits)
+        interrupted = False
+        with Journal(config.output_dir / output.JOURNAL, fsync=config.fsync) as journal:
+            done = self._settle_earlier_cases(journal)
+            todo = [case for case in self.plan.selected if case.case_id not in done]
+            skipped = len(self.plan.selected) - len(todo)
+            try:
+                self._run_cases(todo, journal, skipped)
+            except KeyboardInterrupt:
+                interrupted = True
+                raise
+            except SchedulerError as error:
+                if not self.n_committed:
+                    raise
+                self.observer.note(f"{error}; the same command continues")
+            finally:
+                report = self._finish(skipped, interrupted=interrupted)
+                self.observer.finished(report)
+        return report
+
+    def _settle_earlier_cases(self, journal: Journal) -> set[str]:
+        """Return the cases that stand as they are; take away what others left on disk."""
+        config = self.plan.config
+        planned = {case.case_id: case for case in self.plan.cases}
+        selected = {case.case_id for case in self.plan.selected}
+        on_disk = output.find_slices(config.output_dir)
+        done: set[str] = set()
+        left_over: list[str] = []
+        for record in last_records(journal.path):
+            case = planned.get(record.case_id)
+            if not isinstance(record, CommittedCase):
+                continue
+            if case is None:
+                left_over.append(record.case_id)
+            elif record.case_id in selected:
+                if self._stands(record, case, on_disk.get(record.case_id, {})):
+                    done.add(record.case_id)
+                else:
+                    journal.append(RemovedCase(case_id=record.case_id))
+        stale = (selected - done) & on_disk.keys()
+        if left_over and config.prune:
+            for case_id in left_over:
+                journal.append(RemovedCase(case_id=case_id))
+            # Files of no known case are what a killed run left of one that is gone since.
+            stale |= on_disk.keys() - planned.keys()
+            self.observer.note(f"removed {len(left_over)} cases that are not in the dataset")
+        elif left_over:
+            self.observer.note(
+                f"{len(left_over)} cases of earlier runs are not in this dataset and are kept "
+                f"({', '.join(left_over[:3])}{', …' if len(left_over) > 3 else ''}); "
+                "--prune removes them"
+            )
+        for case_id in stale:
+            output.remove_slices(config.output_dir, on_disk[case_id])
+        return done
+
+    def _stands(self, record: CommittedCase, case: CasePlan, files: dict[str, int]) -> bool:
+        """Return whether a case is written as this plan would write it."""
+        if case.problem is not None or record.digest != case.digest:
+            return False
+        if self.plan.config.nonfinite == "error" and any(
+            found.n_nonfinite for found in record.statistics
+        ):
+            return False
+        return output.slice_paths(record) == files
+
+    def _run_cases(self, todo: list[CasePlan], journal: Journal, skipped: int) -> None:
+        """Run cases, and journal what became of each."""
+        config = self.plan.config
+        queue = deque(case for case in todo if case.problem is None)
+        attempts: Counter[str] = Counter()
+        with executor(
+            self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
+        ) as execute:
+            self.observer.planned(self.plan, todo=len(todo), skipped=skipped)
+            for case in todo:
+                if case.problem is not None:
+                    self._record(case.problem, journal)
+                    if config.fail_fast:
+                        return
+            for case, outcome in execute(lambda: queue.popleft() if queue else None):
+                if isinstance(outcome, CommittedCase):
+                    self._record(self._checked(outcome), journal)
+                    continue
+                attempts[case.case_id] += 1
+                if outcome.retriable and attempts[case.case_id] <= config.retries:
+                    _LOG.warning("case %s: %s; again", case.case_id, outcome.message)
+                    queue.append(case)  # last, when there are fewest others to suffer with it
+                    continue
+                self._fail(case, outcome, journal)
+                if config.fail_fast:
+                    return
+                if isinstance(outcome, DiskFull) and queue:
+                    self.observer.note(f"the disk is full: {len(queue)} cases are not started")
+                    queue.clear()
+
+    def _checked(self, record: CommittedCase) -> CommittedCase:
+        if record.run_id != self.run_id:
+            raise SchedulerError(
+                f"another run is using this scheduler for a case of the same id "
+                f"({record.case_id}); wait for it, or use another scheduler"
+            )
+        return record
+
+    def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
+        # It may have failed half way through moving its files into their place.
+        output.remove_slices(
+            self.plan.config.output_dir,
+            (
+                f"{case.split}/{slice_name(case.case_id, slice_index, case.shape[0])}"
+                for slice_index in range(case.shape[0])
+            ),
+        )
+        self._record(
+            FailedCase(
+                case_id=case.case_id,
+                step=failure.step,
+                kind=failure.kind,
+                message=failure.message,
+                details=failure.details,
+            ),
+            journal,
+        )
+
+    def _record(self, record: CommittedCase | FailedCase, journal: Journal) -> None:
+        journal.append(record)
+        if isinstance(record, CommittedCase):
+            self.n_committed += 1
+            self.n_slices += len(record.slices)
+            self.n_bytes += record.n_bytes
+            if not record.slices:
+                self.observer.note(
+                    f"{record.case_id}: no slice reaches --min_foreground, none is written"
+                )
+        self.observer.ended(record)
+
+    def _finish(self, skipped: int, *, interrupted: bool) -> RunReport:
+        """Write what is said of the whole, from the journal; return the report."""
+        config = self.plan.config
+        output.remove_temporary(config.output_dir)
+        planned = {case.case_id for case in self.plan.cases}
+        tally = Tally()
+        failures: list[FailedCase] = []
+        index = output.IndexWriter(config.output_dir)
+        for record in last_records(config.output_dir / output.JOURNAL):
+            self._count(record, planned, tally, failures, index)
+        index.close()
+        output.write_failures(config.output_dir, failures)
+        elapsed = time.monotonic() - self.started
+        output.write_summary(
+            config.output_dir,
+            dataset_info(
+                tally,
+                config,
+                n_modalities=self.plan.n_modalities,
+                failures=failures,
+                elapsed_seconds=elapsed,
+                slices_this_run=self.n_slices,
+            ),
+        )
+        output.remove_temporary(config.output_dir)
+        return RunReport(
+            output_dir=str(config.output_dir),
+            n_committed=self.n_committed,
+            n_skipped=skipped,
+            n_slices=self.n_slices,
+            n_bytes=self.n_bytes,
+            remaining=len(self.plan.selected) - skipped - self.n_committed,
+            failures=tuple(failures),
+            elapsed_seconds=elapsed,
+            interrupted=interrupted,
+        )
+
+    @staticmethod
+    def _count(
+        record: CaseRecord,
+        planned: set[str],
+        tally: Tally,
+        failures: list[FailedCase],
+        index: output.IndexWriter,
+    ) -> None:
+        if isinstance(record, CommittedCase):
+            tally.add(record)
+            index.add(record)
+        elif isinstance(record, FailedCase) and record.case_id in planned:
+            failures.append(record)

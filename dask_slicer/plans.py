@@ -1,0 +1,291 @@
+"""What a run intends: which cases, into which splits, how large; integer arithmetic and no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from dask_slicer.cases import Case
+from dask_slicer.config import RunConfig, SliceSettings
+from dask_slicer.journal import FailedCase
+
+# Raised when the same settings and sources would come out as other bytes.
+FORMAT_VERSION = 1
+
+# What a worker holds before its first case: Python, numpy, distributed.
+WORKER_BASE_BYTES = 200_000_000
+# Member names, zip headers, npy headers and metadata of one npz file.
+_NPZ_OVERHEAD = 1_500
+# Deflating noise makes it this much longer at most.
+_DEFLATE_EXPANSION = 1.01
+# Normalised float32 slices deflate a little worse than the integers they come from, each plane of a
+# window alike. Measured on CT and MR; an estimate, not a bound.
+_FLOAT_OVER_GZIP = 1.5
+_TYPICAL_GZIP_RATIO = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CasePlan:
+    """What is known of a case from its headers, and where it goes.
+
+    Attributes
+    ----------
+    case : Case
+    split : str
+    digest : str
+        Of everything that decides the output.
+    sources : tuple of str
+        The images, relative to the input root, POSIX.
+    shape : tuple of int
+        (n_slices, height, width) in the order of the plane.
+    spacing : tuple of float
+        mm, likewise.
+    orientation : str
+        Axis codes of the first image as stored, such as LPS.
+    dtypes : tuple of str
+        Of the images as stored.
+    file_bytes, voxel_bytes : int
+        Of all files of the case, on disk and inflated.
+    oriented : bool
+        Whether the first image's header says how the patient lay.
+    problem : FailedCase or None
+        Why the case cannot be run; then the header's fields may be empty.
+    """
+
+    case: Case
+    split: str = ""
+    digest: str = ""
+    sources: tuple[str, ...] = ()
+    shape: tuple[int, int, int] = (0, 0, 0)
+    spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    orientation: str = ""
+    dtypes: tuple[str, ...] = ()
+    file_bytes: int = 0
+    voxel_bytes: int = 0
+    oriented: bool = True
+    problem: FailedCase | None = None
+
+    @property
+    def case_id(self) -> str:
+        """Return the id of the case."""
+        return self.case.case_id
+
+    @property
+    def has_label(self) -> bool:
+        """Return whether slices of this case will have a label."""
+        return self.case.label is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What a run will do; made from headers, printable, and changed by nothing.
+
+    Attributes
+    ----------
+    config : RunConfig
+    layout, reason : str
+        Which dataset layout was recognised, and by what.
+    cases : tuple of CasePlan
+        All planned cases, also those with a problem, by case id.
+    splits : dict of split to list of str
+        What splits.json will hold: planned cases, and those it held before.
+    notes : tuple of str
+    problems : tuple of str
+        Why the dataset as a whole is refused.
+    """
+
+    config: RunConfig
+    layout: str
+    reason: str
+    cases: tuple[CasePlan, ...]
+    splits: dict[str, list[str]]
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def selected(self) -> tuple[CasePlan, ...]:
+        """Return the cases that this run is about: all, or those named by `only`."""
+        only = set(self.config.only)
+        return tuple(case for case in self.cases if not only or case.case_id in only)
+
+    @property
+    def failures(self) -> tuple[FailedCase, ...]:
+        """Return what is wrong with single cases, as far as headers tell."""
+        return tuple(case.problem for case in self.cases if case.problem is not None)
+
+    @property
+    def n_modalities(self) -> int:
+        """Return how many images a case has."""
+        return max((len(case.case.images) for case in self.cases), default=1)
+
+    @property
+    def n_slices(self) -> int:
+        """Return how many slices all sound cases have."""
+        return sum(case.shape[0] for case in self.cases if case.problem is None)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Return the memory that a worker needs for the largest case."""
+        return WORKER_BASE_BYTES + max(
+            (peak_bytes(case, self.config) for case in self.cases if case.problem is None), default=0
+        )
+
+
+def case_digest(
+    settings: SliceSettings,
+    *,
+    split: str,
+    sources: Sequence[tuple[str, int, int]],
+    allow_missing_labels: bool,
+    has_label: bool,
+) -> str:
+    """Return a digest of everything that decides the bytes of a case's output.
+
+    Parameters
+    ----------
+    settings : SliceSettings
+    split : str
+    sources : sequence of (path, size, mtime_ns)
+        Paths relative to the input root, so that a dataset may be moved.
+    allow_missing_labels, has_label : bool
+        A case without a label stands only as long as such cases are allowed.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
+    # A committed case remembers whether it held NaN; if not, `nonfinite` made no difference.
+    decisive = settings.model_dump(mode="json", exclude={"nonfinite"})
+    described = {
+        "format_version": FORMAT_VERSION,
+        "settings": decisive,
+        "split": split,
+        "sources": [list(source) for source in sources],
+        "label": "present" if has_label else f"missing, allowed: {allow_missing_labels}",
+    }
+    text = json.dumps(described, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
+    """Return the memory that one case takes while it is loaded, sliced and saved, in bytes."""
+    _, height, width = case.shape
+    voxels = int(np.prod(case.shape, dtype=object))
+    label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
+    # The largest of the compressed files is there while it is inflated; the planes of a window
+    # later; a percentile sorts a float64 copy of one modality.
+    window = (2 * settings.window_size + 1) * len(case.case.images) * height * width * 4
+    percentile = voxels * 8 if settings.normalize == "percentile" else 0
+    return case.voxel_bytes + label + max(case.file_bytes, 3 * window, percentile)
+
+
+def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
+    """Return how many bytes a case's slices take, at most and probably."""
+    n_slices, height, width = case.shape
+    channels = (2 * settings.window_size + 1) * len(case.case.images)
+    pixels = height * width
+    image = channels * pixels * np.dtype(settings.dtype).itemsize
+    label = pixels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
+    stored = n_slices * (image + label + _NPZ_OVERHEAD)
+    if settings.compression_level == 0:
+        return stored, stored
+    most = int(stored * _DEFLATE_EXPANSION)
+    ratio = case.voxel_bytes / case.file_bytes if case.file_bytes else _TYPICAL_GZIP_RATIO
+    if ratio < 1.05:
+        ratio = _TYPICAL_GZIP_RATIO  # not gzipped: nothing is known
+    per_plane = case.voxel_bytes / max(n_slices, 1) / ratio * _FLOAT_OVER_GZIP
+    likely = n_slices * (per_plane * channels / len(case.case.images) + _NPZ_OVERHEAD / 2)
+    return most, min(int(likely), most)
+
+
+def suggest_workers(
+    *, n_cpus: int, memory_bytes: int, peak: int, n_cases: int, rotational: bool
+) -> tuple[int, str]:
+    """Return how many workers suit this machine and plan, and what limits them.
+
+    Examples
+    --------
+    >>> suggest_workers(
+    ...     n_cpus=16, memory_bytes=8 << 30, peak=3 << 30, n_cases=100, rotational=False
+    ... )
+    (2, 'memory: 8.6 GB holds 2 workers of 3.2 GB')
+    """
+    by_memory = max(memory_bytes // peak, 1)
+    limits = [
+        (n_cpus, f"CPU: this process may use {n_cpus}"),
+        (by_memory, f"memory: {size(memory_bytes)} holds {by_memory} workers of {size(peak)}"),
+        (max(n_cases, 1), f"there are only {n_cases} cases"),
+    ]
+    if rotational:
+        limits.append((2, "disk: a spinning disk slows down with more than 2 readers"))
+    return min(limits, key=lambda limit: limit[0])
+
+
+def outliers(cases: Iterable[CasePlan]) -> list[str]:
+    """Return which cases are unlike the rest: spacing, shape, orientation, dtype, modalities."""
+    sound = [case for case in cases if case.problem is None]
+    if len(sound) < 3:
+        return []
+    found = []
+    middle_spacing = [median(case.spacing[axis] for case in sound) for axis in range(3)]
+    middle_shape = [median(case.shape[axis] for case in sound) for axis in range(3)]
+    for case in sound:
+        for name, values, middles in (
+            ("spacing", case.spacing, middle_spacing),
+            ("shape", case.shape, middle_shape),
+        ):
+            if any(not m / 2 <= value <= m * 2 for value, m in zip(values, middles, strict=True)):
+                shown = " × ".join(f"{value:.3g}" for value in values)
+                usual = " × ".join(f"{value:.3g}" for value in middles)
+                found.append(f"{case.case_id}: {name} {shown}, median {usual}")
+    for name, values in (
+        ("stored as", [case.orientation for case in sound]),
+        ("dtype", ["/".join(case.dtypes) for case in sound]),
+    ):
+        (usual, count), *_ = Counter(values).most_common(1)
+        if count <= len(sound) / 2:
+            continue  # no one way is the usual one
+        found += [
+            f"{case.case_id}: {name} {value}, most {usual}"
+            for case, value in zip(sound, values, strict=True)
+            if value != usual
+        ]
+    return found
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes in words.
+
+    Examples
+    --------
+    >>> size(153_400_000), size(512)
+    ('153.4 MB', '512 bytes')
+    """
+    if n_bytes < 1000:
+        return f"{n_bytes:.0f} bytes"
+    for unit in ("kB", "MB", "GB", "TB"):
+        n_bytes /= 1000
+        if n_bytes < 1000 or unit == "TB":
+            break
+    return f"{n_bytes:.1f} {unit}"
+
+
+def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the cases of each split, sorted, from the split of each case.
+
+    Examples
+    --------
+    >>> by_split({"b": "train", "a": "train", "c": "test"})
+    {'train': ['a', 'b'], 'val': [], 'test': ['c']}
+    """
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for case_id, split in sorted(assignment.items()):
+        splits[split].append(case_id)
+    return splits

@@ -1,0 +1,150 @@
+"""How a case's slices are written as .npz files, each plane deflated once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dask_slicer.config import SliceSettings
+from dask_slicer.geometry import spacing
+from dask_slicer.journal import WrittenSlice
+from dask_slicer.npz import Piece, archive, npy_header, npy_of_text, piece
+from dask_slicer.plans import CasePlan
+from dask_slicer.slices import SliceStack, planes_needed
+from dask_slicer.windows import ZERO_SLICE
+
+
+def slice_name(case_id: str, slice_index: int, n_slices: int) -> str:
+    """Return the file name of a slice; all slices of a case sort in their order.
+
+    Examples
+    --------
+    >>> slice_name("liver_007", 12, 100), slice_name("liver_007", 12, 1200)
+    ('liver_007_012.npz', 'liver_007_0012.npz')
+    """
+    width = max(3, len(str(n_slices - 1)))
+    return f"{case_id}_{slice_index:0{width}d}.npz"
+
+
+def write_slices(
+    stack: SliceStack, case: CasePlan, settings: SliceSettings, folder: Path, *, fsync: bool
+) -> tuple[WrittenSlice, ...]:
+    """Write the slices of a case into a folder, one file each.
+
+    Parameters
+    ----------
+    stack : SliceStack
+    case : CasePlan
+        For the names and the metadata.
+    settings : SliceSettings
+    folder : Path
+        Exists, and holds nothing.
+    fsync : bool
+        Force each file to disk.
+
+    Returns
+    -------
+    tuple of WrittenSlice
+    """
+    writer = _Writer(stack, case, settings)
+    n_slices = stack.shape[0]
+    written = []
+    for slice_index in stack.kept:
+        data, crc32 = writer.archive(slice_index)
+        with open(folder / slice_name(case.case_id, slice_index, n_slices), "xb") as file:
+            file.write(data)
+            if fsync:
+                file.flush()
+                os.fsync(file.fileno())
+        labels = stack.label_counts[slice_index] if stack.label_counts else None
+        written.append(WrittenSlice(slice_index, len(data), crc32, labels))
+    return tuple(written)
+
+
+class _Writer:
+    """Makes archives for ascending slices; holds the deflated planes that windows still need."""
+
+    def __init__(self, stack: SliceStack, case: CasePlan, settings: SliceSettings) -> None:
+        self._stack = stack
+        self._settings = settings
+        self._level = settings.compression_level
+        self._windows = stack.windows(
+            window_size=settings.window_size, padding_mode=settings.padding_mode
+        )
+        self._planes = stack.planes(planes_needed(self._windows))
+        self._pieces: dict[int, list[Piece]] = {}
+        _, height, width = stack.shape
+        self._metadata = _metadata(stack, case, settings)
+        channels = self._metadata["num_channels"]
+        self._image_header = self._piece(npy_header((channels, height, width), settings.dtype))
+        zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))
+        self._zeros = [zeros] * len(stack.image)
+        self._label_header: Piece | None = None
+        if stack.label is not None:
+            self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
+
+    def archive(self, slice_index: int) -> tuple[bytes, int]:
+        """Return the file of one slice and its CRC-32."""
+        window = self._windows[slice_index]
+        image = [self._image_header]
+        for index in window:
+            image += self._plane(index)
+        members = [("image.npy", image)]
+        if self._stack.label is not None and self._label_header is not None:
+            label = self._piece(self._stack.label[slice_index])
+            members.append(("label.npy", [self._label_header, label]))
+        text = json.dumps(self._metadata | {"slice_index": slice_index}, ensure_ascii=False)
+        members.append(("metadata.npy", [self._piece(npy_of_text(text))]))
+        # No window of a later slice reaches below this one's.
+        for passed in [i for i in self._pieces if i < slice_index - self._settings.window_size]:
+            del self._pieces[passed]
+        return archive(members, level=self._level)
+
+    def _plane(self, index: int) -> list[Piece]:
+        if index == ZERO_SLICE:
+            return self._zeros
+        while index not in self._pieces:
+            made, planes = next(self._planes)
+            self._pieces[made] = [
+                self._piece(plane.astype(self._settings.dtype, copy=False)) for plane in planes
+            ]
+        return self._pieces[index]
+
+    def _piece(self, content: bytes | np.ndarray[Any, Any]) -> Piece:
+        return piece(content, level=self._level)
+
+
+def _metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
+    """Return what is said of a slice, but for its index, which is filled in slice by slice."""
+    n_slices, height, width = stack.shape
+    channels = (2 * settings.window_size + 1) * len(stack.image)
+    return {
+        "source_file": _one_or_list(list(case.sources)),
+        "slice_index": -1,
+        "total_slices": n_slices,
+        "window_size": settings.window_size,
+        "padding_mode": settings.padding_mode,
+        "num_channels": channels,
+        "spacing": list(spacing(stack.affine)),
+        "normalized": settings.normalize != "none",
+        "norm_stats": {
+            name: _one_or_list([getattr(found, name) for found in stack.statistics])
+            for name in ("mean", "std", "min", "max")
+        },
+        "shape": {
+            "image": [channels, height, width],
+            "label": None if stack.label is None else [height, width],
+        },
+        "case_id": case.case_id,
+        "split": case.split,
+        "plane": settings.plane,
+        "affine": stack.affine.tolist(),
+    }
+
+
+def _one_or_list(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values

@@ -1,0 +1,157 @@
+"""What runs on a worker: load, slice and save one case, from a description to a small record."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import traceback
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from dask_slicer.config import SliceSettings
+from dask_slicer.errors import as_case_error
+from dask_slicer.geometry import align, reorient
+from dask_slicer.journal import CommittedCase
+from dask_slicer.nifti import read_voxels
+from dask_slicer.output import TEMPORARY
+from dask_slicer.plans import CasePlan
+from dask_slicer.planning import grids_of
+from dask_slicer.slices import SliceStack, slice_volume
+from dask_slicer.store_npz import write_slices
+from dask_slicer.volume import Volume, Voxels
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where slices go, and how: the same for all cases of a run."""
+
+    output_dir: str
+    settings: SliceSettings
+    run_id: str = ""
+    fsync: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Timed(Generic[T]):
+    """What a step made, and the seconds that it and the steps before it took."""
+
+    made: T
+    seconds: dict[str, float]
+
+
+def load_case(case: CasePlan, target: Target) -> Timed[Volume]:
+    """Return a case's voxels, as stored, seen in the order of the plane.
+
+    Raises
+    ------
+    MissingFile, PermissionDenied, CorruptFile, UnsupportedImage, GeometryMismatch
+    """
+    seconds: dict[str, float] = {}
+    with _step("load", seconds):
+        headers, arrays = zip(*map(read_voxels, case.case.files), strict=True)
+        orientations, grid = align(
+            grids_of(headers, has_label=case.has_label), target.settings.plane
+        )
+        voxels = [
+            Voxels(
+                stored=reorient(array, orientation),
+                slope=header.slope,
+                intercept=header.intercept,
+                source=header.path,
+            )
+            for header, array, orientation in zip(headers, arrays, orientations, strict=True)
+        ]
+        label = voxels.pop() if case.has_label else None
+        volume = Volume(image=tuple(voxels), label=label, affine=grid.affine)
+    return Timed(made=volume, seconds=seconds)
+
+
+def slice_case(loaded: Timed[Volume], target: Target) -> Timed[SliceStack]:
+    """Return a case's slices: normalisation decided, label checked, empty slices dropped.
+
+    Raises
+    ------
+    NonFinite, LabelValues
+    """
+    settings = target.settings
+    seconds = dict(loaded.seconds)
+    with _step("slice", seconds):
+        stack = slice_volume(
+            loaded.made,
+            normalize=settings.normalize,
+            clip_min=settings.clip_min,
+            clip_max=settings.clip_max,
+            nonfinite=settings.nonfinite,
+            dtype=settings.dtype,
+            label_dtype=settings.label_dtype,
+            min_foreground=settings.min_foreground,
+        )
+    return Timed(made=stack, seconds=seconds)
+
+
+def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> CommittedCase:
+    """Write a case's slices aside, move them into their split when all are there, say what is there.
+
+    Doing it twice, even at the same time, leaves the same files.
+
+    Raises
+    ------
+    DiskFull, PermissionDenied
+    """
+    stack = sliced.made
+    seconds = dict(sliced.seconds)
+    output_dir = Path(target.output_dir)
+    aside = output_dir / TEMPORARY / f"{case.case_id}.{uuid.uuid4().hex[:8]}"
+    with _step("save", seconds):
+        try:
+            aside.mkdir()
+            written = write_slices(stack, case, target.settings, aside, fsync=target.fsync)
+            place = output_dir / case.split
+            place.mkdir(exist_ok=True)
+            for path in sorted(aside.iterdir()):
+                os.replace(path, place / path.name)
+            if target.fsync:
+                _fsync_directory(place)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return CommittedCase(
+        case_id=case.case_id,
+        split=case.split,
+        digest=case.digest,
+        shape=(len(stack.image), *stack.shape),
+        spacing=case.spacing,
+        statistics=stack.statistics,
+        slices=written,
+        seconds=seconds,
+        run_id=target.run_id,
+    )
+
+
+@contextmanager
+def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Time a step, and turn whatever goes wrong in it into one of the named failures."""
+    started = time.perf_counter()
+    try:
+        yield
+    except Exception as error:
+        failure = as_case_error(error, step=name)
+        failure.details = traceback.format_exc()
+        raise failure from None
+    seconds[name] = round(time.perf_counter() - started, 4)
+
+
+def _fsync_directory(folder: Path) -> None:
+    if os.name == "nt":  # there, a directory cannot be opened, and needs no sync
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
