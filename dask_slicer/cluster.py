@@ -68,11 +68,14 @@ def local_client(
     dashboard_address : str
         host:port; a busy port falls back to a free one. none: no dashboard.
     """
-    from distributed import Client, LocalCluster
-
     hidden = dashboard_address == "none"
-    level = logging.getLogger("distributed").level or logging.ERROR
-    with dask.config.set(_SETTINGS):
+    # A worker that is killed is our business, and reported as a failure: its logs are for -vv.
+    debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
+    level = logging.WARNING if debugging else logging.CRITICAL
+    names = {"logging.distributed": logging.getLevelName(level).lower()}
+    with dask.config.set(_SETTINGS | names):
+        from distributed import Client, LocalCluster
+
         with _interrupts_held_back(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that we print is the true one.
             warnings.filterwarnings("ignore", message="Port .* is already in use")

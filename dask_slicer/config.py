@@ -181,7 +181,7 @@ class RunSettings(_Frozen):
         return self
 
 
-class RunConfig(SliceSettings, SplitSettings, RunSettings):
+class RunConfig(RunSettings, SplitSettings, SliceSettings):
     """Everything that decides a run.
 
     Examples

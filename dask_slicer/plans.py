@@ -229,35 +229,48 @@ def suggest_workers(
 
 
 def outliers(cases: Iterable[CasePlan]) -> list[str]:
-    """Return which cases are unlike the rest: spacing, shape, orientation, dtype, modalities."""
+    """Return which cases are unlike the rest in spacing, shape, orientation or dtype.
+
+    Where more than a quarter of the cases would be named, there is no rest to be unlike; then one
+    line says that the property varies.
+    """
     sound = [case for case in cases if case.problem is None]
     if len(sound) < 3:
         return []
-    found = []
-    middle_spacing = [median(case.spacing[axis] for case in sound) for axis in range(3)]
-    middle_shape = [median(case.shape[axis] for case in sound) for axis in range(3)]
-    for case in sound:
-        for name, values, middles in (
-            ("spacing", case.spacing, middle_spacing),
-            ("shape", case.shape, middle_shape),
-        ):
-            if any(not m / 2 <= value <= m * 2 for value, m in zip(values, middles, strict=True)):
-                shown = " × ".join(f"{value:.3g}" for value in values)
-                usual = " × ".join(f"{value:.3g}" for value in middles)
-                found.append(f"{case.case_id}: {name} {shown}, median {usual}")
+    found: list[str] = []
+    for name, triples in (
+        ("spacing (mm)", [case.spacing for case in sound]),
+        ("shape", [case.shape for case in sound]),
+    ):
+        middle = [median(triple[axis] for triple in triples) for axis in range(3)]
+        odd = [
+            f"{case.case_id}: {name} {_times(triple)}, median {_times(middle)}"
+            for case, triple in zip(sound, triples, strict=True)
+            if any(not m / 2 <= value <= m * 2 for value, m in zip(triple, middle, strict=True))
+        ]
+        low, high = ([edge(t[axis] for t in triples) for axis in range(3)] for edge in (min, max))
+        found += _few_or_one(odd, len(sound), f"{name} varies from {_times(low)} to {_times(high)}")
     for name, values in (
         ("stored as", [case.orientation for case in sound]),
         ("dtype", ["/".join(case.dtypes) for case in sound]),
     ):
-        (usual, count), *_ = Counter(values).most_common(1)
-        if count <= len(sound) / 2:
-            continue  # no one way is the usual one
-        found += [
-            f"{case.case_id}: {name} {value}, most {usual}"
+        counts = Counter(values).most_common()
+        odd = [
+            f"{case.case_id}: {name} {value}, most {counts[0][0]}"
             for case, value in zip(sound, values, strict=True)
-            if value != usual
+            if value != counts[0][0]
         ]
+        shown = ", ".join(f"{count} {value}" for value, count in counts)
+        found += _few_or_one(odd, len(sound), f"{name}: {shown}")
     return found
+
+
+def _few_or_one(odd: list[str], n_cases: int, instead: str) -> list[str]:
+    return odd if len(odd) <= max(n_cases // 4, 1) else [instead]
+
+
+def _times(values: Sequence[float]) -> str:
+    return "×".join(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in values)
 
 
 def size(n_bytes: float) -> str:

@@ -1,0 +1,269 @@
+"""The command line: options are those of the configuration, a command is four moves.
+
+Nothing heavy is imported here; help must come at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from dask_slicer.errors import DaskSlicerError, UsageError
+
+_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    # --num_workers and --num-workers are one option.
+    "token_normalize_func": lambda name: name.replace("-", "_"),
+    "max_content_width": 100,
+}
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems send before they kill; handled like Ctrl-C."""
+
+
+class _Group(click.Group):
+    """Turns expected errors into one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            status: int = self._tell(error, ctx, 2)
+        except DaskSlicerError as error:
+            status = self._tell(error, ctx, 1)
+        except Terminated:
+            status = _TERMINATED
+        except KeyboardInterrupt:
+            status = _INTERRUPTED
+        ctx.exit(status)
+
+    @staticmethod
+    def _tell(error: DaskSlicerError, ctx: click.Context, status: int) -> int:
+        if ctx.meta.get("verbose"):
+            click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        return status
+
+
+class _ConfigCommand(click.Command):
+    """A command with an option for every setting; they are made when first needed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*_config_options(), *super().get_params(ctx)]
+
+
+@functools.cache
+def _config_options() -> tuple[click.Option, ...]:
+    """Return the options that stand for the fields of the configuration."""
+    from dask_slicer.config import RunConfig
+
+    order = ("input_dir", "output_dir", *RunConfig.model_fields)
+    options = [_option(name, RunConfig.model_fields[name]) for name in dict.fromkeys(order)]
+    config = click.Option(
+        ["--config"],
+        metavar="FILE|NAME",
+        help="YAML file, or one of the shipped configurations. The command line wins over it.",
+    )
+    no_normalize = click.Option(
+        ["--no_normalize"], is_flag=True, default=None, help="The same as --normalize none."
+    )
+    return (*options[:2], config, *options[2:], no_normalize)
+
+
+def _option(name: str, field: Any) -> click.Option:
+    annotation = _plain(field.annotation)
+    text = field.description
+    default = field.get_default()
+    if annotation is bool:
+        return click.Option([f"--{name}"], is_flag=True, default=None, help=text)
+    if default not in (None, ()) and not field.is_required():
+        text += f" [default: {default}]"
+    kind: Any = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(annotation, click.STRING)
+    if get_origin(annotation) is Literal:
+        kind = click.Choice(get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return click.Option(
+            [f"--{name}"], multiple=True, default=None, metavar="CASE_ID...", help=text
+        )
+    return click.Option([f"--{name}"], type=kind, default=None, help=text)
+
+
+def _plain(annotation: Any) -> Any:
+    """Return the type behind `X | None` and `Annotated[X, ...]`."""
+    if get_origin(annotation) in (Literal, tuple):
+        return annotation
+    for inner in get_args(annotation):
+        if inner is not type(None):
+            return _plain(inner)
+    return annotation
+
+
+@click.group(cls=_Group, context_settings=_SETTINGS)
+@click.version_option(package_name="dask_slicer")
+def main() -> None:
+    """Turn datasets of 3D medical volumes (NIfTI) into 2D and 2.5D training slices."""
+
+
+def _volume_options(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option("-v", "--verbose", count=True, help="Say more; tracebacks too.")(command)
+    return click.option("-q", "--quiet", is_flag=True, help="Print only what went wrong.")(command)
+
+
+@main.command(cls=_ConfigCommand)
+@_volume_options
+@click.argument("more_cases", nargs=-1, metavar="")
+@click.pass_context
+def run(
+    ctx: click.Context, verbose: int, quiet: bool, more_cases: tuple[str, ...], **options: Any
+) -> None:
+    """Make slices of a dataset; the same command again continues where it stopped."""
+    ctx.meta["verbose"] = verbose
+    config = _build_config(options, more_cases)
+    _log(verbose, options.get("log_file"))
+    _run(config, ctx, verbose=verbose, quiet=quiet)
+
+
+@main.command(cls=_ConfigCommand)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@_volume_options
+@click.argument("more_cases", nargs=-1, metavar="")
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    as_json: bool,
+    verbose: int,
+    quiet: bool,
+    more_cases: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Show what `run` would do, from headers alone: cases, problems, disk, memory, workers."""
+    ctx.meta["verbose"] = verbose
+    config = _build_config(options, more_cases)
+    from dask_slicer.planning import make_plan
+    from dask_slicer.report import plan_json, print_plan
+
+    made = make_plan(config)
+    if as_json:
+        click.echo(plan_json(made))
+    elif not quiet:
+        print_plan(made, _console())
+    ctx.exit(1 if made.problems or made.failures else 0)
+
+
+@main.command()
+@click.option(
+    "--output_dir",
+    type=click.Path(path_type=Path),
+    default=Path("dask_slicer_demo"),
+    show_default=True,
+    help="Gets the folders phantoms (made-up scans) and slices.",
+)
+@click.option("--num_workers", type=click.IntRange(-1), default=2, show_default=True)
+@_volume_options
+@click.pass_context
+def demo(
+    ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool
+) -> None:
+    """Write a small dataset of made-up scans, slice it, and say where to look."""
+    ctx.meta["verbose"] = verbose
+    from dask_slicer.config import build_config
+    from dask_slicer.phantom import write_dataset
+
+    phantoms, slices = output_dir / "phantoms", output_dir / "slices"
+    if not phantoms.exists():
+        write_dataset(phantoms)
+    config = build_config(
+        {"input_dir": phantoms, "output_dir": slices, "num_workers": num_workers},
+        base="ct_abdomen",
+    )
+    _log(verbose, None)
+    _run(config, ctx, verbose=verbose, quiet=quiet, epilogue=_next_commands(phantoms, slices))
+
+
+def _next_commands(phantoms: Path, slices: Path) -> str:
+    return (
+        "\nTo try next:\n"
+        f"  dask-slicer plan --input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal\n"
+        f"  dask-slicer run --input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal\n"
+        f"  python -c \"import numpy as np; "
+        f"print(np.load('{slices}/train/phantom_000_012.npz')['image'].shape)\""
+    )
+
+
+def _build_config(options: dict[str, Any], more_cases: tuple[str, ...]) -> Any:
+    """Return the configuration that the options, and the file they name, amount to."""
+    from dask_slicer.config import build_config
+
+    base = options.pop("config")
+    if more_cases and not options["only"]:
+        raise UsageError(f"there is no place for {more_cases[0]!r}; options start with --")
+    options["only"] = (*options["only"], *more_cases) if options["only"] else None
+    if options.pop("no_normalize"):
+        if options["normalize"] not in (None, "none"):
+            raise UsageError(f"--no_normalize contradicts --normalize {options['normalize']}")
+        options["normalize"] = "none"
+    return build_config(options, base=base)
+
+
+def _run(
+    config: Any, ctx: click.Context, *, verbose: int, quiet: bool, epilogue: str = ""
+) -> None:
+    from dask_slicer.pipeline import run as run_pipeline
+    from dask_slicer.report import RunDisplay
+
+    with RunDisplay(_console(), quiet=quiet, details=verbose > 0) as display, _sigterm_raises():
+        report = run_pipeline(config, observer=display)
+    if epilogue and not quiet and not report.remaining:
+        click.echo(epilogue)
+    ctx.exit(1 if report.remaining else 0)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into an exception, as Ctrl-C is one."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _log(verbose: int, log_file: str | None) -> None:
+    """Send the log to a file, or with -v to the terminal; Dask's own with -vv."""
+    level = logging.DEBUG if verbose > 1 else logging.INFO
+    handlers: list[logging.Handler] = []
+    if log_file:
+        try:
+            handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot write to --log_file {log_file}: {error.strerror}") from None
+    if verbose:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger("dask_slicer").addHandler(handler)
+    logging.getLogger("dask_slicer").setLevel(level if handlers else logging.ERROR)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a log wraps nothing
+    return console

@@ -1,0 +1,123 @@
+"""What tests share: tiny datasets built case by case, and the command line called in this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import dask_slicer
+from dask_slicer.cli import main
+
+# Real scans to try on, a folder each with image.nii.gz and label.nii.gz; not part of the project.
+_SCANS = Path(
+    os.environ.get(
+        "DASK_SLICER_SCANS", Path(__file__).resolve().parents[2] / "shared" / "data"
+    )
+)
+
+
+def oblique(degrees: float = 20.0, spacing: tuple[float, float, float] = (2.0, 1.5, 3.0)) -> np.ndarray:
+    """Return an RAS+ affine turned about the x axis, off the origin."""
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) * spacing
+    affine[:3, 3] = (-7.0, 11.0, 5.0)
+    return affine
+
+
+@dataclass
+class DatasetBuilder:
+    """Writes cases in nnU-Net's raw layout into a folder."""
+
+    root: Path
+
+    def image_path(self, case_id: str, channel: int = 0) -> Path:
+        return self.root / "imagesTr" / f"{case_id}_{channel:04d}.nii.gz"
+
+    def label_path(self, case_id: str) -> Path:
+        return self.root / "labelsTr" / f"{case_id}.nii.gz"
+
+    def add(
+        self,
+        case_id: str,
+        image: np.ndarray | None = None,
+        label: np.ndarray | None | bool = True,
+        affine: np.ndarray | None = None,
+        *,
+        label_affine: np.ndarray | None = None,
+        channel: int = 0,
+    ) -> None:
+        """Write one case; without arrays, random ones of 8 × 9 × 10 voxels. label=None: no label."""
+        rng = np.random.default_rng(sum(case_id.encode()))
+        if image is None:
+            image = rng.integers(-1000, 1000, (8, 9, 10)).astype(np.int16)
+        affine = oblique() if affine is None else affine
+        self.write(self.image_path(case_id, channel), image, affine)
+        if label is True:
+            label = (rng.random(image.shape) > 0.7).astype(np.uint8)
+        if label is not None and label is not False:
+            label_affine = affine if label_affine is None else label_affine
+            self.write(self.label_path(case_id), label, label_affine)
+
+    @staticmethod
+    def write(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dtype = np.int32 if array.dtype == np.int64 else array.dtype
+        nib.save(nib.Nifti1Image(array.astype(dtype), affine), path)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DatasetBuilder:
+    """Return an empty dataset to add cases to."""
+    return DatasetBuilder(tmp_path / "scans")
+
+
+@pytest.fixture
+def real_scans() -> Path:
+    """Return the folder of real scans, or skip."""
+    if not _SCANS.is_dir():
+        pytest.skip(f"no real scans at {_SCANS}; set DASK_SLICER_SCANS to a folder of them")
+    return _SCANS
+
+
+@pytest.fixture
+def invoke() -> Callable[..., Result]:
+    """Return a function that calls `dask-slicer` with arguments, in this process.
+
+    The result has `exit_code`, `stdout`, `stderr`, `output` (both).
+    """
+
+    def call(*arguments: object) -> Result:
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+@pytest.fixture
+def slice_dataset(dataset: DatasetBuilder, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that slices `dataset` in this process, with settings; returns the output."""
+
+    def call(*, output: str = "slices", **settings: object) -> Path:
+        config = dask_slicer.RunConfig(
+            input_dir=dataset.root, output_dir=tmp_path / output, num_workers=0, **settings
+        )
+        dask_slicer.run(config)
+        return tmp_path / output
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def _no_color(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("NO_COLOR", "1")
+    yield
