@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from dask_slicer.events import RunReport
     from dask_slicer.graph import build_graphs
     from dask_slicer.pipeline import run
-    from dask_slicer.plans import RunPlan
     from dask_slicer.planning import make_plan as plan
+    from dask_slicer.plans import RunPlan
 
 __all__ = [
     "DaskSlicerError",

@@ -35,11 +35,12 @@ class Terminated(KeyboardInterrupt):
 class _Group(click.Group):
     """Turns expected errors into one line and an exit status."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
+        status = 0
         try:
-            return super().invoke(ctx)
+            super().invoke(ctx)
         except UsageError as error:
-            status: int = self._tell(error, ctx, 2)
+            status = self._tell(error, ctx, 2)
         except DaskSlicerError as error:
             status = self._tell(error, ctx, 1)
         except Terminated:
@@ -89,7 +90,9 @@ def _option(name: str, field: Any) -> click.Option:
         return click.Option([f"--{name}"], is_flag=True, default=None, help=text)
     if default not in (None, ()) and not field.is_required():
         text += f" [default: {default}]"
-    kind: Any = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(annotation, click.STRING)
+    kind: Any = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(
+        annotation, click.STRING
+    )
     if get_origin(annotation) is Literal:
         kind = click.Choice(get_args(annotation))
     if get_origin(annotation) is tuple:
@@ -125,7 +128,7 @@ def _volume_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("more_cases", nargs=-1, metavar="")
 @click.pass_context
 def run(
-    ctx: click.Context, verbose: int, quiet: bool, more_cases: tuple[str, ...], **options: Any
+    ctx: click.Context, /, verbose: int, quiet: bool, more_cases: tuple[str, ...], **options: Any
 ) -> None:
     """Make slices of a dataset; the same command again continues where it stopped."""
     ctx.meta["verbose"] = verbose
@@ -141,6 +144,7 @@ def run(
 @click.pass_context
 def plan(
     ctx: click.Context,
+    /,
     as_json: bool,
     verbose: int,
     quiet: bool,
@@ -172,9 +176,7 @@ def plan(
 @click.option("--num_workers", type=click.IntRange(-1), default=2, show_default=True)
 @_volume_options
 @click.pass_context
-def demo(
-    ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool
-) -> None:
+def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:
     """Write a small dataset of made-up scans, slice it, and say where to look."""
     ctx.meta["verbose"] = verbose
     from dask_slicer.config import build_config
@@ -192,11 +194,12 @@ def demo(
 
 
 def _next_commands(phantoms: Path, slices: Path) -> str:
+    again = f"--input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal"
     return (
         "\nTo try next:\n"
-        f"  dask-slicer plan --input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal\n"
-        f"  dask-slicer run --input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal\n"
-        f"  python -c \"import numpy as np; "
+        f"  dask-slicer plan {again}\n"
+        f"  dask-slicer run {again}\n"
+        f'  python -c "import numpy as np; '
         f"print(np.load('{slices}/train/phantom_000_012.npz')['image'].shape)\""
     )
 
@@ -216,9 +219,7 @@ def _build_config(options: dict[str, Any], more_cases: tuple[str, ...]) -> Any:
     return build_config(options, base=base)
 
 
-def _run(
-    config: Any, ctx: click.Context, *, verbose: int, quiet: bool, epilogue: str = ""
-) -> None:
+def _run(config: Any, ctx: click.Context, *, verbose: int, quiet: bool, epilogue: str = "") -> None:
     from dask_slicer.pipeline import run as run_pipeline
     from dask_slicer.report import RunDisplay
 

@@ -55,9 +55,7 @@ _MEMORY_EVENTS = "worker-restart-memory"
 
 
 @contextmanager
-def local_client(
-    n_workers: int, *, memory_limit: int, dashboard_address: str
-) -> Iterator[Client]:
+def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -> Iterator[Client]:
     """Start a cluster of one-thread processes on this machine, bound to loopback; yield its client.
 
     Parameters
@@ -188,7 +186,7 @@ def execute(
 
     window = max(_SMALLEST_WINDOW, _CASES_PER_THREAD * n_threads(client))
     lot = window // 4
-    in_flight: dict[Future, CasePlan] = {}
+    in_flight: dict[Future[Any], CasePlan] = {}
     ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
     try:
         while True:
@@ -219,14 +217,14 @@ def _take(next_case: Callable[[], CasePlan | None], most: int) -> list[CasePlan]
     return cases
 
 
-def _cancel(client: Client, futures: list[Future]) -> None:
+def _cancel(client: Client, futures: list[Future[Any]]) -> None:
     try:
         client.cancel(futures, force=True)
     except Exception:  # the scheduler may be what was lost
         logging.getLogger(__name__).debug("could not cancel", exc_info=True)
 
 
-def _outcome(client: Client, future: Future, result: Any) -> Outcome:
+def _outcome(client: Client, future: Future[Any], result: Any) -> Outcome:
     from distributed.scheduler import KilledWorker
 
     if future.status == "finished":

@@ -68,8 +68,8 @@ class SliceSettings(_Frozen):
     clip_max: Finite | None = Field(None, description="Highest intensity kept.")
     normalize: Literal["zscore", "minmax", "percentile", "none"] = Field(
         "zscore",
-        description="zscore over the foreground; minmax to [0, 1]; percentile: clip to 0.5 and 99.5, "
-        "then zscore; none.",
+        description="zscore over the foreground; minmax to [0, 1]; percentile: clip to the 0.5 and "
+        "99.5 percentiles, then zscore; none.",
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="Of the image on disk.")
     label_dtype: Literal["uint8", "uint16", "int32"] = Field(
@@ -88,12 +88,9 @@ class SliceSettings(_Frozen):
 
     @model_validator(mode="after")
     def _clip_range_is_ordered(self) -> Self:
-        if self.clip_min is not None and self.clip_max is not None:
-            if self.clip_min >= self.clip_max:
-                raise ValueError(
-                    f"clip_min must be less than clip_max, got {self.clip_min:g} and "
-                    f"{self.clip_max:g}"
-                )
+        low, high = self.clip_min, self.clip_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"clip_min must be less than clip_max, got {low:g} and {high:g}")
         return self
 
 
@@ -153,9 +150,7 @@ class RunSettings(_Frozen):
     dashboard_address: str = Field(
         "127.0.0.1:8787", description="Where the Dask dashboard listens; none turns it off."
     )
-    fsync: bool = Field(
-        False, description="Force every file to disk before its case is committed."
-    )
+    fsync: bool = Field(False, description="Force every file to disk before its case is committed.")
     retries: NonNegative = Field(
         2, description="How often a case is run again after its worker died or I/O failed."
     )

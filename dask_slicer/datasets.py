@@ -46,7 +46,7 @@ class Dataset:
 
 @dataclass(slots=True)
 class _Finding:
-    """What one recogniser has to say: cases, or how near it was (volumes seen) and what it missed."""
+    """What one recogniser says: cases, or how near it was (volumes seen) and what it missed."""
 
     layout: str
     reason: str = ""
@@ -88,7 +88,9 @@ def find_cases(input_dir: Path, *, include_test: bool = False) -> Dataset:
             raise DatasetError(f"the manifest {manifest} names no case")
         return _dataset(manifest.parent, finding)
     if not input_dir.is_dir():
-        raise DatasetError(f"input_dir {input_dir} is neither a folder nor a .csv or .json manifest")
+        raise DatasetError(
+            f"input_dir {input_dir} is neither a folder nor a .csv or .json manifest"
+        )
     try:
         return _recognise(input_dir, include_test)
     except PermissionError as error:
@@ -114,7 +116,8 @@ def _recognise(root: Path, include_test: bool) -> Dataset:
     nearest, *others = missed
     tried = "; ".join(f"{finding.layout}: {finding.miss}" for finding in others)
     raise DatasetError(
-        f"no case found in {root}; nearest is {nearest.layout}: {nearest.miss} (also tried: {tried})"
+        f"no case found in {root}; nearest is {nearest.layout}: {nearest.miss} "
+        f"(also tried: {tried})"
     )
 
 
@@ -161,7 +164,8 @@ def _nnunet_raw(root: Path, include_test: bool) -> _Finding:
         )
     elif test_images:
         finding.notes.append(
-            f"{len(test_images)} images in imagesTs are left out; --include_test puts them into test"
+            f"{len(test_images)} images in imagesTs are left out; "
+            "--include_test puts them into test"
         )
     return finding
 

@@ -41,7 +41,7 @@ class Observer:
     """What a run tells while it goes on; a face overrides what it shows."""
 
     def connected(self, dashboard: str, where: str) -> None:
-        """Take note of where the cases run, and of the dashboard's link, empty where there is none."""
+        """Take note of where the cases run; the dashboard's link is empty where there is none."""
 
     def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
         """Take note of the plan, and how many cases are to be run and are there already."""

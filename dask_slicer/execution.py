@@ -1,4 +1,4 @@
-"""Where the cases of a run are computed: in this process, on a cluster started here, or elsewhere."""
+"""Where a run's cases are computed: in this process, on a cluster started here, or elsewhere."""
 
 from __future__ import annotations
 

@@ -104,9 +104,7 @@ def matching_orientation(
     return np.asarray(nio.io_orientation(np.linalg.inv(reference) @ affine), dtype=np.float64)
 
 
-def reorient(
-    array: NDArray[np.generic], orientation: NDArray[np.float64]
-) -> NDArray[np.generic]:
+def reorient(array: NDArray[np.generic], orientation: NDArray[np.float64]) -> NDArray[np.generic]:
     """Return a view of a 3D array with its axes ordered and flipped as `orientation` says."""
     flips = tuple(slice(None, None, int(flip)) for flip in orientation[:, 1])
     return array[flips].transpose(np.argsort(orientation[:, 0]))
@@ -227,9 +225,7 @@ class Grid:
     name: str
 
 
-def align(
-    grids: Sequence[Grid], plane: str
-) -> tuple[tuple[NDArray[np.float64], ...], Grid]:
+def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64], ...], Grid]:
     """Return how stored arrays are laid onto one grid in the order of a plane.
 
     Parameters

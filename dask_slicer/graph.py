@@ -48,7 +48,8 @@ def case_graph(case: CasePlan, target: Target) -> Delayed:
     """
     loaded = _LOAD(case, target, dask_key_name=("load", case.case_id))
     sliced = _SLICE(loaded, target, dask_key_name=("slice", case.case_id))
-    return _SAVE(sliced, case, target, dask_key_name=("save", case.case_id))
+    saved: Delayed = _SAVE(sliced, case, target, dask_key_name=("save", case.case_id))
+    return saved
 
 
 def build_graphs(plan: RunPlan) -> dict[str, Delayed]:

@@ -54,8 +54,8 @@ class Statistics:
 class Normalization:
     """What is done to every voxel: scale, clip, subtract, divide.
 
-    ``(clip(stored * slope + intercept, low, high) - center) / scale``, NaN and Inf taken as 0 before
-    clipping where `zero_nonfinite`.
+    ``(clip(stored * slope + intercept, low, high) - center) / scale``; where `zero_nonfinite`, NaN
+    and Inf are taken as 0 before clipping.
     """
 
     slope: float
@@ -244,7 +244,9 @@ def _statistics_by_histogram(
     if percentiles is not None:
         ends = counts.cumsum()
         minimum, maximum = (
-            _percentile(q, int(ends[-1]), lambda rank: intensities[ends.searchsorted(rank, "right")])
+            _percentile(
+                q, int(ends[-1]), lambda rank: intensities[ends.searchsorted(rank, "right")]
+            )
             for q in percentiles
         )
         intensities = intensities.clip(minimum, maximum)
@@ -305,8 +307,8 @@ def _statistics_by_slabs(
     found_nonfinite = n_nonfinite
     if found_nonfinite and not zero_nonfinite:
         raise NonFinite(
-            f"{found_nonfinite} of {stored.size} voxels are NaN or Inf in {voxels.source or 'image'}; "
-            "repair the image, or use --nonfinite zero to take them as 0"
+            f"{found_nonfinite} of {stored.size} voxels are NaN or Inf in "
+            f"{voxels.source or 'the image'}; repair the image, or use --nonfinite zero to take them as 0"
         )
     minimum, maximum = sums.low, sums.high
     n_foreground = sums.n - sums.n_low

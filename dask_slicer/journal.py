@@ -19,7 +19,7 @@ from dask_slicer.intensity import Statistics
 
 
 class WrittenSlice(NamedTuple):
-    """One slice on disk: its index, its file's size in bytes and CRC-32, and its pixels by label value."""
+    """One slice on disk: index, size in bytes and CRC-32 of its file, pixels by label value."""
 
     slice_index: int
     size: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -80,12 +82,16 @@ def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]
     return nearest
 
 
-def _check_range(plane: NDArray[np.generic], target: np.dtype[np.generic]) -> None:
+def _check_range(plane: NDArray[np.generic], target: np.dtype[Any]) -> None:
     limits = np.iinfo(target)
     for value in (plane.min(), plane.max()):
         if not limits.min <= value <= limits.max:
             wider = next(
-                (name for name in LABEL_DTYPES if np.iinfo(name).min <= value <= np.iinfo(name).max),
+                (
+                    name
+                    for name in LABEL_DTYPES
+                    if np.iinfo(name).min <= value <= np.iinfo(name).max
+                ),
                 None,
             )
             advice = f"use --label_dtype {wider}" if wider else "no --label_dtype holds it"

@@ -40,8 +40,10 @@ def free_bytes(directory: Path) -> int:
 
 def is_rotational(directory: Path) -> bool:
     """Return whether a directory lies on a spinning disk; False where that cannot be known."""
-    device = os.stat(_existing(directory)).st_dev
-    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}") if os.name != "nt" else None
+    device = _existing(directory).stat().st_dev
+    folder = (
+        Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}") if os.name != "nt" else None
+    )
     if folder is None or not folder.exists():
         return False
     for place in (folder, folder.resolve().parent):  # a partition's queue is its disk's

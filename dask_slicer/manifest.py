@@ -75,8 +75,12 @@ def read_manifest(path: Path) -> tuple[list[Case], list[str]]:
             f"the manifest {path} gives a split to some cases but not to {without[0]}"
             f" ({len(without)} in all); give every case one, or none"
         )
-    unknown = [name for name in columns if name not in ("case_id", "label", "group", "split", *images)]
-    notes = [f"columns of {path.name} that mean nothing here: {', '.join(unknown)}"] if unknown else []
+    unknown = [
+        name for name in columns if name not in ("case_id", "label", "group", "split", *images)
+    ]
+    notes = (
+        [f"columns of {path.name} that mean nothing here: {', '.join(unknown)}"] if unknown else []
+    )
     return cases, notes
 
 

@@ -1,7 +1,7 @@
 """How volumes are read: headers without voxels, voxels without copies, and nothing taken on trust.
 
-NIfTI-1 and NIfTI-2 in one file, plain or gzipped (told by their bytes, not their name), in both byte
-orders. A header may promise anything; memory is only set aside once the file is seen to back it.
+NIfTI-1 and NIfTI-2 in one file, plain or gzipped (told by their bytes, not their name), in both
+byte orders. A header may promise anything; memory is only set aside once the file is seen to back it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import stat
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -141,10 +141,7 @@ def read_voxels(path: str | Path) -> tuple[NiftiHeader, NDArray[np.generic]]:
     header = read_header(path)
     count = header.voxel_bytes // header.dtype.itemsize
     try:
-        if header.gzipped:
-            buffer = _inflate(header)
-        else:
-            buffer = np.memmap(header.path, mode="r")  # type: ignore[assignment]
+        buffer = _inflate(header) if header.gzipped else np.memmap(header.path, mode="r")
         flat = np.frombuffer(buffer, dtype=header.dtype, count=count, offset=header.offset)
     except (OSError, MemoryError) as error:
         raise as_case_error(error, step="load") from error
@@ -154,7 +151,7 @@ def read_voxels(path: str | Path) -> tuple[NiftiHeader, NDArray[np.generic]]:
 
 
 def _size_of_file(path: str) -> int:
-    status = os.stat(path)
+    status = Path(path).stat()
     if stat.S_ISDIR(status.st_mode):
         raise UnsupportedImage("expected a NIfTI file, found a directory")
     if not stat.S_ISREG(status.st_mode):
@@ -167,7 +164,7 @@ def _size_of_file(path: str) -> int:
 def _inflate_head(compressed: bytes) -> bytes:
     try:
         return isal_zlib.decompressobj(wbits=_GZIP_OF_ANY_WINDOW).decompress(compressed, _HEAD)
-    except isal_zlib.error as error:
+    except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stubs do not derive it
         raise CorruptFile(f"the gzip stream is damaged ({error}); copy it again") from None
 
 
@@ -216,8 +213,10 @@ def _nibabel_header(head: bytes) -> nib.Nifti1Header:
     if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
         raise UnsupportedImage("expected a NIfTI file, found half of an .hdr/.img pair; convert it")
     if header.get_data_offset() < kind.sizeof_hdr:
-        raise CorruptFile(f"the header puts voxels at byte {header.get_data_offset()}, inside itself")
-    return header
+        raise CorruptFile(
+            f"the header puts voxels at byte {header.get_data_offset()}, inside itself"
+        )
+    return cast(nib.Nifti1Header, header)
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -241,7 +240,7 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
     if dtype.kind not in "iuf" or dtype.itemsize == 0:
         what = "RGB" if dtype.fields else {"c": "complex"}.get(dtype.kind, str(dtype))
         raise UnsupportedImage(f"expected real numbers, found {what} voxels")
-    return dtype
+    return cast("np.dtype[Any]", dtype)
 
 
 def _check_backed(header: NiftiHeader) -> None:
@@ -271,7 +270,7 @@ def _inflate(header: NiftiHeader) -> bytes:
             if not member.eof:
                 break
             compressed = member.unused_data
-    except isal_zlib.error as error:
+    except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stubs do not derive it
         raise CorruptFile(f"the gzip stream is damaged ({error}); copy it again") from None
     inflated = parts[0] if len(parts) == 1 else b"".join(parts)
     if not member.eof and room > 0:

@@ -40,7 +40,7 @@ class Bytes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of an archive member: its bytes as stored, and length and CRC-32 of what they stand for."""
+    """Part of an archive member: its bytes as stored, length and CRC-32 of what they stand for."""
 
     stored: Bytes
     length: int
@@ -61,8 +61,9 @@ def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
     Piece
     """
     if isinstance(content, np.ndarray):
-        content = content.reshape(-1).view(np.uint8)
-    view = memoryview(content)
+        view = content.reshape(-1).view(np.uint8).data
+    else:
+        view = memoryview(content)
     crc32 = isal_zlib.crc32(view)
     if level == 0:
         return Piece(Bytes(bytes(view), crc32), len(view), crc32)

@@ -144,7 +144,7 @@ def locked(output_dir: Path) -> Iterator[list[str]]:
 
 
 def _take(lock: Path) -> list[str]:
-    notes = []
+    notes: list[str] = []
     holder = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}"
     # Written aside and linked: whoever finds the lock finds its holder in it.
     mine = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
@@ -210,9 +210,7 @@ def start(config: RunConfig, splits: Mapping[str, list[str]]) -> None:
     output_dir = config.output_dir
     shutil.rmtree(output_dir / TEMPORARY, ignore_errors=True)
     write_whole(output_dir / CONFIG, _MARK + to_yaml(config), fsync=config.fsync)
-    write_whole(
-        output_dir / SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=config.fsync
-    )
+    write_whole(output_dir / SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=config.fsync)
 
 
 def clear(output_dir: Path) -> None:
@@ -234,9 +232,7 @@ def remove_temporary(output_dir: Path) -> None:
             continue  # not there, or not empty: both are as they should be
 
 
-def find_slices(
-    output_dir: Path, *, splits: Sequence[str] = SPLITS
-) -> dict[str, dict[str, int]]:
+def find_slices(output_dir: Path, *, splits: Sequence[str] = SPLITS) -> dict[str, dict[str, int]]:
     """Return the slice files of every case, written or not: path relative to the output → bytes."""
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for split in splits:

@@ -168,9 +168,7 @@ def write_dataset(
             rng=np.random.default_rng([seed, number]),
         )
         case_id = f"phantom_{number:03d}"
-        write_nifti(
-            folder / "imagesTr" / f"{case_id}_0000.nii.gz", phantom.image, phantom.affine
-        )
+        write_nifti(folder / "imagesTr" / f"{case_id}_0000.nii.gz", phantom.image, phantom.affine)
         write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", phantom.label, phantom.affine)
 
 

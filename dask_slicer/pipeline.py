@@ -22,8 +22,8 @@ from dask_slicer.journal import (
     RemovedCase,
     last_records,
 )
-from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.planning import make_plan
+from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.store_npz import slice_name
 from dask_slicer.summary import Tally, dataset_info
 

@@ -143,7 +143,7 @@ def _relative(path: str, root: Path) -> str:
 
 
 def _size_and_mtime(path: str) -> tuple[int, int]:
-    status = os.stat(path)
+    status = Path(path).stat()
     return status.st_size, status.st_mtime_ns
 
 

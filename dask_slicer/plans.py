@@ -133,7 +133,8 @@ class RunPlan:
     def peak_bytes(self) -> int:
         """Return the memory that a worker needs for the largest case."""
         return WORKER_BASE_BYTES + max(
-            (peak_bytes(case, self.config) for case in self.cases if case.problem is None), default=0
+            (peak_bytes(case, self.config) for case in self.cases if case.problem is None),
+            default=0,
         )
 
 

@@ -102,9 +102,7 @@ def assign_splits(
     for done, group in enumerate(waiting):
         # The last groups are kept for splits that would otherwise stay empty.
         candidates = empty if enough and len(waiting) - done <= len(empty) else wanted
-        split = max(
-            candidates, key=lambda name: (lacking[name], -SPLITS.index(name))
-        )
+        split = max(candidates, key=lambda name: (lacking[name], -SPLITS.index(name)))
         split_of_group[group] = split
         lacking[split] -= sizes[group]
         empty.discard(split)

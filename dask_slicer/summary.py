@@ -64,9 +64,7 @@ def pooled(one: Statistics, other: Statistics) -> Statistics:
     n = one.n_foreground + other.n_foreground
     weight = other.n_foreground / n
     step = other.mean - one.mean
-    variance = (
-        one.std**2 * (1 - weight) + other.std**2 * weight + step**2 * weight * (1 - weight)
-    )
+    variance = one.std**2 * (1 - weight) + other.std**2 * weight + step**2 * weight * (1 - weight)
     return Statistics(
         mean=one.mean + step * weight,
         std=math.sqrt(variance),

@@ -19,8 +19,8 @@ from dask_slicer.geometry import align, reorient
 from dask_slicer.journal import CommittedCase
 from dask_slicer.nifti import read_voxels
 from dask_slicer.output import TEMPORARY
-from dask_slicer.plans import CasePlan
 from dask_slicer.planning import grids_of
+from dask_slicer.plans import CasePlan
 from dask_slicer.slices import SliceStack, slice_volume
 from dask_slicer.store_npz import write_slices
 from dask_slicer.volume import Volume, Voxels
@@ -97,7 +97,7 @@ def slice_case(loaded: Timed[Volume], target: Target) -> Timed[SliceStack]:
 
 
 def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> CommittedCase:
-    """Write a case's slices aside, move them into their split when all are there, say what is there.
+    """Write a case's slices aside, move them into their split once all are there, and list them.
 
     Doing it twice, even at the same time, leaves the same files.
 

@@ -63,7 +63,7 @@ class Volume:
 
 
 def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return all elements as a 1D array in the order they lie in memory, without a copy if possible.
+    """Return all elements as a 1D array in the order of memory, without a copy if possible.
 
     For sums, extremes and histograms the order of voxels is of no matter, and walking memory
     forwards is several times faster than walking a flipped, transposed view.
