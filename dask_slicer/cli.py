@@ -43,6 +43,10 @@ class _Group(click.Group):
             status = self._tell(error, ctx, 2)
         except DaskSlicerError as error:
             status = self._tell(error, ctx, 1)
+        except BrokenPipeError:
+            raise  # the reader of our output has gone: click ends quietly
+        except OSError as error:
+            status = self._tell(error, ctx, 1)
         except Terminated:
             status = _TERMINATED
         except KeyboardInterrupt:
@@ -50,7 +54,7 @@ class _Group(click.Group):
         ctx.exit(status)
 
     @staticmethod
-    def _tell(error: DaskSlicerError, ctx: click.Context, status: int) -> int:
+    def _tell(error: Exception, ctx: click.Context, status: int) -> int:
         if ctx.meta.get("verbose"):
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
         click.echo(f"Error: {' '.join(str(error).split())}", err=True)
@@ -134,7 +138,8 @@ def run(
     ctx.meta["verbose"] = verbose
     config = _build_config(options, more_cases)
     _log(verbose, options.get("log_file"))
-    _run(config, ctx, verbose=verbose, quiet=quiet)
+    report = _run(config, verbose=verbose, quiet=quiet)
+    ctx.exit(1 if report.remaining else 0)
 
 
 @main.command(cls=_ConfigCommand)
@@ -184,23 +189,30 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
 
     phantoms, slices = output_dir / "phantoms", output_dir / "slices"
     if not phantoms.exists():
-        write_dataset(phantoms)
+        unfinished = output_dir / "phantoms.unfinished"
+        write_dataset(unfinished)
+        unfinished.rename(phantoms)
     config = build_config(
         {"input_dir": phantoms, "output_dir": slices, "num_workers": num_workers},
         base="ct_abdomen",
     )
     _log(verbose, None)
-    _run(config, ctx, verbose=verbose, quiet=quiet, epilogue=_next_commands(phantoms, slices))
+    report = _run(config, verbose=verbose, quiet=quiet)
+    if not quiet and not report.remaining:
+        click.echo(_next_commands(phantoms, slices))
+    ctx.exit(1 if report.remaining else 0)
 
 
 def _next_commands(phantoms: Path, slices: Path) -> str:
+    rows = (slices / "slices.csv").read_text(encoding="utf-8").splitlines()
+    _, _, _, path, *_ = rows[len(rows) // 2].split(",")
     again = f"--input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal"
     return (
         "\nTo try next:\n"
         f"  dask-slicer plan {again}\n"
         f"  dask-slicer run {again}\n"
         f'  python -c "import numpy as np; '
-        f"print(np.load('{slices}/train/phantom_000_012.npz')['image'].shape)\""
+        f"print(np.load('{slices}/{path}')['image'].shape)\""
     )
 
 
@@ -219,15 +231,12 @@ def _build_config(options: dict[str, Any], more_cases: tuple[str, ...]) -> Any:
     return build_config(options, base=base)
 
 
-def _run(config: Any, ctx: click.Context, *, verbose: int, quiet: bool, epilogue: str = "") -> None:
+def _run(config: Any, *, verbose: int, quiet: bool) -> Any:
+    from dask_slicer.display import RunDisplay
     from dask_slicer.pipeline import run as run_pipeline
-    from dask_slicer.report import RunDisplay
 
     with RunDisplay(_console(), quiet=quiet, details=verbose > 0) as display, _sigterm_raises():
-        report = run_pipeline(config, observer=display)
-    if epilogue and not quiet and not report.remaining:
-        click.echo(epilogue)
-    ctx.exit(1 if report.remaining else 0)
+        return run_pipeline(config, observer=display)
 
 
 @contextmanager

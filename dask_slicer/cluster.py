@@ -10,11 +10,13 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
+import psutil
 
 from dask_slicer.errors import (
     CaseError,
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client, Future
 
+_LOG = logging.getLogger(__name__)
+
 Outcome = CommittedCase | CaseError
 
-# Each of these was measured, see docs/design.md.
+# Each of these was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
 _SETTINGS = {
     # Exactly one loaded volume a worker; the default holds two.
     "distributed.scheduler.worker-saturation": 1.0,
@@ -94,10 +98,15 @@ def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -
                 yield client
             finally:
                 client.close(_CLOSE_SECONDS)
+        except BaseException:
+            _kill_workers(cluster)
+            raise
         finally:
-            # Interrupted or failed, workers may be in the middle of a case: what it wrote aside is
-            # removed by the driver.
-            cluster.close(_CLOSE_SECONDS)
+            try:
+                cluster.close(_CLOSE_SECONDS)
+            except TimeoutError:
+                _LOG.warning("the cluster did not close within %s s", _CLOSE_SECONDS)
+                _kill_workers(cluster)
 
 
 @contextmanager
@@ -221,7 +230,7 @@ def _cancel(client: Client, futures: list[Future[Any]]) -> None:
     try:
         client.cancel(futures, force=True)
     except Exception:  # the scheduler may be what was lost
-        logging.getLogger(__name__).debug("could not cancel", exc_info=True)
+        _LOG.debug("could not cancel", exc_info=True)
 
 
 def _outcome(client: Client, future: Future[Any], result: Any) -> Outcome:
@@ -260,6 +269,15 @@ def _lost(client: Client, error: Any) -> CaseError:
     return WorkerLost("the worker that ran it died, several times; see the system's log for why")
 
 
+def _kill_workers(cluster: Any) -> None:
+    """End workers that are in the middle of a case; what they wrote aside, the driver removes."""
+    for nanny in list(cluster.workers.values()):
+        nanny.auto_restart = False
+        if nanny.pid is not None:
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(nanny.pid).kill()
+
+
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     """Keep Ctrl-C from this thread, and for good from the processes that are started meanwhile.
@@ -272,6 +290,8 @@ def _interrupts_held_back() -> Iterator[None]:
     ):
         yield
         return
+    # It would take the signal off the mask again, were it started with the first process.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

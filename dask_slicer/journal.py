@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from dask_slicer.intensity import Statistics
+from dask_slicer.statistics import Statistics
 
 
 class WrittenSlice(NamedTuple):

@@ -1,7 +1,8 @@
 """How volumes are read: headers without voxels, voxels without copies, and nothing taken on trust.
 
 NIfTI-1 and NIfTI-2 in one file, plain or gzipped (told by their bytes, not their name), in both
-byte orders. A header may promise anything; memory is only set aside once the file is seen to back it.
+byte orders. A header may promise anything; memory is only set aside once the file is seen to back
+it.
 """
 
 from __future__ import annotations

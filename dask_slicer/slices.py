@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_slicer.intensity import Normalization, Statistics, check_fits, normalization
+from dask_slicer.intensity import Normalization, check_fits, normalization
 from dask_slicer.labels import convert_label, count_labels
+from dask_slicer.statistics import Statistics
 from dask_slicer.volume import Volume, Voxels, iterate_planes
 from dask_slicer.windows import ZERO_SLICE, window_indices
 

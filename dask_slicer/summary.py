@@ -11,10 +11,10 @@ from importlib.metadata import version
 from typing import Any
 
 from dask_slicer.config import RunConfig
-from dask_slicer.intensity import Statistics
 from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.plans import FORMAT_VERSION
 from dask_slicer.splits import SPLITS
+from dask_slicer.statistics import Statistics
 
 _REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "numpy")
 

@@ -17,13 +17,13 @@ from dask_slicer.cli import main
 
 # Real scans to try on, a folder each with image.nii.gz and label.nii.gz; not part of the project.
 _SCANS = Path(
-    os.environ.get(
-        "DASK_SLICER_SCANS", Path(__file__).resolve().parents[2] / "shared" / "data"
-    )
+    os.environ.get("DASK_SLICER_SCANS", Path(__file__).resolve().parents[2] / "shared" / "data")
 )
 
 
-def oblique(degrees: float = 20.0, spacing: tuple[float, float, float] = (2.0, 1.5, 3.0)) -> np.ndarray:
+def oblique(
+    degrees: float = 20.0, spacing: tuple[float, float, float] = (2.0, 1.5, 3.0)
+) -> np.ndarray:
     """Return an RAS+ affine turned about the x axis, off the origin."""
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     affine = np.eye(4)

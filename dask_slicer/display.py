@@ -1,0 +1,189 @@
+"""How a run looks while it goes on: a bar on a terminal, plain lines in a batch log."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dask_slicer.events import Observer, RunReport
+from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.plans import RunPlan, size
+from dask_slicer.report import count, failure_line, plan_lines
+
+# Between two lines of progress where there is no terminal to draw a bar on, in seconds.
+_LINE_EVERY = 10.0
+# Failures shown one by one, before the rest is only counted.
+_MOST_FAILURES = 10
+
+
+class RunDisplay(Observer):
+    """Shows a run: a bar on a terminal, a plain line every 10 s elsewhere, nothing if quiet.
+
+    Parameters
+    ----------
+    console : Console
+        Where to.
+    quiet : bool
+        Show only failures.
+    details : bool
+        Show the traceback of each failure.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False, details: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._details = details
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._stop = threading.Event()
+        self._where = ""
+        self._total = self._done = self._failed = self._slices = 0
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._end_progress()
+
+    def connected(self, dashboard: str, where: str) -> None:
+        """Print the link of the dashboard: it comes first."""
+        self._where = where
+        if dashboard:
+            self._say(f"Dashboard: {dashboard}")
+
+    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
+        """Print the plan in a few lines, and start to show progress."""
+        for line in plan_lines(plan):
+            self._say(line)
+        already = f", {skipped} written already" if skipped else ""
+        self._say(f"Run: {count(todo, 'case')} {self._where}{already}")
+        self._total, self._started = todo, time.monotonic()
+        if todo and not self._quiet:
+            self._start_progress()
+
+    def note(self, text: str) -> None:
+        """Print something the user should know."""
+        self._say(f"Note: {text}")
+
+    def ended(self, record: CommittedCase | FailedCase) -> None:
+        """Count a case, and print why it failed if it did."""
+        self._done += 1
+        if isinstance(record, CommittedCase):
+            self._slices += len(record.slices)
+        else:
+            self._failed += 1
+            # What the plan saw is said once, in the end.
+            if not self._quiet and record.step != "plan" and self._failed <= _MOST_FAILURES:
+                self._print(f"Failed: {failure_line(record)}", style="red")
+            if self._details and record.details:
+                self._print(record.details)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, words=self._words())
+
+    def finished(self, report: RunReport) -> None:
+        """Print what was made, where, how long it took, and what failed and why."""
+        self._end_progress()
+        for line in report_lines(report):
+            self._say(line)
+        if self._quiet:
+            for failure in report.failures:
+                self._print(f"Failed: {failure_line(failure)}")
+
+    def _start_progress(self) -> None:
+        if not self._console.is_terminal:
+            threading.Thread(target=self._print_lines, daemon=True).start()
+            return
+        self._bar = Progress(
+            TextColumn("Slicing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[words]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._bar.add_task("", total=self._total, words=self._words())
+        self._bar.start()
+
+    def _end_progress(self) -> None:
+        self._stop.set()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _print_lines(self) -> None:
+        while not self._stop.wait(_LINE_EVERY):
+            elapsed = time.monotonic() - self._started
+            left = (self._total - self._done) * elapsed / self._done if self._done else None
+            self._print(
+                f"{self._done} of {self._total} cases, {self._words()}, "
+                + (f"about {_duration(left)} left" if left is not None else "no case done yet")
+            )
+
+    def _words(self) -> str:
+        rate = self._slices / max(time.monotonic() - self._started, 1e-3)
+        return f"{rate:.0f} slices/s, {self._failed} failed"
+
+    def _say(self, text: str) -> None:
+        if not self._quiet:
+            self._print(text)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def report_lines(report: RunReport) -> list[str]:
+    """Return what a run did in a few lines."""
+    lines = []
+    if report.interrupted:
+        lines.append("Stopped. What is done is kept; the same command continues.")
+    rate = report.n_slices / max(report.elapsed_seconds, 1e-9)
+    lines.append(
+        f"Wrote {count(report.n_slices, 'slice')} of {count(report.n_committed, 'case')} "
+        f"({size(report.n_bytes)}) in {_duration(report.elapsed_seconds)}, {rate:.0f} slices/s, "
+        f"to {report.output_dir}"
+    )
+    if report.n_skipped:
+        lines.append(f"Skipped {count(report.n_skipped, 'case')} written by earlier runs")
+    if report.failures:
+        kinds = Counter(failure.kind for failure in report.failures)
+        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        lines.append(
+            f"{count(len(report.failures), 'case')} failed ({shown}), see "
+            f"{report.output_dir}/failures.csv:"
+        )
+        lines += [f"  {failure_line(failure)}" for failure in report.failures[:_MOST_FAILURES]]
+        if len(report.failures) > _MOST_FAILURES:
+            lines.append(f"  … and {len(report.failures) - _MOST_FAILURES} more")
+    left = report.remaining - len(report.failures)
+    if left > 0 and not report.interrupted:
+        lines.append(f"{count(left, 'case')} not done; the same command continues")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

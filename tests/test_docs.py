@@ -1,0 +1,98 @@
+"""The documents say what is: options, commands, links, examples, dependencies."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dask_slicer.cli import _config_options, main
+from dask_slicer.config import json_schema, shipped_configs
+
+_ROOT = Path(__file__).resolve().parents[1]
+_README = (_ROOT / "README.md").read_text(encoding="utf-8")
+# conda-forge calls these otherwise.
+_CONDA_NAMES = {"dask": "dask-core", "isal": "python-isal"}
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", _README, flags=re.DOTALL)
+
+
+def test_the_table_of_options_names_every_option_in_the_order_of_the_help() -> None:
+    in_readme = re.findall(r"^\| `--(\w+)`", _README, flags=re.MULTILINE)
+    assert in_readme == [option.name for option in _config_options()]
+
+
+def test_the_table_of_options_gives_the_meaning_that_the_help_gives() -> None:
+    for option in _config_options():
+        meaning = re.sub(r" \[default: .*\]", "", option.help or "")
+        assert f"| {meaning} |" in _README, option.name
+
+
+def test_every_command_is_in_the_readme_and_has_help() -> None:
+    for name, command in main.commands.items():
+        assert f"`dask-slicer {name}`" in _README
+        assert command.help
+
+
+def test_the_two_commands_that_set_everything_up_are_in_the_readme_and_in_ci() -> None:
+    first, second = _blocks("sh")[:2]
+    assert first == "python -m pip install . && dask-slicer demo\n"
+    assert second == 'python -m pip install ".[test]" && python -m pytest\n'
+    ci = (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for command in ("pip install --quiet .\n", "dask-slicer demo", '".[test]"', "-m pytest\n"):
+        assert command in ci
+
+
+@pytest.mark.parametrize("document", sorted(_ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (_ROOT / target).exists(), target
+
+
+def test_the_python_examples_run_on_the_output_of_the_demo(tmp_path: Path) -> None:
+    demo = [sys.executable, "-m", "dask_slicer", "demo", "--num_workers", "0", "--quiet"]
+    subprocess.run(demo, cwd=tmp_path, check=True)
+    load, from_python = _blocks("python")
+    for number, code in enumerate((load, from_python)):
+        (tmp_path / f"example_{number}.py").write_text(code, encoding="utf-8")
+    printed = [
+        subprocess.run(
+            [sys.executable, f"example_{number}.py"],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for number in range(2)
+    ]
+    assert f"prints `{printed[0]}`" in _README
+    assert "6 cases," in printed[1]
+
+
+def test_environment_yml_asks_for_what_pyproject_asks_for() -> None:
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    conda = yaml.safe_load((_ROOT / "environment.yml").read_text(encoding="utf-8"))
+    wanted = {f"python{project['requires-python']}"}
+    for requirement in project["dependencies"]:
+        name, version = re.fullmatch(r"([\w-]+)(.*)", requirement).groups()
+        wanted.add(_CONDA_NAMES.get(name, name) + version)
+    listed = {entry for entry in conda["dependencies"] if isinstance(entry, str)}
+    assert listed - {"pip"} == wanted
+
+
+def test_the_json_schema_is_that_of_the_configuration() -> None:
+    committed = (_ROOT / "configs" / "schema.json").read_text(encoding="utf-8")
+    assert committed == json_schema()
+
+
+def test_every_shipped_configuration_is_named_in_the_readme() -> None:
+    for name in shipped_configs():
+        assert f"`{name}`" in _README
