@@ -137,7 +137,7 @@ def run(
     """Make slices of a dataset; the same command again continues where it stopped."""
     ctx.meta["verbose"] = verbose
     config = _build_config(options, more_cases)
-    _log(verbose, options.get("log_file"))
+    _log(verbose, config.log_file)
     report = _run(config, verbose=verbose, quiet=quiet)
     ctx.exit(1 if report.remaining else 0)
 
@@ -253,7 +253,7 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _log(verbose: int, log_file: str | None) -> None:
+def _log(verbose: int, log_file: Path | None) -> None:
     """Send the log to a file, or with -v to the terminal; Dask's own with -vv."""
     level = logging.DEBUG if verbose > 1 else logging.INFO
     handlers: list[logging.Handler] = []

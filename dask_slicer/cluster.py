@@ -45,6 +45,11 @@ _SETTINGS = {
     "distributed.scheduler.work-stealing": False,
     # Every case on a worker that dies is a suspect; with 0, innocents are condemned.
     "distributed.scheduler.allowed-failures": 3,
+    # A paused worker would never free the volume that made it pause, nor is one worth spilling; the
+    # limit at which a worker is stopped stays.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
     "distributed.scheduler.worker-ttl": "120s",
     "distributed.comm.timeouts.tcp": "20s",
     "distributed.comm.timeouts.connect": "10s",

@@ -20,8 +20,11 @@ FORMAT_VERSION = 1
 
 # What a worker holds before its first case: Python, numpy, distributed.
 WORKER_BASE_BYTES = 200_000_000
-# Member names, zip headers, npy headers and metadata of one npz file.
-_NPZ_OVERHEAD = 1_500
+# Of one npz file: member names, zip headers and npy headers; the fixed part of the metadata, in
+# characters of 4 bytes, and what each modality adds to it. Deflated, all of it takes about 1 kB.
+_NPZ_HEADERS = 1_000
+_METADATA_LENGTH, _METADATA_PER_MODALITY = 1_000, 120
+_NPZ_OVERHEAD_DEFLATED = 1_000
 # Deflating noise makes it this much longer at most.
 _DEFLATE_EXPANSION = 1.01
 # Normalised float32 slices deflate a little worse than the integers they come from, each plane of a
@@ -194,7 +197,12 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     pixels = height * width
     image = channels * pixels * np.dtype(settings.dtype).itemsize
     label = pixels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
-    stored = n_slices * (image + label + _NPZ_OVERHEAD)
+    n_characters = (
+        _METADATA_LENGTH
+        + len(case.case_id)
+        + sum(_METADATA_PER_MODALITY + len(source) for source in case.sources)
+    )
+    stored = n_slices * (image + label + _NPZ_HEADERS + 4 * n_characters)
     if settings.compression_level == 0:
         return stored, stored
     most = int(stored * _DEFLATE_EXPANSION)
@@ -202,7 +210,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     if ratio < 1.05:
         ratio = _TYPICAL_GZIP_RATIO  # not gzipped: nothing is known
     per_plane = case.voxel_bytes / max(n_slices, 1) / ratio * _FLOAT_OVER_GZIP
-    likely = n_slices * (per_plane * channels / len(case.case.images) + _NPZ_OVERHEAD / 2)
+    likely = n_slices * (per_plane * channels / len(case.case.images) + _NPZ_OVERHEAD_DEFLATED)
     return most, min(int(likely), most)
 
 

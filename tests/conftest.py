@@ -1,9 +1,9 @@
-"""What tests share: tiny datasets built case by case, and the command line called in this process."""
+"""What tests share: tiny datasets built case by case, and the command line in this process."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +48,13 @@ class DatasetBuilder:
         self,
         case_id: str,
         image: np.ndarray | None = None,
-        label: np.ndarray | None | bool = True,
+        label: np.ndarray | bool | None = True,
         affine: np.ndarray | None = None,
         *,
         label_affine: np.ndarray | None = None,
         channel: int = 0,
     ) -> None:
-        """Write one case; without arrays, random ones of 8 × 9 × 10 voxels. label=None: no label."""
+        """Write one case; without arrays, random ones of 8 × 9 × 10; label=None: no label."""
         rng = np.random.default_rng(sum(case_id.encode()))
         if image is None:
             image = rng.integers(-1000, 1000, (8, 9, 10)).astype(np.int16)
@@ -105,7 +105,7 @@ def invoke() -> Callable[..., Result]:
 
 @pytest.fixture
 def slice_dataset(dataset: DatasetBuilder, tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that slices `dataset` in this process, with settings; returns the output."""
+    """Return a function that slices `dataset` with settings in this process, returns the output."""
 
     def call(*, output: str = "slices", **settings: object) -> Path:
         config = dask_slicer.RunConfig(
@@ -118,6 +118,5 @@ def slice_dataset(dataset: DatasetBuilder, tmp_path: Path) -> Callable[..., Path
 
 
 @pytest.fixture(autouse=True)
-def _no_color(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    yield
