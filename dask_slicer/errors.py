@@ -83,8 +83,11 @@ class NonFinite(CaseError, ValueError):
     """An image holds NaN or Inf, or would after conversion."""
 
 
-class OutOfMemory(CaseError, MemoryError):
-    """The case needs more memory than its worker has."""
+class OutOfMemory(CaseError):
+    """The case needs more memory than its worker has.
+
+    Not a MemoryError: CPython refuses to unpickle subclasses of it that have another base too.
+    """
 
 
 class Timeout(CaseError, TimeoutError):
@@ -133,9 +136,11 @@ def as_case_error(error: BaseException, *, step: str) -> CaseError:
 
 def _translate(error: BaseException) -> CaseError:
     text = " ".join(str(error).split()) or "no message"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror.lower()}"
     match error:
         case FileNotFoundError():
-            return MissingFile(f"{text}; was it moved or deleted during the run?")
+            return MissingFile(f"{text}; is it where the dataset says, and still there?")
         case PermissionError():
             return PermissionDenied(f"{text}; check the owner and mode of the file")
         case IsADirectoryError():

@@ -88,7 +88,6 @@ class _Run:
         if config.overwrite:
             output.clear(config.output_dir)
         output.start(config, self.plan.splits)
-        interrupted = False
         with Journal(config.output_dir / output.JOURNAL, fsync=config.fsync) as journal:
             done = self._settle_earlier_cases(journal)
             todo = [case for case in self.plan.selected if case.case_id not in done]
@@ -96,15 +95,16 @@ class _Run:
             try:
                 self._run_cases(todo, journal, skipped)
             except KeyboardInterrupt:
-                interrupted = True
+                self.observer.finished(self._finish(skipped, interrupted=True))
                 raise
             except SchedulerError as error:
+                report = self._finish(skipped)
                 if not self.n_committed:
                     raise
                 self.observer.note(f"{error}; the same command continues")
-            finally:
-                report = self._finish(skipped, interrupted=interrupted)
-                self.observer.finished(report)
+            else:
+                report = self._finish(skipped)
+        self.observer.finished(report)
         return report
 
     def _settle_earlier_cases(self, journal: Journal) -> set[str]:
@@ -223,7 +223,7 @@ class _Run:
                 )
         self.observer.ended(record)
 
-    def _finish(self, skipped: int, *, interrupted: bool) -> RunReport:
+    def _finish(self, skipped: int, *, interrupted: bool = False) -> RunReport:
         """Write what is said of the whole, from the journal; return the report."""
         config = self.plan.config
         output.remove_temporary(config.output_dir)
