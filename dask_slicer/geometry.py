@@ -51,7 +51,7 @@ def check_affine(affine: NDArray[np.float64]) -> None:
     """
     if not np.isfinite(affine).all():
         raise GeometryMismatch("the affine holds NaN or Inf; repair the header's sform or qform")
-    lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
     # The volume of a voxel against that of a box with the same edges: scale-free.
     if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
         raise GeometryMismatch("the affine is singular; repair the header's sform or qform")

@@ -36,11 +36,14 @@ class Normalization:
     def apply(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return one plane (or any array) of stored numbers as a new C-ordered float32 array."""
         narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32
-        if narrow and (self.slope, self.intercept) == (1.0, 0.0):
+        small = abs(self.center) < 1e31 and self.scale < 1e38  # no difference leaves float32
+        if narrow and small and (self.slope, self.intercept) == (1.0, 0.0):
             return self._apply_float32(stored)
-        values = self._finite(stored.astype(np.float64, order="C"))
-        values *= self.slope
-        values += self.intercept
+        values = stored.astype(np.float64, order="C")
+        with np.errstate(over="ignore", invalid="ignore"):
+            values *= self.slope
+            values += self.intercept
+        self._zero_nonfinite(values)
         np.clip(values, self.low, self.high, out=values)
         values -= self.center
         values /= self.scale
@@ -48,22 +51,26 @@ class Normalization:
             return values.astype(np.float32)
 
     def _apply_float32(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
-        # Stored numbers are exact in float32. The center is subtracted in two parts, so that
-        # rounding it costs nothing where it is large against the std.
-        values = self._finite(stored.astype(np.float32, order="C"))
-        if np.isfinite(self.low) or np.isfinite(self.high):
-            np.clip(values, np.float32(self.low), np.float32(self.high), out=values)
+        # Stored numbers are exact in float32. The center is subtracted in two parts, and clipping
+        # follows, so that rounding center and clip costs nothing where they are large against std.
+        values = stored.astype(np.float32, order="C")
+        self._zero_nonfinite(values)
         center = np.float32(self.center)
         values -= center
         values -= np.float32(self.center - float(center))
+        if np.isfinite(self.low) or np.isfinite(self.high):
+            largest = float(np.finfo(np.float32).max)
+            low, high = (
+                np.float32(min(max(end - self.center, -largest), largest))
+                for end in (self.low, self.high)
+            )
+            np.clip(values, low, high, out=values)
         values /= np.float32(self.scale)
         return values
 
-    def _finite(self, values: NDArray[Any]) -> NDArray[Any]:
-        if self.zero_nonfinite and not np.isfinite(values.sum()):
-            # In stored numbers, so that the intensity becomes 0.
-            values[~np.isfinite(values)] = -self.intercept / self.slope
-        return values
+    def _zero_nonfinite(self, values: NDArray[Any]) -> None:
+        if self.zero_nonfinite:
+            values[~np.isfinite(values)] = 0
 
 
 def normalization(

@@ -46,7 +46,7 @@ def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
     is_integer = voxels.stored.dtype.kind in "iu" and not voxels.scaled
     for slice_index, stored in enumerate(iterate_planes(voxels.stored)):
         plane = stored if is_integer else _rounded(stored, voxels)
-        _check_range(plane, target)
+        _check_range(plane, target, voxels)
         label[slice_index] = plane
     return label
 
@@ -73,7 +73,8 @@ def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]
     values = stored.astype(np.float64) * voxels.slope + voxels.intercept
     nearest = np.rint(values)
     # Written so that NaN, which is near nothing, counts as off.
-    off = ~(np.abs(values - nearest) <= _NEAR_AN_INTEGER)
+    with np.errstate(invalid="ignore"):
+        off = ~(np.abs(values - nearest) <= _NEAR_AN_INTEGER)
     if off.any():
         raise LabelValues(
             f"the label value {values[off][0]:g} is not an integer{_where(voxels)}; "
@@ -82,23 +83,21 @@ def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]
     return nearest
 
 
-def _check_range(plane: NDArray[np.generic], target: np.dtype[Any]) -> None:
+def _check_range(plane: NDArray[np.generic], target: np.dtype[Any], voxels: Voxels) -> None:
+    low, high = int(plane.min()), int(plane.max())
     limits = np.iinfo(target)
-    for value in (plane.min(), plane.max()):
-        if not limits.min <= value <= limits.max:
-            wider = next(
-                (
-                    name
-                    for name in LABEL_DTYPES
-                    if np.iinfo(name).min <= value <= np.iinfo(name).max
-                ),
-                None,
-            )
-            advice = f"use --label_dtype {wider}" if wider else "no --label_dtype holds it"
-            raise LabelValues(
-                f"the label value {int(value)} does not fit --label_dtype {target.name} "
-                f"({limits.min} to {limits.max}); {advice}"
-            )
+    if limits.min <= low and high <= limits.max:
+        return
+    wider = next(
+        (name for name in LABEL_DTYPES if np.iinfo(name).min <= low and high <= np.iinfo(name).max),
+        None,
+    )
+    advice = f"use --label_dtype {wider}" if wider else "no --label_dtype holds it"
+    value = low if low < limits.min else high
+    raise LabelValues(
+        f"the label value {value if abs(value) < 1e20 else f'{value:g}'} does not fit "
+        f"--label_dtype {target.name} ({limits.min} to {limits.max}){_where(voxels)}; {advice}"
+    )
 
 
 def _where(voxels: Voxels) -> str:

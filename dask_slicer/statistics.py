@@ -162,10 +162,12 @@ def _statistics_by_slabs(
     def intensities(slab: NDArray[np.generic]) -> NDArray[np.float64]:
         nonlocal n_nonfinite
         values = slab.astype(np.float64)
-        if voxels.scaled:
-            values *= voxels.slope
-            values += voxels.intercept
-        if not np.isfinite(values.sum()):
+        with np.errstate(over="ignore", invalid="ignore"):  # it is what is looked for
+            if voxels.scaled:
+                values *= voxels.slope
+                values += voxels.intercept
+            all_finite = np.isfinite(values.sum())
+        if not all_finite:
             bad = ~np.isfinite(values)
             n_nonfinite += int(bad.sum())
             values[bad] = 0.0
@@ -193,10 +195,11 @@ def _statistics_by_slabs(
         sums = _Sums.of(map(clipped, _slabs(stored)))
     n = n_foreground or sums.n
     mean, variance = _moments(sums, n)
-    if np.isfinite(mean) and variance < 1e-8 * (mean - sums.low) ** 2:
-        # So far from the minimum that squares of the distance to it lost their last digits.
-        n_background = n_foreground and stored.size - n_foreground
-        variance = _variance_around(mean, map(clipped, _slabs(stored)), sums, n_background)
+    distance = mean - sums.low
+    if variance < 1e-8 * distance * distance:
+        # So far from the minimum that sums of distances to it lost their last digits.
+        n_clipped = sums.n_low - (stored.size - n_foreground) if n_foreground else 0
+        mean, variance = _moments_within(map(clipped, _slabs(stored)), sums.low, n_clipped)
     if not np.isfinite([mean, variance]).all():
         raise NonFinite(
             f"the intensities of {voxels.source or 'image'} reach {max(maximum, -minimum):g}, "
@@ -256,17 +259,27 @@ def _moments(sums: _Sums, n: int) -> tuple[float, float]:
     return sums.low + distance, max(sums.second / n - distance * distance, 0.0)
 
 
-def _variance_around(
-    mean: float, slabs: Iterator[NDArray[np.float64]], sums: _Sums, n_background: int
-) -> float:
-    # Percentiles may have brought foreground down to the background's value: those at the minimum
-    # are counted, not summed.
-    total = (sums.n_low - n_background) * (sums.low - mean) ** 2
+def _moments_within(
+    slabs: Iterator[NDArray[np.float64]], low: float, n_clipped: int
+) -> tuple[float, float]:
+    """Return mean and variance of the values above low, and of n_clipped that are equal to it.
+
+    Sums are shifted by one of the values themselves: then, whatever it is, no more than n times
+    the last digit is lost.
+    """
+    n, first, second, shift = 0, 0.0, 0.0, np.nan
     for slab in slabs:
-        difference = slab - mean
-        difference[slab == sums.low] = 0.0
-        total += float(difference @ difference)
-    return total / (sums.n - n_background)
+        above = slab[slab > low]
+        if n == 0 and above.size:
+            shift = float(above[0])
+        above -= shift
+        n += above.size
+        first += float(above.sum())
+        second += float(above @ above)
+    n += n_clipped
+    first += n_clipped * (low - shift)
+    second += n_clipped * (low - shift) ** 2
+    return shift + first / n, max(second / n - (first / n) ** 2, 0.0)
 
 
 def _percentiles_above(
