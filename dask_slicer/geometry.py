@@ -51,9 +51,14 @@ def check_affine(affine: NDArray[np.float64]) -> None:
     """
     if not np.isfinite(affine).all():
         raise GeometryMismatch("the affine holds NaN or Inf; repair the header's sform or qform")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     # The volume of a voxel against that of a box with the same edges: scale-free.
-    if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
+    if (
+        not lengths.all()
+        or not np.isfinite(lengths).all()
+        or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6
+    ):
         raise GeometryMismatch("the affine is singular; repair the header's sform or qform")
 
 

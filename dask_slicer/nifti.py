@@ -7,8 +7,11 @@ it.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,8 +19,7 @@ from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip_lib, isal_zlib
-from nibabel.imageglobals import LoggingOutputSuppressor
+from isal import igzip, igzip_lib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -32,9 +34,11 @@ from dask_slicer.errors import (
 from dask_slicer.geometry import check_affine
 
 _GZIP = b"\x1f\x8b"
-_GZIP_OF_ANY_WINDOW = 31  # zlib's wbits for a gzip member
-# Enough compressed bytes to hold any header.
-_HEAD = 1 << 14
+# Bytes that hold any header.
+_HEAD = nib.Nifti2Header.sizeof_hdr
+# nibabel tells of odd headers as it repairs them; users have no use for it.
+_UNHEARD = logging.getLogger(f"{__name__}.unheard")
+_UNHEARD.disabled = True
 # Deflate cannot shrink a byte stream by more than this.
 _MOST_DEFLATED = 1032
 # Bytes that may follow the voxels; some writers pad.
@@ -109,7 +113,8 @@ def read_header(path: str | Path) -> NiftiHeader:
             head = file.read(_HEAD)
         gzipped = head.startswith(_GZIP)
         if gzipped:
-            head = _inflate_head(head)
+            with _inflating(path) as inflating:
+                head = inflating.read(_HEAD)
         header = _parse(head, path, file_bytes=file_bytes, gzipped=gzipped)
         _check_backed(header)
     except (OSError, MemoryError) as error:
@@ -162,10 +167,16 @@ def _size_of_file(path: str) -> int:
     return status.st_size
 
 
-def _inflate_head(compressed: bytes) -> bytes:
+@contextmanager
+def _inflating(path: str) -> Iterator[igzip.GzipFile]:
+    """Open a gzip file of one or more members; its damage is a CorruptFile."""
     try:
-        return isal_zlib.decompressobj(wbits=_GZIP_OF_ANY_WINDOW).decompress(compressed, _HEAD)
-    except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stubs do not derive it
+        with igzip.GzipFile(path) as file:
+            yield file
+    except EOFError:
+        raise CorruptFile("the gzip stream ends early; copy it again") from None
+    # The stubs of isal do not say that its error is one.
+    except (igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
         raise CorruptFile(f"the gzip stream is damaged ({error}); copy it again") from None
 
 
@@ -175,7 +186,8 @@ def _parse(head: bytes, path: str, *, file_bytes: int, gzipped: bool) -> NiftiHe
     dtype = _dtype(header)
     try:
         slope, intercept = header.get_slope_inter()
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        with np.errstate(all="ignore"):  # what comes out is checked
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except HeaderDataError as error:
         raise CorruptFile(f"the header is damaged ({error})") from None
     except (ValueError, np.linalg.LinAlgError):
@@ -207,16 +219,16 @@ def _nibabel_header(head: bytes) -> nib.Nifti1Header:
     if kind is None:
         raise CorruptFile("the bytes are not those of a NIfTI file")
     try:
-        with LoggingOutputSuppressor():
-            header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=True)
-    except (HeaderDataError, WrapStructError, ValueError) as error:
+        header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=False)
+        # Repairs what nibabel repairs, and raises where it would.
+        header.check_fix(logger=_UNHEARD)
+        offset = int(header.get_data_offset())
+    except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         raise CorruptFile(f"the header is damaged ({error})") from None
     if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
         raise UnsupportedImage("expected a NIfTI file, found half of an .hdr/.img pair; convert it")
-    if header.get_data_offset() < kind.sizeof_hdr:
-        raise CorruptFile(
-            f"the header puts voxels at byte {header.get_data_offset()}, inside itself"
-        )
+    if offset < kind.sizeof_hdr:
+        raise CorruptFile(f"the header puts voxels at byte {offset}, inside itself")
     return cast(nib.Nifti1Header, header)
 
 
@@ -255,35 +267,22 @@ def _check_backed(header: NiftiHeader) -> None:
         )
 
 
-def _inflate(header: NiftiHeader) -> bytes:
-    """Return the uncompressed file, at most what its header promises and a short trailer."""
-    with open(header.path, "rb") as file:
-        compressed = file.read()
+def _inflate(header: NiftiHeader) -> NDArray[np.uint8]:
+    """Return the uncompressed file, as far as its header promises; reads on to the checksum."""
     promised = header.offset + header.voxel_bytes
-    parts: list[bytes] = []
-    room = promised + _TRAILER
-    try:
-        # A gzip file may be several members one after another; nearly always it is one.
-        while room > 0 and compressed.startswith(_GZIP):
-            member = isal_zlib.decompressobj(wbits=_GZIP_OF_ANY_WINDOW)
-            parts.append(member.decompress(compressed, room))
-            room -= len(parts[-1])
-            if not member.eof:
-                break
-            compressed = member.unused_data
-    except igzip_lib.IsalError as error:  # type: ignore[misc]  # its stubs do not derive it
-        raise CorruptFile(f"the gzip stream is damaged ({error}); copy it again") from None
-    inflated = parts[0] if len(parts) == 1 else b"".join(parts)
-    if not member.eof and room > 0:
+    inflated = np.empty(promised, dtype=np.uint8)
+    filled = 0
+    with _inflating(header.path) as file:
+        while filled < promised and (n_bytes := file.readinto(inflated[filled:].data)):
+            filled += n_bytes
+        trailer = file.read(_TRAILER + 1)
+    if filled < promised:
         raise CorruptFile(
-            f"the gzip stream ends early ({len(inflated):,} of {promised:,} bytes); copy it again"
+            f"the header promises {promised:,} bytes, the gzip stream holds {filled:,}"
         )
-    if not member.eof or room <= 0:
+    if len(trailer) > _TRAILER:
         raise CorruptFile(f"the gzip stream holds more than the {promised:,} bytes promised")
-    if len(inflated) < promised:
-        raise CorruptFile(
-            f"the header promises {promised:,} bytes, the gzip stream holds {len(inflated):,}"
-        )
+    inflated.flags.writeable = False
     return inflated
 
 

@@ -137,11 +137,14 @@ def write_dataset(
     n_cases: int = 6,
     shape: tuple[int, int, int] = (72, 64, 40),
     spacing: Sequence[float] = (4.0, 4.0, 6.0),
+    noise: float = 12.0,
+    varied: bool = True,
     seed: int = 0,
 ) -> None:
     """Write a dataset of phantoms in nnU-Net's raw layout.
 
-    Cases differ in size; every third is stored along other axes (RAS), and the last one obliquely.
+    Unless they are to be alike, cases differ in size; every third is stored along other axes (RAS),
+    and the last one obliquely.
 
     Parameters
     ----------
@@ -152,19 +155,27 @@ def write_dataset(
         Of the first case; the others have up to 6 slices less.
     spacing : sequence of 3 float
         mm.
+    noise : float
+        Standard deviation, HU.
+    varied : bool
+        Whether cases differ in size and orientation.
     seed : int
         The same seed gives the same bytes.
     """
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number in range(n_cases):
-        directions = np.eye(3) if number % 3 == 2 else _LPS
-        if number == n_cases - 1:
-            directions = _tilted(directions, degrees=12.0)
+        directions, n_slices = _LPS, shape[2]
+        if varied:
+            directions = np.eye(3) if number % 3 == 2 else _LPS
+            n_slices = max(shape[2] - number % 7, 1)
+            if number == n_cases - 1:
+                directions = _tilted(directions, degrees=12.0)
         phantom = make_phantom(
-            (shape[0], shape[1], max(shape[2] - number % 7, 1)),
+            (shape[0], shape[1], n_slices),
             spacing=spacing,
             directions=directions,
+            noise=noise,
             rng=np.random.default_rng([seed, number]),
         )
         case_id = f"phantom_{number:03d}"

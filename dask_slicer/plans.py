@@ -183,11 +183,10 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     _, height, width = case.shape
     voxels = int(np.prod(case.shape, dtype=object))
     label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
-    # The largest of the compressed files is there while it is inflated; the planes of a window
-    # later; a percentile sorts a float64 copy of one modality.
+    # The planes of a window, raw and deflated; a percentile sorts a float64 copy of one modality.
     window = (2 * settings.window_size + 1) * len(case.case.images) * height * width * 4
     percentile = voxels * 8 if settings.normalize == "percentile" else 0
-    return case.voxel_bytes + label + max(case.file_bytes, 3 * window, percentile)
+    return case.voxel_bytes + label + max(3 * window, percentile)
 
 
 def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:

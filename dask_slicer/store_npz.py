@@ -90,6 +90,9 @@ class _Writer:
     def archive(self, slice_index: int) -> tuple[bytes, int]:
         """Return the file of one slice and its CRC-32."""
         window = self._windows[slice_index]
+        # Neither this window nor a later one reaches further down.
+        for passed in [i for i in self._pieces if i < slice_index - self._settings.window_size]:
+            del self._pieces[passed]
         image = [self._image_header]
         for index in window:
             image += self._plane(index)
@@ -99,9 +102,6 @@ class _Writer:
             members.append(("label.npy", [self._label_header, label]))
         text = json.dumps(self._metadata | {"slice_index": slice_index}, ensure_ascii=False)
         members.append(("metadata.npy", [self._piece(npy_of_text(text))]))
-        # No window of a later slice reaches below this one's.
-        for passed in [i for i in self._pieces if i < slice_index - self._settings.window_size]:
-            del self._pieces[passed]
         return archive(members, level=self._level)
 
     def _plane(self, index: int) -> list[Piece]:

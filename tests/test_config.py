@@ -1,0 +1,290 @@
+"""Settings: what each may be, which of three sources wins, and YAML there and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dask_slicer.config import (
+    RunConfig,
+    SplitSettings,
+    build_config,
+    changed_settings,
+    find_config,
+    json_schema,
+    read_config_file,
+    shipped_configs,
+    to_yaml,
+)
+from dask_slicer.errors import ConfigError
+
+PLACES = {"input_dir": "/scans", "output_dir": "/all slices"}
+DEFAULT = RunConfig(**PLACES)
+# Another value than the default for every setting but the two places.
+CHANGED = {
+    "window_size": 0,
+    "padding_mode": "mirror",
+    "plane": "k",
+    "clip_min": -160.5,
+    "clip_max": 1e9,
+    "normalize": "none",
+    "dtype": "float16",
+    "label_dtype": "int32",
+    "nonfinite": "zero",
+    "min_foreground": 1e-9,
+    "compression_level": 9,
+    "train_ratio": 0.7,
+    "val_ratio": 0.15,
+    "group_regex": r"^(sub-\d+)_: #'\"é",
+    "seed": -1,
+    "splits": Path("/splits final.json"),
+    "fold": 3,
+    "num_workers": -1,
+    "scheduler": "tcp://host:8786",
+    "scheduler_file": Path("/scheduler.json"),
+    "dashboard_address": "none",
+    "fsync": True,
+    "retries": 0,
+    "fail_fast": True,
+    "performance_report": Path("/report.html"),
+    "log_file": Path("/run.log"),
+    "overwrite": True,
+    "prune": True,
+    "only": ("a", "b"),
+    "allow_missing_labels": True,
+    "include_test": True,
+}
+DECISIVE = [
+    *("window_size", "padding_mode", "plane", "clip_min", "clip_max", "normalize", "dtype"),
+    *("label_dtype", "min_foreground", "compression_level"),
+    *("train_ratio", "val_ratio", "group_regex", "seed"),
+]
+OF_ONE_RUN = {"overwrite", "prune", "only", "fail_fast", "log_file", "performance_report"}
+
+
+def message_of(settings: dict[str, object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build_config(settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_table_of_changes_has_every_setting_that_may_be_changed() -> None:
+    one_choice = {"format"}
+    assert set(CHANGED) | set(PLACES) | one_choice == set(RunConfig.model_fields)
+    for name, value in CHANGED.items():
+        assert value != getattr(DEFAULT, name), name
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_setting_comes_back_from_yaml_unless_it_is_of_one_run(tmp_path, name) -> None:
+    config = build_config(PLACES | {name: CHANGED[name]})
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    again = build_config({}, base=tmp_path / "config.yaml")
+    assert again == (DEFAULT if name in OF_ONE_RUN else config)
+    if name in OF_ONE_RUN:
+        assert name not in yaml.safe_load(to_yaml(config))
+
+
+NAMES = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(deadline=None)
+@given(name=st.text(NAMES, min_size=1, max_size=9), clip_min=FLOATS, seed=st.integers())
+def test_any_number_and_any_name_come_back_from_yaml(
+    tmp_path_factory, name, clip_min, seed
+) -> None:
+    config = build_config(PLACES | {"input_dir": f"/{name}", "clip_min": clip_min, "seed": seed})
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert build_config({}, base=path) == config
+
+
+def test_paths_are_made_absolute_and_know_the_home_directory(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    config = build_config({"input_dir": "scans", "output_dir": "~/slices"})
+    assert config.input_dir == tmp_path / "scans"
+    assert config.output_dir == Path("/home/me/slices")
+    (tmp_path / "link").symlink_to(tmp_path)  # and keep the name by which their user knows them
+    assert RunConfig(input_dir="link", output_dir="o").input_dir == tmp_path / "link"
+
+
+# -- which source wins ---------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("window_size: 5\nplane: coronal\noutput_dir: /from_file\n")
+    config = build_config(
+        {"input_dir": "/scans", "output_dir": None, "plane": "sagittal", "seed": None}, base=path
+    )
+    assert (config.plane, config.window_size, config.seed) == ("sagittal", 5, 42)
+    assert config.output_dir == Path("/from_file")
+
+
+def test_a_value_that_is_given_wins_also_where_it_is_false_or_0() -> None:
+    base = {"window_size": 5, "clip_min": -5.0, "fsync": True}
+    config = build_config(PLACES | {"window_size": 0, "clip_min": 0, "fsync": False}, base=base)
+    assert (config.window_size, config.clip_min, config.fsync) == (0, 0.0, False)
+    assert base["window_size"] == 5
+
+
+@pytest.mark.parametrize("name", ["default", "ct_abdomen", "ct_lung", "brain_mri", "debug"])
+def test_a_shipped_configuration_is_found_by_its_name(tmp_path, monkeypatch, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()  # a folder of that name is no configuration
+    assert find_config(name) == shipped_configs()[name]
+    config = build_config(PLACES, base=name)
+    assert (config == DEFAULT) == (name == "default")
+
+
+def test_a_file_wins_over_a_shipped_configuration_of_its_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "debug").write_text("seed: 7")
+    assert build_config(PLACES, base="debug").seed == 7
+    (tmp_path / "debug").write_text("# all at their defaults")
+    assert build_config(PLACES, base="debug") == DEFAULT
+
+
+FILES = {
+    "unknown": ("windw_size: 1", "no setting windw_size; did you mean window_size?"),
+    "dashes": ("window-size: 1", "no setting window-size; did you mean window_size?"),
+    "number_as_name": ("1: 2", "there is no setting 1"),
+    "not_yaml": ("a: [", "is not YAML"),
+    "code": ("seed: !!python/object/apply:os.getcwd []", "is not YAML"),
+    "not_utf8": (b"seed: '\xff'", "is not UTF-8 text"),
+    "deep": ("[" * 100_000, "is not YAML"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), FILES.values(), ids=FILES)
+def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, content, said) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as caught:
+        read_config_file(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ct_abdomn", "there is no configuration ct_abdomn; did you mean ct_abdomen?"),
+        ("zzz", "shipped are brain_mri, ct_abdomen, ct_lung, debug, default"),
+        ("mine.yaml", "cannot read the configuration mine.yaml: No such file"),
+        ("configs/mine", "cannot read the configuration configs/mine: No such file"),
+        ("~nobody_of_that_name/mine.yaml", "~nobody_of_that_name"),
+    ],
+)
+def test_a_configuration_that_is_not_there_is_named(name, said) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(PLACES, base=name)
+    assert said in str(caught.value)
+
+
+# -- what a setting may be -----------------------------------------------------------------------
+
+RULES = [
+    ("window_size", -1, "window_size must be 0 or more, got -1"),
+    ("compression_level", -1, "compression_level must be 0 or more, got -1"),
+    ("compression_level", 10, "compression_level must be 9 or less, got 10"),
+    ("min_foreground", -0.1, "min_foreground must be 0 or more, got -0.1"),
+    ("min_foreground", 1.5, "min_foreground must be 1 or less, got 1.5"),
+    ("train_ratio", 1.1, "train_ratio must be 1 or less, got 1.1"),
+    ("val_ratio", 1.1, "val_ratio must be 1 or less, got 1.1"),
+    ("num_workers", -2, "num_workers must be -1 or more, got -2"),
+    ("retries", -1, "retries must be 0 or more, got -1"),
+    ("clip_min", float("nan"), "clip_min must be a finite number, got nan"),
+    ("clip_max", float("inf"), "clip_max must be a finite number, got inf"),
+    ("padding_mode", "wrap", "padding_mode must be one of zero, replicate, mirror, got wrap"),
+    ("plane", "x", "plane must be one of axial, coronal, sagittal, i, j, k, got x"),
+    ("label_dtype", "int8", "label_dtype must be one of uint8, uint16, int32, got int8"),
+    ("format", "hdf5", "format must be one of npz, got hdf5"),
+    ("group_regex", "(", "group_regex is not a regular expression: "),
+    ("group_regex", "a.*", "group_regex must have a group in parentheses, the patient, got a.*"),
+    ("window_size", 1.5, "window_size"),
+    ("window_size", True, "window_size"),
+    ("seed", "x", "seed"),
+    ("fsync", "maybe", "fsync"),
+    ("only", "a", "only"),
+    ("input_dir", 7, "input_dir"),
+    ("input_dir", "~nobody_of_that_name/x", "input_dir"),
+    ("input_dir", "/all slices", "output_dir must not be the input_dir"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "said"), RULES)
+def test_a_value_out_of_range_is_refused_with_field_rule_and_value(name, value, said) -> None:
+    message = message_of(PLACES | {name: value})
+    assert message.startswith(said)
+    assert str(value) in message or name == "input_dir"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"clip_min": 5, "clip_max": 5}, "clip_min must be less than clip_max, got 5 and 5"),
+        ({"train_ratio": 0.8, "val_ratio": 0.3}, "must be 1 or less, got 1.1"),
+        ({"scheduler": "a", "scheduler_file": "b"}, "must not both be given"),
+        ({"windw_size": 1}, "there is no setting windw_size; did you mean window_size?"),
+        ({"input_dir": None}, "input_dir is required: give --input_dir, or set it in"),
+        ({"retries": -1, "seed": "x"}, "got x; retries must be 0 or more, got -1"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(chosen, said) -> None:
+    assert said in message_of(PLACES | chosen)
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        DEFAULT.seed = 7
+    assert hash(DEFAULT) == hash(RunConfig(**PLACES))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, (0.8, 0.1, 0.1)),
+        ({"train_ratio": 0.95}, (0.95, 0.05, 0.0)),
+        ({"train_ratio": 1}, (1.0, 0.0, 0.0)),
+        ({"train_ratio": 0}, (0.0, 0.1, 0.9)),
+        ({"train_ratio": 0.7, "val_ratio": 0.3}, (0.7, 0.3, 0.0)),
+        ({"train_ratio": 0.8, "val_ratio": 0.2}, (0.8, 0.2, 0.0)),
+        ({"val_ratio": 0}, (0.8, 0.0, 0.2)),
+        ({"train_ratio": 0.9, "val_ratio": 0.1 + 1e-10}, (0.9, 0.1 + 1e-10, 0.0)),
+    ],
+)
+def test_validation_gets_a_tenth_or_what_is_left_and_test_the_rest(chosen, expected) -> None:
+    assert tuple(SplitSettings(**chosen).ratios().values()) == expected
+
+
+def test_the_schema_describes_every_setting() -> None:
+    schema = json.loads(json_schema())
+    assert set(schema["properties"]) == set(RunConfig.model_fields)
+    assert all(field["description"] for field in schema["properties"].values())
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["input_dir", "output_dir"]
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_changed_is_named_where_it_would_change_the_slices(name) -> None:
+    new = DEFAULT.model_copy(update={name: CHANGED[name]})
+    said = [line for line in changed_settings(DEFAULT, new) if line.startswith(f"{name} was ")]
+    assert len(said) == (name in DECISIVE)
+
+
+def test_a_default_that_is_spelled_out_is_no_change() -> None:
+    assert not changed_settings(DEFAULT, DEFAULT.model_copy(update={"val_ratio": 0.1}))
+    assert changed_settings(DEFAULT, DEFAULT.model_copy(update={"clip_min": 5.0})) == [
+        "clip_min was none, is now 5.0"
+    ]

@@ -1,0 +1,194 @@
+"""Where cases run changes nothing in what is written: here, on workers, on somebody's scheduler."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import dask_slicer
+from dask_slicer.phantom import write_dataset
+
+N_CASES = 12
+QUIET_DASHBOARD = ("--dashboard_address", "none")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scans")
+    write_dataset(root, n_cases=N_CASES, shape=(24, 22, 9), seed=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def written_here(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return what a run in this process writes."""
+    output = tmp_path_factory.mktemp("here") / "slices"
+    dask_slicer.run(dask_slicer.RunConfig(input_dir=scans, output_dir=output, num_workers=0))
+    return contents(output)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    paths = [*output.rglob("*.npz"), output / "slices.csv", output / "splits.json"]
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize(
+    "n_workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, -1))]
+)
+def test_any_number_of_workers_writes_the_same_bytes(
+    scans, written_here, tmp_path, invoke, n_workers
+) -> None:
+    result = invoke(
+        *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices"),
+        *("--num_workers", n_workers, *QUIET_DASHBOARD),
+    )
+    assert result.exit_code == 0, result.output
+    assert contents(tmp_path / "slices") == written_here
+
+
+def test_a_process_can_run_twice_on_workers(scans, written_here, tmp_path) -> None:
+    # In a process of its own, so that distributed is first imported by the first run.
+    program = f"""
+import dask_slicer
+if __name__ == "__main__":
+    for name in ("first", "second"):
+        config = dask_slicer.RunConfig(
+            input_dir={str(scans)!r}, output_dir=name, num_workers=2, dashboard_address="none"
+        )
+        dask_slicer.run(config)
+"""
+    (tmp_path / "twice.py").write_text(program)
+    result = subprocess.run(
+        [sys.executable, "twice.py"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / "first") == contents(tmp_path / "second") == written_here
+
+
+def test_the_settings_of_dask_are_left_as_they_were(scans, tmp_path, invoke) -> None:
+    import dask
+    import distributed  # noqa: F401, its import adds defaults
+
+    before = dask.config.serialize(dask.config.config)
+    result = invoke(
+        *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices"),
+        *("--num_workers", 1, *QUIET_DASHBOARD, "--only", "phantom_001"),
+    )
+    assert result.exit_code == 0, result.output
+    assert dask.config.serialize(dask.config.config) == before
+
+
+# -- somebody's scheduler ------------------------------------------------------------------------
+
+
+@dataclass
+class Scheduler:
+    """A scheduler with two workers on loopback, started by hand."""
+
+    address: str
+    file: Path
+    process: subprocess.Popen[bytes]
+
+
+def python_m(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@contextmanager
+def started_scheduler(folder: Path, *, n_workers: int) -> Iterator[Scheduler]:
+    file = folder / "scheduler.json"
+    processes = [
+        python_m(
+            *("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0),
+            *("--no-dashboard", "--scheduler-file", file),
+        )
+    ]
+    try:
+        wait_until(file.exists)
+        processes += [
+            python_m(
+                *("distributed.cli.dask_worker", "--scheduler-file", file, "--host", "127.0.0.1"),
+                *("--nthreads", 1, "--no-dashboard", "--local-directory", folder / f"worker_{n}"),
+            )
+            for n in range(n_workers)
+        ]
+        yield Scheduler(json.loads(file.read_text())["address"], file, processes[0])
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduler]:
+    with started_scheduler(tmp_path_factory.mktemp("dask"), n_workers=2) as started:
+        yield started
+
+
+def wait_until(condition: Callable[[], object], *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("option", ["--scheduler", "--scheduler_file"])
+def test_a_running_scheduler_is_used_and_left_running(
+    scans, written_here, scheduler, tmp_path, invoke, option
+) -> None:
+    where = scheduler.address if option == "--scheduler" else scheduler.file
+    result = invoke(
+        *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices", option, where),
+        *("--num_workers", 7),
+    )
+    assert result.exit_code == 0, result.output
+    assert "--num_workers is ignored" in result.stdout
+    assert scheduler.address in result.stdout
+    assert contents(tmp_path / "slices") == written_here
+    assert scheduler.process.poll() is None
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["tcp://127.0.0.1:{free}", "not an address", "file", "folder"])
+def test_a_scheduler_that_does_not_answer_is_one_line(scans, tmp_path, invoke, where) -> None:
+    options = ["--scheduler", where.format(free=free_port())]
+    if where == "file":
+        (tmp_path / "scheduler.json").write_text("{")
+        options = ["--scheduler_file", tmp_path / "scheduler.json"]
+    elif where == "folder":
+        options = ["--scheduler_file", tmp_path]
+    output = tmp_path / "slices"
+    result = invoke("run", "--input_dir", scans, "--output_dir", output, *options)
+    assert result.exit_code in (1, 2)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    assert "scheduler" in line
+    assert not (output / ".dask_slicer.lock").exists()
+
+
+@pytest.mark.slow
+def test_a_scheduler_without_workers_is_one_line(scans, tmp_path, invoke) -> None:
+    with started_scheduler(tmp_path, n_workers=0) as lonely:
+        result = invoke(
+            *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices"),
+            *("--scheduler", lonely.address),
+        )
+    assert result.exit_code in (1, 2)
+    assert "has no workers" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
