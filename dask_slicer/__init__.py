@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,10 @@ _HOMES = {
     "plan": ("dask_slicer.planning", "make_plan"),
     "run": ("dask_slicer.pipeline", "run"),
 }
+
+
+# What is logged goes where the program that uses us sends it, and nowhere if it does not.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ Nothing heavy is imported here; help must come at once.
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import signal
 import sys
@@ -120,6 +121,9 @@ def _plain(annotation: Any) -> Any:
 @click.version_option(package_name="dask_slicer")
 def main() -> None:
     """Turn datasets of 3D medical volumes (NIfTI) into 2D and 2.5D training slices."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks × must not stop a run
 
 
 def _volume_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -178,7 +182,13 @@ def plan(
     show_default=True,
     help="Gets the folders phantoms (made-up scans) and slices.",
 )
-@click.option("--num_workers", type=click.IntRange(-1), default=2, show_default=True)
+@click.option(
+    "--num_workers",
+    type=click.IntRange(-1),
+    default=2,
+    show_default=True,
+    help="Worker processes; 0: in this process; -1: all CPUs this process may use.",
+)
 @_volume_options
 @click.pass_context
 def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:

@@ -13,13 +13,29 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from dask_slicer.errors import ConfigError
 
-NonNegative = Annotated[int, Field(ge=0)]
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # Python takes true for 1
+        raise ValueError("must be a number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_not_bool)]
+NonNegative = Annotated[Integer, Field(ge=0)]
+Ratio = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, le=1)]
+Finite = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 
 # 1 - 0.8 - 0.2 is not 0 in binary.
 _RATIO_SLACK = 1e-9
@@ -82,7 +98,7 @@ class SliceSettings(_Frozen):
         0.0,
         description="Drop slices whose labelled share is below this; neighbours stay in windows.",
     )
-    compression_level: Annotated[int, Field(ge=0, le=9)] = Field(
+    compression_level: Annotated[Integer, Field(ge=0, le=9)] = Field(
         1, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
     )
 
@@ -106,7 +122,7 @@ class SplitSettings(_Frozen):
         description="Its first group, applied to the case id, is the patient; a patient is never "
         "in two splits.",
     )
-    seed: int = Field(42, description="For the order in which groups are assigned.")
+    seed: Integer = Field(42, description="For the order in which groups are assigned.")
     splits: AbsolutePath | None = Field(
         None, description="JSON file with the splits; nnU-Net's splits_final.json with --fold."
     )
@@ -119,6 +135,12 @@ class SplitSettings(_Frozen):
                 "train_ratio + val_ratio must be 1 or less, got "
                 f"{self.train_ratio + self.val_ratio:g}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fold_is_of_a_file(self) -> Self:
+        if self.fold is not None and self.splits is None:
+            raise ValueError(f"fold needs splits, the file that holds the folds, got {self.fold}")
         return self
 
     def ratios(self) -> dict[str, float]:
@@ -138,7 +160,7 @@ class SplitSettings(_Frozen):
 class RunSettings(_Frozen):
     """How and where a run executes; nothing here changes the slices."""
 
-    num_workers: Annotated[int, Field(ge=-1)] = Field(
+    num_workers: Annotated[Integer, Field(ge=-1)] = Field(
         4, description="Worker processes; 0: in this process; -1: all CPUs this process may use."
     )
     scheduler: str | None = Field(

@@ -18,6 +18,8 @@ from dask_slicer.cases import Case, is_nifti_name, split_channel, stem_of
 from dask_slicer.errors import DatasetError
 
 _LABEL_WORDS = {"label", "labels", "seg", "segmentation", "mask", "gt", "dseg"}
+# BIDS entities that derivatives add to those of the scan.
+_DERIVED = {"atlas", "den", "desc", "label", "res", "seg", "space"}
 
 
 @dataclass(slots=True)
@@ -42,7 +44,7 @@ def nnunet_raw(root: Path, include_test: bool) -> Finding:
     images = _volumes(root / "imagesTr")
     finding.seen = len(images)
     channels = _by_channel(images, finding)
-    if not channels:
+    if not any(0 in found for found in channels.values()):
         finding.miss = (
             f"found {len(images)} NIfTI files in imagesTr, none ends in _0000.nii.gz"
             if images
@@ -218,11 +220,7 @@ def bids(root: Path) -> Finding:
             label
             for label in labels[subject]
             if stem_of(label.name).startswith((f"{case_id}_", f"{case_id}-"))
-        ] or [
-            label
-            for label in labels[subject]
-            if stem_of(label.name).rpartition("_")[0] == case_id.rpartition("_")[0]
-        ]
+        ] or [label for label in labels[subject] if _entities(label.name) == _entities(path.name)]
         if len(candidates) > 1:
             finding.problems.append(
                 f"case {case_id} has {len(candidates)} labels: "
@@ -237,6 +235,15 @@ def bids(root: Path) -> Finding:
             )
         )
     return finding
+
+
+def _entities(name: str) -> frozenset[str]:
+    """Return what a BIDS name says of the scan; what it says of the making of a label left out."""
+    return frozenset(
+        word
+        for word in stem_of(name).split("_")
+        if "-" in word and word.partition("-")[0] not in _DERIVED
+    )
 
 
 # -- a folder a case -------------------------------------------------------------------------------
@@ -286,7 +293,7 @@ def _by_role(
     images: dict[str, Path] = {}
     label: Path | None = None
     for path in paths:
-        name = stem_of(path.name).removeprefix(case_id).strip("_- ") or "image"
+        name = re.sub(rf"{re.escape(case_id)}([_\- ]+|$)", "", stem_of(path.name)) or "image"
         is_label = bool(_LABEL_WORDS & set(re.split(r"[_\W]+", name.lower())))
         other = label if is_label else images.get(name)
         if other is not None:
@@ -326,7 +333,7 @@ def _note_orphans(labels: Iterable[str], images: Iterable[str], finding: Finding
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

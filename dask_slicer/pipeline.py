@@ -221,6 +221,11 @@ class _Run:
                 self.observer.note(
                     f"{record.case_id}: no slice reaches --min_foreground, none is written"
                 )
+            _LOG.info("case %s: wrote %d slices", record.case_id, len(record.slices))
+        else:
+            _LOG.error("case %s: %s: %s", record.case_id, record.kind, record.message)
+            if record.details:
+                _LOG.debug("case %s: %s", record.case_id, record.details)
         self.observer.ended(record)
 
     def _finish(self, skipped: int, *, interrupted: bool = False) -> RunReport:

@@ -255,7 +255,7 @@ def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"cannot read {path}: {error}") from None
 

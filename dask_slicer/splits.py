@@ -96,7 +96,9 @@ def assign_splits(
     empty = wanted - set(split_of_group.values())
     waiting = sorted(
         set(sizes) - set(split_of_group),
-        key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).hexdigest(),
+        key=lambda group: hashlib.sha256(
+            f"{seed}:{group}".encode("utf-8", "surrogateescape")
+        ).hexdigest(),
     )
     enough = len(waiting) >= len(empty)
     for done, group in enumerate(waiting):
