@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -126,7 +127,8 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
     problems = [problem for problem in map(case_id_problem, dict.fromkeys(case_ids)) if problem]
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for case_id in case_ids:
-        alike[case_id.casefold()].append(case_id)
+        # One letter with an accent, or a letter and an accent: macOS does not tell them apart.
+        alike[unicodedata.normalize("NFC", case_id).casefold()].append(case_id)
     for spellings in alike.values():
         if len(spellings) > 1:
             counts = Counter(spellings)

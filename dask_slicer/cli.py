@@ -194,7 +194,7 @@ def plan(
 def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:
     """Write a small dataset of made-up scans, slice it, and say where to look."""
     ctx.meta["verbose"] = verbose
-    from dask_slicer.config import build_config
+    from dask_slicer.configfile import build_config
     from dask_slicer.phantom import write_dataset
 
     phantoms, slices = output_dir / "phantoms", output_dir / "slices"
@@ -228,7 +228,7 @@ def _next_commands(phantoms: Path, slices: Path) -> str:
 
 def _build_config(options: dict[str, Any], more_cases: tuple[str, ...]) -> Any:
     """Return the configuration that the options, and the file they name, amount to."""
-    from dask_slicer.config import build_config
+    from dask_slicer.configfile import build_config
 
     base = options.pop("config")
     if more_cases and not options["only"]:

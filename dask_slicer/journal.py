@@ -75,6 +75,12 @@ class FailedCase:
     details: str = ""
     status: Literal["failed"] = "failed"
 
+    def __post_init__(self) -> None:
+        # Names of files may be in any encoding, or none; what is recorded is UTF-8.
+        for name in ("message", "details"):
+            text = getattr(self, name).encode("utf-8", "backslashreplace").decode("utf-8")
+            object.__setattr__(self, name, text)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovedCase:

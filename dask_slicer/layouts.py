@@ -293,7 +293,7 @@ def _by_role(
     images: dict[str, Path] = {}
     label: Path | None = None
     for path in paths:
-        name = re.sub(rf"{re.escape(case_id)}([_\- ]+|$)", "", stem_of(path.name)) or "image"
+        name = re.sub(rf"^{re.escape(case_id)}([_\- ]+|$)", "", stem_of(path.name)) or "image"
         is_label = bool(_LABEL_WORDS & set(re.split(r"[_\W]+", name.lower())))
         other = label if is_label else images.get(name)
         if other is not None:

@@ -103,10 +103,20 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
         for number, entry in enumerate(entries, start=1):
             if not isinstance(entry, dict):
                 raise ValueError(f"case {number} is not an object")
+            for name, value in entry.items():
+                # A case may be called 7; a file may not.
+                if not isinstance(value, str | None) and (
+                    name not in ("case_id", "group") or isinstance(value, dict | list)
+                ):
+                    raise ValueError(f"{name} of case {number} must be text, got {value!r}")
             yield f"case {number}", _cells(entry)
         return
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+        names = [name.strip() for name in reader.fieldnames or ()]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"the column {twice[0]} is there twice")
         for row in reader:
             if None in row:
                 raise ValueError(f"line {reader.line_num} has more fields than the header")

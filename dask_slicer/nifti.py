@@ -28,6 +28,7 @@ from dask_slicer.errors import (
     CaseError,
     CorruptFile,
     GeometryMismatch,
+    MissingFile,
     UnsupportedImage,
     as_case_error,
 )
@@ -157,7 +158,10 @@ def read_voxels(path: str | Path) -> tuple[NiftiHeader, NDArray[np.generic]]:
 
 
 def _size_of_file(path: str) -> int:
-    status = Path(path).stat()
+    try:
+        status = Path(path).stat()
+    except ValueError:  # NUL, or half a character
+        raise MissingFile("no file can have this name") from None
     if stat.S_ISDIR(status.st_mode):
         raise UnsupportedImage("expected a NIfTI file, found a directory")
     if not stat.S_ISREG(status.st_mode):

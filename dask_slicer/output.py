@@ -17,7 +17,8 @@ from typing import Any
 
 import psutil
 
-from dask_slicer.config import RunConfig, build_config, changed_settings, to_yaml
+from dask_slicer.config import RunConfig, changed_settings
+from dask_slicer.configfile import build_config, to_yaml
 from dask_slicer.errors import ConfigError, OutputError
 from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.slices import foreground_share

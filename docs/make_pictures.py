@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import dask_slicer
-from dask_slicer.config import build_config
+from dask_slicer.configfile import build_config
 from dask_slicer.phantom import write_dataset
 
 IMAGES = Path(__file__).parent / "images"

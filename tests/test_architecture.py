@@ -30,7 +30,16 @@ LAYERS = {
         "volume",
         "windows",
     ],
-    "records": ["cases", "config", "datasets", "journal", "layouts", "manifest", "plans"],
+    "records": [
+        "cases",
+        "config",
+        "configfile",
+        "datasets",
+        "journal",
+        "layouts",
+        "manifest",
+        "plans",
+    ],
     "bytes": ["nifti", "npz", "output", "phantom", "store_npz", "summary"],
     "run": [
         "cluster",

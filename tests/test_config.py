@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dask_slicer.config import (
-    RunConfig,
-    SplitSettings,
+from dask_slicer.config import RunConfig, SplitSettings, changed_settings
+from dask_slicer.configfile import (
     build_config,
-    changed_settings,
     find_config,
     json_schema,
     read_config_file,
@@ -84,7 +82,8 @@ def test_the_table_of_changes_has_every_setting_that_may_be_changed() -> None:
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_setting_comes_back_from_yaml_unless_it_is_of_one_run(tmp_path, name) -> None:
-    config = build_config(PLACES | {name: CHANGED[name]})
+    needed = {"splits": CHANGED["splits"]} if name == "fold" else {}
+    config = build_config(PLACES | needed | {name: CHANGED[name]})
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     again = build_config({}, base=tmp_path / "config.yaml")
     assert again == (DEFAULT if name in OF_ONE_RUN else config)

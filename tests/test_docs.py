@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dask_slicer.cli import _config_options, main
-from dask_slicer.config import json_schema, shipped_configs
+from dask_slicer.configfile import json_schema, shipped_configs
 
 _ROOT = Path(__file__).resolve().parents[1]
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
