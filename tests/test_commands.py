@@ -200,7 +200,7 @@ def test_a_log_file_tells_of_the_run(dataset, tmp_path, invoke) -> None:
 def test_an_old_terminal_that_knows_only_ascii_stops_nothing(dataset, tmp_path) -> None:
     dataset.add("fine")
     dataset.add("flat", np.zeros((8, 9), np.int16))  # its message holds a ×
-    for command, n_words in (("plan", 1), ("run", 2)):
+    for command in ("plan", "run"):
         program = [sys.executable, "-m", "dask_slicer", command, "--num_workers", "0"]
         result = subprocess.run(
             [*program, "--input_dir", dataset.root, "--output_dir", tmp_path / "slices"],
@@ -210,7 +210,7 @@ def test_an_old_terminal_that_knows_only_ascii_stops_nothing(dataset, tmp_path) 
             text=True,
         )
         assert (result.returncode, result.stderr) == (1, "")
-        assert result.stdout.count("flat: UnsupportedImage") >= n_words
+        assert "flat: UnsupportedImage" in result.stdout
     assert (tmp_path / "slices" / "failures.csv").exists()
 
 

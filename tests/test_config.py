@@ -244,6 +244,12 @@ def test_settings_that_do_not_fit_together_are_refused(chosen, said) -> None:
     assert said in message_of(PLACES | chosen)
 
 
+def test_a_link_that_leads_to_itself_is_refused_by_name(tmp_path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    message = message_of(PLACES | {"input_dir": tmp_path / "loop"})
+    assert str(tmp_path / "loop") in message
+
+
 def test_a_configuration_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         DEFAULT.seed = 7
