@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -283,7 +284,12 @@ def _log(verbose: int, log_file: Path | None) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    console = Console()
+    class PatientConsole(Console):
+        def on_broken_pipe(self) -> None:  # the reader has gone; the run goes on
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    console = PatientConsole()
     if not console.is_terminal:
         console.width = 160  # a log wraps nothing
     return console

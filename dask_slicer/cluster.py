@@ -6,18 +6,16 @@ The only module that imports `distributed`, and only when it is used: it takes h
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from multiprocessing import resource_tracker
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
 import psutil
 
+from dask_slicer import interrupts
 from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
@@ -75,43 +73,40 @@ def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -
     dashboard_address : str
         host:port; a busy port falls back to a free one. none: no dashboard.
     """
+    # Before the settings are made: it adds its defaults to Dask's configuration, and they must stay
+    # there when the settings are taken back.
+    from distributed import Client, LocalCluster
+
     hidden = dashboard_address == "none"
     # A worker that is killed is our business, and reported as a failure: its logs are for -vv.
     debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
     level = logging.WARNING if debugging else logging.CRITICAL
     names = {"logging.distributed": logging.getLevelName(level).lower()}
-    with dask.config.set(_SETTINGS | names):
-        from distributed import Client, LocalCluster
-
-        with _interrupts_held_back(), warnings.catch_warnings():
+    with dask.config.set(_SETTINGS | names), ExitStack() as stack:
+        with interrupts.deferred(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that we print is the true one.
             warnings.filterwarnings("ignore", message="Port .* is already in use")
-            cluster = LocalCluster(
-                n_workers=n_workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0" if hidden else dashboard_address,
-                worker_dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": not hidden},
-                memory_limit=memory_limit,
-                silence_logs=level,
-            )
-        try:
-            client = Client(cluster)
             try:
+                cluster = LocalCluster(
+                    n_workers=n_workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0" if hidden else dashboard_address,
+                    worker_dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": not hidden},
+                    memory_limit=memory_limit,
+                    silence_logs=level,
+                )
+            except (RuntimeError, OSError, ValueError) as error:
+                raise SchedulerError(f"cannot start workers on this machine: {error}") from error
+            stack.callback(_close, cluster)
+        try:
+            with Client(cluster) as client:
                 yield client
-            finally:
-                client.close(_CLOSE_SECONDS)
         except BaseException:
             _kill_workers(cluster)
             raise
-        finally:
-            try:
-                cluster.close(_CLOSE_SECONDS)
-            except TimeoutError:
-                _LOG.warning("the cluster did not close within %s s", _CLOSE_SECONDS)
-                _kill_workers(cluster)
 
 
 @contextmanager
@@ -156,7 +151,7 @@ def address(client: Client) -> str:
 
 
 def dashboard_link(client: Client) -> str:
-    """Return where the dashboard is to be seen, empty where there is none."""
+    """Return where the dashboard is to be seen."""
     return str(client.dashboard_link or "")
 
 
@@ -274,6 +269,14 @@ def _lost(client: Client, error: Any) -> CaseError:
     return WorkerLost("the worker that ran it died, several times; see the system's log for why")
 
 
+def _close(cluster: Any) -> None:
+    try:
+        cluster.close(_CLOSE_SECONDS)
+    except TimeoutError:
+        _LOG.warning("the cluster did not close within %s s", _CLOSE_SECONDS)
+        _kill_workers(cluster)
+
+
 def _kill_workers(cluster: Any) -> None:
     """End workers that are in the middle of a case; what they wrote aside, the driver removes."""
     for nanny in list(cluster.workers.values()):
@@ -281,24 +284,3 @@ def _kill_workers(cluster: Any) -> None:
         if nanny.pid is not None:
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(nanny.pid).kill()
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Keep Ctrl-C from this thread, and for good from the processes that are started meanwhile.
-
-    A terminal sends it to the whole process group; workers would die with tracebacks, while it is
-    for the driver alone to stop them.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(
-        signal, "pthread_sigmask"
-    ):
-        yield
-        return
-    # It would take the signal off the mask again, were it started with the first process.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

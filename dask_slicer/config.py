@@ -55,6 +55,13 @@ def _regex_with_group(text: str) -> str:
     return text
 
 
+def _address(text: str) -> str:
+    _, colon, port = text.rpartition(":")
+    if text != "none" and not (colon and port.isdecimal() and int(port) < 1 << 16):
+        raise ValueError("must be host:port, or none")
+    return text
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
 
@@ -165,7 +172,7 @@ class RunSettings(_Frozen):
     scheduler_file: AbsolutePath | None = Field(
         None, description="File in which a running Dask scheduler left its address."
     )
-    dashboard_address: str = Field(
+    dashboard_address: Annotated[str, AfterValidator(_address)] = Field(
         "127.0.0.1:8787", description="Where the Dask dashboard listens; none turns it off."
     )
     fsync: bool = Field(False, description="Force every file to disk before its case is committed.")

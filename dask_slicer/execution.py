@@ -74,7 +74,8 @@ def executor(
                 )
             )
             where = f"on {n_workers} worker{'s' if n_workers > 1 else ''}"
-        observer.connected(cluster.dashboard_link(client), where)
+        hidden = config.dashboard_address == "none"
+        observer.connected("" if hidden else cluster.dashboard_link(client), where)
         if remote:
             observer.note("--num_workers is ignored: the scheduler has its own workers")
         if config.performance_report is not None:

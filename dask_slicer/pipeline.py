@@ -6,12 +6,14 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dask_slicer import output
 from dask_slicer.config import RunConfig
-from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError
+from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, UsageError
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.execution import executor
 from dask_slicer.journal import (
@@ -61,6 +63,7 @@ def run(
     """
     observer = observer or Observer()
     started = time.monotonic()
+    _check_report_place(config.performance_report)
     plan = make_plan(config)
     if plan.problems:
         raise DatasetError("; ".join(plan.problems))
@@ -68,6 +71,17 @@ def run(
         for note in notes:
             observer.note(note)
         return _Run(plan, client, observer, started).execute()
+
+
+def _check_report_place(path: Path | None) -> None:
+    """Raise now, not after hours, if the performance report cannot be written."""
+    if path is not None:
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write the performance_report {path}: {error.strerror}"
+            ) from None
 
 
 @dataclass(slots=True)
@@ -79,6 +93,7 @@ class _Run:
     observer: Observer
     started: float
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    n_skipped: int = 0
     n_committed: int = 0
     n_slices: int = 0
     n_bytes: int = 0
@@ -88,24 +103,32 @@ class _Run:
         if config.overwrite:
             output.clear(config.output_dir)
         output.start(config, self.plan.splits)
+        try:
+            self._settle_and_run()
+        except KeyboardInterrupt:
+            self.observer.finished(self._finish(interrupted=True))
+            raise
+        except SchedulerError as error:
+            report = self._finish()
+            if not self.n_committed:
+                raise
+            self.observer.note(f"{error}; the same command continues")
+        except Exception:
+            with suppress(OSError):  # whatever it was, what is done stays usable
+                self._finish()
+            raise
+        else:
+            report = self._finish()
+        self.observer.finished(report)
+        return report
+
+    def _settle_and_run(self) -> None:
+        config = self.plan.config
         with Journal(config.output_dir / output.JOURNAL, fsync=config.fsync) as journal:
             done = self._settle_earlier_cases(journal)
             todo = [case for case in self.plan.selected if case.case_id not in done]
-            skipped = len(self.plan.selected) - len(todo)
-            try:
-                self._run_cases(todo, journal, skipped)
-            except KeyboardInterrupt:
-                self.observer.finished(self._finish(skipped, interrupted=True))
-                raise
-            except SchedulerError as error:
-                report = self._finish(skipped)
-                if not self.n_committed:
-                    raise
-                self.observer.note(f"{error}; the same command continues")
-            else:
-                report = self._finish(skipped)
-        self.observer.finished(report)
-        return report
+            self.n_skipped = len(self.plan.selected) - len(todo)
+            self._run_cases(todo, journal)
 
     def _settle_earlier_cases(self, journal: Journal) -> set[str]:
         """Return the cases that stand as they are; take away what others left on disk."""
@@ -153,7 +176,7 @@ class _Run:
             return False
         return output.slice_paths(record) == files
 
-    def _run_cases(self, todo: list[CasePlan], journal: Journal, skipped: int) -> None:
+    def _run_cases(self, todo: list[CasePlan], journal: Journal) -> None:
         """Run cases, and journal what became of each."""
         config = self.plan.config
         queue = deque(case for case in todo if case.problem is None)
@@ -161,7 +184,7 @@ class _Run:
         with executor(
             self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
         ) as execute:
-            self.observer.planned(self.plan, todo=len(todo), skipped=skipped)
+            self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
             for case in todo:
                 if case.problem is not None:
                     self._record(case.problem, journal)
@@ -228,7 +251,7 @@ class _Run:
                 _LOG.debug("case %s: %s", record.case_id, record.details)
         self.observer.ended(record)
 
-    def _finish(self, skipped: int, *, interrupted: bool = False) -> RunReport:
+    def _finish(self, *, interrupted: bool = False) -> RunReport:
         """Write what is said of the whole, from the journal; return the report."""
         config = self.plan.config
         output.remove_temporary(config.output_dir)
@@ -256,10 +279,10 @@ class _Run:
         return RunReport(
             output_dir=str(config.output_dir),
             n_committed=self.n_committed,
-            n_skipped=skipped,
+            n_skipped=self.n_skipped,
             n_slices=self.n_slices,
             n_bytes=self.n_bytes,
-            remaining=len(self.plan.selected) - skipped - self.n_committed,
+            remaining=len(self.plan.selected) - self.n_skipped - self.n_committed,
             failures=tuple(failures),
             elapsed_seconds=elapsed,
             interrupted=interrupted,

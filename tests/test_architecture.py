@@ -46,6 +46,7 @@ LAYERS = {
         "events",
         "execution",
         "graph",
+        "interrupts",
         "machine",
         "pipeline",
         "planning",
