@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ _SETTINGS = {
     "max_content_width": 100,
 }
 _INTERRUPTED, _TERMINATED = 130, 143
+# Seconds that a stopped run has to tidy up.
+_PATIENCE = 10.0
 
 
 class Terminated(KeyboardInterrupt):
@@ -246,22 +249,30 @@ def _run(config: Any, *, verbose: int, quiet: bool) -> Any:
     from dask_slicer.display import RunDisplay
     from dask_slicer.pipeline import run as run_pipeline
 
-    with RunDisplay(_console(), quiet=quiet, details=verbose > 0) as display, _sigterm_raises():
+    with RunDisplay(_console(), quiet=quiet, details=verbose > 0) as display, _stopped_once():
         return run_pipeline(config, observer=display)
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Turn SIGTERM into an exception, as Ctrl-C is one."""
+def _stopped_once() -> Iterator[None]:
+    """Turn the first Ctrl-C or SIGTERM into an exception, and let the run tidy up in peace.
 
-    def terminate(number: int, frame: object) -> None:
-        raise Terminated
+    Impatient ones that follow are heard again when that takes longer than it should.
+    """
+    stopped_at = -_PATIENCE
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped_at
+        if time.monotonic() - stopped_at >= _PATIENCE:
+            stopped_at = time.monotonic()
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _log(verbose: int, log_file: Path | None) -> None:
@@ -279,6 +290,10 @@ def _log(verbose: int, log_file: Path | None) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("dask_slicer").addHandler(handler)
     logging.getLogger("dask_slicer").setLevel(level if handlers else logging.ERROR)
+    if verbose < 2:
+        # When workers are stopped, the machinery below tells of every broken connection.
+        for name in ("asyncio", "tornado"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _console() -> Any:

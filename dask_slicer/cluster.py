@@ -81,6 +81,7 @@ def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -
     # A worker that is killed is our business, and reported as a failure: its logs are for -vv.
     debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
     level = logging.WARNING if debugging else logging.CRITICAL
+    logging.getLogger("distributed").setLevel(level)
     names = {"logging.distributed": logging.getLevelName(level).lower()}
     with dask.config.set(_SETTINGS | names), ExitStack() as stack:
         with interrupts.deferred(), warnings.catch_warnings():

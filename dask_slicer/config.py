@@ -221,7 +221,11 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
 
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
-        if self.input_dir.resolve() == self.output_dir.resolve():
+        try:
+            same = self.input_dir.resolve() == self.output_dir.resolve()
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"input_dir and output_dir must lead somewhere: {error}") from None
+        if same:
             raise ValueError("output_dir must not be the input_dir; nothing is written among scans")
         return self
 

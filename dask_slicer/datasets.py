@@ -87,7 +87,7 @@ def find_cases(input_dir: Path, *, include_test: bool = False) -> Dataset:
 
 def _recognise(root: Path, include_test: bool) -> Dataset:
     recognisers: tuple[Callable[[Path], Finding], ...] = (
-        decathlon,
+        lambda folder: decathlon(folder, include_test),
         lambda folder: nnunet_raw(folder, include_test),
         images_and_labels,
         bids,

@@ -143,6 +143,8 @@ def _translate(error: BaseException) -> CaseError:
             return MissingFile(f"{text}; is it where the dataset says, and still there?")
         case PermissionError():
             return PermissionDenied(f"{text}; check the owner and mode of the file")
+        case OSError(errno=errno.ENOTDIR | errno.ENAMETOOLONG | errno.ELOOP):
+            return MissingFile(f"{text}; is it where the dataset says?")
         case IsADirectoryError():
             return UnsupportedImage(f"{text}; expected a file")
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):

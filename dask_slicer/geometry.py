@@ -86,8 +86,11 @@ def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.flo
     """
     if plane in _STORED:
         return np.array(_STORED[plane], dtype=np.float64)
+    stored = nio.io_orientation(affine)
+    if not np.isfinite(stored).all():
+        raise GeometryMismatch("the affine is singular; repair the header's sform or qform")
     target = nio.axcodes2ornt(_ANATOMICAL[plane])
-    return np.asarray(nio.ornt_transform(nio.io_orientation(affine), target), dtype=np.float64)
+    return np.asarray(nio.ornt_transform(stored, target), dtype=np.float64)
 
 
 def matching_orientation(
@@ -105,8 +108,17 @@ def matching_orientation(
     Returns
     -------
     (3, 2) ndarray of float64
+
+    Raises
+    ------
+    GeometryMismatch
+        If some axis of the array lies along none of the grid's.
     """
-    return np.asarray(nio.io_orientation(np.linalg.inv(reference) @ affine), dtype=np.float64)
+    relative = np.linalg.inv(reference) @ affine
+    orientation = np.asarray(nio.io_orientation(relative), dtype=np.float64)
+    if not np.isfinite(orientation).all():
+        raise GeometryMismatch("the axes cannot be laid along those of the image")
+    return orientation
 
 
 def reorient(array: NDArray[np.generic], orientation: NDArray[np.float64]) -> NDArray[np.generic]:

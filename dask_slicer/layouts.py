@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,14 @@ def nnunet_raw(root: Path, include_test: bool) -> Finding:
         f" to _{n_channels - 1:04d}" if n_channels > 1 else ""
     )
     finding.cases = _nnunet_cases(channels, labels, root / "imagesTr", n_channels)
+    surplus = [
+        path.name for found in channels.values() for n, path in found.items() if n >= n_channels
+    ]
+    if surplus:
+        finding.notes.append(
+            f"{_count(surplus, 'file')} left out, dataset.json has {n_channels} channels: "
+            f"{_some(surplus)}"
+        )
     _note_orphans(labels, channels, finding)
     test_images = _volumes(root / "imagesTs")
     test_channels = _by_channel(test_images, finding) if include_test else {}
@@ -65,11 +73,8 @@ def nnunet_raw(root: Path, include_test: bool) -> Finding:
         finding.cases += _nnunet_cases(
             test_channels, test_labels, root / "imagesTs", n_channels, split="test"
         )
-    elif test_images:
-        finding.notes.append(
-            f"{len(test_images)} images in imagesTs are left out; "
-            "--include_test puts them into test"
-        )
+    elif test_images and not include_test:
+        finding.notes.append(_left_out(len(test_images)))
     return finding
 
 
@@ -130,7 +135,7 @@ def _declared_channels(root: Path) -> int | None:
 # -- Medical Segmentation Decathlon ----------------------------------------------------------------
 
 
-def decathlon(root: Path) -> Finding:
+def decathlon(root: Path, include_test: bool) -> Finding:
     """Recognise dataset.json with `training` pairs of image and label."""
     finding = Finding("Medical Segmentation Decathlon")
     description = _read_json(root / "dataset.json")
@@ -151,6 +156,18 @@ def decathlon(root: Path) -> Finding:
                 label=os.path.normpath(root / label) if label else None,
             )
         )
+    unlabelled = [path for path in description.get("test") or () if isinstance(path, str)]
+    if include_test:
+        finding.cases += [
+            Case(
+                case_id=stem_of(Path(path).name),
+                images=(os.path.normpath(root / path),),
+                split="test",
+            )
+            for path in unlabelled
+        ]
+    elif unlabelled:
+        finding.notes.append(_left_out(len(unlabelled)))
     listed = {case.images[0] for case in finding.cases}
     extra = [path.name for path in _volumes(root / "imagesTr") if str(path) not in listed]
     if extra:
@@ -234,6 +251,10 @@ def bids(root: Path) -> Finding:
                 group=f"sub-{subject}",
             )
         )
+    used = {case.label for case in finding.cases}
+    orphans = [path.name for paths in labels.values() for path in paths if str(path) not in used]
+    if orphans:
+        finding.notes.append(f"{_count(orphans, 'label')} without an image: {_some(orphans)}")
     return finding
 
 
@@ -267,11 +288,19 @@ def folder_a_case(root: Path) -> Finding:
             finding.miss = f"found {_count(loose, 'NIfTI file')} beside each other, not in folders"
         return finding
     named = {case_id: _by_role(case_id, paths, finding) for case_id, paths in folders.items()}
-    modalities = sorted({name for images, _ in named.values() for name in images})
-    if all(len(images) == 1 for images, _ in named.values()):
-        modalities = []  # one image a case, whatever its name
+    counts = Counter(name for images, _ in named.values() for name in images)
+    # A name that few folders have is a stray; where no name is common, each has its own.
+    modalities = sorted(name for name, count in counts.items() if 2 * count >= len(named))
+    strays = [
+        f"{case_id}/{path.name}"
+        for case_id, (images, _) in named.items()
+        for name, path in images.items()
+        if modalities and name not in modalities
+    ]
+    if strays:
+        finding.notes.append(f"{_count(strays, 'stray file')} left out: {_some(strays)}")
     finding.reason = f"{_count(folders, 'folder')} with " + (
-        f"the images {', '.join(modalities)}" if modalities else "an image each"
+        f"the images {', '.join(modalities)}" if len(modalities) > 1 else "an image each"
     )
     finding.cases = [
         Case(
@@ -307,6 +336,10 @@ def _by_role(
 
 
 # -- shared ----------------------------------------------------------------------------------------
+
+
+def _left_out(n_images: int) -> str:
+    return f"{n_images} images in imagesTs are left out; --include_test puts them into test"
 
 
 def _volumes(folder: Path) -> list[Path]:

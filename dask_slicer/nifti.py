@@ -254,6 +254,8 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
         raise CorruptFile(f"the header names no known data type ({error})") from None
+    if dtype.kind == "V" and not dtype.fields:
+        raise UnsupportedImage("expected integers or floats up to 64 bits")
     if dtype.kind not in "iuf" or dtype.itemsize == 0:
         what = "RGB" if dtype.fields else {"c": "complex"}.get(dtype.kind, str(dtype))
         raise UnsupportedImage(f"expected real numbers, found {what} voxels")

@@ -48,7 +48,8 @@ def write_whole(path: Path, content: str | bytes, *, fsync: bool = False) -> Non
     """Write a file beside its place and move it there, so that no one ever sees half of it."""
     temporary = path.parent / TEMPORARY / f"{path.name}.{uuid.uuid4().hex[:8]}"
     temporary.parent.mkdir(exist_ok=True)
-    data = content.encode("utf-8") if isinstance(content, str) else content
+    # Names of files may be in any encoding, or none; what is written is UTF-8.
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     with temporary.open("xb") as file:
         file.write(data)
         if fsync:

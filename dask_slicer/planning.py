@@ -17,7 +17,6 @@ from dask_slicer.cases import Case
 from dask_slicer.config import RunConfig
 from dask_slicer.datasets import find_cases
 from dask_slicer.errors import (
-    CaseError,
     DatasetError,
     MissingFile,
     MissingLabel,
@@ -80,7 +79,7 @@ def make_plan(config: RunConfig) -> RunPlan:
             if len(case.images) != n_modalities:
                 raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
             return _described(plan, config, dataset.root)
-        except (CaseError, OSError) as error:
+        except Exception as error:  # whatever it is, the other cases go on
             found = as_case_error(error, step="plan")
             problem = FailedCase(
                 case_id=case.case_id, step="plan", kind=found.kind, message=found.message
