@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from importlib import resources
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 
 from dask_slicer.config import RunConfig, in_a_word
 from dask_slicer.errors import ConfigError
+from dask_slicer.words import nearest
 
 # Settings of one run: not written to OUT/config.yaml, so that running it again continues.
 _OF_ONE_RUN = {"overwrite", "prune", "only", "fail_fast", "log_file", "performance_report"}
@@ -110,7 +110,7 @@ def find_config(name: str | Path) -> Path:
     shipped = shipped_configs()
     if str(name) not in shipped:
         raise ConfigError(
-            f"there is no configuration {name}{_nearest(str(name), shipped)}; "
+            f"there is no configuration {name}{nearest(str(name), shipped)}; "
             f"shipped are {', '.join(sorted(shipped))}, or give a YAML file"
         )
     return shipped[str(name)]
@@ -166,9 +166,4 @@ def _one_in_words(problem: dict[str, Any]) -> str:
 
 
 def _unknown(name: str) -> str:
-    return f"there is no setting {name}{_nearest(name, RunConfig.model_fields)}"
-
-
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"there is no setting {name}{nearest(name, RunConfig.model_fields)}"

@@ -20,8 +20,9 @@ from rich.progress import (
 
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.journal import CommittedCase, FailedCase
-from dask_slicer.plans import RunPlan, size
-from dask_slicer.report import count, failure_line, plan_lines
+from dask_slicer.plans import RunPlan
+from dask_slicer.report import failure_line, plan_lines
+from dask_slicer.words import count, duration, size
 
 # Between two lines of progress where there is no terminal to draw a bar on, in seconds.
 _LINE_EVERY = 10.0
@@ -137,7 +138,7 @@ class RunDisplay(Observer):
             left = (self._total - self._done) * elapsed / self._done if self._done else None
             self._print(
                 f"{self._done} of {self._total} cases, {self._words()}, "
-                + (f"about {_duration(left)} left" if left is not None else "no case done yet")
+                + (f"about {duration(left)} left" if left is not None else "no case done yet")
             )
 
     def _words(self) -> str:
@@ -160,7 +161,7 @@ def report_lines(report: RunReport) -> list[str]:
     rate = report.n_slices / max(report.elapsed_seconds, 1e-9)
     lines.append(
         f"Wrote {count(report.n_slices, 'slice')} of {count(report.n_committed, 'case')} "
-        f"({size(report.n_bytes)}) in {_duration(report.elapsed_seconds)}, {rate:.0f} slices/s, "
+        f"({size(report.n_bytes)}) in {duration(report.elapsed_seconds)}, {rate:.0f} slices/s, "
         f"to {report.output_dir}"
     )
     if report.n_skipped:
@@ -179,11 +180,3 @@ def report_lines(report: RunReport) -> list[str]:
     if left > 0 and not report.interrupted:
         lines.append(f"{count(left, 'case')} not done; the same command continues")
     return lines
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

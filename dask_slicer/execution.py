@@ -11,8 +11,9 @@ from dask_slicer.errors import CaseError
 from dask_slicer.events import Observer
 from dask_slicer.graph import case_graph, compute_here, target_of
 from dask_slicer.journal import CommittedCase
-from dask_slicer.plans import CasePlan, RunPlan, size
+from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.tasks import Target
+from dask_slicer.words import size
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.errors import GeometryMismatch
+from dask_slicer.words import times
 
 # The direction in which (slice_index, row, column) grow: radiological display order.
 #
@@ -222,7 +223,7 @@ def check_same_grid(
     """
     if shape != other_shape:
         raise GeometryMismatch(
-            f"{what} has shape {_times(other_shape)}, the image {_times(shape)} "
+            f"{what} has shape {times(other_shape)}, the image {times(shape)} "
             "(slices, rows, columns); resample it onto the image's grid"
         )
     voxels, mm = grid_distance(affine, other, shape)
@@ -280,7 +281,3 @@ def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64],
         )
         orientations.append(orientation)
     return tuple(orientations), Grid(shape=shape, affine=affine, name=first.name)
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

@@ -16,6 +16,7 @@ from typing import Any
 
 from dask_slicer.cases import Case, is_nifti_name, split_channel, stem_of
 from dask_slicer.errors import DatasetError
+from dask_slicer.words import count, some
 
 _LABEL_WORDS = {"label", "labels", "seg", "segmentation", "mask", "gt", "dseg"}
 # BIDS entities that derivatives add to those of the scan.
@@ -62,8 +63,8 @@ def nnunet_raw(root: Path, include_test: bool) -> Finding:
     ]
     if surplus:
         finding.notes.append(
-            f"{_count(surplus, 'file')} left out, dataset.json has {n_channels} channels: "
-            f"{_some(surplus)}"
+            f"{count(len(surplus), 'file')} left out, dataset.json has {n_channels} channels: "
+            f"{some(surplus)}"
         )
     _note_orphans(labels, channels, finding)
     test_images = _volumes(root / "imagesTs")
@@ -94,8 +95,8 @@ def _by_channel(images: list[Path], finding: Finding) -> dict[str, dict[int, Pat
         channels[case_id][channel] = path
     if odd and channels:
         finding.notes.append(
-            f"{_count(odd, 'file')} in {images[0].parent.name} left out, no _0000 in the name: "
-            f"{_some(odd)}"
+            f"{count(len(odd), 'file')} in {images[0].parent.name} left out, no _0000 in the name: "
+            f"{some(odd)}"
         )
     return dict(channels)
 
@@ -172,7 +173,7 @@ def decathlon(root: Path, include_test: bool) -> Finding:
     extra = [path.name for path in _volumes(root / "imagesTr") if str(path) not in listed]
     if extra:
         finding.notes.append(
-            f"{_count(extra, 'image')} in imagesTr not in dataset.json, left out: {_some(extra)}"
+            f"{count(len(extra), 'image')} in imagesTr not in dataset.json, left out: {some(extra)}"
         )
     return finding
 
@@ -197,7 +198,9 @@ def images_and_labels(root: Path) -> Finding:
         finding.miss = "no NIfTI file in images"
         return finding
     labels = _by_stem(_volumes(root / "labels"), finding)
-    finding.reason = f"images holds {_count(images, 'volume')}, labels {len(labels)} of equal names"
+    finding.reason = (
+        f"images holds {count(len(images), 'volume')}, labels {len(labels)} of equal names"
+    )
     finding.cases = [
         Case(case_id=case_id, images=(str(path),), label=_text(labels.get(case_id)))
         for case_id, path in images.items()
@@ -227,7 +230,7 @@ def bids(root: Path) -> Finding:
         words = re.split(r"[_-]", stem_of(path.name))
         if is_nifti_name(path.name) and words[0] == "sub" and _LABEL_WORDS & set(words[2:]):
             labels[words[1]].append(path)
-    finding.reason = f"{_count(images, 'image')} in sub-*/anat, each a case, grouped by subject"
+    finding.reason = f"{count(len(images), 'image')} in sub-*/anat, each a case, grouped by subject"
     for path in images:
         case_id = stem_of(path.name)
         subject = re.split(r"[_-]", case_id)[1] if "-" in case_id else case_id
@@ -241,7 +244,7 @@ def bids(root: Path) -> Finding:
         if len(candidates) > 1:
             finding.problems.append(
                 f"case {case_id} has {len(candidates)} labels: "
-                f"{_some([label.name for label in candidates])}; name one in a manifest"
+                f"{some([label.name for label in candidates])}; name one in a manifest"
             )
         finding.cases.append(
             Case(
@@ -254,7 +257,7 @@ def bids(root: Path) -> Finding:
     used = {case.label for case in finding.cases}
     orphans = [path.name for paths in labels.values() for path in paths if str(path) not in used]
     if orphans:
-        finding.notes.append(f"{_count(orphans, 'label')} without an image: {_some(orphans)}")
+        finding.notes.append(f"{count(len(orphans), 'label')} without an image: {some(orphans)}")
     return finding
 
 
@@ -285,7 +288,9 @@ def folder_a_case(root: Path) -> Finding:
         loose = _volumes(root)
         if loose:
             finding.seen = len(loose)
-            finding.miss = f"found {_count(loose, 'NIfTI file')} beside each other, not in folders"
+            finding.miss = (
+                f"found {count(len(loose), 'NIfTI file')} beside each other, not in folders"
+            )
         return finding
     named = {case_id: _by_role(case_id, paths, finding) for case_id, paths in folders.items()}
     counts = Counter(name for images, _ in named.values() for name in images)
@@ -298,8 +303,8 @@ def folder_a_case(root: Path) -> Finding:
         if modalities and name not in modalities
     ]
     if strays:
-        finding.notes.append(f"{_count(strays, 'stray file')} left out: {_some(strays)}")
-    finding.reason = f"{_count(folders, 'folder')} with " + (
+        finding.notes.append(f"{count(len(strays), 'stray file')} left out: {some(strays)}")
+    finding.reason = f"{count(len(folders), 'folder')} with " + (
         f"the images {', '.join(modalities)}" if len(modalities) > 1 else "an image each"
     )
     finding.cases = [
@@ -361,7 +366,7 @@ def _by_stem(paths: list[Path], finding: Finding) -> dict[str, Path]:
 def _note_orphans(labels: Iterable[str], images: Iterable[str], finding: Finding) -> None:
     orphans = sorted(set(labels) - set(images))
     if orphans:
-        finding.notes.append(f"{_count(orphans, 'label')} without an image: {_some(orphans)}")
+        finding.notes.append(f"{count(len(orphans), 'label')} without an image: {some(orphans)}")
 
 
 def _read_json(path: Path) -> Any:
@@ -375,13 +380,3 @@ def _read_json(path: Path) -> Any:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _count(things: Iterable[object], noun: str) -> str:
-    n = len(list(things))
-    return f"{n} {noun}" + ("" if n == 1 else "s")
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

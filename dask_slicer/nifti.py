@@ -33,6 +33,7 @@ from dask_slicer.errors import (
     as_case_error,
 )
 from dask_slicer.geometry import check_affine
+from dask_slicer.words import times
 
 _GZIP = b"\x1f\x8b"
 # Bytes that hold any header.
@@ -241,10 +242,10 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
         raise CorruptFile(f"the header promises the shape {'×'.join(map(str, shape))}")
     volume, more = shape[:3], shape[3:]
     if len(volume) < 3:
-        raise UnsupportedImage(f"expected a 3D volume, found {len(volume)}D {_times(shape)}")
+        raise UnsupportedImage(f"expected a 3D volume, found {len(volume)}D {times(shape)}")
     if any(length > 1 for length in more):
         raise UnsupportedImage(
-            f"expected one volume, found {len(shape)}D {_times(shape)}; split it into volumes"
+            f"expected one volume, found {len(shape)}D {times(shape)}; split it into volumes"
         )
     return volume[0], volume[1], volume[2]
 
@@ -268,7 +269,7 @@ def _check_backed(header: NiftiHeader) -> None:
     most = header.file_bytes * (_MOST_DEFLATED if header.gzipped else 1)
     if promised > most:
         raise CorruptFile(
-            f"the header promises {promised:,} bytes ({_times(header.shape)} {header.dtype}), "
+            f"the header promises {promised:,} bytes ({times(header.shape)} {header.dtype}), "
             f"the file of {header.file_bytes:,} bytes cannot hold them; it is cut or damaged"
         )
 
@@ -290,7 +291,3 @@ def _inflate(header: NiftiHeader) -> NDArray[np.uint8]:
         raise CorruptFile(f"the gzip stream holds more than the {promised:,} bytes promised")
     inflated.flags.writeable = False
     return inflated
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from dask_slicer.nifti import NiftiHeader, read_header
 from dask_slicer.output import check_unchanged, existing_config, existing_splits
 from dask_slicer.plans import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.splits import SPLITS, assign_splits, check_groups_whole
+from dask_slicer.words import nearest, some
 
 # Reading a header is waiting for the disk.
 _HEADER_THREADS = 16
@@ -151,7 +151,7 @@ def _note_unoriented(cases: Iterable[CasePlan], notes: list[str]) -> None:
     if unknown:
         notes.append(
             f"{len(unknown)} images say nothing of their orientation (sform and qform code 0), "
-            f"taken as LAS as nibabel does: {_some(unknown)}"
+            f"taken as LAS as nibabel does: {some(unknown)}"
         )
 
 
@@ -171,7 +171,7 @@ def _groups(cases: Iterable[Case], config: RunConfig, notes: list[str]) -> dict[
     if unmatched:
         notes.append(
             f"group_regex does not match {len(unmatched)} case ids, each is a group of its own: "
-            f"{_some(unmatched)}"
+            f"{some(unmatched)}"
         )
     return groups
 
@@ -195,7 +195,7 @@ def _splits(
         left_out = [case.case_id for case in cases if case.case_id not in given]
         if left_out:
             notes.append(f"{len(left_out)} cases that {config.splits.name} does not name are "
-                         f"left out: {_some(left_out, most=20)}")  # fmt: skip
+                         f"left out: {some(left_out, most=20)}")  # fmt: skip
         cases = [case for case in cases if case.case_id in given]
         if not cases:
             raise DatasetError(f"{config.splits} names none of the cases")
@@ -246,8 +246,8 @@ def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str
     unknown = sorted(set(assigned) - known)
     if unknown:
         raise DatasetError(
-            f"{path} names {len(unknown)} cases that do not exist: {_some(unknown)}"
-            f"{_nearest(unknown[0], known)}"
+            f"{path} names {len(unknown)} cases that do not exist: {some(unknown)}"
+            f"{nearest(unknown[0], known)}"
         )
     return assigned
 
@@ -263,14 +263,4 @@ def _check_only(only: Sequence[str], cases: Iterable[Case]) -> None:
     known = {case.case_id for case in cases}
     for name in only:
         if name not in known:
-            raise DatasetError(f"--only {name}: there is no such case{_nearest(name, known)}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+            raise DatasetError(f"--only {name}: there is no such case{nearest(name, known)}")

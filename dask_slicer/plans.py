@@ -14,6 +14,7 @@ import numpy as np
 from dask_slicer.cases import Case
 from dask_slicer.config import RunConfig, SliceSettings
 from dask_slicer.journal import FailedCase
+from dask_slicer.words import size, times
 
 # Raised when the same settings and sources would come out as other bytes.
 FORMAT_VERSION = 1
@@ -252,12 +253,12 @@ def outliers(cases: Iterable[CasePlan]) -> list[str]:
     ):
         middle = [median(triple[axis] for triple in triples) for axis in range(3)]
         odd = [
-            f"{case.case_id}: {name} {_times(triple)}, median {_times(middle)}"
+            f"{case.case_id}: {name} {times(triple)}, median {times(middle)}"
             for case, triple in zip(sound, triples, strict=True)
             if any(not m / 2 <= value <= m * 2 for value, m in zip(triple, middle, strict=True))
         ]
         low, high = ([edge(t[axis] for t in triples) for axis in range(3)] for edge in (min, max))
-        found += _few_or_one(odd, len(sound), f"{name} varies from {_times(low)} to {_times(high)}")
+        found += _few_or_one(odd, len(sound), f"{name} varies from {times(low)} to {times(high)}")
     for name, values in (
         ("stored as", [case.orientation for case in sound]),
         ("dtype", ["/".join(case.dtypes) for case in sound]),
@@ -275,27 +276,6 @@ def outliers(cases: Iterable[CasePlan]) -> list[str]:
 
 def _few_or_one(odd: list[str], n_cases: int, instead: str) -> list[str]:
     return odd if len(odd) <= max(n_cases // 4, 1) else [instead]
-
-
-def _times(values: Sequence[float]) -> str:
-    return "×".join(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in values)
-
-
-def size(n_bytes: float) -> str:
-    """Return a number of bytes in words.
-
-    Examples
-    --------
-    >>> size(153_400_000), size(512)
-    ('153.4 MB', '512 bytes')
-    """
-    if n_bytes < 1000:
-        return f"{n_bytes:.0f} bytes"
-    for unit in ("kB", "MB", "GB", "TB"):
-        n_bytes /= 1000
-        if n_bytes < 1000 or unit == "TB":
-            break
-    return f"{n_bytes:.1f} {unit}"
 
 
 def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:

@@ -18,9 +18,9 @@ from dask_slicer.plans import (
     outliers,
     output_bytes,
     peak_bytes,
-    size,
     suggest_workers,
 )
+from dask_slicer.words import count, size
 
 # Rows of the plan's table, and lines of any list, before the rest is only counted.
 _MOST_ROWS = 40
@@ -168,8 +168,3 @@ def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
 def failure_line(failure: FailedCase) -> str:
     """Return why a case failed, on one line."""
     return f"{failure.case_id}: {failure.kind} ({failure.step}): {failure.message}"
-
-
-def count(n: int, noun: str) -> str:
-    """Return a number of things in words."""
-    return f"{n} {noun}" + ("" if n == 1 else "s")

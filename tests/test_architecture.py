@@ -29,6 +29,7 @@ LAYERS = {
         "statistics",
         "volume",
         "windows",
+        "words",
     ],
     "records": [
         "cases",

@@ -1,0 +1,89 @@
+"""How messages put things: counts, sizes, the first of many, near misses."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def count(n: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    Examples
+    --------
+    >>> count(1, "case"), count(2, "case")
+    ('1 case', '2 cases')
+    """
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes in words.
+
+    Examples
+    --------
+    >>> size(153_400_000), size(512)
+    ('153.4 MB', '512 bytes')
+    """
+    if n_bytes < 1000:
+        return f"{n_bytes:.0f} bytes"
+    for unit in ("kB", "MB", "GB", "TB"):
+        n_bytes /= 1000
+        if n_bytes < 1000 or unit == "TB":
+            break
+    return f"{n_bytes:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words.
+
+    Examples
+    --------
+    >>> duration(2.51), duration(7384)
+    ('2.5 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def times(lengths: Sequence[float]) -> str:
+    """Return a shape or spacing in words.
+
+    Examples
+    --------
+    >>> times((512, 512, 40)), times((5.0, 0.5703125, 0.5703125))
+    ('512×512×40', '5×0.57×0.57')
+    """
+    return "×".join(
+        f"{length:.0f}" if isinstance(length, int) or length >= 1000 else f"{length:.3g}"
+        for length in lengths
+    )
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of many names, and how many more there are.
+
+    Examples
+    --------
+    >>> some(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the known one that it is nearest to.
+
+    Examples
+    --------
+    >>> nearest("windowsize", ["window_size", "plane"])
+    '; did you mean window_size?'
+    >>> nearest("x", ["window_size", "plane"])
+    ''
+    """
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
