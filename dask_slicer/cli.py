@@ -130,13 +130,14 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that lacks × must not stop a run
 
 
-def _volume_options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option("-v", "--verbose", count=True, help="Say more; tracebacks too.")(command)
+def _verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
+    louder = "Say more, with tracebacks of what was not foreseen; -vv: Dask's warnings too."
+    command = click.option("-v", "--verbose", count=True, help=louder)(command)
     return click.option("-q", "--quiet", is_flag=True, help="Print only what went wrong.")(command)
 
 
 @main.command(cls=_ConfigCommand)
-@_volume_options
+@_verbosity_options
 @click.argument("more_cases", nargs=-1, metavar="")
 @click.pass_context
 def run(
@@ -152,7 +153,7 @@ def run(
 
 @main.command(cls=_ConfigCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-@_volume_options
+@_verbosity_options
 @click.argument("more_cases", nargs=-1, metavar="")
 @click.pass_context
 def plan(
@@ -168,12 +169,14 @@ def plan(
     ctx.meta["verbose"] = verbose
     config = _build_config(options, more_cases)
     from dask_slicer.planning import make_plan
-    from dask_slicer.report import plan_json, print_plan
+    from dask_slicer.report import plan_json, print_plan, print_problems
 
     made = make_plan(config)
     if as_json:
         click.echo(plan_json(made))
-    elif not quiet:
+    elif quiet:
+        print_problems(made, _console())
+    else:
         print_plan(made, _console())
     ctx.exit(1 if made.problems or made.failures else 0)
 
@@ -193,7 +196,7 @@ def plan(
     show_default=True,
     help="Worker processes; 0: in this process; -1: all CPUs this process may use.",
 )
-@_volume_options
+@_verbosity_options
 @click.pass_context
 def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:
     """Write a small dataset of made-up scans, slice it, and say where to look."""

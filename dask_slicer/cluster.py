@@ -6,6 +6,7 @@ The only module that imports `distributed`, and only when it is used: it takes h
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -122,6 +123,11 @@ def remote_client(*, address: str | None, scheduler_file: str | None) -> Iterato
     from distributed import Client
 
     where = address or f"the address in {scheduler_file}"
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    while scheduler_file is not None and not Path(scheduler_file).exists():
+        if time.monotonic() > deadline:
+            raise SchedulerError(f"the scheduler_file {scheduler_file} does not exist")
+        time.sleep(0.1)  # a scheduler that has just been started may be about to write it
     try:
         client = Client(address, scheduler_file=scheduler_file, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
@@ -131,12 +137,13 @@ def remote_client(*, address: str | None, scheduler_file: str | None) -> Iterato
         ) from error
     try:
         if not client.scheduler_info(n_workers=-1)["workers"]:
-            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+            try:
+                client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+            except TimeoutError:
+                raise SchedulerError(
+                    f"the scheduler at {where} has no workers; start some with `dask worker`"
+                ) from None
         yield client
-    except TimeoutError:
-        raise SchedulerError(
-            f"the scheduler at {where} has no workers; start some with `dask worker`"
-        ) from None
     finally:
         client.close(_CLOSE_SECONDS)
 
@@ -213,11 +220,22 @@ def execute(
             future, result = next(ended)
             case = in_flight.pop(future)
             outcome = _outcome(client, future, result)
+            key = future.key
+            future.release()
             del future, result
+            if isinstance(outcome, CaseError):
+                # Run again while the client still knows the key, the old error would come back.
+                _wait_until_forgotten(client, key)
             yield case, outcome
     finally:
         if in_flight:
             _cancel(client, list(in_flight))
+
+
+def _wait_until_forgotten(client: Client, key: Any) -> None:
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    while key in client.futures and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _take(next_case: Callable[[], CasePlan | None], most: int) -> list[CasePlan]:
@@ -229,7 +247,8 @@ def _take(next_case: Callable[[], CasePlan | None], most: int) -> list[CasePlan]
 
 def _cancel(client: Client, futures: list[Future[Any]]) -> None:
     try:
-        client.cancel(futures, force=True)
+        # Not by force: another run on this scheduler may be waiting for the same keys.
+        client.cancel(futures)
     except Exception:  # the scheduler may be what was lost
         _LOG.debug("could not cancel", exc_info=True)
 
@@ -245,29 +264,37 @@ def _outcome(client: Client, future: Future[Any], result: Any) -> Outcome:
     if future.status != "error":
         raise SchedulerError("the connection to the Dask scheduler was lost")
     _, error, _ = result
+    if isinstance(error, CaseError):
+        return error
     if isinstance(error, KilledWorker):
         return _lost(client, error)
-    if "deserialization" in str(error):
+    if isinstance(error, RuntimeError) and "deserialization" in str(error):
         raise SchedulerError(
             "the scheduler or a worker cannot import dask_slicer; install this version there too "
             f"({error})"
         )
-    return error if isinstance(error, CaseError) else as_case_error(error, step="load")
+    return as_case_error(error, step="load")
 
 
 def _lost(client: Client, error: Any) -> CaseError:
     """Return why a case's workers died: by the nanny for their memory, or by themselves."""
+    # The task is named by its key, ("save", case_id).
+    step = error.task[0] if isinstance(error.task, tuple) else "load"
     worker = error.last_worker.address
     try:
         events = client.get_events(_MEMORY_EVENTS)
     except Exception:  # only the wording depends on it
         events = ()
     if any(event.get("worker") == worker for _, event in events):
-        return OutOfMemory(
+        lost: CaseError = OutOfMemory(
             "its worker passed its memory limit and was stopped; use fewer workers, or a machine "
             "with more memory"
         )
-    return WorkerLost("the worker that ran it died, several times; see the system's log for why")
+    else:
+        lost = WorkerLost(
+            "the worker that ran it died, several times; the system's log may say why"
+        )
+    return as_case_error(lost, step=step)
 
 
 def _close(cluster: Any) -> None:

@@ -87,8 +87,8 @@ class SliceSettings(_Frozen):
     clip_max: Finite | None = Field(None, description="Highest intensity kept.")
     normalize: Literal["zscore", "minmax", "percentile", "none"] = Field(
         "zscore",
-        description="zscore over the foreground; minmax to [0, 1]; percentile: clip to the 0.5 and "
-        "99.5 percentiles, then zscore; none.",
+        description="zscore over the foreground, the voxels above the lowest; minmax to [0, 1]; "
+        "percentile: clip to the 0.5 and 99.5 percentiles, then zscore; none.",
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="Of the image on disk.")
     label_dtype: Literal["uint8", "uint16", "int32"] = Field(
@@ -267,4 +267,6 @@ def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
 
 def in_a_word(value: object) -> str:
     """Return a setting's value as messages show it."""
+    if isinstance(value, list | dict | set):
+        return f"a {type(value).__name__}"  # as long as the file that it is from likes
     return "none" if value is None else str(value)

@@ -119,8 +119,9 @@ class RunDisplay(Observer):
             MofNCompleteColumn(),
             TextColumn("{task.fields[words]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("elapsed,"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=self._console,
         )
         self._task = self._bar.add_task("", total=self._total, words=self._words())
@@ -159,6 +160,9 @@ def report_lines(report: RunReport) -> list[str]:
     if report.interrupted:
         lines.append("Stopped. What is done is kept; the same command continues.")
     rate = report.n_slices / max(report.elapsed_seconds, 1e-9)
+    if not report.n_committed and not report.remaining:
+        done = count(report.n_skipped, "case")
+        return [f"Nothing to do. Skipped {done} written by earlier runs to {report.output_dir}"]
     lines.append(
         f"Wrote {count(report.n_slices, 'slice')} of {count(report.n_committed, 'case')} "
         f"({size(report.n_bytes)}) in {duration(report.elapsed_seconds)}, {rate:.0f} slices/s, "

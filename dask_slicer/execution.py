@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from dask_slicer import machine
+from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError
 from dask_slicer.events import Observer
 from dask_slicer.graph import case_graph, compute_here, target_of
@@ -77,7 +78,7 @@ def executor(
             where = f"on {n_workers} worker{'s' if n_workers > 1 else ''}"
         hidden = config.dashboard_address == "none"
         observer.connected("" if hidden else cluster.dashboard_link(client), where)
-        if remote:
+        if remote and config.num_workers != RunConfig.model_fields["num_workers"].default:
             observer.note("--num_workers is ignored: the scheduler has its own workers")
         if config.performance_report is not None:
             stack.enter_context(cluster.performance_report(client, config.performance_report))

@@ -55,7 +55,8 @@ def case_graph(case: CasePlan, target: Target) -> Delayed:
 def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
     """Return the graphs of all cases that a run of this plan would compute, by case id.
 
-    Computing one writes its slices; the journal and index are `run`'s part.
+    Computing one writes its slices into the output directory, which must exist; the journal and
+    the index are `run`'s part.
 
     Parameters
     ----------

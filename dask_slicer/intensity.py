@@ -32,9 +32,15 @@ class Normalization:
     center: float
     scale: float
     zero_nonfinite: bool = False
+    to_unit_range: bool = False
 
     def apply(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return one plane (or any array) of stored numbers as a new C-ordered float32 array."""
+        values = self._applied(stored)
+        # Rounding may lead out of the range by one digit of the last place.
+        return values.clip(0.0, 1.0, out=values) if self.to_unit_range else values
+
+    def _applied(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32
         small = abs(self.center) < 1e31 and self.scale < 1e38  # no difference leaves float32
         if narrow and small and (self.slope, self.intercept) == (1.0, 0.0):
@@ -130,6 +136,7 @@ def normalization(
         center=center,
         scale=scale,
         zero_nonfinite=found.n_nonfinite > 0,
+        to_unit_range=method == "minmax",
     )
     return how, found
 

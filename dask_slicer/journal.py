@@ -84,7 +84,7 @@ class FailedCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovedCase:
-    """A case whose files were taken away on request."""
+    """A case whose files were taken away: on request, or to be written anew."""
 
     case_id: str
     status: Literal["removed"] = "removed"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 import psutil
 
-_CGROUP_LIMITS = (
-    "/sys/fs/cgroup/memory.max",  # version 2
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",  # version 1
-)
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cpu_count() -> int:
@@ -23,14 +21,30 @@ def cpu_count() -> int:
 def memory_bytes() -> int:
     """Return the memory that this process may use: the machine's, or less by cgroup."""
     limit = int(psutil.virtual_memory().total)
-    for path in _CGROUP_LIMITS:
+    for path in _cgroup_limits():
         try:
-            text = Path(path).read_text(encoding="ascii").strip()
+            text = path.read_text(encoding="ascii").strip()
         except OSError:
             continue
         if text.isdigit():  # "max" means no limit
             limit = min(limit, int(text))
     return limit
+
+
+def _cgroup_limits() -> Iterator[Path]:
+    """Yield where limits of this process's control group and those above it are written."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        own = PurePosixPath(group.lstrip("/"))
+        for part in (own, *own.parents):
+            if not controllers:  # version 2
+                yield _CGROUPS / part / "memory.max"
+            elif "memory" in controllers.split(","):
+                yield _CGROUPS / "memory" / part / "memory.limit_in_bytes"
 
 
 def free_bytes(directory: Path) -> int:

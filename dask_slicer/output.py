@@ -11,7 +11,7 @@ import socket
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ FAILURES = "failures.csv"
 LOCK = ".dask_slicer.lock"
 TEMPORARY = ".dask_slicer.tmp"
 
+_MARK_START = b"# Written by dask-slicer"
 _MARK = (
     "# Written by dask-slicer; marks this directory as its output. "
     "`dask-slicer run --config` with this file continues.\n"
@@ -75,6 +76,11 @@ def existing_config(output_dir: Path) -> RunConfig | None:
     except PermissionError:
         raise OutputError(f"output_dir {output_dir} may not be read by this user") from None
     if CONFIG in names:
+        if not (output_dir / CONFIG).read_bytes().startswith(_MARK_START):
+            raise OutputError(
+                f"output_dir {output_dir} holds a {CONFIG} that this tool did not write; "
+                "name another directory"
+            )
         try:
             return build_config({"output_dir": output_dir}, base=output_dir / CONFIG)
         except ConfigError as error:
@@ -134,15 +140,19 @@ def locked(output_dir: Path) -> Iterator[list[str]]:
     OutputError
         If another run holds it, naming the host and process.
     """
+    is_new = not output_dir.exists()
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         notes = _take(output_dir / LOCK)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
         raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
     try:
         yield notes
     finally:
         (output_dir / LOCK).unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):
+                output_dir.rmdir()  # nothing came of it
 
 
 def _take(lock: Path) -> list[str]:
@@ -157,9 +167,10 @@ def _take(lock: Path) -> list[str]:
                 _link(mine, lock)
                 return notes
             except FileExistsError:
-                stale = _stale_holder(lock)
+                found = _read_lock(lock)
+                stale = _stale_holder(lock, found)
                 notes = [f"took over the lock of a run that died ({stale})"]
-                lock.unlink(missing_ok=True)
+                _remove_lock(lock, found)
     finally:
         mine.unlink()
     raise OutputError(f"another run took {lock.parent} at the same moment")
@@ -175,13 +186,30 @@ def _link(source: Path, target: Path) -> None:
             file.write(source.read_text(encoding="utf-8"))
 
 
-def _stale_holder(lock: Path) -> str:
-    """Return who left a lock behind; raise if they may still be running."""
+def _read_lock(lock: Path) -> str:
     try:
-        host, pid, created = lock.read_text(encoding="utf-8").split()
-        number, started = int(pid), float(created)
+        return lock.read_text(encoding="utf-8")
     except FileNotFoundError:
         return "it has just gone"
+
+
+def _remove_lock(lock: Path, found: str) -> None:
+    """Remove the lock that was found stale, and not one that somebody else has taken since."""
+    aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        lock.rename(aside)
+    except FileNotFoundError:
+        return
+    if _read_lock(aside) != found:
+        _link(aside, lock)
+    aside.unlink()
+
+
+def _stale_holder(lock: Path, found: str) -> str:
+    """Return who left a lock behind; raise if they may still be running."""
+    try:
+        host, pid, created = found.split()
+        number, started = int(pid), float(created)
     except ValueError:
         return "unreadable"
     who = f"process {pid} on {host}"

@@ -15,9 +15,8 @@ from dask_slicer import output
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, UsageError
 from dask_slicer.events import Observer, RunReport
-from dask_slicer.execution import executor
+from dask_slicer.execution import Execute, executor
 from dask_slicer.journal import (
-    CaseRecord,
     CommittedCase,
     FailedCase,
     Journal,
@@ -28,9 +27,13 @@ from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.store_npz import slice_name
 from dask_slicer.summary import Tally, dataset_info
+from dask_slicer.words import count, some
 
 if TYPE_CHECKING:
     from distributed import Client
+
+# Failures that say nothing about what an earlier run wrote.
+_OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied"}
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,10 +67,11 @@ def run(
     observer = observer or Observer()
     started = time.monotonic()
     _check_report_place(config.performance_report)
-    plan = make_plan(config)
-    if plan.problems:
-        raise DatasetError("; ".join(plan.problems))
+    output.existing_config(config.output_dir)  # no lock is put into what is not ours
     with output.locked(config.output_dir) as notes:
+        plan = make_plan(config)
+        if plan.problems:
+            raise DatasetError("; ".join(plan.problems))
         for note in notes:
             observer.note(note)
         return _Run(plan, client, observer, started).execute()
@@ -93,22 +97,23 @@ class _Run:
     observer: Observer
     started: float
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    has_started: bool = False
+    out_of_reach: set[str] = field(default_factory=set)
+    unjournaled: list[FailedCase] = field(default_factory=list)
     n_skipped: int = 0
     n_committed: int = 0
     n_slices: int = 0
     n_bytes: int = 0
 
     def execute(self) -> RunReport:
-        config = self.plan.config
-        if config.overwrite:
-            output.clear(config.output_dir)
-        output.start(config, self.plan.splits)
         try:
             self._settle_and_run()
         except KeyboardInterrupt:
             self.observer.finished(self._finish(interrupted=True))
             raise
         except SchedulerError as error:
+            if not self.has_started:
+                raise
             report = self._finish()
             if not self.n_committed:
                 raise
@@ -124,51 +129,73 @@ class _Run:
 
     def _settle_and_run(self) -> None:
         config = self.plan.config
-        with Journal(config.output_dir / output.JOURNAL, fsync=config.fsync) as journal:
-            done = self._settle_earlier_cases(journal)
-            todo = [case for case in self.plan.selected if case.case_id not in done]
-            self.n_skipped = len(self.plan.selected) - len(todo)
-            self._run_cases(todo, journal)
+        path = config.output_dir / output.JOURNAL
+        done = set() if config.overwrite else self._done_already(path)
+        todo = [case for case in self.plan.selected if case.case_id not in done]
+        self.n_skipped = len(self.plan.selected) - len(todo)
+        queue = deque(case for case in todo if case.problem is None)
+        # Nothing of an earlier run is touched before there is something to run on.
+        with executor(
+            self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
+        ) as execute:
+            self.has_started = True
+            if config.overwrite:
+                output.clear(config.output_dir)
+            output.start(config, self.plan.splits)
+            with Journal(path, fsync=config.fsync) as journal:
+                self._clear_away(todo, journal)
+                self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
+                self._run_cases(todo, queue, execute, journal)
 
-    def _settle_earlier_cases(self, journal: Journal) -> set[str]:
-        """Return the cases that stand as they are; take away what others left on disk."""
+    def _done_already(self, journal: Path) -> set[str]:
+        """Return the cases that are written as this plan would write them."""
+        planned = {case.case_id: case for case in self.plan.selected}
+        on_disk = output.find_slices(self.plan.config.output_dir)
+        return {
+            record.case_id
+            for record in last_records(journal)
+            if isinstance(record, CommittedCase)
+            and record.case_id in planned
+            and self._stands(record, planned[record.case_id], on_disk.get(record.case_id, {}))
+        }
+
+    def _clear_away(self, todo: list[CasePlan], journal: Journal) -> None:
+        """Take away what is to be written anew; note, or prune, what is no longer planned.
+
+        What was written of a case whose scans are out of reach at present stays.
+        """
         config = self.plan.config
-        planned = {case.case_id: case for case in self.plan.cases}
-        selected = {case.case_id for case in self.plan.selected}
+        planned = {case.case_id for case in self.plan.cases}
+        committed = {
+            record.case_id
+            for record in last_records(journal.path)
+            if isinstance(record, CommittedCase)
+        }
+        self.out_of_reach = {
+            case.case_id
+            for case in todo
+            if case.case_id in committed and case.problem and case.problem.kind in _OUT_OF_REACH
+        }
         on_disk = output.find_slices(config.output_dir)
-        done: set[str] = set()
-        left_over: list[str] = []
-        for record in last_records(journal.path):
-            case = planned.get(record.case_id)
-            if not isinstance(record, CommittedCase):
-                continue
-            if case is None:
-                left_over.append(record.case_id)
-            elif record.case_id in selected:
-                if self._stands(record, case, on_disk.get(record.case_id, {})):
-                    done.add(record.case_id)
-                else:
-                    journal.append(RemovedCase(case_id=record.case_id))
-        stale = (selected - done) & on_disk.keys()
+        left_over = sorted(committed - planned)
+        gone = {case.case_id for case in todo} - self.out_of_reach
         if left_over and config.prune:
-            for case_id in left_over:
-                journal.append(RemovedCase(case_id=case_id))
             # Files of no known case are what a killed run left of one that is gone since.
-            stale |= on_disk.keys() - planned.keys()
-            self.observer.note(f"removed {len(left_over)} cases that are not in the dataset")
+            gone = gone | set(left_over) | (on_disk.keys() - planned)
+            self.observer.note(f"removed {count(len(left_over), 'case')} not in the dataset")
         elif left_over:
             self.observer.note(
-                f"{len(left_over)} cases of earlier runs are not in this dataset and are kept "
-                f"({', '.join(left_over[:3])}{', …' if len(left_over) > 3 else ''}); "
-                "--prune removes them"
+                f"{count(len(left_over), 'case')} of earlier runs not in this dataset: "
+                f"{some(left_over)}; kept, --prune removes them"
             )
-        for case_id in stale:
+        for case_id in sorted(gone & committed):
+            journal.append(RemovedCase(case_id=case_id))
+        for case_id in gone & on_disk.keys():
             output.remove_slices(config.output_dir, on_disk[case_id])
-        return done
 
     def _stands(self, record: CommittedCase, case: CasePlan, files: dict[str, int]) -> bool:
         """Return whether a case is written as this plan would write it."""
-        if case.problem is not None or record.digest != case.digest:
+        if record.digest != case.digest:
             return False
         if self.plan.config.nonfinite == "error" and any(
             found.n_nonfinite for found in record.statistics
@@ -176,35 +203,36 @@ class _Run:
             return False
         return output.slice_paths(record) == files
 
-    def _run_cases(self, todo: list[CasePlan], journal: Journal) -> None:
+    def _run_cases(
+        self, todo: list[CasePlan], queue: deque[CasePlan], execute: Execute, journal: Journal
+    ) -> None:
         """Run cases, and journal what became of each."""
         config = self.plan.config
-        queue = deque(case for case in todo if case.problem is None)
         attempts: Counter[str] = Counter()
-        with executor(
-            self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
-        ) as execute:
-            self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
-            for case in todo:
-                if case.problem is not None:
+        for case in todo:
+            if case.problem is not None:
+                if case.case_id in self.out_of_reach:
+                    self.unjournaled.append(case.problem)  # what was written still counts
+                    self.observer.ended(case.problem)
+                else:
                     self._record(case.problem, journal)
-                    if config.fail_fast:
-                        return
-            for case, outcome in execute(lambda: queue.popleft() if queue else None):
-                if isinstance(outcome, CommittedCase):
-                    self._record(self._checked(outcome), journal)
-                    continue
-                attempts[case.case_id] += 1
-                if outcome.retriable and attempts[case.case_id] <= config.retries:
-                    _LOG.warning("case %s: %s; again", case.case_id, outcome.message)
-                    queue.append(case)  # last, when there are fewest others to suffer with it
-                    continue
-                self._fail(case, outcome, journal)
                 if config.fail_fast:
                     return
-                if isinstance(outcome, DiskFull) and queue:
-                    self.observer.note(f"the disk is full: {len(queue)} cases are not started")
-                    queue.clear()
+        for case, outcome in execute(lambda: queue.popleft() if queue else None):
+            if isinstance(outcome, CommittedCase):
+                self._record(self._checked(outcome), journal)
+                continue
+            attempts[case.case_id] += 1
+            if outcome.retriable and attempts[case.case_id] <= config.retries:
+                _LOG.warning("case %s: %s; again", case.case_id, outcome.message)
+                queue.append(case)  # last, when there are fewest others to suffer with it
+                continue
+            self._fail(case, outcome, journal)
+            if config.fail_fast:
+                return
+            if isinstance(outcome, DiskFull) and queue:
+                self.observer.note(f"the disk is full: {len(queue)} cases are not started")
+                queue.clear()
 
     def _checked(self, record: CommittedCase) -> CommittedCase:
         if record.run_id != self.run_id:
@@ -257,12 +285,22 @@ class _Run:
         output.remove_temporary(config.output_dir)
         planned = {case.case_id for case in self.plan.cases}
         tally = Tally()
-        failures: list[FailedCase] = []
+        failures = list(self.unjournaled)
         index = output.IndexWriter(config.output_dir)
         for record in last_records(config.output_dir / output.JOURNAL):
-            self._count(record, planned, tally, failures, index)
+            if isinstance(record, CommittedCase):
+                tally.add(record)
+                index.add(record)
+            elif isinstance(record, FailedCase) and record.case_id in planned:
+                failures.append(record)
         index.close()
         output.write_failures(config.output_dir, failures)
+        remaining = len(self.plan.selected) - self.n_skipped - self.n_committed
+        if remaining:
+            # Files of cases that were stopped before they were committed.
+            for case_id, paths in output.find_slices(config.output_dir).items():
+                if case_id in planned.difference(tally.case_names):
+                    output.remove_slices(config.output_dir, paths)
         elapsed = time.monotonic() - self.started
         output.write_summary(
             config.output_dir,
@@ -282,22 +320,8 @@ class _Run:
             n_skipped=self.n_skipped,
             n_slices=self.n_slices,
             n_bytes=self.n_bytes,
-            remaining=len(self.plan.selected) - self.n_skipped - self.n_committed,
+            remaining=remaining,
             failures=tuple(failures),
             elapsed_seconds=elapsed,
             interrupted=interrupted,
         )
-
-    @staticmethod
-    def _count(
-        record: CaseRecord,
-        planned: set[str],
-        tally: Tally,
-        failures: list[FailedCase],
-        index: output.IndexWriter,
-    ) -> None:
-        if isinstance(record, CommittedCase):
-            tally.add(record)
-            index.add(record)
-        elif isinstance(record, FailedCase) and record.case_id in planned:
-            failures.append(record)

@@ -14,7 +14,7 @@ from typing import Any
 
 from dask_slicer.cases import Case
 from dask_slicer.config import RunConfig
-from dask_slicer.datasets import find_cases
+from dask_slicer.datasets import Dataset, find_cases
 from dask_slicer.errors import (
     DatasetError,
     MissingFile,
@@ -60,10 +60,13 @@ def make_plan(config: RunConfig) -> RunPlan:
         assigned = existing_splits(config.output_dir) if old is not None else {}
     dataset = find_cases(config.input_dir, include_test=config.include_test)
     notes = list(dataset.notes)
+    if config.prune:
+        here = {case.case_id for case in dataset.cases}
+        assigned = {case_id: split for case_id, split in assigned.items() if case_id in here}
     has_labels = any(case.label is not None for case in dataset.cases)
     if config.min_foreground > 0 and not has_labels:
         raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
-    groups = _groups(dataset.cases, config, notes)
+    groups = _groups(dataset, config, notes)
     cases, splits = _splits(dataset.cases, groups, config, assigned, notes)
     _check_only(config.only, cases)
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
@@ -89,6 +92,9 @@ def make_plan(config: RunConfig) -> RunPlan:
     with ThreadPoolExecutor(_HEADER_THREADS) as threads:
         described = tuple(threads.map(planned, cases))
     _note_unoriented(described, notes)
+    if not has_labels:
+        notes.append("no case has a label; slices will hold images only")
+    _note_empty_splits(described, config, notes)
     return RunPlan(
         config=config,
         layout=dataset.layout,
@@ -155,14 +161,26 @@ def _note_unoriented(cases: Iterable[CasePlan], notes: list[str]) -> None:
         )
 
 
+def _note_empty_splits(cases: Iterable[CasePlan], config: RunConfig, notes: list[str]) -> None:
+    filled = {case.split for case in cases if case.problem is None}
+    wanted = {case.split for case in cases}
+    if config.splits is None:
+        wanted |= {split for split, ratio in config.ratios().items() if ratio > 0}
+    empty = [split for split in SPLITS if split in wanted - filled]
+    if empty:
+        notes.append(f"no case that can be run is in {' or '.join(empty)}")
+
+
 # -- splits ----------------------------------------------------------------------------------------
 
 
-def _groups(cases: Iterable[Case], config: RunConfig, notes: list[str]) -> dict[str, str]:
+def _groups(dataset: Dataset, config: RunConfig, notes: list[str]) -> dict[str, str]:
     groups = {}
     unmatched = []
-    for case in cases:
-        group = case.group
+    for case in dataset.cases:
+        # What a manifest says stands; what a layout suggests gives way to a regex.
+        suggested = config.group_regex is not None and dataset.layout != "manifest"
+        group = None if suggested else case.group
         if group is None and config.group_regex is not None:
             group = _group_by_regex(case.case_id, config.group_regex)
             if group is None:
@@ -207,8 +225,6 @@ def _splits(
             f"{config.output_dir} was made with other splits: {name} was {assigned[name]}, is now "
             f"{given[name]} ({len(moved)} in all); use another --output_dir, or --overwrite"
         )
-    if config.splits is not None or len(given) == len(cases):
-        return list(cases), {**assigned, **given}
     # Cases of earlier runs that are gone from the dataset still hold their patient's split.
     everyone = {
         name: _group_by_regex(name, config.group_regex or "") or name
@@ -217,6 +233,9 @@ def _splits(
         for name in assigned
     }
     everyone |= groups
+    check_groups_whole({**assigned, **given}, everyone)
+    if config.splits is not None or len(given) == len(cases):
+        return list(cases), {**assigned, **given}
     splits = assign_splits(
         everyone, ratios=config.ratios(), seed=config.seed, assigned={**assigned, **given}
     )
@@ -226,6 +245,8 @@ def _splits(
 def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str]:
     described = _read_json(path)
     if isinstance(described, list):
+        if not described:
+            raise DatasetError(f"{path} holds no folds")
         if fold is None and len(described) > 1:
             raise DatasetError(f"{path} holds {len(described)} folds; choose one with --fold")
         if not (fold or 0) < len(described):

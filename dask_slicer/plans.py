@@ -14,7 +14,7 @@ import numpy as np
 from dask_slicer.cases import Case
 from dask_slicer.config import RunConfig, SliceSettings
 from dask_slicer.journal import FailedCase
-from dask_slicer.words import size, times
+from dask_slicer.words import count, size, times
 
 # Raised when the same settings and sources would come out as other bytes.
 FORMAT_VERSION = 1
@@ -230,7 +230,7 @@ def suggest_workers(
     limits = [
         (n_cpus, f"CPU: this process may use {n_cpus}"),
         (by_memory, f"memory: {size(memory_bytes)} holds {by_memory} workers of {size(peak)}"),
-        (max(n_cases, 1), f"there are only {n_cases} cases"),
+        (max(n_cases, 1), f"there is only {count(n_cases, 'case')}"),
     ]
     if rotational:
         limits.append((2, "disk: a spinning disk slows down with more than 2 readers"))

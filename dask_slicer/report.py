@@ -38,7 +38,7 @@ def plan_lines(plan: RunPlan) -> list[str]:
         most, likely = _output_bytes(plan)
         lines.append(
             f"Slices: {plan.n_slices} {plan.config.plane}, "
-            f"{(2 * plan.config.window_size + 1) * plan.n_modalities} channels, "
+            f"{count((2 * plan.config.window_size + 1) * plan.n_modalities, 'channel')}, "
             f"about {size(likely)} (at most {size(most)}) to {plan.config.output_dir}"
         )
     free = machine.free_bytes(plan.config.output_dir)
@@ -51,7 +51,7 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     """Print a plan: the cases, every problem, and what the run will take."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype"):
-        table.add_column(name, no_wrap=name != "case", overflow="fold")
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
     for case in plan.cases[:_MOST_ROWS]:
         table.add_row(*map(escape, _row(case)))
     console.print(table)
@@ -64,7 +64,7 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     for line in plan_lines(plan):
         say(line)
     for text in outliers(plan.cases)[:_MOST_ROWS]:
-        say(f"Unlike the rest: {text}")
+        say(f"Odd: {text}")
     needs = plan_needs(plan)
     say(
         f"Output: at most {needs['output_files']} files, {size(needs['output_bytes_estimate'])} "
@@ -76,10 +76,15 @@ def print_plan(plan: RunPlan, console: Console) -> None:
         f"{size(needs['memory_bytes'])} in this machine"
     )
     say(f"Suggested: --num_workers {needs['num_workers']} ({needs['num_workers_reason']})")
-    for problem in plan.problems:
-        say(f"Problem: {problem}", "red")
-    for failure in plan.failures:
-        say(f"Problem: {failure_line(failure)}", "red")
+    print_problems(plan, console)
+
+
+def print_problems(plan: RunPlan, console: Console) -> None:
+    """Print what is wrong with a plan's dataset and cases, nothing where all is well."""
+    for text in (*plan.problems, *map(failure_line, plan.failures)):
+        console.print(
+            f"Problem: {text}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def plan_json(plan: RunPlan) -> str:
@@ -136,7 +141,7 @@ def _output_bytes(plan: RunPlan) -> tuple[int, int]:
 
 def _row(case: CasePlan) -> tuple[str, ...]:
     if case.problem is not None:
-        return (case.case_id, case.split, case.problem.kind, "", "", "", "")
+        return (case.case_id, case.split, "", "cannot be run", "", "", "")
     n_slices, height, width = case.shape
     spacing = " × ".join(f"{step:.3g}" for step in case.spacing)
     return (

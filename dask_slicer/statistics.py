@@ -184,7 +184,9 @@ def _statistics_by_slabs(
     n_foreground = sums.n - sums.n_low
     clipped = intensities
     if percentiles is not None and n_foreground:
-        everything = np.concatenate([intensities(slab) for slab in _slabs(stored)])
+        everything = np.empty(stored.size)
+        for into, slab in zip(_slabs(everything), _slabs(stored), strict=True):
+            into[:] = intensities(slab)
         minimum, maximum = _percentiles_above(everything, sums.n_low, percentiles)
         del everything
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 import traceback
 import uuid
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from dask_slicer.config import SliceSettings
-from dask_slicer.errors import as_case_error
+from dask_slicer.errors import MissingFile, as_case_error
 from dask_slicer.geometry import align, reorient
 from dask_slicer.journal import CommittedCase
 from dask_slicer.nifti import read_voxels
@@ -110,15 +111,26 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
     output_dir = Path(target.output_dir)
     aside = output_dir / TEMPORARY / f"{case.case_id}.{uuid.uuid4().hex[:8]}"
     with _step("save", seconds):
+        if not output_dir.is_dir():
+            raise MissingFile(
+                f"{output_dir}: the output directory is not to be seen from {socket.gethostname()}"
+            )
+        place = output_dir / case.split
+        moved: list[Path] = []
         try:
+            aside.parent.mkdir(exist_ok=True)
             aside.mkdir()
             written = write_slices(stack, case, target.settings, aside, fsync=target.fsync)
-            place = output_dir / case.split
             place.mkdir(exist_ok=True)
             for path in sorted(aside.iterdir()):
-                os.replace(path, place / path.name)
+                moved.append(place / path.name)
+                os.replace(path, moved[-1])
             if target.fsync:
                 _fsync_directory(place)
+        except BaseException:  # Ctrl-C too: a case is whole or absent
+            for path in moved:
+                path.unlink(missing_ok=True)
+            raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return CommittedCase(

@@ -182,7 +182,9 @@ def test_an_input_that_is_missing_or_holds_no_case_says_what_was_searched(
 
 def test_an_output_directory_of_a_newer_version_is_refused(refused, tmp_path) -> None:
     (tmp_path / "slices").mkdir()
-    (tmp_path / "slices" / "config.yaml").write_text("input_dir: a\ntime_travel: true\n")
+    (tmp_path / "slices" / "config.yaml").write_text(
+        "# Written by dask-slicer\ninput_dir: a\ntime_travel: true\n"
+    )
     assert "was not made by this tool or version" in refused()
 
 
@@ -234,7 +236,7 @@ def test_a_manifest_cannot_name_a_case_that_would_be_written_elsewhere(
         ('{"train": ["liver_001"', "cannot read"),
         ("{}", "names none of the cases"),
         ('[{"train": ["liver_001"]}, {"train": ["liver_002"]}]', "choose one with --fold"),
-        ("[]", "0 folds"),
+        ("[]", "holds no folds"),
         ("3", "under train, val and test"),
         ("[" * 100_000, "cannot read"),
     ],
