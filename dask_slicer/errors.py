@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 
-# The steps a case goes through; a failure names the one it happened in.
-STEPS = ("plan", "load", "slice", "save")
-
 
 class DaskSlicerError(Exception):
     """Root of every error that this package raises on purpose; takes one message."""

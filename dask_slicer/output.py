@@ -10,7 +10,7 @@ import shutil
 import socket
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -262,10 +262,10 @@ def remove_temporary(output_dir: Path) -> None:
             continue  # not there, or not empty: both are as they should be
 
 
-def find_slices(output_dir: Path, *, splits: Sequence[str] = SPLITS) -> dict[str, dict[str, int]]:
-    """Return the slice files of every case, written or not: path relative to the output → bytes."""
+def find_slices(output_dir: Path) -> dict[str, dict[str, int]]:
+    """Return every case's slice files, journaled or not: path relative to the output → bytes."""
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for split in splits:
+    for split in SPLITS:
         try:
             entries = os.scandir(output_dir / split)
         except FileNotFoundError:
