@@ -34,6 +34,8 @@ class CommittedCase:
     Attributes
     ----------
     case_id, split : str
+    group : str
+        The patient: also when the case is gone, the others stay in its split.
     digest : str
         Of everything that decides the output, see `plans.case_digest`.
     shape : tuple of int
@@ -55,6 +57,7 @@ class CommittedCase:
     statistics: tuple[Statistics, ...]
     slices: tuple[WrittenSlice, ...]
     seconds: dict[str, float]
+    group: str = ""
     run_id: str = ""
     status: Literal["committed"] = "committed"
 

@@ -23,9 +23,9 @@ from dask_slicer.errors import (
     as_case_error,
 )
 from dask_slicer.geometry import Grid, align, axis_codes, spacing
-from dask_slicer.journal import FailedCase
+from dask_slicer.journal import CommittedCase, FailedCase, last_records
 from dask_slicer.nifti import NiftiHeader, read_header
-from dask_slicer.output import check_unchanged, existing_config, existing_splits
+from dask_slicer.output import JOURNAL, check_unchanged, existing_config, existing_splits
 from dask_slicer.plans import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.splits import SPLITS, assign_splits, check_groups_whole
 from dask_slicer.words import nearest, some
@@ -72,7 +72,7 @@ def make_plan(config: RunConfig) -> RunPlan:
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
 
     def planned(case: Case) -> CasePlan:
-        plan = CasePlan(case=case, split=splits[case.case_id])
+        plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
         try:
             if case.label is None and has_labels and not config.allow_missing_labels:
                 raise MissingLabel(
@@ -226,12 +226,13 @@ def _splits(
             f"{given[name]} ({len(moved)} in all); use another --output_dir, or --overwrite"
         )
     # Cases of earlier runs that are gone from the dataset still hold their patient's split.
-    everyone = {
-        name: _group_by_regex(name, config.group_regex or "") or name
-        if config.group_regex
-        else name
-        for name in assigned
-    }
+    everyone = {name: name for name in assigned}
+    if assigned.keys() - groups.keys():
+        everyone |= {
+            record.case_id: record.group or record.case_id
+            for record in last_records(config.output_dir / JOURNAL)
+            if isinstance(record, CommittedCase) and record.case_id in assigned
+        }
     everyone |= groups
     check_groups_whole({**assigned, **given}, everyone)
     if config.splits is not None or len(given) == len(cases):

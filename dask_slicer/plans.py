@@ -42,6 +42,8 @@ class CasePlan:
     ----------
     case : Case
     split : str
+    group : str
+        The patient; the case id where nothing else is known.
     digest : str
         Of everything that decides the output.
     sources : tuple of str
@@ -64,6 +66,7 @@ class CasePlan:
 
     case: Case
     split: str = ""
+    group: str = ""
     digest: str = ""
     sources: tuple[str, ...] = ()
     shape: tuple[int, int, int] = (0, 0, 0)

@@ -136,6 +136,7 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
     return CommittedCase(
         case_id=case.case_id,
         split=case.split,
+        group=case.group,
         digest=case.digest,
         shape=(len(stack.image), *stack.shape),
         spacing=case.spacing,

@@ -135,3 +135,25 @@ def test_a_plane_is_deflated_until_two_streams_agree(monkeypatch) -> None:
     streams = iter([right, b"longer", right, right])
     monkeypatch.setattr(npz, "_deflated", lambda view, level: next(streams))
     assert npz.piece(b"plane", level=1).stored.data == right
+
+
+def test_a_patient_keeps_the_split_of_a_case_that_has_left_the_manifest(
+    dataset, tmp_path, invoke
+) -> None:
+    def run_with(cases: dict[str, str]) -> dict[str, list[str]]:
+        lines = ["case_id,image,group"]
+        lines += [f"{name},{dataset.image_path(name)},{group}" for name, group in cases.items()]
+        (tmp_path / "cases.csv").write_text("\n".join(lines))
+        result = invoke(
+            *("run", "--input_dir", tmp_path / "cases.csv", "--output_dir", tmp_path / "slices"),
+            *("--num_workers", 0, "--train_ratio", 0.6, "--val_ratio", 0.2),
+        )
+        assert result.exit_code == 0, result.output
+        return json.loads((tmp_path / "slices" / "splits.json").read_text())
+
+    cases = {f"c{number:02d}": f"patient_{number}" for number in range(10)}
+    for name in (*cases, "new"):
+        dataset.add(name, label=None)
+    (gone, *_) = run_with(cases)["test"]
+    patient = cases.pop(gone)
+    assert "new" in run_with(cases | {"new": patient})["test"]
