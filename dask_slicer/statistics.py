@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from dask_slicer.errors import NonFinite
 from dask_slicer.volume import Voxels, in_memory_order
 
+# Sums are numpy's own, never a BLAS product: its last digits depend on the number of threads, and
+# the same input is to give the same bytes in this process and in a worker.
 # A slab of float64 of this many elements stays in a core's L2 cache.
 _SLAB = 1 << 16
 _SMALLEST_STD = 1e-8
@@ -120,8 +122,8 @@ def _statistics_by_histogram(
         intensities = intensities.clip(minimum, maximum)
     total = int(counts.sum())
     shift = intensities[0]
-    mean = shift + float(counts @ (intensities - shift)) / total
-    variance = float(counts @ (intensities - mean) ** 2) / total
+    mean = shift + float((counts * (intensities - shift)).sum()) / total
+    variance = float((counts * (intensities - mean) ** 2).sum()) / total
     return Statistics(
         mean=float(mean),
         std=_usable_std(variance),
@@ -245,7 +247,7 @@ class _Sums:
         self.n_low += above.size - int(np.count_nonzero(above))
         self.high = max(self.high, high)
         self.first += float(above.sum())
-        self.second += float(above @ above)
+        self.second += float(np.square(above).sum())
 
     def _lower(self, low: float) -> None:
         """Restate the sums for a new, lower minimum."""
@@ -277,7 +279,7 @@ def _moments_within(
         above -= shift
         n += above.size
         first += float(above.sum())
-        second += float(above @ above)
+        second += float(np.square(above).sum())
     n += n_clipped
     first += n_clipped * (low - shift)
     second += n_clipped * (low - shift) ** 2
