@@ -1,4 +1,4 @@
-"""How a case's slices are written as .npz files, each plane deflated once."""
+"""How a case's slices are written as .npz files, one deflated plane serving many windows."""
 
 from __future__ import annotations
 

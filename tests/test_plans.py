@@ -12,7 +12,9 @@ import pytest
 from click.testing import Result
 
 import dask_slicer
+from dask_slicer import execution
 from dask_slicer.cases import Case
+from dask_slicer.events import Observer
 from dask_slicer.plans import CasePlan, outliers, output_bytes, peak_bytes, suggest_workers
 
 GB = 10**9
@@ -124,3 +126,26 @@ def test_the_plan_names_every_problem_at_once_and_writes_nothing(
     assert "3 mm" in shift
     assert described["num_cases"] == 5
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "memory", "expected", "said"),
+    [(-1, 64 * GB, 8, ""), (-1, GB // 2, 2, "2 of 8 CPUs are used"), (4, GB // 2, 4, "2 fits")],
+    ids=["room for all CPUs", "lowered to what fits", "as asked, with a warning"],
+)
+def test_workers_are_lowered_to_what_memory_holds_only_where_none_were_asked_for(
+    dataset, tmp_path: Path, monkeypatch, num_workers: int, memory: int, expected: int, said: str
+) -> None:
+    dataset.add("small")
+    notes: list[str] = []
+    observer = Observer()
+    monkeypatch.setattr(observer, "note", notes.append)
+    monkeypatch.setattr(execution.machine, "cpu_count", lambda: 8)
+    monkeypatch.setattr(execution.machine, "memory_bytes", lambda: memory)
+    config = dask_slicer.RunConfig(
+        input_dir=dataset.root, output_dir=tmp_path / "slices", num_workers=num_workers
+    )
+    plan = dask_slicer.plan(config)
+    assert execution._n_workers(plan, 20, observer) == expected
+    assert said in " ".join(notes)
+    assert bool(notes) == bool(said)
