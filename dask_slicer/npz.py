@@ -1,9 +1,9 @@
 """How bytes become an .npz archive in which one deflated plane serves many slices.
 
 A raw deflate stream may be cut where it was fully flushed, and the pieces put together in another
-order: none refers to bytes before it. So a plane is deflated by itself, and every window that holds it
-uses the same piece; CRCs are combined, not recomputed. What comes out is a plain zip archive that
-`numpy.load`, `zipfile` and `unzip` read. Sources: RFC 1951 (deflate), PKWARE APPNOTE 6.3 (zip).
+order: none refers to bytes before it. So a plane is deflated by itself, and every window that holds
+it uses the same piece; CRCs are combined, not recomputed. What comes out is a plain zip archive
+that `numpy.load`, `zipfile` and `unzip` read. Sources: RFC 1951 (deflate), APPNOTE 6.3 (zip).
 """
 
 from __future__ import annotations
