@@ -9,18 +9,16 @@ import functools
 import io
 import logging
 import os
-import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 
 from dask_slicer.errors import DaskSlicerError, UsageError
+from dask_slicer.interrupts import Terminated, heard_once
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -29,12 +27,6 @@ _SETTINGS = {
     "max_content_width": 100,
 }
 _INTERRUPTED, _TERMINATED = 130, 143
-# Seconds that a stopped run has to tidy up.
-_PATIENCE = 10.0
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as batch systems send before they kill; handled like Ctrl-C."""
 
 
 class _Group(click.Group):
@@ -252,30 +244,8 @@ def _run(config: Any, *, verbose: int, quiet: bool) -> Any:
     from dask_slicer.display import RunDisplay
     from dask_slicer.pipeline import run as run_pipeline
 
-    with RunDisplay(_console(), quiet=quiet, details=verbose > 0) as display, _stopped_once():
+    with RunDisplay(_console(), quiet=quiet, details=verbose > 0) as display, heard_once():
         return run_pipeline(config, observer=display)
-
-
-@contextmanager
-def _stopped_once() -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into an exception, and let the run tidy up in peace.
-
-    Impatient ones that follow are heard again when that takes longer than it should.
-    """
-    stopped_at = -_PATIENCE
-
-    def stop(number: int, frame: object) -> None:
-        nonlocal stopped_at
-        if time.monotonic() - stopped_at >= _PATIENCE:
-            stopped_at = time.monotonic()
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _log(verbose: int, log_file: Path | None) -> None:

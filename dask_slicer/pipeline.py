@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_slicer import output
+from dask_slicer import interrupts, output
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, UsageError
 from dask_slicer.events import Observer, RunReport
@@ -218,7 +218,12 @@ class _Run:
                     self._record(case.problem, journal)
                 if config.fail_fast:
                     return
-        for case, outcome in execute(lambda: queue.popleft() if queue else None):
+
+        def next_case() -> CasePlan | None:
+            interrupts.check()
+            return queue.popleft() if queue else None
+
+        for case, outcome in execute(next_case):
             if isinstance(outcome, CommittedCase):
                 self._record(self._checked(outcome), journal)
                 continue

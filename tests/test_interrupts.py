@@ -1,0 +1,110 @@
+"""How signals become exceptions, also where Python drops exceptions."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+
+import pytest
+
+from dask_slicer import interrupts
+from dask_slicer.config import RunConfig
+from dask_slicer.events import Observer
+from dask_slicer.phantom import write_dataset
+from dask_slicer.pipeline import run
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+
+class Signals:
+    """Sends a signal where exceptions are dropped: in its destructor."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+def test_a_signal_becomes_an_exception_where_the_run_is() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts.heard_once():
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(interrupts.Terminated), interrupts.heard_once():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_second_signal_does_not_disturb_the_tidying_up() -> None:
+    tidied = []
+
+    @interrupts.heard_once()
+    def stopped_while_tidying() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            tidied.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_while_tidying()
+    assert tidied
+
+
+def test_handlers_are_as_before_afterwards_and_nothing_is_left_to_be_raised() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts.heard_once():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    interrupts.check()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_python_drops_is_raised_by_the_next_check(number, capsys) -> None:
+    expected = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: interrupts.Terminated}
+    reached = []
+
+    @interrupts.heard_once()
+    def check_before_and_after() -> None:
+        interrupts.check()
+        Signals(number)
+        gc.collect()
+        reached.append(True)
+        interrupts.check()
+
+    with pytest.raises(expected[number]):
+        check_before_and_after()
+    assert reached
+    assert capsys.readouterr().err == ""
+
+
+def test_other_exceptions_that_python_drops_are_still_told(monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr("sys.unraisablehook", lambda dropped: told.append(dropped.exc_type))
+
+    class Fails:
+        def __del__(self) -> None:
+            raise RuntimeError
+
+    with interrupts.heard_once():
+        Fails()
+        gc.collect()
+    assert told == [RuntimeError]
+
+
+def test_a_run_stops_before_its_next_case_after_a_signal_that_got_lost(tmp_path) -> None:
+    write_dataset(tmp_path / "scans", n_cases=4, shape=(16, 16, 8))
+
+    class SignalAfterTheFirst(Observer):
+        def ended(self, record) -> None:
+            Signals(signal.SIGTERM)
+            gc.collect()
+
+        def finished(self, report) -> None:
+            self.report = report
+
+    config = RunConfig(input_dir=tmp_path / "scans", output_dir=tmp_path / "slices", num_workers=0)
+    observer = SignalAfterTheFirst()
+    with pytest.raises(interrupts.Terminated), interrupts.heard_once():
+        run(config, observer=observer)
+    assert (observer.report.n_committed, observer.report.interrupted) == (1, True)
