@@ -21,20 +21,16 @@ from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
     SchedulerError,
-    Unexpected,
     WorkerLost,
     as_case_error,
 )
-from dask_slicer.journal import CommittedCase
-from dask_slicer.plans import CasePlan
+from dask_slicer.lots import Lot
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client, Future
 
 _LOG = logging.getLogger(__name__)
-
-Outcome = CommittedCase | CaseError
 
 # Each of these was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
 _SETTINGS = {
@@ -56,9 +52,9 @@ _SETTINGS = {
 }
 _CONNECT_SECONDS = 10
 _CLOSE_SECONDS = 3
-# Cases handed to the scheduler at a time, so that neither it nor we grow with the dataset.
+# Graphs handed to the scheduler at a time, so that neither it nor we grow with the dataset.
 _SMALLEST_WINDOW = 16
-_CASES_PER_THREAD = 4
+_GRAPHS_PER_THREAD = 4
 _MEMORY_EVENTS = "worker-restart-memory"
 
 
@@ -173,26 +169,27 @@ def performance_report(client: Client, path: Path) -> AbstractContextManager[obj
 
 def execute(
     client: Client,
-    next_case: Callable[[], CasePlan | None],
-    graph_of: Callable[[CasePlan], Delayed],
-) -> Iterator[tuple[CasePlan, Outcome]]:
-    """Run the graphs of cases on a client's workers; yield what became of each as it ends.
+    next_lot: Callable[[], Lot],
+    graph_of: Callable[[Lot], Delayed],
+) -> Iterator[tuple[Lot, Any]]:
+    """Run the graphs of lots of cases on a client's workers; yield what became of each as it ends.
 
-    A bounded number of cases is in flight. Results are released as they arrive: a held one would be
-    computed again when its worker dies.
+    A bounded number of graphs is in flight. Results are released as they arrive: a held one would
+    be computed again when its worker dies.
 
     Parameters
     ----------
     client : Client
-    next_case : callable
-        Returns the next case, None when there is none at present.
+    next_lot : callable
+        Returns the cases of the next graph, none when there are none at present.
     graph_of : callable
-        Returns the graph of a case.
+        Returns the graph of a lot.
 
     Yields
     ------
-    case : CasePlan
-    outcome : CommittedCase or CaseError
+    lot : tuple of CasePlan
+    result
+        What the graph came to, or a CaseError.
 
     Raises
     ------
@@ -201,24 +198,24 @@ def execute(
     """
     from distributed import as_completed
 
-    window = max(_SMALLEST_WINDOW, _CASES_PER_THREAD * n_threads(client))
-    lot = window // 4
-    in_flight: dict[Future[Any], CasePlan] = {}
+    window = max(_SMALLEST_WINDOW, _GRAPHS_PER_THREAD * n_threads(client))
+    refill = window // 4
+    in_flight: dict[Future[Any], Lot] = {}
     ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
     try:
         while True:
-            if len(in_flight) <= window - lot:
-                cases = _take(next_case, window - len(in_flight))
-                # In lots: one message to the scheduler, and it sees at once that there are many
+            if len(in_flight) <= window - refill:
+                lots = _take(next_lot, window - len(in_flight))
+                # Together: one message to the scheduler, and it sees at once that there are many
                 # loads, which it then queues.
-                futures = client.compute([graph_of(case) for case in cases])
-                in_flight |= dict(zip(futures, cases, strict=True))
+                futures = client.compute([graph_of(lot) for lot in lots])
+                in_flight |= dict(zip(futures, lots, strict=True))
                 ended.update(futures)
                 del futures
             if not in_flight:
                 return
             future, result = next(ended)
-            case = in_flight.pop(future)
+            lot = in_flight.pop(future)
             outcome = _outcome(client, future, result)
             key = future.key
             future.release()
@@ -226,7 +223,7 @@ def execute(
             if isinstance(outcome, CaseError):
                 # Run again while the client still knows the key, the old error would come back.
                 _wait_until_forgotten(client, key)
-            yield case, outcome
+            yield lot, outcome
     finally:
         if in_flight:
             _cancel(client, list(in_flight))
@@ -238,11 +235,11 @@ def _wait_until_forgotten(client: Client, key: Any) -> None:
         time.sleep(0.01)
 
 
-def _take(next_case: Callable[[], CasePlan | None], most: int) -> list[CasePlan]:
-    cases: list[CasePlan] = []
-    while len(cases) < most and (case := next_case()) is not None:
-        cases.append(case)
-    return cases
+def _take(next_lot: Callable[[], Lot], most: int) -> list[Lot]:
+    lots: list[Lot] = []
+    while len(lots) < most and (lot := next_lot()):
+        lots.append(lot)
+    return lots
 
 
 def _cancel(client: Client, futures: list[Future[Any]]) -> None:
@@ -253,13 +250,11 @@ def _cancel(client: Client, futures: list[Future[Any]]) -> None:
         _LOG.debug("could not cancel", exc_info=True)
 
 
-def _outcome(client: Client, future: Future[Any], result: Any) -> Outcome:
+def _outcome(client: Client, future: Future[Any], result: Any) -> Any:
     from distributed.scheduler import KilledWorker
 
     if future.status == "finished":
-        if isinstance(result, CommittedCase):
-            return result
-        return Unexpected(f"the save task returned {type(result).__name__}, not a record")
+        return result
     # A lost scheduler turns futures to `cancelled`, with an exception as if it were a result.
     if future.status != "error":
         raise SchedulerError("the connection to the Dask scheduler was lost")

@@ -10,17 +10,19 @@ from dask_slicer import machine
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError
 from dask_slicer.events import Observer
-from dask_slicer.graph import case_graph, compute_here, target_of
+from dask_slicer.graph import case_graph, compute_here, lot_graph, target_of
 from dask_slicer.journal import CommittedCase
+from dask_slicer.lots import Lot, Lots, NextCase
 from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.tasks import Target
 from dask_slicer.words import size
 
 if TYPE_CHECKING:
+    from dask.delayed import Delayed
     from distributed import Client
 
-NextCase = Callable[[], CasePlan | None]
-Execute = Callable[[NextCase], Iterator[tuple[CasePlan, CommittedCase | CaseError]]]
+Outcome = CommittedCase | CaseError
+Execute = Callable[[NextCase], Iterator[tuple[CasePlan, Outcome]]]
 
 
 @contextmanager
@@ -82,16 +84,36 @@ def executor(
             observer.note("--num_workers is ignored: the scheduler has its own workers")
         if config.performance_report is not None:
             stack.enter_context(cluster.performance_report(client, config.performance_report))
-        yield lambda next_case: cluster.execute(
-            client, next_case, lambda case: case_graph(case, target)
-        )
+        yield lambda next_case: _execute_on(client, next_case, n_cases, target)
 
 
-def _execute_here(
-    next_case: NextCase, target: Target
-) -> Iterator[tuple[CasePlan, CommittedCase | CaseError]]:
+def _execute_on(
+    client: Client, next_case: NextCase, n_cases: int, target: Target
+) -> Iterator[tuple[CasePlan, Outcome]]:
+    from dask_slicer import cluster
+
+    lots = Lots(next_case, n_cases=n_cases, n_threads=cluster.n_threads(client))
+    for lot, result in cluster.execute(client, lots.next, lambda lot: _graph(lot, target)):
+        if len(lot) == 1:
+            yield lot[0], result
+            continue
+        # A worker that died takes its whole lot with it. Whoever it was, and whatever else failed
+        # in company, is tried by itself before it is said to have failed.
+        outcomes = [result] * len(lot) if isinstance(result, CaseError) else result
+        for case, outcome in zip(lot, outcomes, strict=True):
+            if isinstance(outcome, CaseError):
+                lots.alone(case)
+            else:
+                yield case, outcome
+
+
+def _graph(lot: Lot, target: Target) -> Delayed:
+    return case_graph(lot[0], target) if len(lot) == 1 else lot_graph(lot, target)
+
+
+def _execute_here(next_case: NextCase, target: Target) -> Iterator[tuple[CasePlan, Outcome]]:
     while (case := next_case()) is not None:
-        outcome: CommittedCase | CaseError
+        outcome: Outcome
         try:
             outcome = compute_here(case_graph(case, target))
         except CaseError as error:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import dask.local
 from dask.delayed import Delayed, delayed
 
 from dask_slicer.config import RunConfig
 from dask_slicer.journal import CommittedCase
+from dask_slicer.lots import Lot
 from dask_slicer.plans import CasePlan, RunPlan
-from dask_slicer.tasks import Target, load_case, save_case, slice_case
-
-_LOAD = delayed(load_case)
-_SLICE = delayed(slice_case)
-_SAVE = delayed(save_case)
+from dask_slicer.tasks import (
+    Target,
+    load_case,
+    load_lot,
+    save_case,
+    save_lot,
+    slice_case,
+    slice_lot,
+)
 
 
 def target_of(config: RunConfig, *, run_id: str = "") -> Target:
@@ -46,9 +54,49 @@ def case_graph(case: CasePlan, target: Target) -> Delayed:
     Delayed
         Computes to a CommittedCase.
     """
-    loaded = _LOAD(case, target, dask_key_name=("load", case.case_id))
-    sliced = _SLICE(loaded, target, dask_key_name=("slice", case.case_id))
-    saved: Delayed = _SAVE(sliced, case, target, dask_key_name=("save", case.case_id))
+    return _chain(
+        case.case_id,
+        partial(load_case, case, target),
+        partial(slice_case, target=target),
+        partial(save_case, case=case, target=target),
+    )
+
+
+def lot_graph(cases: Lot, target: Target) -> Delayed:
+    """Return one graph of three tasks for several cases, so small that one each were too many.
+
+    A case that fails does not disturb the others.
+
+    Parameters
+    ----------
+    cases : tuple of CasePlan
+        Without problems.
+    target : Target
+
+    Returns
+    -------
+    Delayed
+        Computes to a list of CommittedCase or CaseError, one per case.
+    """
+    return _chain(
+        f"{cases[0].case_id} and {len(cases) - 1} more",
+        partial(load_lot, cases, target),
+        partial(slice_lot, target=target),
+        partial(save_lot, cases=cases, target=target),
+    )
+
+
+def _chain(
+    name: str,
+    load: Callable[..., object],
+    slice_: Callable[..., object],
+    save: Callable[..., object],
+) -> Delayed:
+    # Inputs are bound to the functions: Dask would search arguments for other tasks, down to the
+    # last field of every record.
+    loaded = delayed(load, pure=False)(dask_key_name=("load", name))
+    sliced = delayed(slice_, pure=False)(loaded, dask_key_name=("slice", name))
+    saved: Delayed = delayed(save, pure=False)(sliced, dask_key_name=("save", name))
     return saved
 
 

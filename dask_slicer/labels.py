@@ -59,14 +59,14 @@ def count_labels(plane: NDArray[np.integer]) -> dict[int, int]:
     >>> count_labels(np.array([[0, 2], [2, 7]], dtype=np.uint8))
     {2: 2, 7: 1}
     """
+    labelled = plane[plane != 0]
     if plane.dtype.itemsize <= 2:
-        counts = np.bincount(plane.reshape(-1))
+        counts = np.bincount(labelled)
         values = np.flatnonzero(counts)
         counts = counts[values]
     else:
-        values, counts = np.unique(plane, return_counts=True)
-    found = zip(values.tolist(), counts.tolist(), strict=True)
-    return {value: count for value, count in found if value != 0}
+        values, counts = np.unique(labelled, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]:

@@ -19,6 +19,10 @@ from dask_slicer.words import count, size, times
 # Raised when the same settings and sources would come out as other bytes.
 FORMAT_VERSION = 1
 
+# What a case costs beside its voxels, and each of its files, in bytes of voxels that are sliced in
+# the same time: 1 ms and 0.25 ms, at 80 MB/s.
+_WORK_PER_CASE, _WORK_PER_SLICE = 80_000, 20_000
+
 # What a worker holds before its first case: Python, numpy, distributed.
 WORKER_BASE_BYTES = 200_000_000
 # Of one npz file: member names, zip headers and npy headers; the fixed part of the metadata, in
@@ -87,6 +91,11 @@ class CasePlan:
     def has_label(self) -> bool:
         """Return whether slices of this case will have a label."""
         return self.case.label is not None
+
+    @property
+    def work(self) -> int:
+        """Return about how long it takes, in bytes of voxels."""
+        return self.voxel_bytes + self.shape[0] * _WORK_PER_SLICE + _WORK_PER_CASE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

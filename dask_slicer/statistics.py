@@ -136,16 +136,25 @@ def _statistics_by_histogram(
 def _histogram(stored: NDArray[np.generic]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the values that occur in 8 or 16 bit integers, ascending, and how often they do."""
     native = stored.dtype.newbyteorder("=")
-    bits = np.dtype(f"u{native.itemsize}")
-    n_values = 1 << (8 * native.itemsize)
-    counts = np.zeros(n_values, dtype=np.int64)
+    low, counts = 0, np.zeros(0, dtype=np.int64)
     for slab in _slabs(stored):
-        # Signed numbers are counted by their bits: -1 as 65,535.
-        counts += np.bincount(slab.astype(native, copy=False).view(bits), minlength=n_values)
-    values = np.arange(n_values, dtype=bits).view(native)
+        values = slab.astype(native, copy=False)
+        low, counts = _spanning(int(values.min()), int(values.max()), low, counts)
+        # A table of the values that there are, not of all 65,536: it stays in the L1 cache.
+        counts += np.bincount(np.subtract(values, low, dtype=np.intp), minlength=counts.size)
     occurring = np.flatnonzero(counts)
-    ascending = occurring[values[occurring].argsort()]
-    return values[ascending].astype(np.float64), counts[ascending]
+    return (occurring + low).astype(np.float64), counts[occurring]
+
+
+def _spanning(
+    first: int, last: int, low: int, counts: NDArray[np.int64]
+) -> tuple[int, NDArray[np.int64]]:
+    """Return a table of counts, and the value of its first, that has a place for first to last."""
+    if counts.size == 0:
+        return first, np.zeros(last - first + 1, dtype=np.int64)
+    above = max(last - (low + counts.size - 1), 0)
+    below = max(low - first, 0)
+    return low - below, np.pad(counts, (below, above)) if below or above else counts
 
 
 # -- everything else: slab by slab, in float64 ---------------------------------------------------

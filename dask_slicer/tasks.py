@@ -1,23 +1,26 @@
-"""What runs on a worker: load, slice and save one case, from a description to a small record."""
+"""What runs on a worker: load, slice and save a case, from a description to a small record."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import socket
+import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from dask_slicer.config import SliceSettings
-from dask_slicer.errors import MissingFile, as_case_error
+from dask_slicer.errors import CaseError, MissingFile, as_case_error
 from dask_slicer.geometry import align, reorient
 from dask_slicer.journal import CommittedCase
+from dask_slicer.lots import Lot
 from dask_slicer.nifti import read_voxels
 from dask_slicer.output import TEMPORARY
 from dask_slicer.planning import grids_of
@@ -27,6 +30,7 @@ from dask_slicer.store_npz import write_slices
 from dask_slicer.volume import Volume, Voxels
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,19 +113,19 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
     stack = sliced.made
     seconds = dict(sliced.seconds)
     output_dir = Path(target.output_dir)
-    aside = output_dir / TEMPORARY / f"{case.case_id}.{uuid.uuid4().hex[:8]}"
+    aside = output_dir / TEMPORARY / _own_name(os.getpid(), threading.get_ident())
     with _step("save", seconds):
         if not output_dir.is_dir():
             raise MissingFile(
                 f"{output_dir}: the output directory is not to be seen from {socket.gethostname()}"
             )
         place = output_dir / case.split
+        aside.parent.mkdir(exist_ok=True)
+        aside.mkdir(exist_ok=True)
+        place.mkdir(exist_ok=True)
         moved: list[Path] = []
         try:
-            aside.parent.mkdir(exist_ok=True)
-            aside.mkdir()
             written = write_slices(stack, case, target.settings, aside, fsync=target.fsync)
-            place.mkdir(exist_ok=True)
             for path in sorted(aside.iterdir()):
                 moved.append(place / path.name)
                 os.replace(path, moved[-1])
@@ -130,9 +134,8 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
         except BaseException:  # Ctrl-C too: a case is whole or absent
             for path in moved:
                 path.unlink(missing_ok=True)
-            raise
-        finally:
             shutil.rmtree(aside, ignore_errors=True)
+            raise
     return CommittedCase(
         case_id=case.case_id,
         split=case.split,
@@ -145,6 +148,44 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
         seconds=seconds,
         run_id=target.run_id,
     )
+
+
+def load_lot(cases: Lot, target: Target) -> list[Timed[Volume] | CaseError]:
+    """Return what `load_case` returns for each case, or raises: the others go on."""
+    return [_or_failure(load_case, case, target) for case in cases]
+
+
+def slice_lot(
+    loaded: list[Timed[Volume] | CaseError], target: Target
+) -> list[Timed[SliceStack] | CaseError]:
+    """Return what `slice_case` makes of each case that could be loaded."""
+    return [
+        one if isinstance(one, CaseError) else _or_failure(slice_case, one, target)
+        for one in loaded
+    ]
+
+
+def save_lot(
+    sliced: list[Timed[SliceStack] | CaseError], cases: Lot, target: Target
+) -> list[CommittedCase | CaseError]:
+    """Return what `save_case` makes of each case that could be sliced."""
+    return [
+        one if isinstance(one, CaseError) else _or_failure(save_case, one, case, target)
+        for one, case in zip(sliced, cases, strict=True)
+    ]
+
+
+def _or_failure(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | CaseError:
+    try:
+        return step(*args, **kwargs)
+    except CaseError as failure:
+        return failure
+
+
+@cache
+def _own_name(process_id: int, thread_id: int) -> str:
+    """Return a name that no other thread of any process on any machine has."""
+    return uuid.uuid4().hex
 
 
 @contextmanager

@@ -38,6 +38,7 @@ LAYERS = {
         "datasets",
         "journal",
         "layouts",
+        "lots",
         "manifest",
         "plans",
     ],

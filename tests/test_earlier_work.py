@@ -10,7 +10,6 @@ import pytest
 from click.testing import Result
 
 import dask_slicer
-from dask_slicer import npz
 from dask_slicer.errors import MissingFile
 from dask_slicer.tasks import Target, load_case, save_case, slice_case
 
@@ -128,13 +127,6 @@ def test_an_output_directory_that_a_worker_cannot_see_is_named(dataset, tmp_path
     with pytest.raises(MissingFile, match="not to be seen from") as caught:
         save_case(sliced, case, target)
     assert caught.value.step == "save"
-
-
-def test_a_plane_is_deflated_until_two_streams_agree(monkeypatch) -> None:
-    right = npz._deflated(memoryview(b"plane"), 1)
-    streams = iter([right, b"longer", right, right])
-    monkeypatch.setattr(npz, "_deflated", lambda view, level: next(streams))
-    assert npz.piece(b"plane", level=1).stored.data == right
 
 
 def test_a_patient_keeps_the_split_of_a_case_that_has_left_the_manifest(
