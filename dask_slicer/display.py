@@ -106,8 +106,10 @@ class RunDisplay(Observer):
         for line in report_lines(report):
             self._say(line)
         if self._quiet:
-            for failure in report.failures:
+            for failure in report.failures[:_MOST_FAILURES]:
                 self._print(f"Failed: {failure_line(failure)}")
+            if more := len(report.failures[_MOST_FAILURES:]):
+                self._print(f"Failed: {more} more, see {report.output_dir}/failures.csv")
 
     def _start_progress(self) -> None:
         if not self._console.is_terminal:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import nibabel.orientations as nio
@@ -87,7 +88,7 @@ def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.flo
     """
     if plane in _STORED:
         return np.array(_STORED[plane], dtype=np.float64)
-    stored = nio.io_orientation(affine)
+    stored = _io_orientation(affine)
     if not np.isfinite(stored).all():
         raise GeometryMismatch("the affine is singular; repair the header's sform or qform")
     target = nio.axcodes2ornt(_ANATOMICAL[plane])
@@ -115,10 +116,23 @@ def matching_orientation(
     GeometryMismatch
         If some axis of the array lies along none of the grid's.
     """
-    relative = np.linalg.inv(reference) @ affine
-    orientation = np.asarray(nio.io_orientation(relative), dtype=np.float64)
+    orientation = _io_orientation(np.linalg.inv(reference) @ affine)
     if not np.isfinite(orientation).all():
         raise GeometryMismatch("the axes cannot be laid along those of the image")
+    return orientation
+
+
+def _io_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the closest orientation of an affine; where the array lies is of no matter to it."""
+    return _io_orientation_of(np.ascontiguousarray(affine[:3, :3]).tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _io_orientation_of(rotation: bytes) -> NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[:3, :3] = np.frombuffer(rotation).reshape(3, 3)
+    orientation = np.asarray(nio.io_orientation(affine), dtype=np.float64)
+    orientation.flags.writeable = False
     return orientation
 
 
@@ -171,7 +185,7 @@ def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
 
 def axis_codes(affine: NDArray[np.float64]) -> str:
     """Return where the array axes point to, such as 'RAS'."""
-    return "".join(nio.aff2axcodes(affine))
+    return "".join(nio.ornt2axcodes(_io_orientation(affine)))
 
 
 def grid_distance(
@@ -271,6 +285,9 @@ def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64],
     affine = reorient_affine(first.affine, first.shape, orientation)
     orientations = [orientation]
     for grid in grids[1:]:
+        if grid.shape == first.shape and np.array_equal(grid.affine, first.affine):
+            orientations.append(orientations[0])
+            continue
         orientation = matching_orientation(grid.affine, reference=affine)
         check_same_grid(
             affine,

@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_lib
+from isal import igzip, igzip_lib, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -38,6 +38,10 @@ from dask_slicer.words import times
 _GZIP = b"\x1f\x8b"
 # Bytes that hold any header.
 _HEAD = nib.Nifti2Header.sizeof_hdr
+# Deflated or not, they are among these.
+_FIRST_READ = 4096
+# Of a deflate stream within gzip's header and trailer, as zlib's functions want it.
+_GZIP_WINDOW = 31
 # nibabel tells of odd headers as it repairs them; users have no use for it.
 _UNHEARD = logging.getLogger(f"{__name__}.unheard")
 _UNHEARD.disabled = True
@@ -112,11 +116,10 @@ def read_header(path: str | Path) -> NiftiHeader:
     try:
         file_bytes = _size_of_file(path)
         with open(path, "rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(_FIRST_READ)
         gzipped = head.startswith(_GZIP)
         if gzipped:
-            with _inflating(path) as inflating:
-                head = inflating.read(_HEAD)
+            head = _inflated_head(head, path)
         header = _parse(head, path, file_bytes=file_bytes, gzipped=gzipped)
         _check_backed(header)
     except (OSError, MemoryError) as error:
@@ -170,6 +173,17 @@ def _size_of_file(path: str) -> int:
     if status.st_size == 0:
         raise CorruptFile("the file has zero bytes; copy it again")
     return status.st_size
+
+
+def _inflated_head(head: bytes, path: str) -> bytes:
+    """Return the first bytes of a gzip file, from those that were read if they suffice."""
+    # Damage is told of below. The stubs of isal do not say that its error is a class.
+    with suppress(isal_zlib.error):  # type: ignore[arg-type]
+        inflated: bytes = isal_zlib.decompressobj(_GZIP_WINDOW).decompress(head, _HEAD)
+        if len(inflated) == _HEAD:
+            return inflated
+    with _inflating(path) as file:
+        return file.read(_HEAD)
 
 
 @contextmanager

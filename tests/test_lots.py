@@ -1,0 +1,108 @@
+"""Small cases share a graph; large ones, and those that failed in company, have their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+import dask_slicer
+from dask_slicer.cases import Case
+from dask_slicer.graph import lot_graph, target_of
+from dask_slicer.lots import Lots
+from dask_slicer.plans import CasePlan
+
+SMALL, MEDIUM, LARGE = 4_000, 2_000_000, 20_000_000
+
+
+def lots_of(sizes: list[int], *, n_threads: int = 1) -> Lots:
+    cases = iter(
+        CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=size, shape=(8, 16, 16))
+        for number, size in enumerate(sizes)
+    )
+    return Lots(lambda: next(cases, None), n_cases=len(sizes), n_threads=n_threads)
+
+
+def lengths(lots: Lots) -> list[int]:
+    dealt = []
+    while lot := lots.next():
+        dealt.append(len(lot))
+    return dealt
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_threads", "expected"),
+    [
+        pytest.param([], 1, [], id="none"),
+        pytest.param([LARGE] * 3, 1, [1, 1, 1], id="large"),
+        pytest.param([SMALL] * 400, 1, [32] * 12 + [16], id="small"),
+        pytest.param([SMALL] * 400, 20, [5] * 80, id="every_thread_gets_four"),
+        pytest.param([SMALL] * 8, 4, [1] * 8, id="few"),
+        pytest.param([MEDIUM] * 14, 1, [3, 3, 3, 3, 2], id="medium"),
+        pytest.param([SMALL, LARGE] * 8, 1, [1] * 16, id="a_large_one_ends_a_lot"),
+        pytest.param([LARGE, *[SMALL] * 11], 1, [1, 3, 3, 3, 2], id="small_ones_after_a_large"),
+    ],
+)
+def test_cases_are_put_together_until_they_are_worth_a_graph(sizes, n_threads, expected) -> None:
+    assert lengths(lots_of(sizes, n_threads=n_threads)) == expected
+
+
+def test_every_case_is_dealt_once_and_in_order() -> None:
+    lots = lots_of([SMALL, SMALL, LARGE, MEDIUM, SMALL, LARGE, LARGE, SMALL] * 5)
+    dealt = []
+    while lot := lots.next():
+        dealt += [int(case.case_id) for case in lot]
+    assert dealt == list(range(40))
+
+
+def test_a_case_that_is_to_run_alone_comes_next_and_by_itself() -> None:
+    lots = lots_of([SMALL] * 64)
+    first = lots.next()
+    assert len(first) == 16
+    lots.alone(first[3])
+    lots.alone(first[5])
+    assert (lots.next(), lots.next()) == ((first[3],), (first[5],))
+    assert lengths(lots) == [16, 16, 16]
+
+
+def test_a_graph_of_several_cases_has_three_tasks_named_after_the_steps(dataset, tmp_path) -> None:
+    for case_id in "abc":
+        dataset.add(case_id)
+    config = dask_slicer.RunConfig(input_dir=dataset.root, output_dir=tmp_path / "slices")
+    config.output_dir.mkdir()
+    graph = lot_graph(dask_slicer.plan(config).cases, target_of(config))
+    assert sorted(graph.__dask_graph__().keys()) == [
+        (step, "a and 2 more") for step in ("load", "save", "slice")
+    ]
+    records = graph.compute(scheduler="synchronous")
+    assert [record.case_id for record in records] == ["a", "b", "c"]
+    assert len(list(config.output_dir.glob("*/*.npz"))) == sum(len(r.slices) for r in records) > 0
+
+
+def test_a_bad_case_fails_by_itself_and_the_others_of_its_lot_are_written(
+    dataset, tmp_path, invoke
+) -> None:
+    names = [f"c{number:02d}" for number in range(24)]
+    for name in names:
+        dataset.add(name)
+    for name in ("c04", "c05"):  # the header is fine, the voxels are not: the worker finds out
+        whole = bytearray(dataset.image_path(name).read_bytes())
+        whole[-8] ^= 0xFF
+        dataset.image_path(name).write_bytes(whole)
+    output = tmp_path / "slices"
+    result = invoke(
+        *("run", "--input_dir", dataset.root, "--output_dir", output, "--num_workers", 2),
+        *("--dashboard_address", "none"),
+    )
+    assert result.exit_code == 1
+    failures = list(csv.DictReader((output / "failures.csv").open()))
+    assert [(f["case_id"], f["step"], f["kind"]) for f in failures] == [
+        ("c04", "load", "CorruptFile"),
+        ("c05", "load", "CorruptFile"),
+    ]
+    records = [json.loads(line) for line in (output / "journal.jsonl").read_text().splitlines()]
+    assert sorted(record["case_id"] for record in records) == names
+    good = {record["case_id"] for record in records if record["status"] == "committed"}
+    assert good == set(names) - {"c04", "c05"}
+    assert {path.name[:3] for path in output.glob("*/*.npz")} == good
