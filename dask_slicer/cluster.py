@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 import psutil
 
-from dask_slicer import interrupts
+from dask_slicer import forking, interrupts
 from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
@@ -34,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 
 # Each of these was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
 _SETTINGS = {
+    "distributed.worker.multiprocessing-method": forking.METHOD,
     # Exactly one loaded volume a worker; the default holds two.
     "distributed.scheduler.worker-saturation": 1.0,
     # Arrays stay where they were loaded.
@@ -48,7 +49,6 @@ _SETTINGS = {
     "distributed.scheduler.worker-ttl": "120s",
     "distributed.comm.timeouts.tcp": "20s",
     "distributed.comm.timeouts.connect": "10s",
-    "distributed.worker.multiprocessing-method": "spawn",
 }
 _CONNECT_SECONDS = 10
 _CLOSE_SECONDS = 3
@@ -80,6 +80,7 @@ def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -
     level = logging.WARNING if debugging else logging.CRITICAL
     logging.getLogger("distributed").setLevel(level)
     names = {"logging.distributed": logging.getLevelName(level).lower()}
+    forking.prepare()
     with dask.config.set(_SETTINGS | names), ExitStack() as stack:
         with interrupts.deferred(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that we print is the true one.

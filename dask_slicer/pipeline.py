@@ -15,7 +15,7 @@ from dask_slicer import interrupts, output
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, UsageError
 from dask_slicer.events import Observer, RunReport
-from dask_slicer.execution import Execute, executor
+from dask_slicer.execution import Execute, executor, prepare
 from dask_slicer.journal import (
     CommittedCase,
     FailedCase,
@@ -69,6 +69,7 @@ def run(
     _check_report_place(config.performance_report)
     output.existing_config(config.output_dir)  # no lock is put into what is not ours
     with output.locked(config.output_dir) as notes:
+        prepare(config, client)
         plan = make_plan(config)
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
@@ -108,6 +109,7 @@ class _Run:
     def execute(self) -> RunReport:
         try:
             self._settle_and_run()
+            report = self._finish()
         except KeyboardInterrupt:
             self.observer.finished(self._finish(interrupted=True))
             raise
@@ -122,8 +124,6 @@ class _Run:
             with suppress(OSError):  # whatever it was, what is done stays usable
                 self._finish()
             raise
-        else:
-            report = self._finish()
         self.observer.finished(report)
         return report
 

@@ -47,6 +47,7 @@ LAYERS = {
         "cluster",
         "events",
         "execution",
+        "forking",
         "graph",
         "interrupts",
         "machine",

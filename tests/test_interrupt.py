@@ -244,6 +244,8 @@ def said_to_be_run(text: str) -> int:
 def assert_stopped_tidily(stopped: subprocess.Popen[str], status: int) -> None:
     # 5 s are promised; a machine that runs other tests meanwhile may take longer.
     stdout, stderr = stopped.communicate(timeout=15)
+    if f"of {N_CASES} cases (" in stdout:
+        pytest.skip("it was done before the signal came")
     assert stopped.returncode == status, stdout + stderr
     assert "Traceback" not in stdout + stderr
     assert "the same command continues" in stdout
@@ -252,7 +254,7 @@ def assert_stopped_tidily(stopped: subprocess.Popen[str], status: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "send", "n_workers", "status"), STOPS)
-@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 0.4, 0.8])
 def test_a_run_that_is_stopped_while_its_workers_start_ends_tidily_too(
     start, tmp_path, number, send, n_workers, status, seconds
 ) -> None:
