@@ -5,20 +5,19 @@ Nothing heavy is imported here; help must come at once.
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import click
 
 from dask_slicer.errors import DaskSlicerError, UsageError
 from dask_slicer.interrupts import Terminated, heard_once
+from dask_slicer.options import ConfigCommand, build_config_of, verbosity_options
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -58,61 +57,6 @@ class _Group(click.Group):
         return status
 
 
-class _ConfigCommand(click.Command):
-    """A command with an option for every setting; they are made when first needed."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*_config_options(), *super().get_params(ctx)]
-
-
-@functools.cache
-def _config_options() -> tuple[click.Option, ...]:
-    """Return the options that stand for the fields of the configuration."""
-    from dask_slicer.config import RunConfig
-
-    order = ("input_dir", "output_dir", *RunConfig.model_fields)
-    options = [_option(name, RunConfig.model_fields[name]) for name in dict.fromkeys(order)]
-    config = click.Option(
-        ["--config"],
-        metavar="FILE|NAME",
-        help="YAML file, or one of the shipped configurations. The command line wins over it.",
-    )
-    no_normalize = click.Option(
-        ["--no_normalize"], is_flag=True, default=None, help="The same as --normalize none."
-    )
-    return (*options[:2], config, *options[2:], no_normalize)
-
-
-def _option(name: str, field: Any) -> click.Option:
-    annotation = _plain(field.annotation)
-    text = field.description
-    default = field.get_default()
-    if annotation is bool:
-        return click.Option([f"--{name}"], is_flag=True, default=None, help=text)
-    if default not in (None, ()) and not field.is_required():
-        text += f" [default: {default}]"
-    kind: Any = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(
-        annotation, click.STRING
-    )
-    if get_origin(annotation) is Literal:
-        kind = click.Choice(get_args(annotation))
-    if get_origin(annotation) is tuple:
-        return click.Option(
-            [f"--{name}"], multiple=True, default=None, metavar="CASE_ID...", help=text
-        )
-    return click.Option([f"--{name}"], type=kind, default=None, help=text)
-
-
-def _plain(annotation: Any) -> Any:
-    """Return the type behind `X | None` and `Annotated[X, ...]`."""
-    if get_origin(annotation) in (Literal, tuple):
-        return annotation
-    for inner in get_args(annotation):
-        if inner is not type(None):
-            return _plain(inner)
-    return annotation
-
-
 @click.group(cls=_Group, context_settings=_SETTINGS)
 @click.version_option(package_name="dask_slicer")
 def main() -> None:
@@ -122,14 +66,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that lacks × must not stop a run
 
 
-def _verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
-    louder = "Say more, with tracebacks of what was not foreseen; -vv: Dask's warnings too."
-    command = click.option("-v", "--verbose", count=True, help=louder)(command)
-    return click.option("-q", "--quiet", is_flag=True, help="Print only what went wrong.")(command)
-
-
-@main.command(cls=_ConfigCommand)
-@_verbosity_options
+@main.command(cls=ConfigCommand)
+@verbosity_options
 @click.argument("more_cases", nargs=-1, metavar="")
 @click.pass_context
 def run(
@@ -137,15 +75,15 @@ def run(
 ) -> None:
     """Make slices of a dataset; the same command again continues where it stopped."""
     ctx.meta["verbose"] = verbose
-    config = _build_config(options, more_cases)
+    config = build_config_of(options, more_cases)
     _log(verbose, config.log_file)
     report = _run(config, verbose=verbose, quiet=quiet)
     ctx.exit(1 if report.remaining else 0)
 
 
-@main.command(cls=_ConfigCommand)
+@main.command(cls=ConfigCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-@_verbosity_options
+@verbosity_options
 @click.argument("more_cases", nargs=-1, metavar="")
 @click.pass_context
 def plan(
@@ -159,7 +97,7 @@ def plan(
 ) -> None:
     """Show what `run` would do, from headers alone: cases, problems, disk, memory, workers."""
     ctx.meta["verbose"] = verbose
-    config = _build_config(options, more_cases)
+    config = build_config_of(options, more_cases)
     from dask_slicer.planning import make_plan
     from dask_slicer.report import plan_json, print_plan, print_problems
 
@@ -188,7 +126,7 @@ def plan(
     show_default=True,
     help="Worker processes; 0: in this process; -1: all CPUs this process may use.",
 )
-@_verbosity_options
+@verbosity_options
 @click.pass_context
 def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:
     """Write a small dataset of made-up scans, slice it, and say where to look."""
@@ -212,6 +150,78 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     ctx.exit(1 if report.remaining else 0)
 
 
+@main.command(cls=ConfigCommand)
+@click.option(
+    "--workers",
+    metavar="N,N...",
+    help="Numbers of workers to try, such as 0,1,2,4. [default: powers of 2 up to all CPUs]",
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=3, show_default=True, help="Runs with each number."
+)
+@click.option(
+    "--cases",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="At most so many cases, spread over the dataset.",
+)
+@verbosity_options
+@click.argument("more_cases", nargs=-1, metavar="")
+@click.pass_context
+def benchmark(
+    ctx: click.Context,
+    /,
+    workers: str | None,
+    repeats: int,
+    cases: int,
+    verbose: int,
+    quiet: bool,
+    more_cases: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Try several numbers of workers on a dataset, or on phantoms, and say which to use.
+
+    Slices go to scratch directories in --output_dir [default: dask_slicer_benchmark], which gets
+    results.json and speedup.png.
+    """
+    ctx.meta["verbose"] = verbose
+    if options["num_workers"] is not None:
+        raise UsageError("benchmark takes --workers N,N... instead of --num_workers")
+    options["output_dir"] = options["output_dir"] or "dask_slicer_benchmark"
+    if options["input_dir"] is None and options["config"] is None:
+        options["input_dir"] = Path(options["output_dir"], "phantoms")
+    numbers = None if workers is None else _numbers(workers)
+    config = build_config_of(options, more_cases)
+    _log(verbose, config.log_file)
+    from dask_slicer.benchmark import run_benchmark
+
+    console = _console()
+    with heard_once():
+        verdict = run_benchmark(
+            config,
+            workers=numbers,
+            repeats=repeats,
+            n_cases=cases,
+            say=lambda what: None if quiet else console.print(what, markup=False, highlight=False),
+        )
+    click.echo(
+        f"Use --num_workers {verdict.num_workers}. Bottleneck: {verdict.bottleneck} "
+        f"({verdict.reason})"
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Return numbers of workers, each once, in the order given."""
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 0:
+        raise UsageError(f"--workers must be numbers from 0 up with commas between, got {text}")
+    return numbers
+
+
 def _next_commands(phantoms: Path, slices: Path) -> str:
     rows = (slices / "slices.csv").read_text(encoding="utf-8").splitlines()
     _, _, _, path, *_ = rows[len(rows) // 2].split(",")
@@ -223,21 +233,6 @@ def _next_commands(phantoms: Path, slices: Path) -> str:
         f'  python -c "import numpy as np; '
         f"print(np.load('{slices}/{path}')['image'].shape)\""
     )
-
-
-def _build_config(options: dict[str, Any], more_cases: tuple[str, ...]) -> Any:
-    """Return the configuration that the options, and the file they name, amount to."""
-    from dask_slicer.configfile import build_config
-
-    base = options.pop("config")
-    if more_cases and not options["only"]:
-        raise UsageError(f"there is no place for {more_cases[0]!r}; options start with --")
-    options["only"] = (*options["only"], *more_cases) if options["only"] else None
-    if options.pop("no_normalize"):
-        if options["normalize"] not in (None, "none"):
-            raise UsageError(f"--no_normalize contradicts --normalize {options['normalize']}")
-        options["normalize"] = "none"
-    return build_config(options, base=base)
 
 
 def _run(config: Any, *, verbose: int, quiet: bool) -> Any:

@@ -51,11 +51,13 @@ LAYERS = {
         "graph",
         "interrupts",
         "machine",
+        "measuring",
         "pipeline",
         "planning",
+        "sweep",
         "tasks",
     ],
-    "faces": ["__init__", "__main__", "cli", "display", "report"],
+    "faces": ["__init__", "__main__", "benchmark", "cli", "display", "options", "report"],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEIGHT = {layer: height for height, layer in enumerate(LAYERS)}

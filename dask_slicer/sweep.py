@@ -1,0 +1,195 @@
+"""Runs with several numbers of workers, what they come to, and which number to use."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from dask_slicer.config import RunConfig
+from dask_slicer.errors import DatasetError, UsageError
+from dask_slicer.measuring import Measurement, measure
+from dask_slicer.planning import make_plan
+from dask_slicer.words import count
+
+# A worker that has a case in hand for less of the time is waiting for the scheduler.
+_BUSY = 0.75
+# One that has, and uses its CPU for less of the time, is waiting for the disk.
+_COMPUTING = 0.75
+# More workers must be this much faster to be worth their memory.
+_WORTH = 1.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Repeats with one number of workers: medians, and what follows from them.
+
+    Attributes
+    ----------
+    speedup : float
+        Against one worker, or against the fewest that were tried.
+    efficiency : float
+        Speed-up per worker.
+    """
+
+    n_workers: int
+    seconds: float
+    speedup: float
+    efficiency: float
+    slices_per_second: float
+    megabytes_in_per_second: float
+    megabytes_out_per_second: float
+    peak_rss: int
+    busy: float
+    cpu: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What holds the best run back, and how many workers to use."""
+
+    num_workers: int
+    bottleneck: str
+    reason: str
+
+
+def rows(measurements: Iterable[Measurement], *, n_cpus: int) -> list[Row]:
+    """Return a row for each number of workers, fewest first.
+
+    Parameters
+    ----------
+    measurements : iterable of Measurement
+    n_cpus : int
+        Of this machine: more workers than that cannot compute at once.
+    """
+    by_workers: dict[int, list[Measurement]] = {}
+    for one in measurements:
+        by_workers.setdefault(one.n_workers, []).append(one)
+    made = {n: _medians(by_workers[n]) for n in sorted(by_workers)}
+    base = 1 if 1 in made else min(made)
+    found = []
+    for n_workers, figures in made.items():
+        one = by_workers[n_workers][0]
+        seconds = figures["seconds"]
+        at_once = max(n_workers, 1)
+        speedup = made[base]["seconds"] / seconds
+        found.append(
+            Row(
+                n_workers=n_workers,
+                seconds=seconds,
+                speedup=speedup,
+                efficiency=speedup * max(base, 1) / at_once,
+                slices_per_second=one.n_slices / seconds,
+                megabytes_in_per_second=one.bytes_in / seconds / 1e6,
+                megabytes_out_per_second=one.bytes_out / seconds / 1e6,
+                peak_rss=int(figures["peak_rss"]),
+                busy=figures["busy_seconds"] / seconds / at_once,
+                cpu=figures["cpu_seconds"] / seconds / min(at_once, n_cpus),
+            )
+        )
+    return found
+
+
+def _medians(repeats: Sequence[Measurement]) -> dict[str, float]:
+    names = ("seconds", "busy_seconds", "cpu_seconds", "peak_rss")
+    return {name: median(getattr(one, name) for one in repeats) for name in names}
+
+
+def judge(table: Sequence[Row], *, n_cpus: int) -> Verdict:
+    """Return the fewest workers that are about as fast as any, and what holds them back."""
+    fastest = min(row.seconds for row in table)
+    best = next(row for row in table if row.seconds <= fastest * _WORTH)
+    if best.busy < _BUSY:
+        bottleneck = "scheduler"
+        reason = (
+            f"workers have a case in hand for {best.busy:.0%} of the time: cases are too small, or "
+            "too few, for more workers"
+        )
+    elif best.cpu < _COMPUTING:
+        bottleneck = "disk"
+        reason = (
+            f"workers compute for {best.cpu:.0%} of the time and wait for files to be read or "
+            "written in the rest"
+        )
+    else:
+        bottleneck = "CPU"
+        reason = f"workers compute for {min(best.cpu, 1.0):.0%} of the time"
+        if best.n_workers < n_cpus and best is table[-1]:
+            reason += f"; {count(n_cpus, 'CPU')} are there, more workers were not tried"
+    return Verdict(num_workers=best.n_workers, bottleneck=bottleneck, reason=reason)
+
+
+def default_workers(n_cpus: int) -> tuple[int, ...]:
+    """Return numbers of workers worth trying: 0, 1, 2, 4 … and all CPUs.
+
+    Examples
+    --------
+    >>> default_workers(2), default_workers(12)
+    ((0, 1, 2), (0, 1, 2, 4, 8, 12))
+    """
+    powers = [1 << power for power in range(n_cpus.bit_length())]
+    return (0, *sorted({*(n for n in powers if n <= n_cpus), n_cpus}))
+
+
+def choose_cases(config: RunConfig, *, n_cases: int) -> RunConfig:
+    """Return a configuration of so many cases of a dataset, all of them sound.
+
+    Raises
+    ------
+    UsageError
+        If the configuration is for a scheduler.
+    DatasetError
+        If no case can be run.
+    """
+    if config.scheduler is not None or config.scheduler_file is not None:
+        raise UsageError("benchmark starts workers of its own; leave out --scheduler")
+    # Nothing is written by a plan; scratch directories will lie within the output directory.
+    made = make_plan(config.model_copy(update={"output_dir": config.output_dir / "scratch"}))
+    sound = [case.case_id for case in made.selected if case.problem is None]
+    if made.problems or not sound:
+        raise DatasetError("; ".join(made.problems) or "no case of the dataset can be run")
+    # Spread over the dataset, which may be sorted by scanner or by size.
+    step = max(len(sound) / n_cases, 1.0)
+    only = tuple(sound[int(number * step)] for number in range(min(n_cases, len(sound))))
+    return config.model_copy(update={"only": only})
+
+
+def sweep(
+    config: RunConfig,
+    *,
+    workers: Sequence[int],
+    repeats: int,
+    tell: Callable[[Measurement], None],
+) -> list[Measurement]:
+    """Run a configuration with several numbers of workers, in turn, into scratch directories.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Its output directory is where scratch directories are made; they are removed.
+    workers : sequence of int
+    repeats : int
+        A B C A B C …: a machine that slows down meanwhile hits all alike.
+    tell : callable
+        Is given every measurement as it is made.
+    """
+    found = []
+    for _ in range(repeats):
+        for n_workers in workers:
+            scratch = Path(tempfile.mkdtemp(prefix="scratch_", dir=config.output_dir))
+            try:
+                changes = {"num_workers": n_workers, "output_dir": scratch / "slices"}
+                one = measure(config.model_copy(update=changes))
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+            if one.n_failed:
+                raise DatasetError(
+                    f"{count(one.n_failed, 'case')} failed; run them by themselves to see why, "
+                    "and choose others with --only"
+                )
+            tell(one)
+            found.append(one)
+    return found
