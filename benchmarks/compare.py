@@ -1,131 +1,117 @@
-"""Compare dask_slicer with the usual script and with the least that has to be done, in one run.
-
-    python benchmarks/compare.py --work /tmp/benchmark --repeats 3 --json results.json
-
-Figures are ratios of medians of runs in turn, on one machine. "Start-up excluded" is the difference
-between 2n and n cases, divided by n.
-"""
+"""Against the usual script, with and without compression, and the least that has to be done."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import psutil
-from measure import Measured, measure, median, paired
-
-from dask_slicer.phantom import write_dataset
+import numpy as np
+from datasets import ct, write_statistics
+from measure import Measured, measure, median, paired, slicer
 
 _HERE = Path(__file__).parent
-# Noise with which CT of a patient deflates: about 2.3 : 1.
-_NOISE_HU = 11.0
+_TWICE = ", twice the cases"
 
 
-def main() -> None:
-    """Write the phantoms, run everything in turn, print a table and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="scratch folder")
-    parser.add_argument("--cases", type=int, default=16)
-    parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 40))
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    few = _dataset(options.work, options.cases, tuple(options.shape))
-    many = _dataset(options.work, 2 * options.cases, tuple(options.shape))
-    output = options.work / "output"
+def compare(
+    work: Path, *, n_cases: int, shape: tuple[int, int, int], workers: int, repeats: int
+) -> dict[str, Any]:
+    """Return times of commands that do the same, run in turn, and their ratios.
 
-    def ours(scans: Path, workers: int = options.workers) -> Callable[[], Measured]:
-        command = [
-            sys.executable, "-m", "dask_slicer", "run", "--input_dir", str(scans),
-            "--output_dir", str(output), "--num_workers", str(workers), "--quiet",
-        ]  # fmt: skip
-        return partial(measure, command, output)
+    "Excluded" is start-up: then a figure is the difference between 2n and n cases, divided by n.
+    """
+    few, many = ct(work, n_cases, shape), ct(work, 2 * n_cases, shape)
+    output = work / "output"
+
+    def ours(scans: Path, n_workers: int) -> Callable[[], Measured]:
+        return partial(measure, slicer(scans, output, "--num_workers", n_workers), output)
 
     def script(name: str, scans: Path) -> Callable[[], Measured]:
-        command = [
-            sys.executable, str(_HERE / name), str(scans), str(output),
-            "--num_workers", str(options.workers),
-        ]  # fmt: skip
-        return partial(measure, command, output)
+        write_statistics(scans)
+        command = [sys.executable, _HERE / name, scans, output, "--num_workers", workers]
+        return partial(measure, [str(part) for part in command], output)
 
     commands = {
-        "ours": ours(few),
-        "ours, twice the cases": ours(many),
+        "ours": ours(few, workers),
+        f"ours{_TWICE}": ours(many, workers),
         "limit": script("limit.py", few),
-        "limit, twice the cases": script("limit.py", many),
+        f"limit{_TWICE}": script("limit.py", many),
         "uncompressed": script("usual_script_uncompressed.py", few),
-        "ours, 1 worker": ours(few, 1),
-        "ours, 1 worker, twice the cases": ours(many, 1),
+        f"uncompressed{_TWICE}": script("usual_script_uncompressed.py", many),
+        "one worker": ours(few, 1),
+        f"one worker{_TWICE}": ours(many, 1),
     }
-    results = paired(commands, repeats=options.repeats)
-    # It takes minutes, and its start-up is nothing beside them: fewer repeats, and only n cases.
+    results = paired(commands, repeats=repeats)
+    # It takes minutes, and all of it is spent on cases: once, and its start-up counts as nothing.
     results |= paired({"usual": script("usual_script.py", few)}, repeats=1)
-    summary = _summary(results, options.cases, options.workers)
-    for name, value in summary.items():
-        print(f"{name:60s} {value:8.2f}")
-    if options.json:
-        described = {
-            "machine": {
-                "cores": psutil.cpu_count(),
-                "memory_gb": round(psutil.virtual_memory().total / 1e9),
-            },
-            "cases": options.cases,
-            "shape": list(options.shape),
-            "workers": options.workers,
-            "repeats": options.repeats,
-            "summary": summary,
-            "runs": {
-                name: [[r.wall, r.cpu, r.written, r.peak_rss] for r in runs]
-                for name, runs in results.items()
-            },
-        }
-        options.json.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    return {
+        "cases": n_cases,
+        "shape": list(shape),
+        "workers": workers,
+        "repeats": repeats,
+        "largest_difference": _largest_difference(few, work, workers),
+        "ratios": _ratios(results, n_cases),
+        "medians": {
+            name: {
+                figure: median(runs, figure) for figure in ("wall", "cpu", "written", "peak_rss")
+            }
+            for name, runs in results.items()
+        },
+    }
 
 
-def _dataset(work: Path, n_cases: int, shape: tuple[int, int, int]) -> Path:
-    folder = work / f"scans_{n_cases}_{'x'.join(map(str, shape))}"
-    if not folder.exists():
-        unfinished = folder.with_suffix(".unfinished")
-        write_dataset(
-            unfinished, n_cases=n_cases, shape=shape, spacing=(0.8, 0.8, 5.0), noise=_NOISE_HU,
-            varied=False,
-        )  # fmt: skip
-        unfinished.rename(folder)
-    return folder
-
-
-def _summary(results: dict[str, list[Measured]], n: int, workers: int) -> dict[str, float]:
+def _ratios(results: dict[str, list[Measured]], n: int) -> dict[str, float]:
     def of(name: str, figure: str) -> float:
         return median(results[name], figure)
 
     def per_case(name: str, figure: str) -> float:
-        return (of(f"{name}, twice the cases", figure) - of(name, figure)) / n
+        if name == "usual":
+            return of(name, figure) / n
+        return (of(f"{name}{_TWICE}", figure) - of(name, figure)) / n
 
-    one_worker = "ours, 1 worker"
     return {
-        "usual / ours, wall, start-up included": of("usual", "wall") / of("ours", "wall"),
-        "usual / ours, CPU, start-up included": of("usual", "cpu") / of("ours", "cpu"),
-        "usual / ours, CPU per case, start-up excluded": of("usual", "cpu") / n
+        "usual / ours, wall, included": of("usual", "wall") / of("ours", "wall"),
+        "usual / ours, CPU, included": of("usual", "cpu") / of("ours", "cpu"),
+        "usual / ours, CPU, excluded": per_case("usual", "cpu") / per_case("ours", "cpu"),
+        "uncompressed / ours, CPU, excluded": per_case("uncompressed", "cpu")
         / per_case("ours", "cpu"),
-        "uncompressed / ours, CPU, start-up included": of("uncompressed", "cpu")
-        / of("ours", "cpu"),
-        "uncompressed / ours, CPU per case, start-up excluded": of("uncompressed", "cpu") / n
-        / per_case("ours", "cpu"),
-        "uncompressed / ours, bytes": of("uncompressed", "written") / of("ours", "written"),
-        "ours / limit, CPU per case, start-up excluded": per_case("ours", "cpu")
-        / per_case("limit", "cpu"),
-        f"1 worker / {workers} workers, wall, start-up excluded": per_case(one_worker, "wall")
+        "uncompressed / ours, wall, excluded": per_case("uncompressed", "wall")
         / per_case("ours", "wall"),
-        "ours, CPU seconds per case, start-up excluded": per_case("ours", "cpu"),
-        "limit, CPU seconds per case, start-up excluded": per_case("limit", "cpu"),
-        "ours, peak RSS of the largest process, MB": of("ours", "peak_rss") / 1e6,
-    }  # fmt: skip
+        "uncompressed / ours, bytes": of("uncompressed", "written") / of("ours", "written"),
+        "ours / limit, CPU, excluded": per_case("ours", "cpu") / per_case("limit", "cpu"),
+        "one worker / ours, wall, excluded": per_case("one worker", "wall")
+        / per_case("ours", "wall"),
+        "ours, CPU seconds a case, excluded": per_case("ours", "cpu"),
+    }
 
 
-if __name__ == "__main__":
-    main()
+def _largest_difference(scans: Path, work: Path, workers: int) -> float:
+    """Return by how much images of the usual script differ from ours, over all slices."""
+    outputs = {name: work / f"output_{name}" for name in ("ours", "usual")}
+    found = [0.0]
+
+    def compare_all() -> None:
+        theirs = {path.name: path for path in outputs["usual"].rglob("*.npz")}
+        ours = {path.name: path for path in outputs["ours"].rglob("*.npz")}
+        if theirs.keys() != ours.keys():
+            raise RuntimeError("the two wrote different slices")
+        for name, path in ours.items():
+            with np.load(path) as mine, np.load(theirs[name]) as other:
+                if not np.array_equal(mine["label"], other["label"]):
+                    raise RuntimeError(f"the labels of {name} differ")
+                found.append(float(np.abs(mine["image"] - other["image"]).max()))
+
+    script = [sys.executable, _HERE / "usual_script_uncompressed.py", scans, outputs["usual"]]
+    measure(
+        [str(part) for part in [*script, "--num_workers", workers]],
+        outputs["usual"],
+        look=lambda: measure(
+            slicer(scans, outputs["ours"], "--num_workers", workers),
+            outputs["ours"],
+            look=compare_all,
+        ),
+    )
+    return max(found)

@@ -1,7 +1,8 @@
 """The least that has to be done: inflate the input, deflate each plane once, write the bytes.
 
-No statistics, no geometry, no checks, no Dask, no startup of workers: only what the output's bytes
-need. Each file gets as many bytes as `dask-slicer run` writes.
+No statistics (mean and std are looked up in scans/statistics.json), no geometry, no checks, no
+Dask: only what the output's bytes need. Each file gets the planes that `dask-slicer run` writes,
+without what makes a zip archive of them.
 
     python benchmarks/limit.py scans out --num_workers 2
 """
@@ -9,6 +10,7 @@ need. Each file gets as many bytes as `dask-slicer run` writes.
 from __future__ import annotations
 
 import argparse
+import json
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,19 +23,25 @@ from isal import isal_zlib
 _HEADER = 352
 
 
-def slice_case(image_path: Path, out: Path, window_size: int) -> int:
+def slice_case(
+    image_path: Path, out: Path, window_size: int, statistics: dict[str, list[float]]
+) -> int:
     """Write the bytes of one case; return how many planes."""
     case_id = image_path.name.removesuffix("_0000.nii.gz")
     stored, shape = _inflate(image_path)
     volume = stored.view(np.int16).reshape(shape[::-1])
     label_path = image_path.parents[1] / "labelsTr" / f"{case_id}.nii.gz"
     label = _inflate(label_path)[0].reshape(shape[::-1])
+    mean, std = map(np.float32, statistics[case_id])
     n_slices = len(volume)
     window: deque[bytes] = deque(maxlen=2 * window_size + 1)
     for index in range(-window_size, n_slices):
         ahead = index + window_size
         if ahead < n_slices:
-            window.append(_deflate(volume[ahead].astype(np.float32)))
+            plane = volume[ahead].astype(np.float32)
+            plane -= mean
+            plane /= std
+            window.append(_deflate(plane))
         if index >= 0:
             with open(out / f"{case_id}_{index:03d}.npz", "wb") as file:
                 file.write(b"".join([*window, _deflate(label[index])]))
@@ -63,7 +71,12 @@ def main() -> None:
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
     images = sorted((options.input_dir / "imagesTr").glob("*_0000.nii.gz"))
-    work = partial(slice_case, out=options.output_dir, window_size=options.window_size)
+    work = partial(
+        slice_case,
+        out=options.output_dir,
+        window_size=options.window_size,
+        statistics=json.loads((options.input_dir / "statistics.json").read_text()),
+    )
     with ProcessPoolExecutor(options.num_workers) as pool:
         sum(pool.map(work, images))
 

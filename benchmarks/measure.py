@@ -1,7 +1,9 @@
-"""How a whole command is timed: wall clock, CPU and memory of it and all its children."""
+"""How a whole command is measured: wall clock, CPU and memory of it and all its descendants."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
 import statistics
@@ -15,37 +17,76 @@ from pathlib import Path
 
 import psutil
 
+_BECOME_SUBREAPER = 36  # of prctl(2)
+_SAMPLE_EVERY = 0.02
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One run: seconds of wall clock and CPU, bytes written, peak bytes of the largest process."""
+    """One run of a command.
+
+    Attributes
+    ----------
+    wall, cpu : float
+        Seconds.
+    written : int
+        Bytes of .npz files.
+    peak_rss : int
+        Bytes resident in the largest process but the command's own.
+    own_peak_rss : int
+        Bytes resident in the command's own process, with Dask its client and scheduler.
+    printed : str
+    """
 
     wall: float
     cpu: float
     written: int
     peak_rss: int
+    own_peak_rss: int
+    printed: str
 
 
-def measure(command: Sequence[str], output: Path) -> Measured:
-    """Run a command that fills `output`, which is removed before and after."""
+def measure(
+    command: Sequence[str], output: Path, *, look: Callable[[], None] | None = None
+) -> Measured:
+    """Run a command that fills `output`, which is removed before and after.
+
+    Processes that outlive their parent (those that workers are forked from do, for a moment) are
+    waited for, too, so that no CPU time is missed.
+    """
     shutil.rmtree(output, ignore_errors=True)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_BECOME_SUBREAPER, 1, 0, 0, 0)
     os.sync()
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peaks: list[int] = [0]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    peaks = {"own": 0, "others": 0}
     watcher = threading.Thread(target=_watch, args=(process.pid, peaks), daemon=True)
     watcher.start()
+    printed = process.stdout.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
+    process.stdout.close()
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed: {process.stderr.read().decode()}")
-    process.stderr.close()
-    written = sum(path.stat().st_size for path in output.rglob("*.npz"))
-    shutil.rmtree(output)
-    # The kernel adds up the CPU of all children that were waited for, workers included.
     cpu = usage.ru_utime + usage.ru_stime
-    return Measured(wall=wall, cpu=cpu, written=written, peak_rss=max(peaks))
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            _, _, usage = os.wait4(-1, 0)
+            cpu += usage.ru_utime + usage.ru_stime
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed: {printed}")
+    if look is not None:
+        look()
+    written = sum(path.stat().st_size for path in output.rglob("*.npz"))
+    shutil.rmtree(output, ignore_errors=True)
+    return Measured(
+        wall=wall,
+        cpu=cpu,
+        written=written,
+        peak_rss=peaks["others"],
+        own_peak_rss=peaks["own"],
+        printed=printed,
+    )
 
 
 def paired(
@@ -55,10 +96,10 @@ def paired(
     results: dict[str, list[Measured]] = {name: [] for name in commands}
     for repeat in range(repeats):
         for name, run in commands.items():
-            results[name].append(run())
-            latest = results[name][-1]
+            latest = run()
+            results[name].append(latest)
             print(
-                f"{repeat + 1}/{repeats} {name:32s} wall {latest.wall:7.2f} s  "
+                f"{repeat + 1}/{repeats} {name:40s} wall {latest.wall:7.2f} s  "
                 f"CPU {latest.cpu:7.2f} s  {latest.written / 1e6:8.1f} MB",
                 file=sys.stderr,
                 flush=True,
@@ -71,14 +112,20 @@ def median(results: list[Measured], name: str) -> float:
     return statistics.median(getattr(result, name) for result in results)
 
 
-def _watch(pid: int, peaks: list[int]) -> None:
+def slicer(scans: Path, output: Path, *options: object) -> list[str]:
+    """Return the command that slices a dataset."""
+    command = [sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans]
+    return list(map(str, [*command, "--output_dir", output, "--quiet", *options]))
+
+
+def _watch(pid: int, peaks: dict[str, int]) -> None:
+    process = psutil.Process(pid)
     while True:
         try:
-            process = psutil.Process(pid)
-            everyone = [process, *process.children(recursive=True)]
-            peaks.append(max(p.memory_info().rss for p in everyone))
+            peaks["own"] = max(peaks["own"], process.memory_info().rss)
+            for child in process.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    peaks["others"] = max(peaks["others"], child.memory_info().rss)
         except (psutil.Error, ValueError):
             return
-        del peaks[:-2]
-        peaks[-1] = max(peaks)
-        time.sleep(0.05)
+        time.sleep(_SAMPLE_EVERY)

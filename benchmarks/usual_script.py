@@ -1,8 +1,8 @@
 """The script that people write: what dask_slicer is measured against.
 
-A process pool; `get_fdata` (float64), a z-score through a boolean mask, every window stacked, and
-`np.savez_compressed`. Gives exactly the arrays that `dask-slicer run` gives with its defaults, for
-axial volumes stored as LPS:
+A process pool; `get_fdata`, so float64 until a window is saved; a z-score through a boolean mask;
+every window stacked; `np.savez_compressed`. Gives the arrays that `dask-slicer run` gives with its
+defaults, for axial volumes stored as LPS:
 
     python benchmarks/usual_script.py scans out --num_workers 2
 """
@@ -23,19 +23,19 @@ def slice_case(image_path: Path, out: Path, window_size: int, compressed: bool) 
     """Write the slices of one case; return how many."""
     case_id = image_path.name.removesuffix("_0000.nii.gz")
     image = nib.load(image_path)
-    volume = image.get_fdata().transpose(2, 1, 0)
+    volume = image.get_fdata()
     label_path = image_path.parents[1] / "labelsTr" / f"{case_id}.nii.gz"
-    label = np.asarray(nib.load(label_path).dataobj).transpose(2, 1, 0).astype(np.uint8)
+    label = nib.load(label_path).get_fdata()
 
     mask = volume > volume.min()
     mean, std = volume[mask].mean(), volume[mask].std()
-    volume = ((volume - mean) / std).astype(np.float32)
+    volume = (volume - mean) / std
 
     save = np.savez_compressed if compressed else np.savez
-    n_slices = len(volume)
+    n_slices = volume.shape[2]
     for index in range(n_slices):
         window = [
-            volume[min(max(index + offset, 0), n_slices - 1)]
+            volume[:, :, min(max(index + offset, 0), n_slices - 1)].T
             for offset in range(-window_size, window_size + 1)
         ]
         metadata = {
@@ -48,8 +48,8 @@ def slice_case(image_path: Path, out: Path, window_size: int, compressed: bool) 
         }
         save(
             out / f"{case_id}_{index:03d}.npz",
-            image=np.stack(window),
-            label=label[index],
+            image=np.stack(window).astype(np.float32),
+            label=label[:, :, index].T.astype(np.uint8),
             metadata=json.dumps(metadata),
         )
     return n_slices

@@ -46,6 +46,11 @@ _SETTINGS = {
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
+    # How often every process looks at its clock, its memory, and where its task is: a tenth of a
+    # core, at the defaults.
+    "distributed.admin.tick.interval": "200ms",
+    "distributed.worker.memory.monitor-interval": "200ms",
+    "distributed.worker.profile.interval": "100ms",
     "distributed.scheduler.worker-ttl": "120s",
     "distributed.comm.timeouts.tcp": "20s",
     "distributed.comm.timeouts.connect": "10s",

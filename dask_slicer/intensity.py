@@ -59,10 +59,13 @@ class Normalization:
     def _apply_float32(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         # Stored numbers are exact in float32. The center is subtracted in two parts, and clipping
         # follows, so that rounding center and clip costs nothing where they are large against std.
-        values = stored.astype(np.float32, order="C")
-        self._zero_nonfinite(values)
         center = np.float32(self.center)
-        values -= center
+        if self.zero_nonfinite:
+            values = stored.astype(np.float32, order="C")
+            self._zero_nonfinite(values)
+            values -= center
+        else:  # read, converted and shifted in one pass
+            values = np.subtract(stored, center, dtype=np.float32, order="C")
         values -= np.float32(self.center - float(center))
         if np.isfinite(self.low) or np.isfinite(self.high):
             largest = float(np.finfo(np.float32).max)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dask_slicer.errors import LabelValues
-from dask_slicer.volume import Voxels, iterate_planes
+from dask_slicer.volume import Voxels, iterate_planes, planes_lie_apart
 
 LABEL_DTYPES = ("uint8", "uint16", "int32")
 
@@ -17,7 +17,7 @@ _NEAR_AN_INTEGER = 1e-3
 
 
 def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
-    """Return a label map as a new array of integers, nothing wrapped and nothing truncated.
+    """Return a label map as integers, nothing wrapped and nothing truncated.
 
     Parameters
     ----------
@@ -29,6 +29,7 @@ def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
     Returns
     -------
     (n_slices, height, width) ndarray
+        A view of what is stored where that is all it takes.
 
     Raises
     ------
@@ -42,6 +43,8 @@ def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
     [[[0, 1, 2]]]
     """
     target = np.dtype(dtype)
+    if voxels.stored.dtype == target and not voxels.scaled and planes_lie_apart(voxels.stored):
+        return cast("NDArray[np.integer]", voxels.stored)
     label = np.empty(voxels.stored.shape, dtype=target)
     is_integer = voxels.stored.dtype.kind in "iu" and not voxels.scaled
     for slice_index, stored in enumerate(iterate_planes(voxels.stored)):

@@ -17,11 +17,11 @@ class ConfigCommand(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options of the configuration, then the command's own."""
-        return [*_config_options(), *super().get_params(ctx)]
+        return [*config_options(), *super().get_params(ctx)]
 
 
 @functools.cache
-def _config_options() -> tuple[click.Option, ...]:
+def config_options() -> tuple[click.Option, ...]:
     """Return the options that stand for the fields of the configuration."""
     from dask_slicer.config import RunConfig
 

@@ -98,7 +98,7 @@ class _Writer:
             image += self._plane(index)
         members = [("image.npy", image)]
         if self._stack.label is not None and self._label_header is not None:
-            label = self._piece(self._stack.label[slice_index])
+            label = self._piece(np.ascontiguousarray(self._stack.label[slice_index]))
             members.append(("label.npy", [self._label_header, label]))
         text = json.dumps(self._metadata | {"slice_index": slice_index}, ensure_ascii=False)
         members.append(("metadata.npy", [self._piece(npy_of_text(text))]))

@@ -79,14 +79,21 @@ def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:
     return forwards.transpose(order).reshape(-1)
 
 
+def planes_lie_apart(stored: NDArray[np.generic]) -> bool:
+    """Return whether one slice can be read without dragging its neighbours through the cache.
+
+    It cannot where slices are interleaved in memory: the plane's normal is the file's fastest axis.
+    """
+    strides = [abs(stride) for stride in stored.strides]
+    return strides[0] > min(strides)
+
+
 def iterate_planes(stored: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
     """Yield stored[0], stored[1], … in this order.
 
-    Where slices are interleaved in memory (the plane's normal is the file's fastest axis), every
-    plane would drag the whole volume through the cache; then a block of planes is copied at once.
+    Where they are interleaved in memory, a block of planes is copied at once.
     """
-    strides = [abs(stride) for stride in stored.strides]
-    if strides[0] > min(strides):
+    if planes_lie_apart(stored):
         yield from stored
         return
     for start in range(0, stored.shape[0], _BLOCK):

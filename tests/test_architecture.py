@@ -76,7 +76,9 @@ FORBIDDEN = {
 # Faces are imported by no one but each other, and that only so.
 BETWEEN_FACES = {
     ("__main__", "cli"),
+    ("cli", "benchmark"),
     ("cli", "display"),
+    ("cli", "options"),
     ("cli", "report"),
     ("display", "report"),
 }

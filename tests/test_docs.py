@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dask_slicer.cli import _config_options, main
+from dask_slicer.cli import main
 from dask_slicer.configfile import json_schema, shipped_configs
+from dask_slicer.options import config_options
 
 _ROOT = Path(__file__).resolve().parents[1]
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,11 +27,11 @@ def _blocks(language: str) -> list[str]:
 
 def test_the_table_of_options_names_every_option_in_the_order_of_the_help() -> None:
     in_readme = re.findall(r"^\| `--(\w+)`", _README, flags=re.MULTILINE)
-    assert in_readme == [option.name for option in _config_options()]
+    assert in_readme == [option.name for option in config_options()]
 
 
 def test_the_table_of_options_gives_the_meaning_that_the_help_gives() -> None:
-    for option in _config_options():
+    for option in config_options():
         meaning = re.sub(r" \[default: .*\]", "", option.help or "")
         assert f"| {meaning} |" in _README, option.name
 

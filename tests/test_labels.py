@@ -72,7 +72,19 @@ def test_a_label_map_is_converted_without_loss(
     assert found.shape == voxels.stored.shape
     assert found.ravel().tolist() == expected
     assert np.array_equal(voxels.stored, before)
-    assert not np.shares_memory(found, voxels.stored)
+
+
+def test_a_label_is_copied_only_where_it_has_to_be() -> None:
+    stored = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    assert convert_label(Voxels(stored=stored), "uint8") is stored
+    for voxels, dtype in (
+        (Voxels(stored=stored), "uint16"),
+        (Voxels(stored=stored, slope=2.0), "uint8"),
+        (Voxels(stored=stored.transpose(2, 1, 0)), "uint8"),  # slices interleaved
+    ):
+        found = convert_label(voxels, dtype)
+        assert not np.shares_memory(found, stored)
+        assert np.array_equal(found, voxels.stored * voxels.slope)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,215 @@
+"""What was measured, as a page, a plot, and a table in the README."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_BLUE, _GREY = "tab:blue", "0.65"
+_TABLE = re.compile(r"(<!-- performance -->\n).*?(<!-- /performance -->)", re.DOTALL)
+_Rows = Iterable[tuple[str, ...]]
+
+
+def write_report(results: Path, root: Path) -> None:
+    """Write docs/performance.md, docs/images/performance.png and the README's table.
+
+    Parameters
+    ----------
+    results : Path
+        Folder with the JSON of every part.
+    root : Path
+        Of the repository.
+    """
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.iterdir()}
+    missing = {"compare", "overhead", "memory", "startup", "scaling"} - found.keys()
+    if missing:
+        print(f"no report yet: {', '.join(sorted(missing))} not measured")
+        return
+    _plot(found, root / "docs" / "images" / "performance.png")
+    (root / "docs" / "performance.md").write_text(_page(found), encoding="utf-8")
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    table = f"{_machine(found['compare'])}:\n\n{_short_table(found)}\n"
+    readme.write_text(_TABLE.sub(rf"\g<1>{table}\g<2>", text), encoding="utf-8")
+
+
+def _page(found: dict[str, Any]) -> str:
+    compare, startup, scaling = found["compare"], found["startup"], found["scaling"]
+    ratios, overhead = compare["ratios"], found["overhead"]
+    template = Path(__file__).with_name("performance.md.in").read_text(encoding="utf-8")
+    return template.format(
+        machine=_machine(compare),
+        repeats=compare["repeats"],
+        cases=compare["cases"],
+        twice_the_cases=2 * compare["cases"],
+        shape=_times(compare["shape"]),
+        workers=compare["workers"],
+        compare_table=_table(("", "ratio"), _compare_rows(ratios)),
+        ours_cpu=f"{ratios['ours, CPU seconds a case, excluded']:.2f}",
+        difference=f"{compare['largest_difference']:.1g}",
+        overhead_workers=overhead["workers"],
+        overhead_table=_table(("", "figure"), _overhead_rows(overhead)),
+        memory_table=_table(("volume", "largest worker", "allowed"), _memory_rows(found["memory"])),
+        first_case=f"{startup['first_case_seconds']:.1f}",
+        startup_workers=startup["workers"],
+        help=f"{startup['help_seconds']:.2f}",
+        startup_repeats=startup["repeats"],
+        scaling_cases=scaling["cases"],
+        scaling_table=_table(
+            ("workers", "seconds", "speed-up", "slices/s", "MB/s out", "peak RSS"),
+            _scaling_rows(scaling),
+        ),
+        uncompressed_bytes=f"{ratios['uncompressed / ours, bytes']:.1f}",
+    )
+
+
+def _compare_rows(ratios: dict[str, float]) -> _Rows:
+    said = {
+        "usual / ours, wall, included": "the usual script takes longer, start-up included",
+        "usual / ours, CPU, included": "the usual script takes more CPU time, start-up included",
+        "usual / ours, CPU, excluded": "the usual script takes more CPU time a case",
+        "uncompressed / ours, CPU, excluded": "without compression it takes more CPU time a case",
+        "uncompressed / ours, bytes": "and its files are larger",
+        "ours / limit, CPU, excluded": "we take more CPU time a case than the limit",
+        "one worker / ours, wall, excluded": "one worker takes longer than two, a case",
+    }
+    for name, text in said.items():
+        yield text, f"{ratios[name]:.2f} ×" if ratios[name] < 10 else f"{ratios[name]:.0f} ×"
+
+
+def _overhead_rows(found: dict[str, Any]) -> _Rows:
+    few, some, many = found["counts"]
+    yield f"Dask alone, {some:,} cases", f"{found['ms_per_case_of_raw_dask']:.1f} ms a case"
+    yield f"dask_slicer, {some:,} cases", f"{found['ms_per_case']:.1f} ms a case"
+    yield f"dask_slicer, {many:,} cases", f"{found['ms_per_case_of_many']:.1f} ms a case"
+    yield (
+        "memory of the command's own process (client and scheduler)",
+        f"{found['own_rss_mb']['few']:.0f} MB at {few:,} cases, "
+        f"{found['own_rss_mb']['many']:.0f} MB at {many:,}",
+    )
+
+
+def _memory_rows(found: dict[str, Any]) -> _Rows:
+    for run in found["runs"]:
+        shape = _times([*found["shape"], run["depth"]])
+        yield shape, f"{run['peak_rss_mb']:.0f} MB", f"{run['allowed_mb']:.0f} MB"
+
+
+def _scaling_rows(found: dict[str, Any]) -> _Rows:
+    for row in found["rows"]:
+        yield (
+            f"{row['n_workers']}" if row["n_workers"] else "0 (in this process)",
+            f"{row['seconds']:.1f}",
+            f"{row['speedup']:.2f}",
+            f"{row['slices_per_second']:.0f}",
+            f"{row['megabytes_out_per_second']:.0f}",
+            f"{row['peak_rss'] / 1e6:.0f} MB",
+        )
+
+
+def _short_table(found: dict[str, Any]) -> str:
+    ratios, overhead = found["compare"]["ratios"], found["overhead"]
+    return _table(
+        ("compared", "ratio"),
+        [
+            (
+                "CPU time of the usual script (`get_fdata`, `savez_compressed`), a case",
+                f"{ratios['usual / ours, CPU, excluded']:.0f} × ours",
+            ),
+            (
+                "its wall time for 16 CTs, our start-up included",
+                f"{ratios['usual / ours, wall, included']:.0f} × ours",
+            ),
+            (
+                "CPU time of the script without compression, a case",
+                f"{ratios['uncompressed / ours, CPU, excluded']:.1f} × ours, "
+                f"files {ratios['uncompressed / ours, bytes']:.1f} × as large",
+            ),
+            (
+                "our CPU time against inflating, deflating once and writing by themselves",
+                f"{ratios['ours / limit, CPU, excluded']:.2f} ×",
+            ),
+            (
+                "cost of a tiny case against Dask alone with three empty tasks",
+                f"{overhead['ours_over_raw_dask']:.2f} ×",
+            ),
+        ],
+    )
+
+
+def _table(head: tuple[str, ...], rows: _Rows) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _machine(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    return f"Measured on {machine['cores']} cores with {machine['memory_gb']} GB of memory"
+
+
+def _times(lengths: Iterable[int]) -> str:
+    return "×".join(map(str, lengths))
+
+
+def _plot(found: dict[str, Any], path: Path) -> None:
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    _plot_cpu(left, found["compare"])
+    _plot_overhead(middle, found["overhead"])
+    _plot_scaling(right, found["scaling"])
+    figure.savefig(path, dpi=110)
+
+
+def _plot_cpu(axes: Axes, found: dict[str, Any]) -> None:
+    ratios = found["ratios"]
+    ours = ratios["ours, CPU seconds a case, excluded"]
+    seconds = {
+        "usual script": ours * ratios["usual / ours, CPU, excluded"],
+        "uncompressed": ours * ratios["uncompressed / ours, CPU, excluded"],
+        "dask_slicer": ours,
+        "limit": ours / ratios["ours / limit, CPU, excluded"],
+    }
+    _bars(axes, seconds, "{:.2g} s")
+    axes.set_xscale("log")
+    axes.set_title(f"CPU time a case of {_times(found['shape'])}", fontsize=10)
+
+
+def _plot_overhead(axes: Axes, found: dict[str, Any]) -> None:
+    _, some, many = found["counts"]
+    milliseconds = {
+        f"Dask alone\n{some:,} cases": found["ms_per_case_of_raw_dask"],
+        f"dask_slicer\n{some:,} cases": found["ms_per_case"],
+        f"dask_slicer\n{many:,} cases": found["ms_per_case_of_many"],
+    }
+    _bars(axes, milliseconds, "{:.1f} ms")
+    axes.set_title("time a case of 16×16×8", fontsize=10)
+
+
+def _bars(axes: Axes, values: dict[str, float], form: str) -> None:
+    colors = [_BLUE if name.startswith("dask_slicer") else _GREY for name in values]
+    bars = axes.barh(list(values), list(values.values()), color=colors)
+    axes.bar_label(bars, [form.format(value) for value in values.values()], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plot_scaling(axes: Axes, found: dict[str, Any]) -> None:
+    rows = [row for row in found["rows"] if row["n_workers"] > 0]
+    workers = [row["n_workers"] for row in rows]
+    axes.plot(workers, workers, "--", color=_GREY, label="ideal")
+    axes.plot(workers, [row["speedup"] for row in rows], "o-", color=_BLUE, label="measured")
+    axes.set_xticks(workers)
+    axes.set_ylim(bottom=0)
+    axes.set_title("speed-up by number of workers", fontsize=10)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,102 @@
+"""Measure everything, and write down what was found.
+
+    python -m pip install ".[benchmarks]"
+    python benchmarks/run.py --work /tmp/benchmarks           all of it: about an hour
+    python benchmarks/run.py --work /tmp/benchmarks compare   one part
+    python benchmarks/run.py --work /tmp/benchmarks --quick   every part in small, to see it work
+
+Results go to benchmarks/results/; `report` makes docs/performance.md, its plot, and the README's
+table of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compare import compare
+from overhead import overhead
+from report import write_report
+from resources import memory, startup
+
+from dask_slicer import machine
+
+_HERE = Path(__file__).parent
+_CT = (512, 512, 40)
+
+
+def _scaling(work: Path, *, n_cases: int, shape: tuple[int, int, int], repeats: int) -> Any:
+    """Return what `dask-slicer benchmark` finds over all CPUs of the machine."""
+    from datasets import ct
+
+    folder = work / "scaling"
+    command = [
+        sys.executable, "-m", "dask_slicer", "benchmark", "--input_dir", ct(work, n_cases, shape),
+        "--output_dir", folder, "--repeats", repeats, "--cases", n_cases,
+    ]  # fmt: skip
+    subprocess.run([str(part) for part in command], check=True)
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {
+        name: found[name] for name in ("cases", "slices", "rows", "num_workers", "bottleneck")
+    } | {
+        "shape": list(shape),
+        "repeats": repeats,
+    }
+
+
+def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
+    """Return what can be measured, by name."""
+    if quick:
+        shape = (64, 64, 8)
+        return {
+            "compare": lambda: compare(work, n_cases=2, shape=shape, workers=2, repeats=1),
+            "overhead": lambda: overhead(work, counts=(10, 20, 40), workers=2, repeats=1),
+            "memory": lambda: memory(work, shape=(64, 64), depths=(8, 16)),
+            "startup": lambda: startup(work, shape=shape, workers=2, repeats=1),
+            "scaling": lambda: _scaling(work, n_cases=4, shape=shape, repeats=1),
+        }
+    return {
+        "compare": lambda: compare(work, n_cases=16, shape=_CT, workers=2, repeats=5),
+        "overhead": lambda: overhead(work, counts=(1000, 5000, 20000), workers=2, repeats=3),
+        "memory": lambda: memory(work, shape=(512, 512), depths=(40, 100, 275)),
+        "startup": lambda: startup(work, shape=_CT, workers=4, repeats=5),
+        "scaling": lambda: _scaling(work, n_cases=32, shape=_CT, repeats=3),
+    }
+
+
+def main() -> None:
+    """Measure the parts asked for, then write the report of all that are there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [*parts(Path(), quick=False), "report"]
+    parser.add_argument("part", nargs="*", choices=[*names, []], help="all where none is given")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="scratch folder, on the disk to be measured"
+    )
+    parser.add_argument("--results", type=Path, default=_HERE / "results")
+    parser.add_argument("--quick", action="store_true", help="in small; reports nothing")
+    options = parser.parse_args()
+    results = options.work / "quick" if options.quick else options.results
+    results.mkdir(parents=True, exist_ok=True)
+    this_machine = {
+        "cores": machine.cpu_count(),
+        "memory_gb": round(machine.memory_bytes() / 1e9),
+    }
+    for name, run in parts(options.work, quick=options.quick).items():
+        if options.part and name not in options.part:
+            continue
+        found = {"machine": this_machine, **run()}
+        (results / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(json.dumps(found, indent=2))
+    if not options.quick:
+        write_report(options.results, _HERE.parent)
+
+
+if __name__ == "__main__":
+    main()
