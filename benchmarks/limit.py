@@ -2,7 +2,7 @@
 
 No statistics (mean and std are looked up in scans/statistics.json), no geometry, no checks, no
 Dask: only what the output's bytes need. Each file gets the planes that `dask-slicer run` writes,
-without what makes a zip archive of them.
+without what makes a zip archive of them, and without padding at both ends (1.5 % of the bytes).
 
     python benchmarks/limit.py scans out --num_workers 2
 """

@@ -17,8 +17,13 @@ from pathlib import Path
 
 import psutil
 
+from dask_slicer.measuring import peak_rss
+
 _BECOME_SUBREAPER = 36  # of prctl(2)
-_SAMPLE_EVERY = 0.02
+# Looking at all processes costs milliseconds, of which the command would be short.
+_SAMPLE_EVERY = 0.25
+# For 5 s, ext4 takes a millisecond more for every new file, as it steers clear of deleted ones.
+_FORGET_DELETED = 6.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,8 @@ class Measured:
     own_peak_rss : int
         Bytes resident in the command's own process, with Dask its client and scheduler.
     printed : str
+    began : float
+        Time of day at which the command was started.
     """
 
     wall: float
@@ -44,6 +51,7 @@ class Measured:
     peak_rss: int
     own_peak_rss: int
     printed: str
+    began: float
 
 
 def measure(
@@ -54,11 +62,12 @@ def measure(
     Processes that outlive their parent (those that workers are forked from do, for a moment) are
     waited for, too, so that no CPU time is missed.
     """
-    shutil.rmtree(output, ignore_errors=True)
+    if output.exists():
+        shutil.rmtree(output)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_BECOME_SUBREAPER, 1, 0, 0, 0)
     os.sync()
-    started = time.perf_counter()
+    began, started = time.time(), time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     peaks = {"own": 0, "others": 0}
     watcher = threading.Thread(target=_watch, args=(process.pid, peaks), daemon=True)
@@ -79,6 +88,7 @@ def measure(
         look()
     written = sum(path.stat().st_size for path in output.rglob("*.npz"))
     shutil.rmtree(output, ignore_errors=True)
+    time.sleep(_FORGET_DELETED)
     return Measured(
         wall=wall,
         cpu=cpu,
@@ -86,6 +96,7 @@ def measure(
         peak_rss=peaks["others"],
         own_peak_rss=peaks["own"],
         printed=printed,
+        began=began,
     )
 
 
@@ -122,10 +133,10 @@ def _watch(pid: int, peaks: dict[str, int]) -> None:
     process = psutil.Process(pid)
     while True:
         try:
-            peaks["own"] = max(peaks["own"], process.memory_info().rss)
+            peaks["own"] = max(peaks["own"], peak_rss(process))
             for child in process.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    peaks["others"] = max(peaks["others"], child.memory_info().rss)
+                    peaks["others"] = max(peaks["others"], peak_rss(child))
         except (psutil.Error, ValueError):
             return
         time.sleep(_SAMPLE_EVERY)

@@ -59,18 +59,19 @@ def startup(
 
 
 def _first_case(command: list[str], output: Path) -> float:
-    """Return when the first case was begun: when its record came, less the seconds it took."""
+    """Return when a first case was begun: when its first file was written, less what came before.
+
+    "First" is the one that was done first: it was among the first to be begun.
+    """
     found: list[float] = []
     journal = output / "journal.jsonl"
-    started = time.time()
 
     def look() -> None:
-        # Of the records, the earliest whose case was begun; each holds its seconds.
         record = json.loads(journal.read_text(encoding="utf-8").splitlines()[0])
         found.append(record["seconds"]["load"] + record["seconds"]["slice"])
         slices = sorted(output.glob(f"*/{record['case_id']}_*.npz"))
-        found.append(slices[0].stat().st_mtime - started)
+        found.append(slices[0].stat().st_mtime)
 
-    measure(command, output, look=look)
+    run = measure(command, output, look=look)
     computing, first_file = found
-    return first_file - computing
+    return first_file - computing - run.began

@@ -14,13 +14,15 @@ from rich.table import Table
 
 from dask_slicer import machine
 from dask_slicer.config import RunConfig
+from dask_slicer.errors import UsageError
 from dask_slicer.measuring import Measurement
 from dask_slicer.phantom import write_dataset
 from dask_slicer.sweep import Row, Verdict, choose_cases, default_workers, judge, rows, sweep
-from dask_slicer.words import count, size
+from dask_slicer.words import count, size, some
 
 PHANTOMS = "phantoms"
-_PHANTOM_CASES = 16
+_MOST_PHANTOMS = 64
+_FEWEST_CASES, _CASES_PER_WORKER = 16, 4
 RESULTS, PLOT = "results.json", "speedup.png"
 
 
@@ -29,7 +31,7 @@ def run_benchmark(
     *,
     workers: Sequence[int] | None,
     repeats: int,
-    n_cases: int,
+    n_cases: int | None,
     say: Callable[[RenderableType], None],
 ) -> Verdict:
     """Slice some cases of a dataset with several numbers of workers, and report what it took.
@@ -42,25 +44,39 @@ def run_benchmark(
     workers : sequence of int, optional
         Numbers to try.
     repeats : int
-    n_cases : int
-        At most.
+    n_cases : int, optional
+        At most; by default enough for the numbers of workers.
     say : callable
         Prints.
 
     Returns
     -------
     Verdict
+
+    Raises
+    ------
+    UsageError
+        If the configuration is for a scheduler.
     """
+    if config.scheduler is not None or config.scheduler_file is not None:
+        raise UsageError("benchmark starts workers of its own; leave out --scheduler")
     n_cpus = machine.cpu_count()
+    wanted = default_workers(n_cpus) if workers is None else workers
+    # Fewer would say little: with a case each, all but one worker wait for the slowest.
+    n_cases = n_cases or max(_FEWEST_CASES, _CASES_PER_WORKER * max(wanted))
     folder = config.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if config.input_dir == folder / PHANTOMS:
-        say(f"Phantoms: {_PHANTOM_CASES} made-up CTs in {config.input_dir}")
-        _write_phantoms(config.input_dir)
-    config = choose_cases(config, n_cases=n_cases)
+        say(f"Phantoms: made-up CTs in {config.input_dir}")
+        _write_phantoms(config.input_dir, n_cases=min(n_cases, _MOST_PHANTOMS))
+    config, files = choose_cases(config, n_cases=n_cases)
+    numbers = [n for n in wanted if n <= len(config.only)]
+    if left_out := [str(n) for n in wanted if n not in numbers]:
+        say(f"Note: {count(len(config.only), 'case')}, too few for {some(left_out)} workers")
     found = sweep(
         config,
-        workers=default_workers(n_cpus) if workers is None else workers,
+        files,
+        workers=numbers or [1],
         repeats=repeats,
         tell=lambda one: say(f"{count(one.n_workers, 'worker')}: {one.seconds:.2f} s"),
     )
@@ -82,13 +98,13 @@ def run_benchmark(
     return verdict
 
 
-def _write_phantoms(folder: Path) -> None:
+def _write_phantoms(folder: Path, *, n_cases: int) -> None:
     """Write scans like abdominal CT, deflated about 2.3 : 1 for their noise, unless they exist."""
     if not folder.exists():
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         write_dataset(
-            unfinished, n_cases=_PHANTOM_CASES, shape=(256, 256, 64), spacing=(1.6, 1.6, 4.0),
+            unfinished, n_cases=n_cases, shape=(256, 256, 64), spacing=(1.6, 1.6, 4.0),
             noise=11.0, varied=False,
         )  # fmt: skip
         unfinished.rename(folder)

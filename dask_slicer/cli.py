@@ -154,7 +154,7 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
 @click.option(
     "--workers",
     metavar="N,N...",
-    help="Numbers of workers to try, such as 0,1,2,4. [default: powers of 2 up to all CPUs]",
+    help="Numbers of workers to try, such as 0,1,2,4. [default: 0, powers of 2, all CPUs]",
 )
 @click.option(
     "--repeats", type=click.IntRange(1), default=3, show_default=True, help="Runs with each number."
@@ -162,9 +162,7 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
 @click.option(
     "--cases",
     type=click.IntRange(1),
-    default=16,
-    show_default=True,
-    help="At most so many cases, spread over the dataset.",
+    help="At most so many cases, spread over the dataset. [default: 4 a worker, at least 16]",
 )
 @verbosity_options
 @click.argument("more_cases", nargs=-1, metavar="")
@@ -174,7 +172,7 @@ def benchmark(
     /,
     workers: str | None,
     repeats: int,
-    cases: int,
+    cases: int | None,
     verbose: int,
     quiet: bool,
     more_cases: tuple[str, ...],

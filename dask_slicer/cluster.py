@@ -34,7 +34,6 @@ _LOG = logging.getLogger(__name__)
 
 # Each of these was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
 _SETTINGS = {
-    "distributed.worker.multiprocessing-method": forking.METHOD,
     # Exactly one loaded volume a worker; the default holds two.
     "distributed.scheduler.worker-saturation": 1.0,
     # Arrays stay where they were loaded.
@@ -75,6 +74,7 @@ def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -
     dashboard_address : str
         host:port; a busy port falls back to a free one. none: no dashboard.
     """
+    method = forking.prepare()
     # Before the settings are made: it adds its defaults to Dask's configuration, and they must stay
     # there when the settings are taken back.
     from distributed import Client, LocalCluster
@@ -85,7 +85,7 @@ def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -
     level = logging.WARNING if debugging else logging.CRITICAL
     logging.getLogger("distributed").setLevel(level)
     names = {"logging.distributed": logging.getLevelName(level).lower()}
-    forking.prepare()
+    names["distributed.worker.multiprocessing-method"] = method
     with dask.config.set(_SETTINGS | names), ExitStack() as stack:
         with interrupts.deferred(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that we print is the true one.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from dask_slicer import forking, machine
+from dask_slicer import machine
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError
 from dask_slicer.events import Observer
@@ -23,16 +23,6 @@ if TYPE_CHECKING:
 
 Outcome = CommittedCase | CaseError
 Execute = Callable[[NextCase], Iterator[tuple[CasePlan, Outcome]]]
-
-
-def prepare(config: RunConfig, client: Client | None) -> None:
-    """Begin with what takes a while before the first case can run."""
-    if client is None and config.num_workers != 0 and not _is_remote(config):
-        forking.prepare()
-
-
-def _is_remote(config: RunConfig) -> bool:
-    return config.scheduler is not None or config.scheduler_file is not None
 
 
 @contextmanager
@@ -62,7 +52,7 @@ def executor(
     """
     config = plan.config
     target = target_of(config, run_id=run_id)
-    remote = _is_remote(config)
+    remote = config.scheduler is not None or config.scheduler_file is not None
     if n_cases == 0 or (config.num_workers == 0 and client is None and not remote):
         observer.connected("", "in this process")
         yield lambda next_case: _execute_here(next_case, target)

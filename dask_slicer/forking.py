@@ -6,6 +6,7 @@ Workers that import everything themselves take twice as long to start.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 
 from dask_slicer import interrupts
 
-METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+_LOG = logging.getLogger(__name__)
 
 _IMPORTED = ["distributed", "dask_slicer.tasks", "distributed.dashboard.worker"]
 # What works only in a process that has it from its start. Dask would set MALLOC_TRIM_THRESHOLD_
@@ -28,18 +29,28 @@ _ENVIRONMENT = {
 }
 
 
-def prepare() -> None:
+def prepare() -> str:
     """Start the process that workers will be forked from, if it does not run yet.
 
-    It imports in the background: the earlier it is started, the sooner workers are there.
+    It imports in the background, while this process imports what it needs itself.
+
+    Returns
+    -------
+    str
+        How workers are to be started: forkserver, or spawn where it cannot be had.
     """
-    if METHOD != "forkserver":
-        return
+    if sys.platform != "linux":
+        return "spawn"
     from multiprocessing import forkserver
 
     with interrupts.deferred(), _environment(_ENVIRONMENT):
         multiprocessing.set_forkserver_preload(_IMPORTED)
-        forkserver.ensure_running()
+        try:
+            forkserver.ensure_running()
+        except OSError as error:  # the path of its socket, below TMPDIR, may be too long
+            _LOG.info("workers are spawned, not forked: %s", error)
+            return "spawn"
+    return "forkserver"
 
 
 @contextmanager

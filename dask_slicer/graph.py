@@ -79,7 +79,7 @@ def lot_graph(cases: Lot, target: Target) -> Delayed:
         Computes to a list of CommittedCase or CaseError, one per case.
     """
     return _chain(
-        f"{cases[0].case_id} and {len(cases) - 1} more",
+        f"{cases[0].case_id} / {len(cases) - 1} more",  # no case id holds a slash
         partial(load_lot, cases, target),
         partial(slice_lot, target=target),
         partial(save_lot, cases=cases, target=target),

@@ -27,12 +27,12 @@ class Lots:
     n_cases : int
         About how many there are.
     n_threads : int
-        That they are for.
+        That they are for; 0 where workers are still to come.
     """
 
     def __init__(self, next_case: NextCase, *, n_cases: int, n_threads: int) -> None:
         self._next_case = next_case
-        self._most = max(n_cases // (_LOTS_PER_THREAD * n_threads), 1)
+        self._most = max(n_cases // (_LOTS_PER_THREAD * max(n_threads, 1)), 1)
         self._held: CasePlan | None = None
         self._alone: deque[CasePlan] = deque()
 

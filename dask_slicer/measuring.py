@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +20,8 @@ from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.pipeline import run
 from dask_slicer.plans import RunPlan
 
-_SAMPLE_EVERY = 0.05
+# Looking at all processes costs milliseconds, of which the workers would be short.
+_SAMPLE_EVERY = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,9 +172,19 @@ class _Watch:
             try:
                 times = process.cpu_times()
                 self._cpu[process.pid] = times.user + times.system
-                self.peak_rss = max(self.peak_rss, process.memory_info().rss)
+                self.peak_rss = max(self.peak_rss, peak_rss(process))
             except psutil.Error:  # it has just ended
                 continue
+
+
+def peak_rss(process: psutil.Process) -> int:
+    """Return the most bytes that a process has had resident, or has now where that is not known."""
+    try:
+        text = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return int(process.memory_info().rss)
+    found = re.search(r"^VmHWM:\s+(\d+) kB", text, flags=re.MULTILINE)
+    return int(found[1]) * 1024 if found else int(process.memory_info().rss)
 
 
 def _write_back() -> None:

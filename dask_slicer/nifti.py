@@ -288,20 +288,16 @@ def _check_backed(header: NiftiHeader) -> None:
         )
 
 
-def _inflate(header: NiftiHeader) -> NDArray[np.uint8]:
+def _inflate(header: NiftiHeader) -> bytes:
     """Return the uncompressed file, as far as its header promises; reads on to the checksum."""
     promised = header.offset + header.voxel_bytes
-    inflated = np.empty(promised, dtype=np.uint8)
-    filled = 0
     with _inflating(header.path) as file:
-        while filled < promised and (n_bytes := file.readinto(inflated[filled:].data)):
-            filled += n_bytes
+        inflated = file.read(promised)  # readinto would do the same, and copy it
         trailer = file.read(_TRAILER + 1)
-    if filled < promised:
+    if len(inflated) < promised:
         raise CorruptFile(
-            f"the header promises {promised:,} bytes, the gzip stream holds {filled:,}"
+            f"the header promises {promised:,} bytes, the gzip stream holds {len(inflated):,}"
         )
     if len(trailer) > _TRAILER:
         raise CorruptFile(f"the gzip stream holds more than the {promised:,} bytes promised")
-    inflated.flags.writeable = False
     return inflated

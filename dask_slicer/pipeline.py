@@ -15,7 +15,7 @@ from dask_slicer import interrupts, output
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, UsageError
 from dask_slicer.events import Observer, RunReport
-from dask_slicer.execution import Execute, executor, prepare
+from dask_slicer.execution import Execute, executor
 from dask_slicer.journal import (
     CommittedCase,
     FailedCase,
@@ -69,7 +69,6 @@ def run(
     _check_report_place(config.performance_report)
     output.existing_config(config.output_dir)  # no lock is put into what is not ours
     with output.locked(config.output_dir) as notes:
-        prepare(config, client)
         plan = make_plan(config)
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
@@ -226,6 +225,7 @@ class _Run:
         for case, outcome in execute(next_case):
             if isinstance(outcome, CommittedCase):
                 self._record(self._checked(outcome), journal)
+                interrupts.check()
                 continue
             attempts[case.case_id] += 1
             if outcome.retriable and attempts[case.case_id] <= config.retries:
@@ -285,12 +285,33 @@ class _Run:
         self.observer.ended(record)
 
     def _finish(self, *, interrupted: bool = False) -> RunReport:
-        """Write what is said of the whole, from the journal; return the report."""
+        """Write what is said of the whole, if a run has begun there; return the report."""
+        failures = list(self.unjournaled)
+        elapsed = time.monotonic() - self.started
+        if (self.plan.config.output_dir / output.CONFIG).exists():
+            self._sum_up(failures, elapsed)
+        return RunReport(
+            output_dir=str(self.plan.config.output_dir),
+            n_committed=self.n_committed,
+            n_skipped=self.n_skipped,
+            n_slices=self.n_slices,
+            n_bytes=self.n_bytes,
+            remaining=self._remaining,
+            failures=tuple(failures),
+            elapsed_seconds=elapsed,
+            interrupted=interrupted,
+        )
+
+    @property
+    def _remaining(self) -> int:
+        return len(self.plan.selected) - self.n_skipped - self.n_committed
+
+    def _sum_up(self, failures: list[FailedCase], elapsed: float) -> None:
+        """Write index, failures and summary from the journal, whose failures are added."""
         config = self.plan.config
         output.remove_temporary(config.output_dir)
         planned = {case.case_id for case in self.plan.cases}
         tally = Tally()
-        failures = list(self.unjournaled)
         index = output.IndexWriter(config.output_dir)
         for record in last_records(config.output_dir / output.JOURNAL):
             if isinstance(record, CommittedCase):
@@ -300,13 +321,11 @@ class _Run:
                 failures.append(record)
         index.close()
         output.write_failures(config.output_dir, failures)
-        remaining = len(self.plan.selected) - self.n_skipped - self.n_committed
-        if remaining:
+        if self._remaining:
             # Files of cases that were stopped before they were committed.
             for case_id, paths in output.find_slices(config.output_dir).items():
                 if case_id in planned.difference(tally.case_names):
                     output.remove_slices(config.output_dir, paths)
-        elapsed = time.monotonic() - self.started
         output.write_summary(
             config.output_dir,
             dataset_info(
@@ -319,14 +338,3 @@ class _Run:
             ),
         )
         output.remove_temporary(config.output_dir)
-        return RunReport(
-            output_dir=str(config.output_dir),
-            n_committed=self.n_committed,
-            n_skipped=self.n_skipped,
-            n_slices=self.n_slices,
-            n_bytes=self.n_bytes,
-            remaining=remaining,
-            failures=tuple(failures),
-            elapsed_seconds=elapsed,
-            interrupted=interrupted,
-        )

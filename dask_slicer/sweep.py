@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from dask_slicer.config import RunConfig
-from dask_slicer.errors import DatasetError, UsageError
+from dask_slicer.errors import DatasetError
 from dask_slicer.measuring import Measurement, measure
 from dask_slicer.planning import make_plan
 from dask_slicer.words import count
@@ -19,6 +21,9 @@ from dask_slicer.words import count
 _BUSY = 0.75
 # One that has, and uses its CPU for less of the time, is waiting for the disk.
 _COMPUTING = 0.75
+# Seconds after a run. For 5 s after files were deleted, ext4 takes a millisecond more for every new
+# one, as it steers clear of the deleted.
+_PAUSE = 6.0
 # More workers must be this much faster to be worth their memory.
 _WORTH = 1.05
 
@@ -108,11 +113,11 @@ def judge(table: Sequence[Row], *, n_cpus: int) -> Verdict:
             f"workers have a case in hand for {best.busy:.0%} of the time: cases are too small, or "
             "too few, for more workers"
         )
-    elif best.cpu < _COMPUTING:
+    elif best.cpu / best.busy < _COMPUTING:
         bottleneck = "disk"
         reason = (
-            f"workers compute for {best.cpu:.0%} of the time and wait for files to be read or "
-            "written in the rest"
+            f"with a case in hand, workers compute for {best.cpu / best.busy:.0%} of the time, and "
+            "wait for files to be read or written in the rest"
         )
     else:
         bottleneck = "CPU"
@@ -120,6 +125,15 @@ def judge(table: Sequence[Row], *, n_cpus: int) -> Verdict:
         if best.n_workers < n_cpus and best is table[-1]:
             reason += f"; {count(n_cpus, 'CPU')} are there, more workers were not tried"
     return Verdict(num_workers=best.n_workers, bottleneck=bottleneck, reason=reason)
+
+
+def _forget(files: Iterable[str]) -> None:
+    """Ask the system to read files from the disk the next time, where it can be asked."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in files:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def default_workers(n_cpus: int) -> tuple[int, ...]:
@@ -134,31 +148,29 @@ def default_workers(n_cpus: int) -> tuple[int, ...]:
     return (0, *sorted({*(n for n in powers if n <= n_cpus), n_cpus}))
 
 
-def choose_cases(config: RunConfig, *, n_cases: int) -> RunConfig:
-    """Return a configuration of so many cases of a dataset, all of them sound.
+def choose_cases(config: RunConfig, *, n_cases: int) -> tuple[RunConfig, list[str]]:
+    """Return a configuration of so many sound cases of a dataset, and the files they are read from.
 
     Raises
     ------
-    UsageError
-        If the configuration is for a scheduler.
     DatasetError
         If no case can be run.
     """
-    if config.scheduler is not None or config.scheduler_file is not None:
-        raise UsageError("benchmark starts workers of its own; leave out --scheduler")
     # Nothing is written by a plan; scratch directories will lie within the output directory.
     made = make_plan(config.model_copy(update={"output_dir": config.output_dir / "scratch"}))
-    sound = [case.case_id for case in made.selected if case.problem is None]
+    sound = [case for case in made.selected if case.problem is None]
     if made.problems or not sound:
         raise DatasetError("; ".join(made.problems) or "no case of the dataset can be run")
     # Spread over the dataset, which may be sorted by scanner or by size.
     step = max(len(sound) / n_cases, 1.0)
-    only = tuple(sound[int(number * step)] for number in range(min(n_cases, len(sound))))
-    return config.model_copy(update={"only": only})
+    chosen = [sound[int(number * step)] for number in range(min(n_cases, len(sound)))]
+    only = tuple(case.case_id for case in chosen)
+    return config.model_copy(update={"only": only}), [p for c in chosen for p in c.case.files]
 
 
 def sweep(
     config: RunConfig,
+    files: Sequence[str],
     *,
     workers: Sequence[int],
     repeats: int,
@@ -170,6 +182,8 @@ def sweep(
     ----------
     config : RunConfig
         Its output directory is where scratch directories are made; they are removed.
+    files : sequence of str
+        What is read; before every run, the system is asked to forget that it has read them.
     workers : sequence of int
     repeats : int
         A B C A B C …: a machine that slows down meanwhile hits all alike.
@@ -181,10 +195,12 @@ def sweep(
         for n_workers in workers:
             scratch = Path(tempfile.mkdtemp(prefix="scratch_", dir=config.output_dir))
             try:
+                _forget(files)
                 changes = {"num_workers": n_workers, "output_dir": scratch / "slices"}
                 one = measure(config.model_copy(update=changes))
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+            time.sleep(_PAUSE)
             if one.n_failed:
                 raise DatasetError(
                     f"{count(one.n_failed, 'case')} failed; run them by themselves to see why, "

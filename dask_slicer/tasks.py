@@ -10,7 +10,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from dask_slicer.output import TEMPORARY
 from dask_slicer.planning import grids_of
 from dask_slicer.plans import CasePlan
 from dask_slicer.slices import SliceStack, slice_volume
-from dask_slicer.store_npz import write_slices
+from dask_slicer.store_npz import slice_name, write_slices
 from dask_slicer.volume import Volume, Voxels
 
 T = TypeVar("T")
@@ -126,9 +126,14 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
         moved: list[Path] = []
         try:
             written = write_slices(stack, case, target.settings, aside, fsync=target.fsync)
-            for path in sorted(aside.iterdir()):
-                moved.append(place / path.name)
-                os.replace(path, moved[-1])
+            for one in written:
+                name = slice_name(case.case_id, one.slice_index, stack.shape[0])
+                moved.append(place / name)
+                os.replace(aside / name, moved[-1])
+            if not target.run_id:  # no run tidies up after this
+                aside.rmdir()
+                with suppress(OSError):
+                    aside.parent.rmdir()
             if target.fsync:
                 _fsync_directory(place)
         except BaseException:  # Ctrl-C too: a case is whole or absent

@@ -13,6 +13,11 @@ from dask_slicer.phantom import write_dataset
 from dask_slicer.sweep import Row, choose_cases, default_workers, judge, rows
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch) -> None:
+    monkeypatch.setattr("dask_slicer.sweep._PAUSE", 0.0)
+
+
 def measured(n_workers: int, seconds: float, *, cpu: float = 8.0, busy: float = 8.0) -> Measurement:
     return Measurement(
         n_workers=n_workers, seconds=seconds, start_seconds=1.0, busy_seconds=busy,
@@ -79,6 +84,10 @@ def test_more_workers_than_cpus_are_not_expected_to_compute_at_once() -> None:
             2, "disk", "wait for files", id="disk",
         ),
         pytest.param(
+            [measured(1, 8.0), measured(2, 4.0, busy=6.2, cpu=5.9)],
+            2, "CPU", "74%", id="idle_is_not_waiting_for_the_disk",
+        ),
+        pytest.param(
             [measured(1, 8.0, busy=3.0, cpu=3.0), measured(4, 8.0, busy=3.0, cpu=3.0)],
             1, "scheduler", "too small, or too few", id="scheduler",
         ),
@@ -104,8 +113,14 @@ def test_cases_are_spread_over_the_dataset_and_sound(dataset, tmp_path) -> None:
         dataset.add(f"c{number}")
     dataset.image_path("c0").write_bytes(b"no scan")
     config = dask_slicer.RunConfig(input_dir=dataset.root, output_dir=tmp_path / "out")
-    assert choose_cases(config, n_cases=4).only == ("c1", "c3", "c5", "c7")
-    assert len(choose_cases(config, n_cases=40).only) == 8
+    chosen, files = choose_cases(config, n_cases=4)
+    assert chosen.only == ("c1", "c3", "c5", "c7")
+    assert files == [
+        str(path)
+        for name in chosen.only
+        for path in (dataset.image_path(name), dataset.label_path(name))
+    ]
+    assert len(choose_cases(config, n_cases=40)[0].only) == 8
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])
@@ -212,6 +227,18 @@ def test_what_cannot_be_swept_is_one_line(dataset, tmp_path, invoke, options, sa
     assert result.exit_code == 2
     assert says in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_more_workers_than_cases_are_not_tried(dataset, tmp_path, invoke) -> None:
+    dataset.add("a")
+    result = invoke(
+        *("benchmark", "--input_dir", dataset.root, "--output_dir", tmp_path / "bench"),
+        *("--workers", "0,2,4", "--repeats", 1),
+    )
+    assert result.exit_code == 0, result.output
+    assert "Note: 1 case, too few for 2, 4 workers" in result.stdout
+    found = json.loads((tmp_path / "bench" / "results.json").read_text())
+    assert [run["n_workers"] for run in found["runs"]] == [0]
 
 
 def test_a_case_that_fails_ends_the_benchmark_with_one_line(dataset, tmp_path, invoke) -> None:

@@ -48,6 +48,10 @@ def test_cases_are_put_together_until_they_are_worth_a_graph(sizes, n_threads, e
     assert lengths(lots_of(sizes, n_threads=n_threads)) == expected
 
 
+def test_cases_are_dealt_to_a_cluster_whose_workers_are_still_to_come() -> None:
+    assert lengths(lots_of([SMALL] * 8, n_threads=0)) == [2, 2, 2, 2]
+
+
 def test_every_case_is_dealt_once_and_in_order() -> None:
     lots = lots_of([SMALL, SMALL, LARGE, MEDIUM, SMALL, LARGE, LARGE, SMALL] * 5)
     dealt = []
@@ -73,7 +77,7 @@ def test_a_graph_of_several_cases_has_three_tasks_named_after_the_steps(dataset,
     config.output_dir.mkdir()
     graph = lot_graph(dask_slicer.plan(config).cases, target_of(config))
     assert sorted(graph.__dask_graph__().keys()) == [
-        (step, "a and 2 more") for step in ("load", "save", "slice")
+        (step, "a / 2 more") for step in ("load", "save", "slice")
     ]
     records = graph.compute(scheduler="synchronous")
     assert [record.case_id for record in records] == ["a", "b", "c"]
@@ -106,3 +110,24 @@ def test_a_bad_case_fails_by_itself_and_the_others_of_its_lot_are_written(
     good = {record["case_id"] for record in records if record["status"] == "committed"}
     assert good == set(names) - {"c04", "c05"}
     assert {path.name[:3] for path in output.glob("*/*.npz")} == good
+
+
+def test_a_case_may_be_named_like_a_lot(dataset, tmp_path, invoke) -> None:
+    names = ["a", *(f"a {number:02d}" for number in range(15)), "a and 1 more", "a 1 more"]
+    for name in names:
+        dataset.add(name)
+    result = invoke(
+        *("run", "--input_dir", dataset.root, "--output_dir", tmp_path / "slices"),
+        *("--num_workers", 1, "--dashboard_address", "none"),
+    )
+    assert result.exit_code == 0, result.output
+    assert {path.name[:-8] for path in (tmp_path / "slices").glob("*/*.npz")} == set(names)
+
+
+def test_graphs_computed_by_hand_leave_nothing_but_slices(dataset, tmp_path) -> None:
+    dataset.add("a")
+    config = dask_slicer.RunConfig(input_dir=dataset.root, output_dir=tmp_path / "slices")
+    config.output_dir.mkdir()
+    (graph,) = dask_slicer.build_graphs(dask_slicer.plan(config)).values()
+    graph.compute(scheduler="synchronous")
+    assert [path.name for path in config.output_dir.iterdir()] == ["train"]

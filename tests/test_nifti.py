@@ -131,9 +131,9 @@ def test_compression_is_told_by_the_bytes_and_voxels_are_a_read_only_view(tmp_pa
         assert not voxels.flags.owndata
 
 
-def named_member(data: bytes) -> bytes:
+def named_member(data: bytes, comment: bytes = b"comment") -> bytes:
     """Return a gzip member with extra field, name, comment and header CRC."""
-    head = b"\x1f\x8b\x08\x1e" + bytes(6) + b"\x04\0abcd" + b"name.nii\0" + b"comment\0"
+    head = b"\x1f\x8b\x08\x1e" + bytes(6) + b"\x04\0abcd" + b"name.nii\0" + comment + b"\0"
     body = zlib.compressobj(wbits=-15)
     sums = struct.pack("<2L", zlib.crc32(data), len(data))
     crc16 = struct.pack("<H", zlib.crc32(head) & 0xFFFF)
@@ -142,6 +142,7 @@ def named_member(data: bytes) -> bytes:
 
 GZIP_FILES = {
     "name_comment_and_extra_field": named_member(nifti()),
+    "comment_longer_than_the_first_read": named_member(nifti(), b"x" * 60_000),
     "zero_padding": gzip.compress(nifti()) + bytes(700),
     "empty_member_before": gzip.compress(b"") + gzip.compress(nifti()),
     "empty_member_after": gzip.compress(nifti()) + gzip.compress(b""),
