@@ -61,7 +61,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             "scaling": lambda: _scaling(work, n_cases=4, shape=shape, repeats=1),
         }
     return {
-        "compare": lambda: compare(work, n_cases=16, shape=_CT, workers=2, repeats=5),
+        "compare": lambda: compare(work, n_cases=16, shape=_CT, workers=2, repeats=3),
         "overhead": lambda: overhead(work, counts=(1000, 5000, 20000), workers=2, repeats=3),
         "memory": lambda: memory(work, shape=(512, 512), depths=(40, 100, 275)),
         "startup": lambda: startup(work, shape=_CT, workers=4, repeats=5),

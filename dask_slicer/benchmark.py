@@ -173,6 +173,7 @@ def _write_plot(table: Sequence[Row], path: Path, *, title: str) -> None:
             textcoords="offset points", fontsize=8,
         )  # fmt: skip
     axes.set(xlabel="workers", ylabel="speed-up, start-up excluded", title=title, xticks=workers)
+    axes.margins(x=0.18)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
