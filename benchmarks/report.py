@@ -35,6 +35,8 @@ def write_report(results: Path, root: Path) -> None:
     (root / "docs" / "performance.md").write_text(_page(found), encoding="utf-8")
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
+    if not _TABLE.search(text):
+        raise RuntimeError("README.md has no place for the table of results")
     table = f"{_machine(found['compare'])}:\n\n{_short_table(found)}\n"
     readme.write_text(_TABLE.sub(rf"\g<1>{table}\g<2>", text), encoding="utf-8")
 

@@ -132,13 +132,10 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     """Write a small dataset of made-up scans, slice it, and say where to look."""
     ctx.meta["verbose"] = verbose
     from dask_slicer.configfile import build_config
-    from dask_slicer.phantom import write_dataset
+    from dask_slicer.phantom import ensure_dataset
 
     phantoms, slices = output_dir / "phantoms", output_dir / "slices"
-    if not phantoms.exists():
-        unfinished = output_dir / "phantoms.unfinished"
-        write_dataset(unfinished)
-        unfinished.rename(phantoms)
+    ensure_dataset(phantoms)
     config = build_config(
         {"input_dir": phantoms, "output_dir": slices, "num_workers": num_workers},
         base="ct_abdomen",
@@ -186,14 +183,14 @@ def benchmark(
     ctx.meta["verbose"] = verbose
     if options["num_workers"] is not None:
         raise UsageError("benchmark takes --workers N,N... instead of --num_workers")
+    from dask_slicer.benchmark import PHANTOMS, run_benchmark
+
     options["output_dir"] = options["output_dir"] or "dask_slicer_benchmark"
     if options["input_dir"] is None and options["config"] is None:
-        options["input_dir"] = Path(options["output_dir"], "phantoms")
+        options["input_dir"] = Path(options["output_dir"], PHANTOMS)
     numbers = None if workers is None else _numbers(workers)
     config = build_config_of(options, more_cases)
     _log(verbose, config.log_file)
-    from dask_slicer.benchmark import run_benchmark
-
     console = _console()
     with heard_once():
         verdict = run_benchmark(

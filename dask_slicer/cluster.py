@@ -84,9 +84,11 @@ def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -
     debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
     level = logging.WARNING if debugging else logging.CRITICAL
     logging.getLogger("distributed").setLevel(level)
-    names = {"logging.distributed": logging.getLevelName(level).lower()}
-    names["distributed.worker.multiprocessing-method"] = method
-    with dask.config.set(_SETTINGS | names), ExitStack() as stack:
+    own = {
+        "distributed.worker.multiprocessing-method": method,
+        "logging.distributed": logging.getLevelName(level).lower(),
+    }
+    with dask.config.set(_SETTINGS | own), ExitStack() as stack:
         with interrupts.deferred(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that we print is the true one.
             warnings.filterwarnings("ignore", message="Port .* is already in use")

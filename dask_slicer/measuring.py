@@ -7,10 +7,9 @@ import re
 import threading
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import psutil
 
@@ -62,10 +61,6 @@ class Measurement:
     bytes_out: int
     peak_rss: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the attributes by name."""
-        return asdict(self)
-
 
 def measure(config: RunConfig) -> Measurement:
     """Run a configuration, and return what it cost.
@@ -85,7 +80,7 @@ def measure(config: RunConfig) -> Measurement:
         As `pipeline.run`.
     """
     _write_back()
-    with _Watch(workers=config.num_workers > 0) as watch:
+    with closing(_Watch(workers=config.num_workers > 0)) as watch:
         observer = _Clock(watch)
         started = time.perf_counter()
         report = run(config, observer=observer)
@@ -143,17 +138,10 @@ class _Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample_on, daemon=True)
         self.peak_rss = 0
-
-    def __enter__(self) -> Self:
         self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop sampling."""
         self._stop.set()
         self._thread.join()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -181,6 +183,15 @@ def write_dataset(
         case_id = f"phantom_{number:03d}"
         write_nifti(folder / "imagesTr" / f"{case_id}_0000.nii.gz", phantom.image, phantom.affine)
         write_nifti(folder / "labelsTr" / f"{case_id}.nii.gz", phantom.label, phantom.affine)
+
+
+def ensure_dataset(folder: Path, **settings: Any) -> None:
+    """Write a dataset as `write_dataset` does, whole or not at all, unless the folder exists."""
+    if not folder.exists():
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_dataset(unfinished, **settings)
+        unfinished.rename(folder)
 
 
 def _tilted(directions: NDArray[np.float64], *, degrees: float) -> NDArray[np.float64]:

@@ -217,15 +217,9 @@ class _Run:
                     self._record(case.problem, journal)
                 if config.fail_fast:
                     return
-
-        def next_case() -> CasePlan | None:
-            interrupts.check()
-            return queue.popleft() if queue else None
-
-        for case, outcome in execute(next_case):
+        for case, outcome in execute(lambda: queue.popleft() if queue else None):
             if isinstance(outcome, CommittedCase):
                 self._record(self._checked(outcome), journal)
-                interrupts.check()
                 continue
             attempts[case.case_id] += 1
             if outcome.retriable and attempts[case.case_id] <= config.retries:
@@ -283,6 +277,7 @@ class _Run:
             if record.details:
                 _LOG.debug("case %s: %s", record.case_id, record.details)
         self.observer.ended(record)
+        interrupts.check()
 
     def _finish(self, *, interrupted: bool = False) -> RunReport:
         """Write what is said of the whole, if a run has begun there; return the report."""

@@ -21,8 +21,8 @@ from dask_slicer.words import count
 _BUSY = 0.75
 # One that has, and uses its CPU for less of the time, is waiting for the disk.
 _COMPUTING = 0.75
-# Seconds after a run. For 5 s after files were deleted, ext4 takes a millisecond more for every new
-# one, as it steers clear of the deleted.
+# Seconds between runs. For 5 s after files were deleted, ext4 takes a millisecond more for every
+# new one, as it steers clear of the deleted.
 _PAUSE = 6.0
 # More workers must be this much faster to be worth their memory.
 _WORTH = 1.05
@@ -190,9 +190,11 @@ def sweep(
     tell : callable
         Is given every measurement as it is made.
     """
-    found = []
+    found: list[Measurement] = []
     for _ in range(repeats):
         for n_workers in workers:
+            if found:
+                time.sleep(_PAUSE)
             scratch = Path(tempfile.mkdtemp(prefix="scratch_", dir=config.output_dir))
             try:
                 _forget(files)
@@ -200,7 +202,6 @@ def sweep(
                 one = measure(config.model_copy(update=changes))
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-            time.sleep(_PAUSE)
             if one.n_failed:
                 raise DatasetError(
                     f"{count(one.n_failed, 'case')} failed; run them by themselves to see why, "

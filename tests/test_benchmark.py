@@ -197,7 +197,7 @@ def test_without_a_dataset_phantoms_are_made(tmp_path, invoke, monkeypatch) -> N
     monkeypatch.chdir(tmp_path)
     small = {"n_cases": 2, "shape": (16, 16, 8)}
     monkeypatch.setattr(
-        "dask_slicer.benchmark.write_dataset", lambda folder, **_: write_dataset(folder, **small)
+        "dask_slicer.benchmark.ensure_dataset", lambda folder, **_: write_dataset(folder, **small)
     )
     result = invoke("benchmark", "--workers", "0", "--repeats", 1, "--quiet")
     assert result.exit_code == 0, result.output
