@@ -18,11 +18,18 @@ _TWICE = ", twice the cases"
 
 
 def compare(
-    work: Path, *, n_cases: int, shape: tuple[int, int, int], workers: int, repeats: int
+    work: Path,
+    *,
+    n_cases: int,
+    shape: tuple[int, int, int],
+    workers: int,
+    repeats: int,
+    before: Callable[[], None],
 ) -> dict[str, Any]:
     """Return times of commands that do the same, run in turn, and their ratios.
 
     "Excluded" is start-up: then a figure is the difference between 2n and n cases, divided by n.
+    Before every command, `before` is called.
     """
     few, many = ct(work, n_cases, shape), ct(work, 2 * n_cases, shape)
     output = work / "output"
@@ -45,9 +52,9 @@ def compare(
         "one worker": ours(few, 1),
         f"one worker{_TWICE}": ours(many, 1),
     }
-    results = paired(commands, repeats=repeats)
+    results = paired(commands, repeats=repeats, before=before)
     # It takes minutes, and all of it is spent on cases: once, and its start-up counts as nothing.
-    results |= paired({"usual": script("usual_script.py", few)}, repeats=1)
+    results |= paired({"usual": script("usual_script.py", few)}, repeats=1, before=before)
     return {
         "cases": n_cases,
         "shape": list(shape),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from datasets import ct
 
 from dask_slicer.measuring import peak_rss
 
@@ -24,6 +25,7 @@ _BECOME_SUBREAPER = 36  # of prctl(2)
 _SAMPLE_EVERY = 0.25
 # For 5 s, ext4 takes a millisecond more for every new file, as it steers clear of deleted ones.
 _FORGET_DELETED = 6.0
+_READ_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,6 @@ def measure(
         look()
     written = sum(path.stat().st_size for path in output.rglob("*.npz"))
     shutil.rmtree(output, ignore_errors=True)
-    time.sleep(_FORGET_DELETED)
     return Measured(
         wall=wall,
         cpu=cpu,
@@ -100,13 +101,38 @@ def measure(
     )
 
 
+def settle(work: Path) -> None:
+    """Bring the machine into the state that it is in during a long run.
+
+    Memory is in use, as cache: what lies free, a hypervisor takes back, and then a page costs ten
+    times as much when it is first written to. Python's files are in memory again, the disk has
+    nothing left to do, and what was deleted is forgotten.
+    """
+    began = time.monotonic()
+    ballast = work / "ballast"
+    memory = psutil.virtual_memory().total
+    if not ballast.exists():
+        with open(ballast, "wb") as file:
+            file.truncate(memory)  # holes: takes no disk
+    with open(ballast, "rb", buffering=0) as file:
+        while file.read(_READ_AT_ONCE):
+            pass
+    output = work / "output"
+    measure(slicer(ct(work, 1, (16, 16, 8)), output, "--num_workers", 1), output)
+    time.sleep(max(0.0, began + _FORGET_DELETED - time.monotonic()))
+
+
 def paired(
-    commands: dict[str, Callable[[], Measured]], *, repeats: int
+    commands: dict[str, Callable[[], Measured]],
+    *,
+    repeats: int,
+    before: Callable[[], None],
 ) -> dict[str, list[Measured]]:
     """Run commands in turn, A B C A B C …, so that a drifting machine hits all of them alike."""
     results: dict[str, list[Measured]] = {name: [] for name in commands}
     for repeat in range(repeats):
         for name, run in commands.items():
+            before()
             latest = run()
             results[name].append(latest)
             print(

@@ -15,7 +15,14 @@ _HERE = Path(__file__).parent
 _SHAPE = (16, 16, 8)
 
 
-def overhead(work: Path, *, counts: Sequence[int], workers: int, repeats: int) -> dict[str, Any]:
+def overhead(
+    work: Path,
+    *,
+    counts: Sequence[int],
+    workers: int,
+    repeats: int,
+    before: Callable[[], None],
+) -> dict[str, Any]:
     """Return seconds a case and memory for datasets of thousands of tiny cases.
 
     Parameters
@@ -25,6 +32,8 @@ def overhead(work: Path, *, counts: Sequence[int], workers: int, repeats: int) -
         Cases: the fewest give start-up and the memory to compare with, the second is run by Dask
         alone too.
     workers, repeats : int
+    before : callable
+        Called before every command.
     """
     output = work / "output"
     few, some, many = counts
@@ -35,7 +44,8 @@ def overhead(work: Path, *, counts: Sequence[int], workers: int, repeats: int) -
 
     raw = [sys.executable, str(_HERE / "raw_dask.py"), str(some), "--num_workers", str(workers)]
     commands = {"few": ours(few), "some": ours(some), "raw": partial(measure, raw, output)}
-    results = paired(commands, repeats=repeats) | paired({"many": ours(many)}, repeats=1)
+    results = paired(commands, repeats=repeats, before=before)
+    results |= paired({"many": ours(many)}, repeats=1, before=before)
     wall = {name: median(runs, "wall") for name, runs in results.items()}
     own = {name: median(runs, "own_peak_rss") for name, runs in results.items()}
     a_case = (wall["some"] - wall["few"]) / (some - few)

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,19 @@ def memory(work: Path, *, shape: tuple[int, int], depths: Sequence[int]) -> dict
 
 
 def startup(
-    work: Path, *, shape: tuple[int, int, int], workers: int, repeats: int
+    work: Path,
+    *,
+    shape: tuple[int, int, int],
+    workers: int,
+    repeats: int,
+    before: Callable[[], None],
 ) -> dict[str, Any]:
     """Return seconds until the first case is taken up, and until help is printed."""
     scans, output = ct(work, 2 * workers, shape, distinct=2), work / "output"
-    first = [
-        _first_case(slicer(scans, output, "--num_workers", workers), output) for _ in range(repeats)
-    ]
-    help_ = []
+    first, help_ = [], []
     for _ in range(repeats):
+        before()
+        first.append(_first_case(slicer(scans, output, "--num_workers", workers), output))
         started = time.perf_counter()
         subprocess.run(
             [sys.executable, "-m", "dask_slicer", "--help"], check=True, capture_output=True

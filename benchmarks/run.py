@@ -16,10 +16,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compare import compare
+from measure import settle
 from overhead import overhead
 from report import write_report
 from resources import memory, startup
@@ -49,22 +51,35 @@ def _scaling(work: Path, *, n_cases: int, shape: tuple[int, int, int], repeats: 
     }
 
 
+def _as_it_is() -> None:
+    """Leave the machine alone: what is measured in small, to see it work, nobody reads."""
+
+
 def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
     """Return what can be measured, by name."""
+    settled = partial(settle, work)
     if quick:
         shape = (64, 64, 8)
         return {
-            "compare": lambda: compare(work, n_cases=2, shape=shape, workers=2, repeats=1),
-            "overhead": lambda: overhead(work, counts=(10, 20, 40), workers=2, repeats=1),
+            "compare": lambda: compare(
+                work, n_cases=2, shape=shape, workers=2, repeats=1, before=_as_it_is
+            ),
+            "overhead": lambda: overhead(
+                work, counts=(10, 20, 40), workers=2, repeats=1, before=_as_it_is
+            ),
             "memory": lambda: memory(work, shape=(64, 64), depths=(8, 16)),
-            "startup": lambda: startup(work, shape=shape, workers=2, repeats=1),
+            "startup": lambda: startup(work, shape=shape, workers=2, repeats=1, before=_as_it_is),
             "scaling": lambda: _scaling(work, n_cases=4, shape=shape, repeats=1),
         }
     return {
-        "compare": lambda: compare(work, n_cases=16, shape=_CT, workers=2, repeats=3),
-        "overhead": lambda: overhead(work, counts=(1000, 5000, 20000), workers=2, repeats=3),
+        "compare": lambda: compare(
+            work, n_cases=16, shape=_CT, workers=2, repeats=5, before=settled
+        ),
+        "overhead": lambda: overhead(
+            work, counts=(1000, 5000, 20000), workers=2, repeats=3, before=settled
+        ),
         "memory": lambda: memory(work, shape=(512, 512), depths=(40, 100, 275)),
-        "startup": lambda: startup(work, shape=_CT, workers=4, repeats=5),
+        "startup": lambda: startup(work, shape=_CT, workers=4, repeats=5, before=settled),
         "scaling": lambda: _scaling(work, n_cases=32, shape=_CT, repeats=3),
     }
 

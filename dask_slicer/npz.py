@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from typing import NamedTuple
 
@@ -75,13 +76,14 @@ def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
     return Piece(_bytes(data), len(view), crc32)
 
 
-def npy_header(shape: Sequence[int], dtype: DTypeLike) -> bytes:
+@cache
+def npy_header(shape: tuple[int, ...], dtype: DTypeLike) -> bytes:
     """Return what stands before the elements of a C-ordered array in an .npy file."""
     buffer = BytesIO()
     described = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,
-        "shape": tuple(shape),
+        "shape": shape,
     }
     np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()
@@ -89,9 +91,8 @@ def npy_header(shape: Sequence[int], dtype: DTypeLike) -> bytes:
 
 def npy_of_text(text: str) -> bytes:
     """Return an .npy file that holds a text as a 0-d string array."""
-    buffer = BytesIO()
-    np.lib.format.write_array(buffer, np.array(text), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+    array = np.array(text)
+    return npy_header((), array.dtype) + array.tobytes()
 
 
 def archive(members: Iterable[tuple[str, Sequence[Piece]]], *, level: int) -> tuple[bytes, int]:
