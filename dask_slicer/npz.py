@@ -8,12 +8,14 @@ that `numpy.load`, `zipfile` and `unzip` read. Sources: RFC 1951 (deflate), APPN
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +32,8 @@ _MOST_ISAL = 2
 _DOS_TIME, _DOS_DATE = 0, (1 << 5) | 1
 _UNIX = 3 << 8
 _REGULAR_FILE = 0o100644 << 16
+# That one call takes: IOV_MAX of Linux and macOS.
+_MOST_PARTS = 1024
 # Sizes and offsets from here on need the zip64 fields.
 _ZIP64_FROM = 0xFFFFFFFF
 
@@ -95,8 +99,10 @@ def npy_of_text(text: str) -> bytes:
     return npy_header((), array.dtype) + array.tobytes()
 
 
-def archive(members: Iterable[tuple[str, Sequence[Piece]]], *, level: int) -> tuple[bytes, int]:
-    """Return a zip archive and its CRC-32.
+def archive(
+    members: Iterable[tuple[str, Sequence[Piece]]], *, level: int
+) -> tuple[list[bytes], int]:
+    """Return a zip archive, in parts to be put together, and its CRC-32.
 
     Parameters
     ----------
@@ -107,7 +113,7 @@ def archive(members: Iterable[tuple[str, Sequence[Piece]]], *, level: int) -> tu
 
     Returns
     -------
-    data : bytes
+    parts : list of bytes
     crc32 : int
         Combined from those of the pieces.
     """
@@ -120,7 +126,36 @@ def archive(members: Iterable[tuple[str, Sequence[Piece]]], *, level: int) -> tu
         directory.append(member.directory_entry)
         offset += sum(len(part.data) for part in member.parts)
     parts.append(_bytes(b"".join(directory) + _end(len(directory), _length(directory), offset)))
-    return b"".join(part.data for part in parts), _combine((p.crc32, len(p.data)) for p in parts)
+    return [part.data for part in parts], _combine((p.crc32, len(p.data)) for p in parts)
+
+
+def write_parts(path: Path, parts: list[bytes], *, fsync: bool) -> int:
+    """Write a new file from parts, in one call and without putting them together where that goes.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist.
+    parts : list of bytes
+    fsync : bool
+        Force it to disk.
+
+    Returns
+    -------
+    int
+        Bytes written: all of them.
+    """
+    size = _length(parts)
+    with open(path, "xb") as file:
+        written = 0
+        if hasattr(os, "writev") and len(parts) <= _MOST_PARTS:
+            written = os.writev(file.fileno(), parts)
+        if written < size:  # over 2 GiB, or a disk that is nearly full
+            file.write(memoryview(b"".join(parts))[written:])
+        if fsync:
+            file.flush()
+            os.fsync(file.fileno())
+    return size
 
 
 class _Member:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from dask_slicer.config import SliceSettings
 from dask_slicer.geometry import spacing
 from dask_slicer.journal import WrittenSlice
-from dask_slicer.npz import Piece, archive, npy_header, npy_of_text, piece
+from dask_slicer.npz import Piece, archive, npy_header, npy_of_text, piece, write_parts
 from dask_slicer.plans import CasePlan
 from dask_slicer.slices import SliceStack, planes_needed
 from dask_slicer.windows import ZERO_SLICE
@@ -54,14 +53,11 @@ def write_slices(
     n_slices = stack.shape[0]
     written = []
     for slice_index in stack.kept:
-        data, crc32 = writer.archive(slice_index)
-        with open(folder / slice_name(case.case_id, slice_index, n_slices), "xb") as file:
-            file.write(data)
-            if fsync:
-                file.flush()
-                os.fsync(file.fileno())
+        parts, crc32 = writer.archive(slice_index)
+        path = folder / slice_name(case.case_id, slice_index, n_slices)
+        size = write_parts(path, parts, fsync=fsync)
         labels = stack.label_counts[slice_index] if stack.label_counts else None
-        written.append(WrittenSlice(slice_index, len(data), crc32, labels))
+        written.append(WrittenSlice(slice_index, size, crc32, labels))
     return tuple(written)
 
 
@@ -87,8 +83,8 @@ class _Writer:
         if stack.label is not None:
             self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
 
-    def archive(self, slice_index: int) -> tuple[bytes, int]:
-        """Return the file of one slice and its CRC-32."""
+    def archive(self, slice_index: int) -> tuple[list[bytes], int]:
+        """Return the file of one slice, in parts, and its CRC-32."""
         window = self._windows[slice_index]
         # Neither this window nor a later one reaches further down.
         for passed in [i for i in self._pieces if i < slice_index - self._settings.window_size]:

@@ -154,7 +154,7 @@ def test_the_metadata_are_those_that_readers_rely_on(tmp_path, n_modalities, lab
 def test_metadata_may_hold_any_text(tmp_path) -> None:
     for text in ("", "Läsion ✓ 肝臓 🩻", 'quo"te\\n', "\udce9 of a name that is not UTF-8"):
         content = piece(npy_of_text(text), level=1)
-        data, _ = archive([("metadata.npy", [content])], level=1)
+        data = b"".join(archive([("metadata.npy", [content])], level=1)[0])
         with np.load(BytesIO(data), allow_pickle=False) as found:
             assert str(found["metadata"]) == text
 
@@ -196,7 +196,8 @@ def test_a_member_is_its_pieces_one_after_another(contents: list[list[bytes]]) -
             (str(number), [piece(part, level=level) for part in parts])
             for number, parts in enumerate(contents)
         ]
-        data, crc32 = archive(members, level=level)
+        parts, crc32 = archive(members, level=level)
+        data = b"".join(parts)
         assert crc32 == zlib.crc32(data)
         with zipfile.ZipFile(BytesIO(data)) as found:
             assert found.testzip() is None
@@ -228,7 +229,8 @@ def test_archives_over_4_gib_are_read_as_any_other(monkeypatch, tmp_path, sizes,
     monkeypatch.setattr(npz, "_ZIP64_FROM", Mark(0xFFFFFFFF))
     contents = [np.random.default_rng(size).bytes(size) for size in sizes]
     members = [(f"{n}.npy", [piece(c, level=level)]) for n, c in enumerate(contents)]
-    data, crc32 = archive(members, level=level)
+    parts, crc32 = archive(members, level=level)
+    data = b"".join(parts)
     assert b"PK\x06\x06" in data
     assert crc32 == zlib.crc32(data)
     with zipfile.ZipFile(BytesIO(data)) as found:
@@ -242,7 +244,7 @@ def test_archives_over_4_gib_are_read_as_any_other(monkeypatch, tmp_path, sizes,
 
 def test_a_member_of_more_than_4_gib_has_its_true_size_and_crc() -> None:
     zeros = np.zeros(1 << 26, dtype=np.uint8)
-    data, _ = archive([("zeros.npy", [piece(zeros, level=1)] * 65)], level=1)
+    data = b"".join(archive([("zeros.npy", [piece(zeros, level=1)] * 65)], level=1)[0])
     crc32 = 0
     for _ in range(65):
         crc32 = npz.isal_zlib.crc32(zeros, crc32)
@@ -250,6 +252,24 @@ def test_a_member_of_more_than_4_gib_has_its_true_size_and_crc() -> None:
         (member,) = found.infolist()
         assert (member.file_size, member.CRC) == (65 << 26, crc32)
         assert found.open(member).read(9) == bytes(9)
+
+
+@pytest.mark.parametrize("n_parts", [0, 1, 3, 1024, 1025, 3000])
+def test_parts_are_written_whole_however_many(tmp_path, n_parts) -> None:
+    parts = [bytes([number % 251]) * (number % 7) for number in range(n_parts)]
+    size = npz.write_parts(tmp_path / "file", parts, fsync=True)
+    assert (tmp_path / "file").read_bytes() == b"".join(parts)
+    assert size == len(b"".join(parts))
+
+
+@pytest.mark.skipif(not hasattr(os, "writev"), reason="no writev on this system")
+def test_parts_are_written_whole_when_the_system_takes_some_only(tmp_path, monkeypatch) -> None:
+    def some(descriptor: int, parts: list[bytes]) -> int:
+        return os.write(descriptor, b"".join(parts)[:5])
+
+    monkeypatch.setattr(npz.os, "writev", some)
+    npz.write_parts(tmp_path / "file", [b"one", b"two", b"three"], fsync=False)
+    assert (tmp_path / "file").read_bytes() == b"onetwothree"
 
 
 # -- how little is done and held -----------------------------------------------------------------
