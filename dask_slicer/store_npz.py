@@ -80,6 +80,7 @@ class _Writer:
         zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))
         self._zeros = [zeros] * len(stack.image)
         self._label_header: Piece | None = None
+        self._empty_label: Piece | None = None
         if stack.label is not None:
             self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
 
@@ -94,11 +95,19 @@ class _Writer:
             image += self._plane(index)
         members = [("image.npy", image)]
         if self._stack.label is not None and self._label_header is not None:
-            label = self._piece(np.ascontiguousarray(self._stack.label[slice_index]))
-            members.append(("label.npy", [self._label_header, label]))
+            members.append(
+                ("label.npy", [self._label_header, self._label(self._stack.label, slice_index)])
+            )
         text = json.dumps(self._metadata | {"slice_index": slice_index}, ensure_ascii=False)
         members.append(("metadata.npy", [self._piece(npy_of_text(text))]))
         return archive(members, level=self._level)
+
+    def _label(self, label: np.ndarray[Any, Any], slice_index: int) -> Piece:
+        if self._stack.label_counts[slice_index]:
+            return self._piece(np.ascontiguousarray(label[slice_index]))
+        if self._empty_label is None:  # the same for every slice that has none
+            self._empty_label = self._piece(np.zeros_like(label[0], order="C"))
+        return self._empty_label
 
     def _plane(self, index: int) -> list[Piece]:
         if index == ZERO_SLICE:

@@ -91,3 +91,17 @@ def test_statistics_are_those_of_exact_arithmetic(stored: np.ndarray) -> None:
     assert found.std == pytest.approx(exact.pstdev(foreground) or 1.0, rel=1e-6)
     assert (found.min, found.max) == (min(values), max(values))
     assert found.n_foreground == len(foreground)
+
+
+@pytest.mark.parametrize("slope", [2.0, -0.5])
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8", ">i2"])
+def test_sums_of_the_largest_integers_are_exact(dtype: str, slope: float) -> None:
+    limits = np.iinfo(np.dtype(dtype).str)
+    stored = np.full(1 << 20, limits.max, dtype)
+    stored[:1000], stored[1000:3000] = limits.min, limits.min + 1
+    found = statistics(Voxels(stored=stored, slope=slope, intercept=3.0))
+    above = stored[stored > limits.min] if slope > 0 else stored[stored < limits.max]
+    intensities = above.astype(np.float64) * slope + 3
+    assert found.n_foreground == above.size
+    assert found.mean == pytest.approx(intensities.mean(), rel=1e-13)
+    assert found.std == pytest.approx(intensities.std(), rel=1e-10)
