@@ -80,7 +80,6 @@ def _compare_rows(found: dict[str, Any]) -> _Rows:
         "uncompressed / ours, CPU, excluded": "without compression it takes more CPU time a case",
         "uncompressed / ours, bytes": "and its files are larger",
         "ours / limit, CPU, excluded": "we take more CPU time a case than the limit",
-        "one worker / ours, wall, excluded": "one worker takes longer than two, a case",
     }
     for name, text in said.items():
         yield text, f"{ratios[name]:.2f} ×" if ratios[name] < 10 else f"{ratios[name]:.0f} ×"

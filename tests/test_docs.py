@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -51,11 +52,15 @@ def test_the_two_commands_that_set_everything_up_are_in_the_readme_and_in_ci() -
         assert command in ci
 
 
-@pytest.mark.parametrize("document", sorted(_ROOT.glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    [*sorted(_ROOT.glob("*.md")), *sorted(_ROOT.glob("docs/*.md"))],
+    ids=lambda path: path.name,
+)
 def test_relative_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
         if "://" not in target:
-            assert (_ROOT / target).exists(), target
+            assert (document.parent / target).exists(), target
 
 
 def test_the_python_examples_run_on_the_output_of_the_demo(tmp_path: Path) -> None:
@@ -87,6 +92,21 @@ def test_environment_yml_asks_for_what_pyproject_asks_for() -> None:
         wanted.add(_CONDA_NAMES.get(name, name) + version)
     listed = {entry for entry in conda["dependencies"] if isinstance(entry, str)}
     assert listed - {"pip"} == wanted
+
+
+def test_the_page_and_the_table_of_measurements_are_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(_ROOT / "benchmarks")
+    report = importlib.import_module("report")
+    monkeypatch.setattr(report, "_plot", lambda found, path: None)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(_README, encoding="utf-8")
+    report.write_report(_ROOT / "benchmarks" / "results", tmp_path)
+    for name in ("README.md", "docs/performance.md"):
+        made = (tmp_path / name).read_text(encoding="utf-8")
+        assert made == (_ROOT / name).read_text(encoding="utf-8")
+    assert (_ROOT / "docs" / "images" / "performance.png").stat().st_size > 10_000
 
 
 def test_the_json_schema_is_that_of_the_configuration() -> None:
