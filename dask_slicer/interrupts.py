@@ -13,6 +13,14 @@ from contextlib import contextmanager
 _PATIENCE = 10.0
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C.
+
+    A class of its own: where the bare KeyboardInterrupt passes through an `exec` of text, as in the
+    making of a dataclass, CPython remembers it as unhandled, and at exit kills itself by SIGINT.
+    """
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as batch systems send before they kill; handled like Ctrl-C."""
 
@@ -30,8 +38,9 @@ def heard_once() -> Iterator[None]:
     Raises
     ------
     KeyboardInterrupt
-        For Ctrl-C, `Terminated` for SIGTERM: wherever the main thread is, or, should that be where
-        Python drops exceptions (a ``__del__``, a weakref's callback), from the next `check`.
+        `Interrupted` for Ctrl-C, `Terminated` for SIGTERM: wherever the main thread is, or, should
+        that be where Python drops exceptions (a ``__del__``, a weakref's callback), from the next
+        `check`.
     """
     stopped_at = -_PATIENCE
 
@@ -39,7 +48,7 @@ def heard_once() -> Iterator[None]:
         nonlocal stopped_at
         if time.monotonic() - stopped_at >= _PATIENCE:
             stopped_at = time.monotonic()
-            _asked[:] = [Terminated if number == signal.SIGTERM else KeyboardInterrupt]
+            _asked[:] = [Terminated if number == signal.SIGTERM else Interrupted]
             raise _asked[0]
 
     def drop(dropped: sys.UnraisableHookArgs) -> None:

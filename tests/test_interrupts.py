@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -108,3 +110,19 @@ def test_a_run_stops_before_its_next_case_after_a_signal_that_got_lost(tmp_path)
     with pytest.raises(interrupts.Terminated), interrupts.heard_once():
         run(config, observer=observer)
     assert (observer.report.n_committed, observer.report.interrupted) == (1, True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT between processes")
+def test_ctrl_c_while_python_runs_text_does_not_decide_the_exit_status(tmp_path) -> None:
+    (tmp_path / "stopped.py").write_text(
+        "import sys\n"
+        "from dask_slicer.interrupts import heard_once\n"
+        "try:\n"
+        "    with heard_once():\n"
+        "        exec('import os, signal; os.kill(os.getpid(), signal.SIGINT); list(range(9))')\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    # As `python -m dask_slicer` is run, and other than for a script.
+    command = [sys.executable, "-m", "stopped"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 130
