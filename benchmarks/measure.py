@@ -37,7 +37,7 @@ class Measured:
     wall, cpu : float
         Seconds.
     written : int
-        Bytes of .npz files.
+        Bytes of slices.
     peak_rss : int
         Bytes resident in the largest process but the command's own.
     own_peak_rss : int
@@ -57,9 +57,13 @@ class Measured:
 
 
 def measure(
-    command: Sequence[str], output: Path, *, look: Callable[[], None] | None = None
+    command: Sequence[str],
+    output: Path,
+    *,
+    look: Callable[[], None] | None = None,
+    keep: bool = False,
 ) -> Measured:
-    """Run a command that fills `output`, which is removed before and after.
+    """Run a command that fills `output`, which is removed before, and after unless it is kept.
 
     Processes that outlive their parent (those that workers are forked from do, for a moment) are
     waited for, too, so that no CPU time is missed.
@@ -88,8 +92,13 @@ def measure(
         raise RuntimeError(f"{' '.join(command)} failed: {printed}")
     if look is not None:
         look()
-    written = sum(path.stat().st_size for path in output.rglob("*.npz"))
-    shutil.rmtree(output, ignore_errors=True)
+    written = sum(
+        path.stat().st_size
+        for path in output.rglob("*")
+        if path.is_file() and (path.suffix == ".npz" or "slices.zarr" in path.parts)
+    )
+    if not keep:
+        shutil.rmtree(output, ignore_errors=True)
     return Measured(
         wall=wall,
         cpu=cpu,

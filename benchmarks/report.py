@@ -67,6 +67,7 @@ def _page(found: dict[str, Any]) -> str:
             ("workers", "seconds", "speed-up", "slices/s", "MB/s out", "peak RSS"),
             _scaling_rows(scaling),
         ),
+        formats=_formats(found["formats"]) if "formats" in found else "",
         uncompressed_bytes=f"{ratios['uncompressed / ours, bytes']:.1f}",
     )
 
@@ -115,6 +116,34 @@ def _scaling_rows(found: dict[str, Any]) -> _Rows:
             f"{row['megabytes_out_per_second']:.0f}",
             f"{row['peak_rss'] / 1e6:.0f} MB",
         )
+
+
+def _formats(found: dict[str, Any]) -> str:
+    template = Path(__file__).with_name("formats.md.in").read_text(encoding="utf-8")
+    return template.format(
+        formats_table=_table(
+            ("format", "MB a case", "CPU a case, written", "read a window", "DataLoader"),
+            _formats_rows(found),
+        ),
+        windows_table=_table(("read at random", "a window"), _windows_rows(found)),
+    )
+
+
+def _formats_rows(found: dict[str, Any]) -> _Rows:
+    for name, n_bytes in found["bytes_a_case"].items():
+        delivered = found["dataloader_samples_per_second"][name]
+        yield (
+            name,
+            f"{n_bytes / 1e6:.1f}",
+            f"{found['cpu_seconds_a_case'][name]:.2f} s",
+            f"{found['milliseconds_a_window'][f'SliceDataset, {name}']:.1f} ms",
+            "not measured" if delivered is None else f"{delivered:.0f} slices/s",
+        )
+
+
+def _windows_rows(found: dict[str, Any]) -> _Rows:
+    for name, milliseconds in found["milliseconds_a_window"].items():
+        yield name, f"{milliseconds:.1f} ms"
 
 
 def _short_table(found: dict[str, Any]) -> str:

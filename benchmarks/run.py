@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import compare
+from formats import formats
 from measure import settle
 from overhead import overhead
 from report import write_report
@@ -70,6 +71,9 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             "memory": lambda: memory(work, shape=(64, 64), depths=(8, 16)),
             "startup": lambda: startup(work, shape=shape, workers=2, repeats=1, before=_as_it_is),
             "scaling": lambda: _scaling(work, n_cases=4, shape=shape, repeats=1),
+            "formats": lambda: formats(
+                work, n_cases=2, shape=shape, workers=2, repeats=1, n_windows=8, before=_as_it_is
+            ),
         }
     return {
         "compare": lambda: compare(
@@ -81,6 +85,9 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
         "memory": lambda: memory(work, shape=(512, 512), depths=(40, 100, 275)),
         "startup": lambda: startup(work, shape=_CT, workers=4, repeats=5, before=settled),
         "scaling": lambda: _scaling(work, n_cases=32, shape=_CT, repeats=3),
+        "formats": lambda: formats(
+            work, n_cases=16, shape=_CT, workers=2, repeats=3, n_windows=400, before=settled
+        ),
     }
 
 

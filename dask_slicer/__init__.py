@@ -9,20 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dask_slicer.config import RunConfig
+    from dask_slicer.dataset import SliceDataset
     from dask_slicer.errors import DaskSlicerError
     from dask_slicer.events import RunReport
     from dask_slicer.graph import build_graphs
+    from dask_slicer.opened import Output, open_output
     from dask_slicer.pipeline import run
     from dask_slicer.planning import make_plan as plan
     from dask_slicer.plans import RunPlan
 
 __all__ = [
     "DaskSlicerError",
+    "Output",
     "RunConfig",
     "RunPlan",
     "RunReport",
+    "SliceDataset",
     "__version__",
     "build_graphs",
+    "open_output",
     "plan",
     "run",
 ]
@@ -30,10 +35,13 @@ __all__ = [
 # Imported on first use: `dask-slicer --help` must not wait for numpy and Dask.
 _HOMES = {
     "DaskSlicerError": ("dask_slicer.errors", "DaskSlicerError"),
+    "Output": ("dask_slicer.opened", "Output"),
     "RunConfig": ("dask_slicer.config", "RunConfig"),
     "RunPlan": ("dask_slicer.plans", "RunPlan"),
     "RunReport": ("dask_slicer.events", "RunReport"),
+    "SliceDataset": ("dask_slicer.dataset", "SliceDataset"),
     "build_graphs": ("dask_slicer.graph", "build_graphs"),
+    "open_output": ("dask_slicer.opened", "open_output"),
     "plan": ("dask_slicer.planning", "make_plan"),
     "run": ("dask_slicer.pipeline", "run"),
 }

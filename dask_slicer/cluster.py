@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,9 @@ _MEMORY_EVENTS = "worker-restart-memory"
 
 
 @contextmanager
-def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -> Iterator[Client]:
+def local_client(
+    n_workers: int, *, memory_limit: int, dashboard_address: str, imported: Sequence[str] = ()
+) -> Iterator[Client]:
     """Start a cluster of one-thread processes on this machine, bound to loopback; yield its client.
 
     Parameters
@@ -73,8 +75,10 @@ def local_client(n_workers: int, *, memory_limit: int, dashboard_address: str) -
         Bytes for each worker; one that passes it is restarted.
     dashboard_address : str
         host:port; a busy port falls back to a free one. none: no dashboard.
+    imported : sequence of str
+        Modules that workers will need, beside those that all need.
     """
-    method = forking.prepare()
+    method = forking.prepare(imported)
     # Before the settings are made: it adds its defaults to Dask's configuration, and they must stay
     # there when the settings are taken back.
     from distributed import Client, LocalCluster

@@ -69,7 +69,10 @@ class _Frozen(BaseModel):
 class SliceSettings(_Frozen):
     """What a slice looks like: every setting that decides the bytes of a case's output."""
 
-    format: Literal["npz"] = Field("npz", description="How slices are stored.")
+    format: Literal["npz", "zarr"] = Field(
+        "npz",
+        description="How slices are stored: a file each, or every plane once, in a Zarr store.",
+    )
     window_size: NonNegative = Field(2, description="Neighbouring slices on each side.")
     padding_mode: Literal["zero", "replicate", "mirror"] = Field(
         "replicate",
@@ -90,7 +93,11 @@ class SliceSettings(_Frozen):
         description="zscore over the foreground, the voxels above the lowest; minmax to [0, 1]; "
         "percentile: clip to the 0.5 and 99.5 percentiles, then zscore; none.",
     )
-    dtype: Literal["float32", "float16"] = Field("float32", description="Of the image on disk.")
+    dtype: Literal["float32", "float16", "source"] = Field(
+        "float32",
+        description="Of the image on disk; source (zarr): the file's own numbers, normalised when "
+        "they are read.",
+    )
     label_dtype: Literal["uint8", "uint16", "int32"] = Field(
         "uint8", description="Of the label on disk; a value that does not fit fails the case."
     )
@@ -104,6 +111,15 @@ class SliceSettings(_Frozen):
     compression_level: Annotated[Integer, Field(ge=0, le=9)] = Field(
         1, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
     )
+    compression: Literal["auto", "lz4", "zstd", "none"] = Field(
+        "auto", description="zarr: auto is lz4 for integers, zstd for floats."
+    )
+
+    @model_validator(mode="after")
+    def _source_needs_zarr(self) -> Self:
+        if self.dtype == "source" and self.format != "zarr":
+            raise ValueError("dtype source needs format zarr; npz holds normalised floats")
+        return self
 
     @model_validator(mode="after")
     def _clip_range_is_ordered(self) -> Self:
@@ -235,6 +251,9 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
         return SliceSettings(**{name: getattr(self, name) for name in SliceSettings.model_fields})
 
 
+# By format, the setting that means nothing to it.
+OF_ANOTHER_FORMAT = {"npz": "compression", "zarr": "compression_level"}
+
 # Settings that an output directory keeps for life. `nonfinite` is not among them: cases that held
 # NaN remember it, and the others come out the same. `splits` and `fold` are judged by the
 # assignment they lead to.
@@ -258,10 +277,13 @@ def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
     """
     before = {name: getattr(old, name) for name in _FIXED} | {"val_ratio": old.ratios()["val"]}
     after = {name: getattr(new, name) for name in _FIXED} | {"val_ratio": new.ratios()["val"]}
+    fixed = set(_FIXED)
+    if old.format == new.format:
+        fixed.discard(OF_ANOTHER_FORMAT[new.format])
     return [
         f"{name} was {in_a_word(before[name])}, is now {in_a_word(after[name])}"
         for name in _FIXED
-        if before[name] != after[name]
+        if name in fixed and before[name] != after[name]
     ]
 
 

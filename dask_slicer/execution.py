@@ -75,6 +75,7 @@ def executor(
                     n_workers,
                     memory_limit=machine.memory_bytes() // n_workers,
                     dashboard_address=config.dashboard_address,
+                    imported=["dask_slicer.store_zarr"] if config.format == "zarr" else [],
                 )
             )
             where = f"on {n_workers} worker{'s' if n_workers > 1 else ''}"

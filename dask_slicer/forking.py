@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from dask_slicer import interrupts
@@ -29,10 +29,15 @@ _ENVIRONMENT = {
 }
 
 
-def prepare() -> str:
+def prepare(imported: Sequence[str] = ()) -> str:
     """Start the process that workers will be forked from, if it does not run yet.
 
     It imports in the background, while this process imports what it needs itself.
+
+    Parameters
+    ----------
+    imported : sequence of str
+        Modules that workers will need, beside those that all need.
 
     Returns
     -------
@@ -44,7 +49,7 @@ def prepare() -> str:
     from multiprocessing import forkserver
 
     with interrupts.deferred(), _environment(_ENVIRONMENT):
-        multiprocessing.set_forkserver_preload(_IMPORTED)
+        multiprocessing.set_forkserver_preload([*_IMPORTED, *imported])
         try:
             forkserver.ensure_running()
         except OSError as error:  # the path of its socket, below TMPDIR, may be too long

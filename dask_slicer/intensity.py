@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,29 @@ class Normalization:
         values = self._applied(stored)
         # Rounding may lead out of the range by one digit of the last place.
         return values.clip(0.0, 1.0, out=values) if self.to_unit_range else values
+
+    def kept(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Return stored numbers that `apply` makes the same of, none far outside the range.
+
+        A number that is clipped becomes the nearest one not inside the range; `apply` clips again.
+        What is NaN or Inf as an intensity becomes what stands for 0. In native byte order.
+        """
+        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        if self.zero_nonfinite:
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = np.isfinite(stored.astype(np.float64) * self.slope + self.intercept)
+            zero = np.asarray(-self.intercept / self.slope, dtype=stored.dtype)
+            stored = np.where(finite, stored, zero)
+        low, high = sorted((end - self.intercept) / self.slope for end in (self.low, self.high))
+        if stored.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # no number of this type is clipped then
+                ends = np.array([[low, high], [-np.inf, np.inf]], dtype=stored.dtype)
+                return stored.clip(*np.nextafter(*ends))
+        limits = np.iinfo(stored.dtype.str)
+        # Python compares integers and floats exactly.
+        first = limits.min if low <= limits.min else min(floor(low), limits.max)
+        last = limits.max if high >= limits.max else max(ceil(high), limits.min)
+        return stored.clip(first, last)
 
     def _applied(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32

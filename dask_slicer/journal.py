@@ -19,12 +19,23 @@ from dask_slicer.statistics import Statistics
 
 
 class WrittenSlice(NamedTuple):
-    """One slice on disk: index, size in bytes and CRC-32 of its file, pixels by label value."""
+    """One slice on disk: index, size in bytes and CRC-32 of its file, pixels by label value.
+
+    Size and CRC-32 are 0 where slices share files.
+    """
 
     slice_index: int
     size: int
     crc32: int
     labels: dict[int, int] | None
+
+
+class WrittenFile(NamedTuple):
+    """A file that slices share: path below the case's directory, size in bytes, CRC-32."""
+
+    path: str
+    size: int
+    crc32: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +58,8 @@ class CommittedCase:
     slices : tuple of WrittenSlice
         Those kept, ascending.
     seconds : dict of step to float
+    files : tuple of WrittenFile
+        Those of a case that is a directory; empty where each slice is a file.
     """
 
     case_id: str
@@ -57,6 +70,7 @@ class CommittedCase:
     statistics: tuple[Statistics, ...]
     slices: tuple[WrittenSlice, ...]
     seconds: dict[str, float]
+    files: tuple[WrittenFile, ...] = ()
     group: str = ""
     run_id: str = ""
     status: Literal["committed"] = "committed"
@@ -64,7 +78,7 @@ class CommittedCase:
     @property
     def n_bytes(self) -> int:
         """Return the size of the case on disk."""
-        return sum(written.size for written in self.slices)
+        return sum(one.size for one in self.slices) + sum(file.size for file in self.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,9 +20,10 @@ from dask_slicer.config import RunConfig, changed_settings
 from dask_slicer.configfile import build_config, to_yaml
 from dask_slicer.errors import ConfigError, OutputError
 from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.plans import FORMAT_VERSION
 from dask_slicer.slices import foreground_share
 from dask_slicer.splits import SPLITS
-from dask_slicer.store_npz import slice_name
+from dask_slicer.stores import TEMPORARY, ZARR, find_entries, remove_entries, slice_paths
 
 CONFIG = "config.yaml"
 SPLITS_FILE = "splits.json"
@@ -32,22 +32,24 @@ INDEX = "slices.csv"
 SUMMARY = "dataset_info.json"
 FAILURES = "failures.csv"
 LOCK = ".dask_slicer.lock"
-TEMPORARY = ".dask_slicer.tmp"
 
 _MARK_START = b"# Written by dask-slicer"
+_MARKED_FORMAT = re.compile(rb"# Written by dask-slicer \(format (\d+)\)")
 _MARK = (
-    "# Written by dask-slicer; marks this directory as its output. "
+    f"# Written by dask-slicer (format {FORMAT_VERSION}); marks this directory as its output. "
     "`dask-slicer run --config` with this file continues.\n"
 )
 # What may lie in a directory that is not ours yet: logs of the command that is to fill it.
 _TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out")
-_SLICE = re.compile(r"(?P<case_id>.+)_\d{3,}\.npz", re.DOTALL)
 _COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")
 
 
-def write_whole(path: Path, content: str | bytes, *, fsync: bool = False) -> None:
-    """Write a file beside its place and move it there, so that no one ever sees half of it."""
-    temporary = path.parent / TEMPORARY / f"{path.name}.{uuid.uuid4().hex[:8]}"
+def write_whole(
+    output_dir: Path, name: str | Path, content: str | bytes, *, fsync: bool = False
+) -> None:
+    """Write a file aside and move it into its place, so that no one ever sees half of it."""
+    path = output_dir / name
+    temporary = output_dir / TEMPORARY / f"{path.name}.{uuid.uuid4().hex[:8]}"
     temporary.parent.mkdir(exist_ok=True)
     # Names of files may be in any encoding, or none; what is written is UTF-8.
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
@@ -76,10 +78,17 @@ def existing_config(output_dir: Path) -> RunConfig | None:
     except PermissionError:
         raise OutputError(f"output_dir {output_dir} may not be read by this user") from None
     if CONFIG in names:
-        if not (output_dir / CONFIG).read_bytes().startswith(_MARK_START):
+        text = (output_dir / CONFIG).read_bytes()
+        if not text.startswith(_MARK_START):
             raise OutputError(
                 f"output_dir {output_dir} holds a {CONFIG} that this tool did not write; "
                 "name another directory"
+            )
+        marked = _MARKED_FORMAT.match(text)
+        if marked and int(marked[1]) > FORMAT_VERSION:
+            raise OutputError(
+                f"output_dir {output_dir} was written by a newer version of dask-slicer "
+                f"(format {int(marked[1])}, this one knows {FORMAT_VERSION}); update it"
             )
         try:
             return build_config({"output_dir": output_dir}, base=output_dir / CONFIG)
@@ -239,15 +248,25 @@ def start(config: RunConfig, splits: Mapping[str, list[str]]) -> None:
     """Mark the directory as ours, then fix the splits, before the first case."""
     output_dir = config.output_dir
     shutil.rmtree(output_dir / TEMPORARY, ignore_errors=True)
-    write_whole(output_dir / CONFIG, _MARK + to_yaml(config), fsync=config.fsync)
-    write_whole(output_dir / SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=config.fsync)
+    write_whole(output_dir, CONFIG, _MARK + to_yaml(config), fsync=config.fsync)
+    write_whole(output_dir, SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=config.fsync)
+    if config.format == "zarr":
+        from dask_slicer.store_zarr import group_files
+
+        for path, content in group_files(Path(ZARR)):
+            (output_dir / path.parent).mkdir(parents=True, exist_ok=True)
+            write_whole(output_dir, path, content, fsync=config.fsync)
 
 
 def clear(output_dir: Path) -> None:
     """Remove all that earlier runs wrote, config.yaml last; unknown files stay."""
-    for case_files in find_slices(output_dir).values():
-        remove_slices(output_dir, case_files)
-    for name in (JOURNAL, INDEX, SUMMARY, FAILURES, SPLITS_FILE, CONFIG):
+    # First what says that they are there: no one shall read a directory that is half removed.
+    for name in (INDEX, JOURNAL):
+        (output_dir / name).unlink(missing_ok=True)
+    for entries in find_entries(output_dir).values():
+        remove_entries(output_dir, entries)
+    groups = [f"{ZARR}/{folder}zarr.json" for folder in ("", *(f"{split}/" for split in SPLITS))]
+    for name in (*groups, SUMMARY, FAILURES, SPLITS_FILE, CONFIG):
         (output_dir / name).unlink(missing_ok=True)
     remove_temporary(output_dir)
 
@@ -255,46 +274,27 @@ def clear(output_dir: Path) -> None:
 def remove_temporary(output_dir: Path) -> None:
     """Remove what unfinished writing left behind, and split directories that are empty."""
     shutil.rmtree(output_dir / TEMPORARY, ignore_errors=True)
-    for split in SPLITS:
-        try:
-            (output_dir / split).rmdir()
-        except OSError:
-            continue  # not there, or not empty: both are as they should be
-
-
-def find_slices(output_dir: Path) -> dict[str, dict[str, int]]:
-    """Return every case's slice files, journaled or not: path relative to the output → bytes."""
-    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for split in SPLITS:
-        try:
-            entries = os.scandir(output_dir / split)
-        except FileNotFoundError:
-            continue
-        with entries:
-            for entry in entries:
-                match = _SLICE.fullmatch(entry.name)
-                if match:
-                    found[match["case_id"]][f"{split}/{entry.name}"] = entry.stat().st_size
-    return dict(found)
-
-
-def remove_slices(output_dir: Path, paths: Iterable[str]) -> None:
-    """Remove slice files, given relative to the output directory."""
-    for path in paths:
-        (output_dir / path).unlink(missing_ok=True)
-
-
-def slice_paths(record: CommittedCase) -> dict[str, int]:
-    """Return the files of a committed case: path relative to the output → bytes."""
-    return {
-        f"{record.split}/{slice_name(record.case_id, written.slice_index, record.shape[1])}": (
-            written.size
-        )
-        for written in record.slices
-    }
+    store = output_dir / ZARR
+    for folder in (*(parent / split for parent in (output_dir, store) for split in SPLITS), store):
+        with suppress(OSError):  # not there, or not empty: both are as they should be
+            folder.rmdir()
 
 
 # -- what is said of the whole ---------------------------------------------------------------------
+
+
+def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of a case in slices.csv."""
+    n_pixels = record.shape[2] * record.shape[3]
+    in_zarr = bool(record.files)
+    paths = list(slice_paths(record)) * (len(record.slices) if in_zarr else 1)
+    for written, path in zip(record.slices, paths, strict=True):
+        foreground = labels = ""
+        if written.labels is not None:
+            foreground = f"{foreground_share(written.labels, n_pixels):.6g}"
+            labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
+        row = written.slice_index if in_zarr else ""
+        yield record.case_id, record.split, written.slice_index, path, row, foreground, labels
 
 
 class IndexWriter:
@@ -310,15 +310,7 @@ class IndexWriter:
 
     def add(self, record: CommittedCase) -> None:
         """Write one row for every slice of a case."""
-        n_pixels = record.shape[2] * record.shape[3]
-        for written, path in zip(record.slices, slice_paths(record), strict=True):
-            foreground = labels = ""
-            if written.labels is not None:
-                foreground = f"{foreground_share(written.labels, n_pixels):.6g}"
-                labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
-            self._rows.writerow(
-                (record.case_id, record.split, written.slice_index, path, "", foreground, labels)
-            )
+        self._rows.writerows(index_rows(record))
 
     def close(self) -> None:
         """Move the index into its place."""
@@ -341,6 +333,13 @@ def write_failures(output_dir: Path, failures: Iterable[FailedCase]) -> None:
     os.replace(temporary, output_dir / FAILURES)
 
 
+def write_store_metadata(output_dir: Path, cases: Iterable[tuple[str, str]]) -> None:
+    """Write what readers of the Zarr store find all of its cases, (split, case_id), by."""
+    from dask_slicer.store_zarr import consolidated
+
+    write_whole(output_dir, Path(ZARR, "zarr.json"), consolidated(output_dir / ZARR, cases))
+
+
 def write_summary(output_dir: Path, summary: Mapping[str, Any]) -> None:
     """Write dataset_info.json."""
-    write_whole(output_dir / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_whole(output_dir, SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")

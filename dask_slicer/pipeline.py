@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_slicer import interrupts, output
+from dask_slicer import interrupts, output, stores
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, UsageError
 from dask_slicer.events import Observer, RunReport
@@ -25,7 +25,6 @@ from dask_slicer.journal import (
 )
 from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan, RunPlan
-from dask_slicer.store_npz import slice_name
 from dask_slicer.summary import Tally, dataset_info
 from dask_slicer.words import count, some
 
@@ -149,7 +148,7 @@ class _Run:
     def _done_already(self, journal: Path) -> set[str]:
         """Return the cases that are written as this plan would write them."""
         planned = {case.case_id: case for case in self.plan.selected}
-        on_disk = output.find_slices(self.plan.config.output_dir)
+        on_disk = stores.find_entries(self.plan.config.output_dir)
         return {
             record.case_id
             for record in last_records(journal)
@@ -175,7 +174,7 @@ class _Run:
             for case in todo
             if case.case_id in committed and case.problem and case.problem.kind in _OUT_OF_REACH
         }
-        on_disk = output.find_slices(config.output_dir)
+        on_disk = stores.find_entries(config.output_dir)
         left_over = sorted(committed - planned)
         gone = {case.case_id for case in todo} - self.out_of_reach
         if left_over and config.prune:
@@ -190,9 +189,9 @@ class _Run:
         for case_id in sorted(gone & committed):
             journal.append(RemovedCase(case_id=case_id))
         for case_id in gone & on_disk.keys():
-            output.remove_slices(config.output_dir, on_disk[case_id])
+            stores.remove_entries(config.output_dir, on_disk[case_id])
 
-    def _stands(self, record: CommittedCase, case: CasePlan, files: dict[str, int]) -> bool:
+    def _stands(self, record: CommittedCase, case: CasePlan, entries: dict[str, int]) -> bool:
         """Return whether a case is written as this plan would write it."""
         if record.digest != case.digest:
             return False
@@ -200,7 +199,7 @@ class _Run:
             found.n_nonfinite for found in record.statistics
         ):
             return False
-        return output.slice_paths(record) == files
+        return stores.is_whole(self.plan.config.output_dir, record, entries)
 
     def _run_cases(
         self, todo: list[CasePlan], queue: deque[CasePlan], execute: Execute, journal: Journal
@@ -243,12 +242,8 @@ class _Run:
 
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed half way through moving its files into their place.
-        output.remove_slices(
-            self.plan.config.output_dir,
-            (
-                f"{case.split}/{slice_name(case.case_id, slice_index, case.shape[0])}"
-                for slice_index in range(case.shape[0])
-            ),
+        stores.remove_entries(
+            self.plan.config.output_dir, stores.entries_of(case, self.plan.config)
         )
         self._record(
             FailedCase(
@@ -307,20 +302,24 @@ class _Run:
         output.remove_temporary(config.output_dir)
         planned = {case.case_id for case in self.plan.cases}
         tally = Tally()
+        written: list[tuple[str, str]] = []
         index = output.IndexWriter(config.output_dir)
         for record in last_records(config.output_dir / output.JOURNAL):
             if isinstance(record, CommittedCase):
                 tally.add(record)
                 index.add(record)
+                written.append((record.split, record.case_id))
             elif isinstance(record, FailedCase) and record.case_id in planned:
                 failures.append(record)
         index.close()
         output.write_failures(config.output_dir, failures)
         if self._remaining:
             # Files of cases that were stopped before they were committed.
-            for case_id, paths in output.find_slices(config.output_dir).items():
+            for case_id, paths in stores.find_entries(config.output_dir).items():
                 if case_id in planned.difference(tally.case_names):
-                    output.remove_slices(config.output_dir, paths)
+                    stores.remove_entries(config.output_dir, paths)
+        if config.format == "zarr":
+            output.write_store_metadata(config.output_dir, written)
         output.write_summary(
             config.output_dir,
             dataset_info(

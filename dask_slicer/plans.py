@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from dask_slicer.cases import Case
-from dask_slicer.config import RunConfig, SliceSettings
+from dask_slicer.config import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
 from dask_slicer.journal import FailedCase
 from dask_slicer.words import count, size, times
 
@@ -36,6 +36,12 @@ _DEFLATE_EXPANSION = 1.01
 # window alike. Measured on CT and MR; an estimate, not a bound.
 _FLOAT_OVER_GZIP = 1.5
 _TYPICAL_GZIP_RATIO = 2.0
+# Shuffled integers in lz4, likewise.
+_LZ4_OVER_GZIP = 1.2
+# Of a case in a Zarr store: the group, and for each of image, label and slice_index its metadata
+# and its shard; and what these take, shards aside.
+_ZARR_FILES = 7
+_ZARR_OVERHEAD = 6_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +185,8 @@ def case_digest(
         16 hexadecimal digits.
     """
     # A committed case remembers whether it held NaN; if not, `nonfinite` made no difference.
-    decisive = settings.model_dump(mode="json", exclude={"nonfinite"})
+    meaningless = OF_ANOTHER_FORMAT[settings.format]
+    decisive = settings.model_dump(mode="json", exclude={"nonfinite", meaningless})
     described = {
         "format_version": FORMAT_VERSION,
         "settings": decisive,
@@ -195,9 +202,10 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     """Return the memory that one case takes while it is loaded, sliced and saved, in bytes."""
     _, height, width = case.shape
     voxels = int(np.prod(case.shape, dtype=object))
+    planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
     label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
     # The planes of a window, raw and deflated; a percentile sorts a float64 copy of one modality.
-    window = (2 * settings.window_size + 1) * len(case.case.images) * height * width * 4
+    window = planes * len(case.case.images) * height * width * 4
     percentile = voxels * 8 if settings.normalize == "percentile" else 0
     return case.voxel_bytes + label + max(3 * window, percentile)
 
@@ -205,25 +213,42 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
 def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     """Return how many bytes a case's slices take, at most and probably."""
     n_slices, height, width = case.shape
-    channels = (2 * settings.window_size + 1) * len(case.case.images)
+    n_modalities = len(case.case.images)
     pixels = height * width
-    image = channels * pixels * np.dtype(settings.dtype).itemsize
+    of_floats = settings.dtype != "source"
+    image_dtype = np.dtype(settings.dtype) if of_floats else np.result_type(*case.dtypes)
     label = pixels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
-    n_characters = (
-        _METADATA_LENGTH
-        + len(case.case_id)
-        + sum(_METADATA_PER_MODALITY + len(source) for source in case.sources)
-    )
-    stored = n_slices * (image + label + _NPZ_HEADERS + 4 * n_characters)
-    if settings.compression_level == 0:
+    # Planes that a slice takes on disk: its window's, or its own.
+    channels = n_modalities
+    texts = _ZARR_OVERHEAD if n_slices == 0 else _ZARR_OVERHEAD // n_slices + 1
+    stored_raw = settings.compression == "none"
+    if settings.format == "npz":
+        channels *= 2 * settings.window_size + 1
+        n_characters = (
+            _METADATA_LENGTH
+            + len(case.case_id)
+            + sum(_METADATA_PER_MODALITY + len(source) for source in case.sources)
+        )
+        texts = _NPZ_HEADERS + 4 * n_characters
+        stored_raw = settings.compression_level == 0
+    stored = n_slices * (channels * pixels * image_dtype.itemsize + label + texts)
+    if stored_raw:
         return stored, stored
     most = int(stored * _DEFLATE_EXPANSION)
     ratio = case.voxel_bytes / case.file_bytes if case.file_bytes else _TYPICAL_GZIP_RATIO
     if ratio < 1.05:
         ratio = _TYPICAL_GZIP_RATIO  # not gzipped: nothing is known
-    per_plane = case.voxel_bytes / max(n_slices, 1) / ratio * _FLOAT_OVER_GZIP
-    likely = n_slices * (per_plane * channels / len(case.case.images) + _NPZ_OVERHEAD_DEFLATED)
+    longer = _FLOAT_OVER_GZIP if of_floats else _LZ4_OVER_GZIP
+    per_plane = case.voxel_bytes / max(n_slices, 1) / n_modalities / ratio * longer
+    likely = n_slices * (per_plane * channels + min(texts, _NPZ_OVERHEAD_DEFLATED))
     return most, min(int(likely), most)
+
+
+def output_files(case: CasePlan, settings: SliceSettings) -> int:
+    """Return how many files a case becomes, at most."""
+    if settings.format == "npz":
+        return case.shape[0]
+    return _ZARR_FILES if case.has_label else _ZARR_FILES - 2
 
 
 def suggest_workers(

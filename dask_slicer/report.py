@@ -17,6 +17,7 @@ from dask_slicer.plans import (
     RunPlan,
     outliers,
     output_bytes,
+    output_files,
     peak_bytes,
     suggest_workers,
 )
@@ -123,7 +124,9 @@ def plan_needs(plan: RunPlan) -> dict[str, Any]:
         rotational=machine.is_rotational(plan.config.output_dir),
     )
     return {
-        "output_files": plan.n_slices,
+        "output_files": sum(
+            output_files(case, plan.config) for case in plan.cases if case.problem is None
+        ),
         "output_bytes_at_most": most,
         "output_bytes_estimate": likely,
         "disk_free_bytes": machine.free_bytes(plan.config.output_dir),

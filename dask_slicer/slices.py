@@ -52,13 +52,16 @@ class SliceStack:
 
     def planes(self, wanted: Collection[int]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
         """Yield the wanted slices' indices and normalised planes, one per modality, ascending."""
-        stored = zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
-        for slice_index, planes in enumerate(stored):
+        for slice_index, planes in enumerate(self.stored_planes()):
             if slice_index in wanted:
                 yield (
                     slice_index,
                     [how.apply(plane) for how, plane in zip(self.how, planes, strict=True)],
                 )
+
+    def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
+        """Yield every slice as the files hold it, one plane per modality."""
+        return zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
 
     def windows(self, *, window_size: int, padding_mode: str) -> dict[int, list[int]]:
         """Return the window's slices for every slice kept, `ZERO_SLICE` for one of zeros."""

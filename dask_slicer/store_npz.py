@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dask_slicer.config import SliceSettings
-from dask_slicer.geometry import spacing
 from dask_slicer.journal import WrittenSlice
+from dask_slicer.metadata import case_metadata
 from dask_slicer.npz import Piece, archive, npy_header, npy_of_text, piece, write_parts
 from dask_slicer.plans import CasePlan
 from dask_slicer.slices import SliceStack, planes_needed
@@ -74,7 +74,7 @@ class _Writer:
         self._planes = stack.planes(planes_needed(self._windows))
         self._pieces: dict[int, list[Piece]] = {}
         _, height, width = stack.shape
-        self._metadata = _metadata(stack, case, settings)
+        self._metadata = case_metadata(stack, case, settings)
         channels = self._metadata["num_channels"]
         self._image_header = self._piece(npy_header((channels, height, width), settings.dtype))
         zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))
@@ -121,35 +121,3 @@ class _Writer:
 
     def _piece(self, content: bytes | np.ndarray[Any, Any]) -> Piece:
         return piece(content, level=self._level)
-
-
-def _metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
-    """Return what is said of a slice, but for its index, which is filled in slice by slice."""
-    n_slices, height, width = stack.shape
-    channels = (2 * settings.window_size + 1) * len(stack.image)
-    return {
-        "source_file": _one_or_list(list(case.sources)),
-        "slice_index": -1,
-        "total_slices": n_slices,
-        "window_size": settings.window_size,
-        "padding_mode": settings.padding_mode,
-        "num_channels": channels,
-        "spacing": list(spacing(stack.affine)),
-        "normalized": settings.normalize != "none",
-        "norm_stats": {
-            name: _one_or_list([getattr(found, name) for found in stack.statistics])
-            for name in ("mean", "std", "min", "max")
-        },
-        "shape": {
-            "image": [channels, height, width],
-            "label": None if stack.label is None else [height, width],
-        },
-        "case_id": case.case_id,
-        "split": case.split,
-        "plane": settings.plane,
-        "affine": stack.affine.tolist(),
-    }
-
-
-def _one_or_list(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values

@@ -16,7 +16,7 @@ from dask_slicer.plans import FORMAT_VERSION
 from dask_slicer.splits import SPLITS
 from dask_slicer.statistics import Statistics
 
-_REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "numpy")
+_REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "numpy", "zarr")
 
 
 @dataclass(slots=True)

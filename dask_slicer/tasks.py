@@ -22,11 +22,10 @@ from dask_slicer.geometry import align, reorient
 from dask_slicer.journal import CommittedCase
 from dask_slicer.lots import Lot
 from dask_slicer.nifti import read_voxels
-from dask_slicer.output import TEMPORARY
 from dask_slicer.planning import grids_of
 from dask_slicer.plans import CasePlan
 from dask_slicer.slices import SliceStack, slice_volume
-from dask_slicer.store_npz import slice_name, write_slices
+from dask_slicer.stores import TEMPORARY, entry_names, move, place_of, remove_whole, write_aside
 from dask_slicer.volume import Volume, Voxels
 
 T = TypeVar("T")
@@ -94,7 +93,8 @@ def slice_case(loaded: Timed[Volume], target: Target) -> Timed[SliceStack]:
             clip_min=settings.clip_min,
             clip_max=settings.clip_max,
             nonfinite=settings.nonfinite,
-            dtype=settings.dtype,
+            # What source is normalised to when it is read.
+            dtype="float32" if settings.dtype == "source" else settings.dtype,
             label_dtype=settings.label_dtype,
             min_foreground=settings.min_foreground,
         )
@@ -119,17 +119,15 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
             raise MissingFile(
                 f"{output_dir}: the output directory is not to be seen from {socket.gethostname()}"
             )
-        place = output_dir / case.split
-        aside.parent.mkdir(exist_ok=True)
-        aside.mkdir(exist_ok=True)
-        place.mkdir(exist_ok=True)
+        place = output_dir / place_of(case, target.settings)
+        aside.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         moved: list[Path] = []
         try:
-            written = write_slices(stack, case, target.settings, aside, fsync=target.fsync)
-            for one in written:
-                name = slice_name(case.case_id, one.slice_index, stack.shape[0])
+            slices, files = write_aside(stack, case, target.settings, aside, fsync=target.fsync)
+            for name in entry_names(case, target.settings, [one.slice_index for one in slices]):
                 moved.append(place / name)
-                os.replace(aside / name, moved[-1])
+                move(aside / name, moved[-1])
             if not target.run_id:  # no run tidies up after this
                 aside.rmdir()
                 with suppress(OSError):
@@ -138,7 +136,7 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
                 _fsync_directory(place)
         except BaseException:  # Ctrl-C too: a case is whole or absent
             for path in moved:
-                path.unlink(missing_ok=True)
+                remove_whole(path, aside)
             shutil.rmtree(aside, ignore_errors=True)
             raise
     return CommittedCase(
@@ -149,7 +147,8 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
         shape=(len(stack.image), *stack.shape),
         spacing=case.spacing,
         statistics=stack.statistics,
-        slices=written,
+        slices=slices,
+        files=files,
         seconds=seconds,
         run_id=target.run_id,
     )

@@ -42,7 +42,21 @@ LAYERS = {
         "manifest",
         "plans",
     ],
-    "bytes": ["nifti", "npz", "output", "phantom", "store_npz", "summary"],
+    "bytes": [
+        "index",
+        "metadata",
+        "nifti",
+        "npz",
+        "opened",
+        "output",
+        "phantom",
+        "readers",
+        "shards",
+        "store_npz",
+        "store_zarr",
+        "stores",
+        "summary",
+    ],
     "run": [
         "cluster",
         "events",
@@ -57,7 +71,16 @@ LAYERS = {
         "sweep",
         "tasks",
     ],
-    "faces": ["__init__", "__main__", "benchmark", "cli", "display", "options", "report"],
+    "faces": [
+        "__init__",
+        "__main__",
+        "benchmark",
+        "cli",
+        "dataset",
+        "display",
+        "options",
+        "report",
+    ],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 HEIGHT = {layer: height for height, layer in enumerate(LAYERS)}

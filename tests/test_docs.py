@@ -22,8 +22,8 @@ _README = (_ROOT / "README.md").read_text(encoding="utf-8")
 _CONDA_NAMES = {"dask": "dask-core", "isal": "python-isal"}
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", _README, flags=re.DOTALL)
+def _blocks(language: str, text: str = _README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_the_table_of_options_names_every_option_in_the_order_of_the_help() -> None:
@@ -66,8 +66,8 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
 def test_the_python_examples_run_on_the_output_of_the_demo(tmp_path: Path) -> None:
     demo = [sys.executable, "-m", "dask_slicer", "demo", "--num_workers", "0", "--quiet"]
     subprocess.run(demo, cwd=tmp_path, check=True)
-    load, from_python = _blocks("python")
-    for number, code in enumerate((load, from_python)):
+    load, train, from_python = _blocks("python")
+    for number, code in enumerate((load, from_python, train)):
         (tmp_path / f"example_{number}.py").write_text(code, encoding="utf-8")
     printed = [
         subprocess.run(
@@ -77,10 +77,33 @@ def test_the_python_examples_run_on_the_output_of_the_demo(tmp_path: Path) -> No
             capture_output=True,
             text=True,
         ).stdout.strip()
-        for number in range(2)
+        for number in range(3)
     ]
     assert f"prints `{printed[0]}`" in _README
     assert "6 cases," in printed[1]
+
+
+@pytest.mark.parametrize("heading", ["numpy alone", "torch", "MONAI"])
+def test_the_examples_of_training_run(tmp_path: Path, heading: str) -> None:
+    needed = {"torch": ["torch"], "MONAI": ["torch", "monai"]}.get(heading, [])
+    for package in needed:
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    demo = [sys.executable, "-m", "dask_slicer", "demo", "--num_workers", "0", "--quiet"]
+    subprocess.run(demo, cwd=tmp_path, check=True)
+    page = (_ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.M))
+    start = page[: page.index("## ")]
+    others = (
+        [] if needed else ["Choose slices without reading them", "Look at the rest of an output"]
+    )
+    if heading == "MONAI":
+        start += "```python\nfrom torch.utils.data import DataLoader\n```"
+    code = "\n".join(
+        block
+        for text in (start, *(sections[name] for name in (heading, *others)))
+        for block in _blocks("python", text)
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
 
 
 def test_environment_yml_asks_for_what_pyproject_asks_for() -> None:

@@ -104,16 +104,16 @@ def test_a_run_that_is_stopped_leaves_no_file_of_a_case_that_is_not_whole(
 def test_an_error_that_a_retry_can_cure_is_retried(run_again, tmp_path, monkeypatch) -> None:
     from dask_slicer import tasks
 
-    write_slices = tasks.write_slices
+    write_aside = tasks.write_aside
     attempts = []
 
     def fail_twice(stack, case, *arguments, **options):
         attempts.append(case.case_id)
         if attempts.count(case.case_id) < 3:
             raise OSError(5, "Input/output error")
-        return write_slices(stack, case, *arguments, **options)
+        return write_aside(stack, case, *arguments, **options)
 
-    monkeypatch.setattr(tasks, "write_slices", fail_twice)
+    monkeypatch.setattr(tasks, "write_aside", fail_twice)
     assert run_again("--retries", 2).exit_code == 0
     assert attempts.count("p2_b") == 3
 

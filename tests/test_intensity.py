@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dask_slicer.errors import NonFinite
-from dask_slicer.intensity import NORMALIZATIONS, check_fits, normalization
+from dask_slicer.intensity import (
+    NORMALIZATIONS,
+    Normalization,
+    check_fits,
+    normalization,
+)
 from dask_slicer.statistics import Statistics, statistics
 from dask_slicer.volume import Voxels
 
@@ -67,6 +72,27 @@ def check(voxels: Voxels, method: str, **options: object) -> None:
     assert volume.flags.c_contiguous
     assert not np.shares_memory(volume, voxels.stored)
     np.testing.assert_allclose(volume, expected_volume, rtol=1e-6, atol=1e-6)
+    check_kept(voxels, how, volume)
+
+
+def check_kept(voxels: Voxels, how: Normalization, volume: np.ndarray) -> None:
+    """Hold what is stored for `--dtype source` against the range, and what is made of it."""
+    kept = how.kept(voxels.stored)
+    assert kept.dtype == voxels.stored.dtype.newbyteorder("=")
+    if how.zero_nonfinite and kept.dtype == np.float16:
+        return  # which has no number near enough to what stands for 0, and no NIfTI file has it
+    if how.zero_nonfinite:
+        np.testing.assert_allclose(how.apply(kept), volume, rtol=1e-6, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(how.apply(kept), volume)
+    intensities = kept.astype(np.float64) * how.slope + how.intercept
+    # To the nearest number not inside the range: the next integer, or the next float.
+    is_integer = kept.dtype.kind in "iu"
+    step = 1 if is_integer else 2 * np.finfo(kept.dtype).eps * (1 + np.abs(kept.astype(np.float64)))
+    slack = step * abs(how.slope)
+    assert np.isfinite(intensities).all()
+    assert (intensities >= how.low - slack).all()
+    assert (intensities <= how.high + slack).all()
 
 
 def scan(dtype: str, shape: tuple[int, int, int] = (6, 7, 8)) -> np.ndarray:

@@ -1,0 +1,240 @@
+"""How slices are read back: windows of a case, the same values from either format.
+
+Of a Zarr store, planes are read without zarr-python: its event loop, and the thread pools of
+compiled readers, do not live on in a process that was forked, as torch's DataLoader forks its
+workers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from zipfile import BadZipFile
+
+import numcodecs
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+
+from dask_slicer.errors import CorruptFile
+from dask_slicer.intensity import Normalization
+from dask_slicer.shards import ShardReader, shard_path
+from dask_slicer.windows import ZERO_SLICE, window_indices
+
+_METADATA = "zarr.json"
+
+
+Slice = tuple[NDArray[np.float32], NDArray[np.integer] | None]
+
+
+class CaseReader(Protocol):
+    """Reads slices of one case."""
+
+    def read(self, slice_index: int, window_size: int | None) -> Slice:
+        """Return a window, normalised, (channel, row, column), and its label, (row, column).
+
+        None as the window_size is that the case was written with; as the label, that it has none.
+        """
+        ...
+
+
+class NpzReader:
+    """Reads a case whose slices are .npz files.
+
+    Parameters
+    ----------
+    path_of : callable
+        From slice_index to the file.
+
+    Raises
+    ------
+    CorruptFile, OSError
+        From its methods, naming the file.
+    """
+
+    def __init__(self, path_of: Callable[[int], Path]) -> None:
+        self._path_of = path_of
+
+    def read(self, slice_index: int, window_size: int | None) -> Slice:
+        """Return a window, or the middle of it, and its label."""
+        members = self._members(slice_index)
+        image = members["image"]
+        if window_size is not None:
+            written = json.loads(members["metadata"].item())["window_size"]
+            outside = max(written - window_size, 0) * (len(image) // (2 * written + 1))
+            image = image[outside : len(image) - outside]
+        return image.astype(np.float32, copy=False), members.get("label")
+
+    def metadata(self, slice_index: int) -> dict[str, Any]:
+        """Return what is said of a slice."""
+        return dict(json.loads(self._members(slice_index)["metadata"].item()))
+
+    def _members(self, slice_index: int) -> dict[str, NDArray[Any]]:
+        path = self._path_of(slice_index)
+        try:
+            with np.load(path, allow_pickle=False) as found:
+                return {name: found[name] for name in ("image", "metadata")} | {
+                    name: found[name] for name in found.files if name == "label"
+                }
+        # What zipfile and numpy raise where bits were flipped.
+        except (ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+            raise CorruptFile(f"{path} is damaged ({error}); write it again") from None
+
+
+class ZarrReader:
+    """Reads a case that is a group of a Zarr store.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the group.
+
+    Raises
+    ------
+    CorruptFile
+        If its metadata is damaged; from its methods too, naming the file.
+    OSError
+    """
+
+    def __init__(self, folder: Path) -> None:
+        attributes = read_json(folder / _METADATA).get("attributes", {})
+        try:
+            self._window_size: int = attributes["window_size"]
+            self._padding_mode: str = attributes["padding_mode"]
+            has_label = attributes["shape"]["label"] is not None
+            self.affine = np.array(attributes["affine"], dtype=np.float64)
+            self._how = [_normalization(how) for how in attributes.get("normalization", [])]
+        except (KeyError, TypeError) as error:
+            raise CorruptFile(f"{folder / _METADATA} is damaged ({error!r})") from None
+        self._image = _Planes(folder / "image")
+        self._label = _Planes(folder / "label") if has_label else None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (n_slices, modality, row, column), dropped slices included."""
+        return self._image.shape
+
+    def read(self, slice_index: int, window_size: int | None) -> Slice:
+        """Return a window and its label."""
+        indices = window_indices(
+            slice_index,
+            n_slices=self.shape[0],
+            window_size=self._window_size if window_size is None else window_size,
+            padding_mode=self._padding_mode,
+        )
+        image = self.planes(indices.tolist()).reshape(-1, *self.shape[2:])
+        return image, None if self._label is None else self._label.read(slice_index)
+
+    def planes(self, indices: list[int]) -> NDArray[np.float32]:
+        """Return slices, `ZERO_SLICE` for one of zeros: (n, modality, row, column)."""
+        planes = np.empty((len(indices), *self.shape[1:]), dtype=np.float32)
+        for place, index in enumerate(indices):
+            if index == ZERO_SLICE:
+                planes[place] = 0
+            elif index in indices[:place]:  # at an edge
+                planes[place] = planes[indices.index(index)]
+            elif self._how:
+                for modality, stored in enumerate(self._image.read(index)):
+                    planes[place, modality] = self._how[modality].apply(stored)
+            else:
+                self._image.read_into(planes[place], index)
+        return planes
+
+
+class _Planes:
+    """An array of a store, plane by plane."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        described = read_json(folder / _METADATA)
+        try:
+            self.shape: tuple[int, ...] = tuple(described["shape"])
+            self.dtype = np.dtype(described["data_type"]).newbyteorder("<")
+            self._per_shard: int = described["chunk_grid"]["configuration"]["chunk_shape"][0]
+            inner = described["codecs"][0]["configuration"]["codecs"]
+            self._decode = _DECODERS[" ".join(codec["name"] for codec in inner)]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{folder / _METADATA} is damaged ({error!r})") from None
+        self._shards: dict[int, ShardReader] = {}
+
+    def read(self, index: int) -> NDArray[Any]:
+        """Return one plane."""
+        plane = np.empty(self.shape[1:], dtype=self.dtype)
+        self._decode_into(plane, index)
+        return plane
+
+    def read_into(self, out: NDArray[np.float32], index: int) -> None:
+        """Read one plane of floats into an array."""
+        if self.dtype == out.dtype:
+            self._decode_into(out, index)
+        else:
+            out[...] = self.read(index)
+
+    def _decode_into(self, out: NDArray[Any], index: int) -> None:
+        number, position = divmod(index, self._per_shard)
+        if number not in self._shards:
+            path = shard_path(self._folder, number, len(self.shape))
+            self._shards[number] = ShardReader(path, self._per_shard)
+        chunk = self._shards[number].chunk(position)
+        try:
+            with one_thread():
+                self._decode(chunk, out)
+        except (RuntimeError, ValueError) as error:
+            raise CorruptFile(f"{self._folder}: slice {index} is damaged ({error})") from None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep Blosc in this thread.
+
+    Several put the blocks that they compress down as they come, and would not live on in a process
+    that is forked.
+    """
+    before, blosc.use_threads = blosc.use_threads, False
+    try:
+        yield
+    finally:
+        blosc.use_threads = before
+
+
+def _copy(chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
+    out[...] = chunk.view(out.dtype).reshape(out.shape)
+
+
+# By the codecs of a chunk, as the array's metadata names them.
+_DECODERS: dict[str, Callable[[NDArray[np.uint8], NDArray[Any]], object]] = {
+    "bytes zstd crc32c": numcodecs.zstd.decompress,
+    "bytes blosc crc32c": blosc.decompress,
+    "bytes crc32c": _copy,
+}
+
+
+def _normalization(described: dict[str, Any]) -> Normalization:
+    low, high = described["low"], described["high"]
+    return Normalization(
+        **described
+        | {"low": -math.inf if low is None else low, "high": math.inf if high is None else high}
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a JSON file holds, an object.
+
+    Raises
+    ------
+    CorruptFile
+        Naming the file.
+    OSError
+    """
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile(f"{path} is damaged ({error})") from None
+    if not isinstance(described, dict):
+        raise CorruptFile(f"{path} is damaged: it holds no object")
+    return described
