@@ -1,7 +1,7 @@
 """Measure everything, and write down what was found.
 
     python -m pip install ".[benchmarks]"
-    python benchmarks/run.py --work /tmp/benchmarks           all of it: half an hour
+    python benchmarks/run.py --work /tmp/benchmarks           all of it: three quarters of an hour
     python benchmarks/run.py --work /tmp/benchmarks compare   one part
     python benchmarks/run.py --work /tmp/benchmarks --quick   every part in small, to see it work
 

@@ -48,7 +48,10 @@ def prepare(imported: Sequence[str] = ()) -> str:
         return "spawn"
     from multiprocessing import forkserver
 
-    with interrupts.deferred(), _environment(_ENVIRONMENT):
+    # Blosc's lock is left behind by a worker that is stopped; Python's resource tracker, which
+    # is started here too, removes it, and there is no need to tell.
+    ignored = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
+    with _environment(_ENVIRONMENT | {"PYTHONWARNINGS": ignored}), interrupts.deferred():
         multiprocessing.set_forkserver_preload([*_IMPORTED, *imported])
         try:
             forkserver.ensure_running()

@@ -16,7 +16,6 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
     channels = (2 * settings.window_size + 1) * len(stack.image)
     return {
         "source_file": _one_or_list(list(case.sources)),
-        "slice_index": -1,
         "total_slices": n_slices,
         "window_size": settings.window_size,
         "padding_mode": settings.padding_mode,

@@ -13,8 +13,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -41,17 +40,18 @@ def shard_path(array: Path, number: int, n_axes: int) -> Path:
 
 
 class ShardWriter:
-    """Writes one shard, chunk by chunk; it must not exist yet, so no other writer has it.
+    """Writes one shard, chunk by chunk.
 
     Parameters
     ----------
-    path : Path
+    file : binary file
+        Opened to be made anew (mode ``xb``), so that no other writer has it.
     n_chunks : int
         Places in the index; those that are not filled stay missing.
     """
 
-    def __init__(self, path: Path, n_chunks: int) -> None:
-        self._file = path.open("xb")
+    def __init__(self, file: BinaryIO, n_chunks: int) -> None:
+        self._file = file
         self._index = np.full((n_chunks, 2), _MISSING, dtype=_ENTRY)
         self._n_written = self._size = self._crc32 = 0
 
@@ -62,31 +62,19 @@ class ShardWriter:
         self._n_written += 1
         self._write(data)
 
-    def close(self, *, fsync: bool) -> tuple[int, int]:
+    def finish(self, *, fsync: bool) -> tuple[int, int]:
         """Write the index; return the size of the file in bytes, and its CRC-32."""
         index = self._index.tobytes()
         self._write(index + checksum(index))
         self._file.flush()
         if fsync:
             os.fsync(self._file.fileno())
-        self._file.close()
         return self._size, self._crc32
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._size += len(data)
         self._crc32 = isal_zlib.crc32(data, self._crc32)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
 
 
 class ShardReader:

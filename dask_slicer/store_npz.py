@@ -98,7 +98,7 @@ class _Writer:
             members.append(
                 ("label.npy", [self._label_header, self._label(self._stack.label, slice_index)])
             )
-        text = json.dumps(self._metadata | {"slice_index": slice_index}, ensure_ascii=False)
+        text = json.dumps({"slice_index": slice_index} | self._metadata, ensure_ascii=False)
         members.append(("metadata.npy", [self._piece(npy_of_text(text))]))
         return archive(members, level=self._level)
 

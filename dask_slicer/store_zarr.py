@@ -149,11 +149,12 @@ def _write_array(
     remaining = iter(planes)
     for number in range(math.ceil(shape[0] / per_shard)):
         path = shard_path(folder, number, len(shape))
-        path.parent.mkdir(parents=True)
-        with ShardWriter(path, per_shard) as shard, one_thread():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file, one_thread():
+            shard = ShardWriter(file, per_shard)
             for _ in range(min(per_shard, shape[0] - number * per_shard)):
                 shard.append(codec.encode(np.ascontiguousarray(next(remaining), dtype=dtype)))
-            written[path.relative_to(folder.parent).as_posix()] = shard.close(fsync=fsync)
+            written[path.relative_to(folder.parent).as_posix()] = shard.finish(fsync=fsync)
     return written
 
 
@@ -207,7 +208,6 @@ def _codec(compression: str, dtype: np.dtype[Any]) -> _Codec:
 
 def _attributes(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
     attributes = case_metadata(stack, case, settings)
-    del attributes["slice_index"]  # an array of its own
     attributes["format_version"] = FORMAT_VERSION
     if settings.dtype == "source":
         attributes |= _readable(stack.how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -238,20 +239,46 @@ def test_killed_at_any_moment_no_half_case_is_seen(tmp_path: Path):
     assert len(SliceDataset(output, None)) == 8 * 30
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
+def test_a_run_that_is_stopped_says_so_and_nothing_else(tmp_path: Path):
+    scans = tmp_path / "scans"
+    write_dataset(scans, n_cases=16, shape=(320, 320, 40), varied=False)
+    command = [
+        sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans, "--output_dir",
+        tmp_path / "out", "--format", "zarr", "--dtype", "source", "--num_workers", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while _n_lines(tmp_path / "out" / JOURNAL) == 0 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stderr) == (130, "")
+    assert "Stopped. What is done is kept" in stdout
+
+
 def _n_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 class TestShards:
-    def test_one_shard_has_one_writer(self, tmp_path):
-        with ShardWriter(tmp_path / "shard", 1), pytest.raises(FileExistsError):
-            ShardWriter(tmp_path / "shard", 1)
+    def test_one_shard_has_one_writer(self, dataset, slice_dataset, monkeypatch):
+        dataset.add("a")
+        monkeypatch.setattr(store_zarr, "_SHARD_BYTES", 3 * 9 * 8 * 4)  # several, all of them here:
+        monkeypatch.setattr(store_zarr, "shard_path", lambda folder, *_: folder / "c" / "0")
+        failures = (slice_dataset(format="zarr") / "failures.csv").read_text()
+        assert "a,save,Unexpected," in failures
+        assert "FileExistsError" in failures
 
     def test_chunks_come_back_and_missing_ones_are_told(self, tmp_path):
-        with ShardWriter(tmp_path / "shard", 3) as writer:
+        with (tmp_path / "shard").open("xb") as file:
+            writer = ShardWriter(file, 3)
             writer.append(b"one")
             writer.append(b"")
-            writer.close(fsync=True)
+            writer.finish(fsync=True)
         reader = ShardReader(tmp_path / "shard", 3)
         assert [bytes(reader.chunk(number)) for number in (0, 1)] == [b"one", b""]
         with pytest.raises(CorruptFile, match="chunk 2 is damaged"):
@@ -262,9 +289,10 @@ class TestShards:
     )
     def test_a_cut_shard_is_told(self, tmp_path, cut, message):
         path = tmp_path / "shard"
-        with ShardWriter(path, 1) as writer:
+        with path.open("xb") as file:
+            writer = ShardWriter(file, 1)
             writer.append(b"one")
-            writer.close(fsync=False)
+            writer.finish(fsync=False)
         path.write_bytes(path.read_bytes()[:cut])
         with pytest.raises(CorruptFile, match=message):
             ShardReader(path, 1)
