@@ -112,7 +112,7 @@ class SliceSettings(_Frozen):
         1, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
     )
     compression: Literal["auto", "lz4", "zstd", "none"] = Field(
-        "auto", description="zarr: auto is lz4 for integers, zstd for floats."
+        "auto", description="zarr: auto is lz4 for integers, zstd for floats and labels."
     )
 
     @model_validator(mode="after")

@@ -14,19 +14,18 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numcodecs
 import numpy as np
 import zarr
-from numcodecs import blosc
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BytesCodec
 
+from dask_slicer.compression import Codec, image_codec, label_codec
 from dask_slicer.config import SliceSettings
 from dask_slicer.errors import CorruptFile, UnsupportedImage
 from dask_slicer.intensity import Normalization
@@ -38,25 +37,12 @@ from dask_slicer.shards import ShardWriter, shard_path
 from dask_slicer.slices import SliceStack
 from dask_slicer.splits import SPLITS
 
-if TYPE_CHECKING:
-    from zarr.abc.codec import BytesBytesCodec
-
 # Raw bytes of one shard, at most.
 _SHARD_BYTES = 1 << 30
 _METADATA = "zarr.json"
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 # That a Zarr array holds, in bytes.
 _LARGEST_NUMBER = 8
-_ZSTD_LEVEL = 3
-_LZ4_LEVEL = 5
-
-
-@dataclass(frozen=True, slots=True)
-class _Codec:
-    """How a chunk is compressed, and how the store's metadata says so."""
-
-    described: tuple[BytesBytesCodec, ...]
-    encode: Callable[[NDArray[np.generic]], bytes]
 
 
 def write_case(
@@ -89,7 +75,7 @@ def write_case(
         (n_slices, len(stack.image), height, width),
         dtype,
         _image_planes(stack, settings, dtype),
-        settings.compression,
+        image_codec(settings.compression, dtype),
         ("slice", "modality", "row", "column"),
         fsync=fsync,
     )
@@ -100,7 +86,7 @@ def write_case(
             stack.shape,
             stack.label.dtype.newbyteorder("<"),
             stack.label,
-            settings.compression,
+            label_codec(settings.compression),
             ("slice", "row", "column"),
             fsync=fsync,
         )
@@ -124,13 +110,12 @@ def _write_array(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     planes: Iterable[NDArray[np.generic]],
-    compression: str,
+    codec: Codec,
     dimension_names: tuple[str, ...],
     *,
     fsync: bool,
 ) -> dict[str, tuple[int, int]]:
     """Write an array, a chunk for each plane; return size and CRC-32 of its shards, by path."""
-    codec = _codec(compression, dtype)
     chunk = (1, *shape[1:])
     per_shard = min(shape[0], max(_SHARD_BYTES // (math.prod(chunk) * dtype.itemsize), 1))
     group.create_array(
@@ -178,32 +163,6 @@ def _image_planes(
     else:
         for _, planes in stack.planes(range(stack.shape[0])):
             yield np.stack(planes, dtype=dtype, casting="same_kind")
-
-
-def _codec(compression: str, dtype: np.dtype[Any]) -> _Codec:
-    if compression == "auto":
-        compression = "zstd" if dtype.kind == "f" else "lz4"
-    if compression == "zstd":
-        return _Codec(
-            (ZstdCodec(level=_ZSTD_LEVEL), Crc32cCodec()),
-            numcodecs.Zstd(level=_ZSTD_LEVEL).encode,
-        )
-    if compression == "lz4":
-        # Bits of labels, which are few and alike, else the bytes of numbers.
-        bits = dtype.itemsize == 1
-        described = BloscCodec(
-            typesize=dtype.itemsize,
-            cname="lz4",
-            clevel=_LZ4_LEVEL,
-            shuffle="bitshuffle" if bits else "shuffle",
-            blocksize=0,
-        )
-        shuffle = blosc.BITSHUFFLE if bits else blosc.SHUFFLE
-        return _Codec(
-            (described, Crc32cCodec()),
-            lambda plane: blosc.compress(plane, b"lz4", _LZ4_LEVEL, shuffle),
-        )
-    return _Codec((Crc32cCodec(),), lambda plane: plane.tobytes())
 
 
 def _attributes(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:

@@ -43,6 +43,7 @@ LAYERS = {
         "plans",
     ],
     "bytes": [
+        "compression",
         "index",
         "metadata",
         "nifti",

@@ -17,6 +17,7 @@ import pytest
 import zarr
 
 from dask_slicer import SliceDataset, store_zarr
+from dask_slicer.compression import image_codec
 from dask_slicer.errors import CorruptFile
 from dask_slicer.journal import CommittedCase, last_records
 from dask_slicer.output import INDEX, JOURNAL
@@ -262,6 +263,28 @@ def test_a_run_that_is_stopped_says_so_and_nothing_else(tmp_path: Path):
 
 def _n_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("compression", "dtype", "name", "shuffle"),
+    [
+        ("auto", "int16", "lz4", "shuffle"),
+        ("auto", "uint16", "lz4", "shuffle"),
+        ("auto", "uint8", "zstd", None),
+        ("auto", "float32", "zstd", None),
+        ("auto", "float16", "zstd", "shuffle"),
+        ("zstd", "int16", "zstd", "shuffle"),
+        ("lz4", "float32", "lz4", "noshuffle"),
+        ("none", "int16", None, None),
+    ],
+)
+def test_codecs_go_by_what_is_stored(compression, dtype, name, shuffle):
+    first = image_codec(compression, np.dtype(dtype)).described[0].to_dict()
+    settings = first.get("configuration", {})
+    assert (settings.get("shuffle"), settings.get("cname", first["name"])) == (
+        shuffle,
+        name or "crc32c",
+    )
 
 
 class TestShards:
