@@ -34,17 +34,21 @@ def compare(
     few, many = ct(work, n_cases, shape), ct(work, 2 * n_cases, shape)
     output = work / "output"
 
-    def ours(scans: Path, n_workers: int) -> Callable[[], Measured]:
-        return partial(measure, slicer(scans, output, "--num_workers", n_workers), output)
+    def ours(scans: Path, n_workers: int, *options: str) -> Callable[[], Measured]:
+        command = slicer(scans, output, "--num_workers", n_workers, *options)
+        return partial(measure, command, output)
 
     def script(name: str, scans: Path) -> Callable[[], Measured]:
         write_statistics(scans)
         command = [sys.executable, _HERE / name, scans, output, "--num_workers", workers]
         return partial(measure, [str(part) for part in command], output)
 
+    zarr = ("--format", "zarr", "--dtype", "source")
     commands = {
         "ours": ours(few, workers),
         f"ours{_TWICE}": ours(many, workers),
+        "zarr, source": ours(few, workers, *zarr),
+        f"zarr, source{_TWICE}": ours(many, workers, *zarr),
         "limit": script("limit.py", few),
         f"limit{_TWICE}": script("limit.py", many),
         "uncompressed": script("usual_script_uncompressed.py", few),
@@ -96,6 +100,11 @@ def _ratios(results: dict[str, list[Measured]], n: int) -> dict[str, float]:
         "uncompressed / ours, bytes": of("uncompressed", "written") / of("ours", "written"),
         "ours / limit, CPU, excluded": ratio("ours", "limit", "cpu"),
         "one worker / ours, wall, excluded": ratio("one worker", "ours", "wall"),
+        "zarr, source / ours, CPU, excluded": ratio("zarr, source", "ours", "cpu"),
+        "usual / zarr, source, CPU, excluded": of("usual", "cpu")
+        / n
+        / statistics.median(a_case("zarr, source", "cpu")),
+        "ours / zarr, source, bytes": of("ours", "written") / of("zarr, source", "written"),
         "ours, CPU seconds a case, excluded": ours,
     }
 

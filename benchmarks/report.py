@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_PARTS = {"compare", "overhead", "memory", "startup", "scaling", "formats", "compressors"}
 _BLUE, _GREY = "tab:blue", "0.65"
 _TABLE = re.compile(r"(<!-- performance -->\n).*?(<!-- /performance -->)", re.DOTALL)
 _Rows = Iterable[tuple[str, ...]]
@@ -27,7 +28,7 @@ def write_report(results: Path, root: Path) -> None:
         Of the repository.
     """
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in results.iterdir()}
-    missing = {"compare", "overhead", "memory", "startup", "scaling"} - found.keys()
+    missing = _PARTS - found.keys()
     if missing:
         print(f"no report yet: {', '.join(sorted(missing))} not measured")
         return
@@ -67,7 +68,7 @@ def _page(found: dict[str, Any]) -> str:
             ("workers", "seconds", "speed-up", "slices/s", "MB/s out", "peak RSS"),
             _scaling_rows(scaling),
         ),
-        formats=_formats(found["formats"]) if "formats" in found else "",
+        formats=_formats(found["formats"], found["compressors"]),
         uncompressed_bytes=f"{ratios['uncompressed / ours, bytes']:.1f}",
     )
 
@@ -81,6 +82,11 @@ def _compare_rows(found: dict[str, Any]) -> _Rows:
         "uncompressed / ours, CPU, excluded": "without compression it takes more CPU time a case",
         "uncompressed / ours, bytes": "and its files are larger",
         "ours / limit, CPU, excluded": "we take more CPU time a case than the limit",
+        "usual / zarr, source, CPU, excluded": (
+            "the usual script takes more CPU time a case than `--format zarr --dtype source`"
+        ),
+        "zarr, source / ours, CPU, excluded": "which takes, of the CPU time for `.npz`",
+        "ours / zarr, source, bytes": "and whose files are smaller than `.npz`",
     }
     for name, text in said.items():
         yield text, f"{ratios[name]:.2f} ×" if ratios[name] < 10 else f"{ratios[name]:.0f} ×"
@@ -118,7 +124,7 @@ def _scaling_rows(found: dict[str, Any]) -> _Rows:
         )
 
 
-def _formats(found: dict[str, Any]) -> str:
+def _formats(found: dict[str, Any], compressors: dict[str, Any]) -> str:
     template = Path(__file__).with_name("formats.md.in").read_text(encoding="utf-8")
     return template.format(
         formats_table=_table(
@@ -126,6 +132,10 @@ def _formats(found: dict[str, Any]) -> str:
             _formats_rows(found),
         ),
         windows_table=_table(("read at random", "a window"), _windows_rows(found)),
+        planes=_times(compressors["shape"][:2]),
+        compressors_table=_table(
+            ("codec", *next(iter(compressors["codecs"].values()))), _compressors_rows(compressors)
+        ),
     )
 
 
@@ -144,6 +154,17 @@ def _formats_rows(found: dict[str, Any]) -> _Rows:
 def _windows_rows(found: dict[str, Any]) -> _Rows:
     for name, milliseconds in found["milliseconds_a_window"].items():
         yield name, f"{milliseconds:.1f} ms"
+
+
+def _compressors_rows(found: dict[str, Any]) -> _Rows:
+    for codec, of_kind in found["codecs"].items():
+        yield (
+            codec,
+            *(
+                f"{100 * one['share']:.1f} %, {one['encode_ms']:.2f}, {one['decode_ms']:.2f} ms"
+                for one in of_kind.values()
+            ),
+        )
 
 
 def _short_table(found: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import compare
+from compressors import compressors
 from formats import formats
 from measure import settle
 from overhead import overhead
@@ -74,6 +75,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             "formats": lambda: formats(
                 work, n_cases=2, shape=shape, workers=2, repeats=1, n_windows=8, before=_as_it_is
             ),
+            "compressors": lambda: compressors(work, shape=shape, repeats=1),
         }
     return {
         "compare": lambda: compare(
@@ -88,6 +90,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
         "formats": lambda: formats(
             work, n_cases=16, shape=_CT, workers=2, repeats=3, n_windows=400, before=settled
         ),
+        "compressors": lambda: compressors(work, shape=_CT, repeats=5),
     }
 
 
