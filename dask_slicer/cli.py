@@ -147,6 +147,49 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     ctx.exit(1 if report.remaining else 0)
 
 
+@main.command()
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--deep",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    help="Make N slices, drawn at random, of their scans again, and compare.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the drawing.")
+@click.option("--repair", is_flag=True, help="Forget cases that are damaged: run makes them anew.")
+@click.option(
+    "--num_workers",
+    type=click.IntRange(-1),
+    default=4,
+    show_default=True,
+    help="Worker processes; 0: in this process; -1: all CPUs this process may use.",
+)
+@click.option("--scheduler", help="Address of a running Dask scheduler.")
+@click.option("--scheduler_file", type=click.Path(path_type=Path), help="File with that address.")
+@click.option(
+    "--dashboard_address",
+    default="127.0.0.1:8787",
+    show_default=True,
+    help="Where the Dask dashboard listens; none turns it off.",
+)
+@verbosity_options
+@click.pass_context
+def verify(
+    ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool, **options: Any
+) -> None:
+    """Read again all that `run` wrote, and check it against the journal."""
+    ctx.meta["verbose"] = verbose
+    _log(verbose, None)
+    from dask_slicer.display import VerifyDisplay
+    from dask_slicer.verification import verify as verify_output
+
+    with VerifyDisplay(_console(), quiet=quiet) as display, heard_once():
+        report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
+        display.verified(report)
+    ctx.exit(1 if report.findings else 0)
+
+
 @main.command(cls=ConfigCommand)
 @click.option(
     "--workers",

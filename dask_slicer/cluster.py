@@ -1,6 +1,6 @@
-"""Where graphs run: a cluster on this machine or somebody's scheduler, and what comes back.
+"""Where graphs run: a cluster on this machine, or somebody's scheduler.
 
-The only module that imports `distributed`, and only when it is used: it takes half a second.
+It and `flight` alone import `distributed`, and only when it is used: it takes half a second.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,10 @@ import dask
 import psutil
 
 from dask_slicer import forking, interrupts
-from dask_slicer.errors import (
-    CaseError,
-    OutOfMemory,
-    SchedulerError,
-    WorkerLost,
-    as_case_error,
-)
-from dask_slicer.lots import Lot
+from dask_slicer.errors import SchedulerError
 
 if TYPE_CHECKING:
-    from dask.delayed import Delayed
-    from distributed import Client, Future
+    from distributed import Client, Nanny
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,8 +30,9 @@ _SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     # Arrays stay where they were loaded.
     "distributed.scheduler.work-stealing": False,
-    # Every case on a worker that dies is a suspect; with 0, innocents are condemned.
-    "distributed.scheduler.allowed-failures": 3,
+    # Whoever was on a worker that died is a suspect, which we try by itself before we condemn it:
+    # what the scheduler tried again meanwhile would only take others with it.
+    "distributed.scheduler.allowed-failures": 0,
     # A paused worker would never free the volume that made it pause, nor is one worth spilling; the
     # limit at which a worker is stopped stays.
     "distributed.worker.memory.target": False,
@@ -54,12 +47,10 @@ _SETTINGS = {
     "distributed.comm.timeouts.tcp": "20s",
     "distributed.comm.timeouts.connect": "10s",
 }
+# Topic under which nannies of ours say how their workers ended.
+EXIT_EVENTS = "dask-slicer-worker-exit"
 _CONNECT_SECONDS = 10
 _CLOSE_SECONDS = 3
-# Graphs handed to the scheduler at a time, so that neither it nor we grow with the dataset.
-_SMALLEST_WINDOW = 16
-_GRAPHS_PER_THREAD = 4
-_MEMORY_EVENTS = "worker-restart-memory"
 
 
 @contextmanager
@@ -101,6 +92,7 @@ def local_client(
                     n_workers=n_workers,
                     threads_per_worker=1,
                     processes=True,
+                    worker_class=_nanny_class(),
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0" if hidden else dashboard_address,
                     worker_dashboard_address="127.0.0.1:0",
@@ -156,6 +148,27 @@ def remote_client(*, address: str | None, scheduler_file: str | None) -> Iterato
         client.close(_CLOSE_SECONDS)
 
 
+def _nanny_class() -> type[Nanny]:
+    from distributed import Nanny
+
+    class TellingNanny(Nanny):
+        """Tells how its worker ended."""
+
+        def _on_worker_exit_sync(self, exitcode: int) -> None:
+            event = {"worker": self.worker_address, "exitcode": exitcode}
+            self.log_event(EXIT_EVENTS, event)  # type: ignore[no-untyped-call]
+            super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
+
+    return TellingNanny
+
+
+def memory_limit(client: Client) -> int | None:
+    """Return the most memory that a worker may use for one case, in bytes; None for any amount."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    limits = [worker["memory_limit"] // max(worker["nthreads"], 1) for worker in workers]
+    return max(limits) if limits and all(limits) else None
+
+
 def n_threads(client: Client) -> int:
     """Return how many cases the workers of a client can run at once."""
     return sum(client.nthreads().values())
@@ -177,131 +190,6 @@ def performance_report(client: Client, path: Path) -> AbstractContextManager[obj
 
     with client.as_current():
         return report(str(path))
-
-
-def execute(
-    client: Client,
-    next_lot: Callable[[], Lot],
-    graph_of: Callable[[Lot], Delayed],
-) -> Iterator[tuple[Lot, Any]]:
-    """Run the graphs of lots of cases on a client's workers; yield what became of each as it ends.
-
-    A bounded number of graphs is in flight. Results are released as they arrive: a held one would
-    be computed again when its worker dies.
-
-    Parameters
-    ----------
-    client : Client
-    next_lot : callable
-        Returns the cases of the next graph, none when there are none at present.
-    graph_of : callable
-        Returns the graph of a lot.
-
-    Yields
-    ------
-    lot : tuple of CasePlan
-    result
-        What the graph came to, or a CaseError.
-
-    Raises
-    ------
-    SchedulerError
-        If the scheduler is lost.
-    """
-    from distributed import as_completed
-
-    window = max(_SMALLEST_WINDOW, _GRAPHS_PER_THREAD * n_threads(client))
-    refill = window // 4
-    in_flight: dict[Future[Any], Lot] = {}
-    ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
-    try:
-        while True:
-            if len(in_flight) <= window - refill:
-                lots = _take(next_lot, window - len(in_flight))
-                # Together: one message to the scheduler, and it sees at once that there are many
-                # loads, which it then queues.
-                futures = client.compute([graph_of(lot) for lot in lots])
-                in_flight |= dict(zip(futures, lots, strict=True))
-                ended.update(futures)
-                del futures
-            if not in_flight:
-                return
-            future, result = next(ended)
-            lot = in_flight.pop(future)
-            outcome = _outcome(client, future, result)
-            key = future.key
-            future.release()
-            del future, result
-            if isinstance(outcome, CaseError):
-                # Run again while the client still knows the key, the old error would come back.
-                _wait_until_forgotten(client, key)
-            yield lot, outcome
-    finally:
-        if in_flight:
-            _cancel(client, list(in_flight))
-
-
-def _wait_until_forgotten(client: Client, key: Any) -> None:
-    deadline = time.monotonic() + _CLOSE_SECONDS
-    while key in client.futures and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def _take(next_lot: Callable[[], Lot], most: int) -> list[Lot]:
-    lots: list[Lot] = []
-    while len(lots) < most and (lot := next_lot()):
-        lots.append(lot)
-    return lots
-
-
-def _cancel(client: Client, futures: list[Future[Any]]) -> None:
-    try:
-        # Not by force: another run on this scheduler may be waiting for the same keys.
-        client.cancel(futures)
-    except Exception:  # the scheduler may be what was lost
-        _LOG.debug("could not cancel", exc_info=True)
-
-
-def _outcome(client: Client, future: Future[Any], result: Any) -> Any:
-    from distributed.scheduler import KilledWorker
-
-    if future.status == "finished":
-        return result
-    # A lost scheduler turns futures to `cancelled`, with an exception as if it were a result.
-    if future.status != "error":
-        raise SchedulerError("the connection to the Dask scheduler was lost")
-    _, error, _ = result
-    if isinstance(error, CaseError):
-        return error
-    if isinstance(error, KilledWorker):
-        return _lost(client, error)
-    if isinstance(error, RuntimeError) and "deserialization" in str(error):
-        raise SchedulerError(
-            "the scheduler or a worker cannot import dask_slicer; install this version there too "
-            f"({error})"
-        )
-    return as_case_error(error, step="load")
-
-
-def _lost(client: Client, error: Any) -> CaseError:
-    """Return why a case's workers died: by the nanny for their memory, or by themselves."""
-    # The task is named by its key, ("save", case_id).
-    step = error.task[0] if isinstance(error.task, tuple) else "load"
-    worker = error.last_worker.address
-    try:
-        events = client.get_events(_MEMORY_EVENTS)
-    except Exception:  # only the wording depends on it
-        events = ()
-    if any(event.get("worker") == worker for _, event in events):
-        lost: CaseError = OutOfMemory(
-            "its worker passed its memory limit and was stopped; use fewer workers, or a machine "
-            "with more memory"
-        )
-    else:
-        lost = WorkerLost(
-            "the worker that ran it died, several times; the system's log may say why"
-        )
-    return as_case_error(lost, step=step)
 
 
 def _close(cluster: Any) -> None:

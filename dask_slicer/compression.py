@@ -1,8 +1,8 @@
 """How planes become the chunks of a Zarr array: what was smallest, or fastest, when measured.
 
 `benchmarks/compressors.py` measures it. Shuffling brings together the bytes that say little: the
-high ones of integers, sign and exponent of float16. It does not help normalised integers, few
-different float32, which zstd finds again as they are; nor labels, long runs of one value.
+high ones of integers, sign and exponent of floats. It does not help integers that were normalised,
+few different float32, which zstd finds again as they are; nor labels, long runs of one value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Codec:
     encode: Callable[[NDArray[np.generic]], bytes]
 
 
-def image_codec(compression: str, dtype: np.dtype[Any]) -> Codec:
+def image_codec(compression: str, dtype: np.dtype[Any], *, source: bool) -> Codec:
     """Return the codec for planes of an image.
 
     Parameters
@@ -38,14 +38,16 @@ def image_codec(compression: str, dtype: np.dtype[Any]) -> Codec:
         auto: what reads fastest where that is small as well, which is lz4 for integers of several
         bytes; zstd for the rest.
     dtype : numpy.dtype
+    source : bool
+        Whether planes are as the file has them: then floats are no normalised integers.
     """
-    integers = dtype.kind in "iu" and dtype.itemsize > 1
     if compression == "auto":
-        compression = "lz4" if integers else "zstd"
-    if compression == "lz4" and (integers or dtype == np.float16):
-        return _blosc("lz4", 5, dtype.itemsize, shuffled=True)
-    if compression == "zstd" and (integers or dtype == np.float16):
-        return _blosc("zstd", 1, dtype.itemsize, shuffled=True)
+        compression = "lz4" if dtype.kind in "iu" and dtype.itemsize > 1 else "zstd"
+    if dtype.itemsize > 1 and (source or dtype == np.float16):
+        if compression == "lz4":
+            return _blosc("lz4", 5, dtype.itemsize, shuffled=True)
+        if compression == "zstd":
+            return _blosc("zstd", 1, dtype.itemsize, shuffled=True)
     return _AS_THEY_ARE[compression]
 
 

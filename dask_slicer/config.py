@@ -193,7 +193,11 @@ class RunSettings(_Frozen):
     )
     fsync: bool = Field(False, description="Force every file to disk before its case is committed.")
     retries: NonNegative = Field(
-        2, description="How often a case is run again after its worker died or I/O failed."
+        2,
+        description="How often a case is run again: failed I/O, a timeout, a worker that died.",
+    )
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Seconds that a case may take on a worker before it is stopped."
     )
     fail_fast: bool = Field(False, description="Stop at the first failed case.")
     performance_report: AbsolutePath | None = Field(

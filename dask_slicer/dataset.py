@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import sys
 import warnings
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_slicer.errors import CaseError, CorruptFile, UsageError
+from dask_slicer.errors import CaseError, UsageError
 from dask_slicer.index import SliceIndex
 from dask_slicer.opened import Output, open_output
-from dask_slicer.readers import CaseReader, NpzReader, ZarrReader
+from dask_slicer.output import FAILURES
+from dask_slicer.readers import CaseReader, NpzReader, ZarrReader, damage
 from dask_slicer.splits import SPLITS
-from dask_slicer.words import count, some
+from dask_slicer.words import count, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,8 +82,13 @@ class SliceDataset:
             raise UsageError(f"split must be one of {', '.join(SPLITS)} or None, got {split}")
         if channels not in ("window", "center"):
             raise UsageError(f"channels must be window or center, got {channels}")
-        if window_size is not None and window_size < 0:
-            raise UsageError(f"window_size must be 0 or more, got {window_size}")
+        if window_size is not None and (int(window_size) != window_size or window_size < 0):
+            raise UsageError(f"window_size must be an integer from 0 up, got {window_size}")
+        for name, wanted in (("cases", cases), ("labels", labels)):
+            if isinstance(wanted, str | int):
+                raise UsageError(f"{name} must be a list, got {wanted!r}")
+        if labels is not None and 0 in labels:
+            raise UsageError("labels are values other than 0, which is background")
         output = open_output(output_dir)
         self.output_dir = output.path
         self.transform = transform
@@ -91,6 +98,8 @@ class SliceDataset:
         self._readers: OrderedDict[int, CaseReader] = OrderedDict()
         if output.shortfall:
             warnings.warn(output.shortfall, stacklevel=2)
+        if not len(self._index):
+            warnings.warn(f"no slice of {output.path} is of the kind asked for", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -110,7 +119,7 @@ class SliceDataset:
         CorruptFile
             Naming case, slice and file.
         """
-        n = len(self)
+        n, number = len(self), operator.index(number)
         if not -n <= number < n:
             raise IndexError(f"there are {n} slices, got index {number}")
         row = range(n)[number]
@@ -119,7 +128,7 @@ class SliceDataset:
         try:
             image, label = self._reader(case_number).read(slice_index, self._window_size)
         except (CaseError, OSError) as error:
-            raise CorruptFile(f"case {case.case_id}, slice {slice_index}: {error}") from None
+            raise damage(case.case_id, slice_index, error) from None
         sample: Sample = {"image": image}
         if label is not None:
             sample["label"] = label
@@ -153,7 +162,8 @@ class SliceDataset:
         labels : collection of int, optional
             The label values that count as foreground; all but 0 where they are not given.
         balanced : bool
-            Every label value, and having none, is drawn about equally often.
+            Every label value, and having none, weighs the same in all; a slice with several values
+            has the weight of each, so that values that come together come more often.
 
         Raises
         ------
@@ -200,7 +210,8 @@ class SliceDataset:
             self._readers[case_number] = reader
             if len(self._readers) > _MOST_OPEN:
                 self._readers.popitem(last=False)
-        self._readers.move_to_end(case_number)
+        if case_number in self._readers:  # unless another thread has just closed it
+            self._readers.move_to_end(case_number)
         return reader
 
     def __getstate__(self) -> dict[str, Any]:
@@ -209,6 +220,8 @@ class SliceDataset:
 
 class ShuffledSlices:
     """Samples as a stream: cases in random order, slices of a few of them mixed in a buffer.
+
+    For torch's DataLoader, import torch before it is made.
 
     Reads each case from front to back, once an epoch. Every iteration is the next epoch. Inside
     torch's DataLoader, every worker takes its share of the cases, and torch's seed has a say in the
@@ -279,14 +292,28 @@ def _selected(
     index = output.index
     of_case = np.array([split is None or case.split == split for case in index.cases], dtype=bool)
     if cases is not None:
-        known = {case.case_id for case in index.cases}
-        unknown = sorted(set(cases) - known)
-        if unknown:
-            raise UsageError(f"no slices of {some(unknown)} in {output.path}")
-        of_case &= np.array([case.case_id in set(cases) for case in index.cases], dtype=bool)
+        wanted = set(cases)
+        _check_cases(output, split, wanted)
+        of_case &= np.array([case.case_id in wanted for case in index.cases], dtype=bool)
     rows = of_case[index.case]
     if labels is not None:
         rows &= index.rows_with(labels)
     if min_foreground is not None:
         rows &= index.foreground >= min_foreground
     return index.select(rows)
+
+
+def _check_cases(output: Output, split: str | None, wanted: set[str]) -> None:
+    """Raise if slices of a case are asked for that has none here, and say why."""
+    splits = {case_id: name for name, ids in output.splits.items() for case_id in ids}
+    splits |= {case.case_id: case.split for case in output.index.cases}
+    failed = {failure["case_id"] for failure in output.failures}
+    for case_id in sorted(wanted):
+        if case_id in failed:
+            raise UsageError(f"{case_id} failed, see {output.path / FAILURES}")
+        if case_id not in splits:
+            raise UsageError(f"no case {case_id} in {output.path}{nearest(case_id, splits)}")
+        if split not in (None, splits[case_id]):
+            raise UsageError(
+                f"{case_id} is in {splits[case_id]}, not in {split}; split=None has all"
+            )

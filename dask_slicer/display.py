@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,10 +19,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dask_slicer.checks import Finding
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.plans import RunPlan
 from dask_slicer.report import failure_line, plan_lines
+from dask_slicer.verification import VerifyReport
 from dask_slicer.words import count, duration, size
 
 # Between two lines of progress where there is no terminal to draw a bar on, in seconds.
@@ -30,28 +33,27 @@ _LINE_EVERY = 10.0
 _MOST_FAILURES = 10
 
 
-class RunDisplay(Observer):
-    """Shows a run: a bar on a terminal, a plain line every 10 s elsewhere, nothing if quiet.
+class _Display(Observer):
+    """Shows how far something is: a bar on a terminal, a plain line every 10 s elsewhere.
 
     Parameters
     ----------
     console : Console
         Where to.
     quiet : bool
-        Show only failures.
-    details : bool
-        Show the traceback of each failure.
+        Show only what went wrong.
     """
 
-    def __init__(self, console: Console, *, quiet: bool = False, details: bool = False) -> None:
+    doing = ""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
         self._quiet = quiet
-        self._details = details
         self._bar: Progress | None = None
         self._task: Any = None
         self._stop = threading.Event()
         self._where = ""
-        self._total = self._done = self._failed = self._slices = 0
+        self._total = self._done = self._n_wrong = self._slices = 0
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -71,52 +73,19 @@ class RunDisplay(Observer):
         if dashboard:
             self._say(f"Dashboard: {dashboard}")
 
-    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
-        """Print the plan in a few lines, and start to show progress."""
-        for line in plan_lines(plan):
-            self._say(line)
-        already = f", {skipped} written already" if skipped else ""
-        self._say(f"Run: {count(todo, 'case')} {self._where}{already}")
-        self._total, self._started = todo, time.monotonic()
-        if todo and not self._quiet:
-            self._start_progress()
-
     def note(self, text: str) -> None:
         """Print something the user should know."""
         self._say(f"Note: {text}")
 
-    def ended(self, record: CommittedCase | FailedCase) -> None:
-        """Count a case, and print why it failed if it did."""
-        self._done += 1
-        if isinstance(record, CommittedCase):
-            self._slices += len(record.slices)
-        else:
-            self._failed += 1
-            # What the plan saw is said once, in the end.
-            if not self._quiet and record.step != "plan" and self._failed <= _MOST_FAILURES:
-                self._print(f"Failed: {failure_line(record)}", style="red")
-            if self._details and record.details:
-                self._print(record.details)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, words=self._words())
-
-    def finished(self, report: RunReport) -> None:
-        """Print what was made, where, how long it took, and what failed and why."""
-        self._end_progress()
-        for line in report_lines(report):
-            self._say(line)
-        if self._quiet:
-            for failure in report.failures[:_MOST_FAILURES]:
-                self._print(f"Failed: {failure_line(failure)}")
-            if more := len(report.failures[_MOST_FAILURES:]):
-                self._print(f"Failed: {more} more, see {report.output_dir}/failures.csv")
-
-    def _start_progress(self) -> None:
+    def _start_progress(self, total: int) -> None:
+        self._total, self._started = total, time.monotonic()
+        if not total or self._quiet:
+            return
         if not self._console.is_terminal:
             threading.Thread(target=self._print_lines, daemon=True).start()
             return
         self._bar = Progress(
-            TextColumn("Slicing"),
+            TextColumn(self.doing),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[words]}"),
@@ -128,6 +97,10 @@ class RunDisplay(Observer):
         )
         self._task = self._bar.add_task("", total=self._total, words=self._words())
         self._bar.start()
+
+    def _show_progress(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, words=self._words())
 
     def _end_progress(self) -> None:
         self._stop.set()
@@ -146,7 +119,7 @@ class RunDisplay(Observer):
 
     def _words(self) -> str:
         rate = self._slices / max(time.monotonic() - self._started, 1e-3)
-        return f"{rate:.0f} slices/s, {self._failed} failed"
+        return f"{rate:.0f} slices/s, {self._n_wrong} failed"
 
     def _say(self, text: str) -> None:
         if not self._quiet:
@@ -156,11 +129,105 @@ class RunDisplay(Observer):
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+class RunDisplay(_Display):
+    """Shows a run.
+
+    Parameters
+    ----------
+    console : Console
+        Where to.
+    quiet : bool
+        Show only failures.
+    details : bool
+        Show the traceback of each failure.
+    """
+
+    doing = "Slicing"
+
+    def __init__(self, console: Console, *, quiet: bool = False, details: bool = False) -> None:
+        super().__init__(console, quiet=quiet)
+        self._details = details
+
+    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
+        """Print the plan in a few lines, and start to show progress."""
+        for line in plan_lines(plan):
+            self._say(line)
+        already = f", {skipped} written already" if skipped else ""
+        self._say(f"Run: {count(todo, 'case')} {self._where}{already}")
+        self._start_progress(todo)
+
+    def ended(self, record: CommittedCase | FailedCase) -> None:
+        """Count a case, and print why it failed if it did."""
+        self._done += 1
+        if isinstance(record, CommittedCase):
+            self._slices += len(record.slices)
+        else:
+            self._n_wrong += 1
+            # What the plan saw is said once, in the end.
+            if not self._quiet and record.step != "plan" and self._n_wrong <= _MOST_FAILURES:
+                self._print(f"Failed: {failure_line(record)}", style="red")
+            if self._details and record.details:
+                self._print(record.details)
+        self._show_progress()
+
+    def finished(self, report: RunReport) -> None:
+        """Print what was made, where, how long it took, and what failed and why."""
+        self._end_progress()
+        for line in report_lines(report):
+            self._say(line)
+        if self._quiet:
+            for failure in report.failures[:_MOST_FAILURES]:
+                self._print(f"Failed: {failure_line(failure)}")
+            if more := len(report.failures[_MOST_FAILURES:]):
+                self._print(f"Failed: {more} more, see {report.output_dir}/failures.csv")
+
+
+class VerifyDisplay(_Display):
+    """Shows what is checked, and what was found."""
+
+    doing = "Checking"
+
+    def checked(self, record: CommittedCase, total: int, findings: Sequence[Finding]) -> None:
+        """Count a case."""
+        if not self._total:
+            self._start_progress(total)
+        self._done += 1
+        self._slices += len(record.slices)
+        self._n_wrong += bool(findings)
+        self._show_progress()
+
+    def verified(self, report: VerifyReport) -> None:
+        """Print what was found, one line each."""
+        self._end_progress()
+        for finding in report.findings:
+            self._print(f"Wrong: {finding}", style="red")
+        self._say(
+            f"Checked {count(report.n_slices, 'slice')} of {count(report.n_cases, 'case')} "
+            f"({size(report.n_bytes)}) in {duration(report.elapsed_seconds)}"
+            + (f", {report.n_derived} of them against their scans" if report.n_derived else "")
+        )
+        if report.forgotten:
+            self._print(
+                f"Forgot {count(len(report.forgotten), 'case')}; the run command that made "
+                f"{report.output_dir} writes them anew"
+            )
+        if not report.findings:
+            self._say(f"{report.output_dir} is as it was written")
+        elif not report.forgotten:
+            n_cases = len({finding.case_id for finding in report.findings} - {""})
+            self._print(
+                f"{count(len(report.findings), 'thing')} wrong, in {count(n_cases, 'case')}; "
+                "--repair lets the next run write them anew"
+            )
+
+
 def report_lines(report: RunReport) -> list[str]:
     """Return what a run did in a few lines."""
     lines = []
     if report.interrupted:
         lines.append("Stopped. What is done is kept; the same command continues.")
+        if not report.n_committed:
+            return lines
     rate = report.n_slices / max(report.elapsed_seconds, 1e-9)
     if not report.n_committed and not report.remaining:
         done = count(report.n_skipped, "case")

@@ -45,9 +45,10 @@ class CaseError(DaskSlicerError):
         """Return the name under which this failure is recorded."""
         return type(self).__name__
 
+    # Not called `message`: of an error that has one, torch's DataLoader makes a new one with it.
     @property
-    def message(self) -> str:
-        """Return what happened, where, and what to do, on one line."""
+    def one_line(self) -> str:
+        """Return what happened, where, and what to do."""
         notes = getattr(self, "__notes__", [])
         return " ".join("; ".join([str(self), *notes]).split())
 

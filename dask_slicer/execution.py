@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from dask_slicer import machine
 from dask_slicer.config import RunConfig
-from dask_slicer.errors import CaseError
+from dask_slicer.errors import CaseError, OutOfMemory, Unexpected, WorkerLost, as_case_error
 from dask_slicer.events import Observer
 from dask_slicer.graph import case_graph, compute_here, lot_graph, target_of
 from dask_slicer.journal import CommittedCase
 from dask_slicer.lots import Lot, Lots, NextCase
-from dask_slicer.plans import CasePlan, RunPlan
+from dask_slicer.plans import CasePlan, RunPlan, peak_bytes
 from dask_slicer.tasks import Target
 from dask_slicer.words import size
 
@@ -50,12 +51,48 @@ def executor(
         Takes a function that returns the next case, or None when there is none at present; yields
         cases with what became of them.
     """
-    config = plan.config
-    target = target_of(config, run_id=run_id)
+    target = target_of(plan.config, run_id=run_id)
+    with workers(
+        plan.config, n_cases, peak_bytes=plan.peak_bytes, client=client, observer=observer
+    ) as found:
+        if found is None:
+            if plan.config.timeout is not None:
+                observer.note(
+                    "--timeout has no effect in this process: it takes a worker to stop a case"
+                )
+            yield lambda next_case: _execute_here(next_case, target)
+        else:
+            timeout = plan.config.timeout
+            yield lambda next_case: _execute_on(found, next_case, n_cases, target, timeout)
+
+
+@contextmanager
+def workers(
+    config: RunConfig, n_cases: int, *, peak_bytes: int, client: Client | None, observer: Observer
+) -> Iterator[Client | None]:
+    """Start workers, or connect to those of a scheduler, as a configuration says.
+
+    Parameters
+    ----------
+    config : RunConfig
+    n_cases : int
+        No more workers than that are started, and none for none.
+    peak_bytes : int
+        Memory that the largest case takes.
+    client : Client, optional
+        Wins over the configuration.
+    observer : Observer
+        Is told where, and the link of the dashboard.
+
+    Yields
+    ------
+    Client or None
+        None: in this process.
+    """
     remote = config.scheduler is not None or config.scheduler_file is not None
     if n_cases == 0 or (config.num_workers == 0 and client is None and not remote):
         observer.connected("", "in this process")
-        yield lambda next_case: _execute_here(next_case, target)
+        yield None
         return
     from dask_slicer import cluster
 
@@ -69,7 +106,7 @@ def executor(
             )
             where = f"on {cluster.n_threads(client)} threads of {cluster.address(client)}"
         else:
-            n_workers = _n_workers(plan, n_cases, observer)
+            n_workers = _n_workers(config, n_cases, peak_bytes, observer)
             client = stack.enter_context(
                 cluster.local_client(
                     n_workers,
@@ -85,27 +122,82 @@ def executor(
             observer.note("--num_workers is ignored: the scheduler has its own workers")
         if config.performance_report is not None:
             stack.enter_context(cluster.performance_report(client, config.performance_report))
-        yield lambda next_case: _execute_on(client, next_case, n_cases, target)
+        yield client
 
 
 def _execute_on(
-    client: Client, next_case: NextCase, n_cases: int, target: Target
+    client: Client, next_case: NextCase, n_cases: int, target: Target, timeout: float | None
 ) -> Iterator[tuple[CasePlan, Outcome]]:
-    from dask_slicer import cluster
+    from dask_slicer import cluster, flight
 
-    lots = Lots(next_case, n_cases=n_cases, n_threads=cluster.n_threads(client))
-    for lot, result in cluster.execute(client, lots.next, lambda lot: _graph(lot, target)):
-        if len(lot) == 1:
-            yield lot[0], result
-            continue
-        # A worker that died takes its whole lot with it. Whoever it was, and whatever else failed
-        # in company, is tried by itself before it is said to have failed.
-        outcomes = [result] * len(lot) if isinstance(result, CaseError) else result
+    fitting = _Fitting(next_case, target, cluster.memory_limit(client))
+    lots = Lots(fitting.next, n_cases=n_cases, n_threads=cluster.n_threads(client))
+    ended = flight.execute(client, lots.next, lambda lot: _graph(lot, target), timeout=timeout)
+    for lot, result in ended:
+        yield from fitting.too_large()
+        outcomes = _outcomes(lot, result)
         for case, outcome in zip(lot, outcomes, strict=True):
-            if isinstance(outcome, CaseError):
-                lots.alone(case)
+            if isinstance(outcome, WorkerLost | OutOfMemory) and not lots.was_alone(lot):
+                # It may have been the victim of another.
+                lots.suspect(case)
+            elif isinstance(outcome, CaseError) and len(lot) > 1:
+                # Whatever failed in company is tried by itself before it is said to have failed.
+                lots.singly(case)
             else:
                 yield case, outcome
+    yield from fitting.too_large()
+
+
+def _outcomes(lot: Lot, result: object) -> list[Outcome]:
+    """Return what became of each case of a lot."""
+    if isinstance(result, CaseError):
+        return [result] * len(lot)
+    outcomes = [result] if len(lot) == 1 else result
+    if isinstance(outcomes, list) and len(outcomes) == len(lot):
+        return [one if isinstance(one, Outcome) else _nonsense(one) for one in outcomes]
+    return [_nonsense(result)] * len(lot)
+
+
+def _nonsense(result: object) -> CaseError:
+    return as_case_error(
+        Unexpected(f"its task returned no record but {type(result).__name__}"), step="save"
+    )
+
+
+class _Fitting:
+    """Cases that a worker's memory holds, and those that it does not.
+
+    Parameters
+    ----------
+    next_case : callable
+    target : Target
+    limit : int or None
+        Bytes that a worker may use; None for any amount.
+    """
+
+    def __init__(self, next_case: NextCase, target: Target, limit: int | None) -> None:
+        self._next_case = next_case
+        self._settings = target.settings
+        self._limit = limit
+        self._too_large: deque[tuple[CasePlan, Outcome]] = deque()
+
+    def next(self) -> CasePlan | None:
+        """Return the next case that fits."""
+        while (case := self._next_case()) is not None and self._limit is not None:
+            needed = peak_bytes(case, self._settings)
+            if needed <= self._limit:
+                break
+            failure = OutOfMemory(
+                f"needs {size(needed)} of memory, a worker may use {size(self._limit)}; "
+                "use fewer workers, or a machine with more memory"
+            )
+            self._too_large.append((case, as_case_error(failure, step="load")))
+        return case
+
+    def too_large(self) -> Iterator[tuple[CasePlan, Outcome]]:
+        """Yield the cases passed over since, with what failed."""
+        while self._too_large:
+            yield self._too_large.popleft()
 
 
 def _graph(lot: Lot, target: Target) -> Delayed:
@@ -113,19 +205,22 @@ def _graph(lot: Lot, target: Target) -> Delayed:
 
 
 def _execute_here(next_case: NextCase, target: Target) -> Iterator[tuple[CasePlan, Outcome]]:
-    while (case := next_case()) is not None:
-        outcome: Outcome
+    fitting = _Fitting(next_case, target, machine.memory_bytes())
+    while (case := fitting.next()) is not None:
+        result: object
         try:
-            outcome = compute_here(case_graph(case, target))
+            result = compute_here(case_graph(case, target))
         except CaseError as error:
-            outcome = error
-        yield case, outcome
+            result = error
+        yield from fitting.too_large()
+        yield case, _outcomes((case,), result)[0]
+    yield from fitting.too_large()
 
 
-def _n_workers(plan: RunPlan, n_cases: int, observer: Observer) -> int:
+def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
     """Return how many workers to start: as asked, but no more than cases, or than fit for -1."""
-    wanted = plan.config.num_workers
-    memory, peak = machine.memory_bytes(), plan.peak_bytes
+    wanted = config.num_workers
+    memory = machine.memory_bytes()
     fitting = max(memory // peak, 1)
     if wanted == -1:
         wanted = machine.cpu_count()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import dask.local
 from dask.delayed import Delayed, delayed
 
 from dask_slicer.config import RunConfig
-from dask_slicer.journal import CommittedCase
 from dask_slicer.lots import Lot
 from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.tasks import (
@@ -121,7 +121,13 @@ def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
     }
 
 
-def compute_here(graph: Delayed) -> CommittedCase:
+def verify_graph(case_id: str, check: Callable[[], object]) -> Delayed:
+    """Return the graph of checking one case: ("verify", case_id)."""
+    checked: Delayed = delayed(check, pure=False)(dask_key_name=("verify", case_id))
+    return checked
+
+
+def compute_here(graph: Delayed) -> Any:
     """Compute a case's graph in this thread, without importing `distributed`.
 
     Raises
@@ -129,5 +135,4 @@ def compute_here(graph: Delayed) -> CommittedCase:
     CaseError
         What the failing task raised.
     """
-    record: CommittedCase = graph.compute(scheduler=dask.local.get_sync)
-    return record
+    return graph.compute(scheduler=dask.local.get_sync)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dask_slicer.errors import OutputError, UsageError
 from dask_slicer.journal import CommittedCase, last_records
-from dask_slicer.output import INDEX, JOURNAL, index_rows
+from dask_slicer.output import JOURNAL
+from dask_slicer.slices_csv import INDEX, index_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class SliceIndex:
         labels : collection of int, optional
             The label values that count as foreground; all but 0 where they are not given.
         balanced : bool
-            Every label value, and having none, is drawn equally often.
+            Every label value, and having none, has the same weight in all.
 
         Raises
         ------
@@ -121,8 +122,10 @@ class SliceIndex:
         """
         if foreground is not None and balanced:
             raise UsageError("weights are by foreground or balanced, not both")
-        n_values = np.diff(self.label_ends)
-        has_foreground = n_values > 0
+        if labels is not None and foreground is None:
+            raise UsageError(
+                "labels say what foreground is: give its share, such as foreground=0.5"
+            )
         if balanced:
             return self._balanced_weights()
         if foreground is None:

@@ -165,7 +165,7 @@ class Journal:
     def __init__(self, path: Path, *, fsync: bool = False) -> None:
         self.path = path
         self._fsync = fsync
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=0)
         self._start_on_a_new_line(path)
 
     def _start_on_a_new_line(self, path: Path) -> None:
@@ -177,11 +177,23 @@ class Journal:
                 self._file.write(b"\n")
 
     def append(self, record: CaseRecord) -> None:
-        """Write one record; it is with the operating system when this returns."""
-        self._file.write(_LINE.dump_json(record) + b"\n")
-        self._file.flush()
-        if self._fsync:
-            os.fsync(self._file.fileno())
+        """Write one record; it is with the operating system when this returns.
+
+        Raises
+        ------
+        OSError
+            The journal is then as it was before.
+        """
+        before = self._file.tell()
+        left = _LINE.dump_json(record) + b"\n"
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            if self._fsync:
+                os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(before)
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -34,26 +34,59 @@ class Lots:
         self._next_case = next_case
         self._most = max(n_cases // (_LOTS_PER_THREAD * max(n_threads, 1)), 1)
         self._held: CasePlan | None = None
-        self._alone: deque[CasePlan] = deque()
+        self._singly: deque[CasePlan] = deque()
+        self._single: set[str] = set()
+        self._suspects: deque[CasePlan] = deque()
+        self._suspected: set[str] = set()
+        self._suspect_is_out = False
 
-    def next(self) -> Lot:
-        """Return the cases of the next graph, none when there are none at present."""
-        if self._alone:
-            return (self._alone.popleft(),)
+    def next(self, n_in_flight: int = 0) -> Lot:
+        """Return the cases of the next graph, none when there are none at present.
+
+        Parameters
+        ----------
+        n_in_flight : int
+            Graphs that have not ended. A suspect is dealt when there are none, and nothing is
+            dealt before it has ended.
+        """
+        if self._suspect_is_out and n_in_flight:
+            return ()
+        lot = self._next_lot()
+        self._suspect_is_out = not lot and not n_in_flight and bool(self._suspects)
+        return (self._suspects.popleft(),) if self._suspect_is_out else lot
+
+    def singly(self, case: CasePlan) -> None:
+        """Deal a case again, in a graph of its own, now and later."""
+        self._single.add(case.case_id)
+        self._singly.append(case)
+
+    def suspect(self, case: CasePlan) -> None:
+        """Deal a case again when nothing else runs: what it does to others is then no question."""
+        self._suspected.add(case.case_id)
+        self._suspects.append(case)
+
+    def was_alone(self, lot: Lot) -> bool:
+        """Return whether nothing else ran when a lot did."""
+        return len(lot) == 1 and lot[0].case_id in self._suspected
+
+    def _next_lot(self) -> Lot:
+        if self._singly:
+            return (self._singly.popleft(),)
         lot: list[CasePlan] = []
         work = 0
         while len(lot) < self._most and (case := self._next()) is not None:
-            if lot and work + case.work > _ENOUGH_WORK:
+            work_alone = _ENOUGH_WORK if case.case_id in self._single else case.work
+            if lot and work + work_alone > _ENOUGH_WORK:
                 self._held = case
                 break
             lot.append(case)
-            work += case.work
+            work += work_alone
         return tuple(lot)
-
-    def alone(self, case: CasePlan) -> None:
-        """Deal a case again, by itself: what it does to others is then no question."""
-        self._alone.append(case)
 
     def _next(self) -> CasePlan | None:
         held, self._held = self._held, None
-        return held or self._next_case()
+        if held is not None:
+            return held
+        while (case := self._next_case()) is not None and case.case_id in self._suspected:
+            self._suspects.append(case)  # tried again: still one to be careful with
+        return case

@@ -47,6 +47,15 @@ def _cgroup_limits() -> Iterator[Path]:
                 yield _CGROUPS / "memory" / part / "memory.limit_in_bytes"
 
 
+def n_oom_kills() -> int:
+    """Return how many processes Linux has ended for want of memory; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
 def free_bytes(directory: Path) -> int:
     """Return the bytes free to this user where a directory is, or will be made."""
     return int(psutil.disk_usage(str(_existing(directory))).free)

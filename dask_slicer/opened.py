@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config import RunConfig
-from dask_slicer.errors import OutputError, UsageError
+from dask_slicer.errors import CaseError, OutputError, UsageError
 from dask_slicer.index import SliceIndex, read_index
 from dask_slicer.output import (
     CONFIG,
@@ -23,7 +23,7 @@ from dask_slicer.output import (
     existing_config,
     existing_splits,
 )
-from dask_slicer.readers import NpzReader, ZarrReader
+from dask_slicer.readers import NpzReader, ZarrReader, damage
 from dask_slicer.words import count, nearest
 
 
@@ -82,8 +82,10 @@ class Output:
         if written >= planned:
             return ""
         failed = len(self.failures)
-        why = f"{count(failed, 'case')} failed, see {FAILURES}" if failed else "not all were run"
-        return f"{self.path} has slices of {written} of {count(planned, 'case')}: {why}"
+        left = planned - written - failed
+        why = [f"{failed} failed, see {FAILURES}"] if failed else []
+        why += [f"{left} not run yet, the run command continues"] if left > 0 else []
+        return f"{self.path} has slices of {written} of {count(planned, 'case')}: {'; '.join(why)}"
 
     def volume(self, case_id: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return a case's image as it was before it was sliced, normalised, and its affine.
@@ -111,7 +113,16 @@ class Output:
         index = self.index
         number = next((n for n, case in enumerate(index.cases) if case.case_id == case_id), None)
         if number is None:
-            raise UsageError(f"no case {case_id} in {self.path}{nearest(case_id, self.cases)}")
+            failed = case_id in {failure["case_id"] for failure in self.failures}
+            why = f"; it failed, see {FAILURES}" if failed else nearest(case_id, self.cases)
+            raise UsageError(f"no slices of {case_id} in {self.path}{why}")
+        try:
+            return self._volume(number)
+        except (CaseError, OSError) as error:
+            raise damage(case_id, None, error) from None
+
+    def _volume(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        index = self.index
         case = index.cases[number]
         if not case.digits:
             zarr_case = ZarrReader(self.path / case.folder)

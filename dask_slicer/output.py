@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,15 @@ import psutil
 from dask_slicer.config import RunConfig, changed_settings
 from dask_slicer.configfile import build_config, to_yaml
 from dask_slicer.errors import ConfigError, OutputError
-from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.journal import FailedCase
 from dask_slicer.plans import FORMAT_VERSION
-from dask_slicer.slices import foreground_share
+from dask_slicer.slices_csv import INDEX
 from dask_slicer.splits import SPLITS
-from dask_slicer.stores import TEMPORARY, ZARR, find_entries, remove_entries, slice_paths
+from dask_slicer.stores import TEMPORARY, ZARR, find_entries, remove_entries
 
 CONFIG = "config.yaml"
 SPLITS_FILE = "splits.json"
 JOURNAL = "journal.jsonl"
-INDEX = "slices.csv"
 SUMMARY = "dataset_info.json"
 FAILURES = "failures.csv"
 LOCK = ".dask_slicer.lock"
@@ -41,7 +40,6 @@ _MARK = (
 )
 # What may lie in a directory that is not ours yet: logs of the command that is to fill it.
 _TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out")
-_COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")
 
 
 def write_whole(
@@ -214,6 +212,19 @@ def _remove_lock(lock: Path, found: str) -> None:
     aside.unlink()
 
 
+def check_not_in_use(output_dir: Path) -> None:
+    """Raise if a run holds an output directory.
+
+    Raises
+    ------
+    OutputError
+        Naming the host and process.
+    """
+    lock = output_dir / LOCK
+    if lock.exists():
+        _stale_holder(lock, _read_lock(lock))
+
+
 def _stale_holder(lock: Path, found: str) -> str:
     """Return who left a lock behind; raise if they may still be running."""
     try:
@@ -249,13 +260,33 @@ def start(config: RunConfig, splits: Mapping[str, list[str]]) -> None:
     output_dir = config.output_dir
     shutil.rmtree(output_dir / TEMPORARY, ignore_errors=True)
     write_whole(output_dir, CONFIG, _MARK + to_yaml(config), fsync=config.fsync)
-    write_whole(output_dir, SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=config.fsync)
+    write_splits(output_dir, splits, fsync=config.fsync)
     if config.format == "zarr":
         from dask_slicer.store_zarr import group_files
 
         for path, content in group_files(Path(ZARR)):
             (output_dir / path.parent).mkdir(parents=True, exist_ok=True)
             write_whole(output_dir, path, content, fsync=config.fsync)
+
+
+def write_splits(
+    output_dir: Path, splits: Mapping[str, Sequence[str]], *, fsync: bool = False
+) -> None:
+    """Write splits.json."""
+    write_whole(output_dir, SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=fsync)
+
+
+def restore_splits(output_dir: Path, known: Mapping[str, str]) -> None:
+    """Write splits.json anew: what is known of it, and what can still be read of the rest."""
+    try:
+        assigned = existing_splits(output_dir) | dict(known)
+    except OutputError:
+        assigned = dict(known)
+    splits = {
+        split: sorted(case_id for case_id, one in assigned.items() if one == split)
+        for split in SPLITS
+    }
+    write_splits(output_dir, splits)
 
 
 def clear(output_dir: Path) -> None:
@@ -281,41 +312,6 @@ def remove_temporary(output_dir: Path) -> None:
 
 
 # -- what is said of the whole ---------------------------------------------------------------------
-
-
-def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
-    """Yield the rows of a case in slices.csv."""
-    n_pixels = record.shape[2] * record.shape[3]
-    in_zarr = bool(record.files)
-    paths = list(slice_paths(record)) * (len(record.slices) if in_zarr else 1)
-    for written, path in zip(record.slices, paths, strict=True):
-        foreground = labels = ""
-        if written.labels is not None:
-            foreground = f"{foreground_share(written.labels, n_pixels):.6g}"
-            labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
-        row = written.slice_index if in_zarr else ""
-        yield record.case_id, record.split, written.slice_index, path, row, foreground, labels
-
-
-class IndexWriter:
-    """Writes slices.csv, case after case; `close` moves it into its place."""
-
-    def __init__(self, output_dir: Path) -> None:
-        (output_dir / TEMPORARY).mkdir(exist_ok=True)
-        self._place = output_dir / INDEX
-        self._temporary = output_dir / TEMPORARY / INDEX
-        self._file = self._temporary.open("w", encoding="utf-8", newline="")
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        self._rows.writerow(_COLUMNS)
-
-    def add(self, record: CommittedCase) -> None:
-        """Write one row for every slice of a case."""
-        self._rows.writerows(index_rows(record))
-
-    def close(self) -> None:
-        """Move the index into its place."""
-        self._file.close()
-        os.replace(self._temporary, self._place)
 
 
 def write_failures(output_dir: Path, failures: Iterable[FailedCase]) -> None:

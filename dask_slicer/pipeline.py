@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from dask_slicer import interrupts, output, stores
 from dask_slicer.config import RunConfig
-from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, UsageError
+from dask_slicer.errors import (
+    CaseError,
+    DatasetError,
+    DiskFull,
+    SchedulerError,
+    UsageError,
+    as_case_error,
+)
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.execution import Execute, executor
 from dask_slicer.journal import (
@@ -24,9 +31,10 @@ from dask_slicer.journal import (
     last_records,
 )
 from dask_slicer.planning import make_plan
-from dask_slicer.plans import CasePlan, RunPlan
+from dask_slicer.plans import CasePlan, RunPlan, output_bytes
+from dask_slicer.slices_csv import IndexWriter
 from dask_slicer.summary import Tally, dataset_info
-from dask_slicer.words import count, some
+from dask_slicer.words import count, size, some
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -138,12 +146,24 @@ class _Run:
         ) as execute:
             self.has_started = True
             if config.overwrite:
+                self._tell_what_is_lost(path)
                 output.clear(config.output_dir)
             output.start(config, self.plan.splits)
             with Journal(path, fsync=config.fsync) as journal:
                 self._clear_away(todo, journal)
                 self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
                 self._run_cases(todo, queue, execute, journal)
+
+    def _tell_what_is_lost(self, journal: Path) -> None:
+        selected = {case.case_id for case in self.plan.selected}
+        lost = sum(
+            isinstance(record, CommittedCase) and record.case_id not in selected
+            for record in last_records(journal)
+        )
+        if lost:
+            self.observer.note(
+                f"--overwrite removed {count(lost, 'case')} that this command does not write"
+            )
 
     def _done_already(self, journal: Path) -> set[str]:
         """Return the cases that are written as this plan would write them."""
@@ -207,6 +227,7 @@ class _Run:
         """Run cases, and journal what became of each."""
         config = self.plan.config
         attempts: Counter[str] = Counter()
+        without_room: list[CasePlan] = []
         for case in todo:
             if case.problem is not None:
                 if case.case_id in self.out_of_reach:
@@ -218,19 +239,28 @@ class _Run:
                     return
         for case, outcome in execute(lambda: queue.popleft() if queue else None):
             if isinstance(outcome, CommittedCase):
-                self._record(self._checked(outcome), journal)
-                continue
+                try:
+                    self._record(self._checked(outcome), journal)
+                    continue
+                except OSError as error:  # what has no line is not committed
+                    outcome = as_case_error(error, step="save")
             attempts[case.case_id] += 1
             if outcome.retriable and attempts[case.case_id] <= config.retries:
-                _LOG.warning("case %s: %s; again", case.case_id, outcome.message)
+                _LOG.warning("case %s: %s; again", case.case_id, outcome.one_line)
                 queue.append(case)  # last, when there are fewest others to suffer with it
                 continue
             self._fail(case, outcome, journal)
             if config.fail_fast:
                 return
-            if isinstance(outcome, DiskFull) and queue:
-                self.observer.note(f"the disk is full: {len(queue)} cases are not started")
+            if isinstance(outcome, DiskFull):
+                without_room += [case, *queue]
                 queue.clear()
+        if without_room:
+            needed = sum(output_bytes(case, config)[1] for case in without_room)
+            self.observer.note(
+                f"the disk is full: {count(len(without_room), 'case')} not written, which need "
+                f"about {size(needed)}; make room, and the same command continues"
+            )
 
     def _checked(self, record: CommittedCase) -> CommittedCase:
         if record.run_id != self.run_id:
@@ -245,19 +275,25 @@ class _Run:
         stores.remove_entries(
             self.plan.config.output_dir, stores.entries_of(case, self.plan.config)
         )
-        self._record(
-            FailedCase(
-                case_id=case.case_id,
-                step=failure.step,
-                kind=failure.kind,
-                message=failure.message,
-                details=failure.details,
-            ),
-            journal,
+        record = FailedCase(
+            case_id=case.case_id,
+            step=failure.step,
+            kind=failure.kind,
+            message=failure.one_line,
+            details=failure.details,
         )
+        try:
+            self._record(record, journal)
+        except OSError as error:
+            _LOG.warning("no line in the journal for %s: %s", case.case_id, error)
+            self.unjournaled.append(record)
+            self._tell(record)
 
     def _record(self, record: CommittedCase | FailedCase, journal: Journal) -> None:
         journal.append(record)
+        self._tell(record)
+
+    def _tell(self, record: CommittedCase | FailedCase) -> None:
         if isinstance(record, CommittedCase):
             self.n_committed += 1
             self.n_slices += len(record.slices)
@@ -279,7 +315,14 @@ class _Run:
         failures = list(self.unjournaled)
         elapsed = time.monotonic() - self.started
         if (self.plan.config.output_dir / output.CONFIG).exists():
-            self._sum_up(failures, elapsed)
+            try:
+                self._sum_up(failures, elapsed)
+            except OSError as error:
+                if not self._remaining:
+                    raise
+                self.observer.note(
+                    f"index and summary are not written ({as_case_error(error, step='save')})"
+                )
         return RunReport(
             output_dir=str(self.plan.config.output_dir),
             n_committed=self.n_committed,
@@ -303,7 +346,7 @@ class _Run:
         planned = {case.case_id for case in self.plan.cases}
         tally = Tally()
         written: list[tuple[str, str]] = []
-        index = output.IndexWriter(config.output_dir)
+        index = IndexWriter(config.output_dir)
         for record in last_records(config.output_dir / output.JOURNAL):
             if isinstance(record, CommittedCase):
                 tally.add(record)

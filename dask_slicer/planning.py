@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from dask_slicer.cases import Case
-from dask_slicer.config import RunConfig
+from dask_slicer.config import OF_ANOTHER_FORMAT, RunConfig
 from dask_slicer.datasets import Dataset, find_cases
 from dask_slicer.errors import (
     DatasetError,
@@ -85,7 +85,7 @@ def make_plan(config: RunConfig) -> RunPlan:
         except Exception as error:  # whatever it is, the other cases go on
             found = as_case_error(error, step="plan")
             problem = FailedCase(
-                case_id=case.case_id, step="plan", kind=found.kind, message=found.message
+                case_id=case.case_id, step="plan", kind=found.kind, message=found.one_line
             )
             return replace(plan, problem=problem)
 
@@ -95,6 +95,9 @@ def make_plan(config: RunConfig) -> RunPlan:
     if not has_labels:
         notes.append("no case has a label; slices will hold images only")
     _note_empty_splits(described, config, notes)
+    unused = OF_ANOTHER_FORMAT[config.format]
+    if getattr(config, unused) != RunConfig.model_fields[unused].default:
+        notes.append(f"--{unused} has no effect with --format {config.format}")
     return RunPlan(
         config=config,
         layout=dataset.layout,

@@ -27,6 +27,9 @@ from dask_slicer.shards import ShardReader, shard_path
 from dask_slicer.windows import ZERO_SLICE, window_indices
 
 _METADATA = "zarr.json"
+_AXES = 4
+# What to do about damage.
+_MEND = "`dask-slicer verify --repair` and the run command of this output write it anew"
 
 
 Slice = tuple[NDArray[np.float32], NDArray[np.integer] | None]
@@ -70,20 +73,42 @@ class NpzReader:
             image = image[outside : len(image) - outside]
         return image.astype(np.float32, copy=False), members.get("label")
 
+    def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
+        """Return dtype and shape of image and label, and the label; the image is not inflated."""
+        path = self._path_of(slice_index)
+        with _damage_told(path), np.load(path, allow_pickle=False) as found:
+            with found.zip.open("image.npy") as member:
+                np.lib.format.read_magic(member)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            label = found["label"] if "label" in found.files else None
+        return _described(shape, dtype, label), label
+
     def metadata(self, slice_index: int) -> dict[str, Any]:
         """Return what is said of a slice."""
         return dict(json.loads(self._members(slice_index)["metadata"].item()))
 
     def _members(self, slice_index: int) -> dict[str, NDArray[Any]]:
         path = self._path_of(slice_index)
-        try:
-            with np.load(path, allow_pickle=False) as found:
-                return {name: found[name] for name in ("image", "metadata")} | {
-                    name: found[name] for name in found.files if name == "label"
-                }
-        # What zipfile and numpy raise where bits were flipped.
-        except (ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
-            raise CorruptFile(f"{path} is damaged ({error}); write it again") from None
+        with _damage_told(path), np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in ("image", "metadata")} | {
+                name: found[name] for name in found.files if name == "label"
+            }
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Name the file whose bits were flipped, whatever zipfile and numpy raise of it."""
+    try:
+        yield
+    except (ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+        raise CorruptFile(f"{path} is damaged ({error})") from None
+
+
+def _described(
+    shape: tuple[int, ...], dtype: np.dtype[Any] | str, label: NDArray[np.integer] | None
+) -> dict[str, str]:
+    described = {"image": f"{dtype} {shape}"}
+    return described if label is None else described | {"label": f"{label.dtype} {label.shape}"}
 
 
 class ZarrReader:
@@ -113,11 +138,25 @@ class ZarrReader:
             raise CorruptFile(f"{folder / _METADATA} is damaged ({error!r})") from None
         self._image = _Planes(folder / "image")
         self._label = _Planes(folder / "label") if has_label else None
+        if len(self.shape) != _AXES or self.shape[0] != attributes.get("total_slices"):
+            raise CorruptFile(f"{folder / 'image' / _METADATA} has a shape that the case has not")
+        if len(self._how) != (
+            0 if self._image.dtype.kind == "f" and not self._how else self.shape[1]
+        ):
+            raise CorruptFile(f"{folder / _METADATA} lacks how to normalise {self._image.dtype}")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return (n_slices, modality, row, column), dropped slices included."""
         return self._image.shape
+
+    def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
+        """Return dtype and shape of a window and its label, and the label."""
+        _, n_modalities, height, width = self.shape
+        channels = (2 * self._window_size + 1) * n_modalities
+        label = None if self._label is None else self._label.read(slice_index)
+        dtype = "source" if self._how else self._image.dtype
+        return _described((channels, height, width), dtype, label), label
 
     def read(self, slice_index: int, window_size: int | None) -> Slice:
         """Return a window and its label."""
@@ -157,9 +196,12 @@ class _Planes:
             self.dtype = np.dtype(described["data_type"]).newbyteorder("<")
             self._per_shard: int = described["chunk_grid"]["configuration"]["chunk_shape"][0]
             inner = described["codecs"][0]["configuration"]["codecs"]
-            self._decode = _DECODERS[" ".join(codec["name"] for codec in inner)]
+            codecs = " ".join(codec["name"] for codec in inner)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CorruptFile(f"{folder / _METADATA} is damaged ({error!r})") from None
+        if codecs not in _DECODERS:
+            raise CorruptFile(f"{folder / _METADATA} has codecs that we do not write: {codecs}")
+        self._decode = _DECODERS[codecs]
         self._shards: dict[int, ShardReader] = {}
 
     def read(self, index: int) -> NDArray[Any]:
@@ -202,14 +244,30 @@ def one_thread() -> Iterator[None]:
         blosc.use_threads = before
 
 
+def damage(case_id: str, slice_index: int | None, error: Exception) -> CorruptFile:
+    """Return what is said of a case that cannot be read: case, slice, file, and what to do."""
+    where = f"case {case_id}" + ("" if slice_index is None else f", slice {slice_index}")
+    if isinstance(error, OSError) and error.filename:
+        return CorruptFile(f"{where}: {error.filename}: {(error.strerror or '').lower()}; {_MEND}")
+    return CorruptFile(f"{where}: {error}; {_MEND}")
+
+
 def _copy(chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
     out[...] = chunk.view(out.dtype).reshape(out.shape)
+
+
+def _unblosc(chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
+    # So says the header of a Blosc 1 buffer: version, codec, flags, typesize, then the raw size.
+    n_bytes = int.from_bytes(chunk[4:8].tobytes(), "little")
+    if n_bytes != out.nbytes:
+        raise ValueError(f"it holds {n_bytes} bytes, a plane takes {out.nbytes}")
+    blosc.decompress(chunk, out)
 
 
 # By the codecs of a chunk, as the array's metadata names them.
 _DECODERS: dict[str, Callable[[NDArray[np.uint8], NDArray[Any]], object]] = {
     "bytes zstd crc32c": numcodecs.zstd.decompress,
-    "bytes blosc crc32c": blosc.decompress,
+    "bytes blosc crc32c": _unblosc,
     "bytes crc32c": _copy,
 }
 

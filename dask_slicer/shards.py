@@ -98,12 +98,12 @@ class ShardReader:
         length = n_chunks * 2 * _ENTRY.itemsize
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size < length + _CHECKSUM_BYTES:
-                raise CorruptFile(f"{path}: the shard is cut, it has no index; write it again")
+                raise CorruptFile(f"{path}: the shard is cut, it has no index")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._data = np.frombuffer(mapped, dtype=np.uint8)
         index, stored = np.split(self._data[-length - _CHECKSUM_BYTES :], [length])
         if checksum(index) != stored.tobytes():
-            raise CorruptFile(f"{path}: the shard's index fails its checksum; write it again")
+            raise CorruptFile(f"{path}: the shard's index fails its checksum")
         self._index: Sequence[Sequence[int]] = index.view(_ENTRY).reshape(-1, 2).tolist()
 
     def chunk(self, position: int) -> NDArray[np.uint8]:
@@ -118,7 +118,7 @@ class ShardReader:
         data = self._data[offset : offset + length]
         content, stored = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
         if len(data) != length or checksum(content) != stored.tobytes():
-            raise CorruptFile(f"{self._path}: chunk {position} is damaged; write it again")
+            raise CorruptFile(f"{self._path}: chunk {position} is damaged")
         return content
 
 

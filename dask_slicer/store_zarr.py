@@ -75,7 +75,7 @@ def write_case(
         (n_slices, len(stack.image), height, width),
         dtype,
         _image_planes(stack, settings, dtype),
-        image_codec(settings.compression, dtype),
+        image_codec(settings.compression, dtype, source=settings.dtype == "source"),
         ("slice", "modality", "row", "column"),
         fsync=fsync,
     )
@@ -204,7 +204,7 @@ def _files(
             continue
         data = path.read_bytes()
         if fsync:
-            with open(path, "rb") as file:
+            with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         yield WrittenFile(name, len(data), zlib.crc32(data))
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Generic, ParamSpec, TypeVar
 
+from dask_slicer import faults
 from dask_slicer.config import SliceSettings
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
 from dask_slicer.geometry import align, reorient
@@ -59,6 +60,7 @@ def load_case(case: CasePlan, target: Target) -> Timed[Volume]:
     """
     seconds: dict[str, float] = {}
     with _step("load", seconds):
+        faults.strike(case.case_id)
         headers, arrays = zip(*map(read_voxels, case.case.files), strict=True)
         orientations, grid = align(
             grids_of(headers, has_label=case.has_label), target.settings.plane
@@ -133,12 +135,20 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
                 with suppress(OSError):
                     aside.parent.rmdir()
             if target.fsync:
-                _fsync_directory(place)
+                for path in moved:
+                    for folder in (one for one in path.rglob("*") if one.is_dir()):
+                        _fsync_directory(folder)
+                for folder in (*(path for path in moved if path.is_dir()), place, *place.parents):
+                    _fsync_directory(folder)
+                    if folder == output_dir:
+                        break
         except BaseException:  # Ctrl-C too: a case is whole or absent
             for path in moved:
                 remove_whole(path, aside)
             shutil.rmtree(aside, ignore_errors=True)
             raise
+    if faults.is_nonsense(case.case_id):
+        return None  # type: ignore[return-value]
     return CommittedCase(
         case_id=case.case_id,
         split=case.split,

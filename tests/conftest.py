@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +76,64 @@ class DatasetBuilder:
         path.parent.mkdir(parents=True, exist_ok=True)
         dtype = np.int32 if array.dtype == np.int64 else array.dtype
         nib.save(nib.Nifti1Image(array.astype(dtype), affine), path)
+
+
+@dataclass
+class Scheduler:
+    """A scheduler with two workers on loopback, started by hand."""
+
+    address: str
+    file: Path
+    process: subprocess.Popen[bytes]
+    workers: list[subprocess.Popen[bytes]]
+
+
+def _python_m(*arguments: object, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | environment,
+    )
+
+
+@contextmanager
+def _started_scheduler(
+    folder: Path, *, n_workers: int, memory_limit: str = "auto", **environment: str
+) -> Iterator[Scheduler]:
+    """Start a scheduler and workers, which have an environment of their own."""
+    file = folder / "scheduler.json"
+    processes = [
+        _python_m(
+            *("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0),
+            *("--no-dashboard", "--scheduler-file", file),
+        )
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while not file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        processes += [
+            _python_m(
+                *("distributed.cli.dask_worker", "--scheduler-file", file, "--host", "127.0.0.1"),
+                *("--nthreads", 1, "--no-dashboard", "--local-directory", folder / f"worker_{n}"),
+                *("--memory-limit", memory_limit),
+                **environment,
+            )
+            for n in range(n_workers)
+        ]
+        yield Scheduler(json.loads(file.read_text())["address"], file, processes[0], processes[1:])
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def started_scheduler():
+    """Return what starts a scheduler and its workers by hand, and ends them."""
+    return _started_scheduler
 
 
 @pytest.fixture

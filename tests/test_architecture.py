@@ -43,6 +43,7 @@ LAYERS = {
         "plans",
     ],
     "bytes": [
+        "checks",
         "compression",
         "index",
         "metadata",
@@ -53,6 +54,7 @@ LAYERS = {
         "phantom",
         "readers",
         "shards",
+        "slices_csv",
         "store_npz",
         "store_zarr",
         "stores",
@@ -62,6 +64,8 @@ LAYERS = {
         "cluster",
         "events",
         "execution",
+        "faults",
+        "flight",
         "forking",
         "graph",
         "interrupts",
@@ -71,6 +75,7 @@ LAYERS = {
         "planning",
         "sweep",
         "tasks",
+        "verification",
     ],
     "faces": [
         "__init__",
@@ -216,14 +221,14 @@ def test_only_graph_makes_delayed_objects() -> None:
     assert [module for module in MODULES if makes_delayed(module)] == ["graph"]
 
 
-def test_only_cluster_imports_distributed_and_only_when_it_is_used() -> None:
+def test_only_cluster_and_flight_import_distributed_and_only_when_they_are_used() -> None:
     found = {
         (module, used.lazy)
         for module in MODULES
         for used in imports_of(module)
         if used.is_distributed
     }
-    assert found == {("cluster", True)}
+    assert found == {("cluster", True), ("flight", True)}
 
 
 def test_modules_are_imported_by_name_only_in_the_public_face() -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from dask.delayed import Delayed, delayed
 
-from dask_slicer import cluster, forking
+from dask_slicer import cluster, flight, forking
 from dask_slicer.cases import Case
 from dask_slicer.errors import CaseError, Unexpected
 from dask_slicer.journal import CommittedCase
@@ -44,13 +44,13 @@ def test_a_case_that_failed_is_computed_anew_under_the_same_key(tmp_path: Path) 
     queue = deque([(CasePlan(case=Case(case_id="liver", images=())),)])
     outcomes = []
     with cluster.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
-        for lot, outcome in cluster.execute(
-            client, lambda: queue.popleft() if queue else (), graph_of
+        for lot, outcome in flight.execute(
+            client, lambda _: queue.popleft() if queue else (), graph_of
         ):
             outcomes.append(outcome)
             if isinstance(outcome, CaseError):
                 queue.append(lot)
-    assert [getattr(outcome, "message", "committed") for outcome in outcomes] == [
+    assert [getattr(outcome, "one_line", "committed") for outcome in outcomes] == [
         "attempt 0",
         "attempt 1",
         "committed",

@@ -51,6 +51,7 @@ CHANGED = {
     "dashboard_address": "none",
     "fsync": True,
     "retries": 0,
+    "timeout": 60.0,
     "fail_fast": True,
     "performance_report": Path("/report.html"),
     "log_file": Path("/run.log"),

@@ -31,7 +31,7 @@ def test_a_failure_survives_the_way_back_from_a_worker(kind: str) -> None:
     assert (back.kind, back.step, back.details, back.retriable) == (
         kind, "save", "Traceback …", True,
     )  # fmt: skip
-    assert back.message == "scan.nii.gz: it is bad; copy it again; case liver_007"
+    assert back.one_line == "scan.nii.gz: it is bad; copy it again; case liver_007"
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_other_errors_become_the_failure_that_fits(
     failure = errors.as_case_error(error, step="load")
     assert (failure.kind, failure.step, failure.retriable) == (kind, "load", retriable)
     assert failure.__cause__ is error
-    assert "\n" not in failure.message
-    assert getattr(error, "filename", None) is None or str(error.filename) in failure.message
+    assert "\n" not in failure.one_line
+    assert getattr(error, "filename", None) is None or str(error.filename) in failure.one_line
 
 
 def test_a_failure_that_has_a_name_keeps_it() -> None:

@@ -60,14 +60,43 @@ def test_every_case_is_dealt_once_and_in_order() -> None:
     assert dealt == list(range(40))
 
 
-def test_a_case_that_is_to_run_alone_comes_next_and_by_itself() -> None:
+def test_a_case_that_failed_in_company_comes_next_and_by_itself() -> None:
     lots = lots_of([SMALL] * 64)
     first = lots.next()
     assert len(first) == 16
-    lots.alone(first[3])
-    lots.alone(first[5])
+    lots.singly(first[3])
+    lots.singly(first[5])
     assert (lots.next(), lots.next()) == ((first[3],), (first[5],))
     assert lengths(lots) == [16, 16, 16]
+
+
+def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> None:
+    first = CasePlan(case=Case(case_id="a", images=()), voxel_bytes=SMALL, shape=(8, 16, 16))
+    others = [
+        CasePlan(case=Case(case_id=name, images=()), voxel_bytes=SMALL, shape=(8, 16, 16))
+        for name in "bcdefgh"
+    ]
+    queue = [first, *others]
+    lots = Lots(lambda: queue.pop(0) if queue else None, n_cases=8, n_threads=0)
+    assert len(lots.next()) == 2
+    lots.singly(first)
+    assert lots.next() == (first,)
+    queue.insert(0, first)  # a run tries it again
+    assert lots.next() == (first,)
+
+
+def test_a_suspect_runs_when_nothing_else_does_and_nothing_else_then() -> None:
+    lots = lots_of([SMALL] * 8)
+    (suspect, _), *_ = taken = [lots.next(), lots.next()]
+    lots.suspect(suspect)
+    assert not lots.was_alone(taken[0])
+    assert len(lots.next(1)) == len(lots.next(2)) == 2
+    assert lots.next(3) == ()  # others are in flight
+    assert lots.next(0) == (suspect,)
+    assert lots.was_alone((suspect,))
+    lots.singly(taken[1][0])
+    assert lots.next(1) == ()  # it must be alone
+    assert lots.next(0) == (taken[1][0],)
 
 
 def test_a_graph_of_several_cases_has_three_tasks_named_after_the_steps(dataset, tmp_path) -> None:

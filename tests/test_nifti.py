@@ -179,7 +179,7 @@ def refuse(path: Path, kind: type[CaseError]) -> None:
     with pytest.raises(CaseError) as caught:
         read_voxels(path)
     assert caught.type is kind, caught.value
-    assert str(path) in caught.value.message
+    assert str(path) in caught.value.one_line
     assert "\n" not in str(caught.value)
 
 

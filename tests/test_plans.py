@@ -146,6 +146,6 @@ def test_workers_are_lowered_to_what_memory_holds_only_where_none_were_asked_for
         input_dir=dataset.root, output_dir=tmp_path / "slices", num_workers=num_workers
     )
     plan = dask_slicer.plan(config)
-    assert execution._n_workers(plan, 20, observer) == expected
+    assert execution._n_workers(config, 20, plan.peak_bytes, observer) == expected
     assert said in " ".join(notes)
     assert bool(notes) == bool(said)

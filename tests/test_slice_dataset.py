@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -127,10 +128,58 @@ def test_nan_taken_as_zero_is_zero_in_source_too(dataset, slice_dataset):
         np.testing.assert_array_equal(sample["image"], wanted)
 
 
-@pytest.fixture(params=["npz", "zarr"])
+def test_windows_and_volumes_of_two_modalities(dataset, slice_dataset):
+    rng = np.random.default_rng(2)
+    for channel in (0, 1):
+        image = rng.integers(0, 99, (6, 5, 4)).astype(np.int16)
+        dataset.add("a", image, True if channel == 0 else None, channel=channel)
+    outputs = [
+        slice_dataset(output=format_, format=format_, window_size=2) for format_ in ("npz", "zarr")
+    ]
+    for sample in SliceDataset(outputs[1], None):
+        (wanted,) = (
+            one for one in SliceDataset(outputs[0], None)
+            if one["slice_index"] == sample["slice_index"]
+        )  # fmt: skip
+        np.testing.assert_array_equal(sample["image"], wanted["image"])
+    for window_size in (0, 1):
+        for one, other in zip(
+            *(SliceDataset(output, None, window_size=window_size) for output in outputs),
+            strict=True,
+        ):
+            assert len(one["image"]) == 2 * (2 * window_size + 1)
+            np.testing.assert_array_equal(one["image"], other["image"])
+    volumes = [open_output(output).volume("a")[0] for output in outputs]
+    np.testing.assert_array_equal(*volumes)
+    centers = np.stack([s["image"] for s in SliceDataset(outputs[1], None, channels="center")])
+    np.testing.assert_array_equal(volumes[0], centers.swapaxes(0, 1))
+
+
+@pytest.fixture(params=["npz", "zarr", "source"])
 def output(request, cases, slice_dataset: Slice) -> Path:
-    """Return slices of two cases, all in train, in either format."""
-    return slice_dataset(output="out", format=request.param, train_ratio=1.0)
+    """Return slices of two cases, all in train, as they may be stored."""
+    stored = {"npz": {}, "zarr": {"format": "zarr"}}
+    stored["source"] = {"format": "zarr", "dtype": "source"}
+    return slice_dataset(output="out", train_ratio=1.0, **stored[request.param])
+
+
+def test_few_cases_stay_open_and_all_can_be_read(output, monkeypatch):
+    expected = [s["image"] for s in SliceDataset(output)]
+    monkeypatch.setattr("dask_slicer.dataset._MOST_OPEN", 1)
+    dataset = SliceDataset(output)
+    for number in (0, 7, 1, 8, 0):
+        np.testing.assert_array_equal(dataset[number]["image"], expected[number])
+        assert list(dataset._readers) == [int(dataset._index.case[number])]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux does")
+def test_reading_starts_no_thread(dataset, slice_dataset):
+    image = np.random.default_rng(0).integers(0, 9999, (512, 512, 2)).astype(np.int16)
+    dataset.add("a", image)  # a plane of several blocks
+    read = SliceDataset(slice_dataset(format="zarr", dtype="source"), None, window_size=0)
+    before = len(os.listdir("/proc/self/task"))
+    read[0]
+    assert len(os.listdir("/proc/self/task")) == before
 
 
 class TestAsASequence:
@@ -147,7 +196,8 @@ class TestAsASequence:
         splits = open_output(output).splits
         for split in ("train", "val"):
             assert {s["case_id"] for s in SliceDataset(output, split)} == set(splits[split])
-        assert len(SliceDataset(output, "test")) == 0
+        with pytest.warns(UserWarning, match="no slice of .* is of the kind asked for"):
+            assert len(SliceDataset(output, "test")) == 0
 
     def test_a_case_without_a_label_has_no_label(self, dataset, slice_dataset):
         dataset.add("a")
@@ -196,7 +246,8 @@ class TestChoosing:
         assert {s["case_id"] for s in by_case} == {"b"}
         by_label = SliceDataset(output, labels={2})
         assert len(by_label) == sum(2 in s["label"] for s in everything)
-        assert len(SliceDataset(output, labels={7})) == 0
+        with pytest.warns(UserWarning, match="no slice of .* is of the kind asked for"):
+            assert len(SliceDataset(output, labels={7})) == 0
         by_share = SliceDataset(output, min_foreground=0.35)
         assert len(by_share) == sum((s["label"] > 0).mean() >= 0.35 for s in everything)
         assert 0 < len(by_share) < len(everything)
@@ -205,9 +256,14 @@ class TestChoosing:
         ("wrong", "message"),
         [
             ({"split": "training"}, "split must be one of train, val, test or None, got training"),
-            ({"cases": ["c"]}, "no slices of c in"),
+            ({"cases": ["c"]}, "no case c in"),
+            ({"cases": ["a"], "split": "val"}, "a is in train, not in val; split=None has all"),
+            ({"cases": "a"}, "cases must be a list, got 'a'"),
+            ({"labels": 2}, "labels must be a list, got 2"),
+            ({"labels": {0}}, "labels are values other than 0"),
             ({"channels": "all"}, "channels must be window or center, got all"),
-            ({"window_size": -1}, "window_size must be 0 or more, got -1"),
+            ({"window_size": -1}, "window_size must be an integer from 0 up, got -1"),
+            ({"window_size": 1.5}, "window_size must be an integer from 0 up, got 1.5"),
         ],
     )
     def test_a_wrong_choice_is_told(self, output, wrong, message):
@@ -265,8 +321,13 @@ class TestWeights:
         np.testing.assert_allclose(SliceDataset(few).weights(), 1 / 100)
 
     def test_what_cannot_be_drawn_is_told(self, few):
-        with pytest.raises(UsageError, match="no slice with foreground to draw 50% from"):
+        with (
+            pytest.warns(UserWarning, match="no slice of"),
+            pytest.raises(UsageError, match="no slice with foreground to draw 50% from"),
+        ):
             SliceDataset(few, labels={1}, cases=[]).weights(foreground=0.5)
+        with pytest.raises(UsageError, match=r"give its share, such as foreground=0\.5"):
+            SliceDataset(few).weights(labels={1})
         with pytest.raises(UsageError, match="no slice without foreground"):
             SliceDataset(few, labels={1}).weights(foreground=0.5)
         with pytest.raises(UsageError, match="not both"):
@@ -346,6 +407,14 @@ class TestShuffled:
         seen = sorted((s["case_id"], s["slice_index"]) for s in loader)
         assert seen == [(s["case_id"], s["slice_index"]) for s in dataset]
 
+    def test_torch_shuffles_every_epoch_anew(self, output):
+        data = pytest.importorskip("torch.utils.data", reason="torch is not installed")
+        stream = SliceDataset(output).shuffled(buffer_size=4)
+        loader = data.DataLoader(stream, batch_size=None, num_workers=1)
+        epochs = [[(s["case_id"], s["slice_index"]) for s in loader] for _ in range(2)]
+        assert epochs[0] != epochs[1]
+        assert sorted(epochs[0]) == sorted(epochs[1])
+
     def test_a_buffer_of_nothing_is_refused(self, output):
         with pytest.raises(UsageError, match="buffer_size must be 1 or more, got 0"):
             SliceDataset(output).shuffled(buffer_size=0)
@@ -384,7 +453,7 @@ class TestUnfinishedOutputs:
         dataset.add("b")
         dataset.image_path("b").write_bytes(b"nothing")
         output = slice_dataset(format="zarr", train_ratio=1.0)
-        with pytest.warns(UserWarning, match="slices of 1 of 2 cases: 1 case failed, see failures"):
+        with pytest.warns(UserWarning, match="slices of 1 of 2 cases: 1 failed, see failures"):
             read = SliceDataset(output)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -398,14 +467,15 @@ class TestUnfinishedOutputs:
         # The last case was not committed when the run was killed.
         lines = (output / JOURNAL).read_text().splitlines(keepends=True)
         (output / JOURNAL).write_text(lines[0] + lines[1][:50])
-        with pytest.warns(UserWarning, match="1 of 2 cases: not all were run"):
+        with pytest.warns(UserWarning, match="1 of 2 cases: 1 not run yet, the run command"):
             assert len(SliceDataset(output)) == len(whole) / 2
 
     def test_a_journal_newer_than_the_index_counts(self, output):
         (output / INDEX).write_text((output / INDEX).read_text().splitlines()[0] + "\n")
         later = (output / JOURNAL).stat().st_mtime_ns + 10**9
         os.utime(output / INDEX, ns=(later, later))
-        assert len(SliceDataset(output)) == 0
+        with pytest.warns(UserWarning, match="no slice of"):
+            assert len(SliceDataset(output)) == 0
         later = (output / INDEX).stat().st_mtime_ns + 10**9
         os.utime(output / JOURNAL, ns=(later, later))
         assert len(SliceDataset(output)) == 12
@@ -422,6 +492,35 @@ class TestDamage:
             list(SliceDataset(output))
         assert "\n" not in str(caught.value)
 
+    def test_torch_names_it_from_its_workers_too(self, output):
+        data = pytest.importorskip("torch.utils.data", reason="torch is not installed")
+        files = sorted(output.rglob("a_*.npz")) or sorted(output.rglob("a/image/c/0/0/0/0"))
+        files[0].unlink()
+        loader = data.DataLoader(SliceDataset(output), num_workers=1)
+        with pytest.raises(CorruptFile, match=r"case a, slice 0: .*--repair"):
+            list(loader)
+
+    @pytest.mark.parametrize(
+        ("name", "old", "new", "message"),
+        [
+            ("image/zarr.json", '"int16"', '"int32"', "holds 126 bytes, a plane takes 252"),
+            ("image/zarr.json", '"name": "blosc"', '"name": "gzip"', "codecs that we do not write"),
+            ("image/zarr.json", "6,", "5,", "has a shape that the case has not"),
+            ("zarr.json", '"normalization"', '"n"', "lacks how to normalise int16"),
+        ],
+    )
+    def test_metadata_that_does_not_fit_is_told(
+        self, cases, slice_dataset, name, old, new, message
+    ):
+        output = slice_dataset(format="zarr", dtype="source", train_ratio=1.0)
+        path = output / "slices.zarr" / "train" / "a" / name
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+        with pytest.raises(CorruptFile, match=f"case a, slice 0: .*{message}"):
+            SliceDataset(output)[0]
+        with pytest.raises(CorruptFile, match=f"case a: .*{message}"):
+            open_output(output).volume("a")
+
     def test_a_cut_file_is_named(self, output):
         for path in [*output.rglob("a_*.npz"), *output.rglob("a/image/c/0/0/0/0")]:
             path.write_bytes(path.read_bytes()[:40])
@@ -431,7 +530,7 @@ class TestDamage:
     def test_a_missing_file_is_named(self, output):
         for path in [*output.rglob("a_*.npz"), *output.rglob("a/image/c/0/0/0/0")]:
             path.unlink()
-        with pytest.raises(CorruptFile, match=r"case a, slice 0: .*No such file"):
+        with pytest.raises(CorruptFile, match=r"case a, slice 0: .*no such file.*--repair"):
             SliceDataset(output)[0]
 
     def test_what_is_not_ours_is_refused(self, tmp_path, output):
@@ -475,5 +574,5 @@ class TestOpenOutput:
     def test_an_unknown_case_is_told_with_the_nearest(self, dataset, slice_dataset):
         dataset.add("liver_01")
         output = slice_dataset()
-        with pytest.raises(UsageError, match=r"no case liver_1 in .*did you mean liver_01"):
+        with pytest.raises(UsageError, match=r"no slices of liver_1 in .*did you mean liver_01"):
             open_output(output).volume("liver_1")

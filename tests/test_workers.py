@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -90,56 +85,10 @@ def test_the_settings_of_dask_are_left_as_they_were(scans, tmp_path, invoke) -> 
 # -- somebody's scheduler ------------------------------------------------------------------------
 
 
-@dataclass
-class Scheduler:
-    """A scheduler with two workers on loopback, started by hand."""
-
-    address: str
-    file: Path
-    process: subprocess.Popen[bytes]
-
-
-def python_m(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-@contextmanager
-def started_scheduler(folder: Path, *, n_workers: int) -> Iterator[Scheduler]:
-    file = folder / "scheduler.json"
-    processes = [
-        python_m(
-            *("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0),
-            *("--no-dashboard", "--scheduler-file", file),
-        )
-    ]
-    try:
-        wait_until(file.exists)
-        processes += [
-            python_m(
-                *("distributed.cli.dask_worker", "--scheduler-file", file, "--host", "127.0.0.1"),
-                *("--nthreads", 1, "--no-dashboard", "--local-directory", folder / f"worker_{n}"),
-            )
-            for n in range(n_workers)
-        ]
-        yield Scheduler(json.loads(file.read_text())["address"], file, processes[0])
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait(30)
-
-
 @pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheduler]:
+def scheduler(tmp_path_factory, started_scheduler):
     with started_scheduler(tmp_path_factory.mktemp("dask"), n_workers=2) as started:
         yield started
-
-
-def wait_until(condition: Callable[[], object], *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("option", ["--scheduler", "--scheduler_file"])
@@ -183,7 +132,9 @@ def test_a_scheduler_that_does_not_answer_is_one_line(scans, tmp_path, invoke, w
 
 
 @pytest.mark.slow
-def test_a_scheduler_without_workers_is_one_line(scans, tmp_path, invoke) -> None:
+def test_a_scheduler_without_workers_is_one_line(
+    scans, tmp_path, invoke, started_scheduler
+) -> None:
     with started_scheduler(tmp_path, n_workers=0) as lonely:
         result = invoke(
             *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices"),

@@ -1,0 +1,338 @@
+"""Graphs in flight: handed out, watched, stopped when they take too long, and what they came to."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import psutil
+
+from dask_slicer import machine
+from dask_slicer.cluster import EXIT_EVENTS, n_threads
+from dask_slicer.errors import (
+    CaseError,
+    OutOfMemory,
+    SchedulerError,
+    Timeout,
+    WorkerLost,
+    as_case_error,
+)
+from dask_slicer.words import count
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+    from distributed import Client, Future, Scheduler
+
+L = TypeVar("L")
+
+_LOG = logging.getLogger(__name__)
+
+# Graphs handed to the scheduler at a time, so that neither it nor we grow with the dataset.
+_SMALLEST_WINDOW = 16
+_GRAPHS_PER_THREAD = 4
+_MEMORY_EVENTS = "worker-restart-memory"
+_FORGET_SECONDS = 3
+# Within which a nanny says how its worker ended.
+_EXITCODE_SECONDS = 1.0
+_KILLED = -9
+_KEY_LENGTH = 2  # step and name
+_LESS = "use fewer workers, or a machine with more memory"
+# How often the scheduler is asked what runs, and how long it may take to answer.
+_LOOK_SECONDS, _SHORTEST_LOOK_SECONDS = 5.0, 0.2
+_ANSWER_SECONDS = 60
+# After which a run ends in which nothing has ended and nothing runs.
+_STALLED_SECONDS = 120.0
+
+
+def execute(
+    client: Client,
+    next_lot: Callable[[int], L | None],
+    graph_of: Callable[[L], Delayed],
+    *,
+    timeout: float | None = None,
+) -> Iterator[tuple[L, Any]]:
+    """Run the graphs of lots of cases on a client's workers; yield what became of each as it ends.
+
+    A bounded number of graphs is in flight. Results are released as they arrive: a held one would
+    be computed again when its worker dies.
+
+    Parameters
+    ----------
+    client : Client
+    next_lot : callable
+        Returns what the next graph is of, nothing when there is nothing at present; told how many
+        graphs are in flight.
+    graph_of : callable
+        Returns the graph of a lot.
+    timeout : float, optional
+        Seconds that a graph may run; one that takes longer is stopped, by the end of its worker.
+
+    Yields
+    ------
+    lot
+    result
+        What the graph came to, or a CaseError.
+
+    Raises
+    ------
+    SchedulerError
+        If the scheduler is lost, or nothing runs although there is something to run.
+    """
+    from distributed import as_completed
+
+    window = max(_SMALLEST_WINDOW, _GRAPHS_PER_THREAD * n_threads(client))
+    refill = window // 4
+    in_flight: dict[Future[Any], L] = {}
+    ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+    watch = _Watch(client, timeout)
+    try:
+        while True:
+            if len(in_flight) <= window - refill:
+                lots = _take(next_lot, len(in_flight), window)
+                # Together: one message to the scheduler, and it sees at once that there are many
+                # loads, which it then queues.
+                futures = client.compute([graph_of(lot) for lot in lots])
+                in_flight |= dict(zip(futures, lots, strict=True))
+                ended.update(futures)
+                del futures
+            if not in_flight:
+                return
+            watch.look(in_flight)
+            while not ended.has_ready():
+                with ended.thread_condition:
+                    ended.thread_condition.wait(timeout=0.1)
+                watch.look(in_flight)
+            future, result = next(ended)
+            lot = in_flight.pop(future)
+            outcome = watch.outcome(future, result)
+            key = future.key
+            future.release()
+            del future, result
+            if isinstance(outcome, CaseError):
+                # Run again while the client still knows the key, the old error would come back.
+                _wait_until_forgotten(client, key)
+            yield lot, outcome
+    finally:
+        if in_flight:
+            _cancel(client, list(in_flight))
+
+
+def _take(next_lot: Callable[[int], L | None], n_in_flight: int, most: int) -> list[L]:
+    lots: list[L] = []
+    while n_in_flight + len(lots) < most and (lot := next_lot(n_in_flight + len(lots))):
+        lots.append(lot)
+    return lots
+
+
+def _wait_until_forgotten(client: Client, key: Any) -> None:
+    deadline = time.monotonic() + _FORGET_SECONDS
+    while key in client.futures and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _cancel(client: Client, futures: list[Future[Any]]) -> None:
+    try:
+        # Not by force: another run on this scheduler may be waiting for the same keys.
+        client.cancel(futures)
+    except Exception:  # the scheduler may be what was lost
+        _LOG.debug("could not cancel", exc_info=True)
+
+
+class _Running(NamedTuple):
+    """A task of ours that runs: its step, its worker, and whether a nanny can start that anew."""
+
+    step: str
+    worker: str
+    has_nanny: bool
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Looks after what is in flight: stops what takes too long, notices when nothing happens.
+
+    Attributes
+    ----------
+    stopped : dict
+        Why a graph was stopped, by its key.
+    """
+
+    client: Client
+    timeout: float | None
+    stopped: dict[Any, CaseError] = field(default_factory=dict)
+    _began: dict[tuple[str, str], float] = field(default_factory=dict)
+    _last_look: float = field(default_factory=time.monotonic)
+    _last_sign_of_life: float = field(default_factory=time.monotonic)
+    _n_oom_kills: int = field(default_factory=machine.n_oom_kills)
+
+    def look(self, in_flight: Iterable[Future[Any]]) -> None:
+        """Look what runs, if it is time to.
+
+        Raises
+        ------
+        SchedulerError
+            If the scheduler does not answer, or nothing runs and nothing has ended for long.
+        """
+        now = time.monotonic()
+        wanted = _LOOK_SECONDS if self.timeout is None else self.timeout / 4
+        if now - self._last_look < min(max(wanted, _SHORTEST_LOOK_SECONDS), _LOOK_SECONDS):
+            return
+        running, is_busy = self._ask_what_runs()
+        now = self._last_look = time.monotonic()
+        ours = {_step_and_name(future.key)[1]: future for future in in_flight}
+        self._began = {
+            (name, one.worker): self._began.get((name, one.worker), now)
+            for name, one in running.items()
+            if name in ours
+        }
+        if is_busy:
+            self._last_sign_of_life = now
+        elif now - self._last_sign_of_life > _STALLED_SECONDS:
+            raise SchedulerError(
+                f"nothing has run for {_STALLED_SECONDS:.0f} s; the scheduler has "
+                f"{count(len(self.client.nthreads()), 'worker')}"
+            )
+        for (name, worker), began in self._began.items():
+            future = ours[name]
+            late = self.timeout is not None and now - began > self.timeout
+            if late and future.key not in self.stopped:
+                self._stop(future, worker, running[name].step, has_nanny=running[name].has_nanny)
+
+    def outcome(self, future: Future[Any], result: Any) -> Any:
+        """Return what a graph that has ended came to."""
+        self._last_sign_of_life = time.monotonic()
+        from distributed.scheduler import KilledWorker
+
+        if future.key in self.stopped:
+            return self.stopped.pop(future.key)
+        if future.status == "finished":
+            return result
+        # A lost scheduler turns futures to `cancelled`, with an exception as if it were a result.
+        if future.status != "error":
+            raise SchedulerError("the connection to the Dask scheduler was lost")
+        _, error, _ = result
+        if isinstance(error, CaseError):
+            return error
+        if isinstance(error, KilledWorker):
+            return self._lost(error)
+        if isinstance(error, RuntimeError) and "deserialization" in str(error):
+            raise SchedulerError(
+                "the scheduler or a worker cannot import dask_slicer; install this version there "
+                f"too ({error})"
+            )
+        return as_case_error(error, step="load")
+
+    def _lost(self, error: Any) -> CaseError:
+        """Return why a case's worker died: for its memory, or by itself."""
+        # The task is named by its key, ("save", case_id).
+        step = error.task[0] if isinstance(error.task, tuple) else "load"
+        worker = error.last_worker.address
+        exitcode = self._exitcode(worker)
+        lost: CaseError
+        if any(event.get("worker") == worker for event in self._events(_MEMORY_EVENTS)):
+            lost = OutOfMemory(f"its worker passed its memory limit and was stopped; {_LESS}")
+        elif exitcode == _KILLED and machine.n_oom_kills() > self._n_oom_kills:
+            lost = OutOfMemory(f"the system was out of memory and ended its worker; {_LESS}")
+        else:
+            lost = WorkerLost(f"the worker that ran it {_how_it_ended(exitcode)}")
+        return as_case_error(lost, step=step)
+
+    def _exitcode(self, worker: str) -> int | None:
+        """Return how a worker ended; None if it has no nanny of ours to say so."""
+        deadline = time.monotonic() + _EXITCODE_SECONDS
+        while True:
+            for event in self._events(EXIT_EVENTS):
+                if event["worker"] == worker:
+                    return int(event["exitcode"])
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+
+    def _events(self, topic: str) -> list[dict[str, Any]]:
+        try:
+            return [event for _, event in self.client.get_events(topic)]
+        except Exception:  # only the wording depends on it
+            _LOG.debug("no events of %s", topic, exc_info=True)
+            return []
+
+    def _stop(self, future: Future[Any], worker: str, step: str, *, has_nanny: bool) -> None:
+        """Stop a graph for good.
+
+        Cancelling leaves the thread as it is, and the worker's slot blocked; so its worker goes,
+        after it was told not to take on another case, and after the graph was cancelled, which
+        would be run elsewhere otherwise.
+        """
+        said = f"took longer than --timeout {self.timeout:g} s and was stopped"
+        if not has_nanny:
+            said += f"; {worker} has no nanny, and stays busy with it"
+        self.stopped[future.key] = as_case_error(Timeout(said), step=step)
+        self.client.run_on_scheduler(_pause, worker=worker)
+        self.client.cancel([future], force=True)
+        if has_nanny:
+            self.client.run(_kill_worker, workers=[worker], nanny=True, on_error="return")
+
+    def _ask_what_runs(self) -> tuple[dict[str, _Running], bool]:
+        try:
+            found: tuple[dict[str, _Running], bool] = self.client.sync(
+                self.client._run_on_scheduler, _what_runs, callback_timeout=_ANSWER_SECONDS
+            )
+        except TimeoutError:
+            raise SchedulerError(
+                f"the Dask scheduler has not answered for {_ANSWER_SECONDS} s"
+            ) from None
+        except OSError as error:  # the client may yet find it again; if not, it says so
+            _LOG.debug("the scheduler cannot be asked: %s", error)
+            return {}, False
+        return found
+
+
+def _how_it_ended(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "died; the system's log may say why"
+    if exitcode >= 0:
+        return f"exited with status {exitcode}"
+    try:
+        return f"was killed by signal {-exitcode} ({signal.Signals(-exitcode).name})"
+    except ValueError:
+        return f"was killed by signal {-exitcode}"
+
+
+def _step_and_name(key: Any) -> tuple[str, str]:
+    """Return what a key of ours says; of another's, nothing."""
+    if isinstance(key, tuple) and len(key) == _KEY_LENGTH:
+        return str(key[0]), str(key[1])
+    return "", ""
+
+
+def _what_runs(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool]:
+    """Return which graphs run, by name, and whether anything does; runs on the scheduler."""
+    found = {}
+    is_busy = False
+    for worker in dask_scheduler.workers.values():
+        tasks = list(worker.processing)
+        is_busy = is_busy or bool(tasks)
+        if len(tasks) > worker.nthreads:
+            # A scheduler with settings of its own put one more in front of a busy worker. Which of
+            # them run, the worker says; one that is stuck cannot, and then it is what came first.
+            told = [task for task in tasks if task in worker.executing]
+            tasks = told or sorted(tasks, key=lambda task: task.priority or ())[: worker.nthreads]
+        for task in tasks:
+            step, name = _step_and_name(task.key)
+            if name:
+                found[name] = _Running(step, worker.address, worker.nanny is not None)
+    return found, is_busy
+
+
+def _pause(worker: str, dask_scheduler: Scheduler) -> None:
+    """Give a worker no more tasks; runs on the scheduler."""
+    if worker in dask_scheduler.workers:
+        dask_scheduler.handle_worker_status_change("paused", worker, stimulus_id="dask-slicer-stop")
+
+
+def _kill_worker(dask_worker: Any) -> None:
+    """End a worker at once, whatever it is doing; runs in its nanny."""
+    if dask_worker.pid:
+        psutil.Process(dask_worker.pid).kill()

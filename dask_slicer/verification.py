@@ -1,0 +1,267 @@
+"""Reads all that was written again, on workers, and holds it against the journal and the scans."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dask_slicer import stores
+from dask_slicer.checks import (
+    Finding,
+    case_folder,
+    check_case,
+    check_whole,
+    committed_cases,
+    compare_slices,
+    reader_of,
+)
+from dask_slicer.errors import CaseError
+from dask_slicer.events import Observer
+from dask_slicer.execution import workers
+from dask_slicer.graph import compute_here, target_of, verify_graph
+from dask_slicer.journal import CommittedCase, Journal, RemovedCase
+from dask_slicer.opened import open_output
+from dask_slicer.output import (
+    JOURNAL,
+    SPLITS_FILE,
+    check_not_in_use,
+    locked,
+    restore_splits,
+)
+from dask_slicer.planning import make_plan
+from dask_slicer.plans import CasePlan
+from dask_slicer.tasks import Target, load_case, slice_case
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What was found.
+
+    Attributes
+    ----------
+    output_dir : str
+    n_cases, n_slices, n_bytes : int
+        Checked.
+    n_derived : int
+        Slices that were made of their scans again, and compared.
+    findings : tuple of Finding
+    forgotten : tuple of str
+        Cases that the next run writes anew.
+    elapsed_seconds : float
+    """
+
+    output_dir: str
+    n_cases: int
+    n_slices: int
+    n_bytes: int
+    n_derived: int
+    findings: tuple[Finding, ...]
+    forgotten: tuple[str, ...]
+    elapsed_seconds: float
+
+
+def verify(
+    output_dir: str | Path,
+    *,
+    deep: int = 0,
+    repair: bool = False,
+    seed: int = 0,
+    num_workers: int = 4,
+    scheduler: str | None = None,
+    scheduler_file: str | Path | None = None,
+    dashboard_address: str = "127.0.0.1:8787",
+    client: Client | None = None,
+    observer: Observer | None = None,
+    on_case: Callable[[CommittedCase, int, Sequence[Finding]], None] = lambda *_: None,
+) -> VerifyReport:
+    """Check every file of an output against the journal; change nothing, unless it is to repair.
+
+    Parameters
+    ----------
+    output_dir : str or Path
+    deep : int
+        So many slices, drawn at random, are made of their scans again and compared.
+    repair : bool
+        Forget cases that are not as they should be: the next run writes them anew.
+    seed : int
+        Of the drawing.
+    num_workers, scheduler, scheduler_file, dashboard_address
+        As for a run.
+    client : distributed.Client, optional
+    observer : Observer, optional
+        Is told where it runs.
+    on_case : callable
+        Told, as cases end, which, of how many, and what was found.
+
+    Returns
+    -------
+    VerifyReport
+
+    Raises
+    ------
+    OutputError
+        If the directory is no output, or a run is writing to it.
+    DatasetError
+        If `deep` is asked for and the dataset cannot be planned.
+    """
+    started = time.monotonic()
+    output = open_output(output_dir)
+    config = output.config.model_copy(
+        update={
+            "output_dir": output.path,
+            "num_workers": num_workers,
+            "scheduler": scheduler,
+            "scheduler_file": None if scheduler_file is None else Path(scheduler_file).absolute(),
+            "dashboard_address": dashboard_address,
+            "performance_report": None,
+        }
+    )
+    check_not_in_use(output.path)
+    findings = list(check_whole(output.path, config))
+    records = list(committed_cases(output.path))
+    drawn = _drawn(records, deep, seed)
+    plans = {case.case_id: case for case in make_plan(config).cases} if drawn else {}
+    target = target_of(config)
+    queue = deque(records)
+    sizes = [record.n_bytes for record in records]
+    with workers(
+        config,
+        len(records),
+        peak_bytes=max(sizes, default=0),
+        client=client,
+        observer=observer or Observer(),
+    ) as found_client:
+        for record, found in _checked(
+            found_client,
+            queue,
+            lambda record: partial(
+                _check,
+                record,
+                plans.get(record.case_id),
+                target,
+                tuple(drawn.get(record.case_id, ())),
+            ),
+        ):
+            findings += found
+            on_case(record, len(records), found)
+    findings.sort(key=lambda finding: (finding.path, finding.case_id))
+    return VerifyReport(
+        output_dir=str(output.path),
+        n_cases=len(records),
+        n_slices=sum(len(record.slices) for record in records),
+        n_bytes=sum(sizes),
+        n_derived=sum(map(len, drawn.values())),
+        findings=tuple(findings),
+        forgotten=_forget(output.path, records, findings) if repair and findings else (),
+        elapsed_seconds=time.monotonic() - started,
+    )
+
+
+def _drawn(records: Sequence[CommittedCase], n: int, seed: int) -> dict[str, list[int]]:
+    """Return slices drawn at random, by case."""
+    ends = list(accumulate(len(record.slices) for record in records))
+    total = ends[-1] if ends else 0
+    drawn: defaultdict[str, list[int]] = defaultdict(list)
+    for number in sorted(random.Random(seed).sample(range(total), min(n, total))):  # noqa: S311
+        which = int(np.searchsorted(ends, number, side="right"))
+        first = ends[which] - len(records[which].slices)
+        drawn[records[which].case_id].append(records[which].slices[number - first].slice_index)
+    return dict(drawn)
+
+
+def _checked(
+    client: Client | None,
+    queue: deque[CommittedCase],
+    check_of: Callable[[CommittedCase], Callable[[], list[Finding]]],
+) -> Iterator[tuple[CommittedCase, list[Finding]]]:
+    """Yield cases with what was found."""
+    if client is None:
+        while queue:
+            record = queue.popleft()
+            yield record, compute_here(verify_graph(record.case_id, check_of(record)))
+        return
+    from dask_slicer import flight
+
+    for record, found in flight.execute(
+        client,
+        lambda _: queue.popleft() if queue else None,
+        lambda record: verify_graph(record.case_id, check_of(record)),
+    ):
+        if isinstance(found, CaseError):
+            found = [_not_checked(record.case_id, found)]
+        yield record, found
+
+
+def _not_checked(case_id: str, error: CaseError) -> Finding:
+    said = f"could not be checked: {error.kind}: {error.one_line}"
+    return Finding(case_id=case_id, path=case_id, message=said)
+
+
+def _check(
+    record: CommittedCase, case: CasePlan | None, target: Target, drawn: tuple[int, ...]
+) -> list[Finding]:
+    """Return what is wrong with a case; runs on a worker."""
+    output_dir = Path(target.output_dir)
+    found = check_case(output_dir, record, target.settings)
+    if found or not drawn:
+        return found
+    folder = case_folder(output_dir, record)
+    place = folder.relative_to(output_dir).as_posix()
+    where = place if record.files else f"{place}/{record.case_id}"
+    if case is None or case.problem is not None or case.digest != record.digest:
+        why = (
+            "its scan is not in the dataset any more"
+            if case is None
+            else case.problem.message
+            if case.problem is not None
+            else "its scan, or how it is sliced, has changed since"
+        )
+        return [Finding(case_id=record.case_id, path=where, message=f"cannot be made again: {why}")]
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            stack = slice_case(load_case(case, target), target).made
+            stores.write_aside(stack, case, target.settings, Path(scratch), fsync=False)
+            again = Path(scratch, record.case_id) if record.files else Path(scratch)
+            wrong = list(compare_slices(reader_of(folder, record), reader_of(again, record), drawn))
+    except CaseError as error:
+        return [_not_checked(record.case_id, error)]
+    return [
+        Finding(case_id=record.case_id, path=where, message=f"slice {slice_index} {message}")
+        for slice_index, message in wrong
+    ]
+
+
+def _forget(
+    output_dir: Path, records: Sequence[CommittedCase], findings: Sequence[Finding]
+) -> tuple[str, ...]:
+    """Remove cases that are not as they should be from journal and disk; return which."""
+    bad = sorted({finding.case_id for finding in findings if finding.case_id})
+    entries = stores.find_entries(output_dir)
+    with locked(output_dir), Journal(output_dir / JOURNAL) as journal:
+        for case_id in bad:
+            journal.append(RemovedCase(case_id=case_id))
+            stores.remove_entries(output_dir, entries.get(case_id, {}))
+        for record in records:
+            if record.case_id not in bad:
+                extra = entries.get(record.case_id, {}).keys() - stores.slice_paths(record).keys()
+                stores.remove_entries(output_dir, extra)
+        # What looks like a slice, of a case that was never written.
+        for case_id in entries.keys() - {record.case_id for record in records}:
+            stores.remove_entries(output_dir, entries[case_id])
+        if any(finding.path == SPLITS_FILE for finding in findings):
+            kept = [record for record in records if record.case_id not in bad]
+            restore_splits(output_dir, {record.case_id: record.split for record in kept})
+    return tuple(bad)
