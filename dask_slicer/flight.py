@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -143,11 +144,12 @@ def _cancel(client: Client, futures: list[Future[Any]]) -> None:
 
 
 class _Running(NamedTuple):
-    """A task of ours that runs: its step, its worker, and whether a nanny can start that anew."""
+    """A task of ours that runs, or may: its step, its worker, and whether that has a nanny."""
 
     step: str
     worker: str
     has_nanny: bool
+    is_certain: bool
 
 
 @dataclass(slots=True)
@@ -195,11 +197,14 @@ class _Watch:
                 f"nothing has run for {_STALLED_SECONDS:.0f} s; the scheduler has "
                 f"{count(len(self.client.nthreads()), 'worker')}"
             )
+        if self.timeout is None:
+            return
+        late: defaultdict[str, list[tuple[Future[Any], _Running]]] = defaultdict(list)
         for (name, worker), began in self._began.items():
-            future = ours[name]
-            late = self.timeout is not None and now - began > self.timeout
-            if late and future.key not in self.stopped:
-                self._stop(future, worker, running[name].step, has_nanny=running[name].has_nanny)
+            if now - began > self.timeout and ours[name].key not in self.stopped:
+                late[worker].append((ours[name], running[name]))
+        for worker, graphs in late.items():
+            self._stop(worker, graphs)
 
     def outcome(self, future: Future[Any], result: Any) -> Any:
         """Return what a graph that has ended came to."""
@@ -258,19 +263,25 @@ class _Watch:
             _LOG.debug("no events of %s", topic, exc_info=True)
             return []
 
-    def _stop(self, future: Future[Any], worker: str, step: str, *, has_nanny: bool) -> None:
-        """Stop a graph for good.
+    def _stop(self, worker: str, graphs: list[tuple[Future[Any], _Running]]) -> None:
+        """Stop graphs of a worker for good.
 
-        Cancelling leaves the thread as it is, and the worker's slot blocked; so its worker goes,
-        after it was told not to take on another case, and after the graph was cancelled, which
+        Cancelling leaves the thread as it is, and the worker's slot blocked; so the worker goes,
+        after it was told not to take on another case, and after the graphs were cancelled, which
         would be run elsewhere otherwise.
         """
-        said = f"took longer than --timeout {self.timeout:g} s and was stopped"
-        if not has_nanny:
-            said += f"; {worker} has no nanny, and stays busy with it"
-        self.stopped[future.key] = as_case_error(Timeout(said), step=step)
+        has_nanny = all(one.has_nanny for _, one in graphs)
+        stays = "" if has_nanny else f"; {worker} has no nanny, and stays busy with it"
+        for future, one in graphs:
+            # Of a worker that is stuck so that it cannot say what it runs, any may be the one.
+            said = "took" if one.is_certain else "was on a worker that took"
+            kind = Timeout if one.is_certain else WorkerLost
+            failure = kind(
+                f"{said} longer than --timeout {self.timeout:g} s and was stopped{stays}"
+            )
+            self.stopped[future.key] = as_case_error(failure, step=one.step)
         self.client.run_on_scheduler(_pause, worker=worker)
-        self.client.cancel([future], force=True)
+        self.client.cancel([future for future, _ in graphs], force=True)
         if has_nanny:
             self.client.run(_kill_worker, workers=[worker], nanny=True, on_error="return")
 
@@ -316,13 +327,14 @@ def _what_runs(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool]:
         is_busy = is_busy or bool(tasks)
         if len(tasks) > worker.nthreads:
             # A scheduler with settings of its own put one more in front of a busy worker. Which of
-            # them run, the worker says; one that is stuck cannot, and then it is what came first.
-            told = [task for task in tasks if task in worker.executing]
-            tasks = told or sorted(tasks, key=lambda task: task.priority or ())[: worker.nthreads]
+            # them run, the worker says, unless it is stuck.
+            tasks = [task for task in tasks if task in worker.executing] or tasks
+        is_certain = len(tasks) <= worker.nthreads
         for task in tasks:
             step, name = _step_and_name(task.key)
             if name:
-                found[name] = _Running(step, worker.address, worker.nanny is not None)
+                has_nanny = worker.nanny is not None
+                found[name] = _Running(step, worker.address, has_nanny, is_certain)
     return found, is_busy
 
 
