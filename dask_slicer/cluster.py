@@ -30,9 +30,8 @@ _SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     # Arrays stay where they were loaded.
     "distributed.scheduler.work-stealing": False,
-    # Whoever was on a worker that died is a suspect, which we try by itself before we condemn it:
-    # what the scheduler tried again meanwhile would only take others with it.
-    "distributed.scheduler.allowed-failures": 0,
+    # Every case on a worker that dies is a suspect; with 0, innocents are condemned.
+    "distributed.scheduler.allowed-failures": 3,
     # A paused worker would never free the volume that made it pause, nor is one worth spilling; the
     # limit at which a worker is stopped stays.
     "distributed.worker.memory.target": False,

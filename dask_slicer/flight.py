@@ -38,7 +38,7 @@ _GRAPHS_PER_THREAD = 4
 _MEMORY_EVENTS = "worker-restart-memory"
 _FORGET_SECONDS = 3
 # Within which a nanny says how its worker ended.
-_EXITCODE_SECONDS = 1.0
+_EXITCODE_SECONDS = 3.0
 _KILLED = -9
 _KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
