@@ -37,6 +37,8 @@ _SMALLEST_WINDOW = 16
 _GRAPHS_PER_THREAD = 4
 _MEMORY_EVENTS = "worker-restart-memory"
 _FORGET_SECONDS = 3
+# That a result may take on its way.
+_RESULT_SECONDS = 5
 # Within which a nanny says how its worker ended.
 _EXITCODE_SECONDS = 3.0
 _KILLED = -9
@@ -88,7 +90,8 @@ def execute(
     window = max(_SMALLEST_WINDOW, _GRAPHS_PER_THREAD * n_threads(client))
     refill = window // 4
     in_flight: dict[Future[Any], L] = {}
-    ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+    # Without results: of one that is lost on its way and then fails, it would never tell.
+    ended = as_completed(loop=client.loop)
     watch = _Watch(client, timeout)
     try:
         while True:
@@ -107,12 +110,16 @@ def execute(
                 with ended.thread_condition:
                     ended.thread_condition.wait(timeout=0.1)
                 watch.look(in_flight)
-            future, result = next(ended)
+            future = next(ended)
+            try:
+                outcome = watch.outcome(future)
+            except TimeoutError:  # lost with its worker, and made again
+                ended.add(future)
+                continue
             lot = in_flight.pop(future)
-            outcome = watch.outcome(future, result)
             key = future.key
             future.release()
-            del future, result
+            del future
             if isinstance(outcome, CaseError):
                 # Run again while the client still knows the key, the old error would come back.
                 _wait_until_forgotten(client, key)
@@ -206,19 +213,32 @@ class _Watch:
         for worker, graphs in late.items():
             self._stop(worker, graphs)
 
-    def outcome(self, future: Future[Any], result: Any) -> Any:
-        """Return what a graph that has ended came to."""
+    def outcome(self, future: Future[Any]) -> Any:
+        """Return what a graph that has ended came to.
+
+        Raises
+        ------
+        TimeoutError
+            If its result was lost with its worker.
+        SchedulerError
+        """
         self._last_sign_of_life = time.monotonic()
+        from distributed import CancelledError
         from distributed.scheduler import KilledWorker
 
         if future.key in self.stopped:
             return self.stopped.pop(future.key)
-        if future.status == "finished":
-            return result
-        # A lost scheduler turns futures to `cancelled`, with an exception as if it were a result.
-        if future.status != "error":
-            raise SchedulerError("the connection to the Dask scheduler was lost")
-        _, error, _ = result
+        # Told apart by what the future says: a task may raise a TimeoutError, too.
+        error = future.exception(timeout=_RESULT_SECONDS) if future.status == "error" else None
+        try:
+            if error is None:
+                return future.result(timeout=_RESULT_SECONDS)
+        except (TimeoutError, CancelledError) as raised:
+            if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
+                raise SchedulerError("the connection to the Dask scheduler was lost") from raised
+            raise TimeoutError from raised
+        except Exception as raised:  # it ended otherwise, after all
+            error = raised
         if isinstance(error, CaseError):
             return error
         if isinstance(error, KilledWorker):

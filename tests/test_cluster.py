@@ -57,6 +57,34 @@ def test_a_case_that_failed_is_computed_anew_under_the_same_key(tmp_path: Path) 
     ]
 
 
+class _DiesWhenSent:
+    """A result with which its worker goes down as it is sent."""
+
+    def __reduce__(self):
+        os._exit(7)
+
+
+def _lost_then_bad(folder: Path) -> _DiesWhenSent:
+    if any(folder.iterdir()):
+        raise Unexpected("bad when made again")
+    (folder / "made").touch()
+    return _DiesWhenSent()
+
+
+@pytest.mark.timeout(60)
+def test_a_result_that_is_lost_on_its_way_and_cannot_be_made_again_is_a_failure(tmp_path) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    queue = deque(["liver"])
+    with cluster.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        ((_, outcome),) = flight.execute(
+            client,
+            lambda _: queue.popleft() if queue else None,
+            lambda name: delayed(_lost_then_bad)(tmp_path, dask_key_name=("save", name)),
+        )
+    assert isinstance(outcome, Unexpected)
+    assert outcome.one_line == "bad when made again"
+
+
 def _environment_at_start() -> set[str]:
     """Return what the C library saw, whatever Python has set since."""
     return set(Path("/proc/self/environ").read_text(encoding="utf-8").split("\0"))
