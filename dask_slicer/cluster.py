@@ -154,7 +154,8 @@ def _nanny_class() -> type[Nanny]:
         """Tells how its worker ended."""
 
         def _on_worker_exit_sync(self, exitcode: int) -> None:
-            event = {"worker": self.worker_address, "exitcode": exitcode}
+            # By name: a worker's address it learns a moment after the scheduler does.
+            event = {"name": self.name, "exitcode": exitcode}
             self.log_event(EXIT_EVENTS, event)  # type: ignore[no-untyped-call]
             super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 

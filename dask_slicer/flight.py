@@ -27,6 +27,7 @@ from dask_slicer.words import count
 if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client, Future, Scheduler
+    from distributed.scheduler import WorkerState
 
 L = TypeVar("L")
 
@@ -39,8 +40,8 @@ _MEMORY_EVENTS = "worker-restart-memory"
 _FORGET_SECONDS = 3
 # That a result may take on its way.
 _RESULT_SECONDS = 5
-# Within which a nanny says how its worker ended.
-_EXITCODE_SECONDS = 3.0
+# Within which a nanny of ours says how its worker ended.
+_EXITCODE_SECONDS = 10.0
 _KILLED = -9
 _KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
@@ -254,10 +255,10 @@ class _Watch:
         """Return why a case's worker died: for its memory, or by itself."""
         # The task is named by its key, ("save", case_id).
         step = error.task[0] if isinstance(error.task, tuple) else "load"
-        worker = error.last_worker.address
+        worker = error.last_worker
         exitcode = self._exitcode(worker)
         lost: CaseError
-        if any(event.get("worker") == worker for event in self._events(_MEMORY_EVENTS)):
+        if self._passed_its_limit(worker):
             lost = OutOfMemory(f"its worker passed its memory limit and was stopped; {_LESS}")
         elif exitcode == _KILLED and machine.n_oom_kills() > self._n_oom_kills:
             lost = OutOfMemory(f"the system was out of memory and ended its worker; {_LESS}")
@@ -265,20 +266,31 @@ class _Watch:
             lost = WorkerLost(f"the worker that ran it {_how_it_ended(exitcode)}")
         return as_case_error(lost, step=step)
 
-    def _exitcode(self, worker: str) -> int | None:
+    def _passed_its_limit(self, worker: WorkerState) -> bool:
+        """Return whether a worker's nanny stopped it for its memory."""
+        # Not by address: a nanny learns that of a new worker late, and until then names the last.
+        return any(
+            event["pid"] == worker.pid and _host(event["worker"]) == _host(worker.address)
+            for _, event in self._events(_MEMORY_EVENTS)
+        )
+
+    def _exitcode(self, worker: WorkerState) -> int | None:
         """Return how a worker ended; None if it has no nanny of ours to say so."""
+        if self.client.cluster is None:
+            return None
+        began = min((at for at, _ in self._events(worker.address)), default=0.0)
         deadline = time.monotonic() + _EXITCODE_SECONDS
         while True:
-            for event in self._events(EXIT_EVENTS):
-                if event["worker"] == worker:
+            for at, event in self._events(EXIT_EVENTS):
+                if event["name"] == worker.name and at > began:
                     return int(event["exitcode"])
             if time.monotonic() > deadline:
                 return None
             time.sleep(0.05)
 
-    def _events(self, topic: str) -> list[dict[str, Any]]:
+    def _events(self, topic: str) -> list[tuple[float, dict[str, Any]]]:
         try:
-            return [event for _, event in self.client.get_events(topic)]
+            return list(self.client.get_events(topic))
         except Exception:  # only the wording depends on it
             _LOG.debug("no events of %s", topic, exc_info=True)
             return []
@@ -318,6 +330,12 @@ class _Watch:
             _LOG.debug("the scheduler cannot be asked: %s", error)
             return {}, False
         return found
+
+
+def _host(address: str | None) -> str:
+    from distributed.comm.addressing import get_address_host
+
+    return str(get_address_host(address)) if address else ""
 
 
 def _how_it_ended(exitcode: int | None) -> str:

@@ -14,7 +14,7 @@ from dask.delayed import Delayed, delayed
 
 from dask_slicer import cluster, flight, forking
 from dask_slicer.cases import Case
-from dask_slicer.errors import CaseError, Unexpected
+from dask_slicer.errors import CaseError, Unexpected, WorkerLost
 from dask_slicer.journal import CommittedCase
 from dask_slicer.lots import Lot
 from dask_slicer.plans import CasePlan
@@ -83,6 +83,20 @@ def test_a_result_that_is_lost_on_its_way_and_cannot_be_made_again_is_a_failure(
         )
     assert isinstance(outcome, Unexpected)
     assert outcome.one_line == "bad when made again"
+
+
+@pytest.mark.timeout(120)
+def test_how_a_worker_ended_is_told_although_its_nanny_did_not_know_it_yet(monkeypatch) -> None:
+    monkeypatch.setattr("distributed.nanny.WorkerProcess._init_msg_interval", 3)
+    queue = deque(["liver"])
+    with cluster.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        ((_, outcome),) = flight.execute(
+            client,
+            lambda _: queue.popleft() if queue else None,
+            lambda name: delayed(os._exit)(7, dask_key_name=("save", name)),
+        )
+    assert isinstance(outcome, WorkerLost)
+    assert "exited with status 7" in outcome.one_line
 
 
 def _environment_at_start() -> set[str]:
