@@ -15,8 +15,8 @@ import numpy as np
 
 from dask_slicer.config import RunConfig, SliceSettings
 from dask_slicer.errors import CaseError
-from dask_slicer.journal import CommittedCase, FailedCase, last_records
-from dask_slicer.output import JOURNAL, SPLITS_FILE, SUMMARY
+from dask_slicer.journal import CommittedCase
+from dask_slicer.output import SPLITS_FILE, SUMMARY
 from dask_slicer.readers import CaseReader, NpzReader, ZarrReader
 from dask_slicer.slices_csv import COLUMNS, INDEX, index_lines, index_rows
 from dask_slicer.splits import SPLITS
@@ -154,27 +154,31 @@ def _relative(path: Path, output_dir: Path) -> str:
 # -- the whole -------------------------------------------------------------------------------------
 
 
-def check_whole(output_dir: Path, config: RunConfig) -> Iterator[Finding]:
+def check_whole(
+    output_dir: Path, config: RunConfig, written: Sequence[CommittedCase], failed: Iterable[str]
+) -> Iterator[Finding]:
     """Yield what is wrong with splits, index, summary and store, and files that nobody wrote.
 
-    Each is held against the journal.
+    Parameters
+    ----------
+    output_dir : Path
+    config : RunConfig
+    written : sequence of CommittedCase
+        By case id, as the journal has them.
+    failed : iterable of str
+        Cases that the journal has as failed.
     """
-    yield from _check_splits(output_dir)
-    yield from _check_index(output_dir)
-    yield from _check_summary(output_dir, config)
+    yield from _check_splits(output_dir, written, failed)
+    yield from _check_index(output_dir, written)
+    yield from _check_summary(output_dir, config, written)
     if config.format == "zarr":
-        yield from _check_store(output_dir)
-    yield from _strays(output_dir)
+        yield from _check_store(output_dir, written)
+    yield from _strays(output_dir, written)
 
 
-def committed_cases(output_dir: Path) -> Iterator[CommittedCase]:
-    """Yield what is written, by case id."""
-    for record in last_records(output_dir / JOURNAL):
-        if isinstance(record, CommittedCase):
-            yield record
-
-
-def _check_splits(output_dir: Path) -> Iterator[Finding]:
+def _check_splits(
+    output_dir: Path, written: Iterable[CommittedCase], failed: Iterable[str]
+) -> Iterator[Finding]:
     def finding(message: str, case_id: str = "") -> Finding:
         return Finding(path=SPLITS_FILE, message=message, case_id=case_id)
 
@@ -191,26 +195,26 @@ def _check_splits(output_dir: Path) -> Iterator[Finding]:
     if len(split_of) < len(said):
         yield finding("puts cases into several splits")
     used: defaultdict[str, set[str]] = defaultdict(set)
-    for record in last_records(output_dir / JOURNAL):
+    for record in written:
+        used[record.group or record.case_id].add(record.split)
         known = split_of.get(record.case_id)
-        if isinstance(record, CommittedCase):
-            used[record.group or record.case_id].add(record.split)
-            if known != record.split:
-                yield finding(f"{record.case_id} is in {known}, it was written to {record.split}")
-        elif isinstance(record, FailedCase) and known is None:
-            yield finding(f"{record.case_id} is missing")
+        if known != record.split:
+            yield finding(f"{record.case_id} is in {known}, it was written to {record.split}")
+    for case_id in failed:
+        if case_id not in split_of:
+            yield finding(f"{case_id} is missing")
     for group, names in used.items():
         if len(names) > 1:
             yield finding(f"the cases of {group} are in {' and '.join(sorted(names))}")
 
 
-def _check_index(output_dir: Path) -> Iterator[Finding]:
+def _check_index(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Finding]:
     try:
         lines = (output_dir / INDEX).open(encoding="utf-8", newline="")
     except OSError:
         yield Finding(path=INDEX, message="is missing; the same run command writes it")
         return
-    rows = chain.from_iterable(map(index_rows, committed_cases(output_dir)))
+    rows = chain.from_iterable(map(index_rows, written))
     with lines:
         try:
             both = zip_longest(lines, index_lines(chain([COLUMNS], rows)))
@@ -226,10 +230,12 @@ def _check_index(output_dir: Path) -> Iterator[Finding]:
             yield Finding(path=INDEX, message=f"is damaged ({error})")
 
 
-def _check_summary(output_dir: Path, config: RunConfig) -> Iterator[Finding]:
+def _check_summary(
+    output_dir: Path, config: RunConfig, written: Iterable[CommittedCase]
+) -> Iterator[Finding]:
     tally = Tally()
     n_modalities = 1
-    for record in committed_cases(output_dir):
+    for record in written:
         tally.add(record)
         n_modalities = record.shape[0]
     expected = dataset_info(
@@ -254,13 +260,13 @@ def _check_summary(output_dir: Path, config: RunConfig) -> Iterator[Finding]:
         yield Finding(path=SUMMARY, message=f"{', '.join(wrong)} are not what the journal has")
 
 
-def _check_store(output_dir: Path) -> Iterator[Finding]:
+def _check_store(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Finding]:
     from dask_slicer.store_zarr import consolidated, group_files
 
-    written = [(record.split, record.case_id) for record in committed_cases(output_dir)]
+    places = [(record.split, record.case_id) for record in written]
     expected = dict(group_files(Path(ZARR)))
-    expected[Path(ZARR, "zarr.json")] = consolidated(output_dir / ZARR, written)
-    used = {split for split, _ in written}
+    expected[Path(ZARR, "zarr.json")] = consolidated(output_dir / ZARR, places)
+    used = {split for split, _ in places}
     for path, content in expected.items():
         if path.parent.name in SPLITS and path.parent.name not in used:
             continue
@@ -272,11 +278,11 @@ def _check_store(output_dir: Path) -> Iterator[Finding]:
             yield Finding(path=path.as_posix(), message="is not as it was written")
 
 
-def _strays(output_dir: Path) -> Iterator[Finding]:
+def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Finding]:
     """Yield files among the slices that the journal does not have."""
     known = {f"{ZARR}/{name}" for name in _GROUP_METADATA}
     cases = set()
-    for record in committed_cases(output_dir):
+    for record in written:
         cases.add(record.case_id)
         folder = _relative(case_folder(output_dir, record), output_dir)
         names: Sequence[str] = [file.path for file in record.files] or [
@@ -290,6 +296,6 @@ def _strays(output_dir: Path) -> Iterator[Finding]:
                 _, _, case_id, *_ = (*Path(name).parts, "", "", "")
                 yield Finding(
                     path=name,
-                    message="is nothing that the journal has",
+                    message="is nothing that the journal has; remove it",
                     case_id=case_id if top == ZARR and case_id in cases else "",
                 )

@@ -17,7 +17,12 @@ import click
 
 from dask_slicer.errors import DaskSlicerError, UsageError
 from dask_slicer.interrupts import Terminated, heard_once
-from dask_slicer.options import ConfigCommand, build_config_of, verbosity_options
+from dask_slicer.options import (
+    ConfigCommand,
+    build_config_of,
+    num_workers_option,
+    verbosity_options,
+)
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -119,13 +124,7 @@ def plan(
     show_default=True,
     help="Gets the folders phantoms (made-up scans) and slices.",
 )
-@click.option(
-    "--num_workers",
-    type=click.IntRange(-1),
-    default=2,
-    show_default=True,
-    help="Worker processes; 0: in this process; -1: all CPUs this process may use.",
-)
+@num_workers_option(2)
 @verbosity_options
 @click.pass_context
 def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:
@@ -158,13 +157,7 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the drawing.")
 @click.option("--repair", is_flag=True, help="Forget cases that are damaged: run makes them anew.")
-@click.option(
-    "--num_workers",
-    type=click.IntRange(-1),
-    default=4,
-    show_default=True,
-    help="Worker processes; 0: in this process; -1: all CPUs this process may use.",
-)
+@num_workers_option(4)
 @click.option("--scheduler", help="Address of a running Dask scheduler.")
 @click.option("--scheduler_file", type=click.Path(path_type=Path), help="File with that address.")
 @click.option(

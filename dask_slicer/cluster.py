@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,7 @@ def remote_client(*, address: str | None, scheduler_file: str | None) -> Iterato
         client.close(_CLOSE_SECONDS)
 
 
+@cache
 def _nanny_class() -> type[Nanny]:
     from distributed import Nanny
 
@@ -160,6 +162,12 @@ def _nanny_class() -> type[Nanny]:
             super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
     return TellingNanny
+
+
+def tells_exits(client: Client) -> bool:
+    """Return whether a client's workers have nannies of ours, which say how they ended."""
+    nannies = getattr(client.cluster, "workers", {})
+    return any(isinstance(one, _nanny_class()) for one in nannies.values())
 
 
 def memory_limit(client: Client) -> int | None:

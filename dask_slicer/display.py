@@ -215,10 +215,12 @@ class VerifyDisplay(_Display):
             self._say(f"{report.output_dir} is as it was written")
         elif not report.forgotten:
             n_cases = len({finding.case_id for finding in report.findings} - {""})
-            self._print(
-                f"{count(len(report.findings), 'thing')} wrong, in {count(n_cases, 'case')}; "
-                "--repair lets the next run write them anew"
+            in_cases = (
+                f", in {count(n_cases, 'case')}; --repair lets the next run write them anew"
+                if n_cases
+                else ""
             )
+            self._print(f"{count(len(report.findings), 'thing')} wrong{in_cases}")
 
 
 def report_lines(report: RunReport) -> list[str]:

@@ -32,18 +32,7 @@ def executor(
 ) -> Iterator[Execute]:
     """Start what the cases run on; yield a function that runs them.
 
-    Parameters
-    ----------
-    plan : RunPlan
-        Its configuration says where.
-    n_cases : int
-        To be run; no more workers than that are started, and none for none.
-    run_id : str
-        Stamped on every record.
-    client : Client, optional
-        Wins over the configuration.
-    observer : Observer
-        Is told where, and the link of the dashboard.
+    See `workers` for where that is.
 
     Yields
     ------

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import psutil
 
 from dask_slicer import machine
-from dask_slicer.cluster import EXIT_EVENTS, n_threads
+from dask_slicer.cluster import EXIT_EVENTS, n_threads, tells_exits
 from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
@@ -276,7 +276,7 @@ class _Watch:
 
     def _exitcode(self, worker: WorkerState) -> int | None:
         """Return how a worker ended; None if it has no nanny of ours to say so."""
-        if self.client.cluster is None:
+        if not tells_exits(self.client):
             return None
         began = min((at for at, _ in self._events(worker.address)), default=0.0)
         deadline = time.monotonic() + _EXITCODE_SECONDS

@@ -68,6 +68,17 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
+def num_workers_option(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return what adds --num_workers to a command that has no configuration."""
+    return click.option(
+        "--num_workers",
+        type=click.IntRange(-1),
+        default=default,
+        show_default=True,
+        help="Worker processes; 0: in this process; -1: all CPUs this process may use.",
+    )
+
+
 def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add -v and -q to a command."""
     louder = "Say more, with tracebacks of what was not foreseen; -vv: Dask's warnings too."

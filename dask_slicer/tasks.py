@@ -9,10 +9,11 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Generic, ParamSpec, TypeVar
 
@@ -135,13 +136,7 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
                 with suppress(OSError):
                     aside.parent.rmdir()
             if target.fsync:
-                for path in moved:
-                    for folder in (one for one in path.rglob("*") if one.is_dir()):
-                        _fsync_directory(folder)
-                for folder in (*(path for path in moved if path.is_dir()), place, *place.parents):
-                    _fsync_directory(folder)
-                    if folder == output_dir:
-                        break
+                _fsync_names(moved, output_dir)
         except BaseException:  # Ctrl-C too: a case is whole or absent
             for path in moved:
                 remove_whole(path, aside)
@@ -215,11 +210,17 @@ def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - started, 4)
 
 
-def _fsync_directory(folder: Path) -> None:
+def _fsync_names(paths: Iterable[Path], output_dir: Path) -> None:
+    """Force to disk the names of files and directories that were moved into an output."""
     if os.name == "nt":  # there, a directory cannot be opened, and needs no sync
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    folders: set[Path] = set()
+    for path in paths:
+        folders.update(one for one in (path, *path.rglob("*")) if one.is_dir())
+        folders.update(takewhile(lambda one: one != output_dir.parent, path.parents))
+    for folder in sorted(folders, reverse=True):  # what a name stands for before the name
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -21,7 +21,6 @@ from dask_slicer.checks import (
     case_folder,
     check_case,
     check_whole,
-    committed_cases,
     compare_slices,
     reader_of,
 )
@@ -29,7 +28,7 @@ from dask_slicer.errors import CaseError
 from dask_slicer.events import Observer
 from dask_slicer.execution import workers
 from dask_slicer.graph import compute_here, target_of, verify_graph
-from dask_slicer.journal import CommittedCase, Journal, RemovedCase
+from dask_slicer.journal import CommittedCase, FailedCase, Journal, RemovedCase, last_records
 from dask_slicer.opened import open_output
 from dask_slicer.output import (
     JOURNAL,
@@ -130,8 +129,10 @@ def verify(
         }
     )
     check_not_in_use(output.path)
-    findings = list(check_whole(output.path, config))
-    records = list(committed_cases(output.path))
+    last = list(last_records(output.path / JOURNAL))
+    records = [record for record in last if isinstance(record, CommittedCase)]
+    failed = [record.case_id for record in last if isinstance(record, FailedCase)]
+    findings = list(check_whole(output.path, config, records, failed))
     drawn = _drawn(records, deep, seed)
     plans = {case.case_id: case for case in make_plan(config).cases} if drawn else {}
     target = target_of(config)
@@ -221,15 +222,9 @@ def _check(
     folder = case_folder(output_dir, record)
     place = folder.relative_to(output_dir).as_posix()
     where = place if record.files else f"{place}/{record.case_id}"
-    if case is None or case.problem is not None or case.digest != record.digest:
-        why = (
-            "its scan is not in the dataset any more"
-            if case is None
-            else case.problem.message
-            if case.problem is not None
-            else "its scan, or how it is sliced, has changed since"
-        )
-        return [Finding(case_id=record.case_id, path=where, message=f"cannot be made again: {why}")]
+    if case is None or _has_changed(case, record):
+        said = f"cannot be made again: {_why(case)}"
+        return [Finding(case_id=record.case_id, path=where, message=said)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
             stack = slice_case(load_case(case, target), target).made
@@ -242,6 +237,19 @@ def _check(
         Finding(case_id=record.case_id, path=where, message=f"slice {slice_index} {message}")
         for slice_index, message in wrong
     ]
+
+
+def _has_changed(case: CasePlan, record: CommittedCase) -> bool:
+    return case.problem is not None or case.digest != record.digest
+
+
+def _why(case: CasePlan | None) -> str:
+    """Return why a case cannot be made again."""
+    if case is None:
+        return "its scan is not in the dataset any more"
+    if case.problem is not None:
+        return case.problem.message
+    return "its scan, or how it is sliced, has changed since"
 
 
 def _forget(

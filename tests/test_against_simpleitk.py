@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-# -- the oracle: slow, plain, and written from DESIGN.md section 7 ------------------------------
+# -- the oracle: slow, plain, and written from the definitions -------------------------------------
 
 
 def stack_of(path: Path, plane: str) -> np.ndarray:

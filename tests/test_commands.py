@@ -17,7 +17,7 @@ import pytest
 from dask_slicer.cli import main
 from dask_slicer.config import RunConfig
 
-# Of DESIGN.md section 5, as far as they are settings of one run with npz slices.
+# What the command promises, as far as they are settings of one run with npz slices.
 RUN_OPTIONS = [
     *("input_dir", "output_dir", "config", "num_workers", "scheduler", "scheduler_file", "format"),
     *("window_size", "padding_mode", "plane", "clip_min", "clip_max", "normalize", "no_normalize"),

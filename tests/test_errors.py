@@ -9,7 +9,7 @@ import pytest
 
 from dask_slicer import errors
 
-# DESIGN: the kinds that failures.csv may name.
+# The kinds that failures.csv may name.
 _KINDS = {
     "MissingLabel", "MissingFile", "CorruptFile", "UnsupportedImage", "GeometryMismatch",
     "LabelValues", "NonFinite", "OutOfMemory", "Timeout", "WorkerLost", "DiskFull",

@@ -35,7 +35,7 @@ STORAGES = [
 # Each voxel has a value of its own, no two sides are equal.
 PHANTOM = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 SPACING = (2.0, 1.5, 3.0)
-# As DESIGN.md section 7 says it: slice index, rows, columns.
+# As the documentation says it: slice index, rows, columns.
 DIRECTIONS = {
     "axial": ("I→S", "A→P", "R→L"),
     "coronal": ("A→P", "S→I", "R→L"),

@@ -33,7 +33,7 @@ each_method = pytest.mark.parametrize("method", NORMALIZATIONS)
 def plain(
     voxels: Voxels, method: str, *, clip_min=None, clip_max=None, zero_nonfinite=False
 ) -> tuple[Statistics, np.ndarray]:
-    """Return statistics and normalised volume as DESIGN.md section 7 defines them."""
+    """Return statistics and normalised volume as the documentation defines them."""
     volume = voxels.stored.astype(np.float64) * voxels.slope + voxels.intercept
     nonfinite = ~np.isfinite(volume)
     volume[nonfinite] = 0

@@ -1,4 +1,4 @@
-"""What an output directory holds, as DESIGN.md section 6 promises it to users and tools."""
+"""What an output directory holds, as the documentation promises it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+
+import dask_slicer
+from dask_slicer.phantom import write_dataset
 
 SETTINGS = {"window_size": 1, "clip_min": -500.0, "plane": "coronal", "train_ratio": 0.5}
 LOCK = ".dask_slicer.lock"
@@ -247,3 +250,33 @@ def test_the_lock_of_a_dead_process_is_taken_over_with_a_note(output, invoke, ho
     assert result.exit_code == 1  # ct_bad
     assert "took over the lock of a run that died" in result.stdout
     assert not (output / LOCK).exists()
+
+
+# -- fsync -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what a descriptor stands for")
+@pytest.mark.parametrize("format_", ["npz", "zarr"])
+def test_fsync_forces_every_file_of_a_case_and_every_directory_that_leads_to_it(
+    tmp_path, monkeypatch, format_
+) -> None:
+    synced = set()
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.add(os.stat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_dataset(tmp_path / "scans", n_cases=1, shape=(12, 10, 4), seed=0)
+    output = tmp_path / "out"
+    dask_slicer.run(
+        dask_slicer.RunConfig(
+            input_dir=tmp_path / "scans", output_dir=output, num_workers=0, format=format_,
+            fsync=True, train_ratio=1.0, val_ratio=0.0,
+        )
+    )  # fmt: skip
+    place = output / "slices.zarr" / "train" if format_ == "zarr" else output / "train"
+    wanted = [output, place, *place.parents, *place.rglob("*"), output / "journal.jsonl"]
+    wanted = [path for path in wanted if path == output or output in path.parents]
+    assert [path for path in wanted if path.stat().st_ino not in synced] == []

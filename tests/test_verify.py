@@ -115,14 +115,14 @@ def remove(output: Path) -> str:
 def add(output: Path) -> str:
     path = a_slice_file(output)
     shutil.copy(path, path.with_name(path.name.replace("_00", "_09") + ".x"))
-    return ".x: is nothing that the journal has"
+    return ".x: is nothing that the journal has; remove it"
 
 
 def add_one_more_slice(output: Path) -> str:
     path = a_slice_file(output)
     more = path.with_name(path.name[:-7] + "099.npz") if path.suffix else path.with_name("1")
     shutil.copy(path, more)
-    return f"{more.name}: is nothing that the journal has"
+    return f"{more.name}: is nothing that the journal has; remove it"
 
 
 def swap(output: Path) -> str:
