@@ -12,7 +12,8 @@ import time
 
 from dask.delayed import Delayed, delayed
 
-from dask_slicer.cluster import execute, local_client
+from dask_slicer.cluster import local_client
+from dask_slicer.flight import execute
 
 
 def nothing(number: object) -> object:
@@ -36,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     numbers = iter(range(options.cases))
 
-    def next_graph() -> tuple[int, ...]:
+    def next_graph(_: int) -> tuple[int, ...]:
         number = next(numbers, None)
         return () if number is None else (number,)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,14 @@ def test_a_module_opens_with_one_line_that_says_what_it_is(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_is_short_enough_to_be_read_in_one_go(module: str) -> None:
     assert len((PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+BENCHMARKS = sorted(Path(__file__).resolve().parents[1].glob("benchmarks/*.py"))
+
+
+@pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
+def test_what_a_benchmark_takes_from_the_package_is_there(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dask_slicer"):
+            module = import_module(node.module)
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
