@@ -23,6 +23,7 @@ from dask_slicer.options import (
     num_workers_option,
     verbosity_options,
 )
+from dask_slicer.words import one_line
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -58,7 +59,7 @@ class _Group(click.Group):
     def _tell(error: Exception, ctx: click.Context, status: int) -> int:
         if ctx.meta.get("verbose"):
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"Error: {one_line(str(error))}", err=True)
         return status
 
 

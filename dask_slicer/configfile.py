@@ -15,6 +15,8 @@ from dask_slicer.config import RunConfig, in_a_word
 from dask_slicer.errors import ConfigError
 from dask_slicer.words import nearest
 
+# Python refuses to print integers of 4,300 digits and more.
+_TOO_LARGE = 10**1000
 # Settings of one run: not written to OUT/config.yaml, so that running it again continues.
 _OF_ONE_RUN = {"overwrite", "prune", "only", "fail_fast", "log_file", "performance_report"}
 
@@ -135,6 +137,15 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"{key} is given twice")
         return super().construct_mapping(node, deep)
+
+    def construct_int(self, node: yaml.ScalarNode) -> int:
+        found = int(self.construct_yaml_int(node))
+        if abs(found) >= _TOO_LARGE:
+            raise yaml.YAMLError("it holds an integer of over 1,000 digits")
+        return found
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 
 def _in_words(error: ValidationError) -> str:

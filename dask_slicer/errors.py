@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from dask_slicer.words import one_line as on_one_line
+
 
 class DaskSlicerError(Exception):
     """Root of every error that this package raises on purpose; takes one message."""
@@ -50,7 +52,7 @@ class CaseError(DaskSlicerError):
     def one_line(self) -> str:
         """Return what happened, where, and what to do."""
         notes = getattr(self, "__notes__", [])
-        return " ".join("; ".join([str(self), *notes]).split())
+        return on_one_line("; ".join([str(self), *notes]))
 
 
 class MissingLabel(CaseError):
@@ -141,6 +143,8 @@ def _translate(error: BaseException) -> CaseError:
             return MissingFile(f"{text}; is it where the dataset says, and still there?")
         case PermissionError():
             return PermissionDenied(f"{text}; check the owner and mode of the file")
+        case OSError(errno=errno.EROFS):
+            return PermissionDenied(f"{text}; use another directory, or make it writable")
         case OSError(errno=errno.ENOTDIR | errno.ENAMETOOLONG | errno.ELOOP):
             return MissingFile(f"{text}; is it where the dataset says?")
         case IsADirectoryError():

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,9 +151,9 @@ class _Run:
                 output.clear(config.output_dir)
             output.start(config, self.plan.splits)
             with Journal(path, fsync=config.fsync) as journal:
-                self._clear_away(todo, journal)
+                stuck = self._clear_away(todo, journal)
                 self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
-                self._run_cases(todo, queue, execute, journal)
+                self._run_cases(todo, queue, stuck, execute, journal)
 
     def _tell_what_is_lost(self, journal: Path) -> None:
         selected = {case.case_id for case in self.plan.selected}
@@ -177,10 +178,11 @@ class _Run:
             and self._stands(record, planned[record.case_id], on_disk.get(record.case_id, {}))
         }
 
-    def _clear_away(self, todo: list[CasePlan], journal: Journal) -> None:
+    def _clear_away(self, todo: list[CasePlan], journal: Journal) -> dict[str, CaseError]:
         """Take away what is to be written anew; note, or prune, what is no longer planned.
 
-        What was written of a case whose scans are out of reach at present stays.
+        What was written of a case whose scans are out of reach at present stays. Returns why
+        something could not be taken away, by case.
         """
         config = self.plan.config
         planned = {case.case_id for case in self.plan.cases}
@@ -208,8 +210,20 @@ class _Run:
             )
         for case_id in sorted(gone & committed):
             journal.append(RemovedCase(case_id=case_id))
-        for case_id in gone & on_disk.keys():
-            stores.remove_entries(config.output_dir, on_disk[case_id])
+        return {
+            case_id: failure
+            for case_id in gone & on_disk.keys()
+            if (failure := self._remove(on_disk[case_id]))
+        }
+
+    def _remove(self, entries: Iterable[str]) -> CaseError | None:
+        """Remove entries of a case; return why that is not possible."""
+        try:
+            stores.remove_entries(self.plan.config.output_dir, entries)
+        except OSError as error:
+            _LOG.warning("cannot remove: %s", error)
+            return as_case_error(error, step="save")
+        return None
 
     def _stands(self, record: CommittedCase, case: CasePlan, entries: dict[str, int]) -> bool:
         """Return whether a case is written as this plan would write it."""
@@ -222,7 +236,12 @@ class _Run:
         return stores.is_whole(self.plan.config.output_dir, record, entries)
 
     def _run_cases(
-        self, todo: list[CasePlan], queue: deque[CasePlan], execute: Execute, journal: Journal
+        self,
+        todo: list[CasePlan],
+        queue: deque[CasePlan],
+        stuck: Mapping[str, CaseError],
+        execute: Execute,
+        journal: Journal,
     ) -> None:
         """Run cases, and journal what became of each."""
         config = self.plan.config
@@ -235,8 +254,13 @@ class _Run:
                     self.observer.ended(case.problem)
                 else:
                     self._record(case.problem, journal)
-                if config.fail_fast:
-                    return
+            elif case.case_id in stuck:
+                queue.remove(case)
+                self._fail(case, stuck[case.case_id], journal)
+            else:
+                continue
+            if config.fail_fast:
+                return
         for case, outcome in execute(lambda: queue.popleft() if queue else None):
             if isinstance(outcome, CommittedCase):
                 try:
@@ -272,9 +296,7 @@ class _Run:
 
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed half way through moving its files into their place.
-        stores.remove_entries(
-            self.plan.config.output_dir, stores.entries_of(case, self.plan.config)
-        )
+        self._remove(stores.entries_of(case, self.plan.config))
         record = FailedCase(
             case_id=case.case_id,
             step=failure.step,
@@ -360,7 +382,7 @@ class _Run:
             # Files of cases that were stopped before they were committed.
             for case_id, paths in stores.find_entries(config.output_dir).items():
                 if case_id in planned.difference(tally.case_names):
-                    stores.remove_entries(config.output_dir, paths)
+                    self._remove(paths)
         if config.format == "zarr":
             output.write_store_metadata(config.output_dir, written)
         output.write_summary(

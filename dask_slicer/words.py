@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+# What a message may quote of a damaged file is as long as that likes.
+_LONGEST_LINE = 2000
+
 
 def count(n: int, noun: str) -> str:
     """Return a number of things in words.
@@ -47,6 +50,22 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def one_line(text: str) -> str:
+    r"""Return a text on one line, with what a terminal would not show, but obey, escaped.
+
+    Examples
+    --------
+    >>> one_line(f"a.nii:\n{chr(7)} bad")
+    'a.nii: \\x07 bad'
+    """
+    line = " ".join(text.split())
+    if len(line) > _LONGEST_LINE:
+        line = line[:_LONGEST_LINE] + " …"
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in line
+    )
 
 
 def times(lengths: Sequence[float]) -> str:

@@ -20,6 +20,8 @@ from click.testing import CliRunner, Result
 import dask_slicer
 from dask_slicer.cli import main
 
+# A program of its own, which needs atheris.
+collect_ignore = ["fuzz_volume.py"]
 # Real scans to try on, a folder each with image.nii.gz and label.nii.gz; not part of the project.
 _SCANS = Path(
     os.environ.get("DASK_SLICER_SCANS", Path(__file__).resolve().parents[2] / "shared" / "data")

@@ -20,7 +20,7 @@ PACKAGE = Path(dask_slicer.__file__).parent
 
 # A module imports from its own layer or a lower one. A new module gets a place here.
 LAYERS = {
-    "errors": ["errors"],
+    "errors": ["errors", "words"],
     "core": [
         "geometry",
         "intensity",
@@ -30,7 +30,6 @@ LAYERS = {
         "statistics",
         "volume",
         "windows",
-        "words",
     ],
     "records": [
         "cases",

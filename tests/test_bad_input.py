@@ -269,6 +269,48 @@ def test_a_file_that_this_user_may_not_read_is_permission_denied(dataset, tmp_pa
     assert len(written(output)) == 10
 
 
+def test_a_directory_that_this_user_may_not_write_to_fails_its_cases_alone(
+    dataset, tmp_path
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        dataset.add(name)
+    output = tmp_path / "slices"
+    command = [
+        *(*RUN, "--num_workers", "0", "--input_dir", dataset.root, "--output_dir", output),
+        *("--train_ratio", "0.5", "--val_ratio", "0.5"),
+    ]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        as_any_user = _respect_file_modes if os.geteuid() == 0 else None
+        return subprocess.run(command, preexec_fn=as_any_user, capture_output=True, text=True)
+
+    tmp_path.chmod(0o555)
+    try:
+        refused = run()
+        assert refused.returncode in (1, 2)
+        assert refused.stderr.startswith("Error: ")
+        assert refused.stderr.count("\n") == 1
+        assert "ermission denied" in refused.stderr
+    finally:
+        tmp_path.chmod(0o755)
+    (output / "val").mkdir(parents=True)
+    assert run().returncode == 2  # not ours: it holds what no run put there
+    (output / "val").rmdir()
+    assert run().returncode == 0
+    whole = sorted(output.rglob("*.npz"))
+    sorted((output / "val").iterdir())[0].unlink()
+    (output / "val").chmod(0o555)
+    stopped = run()
+    assert stopped.returncode == 1
+    assert "Traceback" not in stopped.stdout + stopped.stderr
+    ((_, *fate),) = ([*row.values()][:3] for row in failures(output))
+    assert fate == ["save", "PermissionDenied"]
+    (output / "val").chmod(0o755)
+    assert run().returncode == 0
+    assert sorted(output.rglob("*.npz")) == whole
+    assert not (output / "failures.csv").exists()
+
+
 def _respect_file_modes() -> None:
     """Make root like any other user: what it executes next may not read what modes forbid."""
     drop, dac_override, dac_read_search = 24, 1, 2  # PR_CAPBSET_DROP, CAP_…: see capabilities(7)

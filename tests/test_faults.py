@@ -167,6 +167,41 @@ def test_a_case_that_does_not_fit_is_named_before_it_is_loaded(
     assert list((output / "train").glob("small_*"))
 
 
+HUNGRY = """
+import resource, sys
+from pathlib import Path
+from dask_slicer.cli import main
+import dask_slicer.pipeline, dask_slicer.phantom, dask.delayed
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 250_000_000,) * 2)
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as on Linux")
+def test_memory_that_the_system_does_not_give_fails_the_case_that_asked_for_it(
+    dataset, tmp_path
+) -> None:
+    import numpy as np
+
+    dataset.add("large", np.ones((400, 400, 500), np.int16))
+    dataset.add("small")
+    output = tmp_path / "out"
+    command = [
+        sys.executable, "-c", HUNGRY, "run", "--input_dir", dataset.root, "--output_dir", output,
+        "--num_workers", "0",
+    ]  # fmt: skip
+    result = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1, result.stderr
+    ((case_id, _, kind, _),) = failures_of(output)
+    assert (case_id, kind) == ("large", "OutOfMemory")
+    assert list(output.rglob("small_*.npz"))
+
+
 def test_without_workers_no_case_can_be_stopped(dataset, invoke, tmp_path) -> None:
     dataset.add("a")
     result = invoke(
