@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dask_slicer.config import RunConfig, SliceSettings
-from dask_slicer.errors import CaseError
+from dask_slicer.errors import CaseError, as_case_error
 from dask_slicer.journal import CommittedCase
 from dask_slicer.output import SPLITS_FILE, SUMMARY
 from dask_slicer.readers import CaseReader, NpzReader, ZarrReader
@@ -43,11 +43,17 @@ class Finding:
     message : str
     case_id : str
         Whose it is; empty for what belongs to none.
+    is_damage : bool
+        Whether what was written is known to be bad; else it could not be held against its scan.
+    is_stray : bool
+        Whether it is a file too many.
     """
 
     path: str
     message: str
     case_id: str = ""
+    is_damage: bool = True
+    is_stray: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
@@ -64,19 +70,29 @@ def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings)
         slice_name(record.case_id, one.slice_index, n_slices): (one.size, one.crc32)
         for one in record.slices
     }
-    found = [
-        Finding(case_id=record.case_id, path=_relative(folder / name, output_dir), message=message)
-        for name, (size, crc32) in names.items()
-        if (message := _check_bytes(folder / name, size, crc32))
-    ]
-    if found:
-        return found
-    try:
-        wrong = list(_check_content(reader_of(folder, record), record, settings))
-    except (CaseError, OSError) as error:
-        wrong = [str(error)]
     where = f"{_relative(folder, output_dir)}/{'' if record.files else record.case_id}".rstrip("/")
+    try:
+        found = [
+            Finding(
+                case_id=record.case_id, path=_relative(folder / name, output_dir), message=message
+            )
+            for name, (size, crc32) in names.items()
+            if (message := _check_bytes(folder / name, size, crc32))
+        ]
+        if found:
+            return found
+        wrong = list(_check_content(reader_of(folder, record), record, settings))
+    except CaseError as error:
+        wrong = [error.one_line]
+    except OSError as error:  # it may be there, and sound, the next time
+        return [not_checked(record.case_id, as_case_error(error, step="load"))]
     return [Finding(case_id=record.case_id, path=where, message=message) for message in wrong]
+
+
+def not_checked(case_id: str, error: CaseError) -> Finding:
+    """Return that a case could not be checked."""
+    said = f"could not be checked: {error.kind}: {error.one_line}"
+    return Finding(case_id=case_id, path=case_id, message=said, is_damage=False)
 
 
 def case_folder(output_dir: Path, record: CommittedCase) -> Path:
@@ -114,10 +130,8 @@ def compare_slices(
 def _check_bytes(path: Path, size: int, crc32: int) -> str:
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
     if len(data) != size:
         return f"holds {len(data)} bytes, {size} were written"
     return "" if zlib.crc32(data) == crc32 else "is not what was written (its checksum differs)"
@@ -246,6 +260,8 @@ def _check_summary(
         elapsed_seconds=0,
         slices_this_run=0,
     )
+    if not tally.case_names:
+        del expected["total_channels"]  # of how many modalities is not known
     try:
         found = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
         wrong = [
@@ -298,4 +314,6 @@ def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Find
                     path=name,
                     message="is nothing that the journal has; remove it",
                     case_id=case_id if top == ZARR and case_id in cases else "",
+                    is_damage=False,
+                    is_stray=True,
                 )

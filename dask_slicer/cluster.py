@@ -1,6 +1,6 @@
 """Where graphs run: a cluster on this machine, or somebody's scheduler.
 
-It and `flight` alone import `distributed`, and only when it is used: it takes half a second.
+It, `flight` and `watch` alone import `distributed`, which takes half a second, and only for use.
 """
 
 from __future__ import annotations

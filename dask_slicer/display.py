@@ -214,10 +214,10 @@ class VerifyDisplay(_Display):
         if not report.findings:
             self._say(f"{report.output_dir} is as it was written")
         elif not report.forgotten:
-            n_cases = len({finding.case_id for finding in report.findings} - {""})
+            damaged = {finding.case_id for finding in report.findings if finding.is_damage} - {""}
             in_cases = (
-                f", in {count(n_cases, 'case')}; --repair lets the next run write them anew"
-                if n_cases
+                f", in {count(len(damaged), 'case')}; --repair lets the next run write them anew"
+                if damaged
                 else ""
             )
             self._print(f"{count(len(report.findings), 'thing')} wrong{in_cases}")

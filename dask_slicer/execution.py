@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dask_slicer import machine
 from dask_slicer.config import RunConfig
-from dask_slicer.errors import CaseError, OutOfMemory, Unexpected, WorkerLost, as_case_error
+from dask_slicer.errors import (
+    CaseError,
+    OutOfMemory,
+    Unexpected,
+    UsageError,
+    WorkerLost,
+    as_case_error,
+)
 from dask_slicer.events import Observer
 from dask_slicer.graph import case_graph, compute_here, lot_graph, target_of
 from dask_slicer.journal import CommittedCase
@@ -112,6 +120,22 @@ def workers(
         if config.performance_report is not None:
             stack.enter_context(cluster.performance_report(client, config.performance_report))
         yield client
+
+
+def check_report_place(path: Path | None) -> None:
+    """Raise now, not after hours, if the performance report cannot be written.
+
+    Raises
+    ------
+    UsageError
+    """
+    if path is not None:
+        try:
+            path.open("ab").close()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write the performance_report {path}: {error.strerror}"
+            ) from None
 
 
 def _execute_on(

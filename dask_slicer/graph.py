@@ -121,9 +121,9 @@ def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
     }
 
 
-def verify_graph(case_id: str, check: Callable[[], object]) -> Delayed:
-    """Return the graph of checking one case: ("verify", case_id)."""
-    checked: Delayed = delayed(check, pure=False)(dask_key_name=("verify", case_id))
+def verify_graph(name: str, check: Callable[[], object]) -> Delayed:
+    """Return the graph of checking one case: ("verify", name)."""
+    checked: Delayed = delayed(check, pure=False)(dask_key_name=("verify", name))
     return checked
 
 

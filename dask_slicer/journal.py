@@ -184,7 +184,7 @@ class Journal:
         OSError
             The journal is then as it was before.
         """
-        before = self._file.tell()
+        before = self._file.seek(0, os.SEEK_END)  # whatever became of the line before
         left = _LINE.dump_json(record) + b"\n"
         try:
             while left:

@@ -164,11 +164,11 @@ def locked(output_dir: Path) -> Iterator[list[str]]:
 
 def _take(lock: Path) -> list[str]:
     notes: list[str] = []
-    holder = f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time()}"
+    holder = f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
     # Written aside and linked: whoever finds the lock finds its holder in it.
     mine = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
-    mine.write_text(holder, encoding="utf-8")
     try:
+        mine.write_text(holder, encoding="utf-8")
         for _ in range(2):
             try:
                 _link(mine, lock)
@@ -179,7 +179,7 @@ def _take(lock: Path) -> list[str]:
                 notes = [f"took over the lock of a run that died ({stale})"]
                 _remove_lock(lock, found)
     finally:
-        mine.unlink()
+        mine.unlink(missing_ok=True)
     raise OutputError(f"another run took {lock.parent} at the same moment")
 
 
@@ -228,28 +228,34 @@ def check_not_in_use(output_dir: Path) -> None:
 def _stale_holder(lock: Path, found: str) -> str:
     """Return who left a lock behind; raise if they may still be running."""
     try:
-        host, pid, created = found.split()
-        number, started = int(pid), float(created)
+        host, pid, birth = found.split()
+        number = int(pid)
     except ValueError:
         return "unreadable"
     who = f"process {pid} on {host}"
     alive = host != socket.gethostname()  # of another host nothing can be known
     if not alive and psutil.pid_exists(number):
-        try:
-            process = psutil.Process(number)
+        with suppress(psutil.Error):
             # A later process may have been given the same number.
-            alive = (
-                abs(process.create_time() - started) < 1
-                and process.status() != psutil.STATUS_ZOMBIE
+            alive = _birth(number) == birth and (
+                psutil.Process(number).status() != psutil.STATUS_ZOMBIE
             )
-        except psutil.Error:
-            alive = False
     if alive:
         raise OutputError(
             f"{lock.parent} is in use by another run ({who}); wait for it, "
             f"or remove {lock.name} if it is gone"
         )
     return who
+
+
+def _birth(pid: int) -> str:
+    """Return when a process began, however often the system's clock has been set since."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, UnicodeDecodeError):  # not Linux
+        return f"{psutil.Process(pid).create_time():.0f}"
+    return f"{boot}+{ticks}"
 
 
 # -- a run's own files -----------------------------------------------------------------------------
@@ -259,8 +265,9 @@ def start(config: RunConfig, splits: Mapping[str, list[str]]) -> None:
     """Mark the directory as ours, then fix the splits, before the first case."""
     output_dir = config.output_dir
     shutil.rmtree(output_dir / TEMPORARY, ignore_errors=True)
-    write_whole(output_dir, CONFIG, _MARK + to_yaml(config), fsync=config.fsync)
-    write_splits(output_dir, splits, fsync=config.fsync)
+    # Without them no run could continue after a power cut.
+    write_whole(output_dir, CONFIG, _MARK + to_yaml(config), fsync=True)
+    write_splits(output_dir, splits)
     if config.format == "zarr":
         from dask_slicer.store_zarr import group_files
 
@@ -269,11 +276,9 @@ def start(config: RunConfig, splits: Mapping[str, list[str]]) -> None:
             write_whole(output_dir, path, content, fsync=config.fsync)
 
 
-def write_splits(
-    output_dir: Path, splits: Mapping[str, Sequence[str]], *, fsync: bool = False
-) -> None:
+def write_splits(output_dir: Path, splits: Mapping[str, Sequence[str]]) -> None:
     """Write splits.json."""
-    write_whole(output_dir, SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=fsync)
+    write_whole(output_dir, SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=True)
 
 
 def restore_splits(output_dir: Path, known: Mapping[str, str]) -> None:

@@ -19,11 +19,10 @@ from dask_slicer.errors import (
     DatasetError,
     DiskFull,
     SchedulerError,
-    UsageError,
     as_case_error,
 )
 from dask_slicer.events import Observer, RunReport
-from dask_slicer.execution import Execute, executor
+from dask_slicer.execution import Execute, check_report_place, executor
 from dask_slicer.journal import (
     CommittedCase,
     FailedCase,
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 # Failures that say nothing about what an earlier run wrote.
-_OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied"}
+_OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ def run(
     """
     observer = observer or Observer()
     started = time.monotonic()
-    _check_report_place(config.performance_report)
+    check_report_place(config.performance_report)
     output.existing_config(config.output_dir)  # no lock is put into what is not ours
     with output.locked(config.output_dir) as notes:
         plan = make_plan(config)
@@ -83,17 +82,6 @@ def run(
         for note in notes:
             observer.note(note)
         return _Run(plan, client, observer, started).execute()
-
-
-def _check_report_place(path: Path | None) -> None:
-    """Raise now, not after hours, if the performance report cannot be written."""
-    if path is not None:
-        try:
-            path.open("ab").close()
-        except OSError as error:
-            raise UsageError(
-                f"cannot write the performance_report {path}: {error.strerror}"
-            ) from None
 
 
 @dataclass(slots=True)
@@ -186,11 +174,12 @@ class _Run:
         """
         config = self.plan.config
         planned = {case.case_id for case in self.plan.cases}
-        committed = {
-            record.case_id
+        known = {
+            record.case_id: isinstance(record, CommittedCase)
             for record in last_records(journal.path)
-            if isinstance(record, CommittedCase)
+            if not isinstance(record, RemovedCase)
         }
+        committed = {case_id for case_id, is_committed in known.items() if is_committed}
         self.out_of_reach = {
             case.case_id
             for case in todo
@@ -208,7 +197,10 @@ class _Run:
                 f"{count(len(left_over), 'case')} of earlier runs not in this dataset: "
                 f"{some(left_over)}; kept, --prune removes them"
             )
-        for case_id in sorted(gone & committed):
+        forgotten = gone & committed
+        if config.prune:
+            forgotten |= known.keys() - planned  # that it failed, too
+        for case_id in sorted(forgotten):
             journal.append(RemovedCase(case_id=case_id))
         return {
             case_id: failure
@@ -264,10 +256,12 @@ class _Run:
         for case, outcome in execute(lambda: queue.popleft() if queue else None):
             if isinstance(outcome, CommittedCase):
                 try:
-                    self._record(self._checked(outcome), journal)
-                    continue
+                    journal.append(self._checked(outcome))
                 except OSError as error:  # what has no line is not committed
                     outcome = as_case_error(error, step="save")
+                else:
+                    self._tell(outcome)
+                    continue
             attempts[case.case_id] += 1
             if outcome.retriable and attempts[case.case_id] <= config.retries:
                 _LOG.warning("case %s: %s; again", case.case_id, outcome.one_line)
@@ -304,15 +298,14 @@ class _Run:
             message=failure.one_line,
             details=failure.details,
         )
-        try:
-            self._record(record, journal)
-        except OSError as error:
-            _LOG.warning("no line in the journal for %s: %s", case.case_id, error)
-            self.unjournaled.append(record)
-            self._tell(record)
+        self._record(record, journal)
 
-    def _record(self, record: CommittedCase | FailedCase, journal: Journal) -> None:
-        journal.append(record)
+    def _record(self, record: FailedCase, journal: Journal) -> None:
+        try:
+            journal.append(record)
+        except OSError as error:
+            _LOG.warning("no line in the journal for %s: %s", record.case_id, error)
+            self.unjournaled.append(record)
         self._tell(record)
 
     def _tell(self, record: CommittedCase | FailedCase) -> None:

@@ -73,21 +73,24 @@ def make_plan(config: RunConfig) -> RunPlan:
 
     def planned(case: Case) -> CasePlan:
         plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
-        try:
-            if case.label is None and has_labels and not config.allow_missing_labels:
-                raise MissingLabel(
-                    "no label for this case, though others have one; add it, "
-                    "or use --allow_missing_labels"
-                )
-            if len(case.images) != n_modalities:
-                raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
-            return _described(plan, config, dataset.root)
-        except Exception as error:  # whatever it is, the other cases go on
-            found = as_case_error(error, step="plan")
-            problem = FailedCase(
-                case_id=case.case_id, step="plan", kind=found.kind, message=found.one_line
-            )
-            return replace(plan, problem=problem)
+        for _ in range(config.retries + 1):
+            try:
+                if case.label is None and has_labels and not config.allow_missing_labels:
+                    raise MissingLabel(
+                        "no label for this case, though others have one; add it, "
+                        "or use --allow_missing_labels"
+                    )
+                if len(case.images) != n_modalities:
+                    raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
+                return _described(plan, config, dataset.root)
+            except Exception as error:  # whatever it is, the other cases go on
+                found = as_case_error(error, step="plan")
+                if not found.retriable:
+                    break
+        problem = FailedCase(
+            case_id=case.case_id, step="plan", kind=found.kind, message=found.one_line
+        )
+        return replace(plan, problem=problem)
 
     with ThreadPoolExecutor(_HEADER_THREADS) as threads:
         described = tuple(threads.map(planned, cases))

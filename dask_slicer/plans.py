@@ -144,7 +144,9 @@ class RunPlan:
     @property
     def n_modalities(self) -> int:
         """Return how many images a case has."""
-        return max((len(case.case.images) for case in self.cases), default=1)
+        found = Counter(len(case.case.images) for case in self.cases if case.problem is None)
+        found = found or Counter(len(case.case.images) for case in self.cases)
+        return found.most_common(1)[0][0] if found else 1
 
     @property
     def n_slices(self) -> int:

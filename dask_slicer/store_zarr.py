@@ -27,7 +27,7 @@ from zarr.codecs import BytesCodec
 
 from dask_slicer.compression import Codec, image_codec, label_codec
 from dask_slicer.config import SliceSettings
-from dask_slicer.errors import CorruptFile, UnsupportedImage
+from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
 from dask_slicer.intensity import Normalization
 from dask_slicer.journal import WrittenFile, WrittenSlice
 from dask_slicer.metadata import case_metadata
@@ -197,6 +197,10 @@ def _finite(value: Any) -> Any:
 def _files(
     folder: Path, known: dict[str, tuple[int, int]], *, fsync: bool
 ) -> Iterator[WrittenFile]:
+    # A run that was thought dead may find that the next one has tidied up after it.
+    for name in (_METADATA, *known):
+        if not (folder / name).is_file():
+            raise Unexpected(f"{folder / name} has gone while its case was being written")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if name in known:

@@ -93,7 +93,9 @@ def find_entries(output_dir: Path) -> dict[str, dict[str, int]]:
         for entry in _entries(output_dir / split):
             match = _SLICE.fullmatch(entry.name)
             if match:
-                found[match["case_id"]][f"{split}/{entry.name}"] = entry.stat().st_size
+                found[match["case_id"]][f"{split}/{entry.name}"] = entry.stat(
+                    follow_symlinks=False
+                ).st_size
         for entry in _entries(output_dir / ZARR / split):
             if entry.is_dir():
                 found[entry.name][f"{ZARR}/{split}/{entry.name}"] = 0

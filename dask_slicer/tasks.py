@@ -137,9 +137,10 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
                     aside.parent.rmdir()
             if target.fsync:
                 _fsync_names(moved, output_dir)
-        except BaseException:  # Ctrl-C too: a case is whole or absent
-            for path in moved:
-                remove_whole(path, aside)
+        except BaseException:  # Ctrl-C too
+            if not target.run_id:  # a run removes what is not in its journal
+                for path in moved:
+                    remove_whole(path, aside)
             shutil.rmtree(aside, ignore_errors=True)
             raise
     if faults.is_nonsense(case.case_id):

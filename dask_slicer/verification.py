@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import tempfile
 import time
+import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -22,9 +24,10 @@ from dask_slicer.checks import (
     check_case,
     check_whole,
     compare_slices,
+    not_checked,
     reader_of,
 )
-from dask_slicer.errors import CaseError
+from dask_slicer.errors import CaseError, as_case_error
 from dask_slicer.events import Observer
 from dask_slicer.execution import workers
 from dask_slicer.graph import compute_here, target_of, verify_graph
@@ -42,6 +45,7 @@ from dask_slicer.plans import CasePlan
 from dask_slicer.tasks import Target, load_case, slice_case
 
 if TYPE_CHECKING:
+    from dask.delayed import Delayed
     from distributed import Client
 
 
@@ -128,45 +132,45 @@ def verify(
             "performance_report": None,
         }
     )
-    check_not_in_use(output.path)
-    last = list(last_records(output.path / JOURNAL))
-    records = [record for record in last if isinstance(record, CommittedCase)]
-    failed = [record.case_id for record in last if isinstance(record, FailedCase)]
-    findings = list(check_whole(output.path, config, records, failed))
-    drawn = _drawn(records, deep, seed)
-    plans = {case.case_id: case for case in make_plan(config).cases} if drawn else {}
-    target = target_of(config)
-    queue = deque(records)
-    sizes = [record.n_bytes for record in records]
-    with workers(
-        config,
-        len(records),
-        peak_bytes=max(sizes, default=0),
-        client=client,
-        observer=observer or Observer(),
-    ) as found_client:
-        for record, found in _checked(
-            found_client,
-            queue,
-            lambda record: partial(
-                _check,
-                record,
-                plans.get(record.case_id),
-                target,
-                tuple(drawn.get(record.case_id, ())),
-            ),
-        ):
+    with ExitStack() as stack:
+        if repair:  # what a run commits from now on would be taken for damage
+            stack.enter_context(locked(output.path))
+        else:
+            check_not_in_use(output.path)
+        last = list(last_records(output.path / JOURNAL))
+        records = [record for record in last if isinstance(record, CommittedCase)]
+        failed = [record.case_id for record in last if isinstance(record, FailedCase)]
+        findings = list(check_whole(output.path, config, records, failed))
+        drawn = _drawn(records, deep, seed)
+        plans = {case.case_id: case for case in make_plan(config).cases} if drawn else {}
+        target = target_of(config)
+        found_client = stack.enter_context(
+            workers(
+                config,
+                len(records),
+                peak_bytes=max((record.n_bytes for record in records), default=0),
+                client=client,
+                observer=observer or Observer(),
+            )
+        )
+
+        def check_of(record: CommittedCase) -> Callable[[], list[Finding]]:
+            plan, slices = plans.get(record.case_id), drawn.get(record.case_id, ())
+            return partial(_check, record, plan, target, tuple(slices))
+
+        for record, found in _checked(found_client, deque(records), check_of):
             findings += found
             on_case(record, len(records), found)
-    findings.sort(key=lambda finding: (finding.path, finding.case_id))
+        findings.sort(key=lambda finding: (finding.path, finding.case_id))
+        forgotten = _forget(output.path, records, findings) if repair and findings else ()
     return VerifyReport(
         output_dir=str(output.path),
         n_cases=len(records),
         n_slices=sum(len(record.slices) for record in records),
-        n_bytes=sum(sizes),
+        n_bytes=sum(record.n_bytes for record in records),
         n_derived=sum(map(len, drawn.values())),
         findings=tuple(findings),
-        forgotten=_forget(output.path, records, findings) if repair and findings else (),
+        forgotten=forgotten,
         elapsed_seconds=time.monotonic() - started,
     )
 
@@ -189,26 +193,25 @@ def _checked(
     check_of: Callable[[CommittedCase], Callable[[], list[Finding]]],
 ) -> Iterator[tuple[CommittedCase, list[Finding]]]:
     """Yield cases with what was found."""
+    # Another output of the same dataset may be checked on the same scheduler at the same time.
+    own = uuid.uuid4().hex[:8]
+
+    def graph_of(record: CommittedCase) -> Delayed:
+        return verify_graph(f"{record.case_id} of {own}", check_of(record))
+
     if client is None:
         while queue:
             record = queue.popleft()
-            yield record, compute_here(verify_graph(record.case_id, check_of(record)))
+            yield record, compute_here(graph_of(record))
         return
     from dask_slicer import flight
 
     for record, found in flight.execute(
-        client,
-        lambda _: queue.popleft() if queue else None,
-        lambda record: verify_graph(record.case_id, check_of(record)),
+        client, lambda _: queue.popleft() if queue else None, graph_of
     ):
         if isinstance(found, CaseError):
-            found = [_not_checked(record.case_id, found)]
+            found = [not_checked(record.case_id, found)]
         yield record, found
-
-
-def _not_checked(case_id: str, error: CaseError) -> Finding:
-    said = f"could not be checked: {error.kind}: {error.one_line}"
-    return Finding(case_id=case_id, path=case_id, message=said)
 
 
 def _check(
@@ -224,15 +227,15 @@ def _check(
     where = place if record.files else f"{place}/{record.case_id}"
     if case is None or _has_changed(case, record):
         said = f"cannot be made again: {_why(case)}"
-        return [Finding(case_id=record.case_id, path=where, message=said)]
+        return [Finding(case_id=record.case_id, path=where, message=said, is_damage=False)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
             stack = slice_case(load_case(case, target), target).made
             stores.write_aside(stack, case, target.settings, Path(scratch), fsync=False)
             again = Path(scratch, record.case_id) if record.files else Path(scratch)
             wrong = list(compare_slices(reader_of(folder, record), reader_of(again, record), drawn))
-    except CaseError as error:
-        return [_not_checked(record.case_id, error)]
+    except (CaseError, OSError) as error:
+        return [not_checked(record.case_id, as_case_error(error, step="load"))]
     return [
         Finding(case_id=record.case_id, path=where, message=f"slice {slice_index} {message}")
         for slice_index, message in wrong
@@ -255,10 +258,10 @@ def _why(case: CasePlan | None) -> str:
 def _forget(
     output_dir: Path, records: Sequence[CommittedCase], findings: Sequence[Finding]
 ) -> tuple[str, ...]:
-    """Remove cases that are not as they should be from journal and disk; return which."""
-    bad = sorted({finding.case_id for finding in findings if finding.case_id})
+    """Remove cases that are damaged from journal and disk, and files too many; return which."""
+    bad = sorted({finding.case_id for finding in findings if finding.is_damage} - {""})
     entries = stores.find_entries(output_dir)
-    with locked(output_dir), Journal(output_dir / JOURNAL) as journal:
+    with Journal(output_dir / JOURNAL) as journal:
         for case_id in bad:
             journal.append(RemovedCase(case_id=case_id))
             stores.remove_entries(output_dir, entries.get(case_id, {}))
@@ -269,6 +272,9 @@ def _forget(
         # What looks like a slice, of a case that was never written.
         for case_id in entries.keys() - {record.case_id for record in records}:
             stores.remove_entries(output_dir, entries[case_id])
+        for finding in findings:
+            if finding.is_stray and finding.case_id not in {"", *bad}:  # within a Zarr group
+                (output_dir / finding.path).unlink(missing_ok=True)
         if any(finding.path == SPLITS_FILE for finding in findings):
             kept = [record for record in records if record.case_id not in bad]
             restore_splits(output_dir, {record.case_id: record.split for record in kept})

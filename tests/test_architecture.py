@@ -66,6 +66,7 @@ LAYERS = {
         "execution",
         "faults",
         "flight",
+        "watch",
         "forking",
         "graph",
         "interrupts",
@@ -221,14 +222,14 @@ def test_only_graph_makes_delayed_objects() -> None:
     assert [module for module in MODULES if makes_delayed(module)] == ["graph"]
 
 
-def test_only_cluster_and_flight_import_distributed_and_only_when_they_are_used() -> None:
+def test_only_three_modules_import_distributed_and_only_when_they_are_used() -> None:
     found = {
         (module, used.lazy)
         for module in MODULES
         for used in imports_of(module)
         if used.is_distributed
     }
-    assert found == {("cluster", True), ("flight", True)}
+    assert found == {("cluster", True), ("flight", True), ("watch", True)}
 
 
 def test_modules_are_imported_by_name_only_in_the_public_face() -> None:

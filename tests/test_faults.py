@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import dask_slicer
-from dask_slicer import flight, machine, pipeline
+from dask_slicer import machine, pipeline, watch
 from dask_slicer.events import Observer
 from dask_slicer.faults import FAULTS
 from dask_slicer.phantom import write_dataset
@@ -226,9 +226,9 @@ def test_without_workers_no_case_can_be_stopped(dataset, invoke, tmp_path) -> No
 def test_a_run_ends_when_the_scheduler_is_lost_or_nothing_runs(
     scans, started_scheduler, tmp_path, monkeypatch, event, said
 ) -> None:
-    monkeypatch.setattr(flight, "_LOOK_SECONDS", 0.5)
-    monkeypatch.setattr(flight, "_ANSWER_SECONDS", 3)
-    monkeypatch.setattr(flight, "_STALLED_SECONDS", 4.0)
+    monkeypatch.setattr(watch, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(watch, "_ANSWER_SECONDS", 3)
+    monkeypatch.setattr(watch, "_STALLED_SECONDS", 4.0)
     output = tmp_path / "out"
     slow = {FAULTS: json.dumps({f"phantom_{number:03d}": "slow" for number in range(N_CASES)})}
     with started_scheduler(tmp_path, n_workers=1, **slow) as started:

@@ -13,11 +13,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 
 import dask_slicer
+from dask_slicer.output import locked
 from dask_slicer.phantom import write_dataset
 
 SETTINGS = {"window_size": 1, "clip_min": -500.0, "plane": "coronal", "train_ratio": 0.5}
@@ -216,14 +216,13 @@ def run_again(output: Path, invoke):
 
 
 def test_a_second_run_at_the_same_time_is_refused_naming_host_and_process(output, invoke) -> None:
-    started = psutil.Process().create_time()
-    (output / LOCK).write_text(f"{socket.gethostname()} {os.getpid()} {started}")
-    result = run_again(output, invoke)
+    with locked(output):
+        result = run_again(output, invoke)
+        assert (output / LOCK).exists()
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 1
     assert str(os.getpid()) in result.stderr
     assert socket.gethostname() in result.stderr
-    assert (output / LOCK).exists()
 
 
 def test_the_lock_of_another_host_is_respected(output, invoke) -> None:
