@@ -37,6 +37,7 @@ _RESULT_SECONDS = 5
 _EXITCODE_SECONDS = 10.0
 _KILLED = -9
 _KEY_LENGTH = 2  # step and name
+_LOST = "the connection to the Dask scheduler was lost"
 _LESS = "use fewer workers, or a machine with more memory"
 # How often the scheduler is asked what runs, and how long it may take to answer.
 _LOOK_SECONDS, _SHORTEST_LOOK_SECONDS = 5.0, 0.2
@@ -119,36 +120,40 @@ class Watch:
             If its result was lost with its worker.
         SchedulerError
         """
+        from distributed.scheduler import KilledWorker
+
+        stopped = self.stopped.pop(future.key, None)
+        outcome = self._result(future) if stopped is None else stopped
         self._last_sign_of_life = time.monotonic()
         _, name = _step_and_name(future.key)
         # Run again, it begins again.
         self._began = {key: began for key, began in self._began.items() if key[0] != name}
-        from distributed import CancelledError
-        from distributed.scheduler import KilledWorker
-
-        if future.key in self.stopped:
-            return self.stopped.pop(future.key)
-        # Told apart by what the future says: a task may raise a TimeoutError, too.
-        error = future.exception(timeout=_RESULT_SECONDS) if future.status == "error" else None
-        try:
-            if error is None:
-                return future.result(timeout=_RESULT_SECONDS)
-        except (TimeoutError, CancelledError) as raised:
-            if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
-                raise SchedulerError("the connection to the Dask scheduler was lost") from raised
-            raise TimeoutError from raised
-        except Exception as raised:  # it ended otherwise, after all
-            error = raised
-        if isinstance(error, CaseError):
-            return error
-        if isinstance(error, KilledWorker):
-            return self._lost(error)
-        if isinstance(error, RuntimeError) and "deserialization" in str(error):
+        if isinstance(outcome, CaseError) or not isinstance(outcome, Exception):
+            return outcome
+        if isinstance(outcome, KilledWorker):
+            return self._lost(outcome)
+        if isinstance(outcome, RuntimeError) and "deserialization" in str(outcome):
             raise SchedulerError(
                 "the scheduler or a worker cannot import dask_slicer; install this version there "
-                f"too ({error})"
+                f"too ({outcome})"
             )
-        return as_case_error(error, step="load")
+        return as_case_error(outcome, step="load")
+
+    def _result(self, future: Future[Any]) -> Any:
+        """Return the result of a task, or what it raised."""
+        from distributed import CancelledError
+
+        try:
+            return future.result(timeout=_RESULT_SECONDS)
+        except Exception as raised:
+            if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
+                raise SchedulerError(_LOST) from raised
+            if future.status == "error":
+                return future.exception(timeout=_RESULT_SECONDS)
+            # The last: of a client that is closing, distributed takes a result that there is not.
+            if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
+                raise TimeoutError from raised
+            return raised
 
     def _lost(self, error: Any) -> CaseError:
         """Return why a case's worker died: for its memory, or by itself."""
@@ -228,9 +233,9 @@ class Watch:
                 self.client._run_on_scheduler, _what_runs, callback_timeout=_ANSWER_SECONDS
             )
         except TimeoutError:
-            raise SchedulerError(
-                f"the Dask scheduler has not answered for {_ANSWER_SECONDS} s"
-            ) from None
+            silent = f"the Dask scheduler has not answered for {_ANSWER_SECONDS} s"
+            is_connected = self.client.status == "running"
+            raise SchedulerError(silent if is_connected else _LOST) from None
         except OSError as error:  # the client may yet find it again; if not, it says so
             _LOG.debug("the scheduler cannot be asked: %s", error)
             return {}, False
