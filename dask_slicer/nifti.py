@@ -203,7 +203,11 @@ def _inflating(path: str) -> Iterator[igzip.GzipFile]:
 
 def _parse(head: bytes, path: str, *, file_bytes: int, gzipped: bool) -> NiftiHeader:
     header = _nibabel_header(head)
-    shape = _shape(tuple(int(length) for length in header.get_data_shape()))
+    try:
+        lengths = tuple(int(length) for length in header.get_data_shape())
+    except HeaderDataError as error:  # it puts a length elsewhere, as Freesurfer does, and has none
+        raise CorruptFile(f"the header is damaged ({error})") from None
+    shape = _shape(lengths)
     dtype = _dtype(header)
     try:
         slope, intercept = header.get_slope_inter()

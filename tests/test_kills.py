@@ -86,6 +86,7 @@ def test_killed_again_and_again(scans, undisturbed, tmp_path, number) -> None:
         if process.wait() == 0:
             break
     assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
     assert contents_of(tmp_path / "out") == undisturbed[format_]
     time.sleep(0.5)  # for what a worker whose driver is gone may still do
     assert contents_of(tmp_path / "out").keys() == undisturbed[format_].keys()

@@ -99,6 +99,11 @@ def test_every_dtype_version_and_byte_order_is_read(
     assert read_header(path).file_bytes == path.stat().st_size
 
 
+def sized(*dim: int, **fields: object) -> bytes:
+    """Return a small volume whose header promises another shape."""
+    return nifti(dim=[len(dim), *dim, *[1] * (7 - len(dim))], **fields)
+
+
 SOUND = {
     "scaled": nifti(scl_slope=2.0, scl_inter=-1024.0),
     "negative_slope": nifti(scl_slope=-0.5),
@@ -113,6 +118,7 @@ SOUND = {
     "no_orientation": nifti(codes=(0, 0)),
     "7_axes": nifti(SMALL[..., None, None, None, None]),
     "one_slice": nifti(SMALL[:, :, :1]),
+    "length_where_freesurfer_puts_it": sized(-1, 1, 1, glmin=60),
 }
 
 
@@ -187,11 +193,6 @@ def damaged(data: bytes, at: int, replacement: bytes) -> bytes:
     return data[:at] + replacement + data[at:][len(replacement) :]
 
 
-def sized(*dim: int, **fields: object) -> bytes:
-    """Return a small volume whose header promises another shape."""
-    return nifti(dim=[len(dim), *dim, *[1] * (7 - len(dim))], **fields)
-
-
 GZIPPED = gzip.compress(nifti(), mtime=0)
 SKY = (30_000, 30_000, 30_000)
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -211,6 +212,7 @@ REFUSED: dict[type[CaseError], dict[str, bytes]] = {
         "a_slice_too_many_gzipped": gzip.compress(sized(3, 4, 6)),
         "length_0": sized(3, 0, 5),
         "length_negative": sized(3, -4, 5),
+        "length_that_freesurfer_puts_elsewhere": sized(-1, 1, 1, glmin=0),
         "unknown_datatype": nifti(datatype=999),
         "voxels_inside_the_header": nifti(vox_offset=100),
         "offset_beyond_the_file": nifti(vox_offset=1e30),

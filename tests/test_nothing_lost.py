@@ -199,6 +199,27 @@ def test_what_cannot_be_shown_is_committed_all_the_same(config) -> None:
     assert verify(config.output_dir, num_workers=0).findings == ()
 
 
+class Thief(Observer):
+    """Takes a scan away once the run has begun."""
+
+    def __init__(self, scan: Path) -> None:
+        self.scan = scan
+
+    def planned(self, *_: object, **__: object) -> None:
+        self.scan.unlink()
+
+
+def test_a_scan_that_vanishes_during_the_run_fails_its_case_alone(config) -> None:
+    scan = sorted(config.input_dir.glob("imagesTr/*"))[1]
+    report = dask_slicer.run(config, observer=Thief(scan))
+    ((case_id, step, kind, message),) = (
+        (one.case_id, one.step, one.kind, one.message) for one in report.failures
+    )
+    assert (case_id, step, kind) == ("phantom_001", "load", "MissingFile")
+    assert str(scan) in message
+    assert report.n_committed == 2
+
+
 def test_a_link_to_nothing_that_is_named_like_a_slice_stops_no_run(config) -> None:
     dask_slicer.run(config)
     (config.output_dir / "train").mkdir(exist_ok=True)

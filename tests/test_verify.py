@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 
 import dask_slicer
 from dask_slicer.phantom import write_dataset
@@ -193,25 +194,38 @@ def slice_scans_again(scans: Path, output: Path) -> None:
     slice_scans(scans, output, "zarr" if (output / "slices.zarr").exists() else "npz")
 
 
-def test_only_deep_finds_pixels_that_were_changed_with_their_checksum(outputs, tmp_path) -> None:
-    output = Path(shutil.copytree(outputs["npz"], tmp_path / "out"))
+def change_a_pixel(output: Path) -> tuple[Path, str, int, str | int]:
+    """Change one, and its file's own checksums; return file, case, slice, and name in a record."""
+    if (output / "slices.zarr").exists():
+        path = sorted(output.glob("slices.zarr/*/*/image/c/*/*/*/*"))[2]
+        image = zarr.open_array(path.parents[4])
+        image[3, 0, 5, 5] += 0.5
+        return path, path.parents[5].name, 3, path.relative_to(path.parents[5]).as_posix()
     path = sorted((output / "train").iterdir())[10]
     with np.load(path) as members:
         arrays = {name: members[name] for name in members.files}
     arrays["image"][2, 5, 5] += 0.5
     np.savez_compressed(path, **arrays)
-    case_id, slice_index = path.stem[:-4], int(path.stem[-3:])
+    return path, path.stem[:-4], int(path.stem[-3:]), int(path.stem[-3:])
+
+
+def test_only_deep_finds_pixels_that_were_changed_with_their_checksum(output) -> None:
+    path, case_id, slice_index, name = change_a_pixel(output)
     journal = output / "journal.jsonl"
+    now = path.stat().st_size, zlib.crc32(path.read_bytes())
+    grown = 0
     lines = []
     for line in journal.read_text().splitlines():
         record = json.loads(line)
         if record["case_id"] == case_id:
-            one = next(one for one in record["slices"] if one[0] == slice_index)
-            one[1:3] = path.stat().st_size, zlib.crc32(path.read_bytes())
+            listed = record["files"] or record["slices"]
+            one = next(one for one in listed if one[0] == name)
+            grown = now[0] - one[1]
+            one[1:3] = now
         lines.append(json.dumps(record) + "\n")
     journal.write_text("".join(lines))
     summary = json.loads((output / "dataset_info.json").read_text())
-    summary["bytes_written"] = sum(file.stat().st_size for file in output.rglob("*.npz"))
+    summary["bytes_written"] += grown
     (output / "dataset_info.json").write_text(json.dumps(summary))
     assert check(output).findings == ()
     (finding,) = check(output, deep=1000).findings
