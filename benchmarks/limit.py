@@ -57,7 +57,7 @@ def _inflate(path: Path) -> tuple[np.ndarray, tuple[int, ...]]:
 
 
 def _deflate(plane: np.ndarray) -> bytes:
-    compressor = isal_zlib.compressobj(2, isal_zlib.DEFLATED, -15)
+    compressor = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -15)
     return compressor.compress(plane.data) + compressor.flush(isal_zlib.Z_FULL_FLUSH)
 
 

@@ -109,7 +109,7 @@ class SliceSettings(_Frozen):
         description="Drop slices whose labelled share is below this; neighbours stay in windows.",
     )
     compression_level: Annotated[Integer, Field(ge=0, le=9)] = Field(
-        1, description="npz: 0 stored, 1 and 2 ISA-L, 3-9 zlib."
+        1, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
     )
     compression: Literal["auto", "lz4", "zstd", "none"] = Field(
         "auto", description="zarr: auto is lz4 for integers, zstd for floats and labels."

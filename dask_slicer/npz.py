@@ -28,9 +28,6 @@ _RAW = -15
 _STORED, _DEFLATED = 0, 8
 # Levels up to this one are ISA-L's, higher ones zlib's.
 _MOST_ISAL = 2
-# Of ISA-L the second level alone: of one plane in some ten thousands, the first makes other bytes
-# by where in memory its tables lie. The second takes 4 % longer, and 7 % less room.
-_ISAL_LEVEL = 2
 # 1980-01-01 00:00, the earliest a zip can say: the same input gives the same bytes.
 _DOS_TIME, _DOS_DATE = 0, (1 << 5) | 1
 _UNIX = 3 << 8
@@ -64,7 +61,7 @@ def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
     ----------
     content : bytes or C-contiguous ndarray
     level : int
-        0 stored; 1 and 2 ISA-L, the same; 3 to 9 zlib.
+        0 stored; 1 and 2 ISA-L; 3 to 9 zlib.
 
     Returns
     -------
@@ -77,9 +74,8 @@ def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
     crc32 = isal_zlib.crc32(view)
     if level == 0:
         return Piece(Bytes(bytes(view), crc32), len(view), crc32)
-    is_isal = level <= _MOST_ISAL
-    library = isal_zlib if is_isal else zlib
-    compressor = library.compressobj(_ISAL_LEVEL if is_isal else level, library.DEFLATED, _RAW)
+    library = isal_zlib if level <= _MOST_ISAL else zlib
+    compressor = library.compressobj(level, library.DEFLATED, _RAW)
     data = compressor.compress(view) + compressor.flush(library.Z_FULL_FLUSH)
     return Piece(_bytes(data), len(view), crc32)
 

@@ -317,10 +317,3 @@ def test_every_file_is_forced_to_disk_where_asked(tmp_path, monkeypatch) -> None
     stack = stack_of()
     write_slices(stack, plan_of(stack), SliceSettings(), tmp_path, fsync=True)
     assert len(forced) == 5
-
-
-def test_the_levels_of_isal_are_one_whose_bytes_are_always_the_same() -> None:
-    plane = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
-    first, second = piece(plane, level=1), piece(plane, level=2)
-    assert first == second
-    assert len(first.stored.data) < plane.nbytes
