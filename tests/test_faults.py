@@ -52,11 +52,7 @@ def undisturbed(scans, tmp_path_factory) -> Callable[[str], dict[str, bytes]]:
         outputs[format_] = tmp_path_factory.mktemp(format_) / "out"
         dask_slicer.run(
             dask_slicer.RunConfig(
-                input_dir=scans,
-                output_dir=outputs[format_],
-                num_workers=0,
-                format=format_,
-                compression_level=6,
+                input_dir=scans, output_dir=outputs[format_], num_workers=0, format=format_
             )
         )
     return lambda format_: slices_of(outputs[format_])
@@ -80,7 +76,7 @@ def failures_of(output: Path) -> list[tuple[str, str, str, str]]:
 def run(scans: Path, output: Path, *options: object, **poison: str) -> subprocess.CompletedProcess:
     command = [
         sys.executable, "-c", PROGRAM, "run", "--input_dir", scans, "--output_dir", output,
-        "--dashboard_address", "none", "--quiet", "--compression_level", 6, *options,
+        "--dashboard_address", "none", "--quiet", *options,
     ]  # fmt: skip
     return subprocess.run(
         [str(part) for part in command],

@@ -16,8 +16,6 @@ import pytest
 import dask_slicer
 from dask_slicer.phantom import write_dataset
 
-# Of one plane in some ten thousands, ISA-L makes other bytes, a few, that inflate to the same.
-ZLIB = 6
 # More of them: DASK_SLICER_KILL_ROUNDS=200 python -m pytest -m faults tests/test_kills.py
 N_ROUNDS = int(os.environ.get("DASK_SLICER_KILL_ROUNDS", "10"))
 WITHIN_SECONDS = 3.5
@@ -44,11 +42,8 @@ def undisturbed(scans, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     for format_ in ("npz", "zarr"):
         output = tmp_path_factory.mktemp(format_) / "out"
         dask_slicer.run(
-            dask_slicer.RunConfig(
-                input_dir=scans, output_dir=output, num_workers=0, format=format_,
-                compression_level=ZLIB,
-            )
-        )  # fmt: skip
+            dask_slicer.RunConfig(input_dir=scans, output_dir=output, num_workers=0, format=format_)
+        )
         contents[format_] = contents_of(output)
     return contents
 
@@ -76,8 +71,8 @@ def test_killed_again_and_again(scans, undisturbed, tmp_path, number) -> None:
     format_ = ("npz", "zarr")[number % 2]
     command = [
         sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans, "--output_dir",
-        tmp_path / "out", "--format", format_, "--compression_level", str(ZLIB),
-        "--num_workers", "2", "--quiet", "--dashboard_address", "none",
+        tmp_path / "out", "--format", format_, "--num_workers", "2", "--quiet",
+        "--dashboard_address", "none",
     ]  # fmt: skip
     for n_kills in range(MOST_KILLS + 1):
         process = subprocess.Popen([str(part) for part in command])
@@ -114,8 +109,7 @@ def test_a_disk_that_is_full_is_named_and_the_run_completes_with_room(
         output = disk / "out"
         command = [
             sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans, "--output_dir",
-            output, "--format", format_, "--compression_level", str(ZLIB),
-            "--num_workers", "2", "--dashboard_address", "none",
+            output, "--format", format_, "--num_workers", "2", "--dashboard_address", "none",
         ]  # fmt: skip
         command = [str(part) for part in command]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
