@@ -28,6 +28,8 @@ _RAW = -15
 _STORED, _DEFLATED = 0, 8
 # Levels up to this one are ISA-L's, higher ones zlib's.
 _MOST_ISAL = 2
+# What ISA-L deflates first, by itself: the least after which it knows that its history has begun.
+_ISAL_BEGINNING = 4
 # 1980-01-01 00:00, the earliest a zip can say: the same input gives the same bytes.
 _DOS_TIME, _DOS_DATE = 0, (1 << 5) | 1
 _UNIX = 3 << 8
@@ -74,10 +76,31 @@ def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
     crc32 = isal_zlib.crc32(view)
     if level == 0:
         return Piece(Bytes(bytes(view), crc32), len(view), crc32)
-    library = isal_zlib if level <= _MOST_ISAL else zlib
-    compressor = library.compressobj(level, library.DEFLATED, _RAW)
-    data = compressor.compress(view) + compressor.flush(library.Z_FULL_FLUSH)
+    data = _isal_deflated(view, level) if level <= _MOST_ISAL else _zlib_deflated(view, level)
     return Piece(_bytes(data), len(view), crc32)
+
+
+def _zlib_deflated(view: memoryview, level: int) -> bytes:
+    compressor = zlib.compressobj(level, zlib.DEFLATED, _RAW)
+    return compressor.compress(view) + compressor.flush(zlib.Z_FULL_FLUSH)
+
+
+def _isal_deflated(view: memoryview, level: int) -> bytes:
+    """Return the same bytes for the same content, which ISA-L by itself does not.
+
+    Where it begins a long stream (`.write_first_byte` of igzip_icf_body_h1_gr_bt.asm, 2.32), it
+    files the third byte's position under a hash of the stream's address, not of the bytes there.
+    Later matches are then found or missed by where in memory the stream happens to lie. The code
+    for the last bytes before a flush begins without this fault, so it does the first few; that
+    takes 7 bytes more, 40 where a plane has but one value.
+    """
+    compressor = isal_zlib.compressobj(level, isal_zlib.DEFLATED, _RAW)
+    begun = compressor.compress(view[:_ISAL_BEGINNING]) + compressor.flush(isal_zlib.Z_SYNC_FLUSH)
+    return (
+        begun
+        + compressor.compress(view[_ISAL_BEGINNING:])
+        + compressor.flush(isal_zlib.Z_FULL_FLUSH)
+    )
 
 
 @cache
