@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from dask_slicer.errors import DaskSlicerError, UsageError
+from dask_slicer.errors import DaskSlicerError, PreflightError, UsageError
 from dask_slicer.interrupts import Terminated, heard_once
 from dask_slicer.options import (
     ConfigCommand,
@@ -59,7 +59,9 @@ class _Group(click.Group):
     def _tell(error: Exception, ctx: click.Context, status: int) -> int:
         if ctx.meta.get("verbose"):
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-        click.echo(f"Error: {one_line(str(error))}", err=True)
+        findings = str(error).splitlines() if isinstance(error, PreflightError) else [str(error)]
+        for finding in findings:
+            click.echo(f"Error: {one_line(finding)}", err=True)
         return status
 
 

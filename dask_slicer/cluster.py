@@ -1,12 +1,12 @@
-"""Where graphs run: a cluster on this machine, or somebody's scheduler.
+"""Where graphs run: a cluster on this machine, and what is asked of any cluster.
 
-It, `flight` and `watch` alone import `distributed`, which takes half a second, and only for use.
+It, `remote`, `flight` and `watch` alone import `distributed`, which takes half a second, and only
+for use.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 # Each of these was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
-_SETTINGS = {
+SETTINGS = {
     # Exactly one loaded volume a worker; the default holds two.
     "distributed.scheduler.worker-saturation": 1.0,
     # Arrays stay where they were loaded.
@@ -49,7 +49,6 @@ _SETTINGS = {
 }
 # Topic under which nannies of ours say how their workers ended.
 EXIT_EVENTS = "dask-slicer-worker-exit"
-_CONNECT_SECONDS = 10
 _CLOSE_SECONDS = 3
 
 
@@ -83,7 +82,7 @@ def local_client(
         "distributed.worker.multiprocessing-method": method,
         "logging.distributed": logging.getLevelName(level).lower(),
     }
-    with dask.config.set(_SETTINGS | own), ExitStack() as stack:
+    with dask.config.set(SETTINGS | own), ExitStack() as stack:
         with interrupts.deferred(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that we print is the true one.
             warnings.filterwarnings("ignore", message="Port .* is already in use")
@@ -109,43 +108,6 @@ def local_client(
         except BaseException:
             _kill_workers(cluster)
             raise
-
-
-@contextmanager
-def remote_client(*, address: str | None, scheduler_file: str | None) -> Iterator[Client]:
-    """Connect to a running scheduler; yield its client, leave the scheduler running.
-
-    Raises
-    ------
-    SchedulerError
-        If it does not answer within 10 seconds, or has no worker.
-    """
-    from distributed import Client
-
-    where = address or f"the address in {scheduler_file}"
-    deadline = time.monotonic() + _CONNECT_SECONDS
-    while scheduler_file is not None and not Path(scheduler_file).exists():
-        if time.monotonic() > deadline:
-            raise SchedulerError(f"the scheduler_file {scheduler_file} does not exist")
-        time.sleep(0.1)  # a scheduler that has just been started may be about to write it
-    try:
-        client = Client(address, scheduler_file=scheduler_file, timeout=_CONNECT_SECONDS)
-    except (OSError, ValueError, TypeError, KeyError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SchedulerError(
-            f"no Dask scheduler answers at {where} ({reason}); is it running and reachable?"
-        ) from error
-    try:
-        if not client.scheduler_info(n_workers=-1)["workers"]:
-            try:
-                client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
-            except TimeoutError:
-                raise SchedulerError(
-                    f"the scheduler at {where} has no workers; start some with `dask worker`"
-                ) from None
-        yield client
-    finally:
-        client.close(_CLOSE_SECONDS)
 
 
 @cache

@@ -31,6 +31,10 @@ class SchedulerError(DaskSlicerError):
     """The Dask scheduler cannot be reached, or was lost during the run."""
 
 
+class PreflightError(SchedulerError):
+    """With this scheduler, or these workers, no case could be done; a line for every reason."""
+
+
 class CaseError(DaskSlicerError):
     """One case cannot be done; the other cases go on.
 

@@ -23,6 +23,7 @@ from dask_slicer.graph import case_graph, compute_here, lot_graph, target_of
 from dask_slicer.journal import CommittedCase
 from dask_slicer.lots import Lot, Lots, NextCase
 from dask_slicer.plans import CasePlan, RunPlan, peak_bytes
+from dask_slicer.preflight import Needs
 from dask_slicer.tasks import Target
 from dask_slicer.words import size
 
@@ -50,7 +51,12 @@ def executor(
     """
     target = target_of(plan.config, run_id=run_id)
     with workers(
-        plan.config, n_cases, peak_bytes=plan.peak_bytes, client=client, observer=observer
+        plan.config,
+        n_cases,
+        peak_bytes=plan.peak_bytes,
+        needs=_needs(plan),
+        client=client,
+        observer=observer,
     ) as found:
         if found is None:
             if plan.config.timeout is not None:
@@ -65,7 +71,13 @@ def executor(
 
 @contextmanager
 def workers(
-    config: RunConfig, n_cases: int, *, peak_bytes: int, client: Client | None, observer: Observer
+    config: RunConfig,
+    n_cases: int,
+    *,
+    peak_bytes: int,
+    needs: Needs,
+    client: Client | None,
+    observer: Observer,
 ) -> Iterator[Client | None]:
     """Start workers, or connect to those of a scheduler, as a configuration says.
 
@@ -75,7 +87,9 @@ def workers(
     n_cases : int
         No more workers than that are started, and none for none.
     peak_bytes : int
-        Memory that the largest case takes.
+        Memory that a worker needs for the largest case.
+    needs : Needs
+        What is looked at before the first case, where workers are not of our own making.
     client : Client, optional
         Wins over the configuration.
     observer : Observer
@@ -86,21 +100,19 @@ def workers(
     Client or None
         None: in this process.
     """
-    remote = config.scheduler is not None or config.scheduler_file is not None
-    if n_cases == 0 or (config.num_workers == 0 and client is None and not remote):
+    is_remote = config.scheduler is not None or config.scheduler_file is not None
+    if n_cases == 0 or (config.num_workers == 0 and client is None and not is_remote):
         observer.connected("", "in this process")
         yield None
         return
-    from dask_slicer import cluster
+    from dask_slicer import cluster, preflight, remote
 
     with ExitStack() as stack:
+        is_ours = client is None and not is_remote
         if client is not None:
             where = "on the workers of the given client"
-        elif remote:
-            file = None if config.scheduler_file is None else str(config.scheduler_file)
-            client = stack.enter_context(
-                cluster.remote_client(address=config.scheduler, scheduler_file=file)
-            )
+        elif is_remote:
+            client = stack.enter_context(remote.remote_client(config, observer))
             where = f"on {cluster.n_threads(client)} threads of {cluster.address(client)}"
         else:
             n_workers = _n_workers(config, n_cases, peak_bytes, observer)
@@ -115,11 +127,29 @@ def workers(
             where = f"on {n_workers} worker{'s' if n_workers > 1 else ''}"
         hidden = config.dashboard_address == "none"
         observer.connected("" if hidden else cluster.dashboard_link(client), where)
-        if remote and config.num_workers != RunConfig.model_fields["num_workers"].default:
+        if is_remote and config.num_workers != RunConfig.model_fields["num_workers"].default:
             observer.note("--num_workers is ignored: the scheduler has its own workers")
+        if is_ours and config.upload_code:
+            observer.note("--upload_code has no effect: workers on this machine have this code")
+        if not is_ours:
+            if config.upload_code:
+                remote.send_package(client)
+            preflight.check(client, needs, observer.note, uploaded=config.upload_code)
         if config.performance_report is not None:
             stack.enter_context(cluster.performance_report(client, config.performance_report))
         yield client
+
+
+def _needs(plan: RunPlan) -> Needs:
+    cases = [case for case in plan.selected if case.problem is None]
+    peaks = [peak_bytes(case, plan.config) for case in cases]
+    return Needs(
+        output_dir=plan.config.output_dir,
+        input_file=cases[0].case.images[0] if cases else "",
+        least_bytes=min(peaks, default=0),
+        most_bytes=max(peaks, default=0),
+        timeout=plan.config.timeout,
+    )
 
 
 def check_report_place(path: Path | None) -> None:

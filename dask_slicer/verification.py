@@ -42,6 +42,7 @@ from dask_slicer.output import (
 )
 from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan
+from dask_slicer.preflight import Needs
 from dask_slicer.tasks import Target, load_case, slice_case
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def verify(
             "scheduler_file": None if scheduler_file is None else Path(scheduler_file).absolute(),
             "dashboard_address": dashboard_address,
             "performance_report": None,
+            "cluster": None,
         }
     )
     with ExitStack() as stack:
@@ -149,6 +151,7 @@ def verify(
                 config,
                 len(records),
                 peak_bytes=max((record.n_bytes for record in records), default=0),
+                needs=Needs(output_dir=output.path),
                 client=client,
                 observer=observer or Observer(),
             )

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +90,9 @@ class Scheduler:
     workers: list[subprocess.Popen[bytes]]
 
 
-def _python_m(*arguments: object, **environment: str) -> subprocess.Popen[bytes]:
+def _started(command: Sequence[object], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)],
+        [str(part) for part in command],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=os.environ | environment,
@@ -101,27 +101,54 @@ def _python_m(*arguments: object, **environment: str) -> subprocess.Popen[bytes]
 
 @contextmanager
 def _started_scheduler(
-    folder: Path, *, n_workers: int, memory_limit: str = "auto", **environment: str
+    folder: Path,
+    *,
+    n_workers: int,
+    memory_limit: str = "auto",
+    options: Sequence[object] = (),
+    everywhere: Mapping[str, str] | None = None,
+    host_of_workers: Sequence[object] = (),
+    **environment: str,
 ) -> Iterator[Scheduler]:
-    """Start a scheduler and workers, which have an environment of their own."""
+    """Start a scheduler and workers.
+
+    Parameters
+    ----------
+    folder : Path
+    n_workers : int
+    memory_limit : str
+        Of a worker.
+    options : sequence
+        For scheduler and workers, such as files of TLS.
+    everywhere : mapping
+        Environment of scheduler and workers.
+    host_of_workers : sequence
+        What the workers' commands begin with, to run elsewhere.
+    **environment : str
+        Environment of workers alone.
+    """
+    everywhere = dict(everywhere or {})
     file = folder / "scheduler.json"
-    processes = [
-        _python_m(
-            *("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0),
-            *("--no-dashboard", "--scheduler-file", file),
-        )
-    ]
+    host = "tls://127.0.0.1" if options else "127.0.0.1"
+    scheduler = (
+        *(sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", host, "--port", 0),
+        *("--dashboard-address", "127.0.0.1:0", "--no-dashboard", "--scheduler-file", file),
+    )
+    worker = (
+        *(*host_of_workers, sys.executable, "-m", "distributed.cli.dask_worker"),
+        *("--scheduler-file", file, "--host", host, "--nthreads", 1, "--no-dashboard"),
+        *("--dashboard-address", "127.0.0.1:0", "--memory-limit", memory_limit),
+    )
+    processes = [_started([*scheduler, *options], everywhere)]
     try:
         deadline = time.monotonic() + 60
         while not file.exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
         processes += [
-            _python_m(
-                *("distributed.cli.dask_worker", "--scheduler-file", file, "--host", "127.0.0.1"),
-                *("--nthreads", 1, "--no-dashboard", "--local-directory", folder / f"worker_{n}"),
-                *("--memory-limit", memory_limit),
-                **environment,
+            _started(
+                [*worker, "--local-directory", folder / f"worker_{n}", *options],
+                everywhere | environment,
             )
             for n in range(n_workers)
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -105,41 +104,3 @@ def test_a_running_scheduler_is_used_and_left_running(
     assert scheduler.address in result.stdout
     assert contents(tmp_path / "slices") == written_here
     assert scheduler.process.poll() is None
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["tcp://127.0.0.1:{free}", "not an address", "file", "folder"])
-def test_a_scheduler_that_does_not_answer_is_one_line(scans, tmp_path, invoke, where) -> None:
-    options = ["--scheduler", where.format(free=free_port())]
-    if where == "file":
-        (tmp_path / "scheduler.json").write_text("{")
-        options = ["--scheduler_file", tmp_path / "scheduler.json"]
-    elif where == "folder":
-        options = ["--scheduler_file", tmp_path]
-    output = tmp_path / "slices"
-    result = invoke("run", "--input_dir", scans, "--output_dir", output, *options)
-    assert result.exit_code in (1, 2)
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: ")
-    assert "scheduler" in line
-    assert not (output / ".dask_slicer.lock").exists()
-
-
-@pytest.mark.slow
-def test_a_scheduler_without_workers_is_one_line(
-    scans, tmp_path, invoke, started_scheduler
-) -> None:
-    with started_scheduler(tmp_path, n_workers=0) as lonely:
-        result = invoke(
-            *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices"),
-            *("--scheduler", lonely.address),
-        )
-    assert result.exit_code in (1, 2)
-    assert "has no workers" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
