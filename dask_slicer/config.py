@@ -5,68 +5,26 @@ One frozen model; the command line, YAML files and Python all build it, nothing 
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
+from pydantic import Field, model_validator
+
+from dask_slicer.fields import (
+    AbsolutePath,
+    Finite,
+    Frozen,
+    Integer,
+    NonNegative,
+    Ratio,
+    RegexWithGroup,
 )
-
-
-def _not_bool(value: Any) -> Any:
-    if isinstance(value, bool):  # Python takes true for 1
-        raise ValueError("must be a number")
-    return value
-
-
-Integer = Annotated[int, BeforeValidator(_not_bool)]
-NonNegative = Annotated[Integer, Field(ge=0)]
-Ratio = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, le=1)]
-Finite = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
+from dask_slicer.runsettings import RunSettings
 
 # 1 - 0.8 - 0.2 is not 0 in binary.
 _RATIO_SLACK = 1e-9
 
 
-def _absolute(path: Path) -> Path:
-    # Not resolve(): a symlinked data directory keeps the name by which its user knows it.
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError:
-        raise ValueError("names the home of a user who is not known") from None
-
-
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-
-
-def _regex_with_group(text: str) -> str:
-    try:
-        groups = re.compile(text).groups
-    except re.error as error:
-        raise ValueError(f"is not a regular expression: {error}") from None
-    if groups < 1:
-        raise ValueError("must have a group in parentheses, the patient")
-    return text
-
-
-def _address(text: str) -> str:
-    _, colon, port = text.rpartition(":")
-    if text != "none" and not (colon and port.isdecimal() and int(port) < 1 << 16):
-        raise ValueError("must be host:port, or none")
-    return text
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
-
-
-class SliceSettings(_Frozen):
+class SliceSettings(Frozen):
     """What a slice looks like: every setting that decides the bytes of a case's output."""
 
     format: Literal["npz", "zarr"] = Field(
@@ -108,8 +66,8 @@ class SliceSettings(_Frozen):
         0.0,
         description="Drop slices whose labelled share is below this; neighbours stay in windows.",
     )
-    compression_level: Annotated[Integer, Field(ge=0, le=9)] = Field(
-        1, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
+    compression_level: Integer = Field(
+        1, ge=0, le=9, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
     )
     compression: Literal["auto", "lz4", "zstd", "none"] = Field(
         "auto", description="zarr: auto is lz4 for integers, zstd for floats and labels."
@@ -129,14 +87,14 @@ class SliceSettings(_Frozen):
         return self
 
 
-class SplitSettings(_Frozen):
+class SplitSettings(Frozen):
     """How cases are divided into train, val and test."""
 
     train_ratio: Ratio = Field(0.8, description="Share of cases for training.")
     val_ratio: Ratio | None = Field(
         None, description="Share for validation; the rest is test. [default: min(0.1, 1 - train)]"
     )
-    group_regex: Annotated[str, AfterValidator(_regex_with_group)] | None = Field(
+    group_regex: RegexWithGroup | None = Field(
         None,
         description="Its first group, applied to the case id, is the patient; a patient is never "
         "in two splits.",
@@ -174,51 +132,6 @@ class SplitSettings(_Frozen):
         val = min(0.1, left) if self.val_ratio is None else self.val_ratio
         test = round(left - val, 9)
         return {"train": self.train_ratio, "val": val, "test": max(test, 0.0)}
-
-
-class RunSettings(_Frozen):
-    """How and where a run executes; nothing here changes the slices."""
-
-    num_workers: Annotated[Integer, Field(ge=-1)] = Field(
-        4, description="Worker processes; 0: in this process; -1: all CPUs this process may use."
-    )
-    scheduler: str | None = Field(
-        None, description="Address of a running Dask scheduler, such as tcp://host:8786."
-    )
-    scheduler_file: AbsolutePath | None = Field(
-        None, description="File in which a running Dask scheduler left its address."
-    )
-    dashboard_address: Annotated[str, AfterValidator(_address)] = Field(
-        "127.0.0.1:8787", description="Where the Dask dashboard listens; none turns it off."
-    )
-    fsync: bool = Field(False, description="Force every file to disk before its case is committed.")
-    retries: NonNegative = Field(
-        2,
-        description="How often a case is run again: failed I/O, a timeout, a worker that died.",
-    )
-    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="Seconds that a case may take on a worker before it is stopped."
-    )
-    fail_fast: bool = Field(False, description="Stop at the first failed case.")
-    performance_report: AbsolutePath | None = Field(
-        None, description="Write Dask's performance report (HTML) to this file."
-    )
-    log_file: AbsolutePath | None = Field(None, description="Write the log to this file.")
-    overwrite: bool = Field(
-        False, description="Start the output directory anew (only one that this tool wrote)."
-    )
-    prune: bool = Field(
-        False, description="Remove written cases that are no longer in the dataset."
-    )
-    only: tuple[str, ...] = Field(
-        (), description="Plan and split the whole dataset, then run these case ids."
-    )
-
-    @model_validator(mode="after")
-    def _one_scheduler(self) -> Self:
-        if self.scheduler is not None and self.scheduler_file is not None:
-            raise ValueError("scheduler and scheduler_file must not both be given")
-        return self
 
 
 class RunConfig(RunSettings, SplitSettings, SliceSettings):

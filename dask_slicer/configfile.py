@@ -18,7 +18,9 @@ from dask_slicer.words import nearest
 # Python refuses to print integers of 4,300 digits and more.
 _TOO_LARGE = 10**1000
 # Settings of one run: not written to OUT/config.yaml, so that running it again continues.
-_OF_ONE_RUN = {"overwrite", "prune", "only", "fail_fast", "log_file", "performance_report"}
+_OF_ONE_RUN = {
+    *("overwrite", "prune", "only", "shard", "fail_fast", "log_file", "performance_report"),
+}
 
 
 def build_config(

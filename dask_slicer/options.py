@@ -45,17 +45,22 @@ def _option(name: str, field: Any) -> click.Option:
     if annotation is bool:
         return click.Option([f"--{name}"], is_flag=True, default=None, help=text)
     if default not in (None, ()) and not field.is_required():
-        text += f" [default: {default}]"
+        text += f" [default: {_shown(default)}]"
     kind: Any = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(
         annotation, click.STRING
     )
     if get_origin(annotation) is Literal:
         kind = click.Choice(get_args(annotation))
     if get_origin(annotation) is tuple:
-        return click.Option(
-            [f"--{name}"], multiple=True, default=None, metavar="CASE_ID...", help=text
-        )
+        metavar = "CASE_ID..." if name == "only" else "TEXT"
+        return click.Option([f"--{name}"], multiple=True, default=None, metavar=metavar, help=text)
     return click.Option([f"--{name}"], type=kind, default=None, help=text)
+
+
+def _shown(default: object) -> object:
+    """Return a default as it would be typed."""
+    in_words = getattr(default, "human_readable", None)
+    return in_words(decimal=True, separator="").replace(".0", "") if in_words else default
 
 
 def _plain(annotation: Any) -> Any:

@@ -36,11 +36,13 @@ LAYERS = {
         "config",
         "configfile",
         "datasets",
+        "fields",
         "journal",
         "layouts",
         "lots",
         "manifest",
         "plans",
+        "runsettings",
     ],
     "bytes": [
         "checks",

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import ByteSize, ValidationError
 
 from dask_slicer.config import RunConfig, SplitSettings, changed_settings
 from dask_slicer.configfile import (
@@ -49,6 +49,23 @@ CHANGED = {
     "scheduler": "tcp://host:8786",
     "scheduler_file": Path("/scheduler.json"),
     "dashboard_address": "none",
+    "tls_ca": Path("/ca.pem"),
+    "tls_cert": Path("/client.pem"),
+    "tls_key": Path("/client.key"),
+    "wait_workers": 3,
+    "wait_timeout": 1.5,
+    "upload_code": True,
+    "cluster": "slurm",
+    "jobs": 8,
+    "cores": 2,
+    "memory": ByteSize(8_000_000_000),
+    "walltime": "2-12:00:00",
+    "queue": "long",
+    "account": "lab",
+    "job_extra": ("--qos=high", "--exclusive"),
+    "lifetime": 3000.0,
+    "interface": "ib0",
+    "shard": "2/3",
     "fsync": True,
     "retries": 0,
     "timeout": 60.0,
@@ -66,7 +83,10 @@ DECISIVE = [
     *("format", "label_dtype", "min_foreground", "compression_level"),
     *("train_ratio", "val_ratio", "group_regex", "seed"),
 ]
-OF_ONE_RUN = {"overwrite", "prune", "only", "fail_fast", "log_file", "performance_report"}
+OF_ONE_RUN = {
+    *("overwrite", "prune", "only", "shard", "fail_fast", "log_file", "performance_report"),
+}
+TLS = ("tls_ca", "tls_cert", "tls_key")
 
 
 def message_of(settings: dict[str, object]) -> str:
@@ -85,6 +105,7 @@ def test_the_table_of_changes_has_every_setting_that_may_be_changed() -> None:
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_setting_comes_back_from_yaml_unless_it_is_of_one_run(tmp_path, name) -> None:
     needed = {"splits": CHANGED["splits"]} if name == "fold" else {}
+    needed = {other: CHANGED[other] for other in TLS} if name in TLS else needed
     config = build_config(PLACES | needed | {name: CHANGED[name]})
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     again = build_config({}, base=tmp_path / "config.yaml")
@@ -237,6 +258,13 @@ def test_a_value_out_of_range_is_refused_with_field_rule_and_value(name, value, 
         ({"clip_min": 5, "clip_max": 5}, "clip_min must be less than clip_max, got 5 and 5"),
         ({"train_ratio": 0.8, "val_ratio": 0.3}, "must be 1 or less, got 1.1"),
         ({"scheduler": "a", "scheduler_file": "b"}, "must not both be given"),
+        ({"tls_ca": "a", "tls_key": "b"}, "go together, got no tls_cert"),
+        ({"cluster": "slurm", "scheduler": "a"}, "give it or a scheduler"),
+        ({"cluster": "condor"}, "cluster must be one of slurm, pbs, sge, lsf, got condor"),
+        ({"walltime": "90"}, "walltime must be HH:MM:SS, or D-HH:MM:SS, got 90"),
+        ({"shard": "4/3"}, "shard must be I/N, I from 1 to N, got 4/3"),
+        ({"shard": "0/3"}, "shard must be I/N"),
+        ({"shard": "1/3", "overwrite": True}, "overwrite concerns the whole output"),
         ({"windw_size": 1}, "there is no setting windw_size; did you mean window_size?"),
         ({"input_dir": None}, "input_dir is required: give --input_dir, or set it in"),
         ({"retries": -1, "seed": "x"}, "got x; retries must be 0 or more, got -1"),
