@@ -73,6 +73,18 @@ def agree(plan: RunPlan) -> Agreement:
     return found
 
 
+def check_agreement(plan: RunPlan) -> None:
+    """Raise if shares have agreed on something else; write nothing.
+
+    Raises
+    ------
+    OutputError
+    """
+    found = read_agreement(plan.config.output_dir)
+    if found is not None:
+        _check_equal(found, plan)
+
+
 def read_agreement(output_dir: Path) -> Agreement | None:
     """Return what shares agreed on, None where there are none that are not merged yet.
 

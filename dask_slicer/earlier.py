@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dask_slicer import output, stores
 from dask_slicer.errors import CaseError
@@ -41,6 +41,12 @@ class Earlier:
                 for record in history.committed
             )
         }
+
+    def restate(self, done: Collection[str], journal: Journal) -> None:
+        """Say again of cases that are written that they are, if a failure was the last word."""
+        for history in self._histories():
+            if history.case_id in done and history.failure is not None:
+                journal.append(replace(history.committed[0], at=0.0))
 
     def lost_by_overwriting(self) -> int:
         """Return how many cases are written that this plan would not write again."""

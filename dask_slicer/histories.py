@@ -19,21 +19,21 @@ from dask_slicer.journal import (
     CommittedCase,
     FailedCase,
     RemovedCase,
-    last_lines,
+    lines,
     read_line,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """The last record of a case in each journal that has one.
+    """What became of a case, time after time.
 
     Attributes
     ----------
     records : tuple of CaseRecord
-        The newest first; at least one.
+        All that shares wrote, the newest first, then the last one of the output's own journal.
     own : CaseRecord or None
-        That of the output's own journal, which is then the last of them.
+        That last one, if there is one.
     """
 
     records: tuple[CaseRecord, ...]
@@ -67,17 +67,18 @@ def histories(journals: Sequence[Path]) -> Iterator[History]:
     """
     places: defaultdict[str, list[_Place]] = defaultdict(list)
     for number, path in enumerate(journals):
-        for case_id, line in last_lines(path).items():
+        found = lines(path)
+        for case_id, line in found if number else dict(found).items():
             places[case_id].append(_Place(number > 0, line.at, number, line.offset))
-    newest_first = [sorted(found, reverse=True) for found in places.values()]
+    by_case = [sorted(ones, reverse=True) for ones in places.values()]
     # By journal: most cases are in one alone, which is then read from its start to its end.
-    newest_first.sort(key=lambda found: found[0][2:])
-    with closing(_Lines(journals)) as lines:
-        for found in newest_first:
-            records = [lines.read(place) for place in found]
+    by_case.sort(key=lambda ones: ones[0][2:])
+    with closing(_Reader(journals)) as reader:
+        for newest_first in by_case:
+            records = [reader.read(place) for place in newest_first]
             yield History(
                 records=tuple(record for record in records if record is not None),
-                own=None if found[-1].is_of_share else records[-1],
+                own=None if newest_first[-1].is_of_share else records[-1],
             )
 
 
@@ -90,7 +91,7 @@ class _Place(NamedTuple):
     offset: int
 
 
-class _Lines:
+class _Reader:
     """Reads lines of several journals, of which one is open at a time."""
 
     def __init__(self, journals: Sequence[Path]) -> None:

@@ -132,7 +132,7 @@ def last_records(path: Path) -> Iterator[CaseRecord]:
     ------
     CaseRecord
     """
-    last = last_lines(path)
+    last = dict(lines(path))
     if not last:
         return
     with path.open("rb") as file:
@@ -143,23 +143,22 @@ def last_records(path: Path) -> Iterator[CaseRecord]:
 
 
 class Line(NamedTuple):
-    """Where the last line of a case is in a journal, and when it was written."""
+    """Where a line is in a journal, and when it was written."""
 
     offset: int
     at: float
 
 
-def last_lines(path: Path) -> dict[str, Line]:
-    """Return the last line of every case; there need be no journal."""
-    last: dict[str, Line] = {}
-    offset = 0
+def lines(path: Path) -> Iterator[tuple[str, Line]]:
+    """Yield the case id and place of every line that is whole; there need be no journal."""
+    offset, at = 0, 0.0
     with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             record = _parse(line)
             if record is not None:
-                last[record.case_id] = Line(offset, record.at)
+                at = max(at, record.at)  # a clock may be set back, a journal only grows
+                yield record.case_id, Line(offset, at)
             offset += len(line)
-    return last
 
 
 def read_line(journal: BinaryIO, offset: int) -> CaseRecord | None:

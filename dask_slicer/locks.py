@@ -38,7 +38,7 @@ def locked(output_dir: Path, share: Share | None = None) -> Iterator[list[str]]:
     lock = output_dir / files_of(share).lock
     try:
         _check_others(output_dir, share)  # one that is refused anyway disturbs nobody
-        notes = _take(lock)
+        notes = _take(lock, "another run" + ("" if share is None else f" of share {share}"))
     except OSError as error:
         raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
     try:
@@ -122,7 +122,7 @@ def _check_shares(output_dir: Path, shares: list[Share]) -> None:
         )
 
 
-def _take(lock: Path) -> list[str]:
+def _take(lock: Path, rival: str) -> list[str]:
     notes: list[str] = []
     holder = f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
     for number in range(_TRIES):
@@ -137,7 +137,7 @@ def _take(lock: Path) -> list[str]:
             if found == _GONE:
                 continue
             if _is_alive(found):
-                raise _in_use(lock.parent, "another run", found, lock.name) from None
+                raise _in_use(lock.parent, rival, found, lock.name) from None
             if notes:
                 break
             notes = [f"took over the lock of a run that died ({_who(found)})"]

@@ -106,7 +106,7 @@ def take_over(output_dir: Path) -> list[FailedCase]:
     Returns
     -------
     list of FailedCase
-        Of cases that stand as they were written before: they could not be made anew.
+        Of cases that stand as they were written before: their scans were out of reach.
     """
     if not journals_of_shares(output_dir):
         return []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dask_slicer import interrupts, output, stores
-from dask_slicer.agreement import Agreement, agree
+from dask_slicer.agreement import Agreement, agree, check_agreement
 from dask_slicer.config import RunConfig
 from dask_slicer.earlier import Earlier
 from dask_slicer.errors import (
@@ -130,6 +130,8 @@ class _Run:
 
     def _settle_and_run(self) -> None:
         config = self.plan.config
+        if self.share is not None:
+            check_agreement(self.plan)
         done = set() if config.overwrite else self.earlier.done()
         todo = [case for case in self.plan.selected if case.case_id not in done]
         self.n_skipped = len(self.plan.selected) - len(todo)
@@ -146,6 +148,8 @@ class _Run:
             self._start(agreed)
             path = config.output_dir / files_of(self.share).journal
             with Journal(path, fsync=config.fsync) as journal:
+                if self.share is not None:
+                    self.earlier.restate(done, journal)
                 self.out_of_reach = self.earlier.out_of_reach(todo)
                 gone = {case.case_id for case in todo} - self.out_of_reach
                 stuck = self.earlier.clear_away(gone, journal, self.observer)
@@ -181,7 +185,7 @@ class _Run:
         without_room: list[CasePlan] = []
         for case in todo:
             if case.problem is not None:
-                if case.case_id in self.out_of_reach:
+                if case.case_id in self.out_of_reach and self.share is None:
                     self.unjournaled.append(case.problem)  # what was written still counts
                     self.observer.ended(case.problem)
                 else:
