@@ -96,7 +96,7 @@ def read_agreement(output_dir: Path) -> Agreement | None:
     path = output_dir / AGREEMENT
     for number in range(_TRIES):
         try:
-            return _understood(json.loads(path.read_text(encoding="utf-8")))
+            return _understood(json.loads(path.read_text(encoding="utf-8")), output_dir)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, ConfigError) as error:
@@ -108,9 +108,9 @@ def read_agreement(output_dir: Path) -> Agreement | None:
     return None
 
 
-def _understood(said: dict[str, Any]) -> Agreement:
+def _understood(said: dict[str, Any], output_dir: Path) -> Agreement:
     return Agreement(
-        config=build_config({}, base=said["config"]),
+        config=build_config({"output_dir": output_dir}, base=said["config"]),  # wherever it is now
         cases=tuple(said["cases"]),
         splits=dict(said["splits"]),
         n_modalities=int(said["n_modalities"]),

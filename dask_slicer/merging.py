@@ -70,9 +70,7 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
         for note in notes:
             (observer or Observer()).note(note)
         agreed = read_agreement(path)
-        config = (output.own_config(path) if agreed is None else agreed.config).model_copy(
-            update={"output_dir": path}
-        )
+        config = output.own_config(path) if agreed is None else agreed.config
         planned = output.existing_splits(path) if agreed is None else agreed.cases
         n_journals = len(journals_of_shares(path))
         failures = take_over(path)
@@ -111,6 +109,7 @@ def take_over(output_dir: Path) -> list[FailedCase]:
     if not journals_of_shares(output_dir):
         return []
     failures = []
+    stores.look_afresh(output_dir)
     on_disk = stores.find_entries(output_dir)
     with Journal(output_dir / output.JOURNAL) as journal:
         for history in histories(journals(output_dir)):

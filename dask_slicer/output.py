@@ -76,8 +76,6 @@ def existing_config(output_dir: Path) -> RunConfig | None:
         If the directory holds things that this tool did not write.
     """
     names = _names(output_dir)
-    if CONFIG not in names and (output_dir / CONFIG).exists():
-        names = _names(output_dir)  # a run marked it as its own while they were being listed
     if CONFIG in names:
         text = (output_dir / CONFIG).read_bytes()
         if not text.startswith(_MARK_START):
@@ -98,6 +96,8 @@ def existing_config(output_dir: Path) -> RunConfig | None:
                 f"output_dir {output_dir} was not made by this tool or version: {error}"
             ) from None
     foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
+    if foreign and (output_dir / CONFIG).exists():
+        return existing_config(output_dir)  # marked as ours while its names were being listed
     if foreign:
         raise OutputError(
             f"output_dir {output_dir} holds files of others ({foreign[0]}"

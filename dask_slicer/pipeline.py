@@ -75,7 +75,7 @@ def run(
         if share is None and not config.overwrite and journals_of_shares(config.output_dir):
             take_over(config.output_dir)
             forget_shares(config.output_dir)
-            notes.append("took over what shares wrote that were not merged yet")
+            notes.append("took over what shares wrote and was not merged yet")
         plan = make_plan(config)
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))

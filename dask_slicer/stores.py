@@ -104,6 +104,20 @@ def find_entries(output_dir: Path, of: Collection[str] | None = None) -> dict[st
     return dict(found)
 
 
+def look_afresh(output_dir: Path) -> None:
+    """See to it that `find_entries` finds what other machines have just written.
+
+    An NFS client lists a directory from memory, for up to a minute, unless it has changed the
+    directory itself and learned thereby that others have, too.
+    """
+    for split in SPLITS:
+        for folder in (output_dir / split, output_dir / ZARR / split):
+            probe = folder / f"{TEMPORARY}.{uuid.uuid4().hex[:8]}"
+            with suppress(OSError):  # most are not there
+                probe.touch()
+                probe.unlink()
+
+
 def entries_of(case: CasePlan, settings: SliceSettings) -> list[str]:
     """Return what a case may have put into its place, relative to the output."""
     place = place_of(case, settings).as_posix()

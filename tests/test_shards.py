@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_slicer
-from dask_slicer import merging, output
+from dask_slicer import locks, merging, output
 from dask_slicer.agreement import agree
 from dask_slicer.errors import OutputError
 from dask_slicer.histories import histories
@@ -429,6 +429,32 @@ def test_a_refused_share_leaves_no_lock_behind(output_dir) -> None:
     assert not output_dir.exists()
 
 
+def test_a_new_directory_that_another_takes_away_again_is_made_again(
+    monkeypatch, output_dir
+) -> None:
+    taken_away = []
+    write_first = locks.write_first
+
+    def after_another(path: Path, text: str) -> None:
+        if not taken_away:  # what comes to nothing removes the directory that it has made
+            taken_away.append(output_dir.rmdir())
+        write_first(path, text)
+
+    monkeypatch.setattr(locks, "write_first", after_another)
+    with locked(output_dir, Share(1, 2)):
+        assert [path.name for path in output_dir.iterdir()] == [".dask_slicer.1of2.lock"]
+    assert taken_away
+
+
+def test_a_directory_that_is_marked_as_ours_while_it_is_listed_is_ours(
+    shares, monkeypatch, output_dir
+) -> None:
+    shares("1/2")
+    listed = iter([["splits.json"], ["config.yaml", "splits.json"]])
+    monkeypatch.setattr(output, "_names", lambda _: next(listed))
+    assert output.existing_config(output_dir) is not None
+
+
 # -- shares that do not agree ----------------------------------------------------------------------
 
 
@@ -582,6 +608,18 @@ def test_an_output_may_be_moved_before_it_is_merged(shares, whole, invoke, outpu
     moved = output_dir.rename(output_dir.with_name("moved"))
     assert invoke("merge", moved).exit_code == 0
     assert_same(moved, whole())
+
+
+def test_an_output_may_be_moved_between_two_shares(
+    shares, whole, invoke, dataset_of_seven, output_dir
+) -> None:
+    shares("1/2")
+    moved = output_dir.rename(output_dir.with_name("moved"))
+    assert invoke(*command(dataset_of_seven, moved), "--shard", "2/2").exit_code == 0
+    assert not output_dir.exists()
+    assert invoke("merge", moved).exit_code == 0
+    assert_same(moved, whole())
+    assert f"output_dir: {moved}\n" in (moved / "config.yaml").read_text()
 
 
 def test_files_that_have_gone_since_are_not_merged(shares, whole, invoke, output_dir) -> None:
@@ -753,7 +791,6 @@ def assert_same(made: Path, expected: Path) -> None:
     assert contents.keys() == wanted.keys()
     assert [name for name in contents if contents[name] != wanted[name]] == []
     assert summary(made) == summary(expected)
-    # `merge` leaves of a directory that was moved what says where it was.
     assert settings(made) == settings(expected)
     assert sorted(path.name for path in made.iterdir()) == sorted(
         path.name for path in expected.iterdir()
