@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from dask_slicer import output, stores
 from dask_slicer.errors import CaseError
@@ -18,6 +18,15 @@ from dask_slicer.words import count, some
 _OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
 
 
+def out_of_reach(todo: Iterable[CasePlan], known: Mapping[str, bool]) -> set[str]:
+    """Return the cases that are written, and whose scans cannot be read at present."""
+    return {
+        case.case_id
+        for case in todo
+        if known.get(case.case_id) and case.problem and case.problem.kind in _OUT_OF_REACH
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Earlier:
     """The output that a run, or a share of one, goes into.
@@ -28,25 +37,30 @@ class Earlier:
     plan: RunPlan
     share: Share | None
 
-    def done(self) -> set[str]:
-        """Return the cases that are written as this plan would write them, by whomever."""
+    def done(self) -> dict[str, CommittedCase | None]:
+        """Return the cases that are written as this plan would write them, by whomever.
+
+        With the record that is to be said again, where a failure was the last word.
+        """
         planned = {case.case_id: case for case in self.plan.selected}
         on_disk = self._on_disk()
-        return {
-            history.case_id
-            for history in self._histories()
-            if history.case_id in planned
-            and any(
-                self._stands(record, planned[record.case_id], on_disk.get(record.case_id, {}))
-                for record in history.committed
-            )
-        }
-
-    def restate(self, done: Collection[str], journal: Journal) -> None:
-        """Say again of cases that are written that they are, if a failure was the last word."""
+        done: dict[str, CommittedCase | None] = {}
         for history in self._histories():
-            if history.case_id in done and history.failure is not None:
-                journal.append(replace(history.committed[0], at=0.0))
+            if (case := planned.get(history.case_id)) is None:
+                continue
+            for record in history.committed:
+                if self._stands(record, case, on_disk.get(case.case_id, {})):
+                    done[case.case_id] = None if history.failure is None else record
+                    break
+        return done
+
+    def known(self) -> dict[str, bool]:
+        """Return of which cases the journals know, and whether these are written."""
+        return {
+            history.case_id: bool(history.committed)
+            for history in self._histories()
+            if not isinstance(history.records[0], RemovedCase)
+        }
 
     def lost_by_overwriting(self) -> int:
         """Return how many cases are written that this plan would not write again."""
@@ -56,17 +70,12 @@ class Earlier:
             for history in self._histories()
         )
 
-    def out_of_reach(self, todo: Iterable[CasePlan]) -> set[str]:
-        """Return the cases that are written, and whose scans cannot be read at present."""
-        committed = {history.case_id for history in self._histories() if history.committed}
-        return {
-            case.case_id
-            for case in todo
-            if case.case_id in committed and case.problem and case.problem.kind in _OUT_OF_REACH
-        }
-
     def clear_away(
-        self, gone: Collection[str], journal: Journal, observer: Observer
+        self,
+        gone: Collection[str],
+        known: Mapping[str, bool],
+        journal: Journal,
+        observer: Observer,
     ) -> dict[str, CaseError]:
         """Take away what is to be written anew; note, or prune, what is no longer planned.
 
@@ -74,6 +83,8 @@ class Earlier:
         ----------
         gone : collection of str
             The cases to be written anew.
+        known : mapping of case id to bool
+            See `known`.
         journal : Journal
             Is told of what was committed of them.
         observer : Observer
@@ -84,11 +95,6 @@ class Earlier:
             Why something could not be taken away.
         """
         planned = {case.case_id for case in self.plan.cases}
-        known = {
-            history.case_id: bool(history.committed)
-            for history in self._histories()
-            if not isinstance(history.records[0], RemovedCase)
-        }
         committed = {case_id for case_id, is_committed in known.items() if is_committed}
         on_disk = self._on_disk()
         gone = set(gone)
@@ -98,7 +104,10 @@ class Earlier:
             gone |= set(left_over) | (on_disk.keys() - planned)
             observer.note(f"removed {count(len(left_over), 'case')} not in the dataset")
         elif left_over and self.share is None:
-            observer.note(_kept(left_over))
+            observer.note(
+                f"{count(len(left_over), 'case')} of earlier runs not in this dataset: "
+                f"{some(left_over)}; kept, --prune removes them"
+            )
         forgotten = gone & committed
         if self.plan.config.prune:
             forgotten |= known.keys() - planned  # that it failed, too
@@ -139,10 +148,3 @@ class Earlier:
         ):
             return False
         return stores.is_whole(self.plan.config.output_dir, record, entries)
-
-
-def _kept(left_over: Sequence[str]) -> str:
-    return (
-        f"{count(len(left_over), 'case')} of earlier runs not in this dataset: "
-        f"{some(left_over)}; kept, --prune removes them"
-    )

@@ -9,13 +9,13 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dask_slicer import interrupts, output, stores
 from dask_slicer.agreement import Agreement, agree, check_agreement
 from dask_slicer.config import RunConfig
-from dask_slicer.earlier import Earlier
+from dask_slicer.earlier import Earlier, out_of_reach
 from dask_slicer.errors import (
     CaseError,
     DatasetError,
@@ -132,7 +132,7 @@ class _Run:
         config = self.plan.config
         if self.share is not None:
             check_agreement(self.plan)
-        done = set() if config.overwrite else self.earlier.done()
+        done = {} if config.overwrite else self.earlier.done()
         todo = [case for case in self.plan.selected if case.case_id not in done]
         self.n_skipped = len(self.plan.selected) - len(todo)
         queue = deque(case for case in todo if case.problem is None)
@@ -148,11 +148,12 @@ class _Run:
             self._start(agreed)
             path = config.output_dir / files_of(self.share).journal
             with Journal(path, fsync=config.fsync) as journal:
-                if self.share is not None:
-                    self.earlier.restate(done, journal)
-                self.out_of_reach = self.earlier.out_of_reach(todo)
+                for record in filter(None, done.values()):
+                    journal.append(replace(record, at=0.0))
+                known = self.earlier.known()
+                self.out_of_reach = out_of_reach(todo, known)
                 gone = {case.case_id for case in todo} - self.out_of_reach
-                stuck = self.earlier.clear_away(gone, journal, self.observer)
+                stuck = self.earlier.clear_away(gone, known, journal, self.observer)
                 self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
                 self._run_cases(todo, queue, stuck, execute, journal)
 
