@@ -18,10 +18,11 @@ from dask_slicer.errors import CaseError, as_case_error
 from dask_slicer.journal import CommittedCase
 from dask_slicer.output import SPLITS_FILE, SUMMARY
 from dask_slicer.readers import CaseReader, NpzReader, ZarrReader
+from dask_slicer.shares import temporaries
 from dask_slicer.slices_csv import COLUMNS, INDEX, index_lines, index_rows
 from dask_slicer.splits import SPLITS
 from dask_slicer.store_npz import slice_name
-from dask_slicer.stores import TEMPORARY, ZARR
+from dask_slicer.stores import ZARR
 from dask_slicer.summary import Tally, dataset_info
 
 _GROUP_METADATA = {"zarr.json", *(f"{split}/zarr.json" for split in SPLITS)}
@@ -307,15 +308,16 @@ def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Find
             slice_name(record.case_id, one.slice_index, record.shape[1]) for one in record.slices
         ]
         known.update(f"{folder}/{name}" for name in names)
-    for top in (*SPLITS, ZARR, TEMPORARY):
-        for path in sorted((output_dir / top).rglob("*")):
+    places = [*(output_dir / top for top in (*SPLITS, ZARR)), *temporaries(output_dir)]
+    for top in places:
+        for path in sorted(top.rglob("*")):
             name = _relative(path, output_dir)
             if not path.is_dir() and name not in known:
                 _, _, case_id, *_ = (*Path(name).parts, "", "", "")
                 yield Finding(
                     path=name,
                     message="is nothing that the journal has; remove it",
-                    case_id=case_id if top == ZARR and case_id in cases else "",
+                    case_id=case_id if top.name == ZARR and case_id in cases else "",
                     is_damage=False,
                     is_stray=True,
                 )

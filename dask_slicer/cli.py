@@ -89,6 +89,23 @@ def run(
     ctx.exit(1 if report.remaining else 0)
 
 
+@main.command()
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@verbosity_options
+@click.pass_context
+def merge(ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool) -> None:
+    """Put together what the shares of a run (--shard) wrote, once all of them are done."""
+    ctx.meta["verbose"] = verbose
+    _log(verbose, None)
+    from dask_slicer.display import MergeDisplay
+    from dask_slicer.merging import merge as merge_output
+
+    with MergeDisplay(_console(), quiet=quiet) as display, heard_once():
+        report = merge_output(output_dir, observer=display)
+        display.merged(report)
+    ctx.exit(1 if report.failures or report.missing else 0)
+
+
 @main.command(cls=ConfigCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @verbosity_options
@@ -229,6 +246,8 @@ def benchmark(
         options["input_dir"] = Path(options["output_dir"], PHANTOMS)
     numbers = None if workers is None else _numbers(workers)
     config = build_config_of(options, more_cases)
+    if config.shard is not None:
+        raise UsageError("benchmark measures whole runs; leave --shard out")
     _log(verbose, config.log_file)
     console = _console()
     with heard_once():

@@ -5,6 +5,7 @@ One frozen model; the command line, YAML files and Python all build it, nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -183,8 +184,10 @@ _FIXED = (
 )
 
 
-def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
+def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()) -> list[str]:
     """Return what an output directory was made with and what is now asked for, where they differ.
+
+    Of settings that it keeps for life, and others that are named.
 
     Examples
     --------
@@ -192,14 +195,15 @@ def changed_settings(old: RunConfig, new: RunConfig) -> list[str]:
     >>> changed_settings(old, old.model_copy(update={"window_size": 1}))
     ['window_size was 2, is now 1']
     """
-    before = {name: getattr(old, name) for name in _FIXED} | {"val_ratio": old.ratios()["val"]}
-    after = {name: getattr(new, name) for name in _FIXED} | {"val_ratio": new.ratios()["val"]}
-    fixed = set(_FIXED)
+    names = (*_FIXED, *also)
+    before = {name: getattr(old, name) for name in names} | {"val_ratio": old.ratios()["val"]}
+    after = {name: getattr(new, name) for name in names} | {"val_ratio": new.ratios()["val"]}
+    fixed = set(names)
     if old.format == new.format:
         fixed.discard(OF_ANOTHER_FORMAT[new.format])
     return [
         f"{name} was {in_a_word(before[name])}, is now {in_a_word(after[name])}"
-        for name in _FIXED
+        for name in names
         if name in fixed and before[name] != after[name]
     ]
 

@@ -59,10 +59,15 @@ def build_config(
 
 def to_yaml(config: RunConfig) -> str:
     """Return the configuration as YAML that `run --config` takes, without settings of one run."""
-    settings = config.model_dump(mode="json", exclude=_OF_ONE_RUN, exclude_none=True)
+    settings = lasting_settings(config)
     # YAML takes NEL for the end of a line, and PyYAML does not quote it.
     readable = "\x85" not in json.dumps(settings, ensure_ascii=False)
     return yaml.safe_dump(settings, sort_keys=True, allow_unicode=readable)
+
+
+def lasting_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings, as JSON has them, that are not those of one run."""
+    return config.model_dump(mode="json", exclude=_OF_ONE_RUN, exclude_none=True)
 
 
 def json_schema() -> str:

@@ -22,10 +22,11 @@ from rich.progress import (
 from dask_slicer.checks import Finding
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.merging import MergeReport
 from dask_slicer.plans import RunPlan
 from dask_slicer.report import failure_line, plan_lines
 from dask_slicer.verification import VerifyReport
-from dask_slicer.words import count, duration, size
+from dask_slicer.words import count, duration, size, some
 
 # Between two lines of progress where there is no terminal to draw a bar on, in seconds.
 _LINE_EVERY = 10.0
@@ -153,7 +154,8 @@ class RunDisplay(_Display):
         for line in plan_lines(plan):
             self._say(line)
         already = f", {skipped} written already" if skipped else ""
-        self._say(f"Run: {count(todo, 'case')} {self._where}{already}")
+        of = f" of share {plan.config.shard}" if plan.config.shard else ""
+        self._say(f"Run: {count(todo, 'case')}{of} {self._where}{already}")
         self._start_progress(todo)
 
     def ended(self, record: CommittedCase | FailedCase) -> None:
@@ -179,7 +181,18 @@ class RunDisplay(_Display):
             for failure in report.failures[:_MOST_FAILURES]:
                 self._print(f"Failed: {failure_line(failure)}")
             if more := len(report.failures[_MOST_FAILURES:]):
-                self._print(f"Failed: {more} more, see {report.output_dir}/failures.csv")
+                self._print(f"Failed: {more} more{_where_failures_are(report)}")
+
+
+class MergeDisplay(_Display):
+    """Shows what shares came to."""
+
+    def merged(self, report: MergeReport) -> None:
+        """Print what there is, what failed and why, and what is missing."""
+        first, *wrong = merge_lines(report)
+        self._say(first)
+        for line in wrong:
+            self._print(line)
 
 
 class VerifyDisplay(_Display):
@@ -233,7 +246,10 @@ def report_lines(report: RunReport) -> list[str]:
     rate = report.n_slices / max(report.elapsed_seconds, 1e-9)
     if not report.n_committed and not report.remaining:
         done = count(report.n_skipped, "case")
-        return [f"Nothing to do. Skipped {done} written by earlier runs to {report.output_dir}"]
+        lines = [f"Nothing to do. Skipped {done} written by earlier runs to {report.output_dir}"]
+        if report.share and not report.n_skipped:
+            lines = [f"Nothing to do. No case falls to share {report.share}"]
+        return lines + _what_merges(report)
     lines.append(
         f"Wrote {count(report.n_slices, 'slice')} of {count(report.n_committed, 'case')} "
         f"({size(report.n_bytes)}) in {duration(report.elapsed_seconds)}, {rate:.0f} slices/s, "
@@ -241,17 +257,52 @@ def report_lines(report: RunReport) -> list[str]:
     )
     if report.n_skipped:
         lines.append(f"Skipped {count(report.n_skipped, 'case')} written by earlier runs")
-    if report.failures:
-        kinds = Counter(failure.kind for failure in report.failures)
-        shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        lines.append(
-            f"{count(len(report.failures), 'case')} failed ({shown}), see "
-            f"{report.output_dir}/failures.csv:"
-        )
-        lines += [f"  {failure_line(failure)}" for failure in report.failures[:_MOST_FAILURES]]
-        if len(report.failures) > _MOST_FAILURES:
-            lines.append(f"  … and {len(report.failures) - _MOST_FAILURES} more")
+    lines += _failure_lines(report.failures, _where_failures_are(report))
     left = report.remaining - len(report.failures)
     if left > 0 and not report.interrupted:
         lines.append(f"{count(left, 'case')} not done; the same command continues")
+    return lines + ([] if report.interrupted else _what_merges(report))
+
+
+def merge_lines(report: MergeReport) -> list[str]:
+    """Return what a merge came to in a few lines."""
+    merged = (
+        f"Merged {count(report.n_journals, 'share')}"
+        if report.n_journals
+        else ("No share was left to merge; wrote index and summary again")
+    )
+    lines = [
+        f"{merged}: {count(report.n_slices, 'slice')} of {count(report.n_cases, 'case')} "
+        f"({size(report.n_bytes)}) in {report.output_dir}"
+    ]
+    lines += _failure_lines(report.failures, f", see {report.output_dir}/failures.csv")
+    if report.missing:
+        lines.append(
+            f"{count(len(report.missing), 'case')} in no share's journal: {some(report.missing)}; "
+            "run the missing shares, or the same command without --shard"
+        )
     return lines
+
+
+def _failure_lines(failures: Sequence[FailedCase], where: str) -> list[str]:
+    if not failures:
+        return []
+    kinds = Counter(failure.kind for failure in failures)
+    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    lines = [f"{count(len(failures), 'case')} failed ({shown}){where}:"]
+    lines += [f"  {failure_line(failure)}" for failure in failures[:_MOST_FAILURES]]
+    if len(failures) > _MOST_FAILURES:
+        lines.append(f"  … and {len(failures) - _MOST_FAILURES} more")
+    return lines
+
+
+def _where_failures_are(report: RunReport) -> str:
+    """Return the end of a line about failures; those of shares are listed when they are merged."""
+    return "" if report.share else f", see {report.output_dir}/failures.csv"
+
+
+def _what_merges(report: RunReport) -> list[str]:
+    if not report.share:
+        return []
+    n_shares = report.share.partition("/")[2]
+    return [f"Once all {n_shares} shares are done: dask-slicer merge {report.output_dir}"]

@@ -24,6 +24,8 @@ class RunReport:
     failures : tuple of FailedCase
     elapsed_seconds : float
     interrupted : bool
+    share : str
+        Which of how many; empty for a run of the whole.
     """
 
     output_dir: str
@@ -35,6 +37,7 @@ class RunReport:
     failures: tuple[FailedCase, ...]
     elapsed_seconds: float
     interrupted: bool = False
+    share: str = ""
 
 
 class Observer:

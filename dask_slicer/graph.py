@@ -12,6 +12,7 @@ from dask.delayed import Delayed, delayed
 from dask_slicer.config import RunConfig
 from dask_slicer.lots import Lot
 from dask_slicer.plans import CasePlan, RunPlan
+from dask_slicer.shares import files_of, share_of
 from dask_slicer.tasks import (
     Target,
     load_case,
@@ -30,6 +31,7 @@ def target_of(config: RunConfig, *, run_id: str = "") -> Target:
         settings=config.slice_settings,
         run_id=run_id,
         fsync=config.fsync,
+        temporary=files_of(share_of(config.shard)).temporary,
     )
 
 

@@ -7,11 +7,13 @@ line that was torn by a crash is as if it had never been written: its case is ru
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, BinaryIO, Literal, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -60,6 +62,8 @@ class CommittedCase:
     seconds : dict of step to float
     files : tuple of WrittenFile
         Those of a case that is a directory; empty where each slice is a file.
+    at : float
+        When its line was written, in seconds since 1970; 0 in lines of earlier versions.
     """
 
     case_id: str
@@ -73,6 +77,7 @@ class CommittedCase:
     files: tuple[WrittenFile, ...] = ()
     group: str = ""
     run_id: str = ""
+    at: float = field(default=0.0, compare=False)
     status: Literal["committed"] = "committed"
 
     @property
@@ -90,6 +95,7 @@ class FailedCase:
     kind: str
     message: str
     details: str = ""
+    at: float = field(default=0.0, compare=False)
     status: Literal["failed"] = "failed"
 
     def __post_init__(self) -> None:
@@ -104,6 +110,7 @@ class RemovedCase:
     """A case whose files were taken away: on request, or to be written anew."""
 
     case_id: str
+    at: float = field(default=0.0, compare=False)
     status: Literal["removed"] = "removed"
 
 
@@ -125,23 +132,39 @@ def last_records(path: Path) -> Iterator[CaseRecord]:
     ------
     CaseRecord
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
+    last = dict(lines(path))
+    if not last:
         return
-    with file:
-        last: dict[str, int] = {}
-        offset = 0
+    with path.open("rb") as file:
+        for case_id in sorted(last):
+            record = read_line(file, last[case_id].offset)
+            if record is not None:
+                yield record
+
+
+class Line(NamedTuple):
+    """Where a line is in a journal, and when it was written."""
+
+    offset: int
+    at: float
+
+
+def lines(path: Path) -> Iterator[tuple[str, Line]]:
+    """Yield the case id and place of every line that is whole; there need be no journal."""
+    offset, at = 0, 0.0
+    with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             record = _parse(line)
             if record is not None:
-                last[record.case_id] = offset
+                at = max(at, record.at)  # a clock may be set back, a journal only grows
+                yield record.case_id, Line(offset, at)
             offset += len(line)
-        for case_id in sorted(last):
-            file.seek(last[case_id])
-            record = _parse(file.readline())
-            if record is not None:
-                yield record
+
+
+def read_line(journal: BinaryIO, offset: int) -> CaseRecord | None:
+    """Return the record in a line of a journal."""
+    journal.seek(offset)
+    return _parse(journal.readline())
 
 
 def _parse(line: bytes) -> CaseRecord | None:
@@ -184,6 +207,8 @@ class Journal:
         OSError
             The journal is then as it was before.
         """
+        if not record.at:
+            record = replace(record, at=round(time.time(), 3))
         before = self._file.seek(0, os.SEEK_END)  # whatever became of the line before
         left = _LINE.dump_json(record) + b"\n"
         try:
@@ -194,6 +219,10 @@ class Journal:
         except OSError:
             self._file.truncate(before)
             raise
+
+    def sync(self) -> None:
+        """Force to disk what was written."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self

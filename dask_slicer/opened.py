@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError, OutputError, UsageError
 from dask_slicer.index import SliceIndex, read_index
-from dask_slicer.output import (
-    CONFIG,
-    FAILURES,
-    SUMMARY,
-    existing_config,
-    existing_splits,
-)
+from dask_slicer.output import FAILURES, SUMMARY, check_merged, existing_splits, own_config
 from dask_slicer.readers import NpzReader, ZarrReader, damage
 from dask_slicer.words import count, nearest
 
@@ -190,17 +184,11 @@ def open_output(output_dir: str | Path) -> Output:
     Raises
     ------
     OutputError
-        If it is not ours, or written by a newer version.
+        If it is not ours, written by a newer version, or by shares that are not merged yet.
     """
     path = Path(output_dir).absolute()
-    if not (path / CONFIG).exists():
-        raise OutputError(
-            f"{path} is not an output of dask-slicer: it has no {CONFIG}"
-            + ("" if path.is_dir() else " (there is no such directory)")
-        )
-    config = existing_config(path)
-    if config is None:  # gone in this moment
-        raise OutputError(f"{path} is not an output of dask-slicer")
+    config = own_config(path)
+    check_merged(path)
     return Output(path, config)
 
 

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import shutil
-import socket
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from dask_slicer.config import RunConfig, changed_settings
 from dask_slicer.configfile import build_config, to_yaml
-from dask_slicer.errors import ConfigError, OutputError
+from dask_slicer.errors import CaseError, ConfigError, OutputError, as_case_error
 from dask_slicer.journal import FailedCase
 from dask_slicer.plans import FORMAT_VERSION
+from dask_slicer.shares import WHOLE, journals, journals_of_shares, temporaries
 from dask_slicer.slices_csv import INDEX
 from dask_slicer.splits import SPLITS
 from dask_slicer.stores import TEMPORARY, ZARR, find_entries, remove_entries
+from dask_slicer.words import some
 
 CONFIG = "config.yaml"
 SPLITS_FILE = "splits.json"
-JOURNAL = "journal.jsonl"
+JOURNAL = WHOLE.journal
 SUMMARY = "dataset_info.json"
 FAILURES = "failures.csv"
-LOCK = ".dask_slicer.lock"
+# What shares of one run agreed on.
+AGREEMENT = ".dask_slicer.shares.json"
 
 _MARK_START = b"# Written by dask-slicer"
 _MARKED_FORMAT = re.compile(rb"# Written by dask-slicer \(format (\d+)\)")
@@ -41,22 +42,29 @@ _MARK = (
 # What may lie in a directory that is not ours yet: logs of the command that is to fill it.
 _TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out")
 
+_LOG = logging.getLogger(__name__)
+
 
 def write_whole(
-    output_dir: Path, name: str | Path, content: str | bytes, *, fsync: bool = False
+    output_dir: Path,
+    name: str | Path,
+    content: str | bytes,
+    *,
+    fsync: bool = False,
+    temporary: str = TEMPORARY,
 ) -> None:
     """Write a file aside and move it into its place, so that no one ever sees half of it."""
     path = output_dir / name
-    temporary = output_dir / TEMPORARY / f"{path.name}.{uuid.uuid4().hex[:8]}"
-    temporary.parent.mkdir(exist_ok=True)
+    aside = output_dir / temporary / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    aside.parent.mkdir(exist_ok=True)
     # Names of files may be in any encoding, or none; what is written is UTF-8.
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    with temporary.open("xb") as file:
+    with aside.open("xb") as file:
         file.write(data)
         if fsync:
             file.flush()
             os.fsync(file.fileno())
-    os.replace(temporary, path)
+    os.replace(aside, path)
 
 
 def existing_config(output_dir: Path) -> RunConfig | None:
@@ -67,14 +75,7 @@ def existing_config(output_dir: Path) -> RunConfig | None:
     OutputError
         If the directory holds things that this tool did not write.
     """
-    try:
-        names = sorted(entry.name for entry in os.scandir(output_dir))
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
-    except PermissionError:
-        raise OutputError(f"output_dir {output_dir} may not be read by this user") from None
+    names = _names(output_dir)
     if CONFIG in names:
         text = (output_dir / CONFIG).read_bytes()
         if not text.startswith(_MARK_START):
@@ -95,6 +96,8 @@ def existing_config(output_dir: Path) -> RunConfig | None:
                 f"output_dir {output_dir} was not made by this tool or version: {error}"
             ) from None
     foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
+    if foreign and (output_dir / CONFIG).exists():
+        return existing_config(output_dir)  # marked as ours while its names were being listed
     if foreign:
         raise OutputError(
             f"output_dir {output_dir} holds files of others ({foreign[0]}"
@@ -102,6 +105,49 @@ def existing_config(output_dir: Path) -> RunConfig | None:
             + "); name an empty or new directory"
         )
     return None
+
+
+def _names(output_dir: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(output_dir))
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
+    except PermissionError:
+        raise OutputError(f"output_dir {output_dir} may not be read by this user") from None
+
+
+def own_config(output_dir: Path) -> RunConfig:
+    """Return the configuration that an output was made with.
+
+    Raises
+    ------
+    OutputError
+        If the directory is not ours, or written by a newer version.
+    """
+    config = existing_config(output_dir) if (output_dir / CONFIG).exists() else None
+    if config is None:
+        raise OutputError(
+            f"{output_dir} is not an output of dask-slicer: it has no {CONFIG}"
+            + ("" if output_dir.is_dir() else " (there is no such directory)")
+        )
+    return config
+
+
+def check_merged(output_dir: Path) -> None:
+    """Raise if shares have written to an output what is not merged yet.
+
+    Raises
+    ------
+    OutputError
+    """
+    left = [path.name for path in journals_of_shares(output_dir)]
+    if left:
+        raise OutputError(
+            f"what shares wrote to {output_dir} is not merged yet ({some(left)}): "
+            f"once all of them are done, run dask-slicer merge {output_dir}"
+        )
 
 
 def check_unchanged(old: RunConfig | None, new: RunConfig) -> None:
@@ -138,147 +184,43 @@ def existing_splits(output_dir: Path) -> dict[str, str]:
         raise OutputError(f"{path} is damaged ({error}); restore it, or use --overwrite") from None
 
 
-@contextmanager
-def locked(output_dir: Path) -> Iterator[list[str]]:
-    """Hold an output directory for one run; yield notes about the taking.
-
-    Raises
-    ------
-    OutputError
-        If another run holds it, naming the host and process.
-    """
-    is_new = not output_dir.exists()
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        notes = _take(output_dir / LOCK)
-    except OSError as error:
-        raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
-    try:
-        yield notes
-    finally:
-        (output_dir / LOCK).unlink(missing_ok=True)
-        if is_new:
-            with suppress(OSError):
-                output_dir.rmdir()  # nothing came of it
-
-
-def _take(lock: Path) -> list[str]:
-    notes: list[str] = []
-    holder = f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
-    # Written aside and linked: whoever finds the lock finds its holder in it.
-    mine = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        mine.write_text(holder, encoding="utf-8")
-        for _ in range(2):
-            try:
-                _link(mine, lock)
-                return notes
-            except FileExistsError:
-                found = _read_lock(lock)
-                stale = _stale_holder(lock, found)
-                notes = [f"took over the lock of a run that died ({stale})"]
-                _remove_lock(lock, found)
-    finally:
-        mine.unlink(missing_ok=True)
-    raise OutputError(f"another run took {lock.parent} at the same moment")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:  # exFAT and some network disks have no hard links
-        with target.open("x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
-
-
-def _read_lock(lock: Path) -> str:
-    try:
-        return lock.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return "it has just gone"
-
-
-def _remove_lock(lock: Path, found: str) -> None:
-    """Remove the lock that was found stale, and not one that somebody else has taken since."""
-    aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        lock.rename(aside)
-    except FileNotFoundError:
-        return
-    if _read_lock(aside) != found:
-        _link(aside, lock)
-    aside.unlink()
-
-
-def check_not_in_use(output_dir: Path) -> None:
-    """Raise if a run holds an output directory.
-
-    Raises
-    ------
-    OutputError
-        Naming the host and process.
-    """
-    lock = output_dir / LOCK
-    if lock.exists():
-        _stale_holder(lock, _read_lock(lock))
-
-
-def _stale_holder(lock: Path, found: str) -> str:
-    """Return who left a lock behind; raise if they may still be running."""
-    try:
-        host, pid, birth = found.split()
-        number = int(pid)
-    except ValueError:
-        return "unreadable"
-    who = f"process {pid} on {host}"
-    alive = host != socket.gethostname()  # of another host nothing can be known
-    if not alive and psutil.pid_exists(number):
-        with suppress(psutil.Error):
-            # A later process may have been given the same number.
-            alive = _birth(number) == birth and (
-                psutil.Process(number).status() != psutil.STATUS_ZOMBIE
-            )
-    if alive:
-        raise OutputError(
-            f"{lock.parent} is in use by another run ({who}); wait for it, "
-            f"or remove {lock.name} if it is gone"
-        )
-    return who
-
-
-def _birth(pid: int) -> str:
-    """Return when a process began, however often the system's clock has been set since."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except (OSError, UnicodeDecodeError):  # not Linux
-        return f"{psutil.Process(pid).create_time():.0f}"
-    return f"{boot}+{ticks}"
-
-
 # -- a run's own files -----------------------------------------------------------------------------
 
 
-def start(config: RunConfig, splits: Mapping[str, list[str]]) -> None:
+def start(
+    config: RunConfig, splits: Mapping[str, Sequence[str]], *, temporary: str = TEMPORARY
+) -> None:
     """Mark the directory as ours, then fix the splits, before the first case."""
     output_dir = config.output_dir
-    shutil.rmtree(output_dir / TEMPORARY, ignore_errors=True)
+    shutil.rmtree(output_dir / temporary, ignore_errors=True)
     # Without them no run could continue after a power cut.
-    write_whole(output_dir, CONFIG, _MARK + to_yaml(config), fsync=True)
-    write_splits(output_dir, splits)
+    written = [(Path(CONFIG), _MARK + to_yaml(config), True)]
+    written.append((Path(SPLITS_FILE), splits_text(splits), True))
     if config.format == "zarr":
         from dask_slicer.store_zarr import group_files
 
-        for path, content in group_files(Path(ZARR)):
+        written += [(path, text, config.fsync) for path, text in group_files(Path(ZARR))]
+    for path, text, fsync in written:
+        if not _holds(output_dir / path, text):  # shares write the same, and the first is enough
             (output_dir / path.parent).mkdir(parents=True, exist_ok=True)
-            write_whole(output_dir, path, content, fsync=config.fsync)
+            write_whole(output_dir, path, text, fsync=fsync, temporary=temporary)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode("utf-8", "backslashreplace")
+    except OSError:
+        return False
+
+
+def splits_text(splits: Mapping[str, Sequence[str]]) -> str:
+    """Return the content of splits.json."""
+    return json.dumps(splits, indent=2) + "\n"
 
 
 def write_splits(output_dir: Path, splits: Mapping[str, Sequence[str]]) -> None:
     """Write splits.json."""
-    write_whole(output_dir, SPLITS_FILE, json.dumps(splits, indent=2) + "\n", fsync=True)
+    write_whole(output_dir, SPLITS_FILE, splits_text(splits), fsync=True)
 
 
 def restore_splits(output_dir: Path, known: Mapping[str, str]) -> None:
@@ -297,23 +239,36 @@ def restore_splits(output_dir: Path, known: Mapping[str, str]) -> None:
 def clear(output_dir: Path) -> None:
     """Remove all that earlier runs wrote, config.yaml last; unknown files stay."""
     # First what says that they are there: no one shall read a directory that is half removed.
-    for name in (INDEX, JOURNAL):
-        (output_dir / name).unlink(missing_ok=True)
+    for path in (output_dir / INDEX, *journals(output_dir)):
+        path.unlink(missing_ok=True)
     for entries in find_entries(output_dir).values():
         remove_entries(output_dir, entries)
     groups = [f"{ZARR}/{folder}zarr.json" for folder in ("", *(f"{split}/" for split in SPLITS))]
-    for name in (*groups, SUMMARY, FAILURES, SPLITS_FILE, CONFIG):
+    for name in (*groups, SUMMARY, FAILURES, AGREEMENT, SPLITS_FILE, CONFIG):
         (output_dir / name).unlink(missing_ok=True)
     remove_temporary(output_dir)
 
 
 def remove_temporary(output_dir: Path) -> None:
     """Remove what unfinished writing left behind, and split directories that are empty."""
-    shutil.rmtree(output_dir / TEMPORARY, ignore_errors=True)
+    for aside in temporaries(output_dir):
+        shutil.rmtree(aside, ignore_errors=True)
     store = output_dir / ZARR
     for folder in (*(parent / split for parent in (output_dir, store) for split in SPLITS), store):
         with suppress(OSError):  # not there, or not empty: both are as they should be
             folder.rmdir()
+
+
+def take_away(
+    output_dir: Path, entries: Iterable[str], *, temporary: str = TEMPORARY
+) -> CaseError | None:
+    """Remove entries of a case; return why that is not possible."""
+    try:
+        remove_entries(output_dir, entries, temporary=temporary)
+    except OSError as error:
+        _LOG.warning("cannot remove: %s", error)
+        return as_case_error(error, step="save")
+    return None
 
 
 # -- what is said of the whole ---------------------------------------------------------------------

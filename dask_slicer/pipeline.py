@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dask_slicer import interrupts, output, stores
+from dask_slicer.agreement import Agreement, agree, check_agreement
 from dask_slicer.config import RunConfig
+from dask_slicer.earlier import Earlier, out_of_reach
 from dask_slicer.errors import (
     CaseError,
     DatasetError,
@@ -23,24 +25,17 @@ from dask_slicer.errors import (
 )
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.execution import Execute, check_report_place, executor
-from dask_slicer.journal import (
-    CommittedCase,
-    FailedCase,
-    Journal,
-    RemovedCase,
-    last_records,
-)
+from dask_slicer.journal import CommittedCase, FailedCase, Journal
+from dask_slicer.locks import locked
+from dask_slicer.merging import forget_shares, take_over
 from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan, RunPlan, output_bytes
-from dask_slicer.slices_csv import IndexWriter
-from dask_slicer.summary import Tally, dataset_info
-from dask_slicer.words import count, size, some
+from dask_slicer.shares import Share, files_of, journals_of_shares, share_of
+from dask_slicer.summing import sum_up
+from dask_slicer.words import count, size
 
 if TYPE_CHECKING:
     from distributed import Client
-
-# Failures that say nothing about what an earlier run wrote.
-_OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,13 +70,18 @@ def run(
     started = time.monotonic()
     check_report_place(config.performance_report)
     output.existing_config(config.output_dir)  # no lock is put into what is not ours
-    with output.locked(config.output_dir) as notes:
+    share = share_of(config.shard)
+    with locked(config.output_dir, share) as notes:
+        if share is None and not config.overwrite and journals_of_shares(config.output_dir):
+            take_over(config.output_dir)
+            forget_shares(config.output_dir)
+            notes.append("took over what shares wrote and was not merged yet")
         plan = make_plan(config)
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
         for note in notes:
             observer.note(note)
-        return _Run(plan, client, observer, started).execute()
+        return _Run(plan, client, observer, started, share).execute()
 
 
 @dataclass(slots=True)
@@ -92,14 +92,20 @@ class _Run:
     client: Client | None
     observer: Observer
     started: float
+    share: Share | None
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    earlier: Earlier = field(init=False)
     has_started: bool = False
     out_of_reach: set[str] = field(default_factory=set)
     unjournaled: list[FailedCase] = field(default_factory=list)
+    failed: list[FailedCase] = field(default_factory=list)
     n_skipped: int = 0
     n_committed: int = 0
     n_slices: int = 0
     n_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.earlier = Earlier(self.plan, self.share)
 
     def execute(self) -> RunReport:
         try:
@@ -124,8 +130,9 @@ class _Run:
 
     def _settle_and_run(self) -> None:
         config = self.plan.config
-        path = config.output_dir / output.JOURNAL
-        done = set() if config.overwrite else self._done_already(path)
+        if self.share is not None:
+            check_agreement(self.plan)
+        done = {} if config.overwrite else self.earlier.done()
         todo = [case for case in self.plan.selected if case.case_id not in done]
         self.n_skipped = len(self.plan.selected) - len(todo)
         queue = deque(case for case in todo if case.problem is None)
@@ -133,99 +140,37 @@ class _Run:
         with executor(
             self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
         ) as execute:
+            # Cases of a share that disagrees may be those of another.
+            agreed = None if self.share is None else agree(self.plan)
             self.has_started = True
             if config.overwrite:
-                self._tell_what_is_lost(path)
-                output.clear(config.output_dir)
-            output.start(config, self.plan.splits)
+                self._clear()
+            self._start(agreed)
+            path = config.output_dir / files_of(self.share).journal
             with Journal(path, fsync=config.fsync) as journal:
-                stuck = self._clear_away(todo, journal)
+                for record in filter(None, done.values()):
+                    journal.append(replace(record, at=0.0))
+                known = self.earlier.known()
+                self.out_of_reach = out_of_reach(todo, known)
+                gone = {case.case_id for case in todo} - self.out_of_reach
+                stuck = self.earlier.clear_away(gone, known, journal, self.observer)
                 self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
                 self._run_cases(todo, queue, stuck, execute, journal)
 
-    def _tell_what_is_lost(self, journal: Path) -> None:
-        selected = {case.case_id for case in self.plan.selected}
-        lost = sum(
-            isinstance(record, CommittedCase) and record.case_id not in selected
-            for record in last_records(journal)
-        )
-        if lost:
+    def _clear(self) -> None:
+        if lost := self.earlier.lost_by_overwriting():
             self.observer.note(
                 f"--overwrite removed {count(lost, 'case')} that this command does not write"
             )
+        output.clear(self.plan.config.output_dir)
 
-    def _done_already(self, journal: Path) -> set[str]:
-        """Return the cases that are written as this plan would write them."""
-        planned = {case.case_id: case for case in self.plan.selected}
-        on_disk = stores.find_entries(self.plan.config.output_dir)
-        return {
-            record.case_id
-            for record in last_records(journal)
-            if isinstance(record, CommittedCase)
-            and record.case_id in planned
-            and self._stands(record, planned[record.case_id], on_disk.get(record.case_id, {}))
-        }
-
-    def _clear_away(self, todo: list[CasePlan], journal: Journal) -> dict[str, CaseError]:
-        """Take away what is to be written anew; note, or prune, what is no longer planned.
-
-        What was written of a case whose scans are out of reach at present stays. Returns why
-        something could not be taken away, by case.
-        """
-        config = self.plan.config
-        planned = {case.case_id for case in self.plan.cases}
-        known = {
-            record.case_id: isinstance(record, CommittedCase)
-            for record in last_records(journal.path)
-            if not isinstance(record, RemovedCase)
-        }
-        committed = {case_id for case_id, is_committed in known.items() if is_committed}
-        self.out_of_reach = {
-            case.case_id
-            for case in todo
-            if case.case_id in committed and case.problem and case.problem.kind in _OUT_OF_REACH
-        }
-        on_disk = stores.find_entries(config.output_dir)
-        left_over = sorted(committed - planned)
-        gone = {case.case_id for case in todo} - self.out_of_reach
-        if left_over and config.prune:
-            # Files of no known case are what a killed run left of one that is gone since.
-            gone = gone | set(left_over) | (on_disk.keys() - planned)
-            self.observer.note(f"removed {count(len(left_over), 'case')} not in the dataset")
-        elif left_over:
-            self.observer.note(
-                f"{count(len(left_over), 'case')} of earlier runs not in this dataset: "
-                f"{some(left_over)}; kept, --prune removes them"
-            )
-        forgotten = gone & committed
-        if config.prune:
-            forgotten |= known.keys() - planned  # that it failed, too
-        for case_id in sorted(forgotten):
-            journal.append(RemovedCase(case_id=case_id))
-        return {
-            case_id: failure
-            for case_id in gone & on_disk.keys()
-            if (failure := self._remove(on_disk[case_id]))
-        }
-
-    def _remove(self, entries: Iterable[str]) -> CaseError | None:
-        """Remove entries of a case; return why that is not possible."""
-        try:
-            stores.remove_entries(self.plan.config.output_dir, entries)
-        except OSError as error:
-            _LOG.warning("cannot remove: %s", error)
-            return as_case_error(error, step="save")
-        return None
-
-    def _stands(self, record: CommittedCase, case: CasePlan, entries: dict[str, int]) -> bool:
-        """Return whether a case is written as this plan would write it."""
-        if record.digest != case.digest:
-            return False
-        if self.plan.config.nonfinite == "error" and any(
-            found.n_nonfinite for found in record.statistics
-        ):
-            return False
-        return stores.is_whole(self.plan.config.output_dir, record, entries)
+    def _start(self, agreed: Agreement | None) -> None:
+        own = files_of(self.share)
+        if agreed is None:
+            forget_shares(self.plan.config.output_dir)
+            output.start(self.plan.config, self.plan.splits, temporary=own.temporary)
+        else:
+            output.start(agreed.config, agreed.splits, temporary=own.temporary)
 
     def _run_cases(
         self,
@@ -241,7 +186,7 @@ class _Run:
         without_room: list[CasePlan] = []
         for case in todo:
             if case.problem is not None:
-                if case.case_id in self.out_of_reach:
+                if case.case_id in self.out_of_reach and self.share is None:
                     self.unjournaled.append(case.problem)  # what was written still counts
                     self.observer.ended(case.problem)
                 else:
@@ -290,7 +235,7 @@ class _Run:
 
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed half way through moving its files into their place.
-        self._remove(stores.entries_of(case, self.plan.config))
+        self.earlier.remove(stores.entries_of(case, self.plan.config))
         record = FailedCase(
             case_id=case.case_id,
             step=failure.step,
@@ -303,6 +248,7 @@ class _Run:
     def _record(self, record: FailedCase, journal: Journal) -> None:
         try:
             journal.append(record)
+            self.failed.append(record)
         except OSError as error:
             _LOG.warning("no line in the journal for %s: %s", record.case_id, error)
             self.unjournaled.append(record)
@@ -327,17 +273,20 @@ class _Run:
 
     def _finish(self, *, interrupted: bool = False) -> RunReport:
         """Write what is said of the whole, if a run has begun there; return the report."""
-        failures = list(self.unjournaled)
+        # A run of the whole has those of its journal from there, earlier ones too.
+        failures = self.unjournaled + ([] if self.share is None else self.failed)
         elapsed = time.monotonic() - self.started
         if (self.plan.config.output_dir / output.CONFIG).exists():
             try:
-                self._sum_up(failures, elapsed)
+                if self.share is None:
+                    self._sum_up(failures, elapsed)
+                elif self.has_started:
+                    self._tidy(self.share)
             except OSError as error:
                 if not self._remaining:
                     raise
-                self.observer.note(
-                    f"index and summary are not written ({as_case_error(error, step='save')})"
-                )
+                what = "index and summary are not written" if self.share is None else "not tidied"
+                self.observer.note(f"{what} ({as_case_error(error, step='save')})")
         return RunReport(
             output_dir=str(self.plan.config.output_dir),
             n_committed=self.n_committed,
@@ -348,6 +297,7 @@ class _Run:
             failures=tuple(failures),
             elapsed_seconds=elapsed,
             interrupted=interrupted,
+            share="" if self.share is None else str(self.share),
         )
 
     @property
@@ -356,37 +306,22 @@ class _Run:
 
     def _sum_up(self, failures: list[FailedCase], elapsed: float) -> None:
         """Write index, failures and summary from the journal, whose failures are added."""
-        config = self.plan.config
-        output.remove_temporary(config.output_dir)
-        planned = {case.case_id for case in self.plan.cases}
-        tally = Tally()
-        written: list[tuple[str, str]] = []
-        index = IndexWriter(config.output_dir)
-        for record in last_records(config.output_dir / output.JOURNAL):
-            if isinstance(record, CommittedCase):
-                tally.add(record)
-                index.add(record)
-                written.append((record.split, record.case_id))
-            elif isinstance(record, FailedCase) and record.case_id in planned:
-                failures.append(record)
-        index.close()
-        output.write_failures(config.output_dir, failures)
-        if self._remaining:
-            # Files of cases that were stopped before they were committed.
-            for case_id, paths in stores.find_entries(config.output_dir).items():
-                if case_id in planned.difference(tally.case_names):
-                    self._remove(paths)
-        if config.format == "zarr":
-            output.write_store_metadata(config.output_dir, written)
-        output.write_summary(
-            config.output_dir,
-            dataset_info(
-                tally,
-                config,
-                n_modalities=self.plan.n_modalities,
-                failures=failures,
-                elapsed_seconds=elapsed,
-                slices_this_run=self.n_slices,
-            ),
+        sum_up(
+            self.plan.config,
+            failures,
+            planned={case.case_id for case in self.plan.cases},
+            n_modalities=self.plan.n_modalities,
+            elapsed_seconds=elapsed,
+            slices_this_run=self.n_slices,
+            is_complete=not self._remaining,
         )
-        output.remove_temporary(config.output_dir)
+
+    def _tidy(self, share: Share) -> None:
+        """Remove what this share leaves that is of no use to anyone."""
+        output_dir = self.plan.config.output_dir
+        if self._remaining:
+            self.earlier.remove_uncommitted()
+        shutil.rmtree(output_dir / share.files.temporary, ignore_errors=True)
+        journal = output_dir / share.files.journal
+        if journal.exists() and not journal.stat().st_size:
+            journal.unlink()  # no case was left for it: there is nothing to merge

@@ -14,6 +14,7 @@ import numpy as np
 from dask_slicer.cases import Case
 from dask_slicer.config import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
 from dask_slicer.journal import FailedCase
+from dask_slicer.shares import share_of
 from dask_slicer.words import count, size, times
 
 # Raised when the same settings and sources would come out as other bytes.
@@ -132,9 +133,13 @@ class RunPlan:
 
     @property
     def selected(self) -> tuple[CasePlan, ...]:
-        """Return the cases that this run is about: all, or those named by `only`."""
-        only = set(self.config.only)
-        return tuple(case for case in self.cases if not only or case.case_id in only)
+        """Return the cases that this run is about: all, or those of its share named by `only`."""
+        wanted = {case.case_id for case in self.cases}
+        if (share := share_of(self.config.shard)) is not None:
+            wanted.intersection_update(share.cases(wanted))
+        if self.config.only:
+            wanted.intersection_update(self.config.only)
+        return tuple(case for case in self.cases if case.case_id in wanted)
 
     @property
     def failures(self) -> tuple[FailedCase, ...]:

@@ -11,19 +11,20 @@ import re
 import shutil
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from dask_slicer.config import SliceSettings
 from dask_slicer.journal import CommittedCase, WrittenFile, WrittenSlice
 from dask_slicer.plans import CasePlan
+from dask_slicer.shares import WHOLE
 from dask_slicer.slices import SliceStack
 from dask_slicer.splits import SPLITS
 from dask_slicer.store_npz import slice_name, write_slices
 
 # Holds what is being written; on the same file system as its place.
-TEMPORARY = ".dask_slicer.tmp"
+TEMPORARY = WHOLE.temporary
 ZARR = "slices.zarr"
 
 _SLICE = re.compile(r"(?P<case_id>.+)_\d{3,}\.npz", re.DOTALL)
@@ -73,9 +74,9 @@ def remove_whole(path: Path, aside: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_entries(output_dir: Path, entries: Iterable[str]) -> None:
+def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str = TEMPORARY) -> None:
     """Remove what `find_entries` found, or `entries_of` names."""
-    aside = output_dir / TEMPORARY
+    aside = output_dir / temporary
     for entry in entries:
         path = output_dir / entry
         if path.is_dir():
@@ -83,23 +84,38 @@ def remove_entries(output_dir: Path, entries: Iterable[str]) -> None:
         remove_whole(path, aside)
 
 
-def find_entries(output_dir: Path) -> dict[str, dict[str, int]]:
+def find_entries(output_dir: Path, of: Collection[str] | None = None) -> dict[str, dict[str, int]]:
     """Return what lies there of every case, journaled or not: path relative to the output → bytes.
 
-    Of a directory the bytes are 0.
+    Of a directory the bytes are 0. Of some cases only, where they are given: shares of a run may be
+    writing the others.
     """
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for split in SPLITS:
         for entry in _entries(output_dir / split):
             match = _SLICE.fullmatch(entry.name)
-            if match:
+            if match and (of is None or match["case_id"] in of):
                 found[match["case_id"]][f"{split}/{entry.name}"] = entry.stat(
                     follow_symlinks=False
                 ).st_size
         for entry in _entries(output_dir / ZARR / split):
-            if entry.is_dir():
+            if (of is None or entry.name in of) and entry.is_dir():
                 found[entry.name][f"{ZARR}/{split}/{entry.name}"] = 0
     return dict(found)
+
+
+def look_afresh(output_dir: Path) -> None:
+    """See to it that `find_entries` finds what other machines have just written.
+
+    An NFS client lists a directory from memory, for up to a minute, unless it has changed the
+    directory itself and learned thereby that others have, too.
+    """
+    for split in SPLITS:
+        for folder in (output_dir / split, output_dir / ZARR / split):
+            probe = folder / f"{TEMPORARY}.{uuid.uuid4().hex[:8]}"
+            with suppress(OSError):  # most are not there
+                probe.touch()
+                probe.unlink()
 
 
 def entries_of(case: CasePlan, settings: SliceSettings) -> list[str]:

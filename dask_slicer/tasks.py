@@ -42,6 +42,7 @@ class Target:
     settings: SliceSettings
     run_id: str = ""
     fsync: bool = False
+    temporary: str = TEMPORARY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -116,7 +117,7 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
     stack = sliced.made
     seconds = dict(sliced.seconds)
     output_dir = Path(target.output_dir)
-    aside = output_dir / TEMPORARY / _own_name(os.getpid(), threading.get_ident())
+    aside = output_dir / target.temporary / _own_name(os.getpid(), threading.get_ident())
     with _step("save", seconds):
         if not output_dir.is_dir():
             raise MissingFile(

@@ -32,14 +32,9 @@ from dask_slicer.events import Observer
 from dask_slicer.execution import workers
 from dask_slicer.graph import compute_here, target_of, verify_graph
 from dask_slicer.journal import CommittedCase, FailedCase, Journal, RemovedCase, last_records
+from dask_slicer.locks import check_not_in_use, locked
 from dask_slicer.opened import open_output
-from dask_slicer.output import (
-    JOURNAL,
-    SPLITS_FILE,
-    check_not_in_use,
-    locked,
-    restore_splits,
-)
+from dask_slicer.output import JOURNAL, SPLITS_FILE, restore_splits
 from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan
 from dask_slicer.preflight import Needs

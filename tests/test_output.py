@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import dask_slicer
-from dask_slicer.output import locked
+from dask_slicer.locks import locked
 from dask_slicer.phantom import write_dataset
 
 SETTINGS = {"window_size": 1, "clip_min": -500.0, "plane": "coronal", "train_ratio": 0.5}

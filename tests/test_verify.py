@@ -275,7 +275,7 @@ class TestCommand:
         assert "is not an output of dask-slicer" in result.stderr
 
     def test_an_output_that_is_being_written_is_left_alone(self, output, invoke):
-        from dask_slicer.output import locked
+        from dask_slicer.locks import locked
 
         with locked(output):
             result = invoke("verify", output)

@@ -1,0 +1,221 @@
+"""Who may write to an output: one run of the whole, or shares of equal number side by side.
+
+Each takes its own lock first and looks at those of others then, so that of two that exclude each
+other never both go on.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from dask_slicer.errors import OutputError
+from dask_slicer.shares import WHOLE, Share, files_of, shares_with_lock
+from dask_slicer.words import some
+
+# A run that came to nothing may take away the new directory that this one is about to use.
+_TRIES = 100
+# Read of a lock that has just been given back.
+_GONE = "it has just gone"
+
+
+@contextmanager
+def locked(output_dir: Path, share: Share | None = None) -> Iterator[list[str]]:
+    """Hold an output directory for one run, or a share of one; yield notes about the taking.
+
+    Raises
+    ------
+    OutputError
+        If a run holds it that excludes this one, naming the host and process.
+    """
+    is_new = not output_dir.exists()
+    lock = output_dir / files_of(share).lock
+    try:
+        _check_others(output_dir, share)  # one that is refused anyway disturbs nobody
+        notes = _take(lock, "another run" + ("" if share is None else f" of share {share}"))
+    except OSError as error:
+        raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
+    try:
+        _check_others(output_dir, share)
+        yield notes
+    finally:
+        lock.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):
+                output_dir.rmdir()  # nothing came of it
+
+
+def check_not_in_use(output_dir: Path) -> None:
+    """Raise if a run, or a share of one, holds an output directory.
+
+    Raises
+    ------
+    OutputError
+        Naming the host and process.
+    """
+    _check_whole(output_dir)
+    _check_shares(output_dir, shares_with_lock(output_dir))
+
+
+def remove_stale_locks(output_dir: Path) -> None:
+    """Remove what shares left that died; for whoever holds the output."""
+    for share in shares_with_lock(output_dir):
+        lock = output_dir / share.files.lock
+        found = _read_lock(lock)
+        if not _is_alive(found):
+            _remove_lock(lock, found)
+
+
+def write_first(path: Path, text: str) -> None:
+    """Write a file, whole, unless there is one: one of several writers comes first.
+
+    Raises
+    ------
+    FileExistsError
+        In the others.
+    """
+    # In the same directory: some network disks have no hard links between directories.
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with aside.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        _link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _check_others(output_dir: Path, share: Share | None) -> None:
+    """Raise if a run holds the output that excludes this one."""
+    others = shares_with_lock(output_dir)
+    if share is None:
+        _check_shares(output_dir, others)
+    else:
+        _check_whole(output_dir)
+        _check_shares(output_dir, [other for other in others if other.of != share.of])
+
+
+def _check_whole(output_dir: Path) -> None:
+    found = _read_lock(output_dir / WHOLE.lock)
+    if _is_alive(found):
+        raise _in_use(output_dir, "another run", found, WHOLE.lock)
+
+
+def _check_shares(output_dir: Path, shares: list[Share]) -> None:
+    found = {share: _read_lock(output_dir / share.files.lock) for share in shares}
+    alive = {share: holder for share, holder in found.items() if _is_alive(holder)}
+    if len(alive) == 1:
+        ((share, holder),) = alive.items()
+        raise _in_use(output_dir, f"share {share} of a run", holder, share.files.lock)
+    if alive:
+        who = some([f"{share} ({_who(holder)})" for share, holder in alive.items()])
+        raise OutputError(
+            f"{output_dir} is in use by {len(alive)} shares of a run: {who}; wait for them, or "
+            f"remove of those that are gone {some([share.files.lock for share in alive])}"
+        )
+
+
+def _take(lock: Path, rival: str) -> list[str]:
+    notes: list[str] = []
+    holder = f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
+    for number in range(_TRIES):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_first(lock, holder)
+        except FileNotFoundError:
+            if number == _TRIES - 1:
+                raise
+        except FileExistsError:
+            found = _read_lock(lock)
+            if found == _GONE:
+                continue
+            if _is_alive(found):
+                raise _in_use(lock.parent, rival, found, lock.name) from None
+            if notes:
+                break
+            notes = [f"took over the lock of a run that died ({_who(found)})"]
+            _remove_lock(lock, found)
+        else:
+            return notes
+    raise OutputError(f"another run took {lock.parent} at the same moment")
+
+
+def _in_use(output_dir: Path, by: str, found: str, lock: str) -> OutputError:
+    return OutputError(
+        f"{output_dir} is in use by {by} ({_who(found)}); wait for it, or remove {lock} if it is "
+        "gone"
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # exFAT and some network disks have no hard links
+        with target.open("x", encoding="utf-8") as file:
+            file.write(source.read_text(encoding="utf-8"))
+
+
+def _read_lock(lock: Path) -> str:
+    try:
+        return lock.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return _GONE
+
+
+def _remove_lock(lock: Path, found: str) -> None:
+    """Remove the lock that was found stale, and not one that somebody else has taken since."""
+    aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        lock.rename(aside)
+    except FileNotFoundError:
+        return
+    if _read_lock(aside) != found:
+        _link(aside, lock)
+    aside.unlink()
+
+
+def _who(found: str) -> str:
+    """Return who a lock names."""
+    try:
+        host, pid, _ = found.split()
+    except ValueError:
+        return "unreadable"
+    return f"process {pid} on {host}"
+
+
+def _is_alive(found: str) -> bool:
+    """Return whether whom a lock names may still be running."""
+    try:
+        host, pid, birth = found.split()
+        number = int(pid)
+    except ValueError:
+        return False
+    if host != socket.gethostname():  # of another host nothing can be known
+        return True
+    with suppress(psutil.Error):
+        # A later process may have been given the same number.
+        return (
+            psutil.pid_exists(number)
+            and _birth(number) == birth
+            and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+        )
+    return False
+
+
+def _birth(pid: int) -> str:
+    """Return when a process began, however often the system's clock has been set since."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, UnicodeDecodeError):  # not Linux
+        return f"{psutil.Process(pid).create_time():.0f}"
+    return f"{boot}+{ticks}"
