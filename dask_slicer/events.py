@@ -24,6 +24,8 @@ class RunReport:
     failures : tuple of FailedCase
     elapsed_seconds : float
     interrupted : bool
+    stopped : str
+        Why the run ended before its time, such as a lost scheduler; empty if it did not.
     """
 
     output_dir: str
@@ -35,6 +37,7 @@ class RunReport:
     failures: tuple[FailedCase, ...]
     elapsed_seconds: float
     interrupted: bool = False
+    stopped: str = ""
 
 
 class Observer:

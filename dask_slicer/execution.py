@@ -97,6 +97,7 @@ def workers(
         if client is not None:
             where = "on the workers of the given client"
         elif remote:
+            stack.enter_context(cluster.settings_of_clients())
             file = None if config.scheduler_file is None else str(config.scheduler_file)
             client = stack.enter_context(
                 cluster.remote_client(address=config.scheduler, scheduler_file=file)

@@ -111,10 +111,9 @@ class _Run:
         except SchedulerError as error:
             if not self.has_started:
                 raise
-            report = self._finish()
+            report = self._finish(stopped=f"{error}; the same command continues")
             if not self.n_committed:
                 raise
-            self.observer.note(f"{error}; the same command continues")
         except Exception:
             with suppress(OSError):  # whatever it was, what is done stays usable
                 self._finish()
@@ -325,7 +324,7 @@ class _Run:
         self.observer.ended(record)
         interrupts.check()
 
-    def _finish(self, *, interrupted: bool = False) -> RunReport:
+    def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
         """Write what is said of the whole, if a run has begun there; return the report."""
         failures = list(self.unjournaled)
         elapsed = time.monotonic() - self.started
@@ -348,6 +347,7 @@ class _Run:
             failures=tuple(failures),
             elapsed_seconds=elapsed,
             interrupted=interrupted,
+            stopped=stopped,
         )
 
     @property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from dask_slicer import machine
-from dask_slicer.cluster import EXIT_EVENTS, tells_exits
+from dask_slicer.cluster import EXIT_EVENTS, address, tells_exits
 from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
@@ -37,7 +37,6 @@ _RESULT_SECONDS = 5
 _EXITCODE_SECONDS = 10.0
 _KILLED = -9
 _KEY_LENGTH = 2  # step and name
-_LOST = "the connection to the Dask scheduler was lost"
 _LESS = "use fewer workers, or a machine with more memory"
 # How often the scheduler is asked what runs, and how long it may take to answer.
 _LOOK_SECONDS, _SHORTEST_LOOK_SECONDS = 5.0, 0.2
@@ -70,10 +69,14 @@ class Watch:
     client: Client
     timeout: float | None
     stopped: dict[Any, CaseError] = field(default_factory=dict)
+    _address: str = field(init=False)
     _began: dict[tuple[str, str], float] = field(default_factory=dict)
     _last_look: float = field(default_factory=time.monotonic)
     _last_sign_of_life: float = field(default_factory=time.monotonic)
     _n_oom_kills: int = field(default_factory=machine.n_oom_kills)
+
+    def __post_init__(self) -> None:
+        self._address = address(self.client)
 
     def look(self, in_flight: Iterable[Future[Any]]) -> None:
         """Look what runs, if it is time to.
@@ -147,7 +150,7 @@ class Watch:
             return future.result(timeout=_RESULT_SECONDS)
         except Exception as raised:
             if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
-                raise SchedulerError(_LOST) from raised
+                raise self._scheduler_lost() from raised
             if future.status == "error":
                 return future.exception(timeout=_RESULT_SECONDS)
             # The last: of a client that is closing, distributed takes a result that there is not.
@@ -233,13 +236,18 @@ class Watch:
                 self.client._run_on_scheduler, _what_runs, callback_timeout=_ANSWER_SECONDS
             )
         except TimeoutError:
-            silent = f"the Dask scheduler has not answered for {_ANSWER_SECONDS} s"
-            is_connected = self.client.status == "running"
-            raise SchedulerError(silent if is_connected else _LOST) from None
+            if self.client.status != "running":
+                raise self._scheduler_lost() from None
+            raise SchedulerError(
+                f"the Dask scheduler at {self._address} has not answered for {_ANSWER_SECONDS} s"
+            ) from None
         except OSError as error:  # the client may yet find it again; if not, it says so
             _LOG.debug("the scheduler cannot be asked: %s", error)
             return {}, False
         return found
+
+    def _scheduler_lost(self) -> SchedulerError:
+        return SchedulerError(f"the connection to the Dask scheduler at {self._address} was lost")
 
 
 def _host(address: str | None) -> str:
