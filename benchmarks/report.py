@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_PARTS = {"compare", "overhead", "memory", "startup", "scaling", "formats", "compressors"}
+_PARTS = {
+    *("compare", "overhead", "memory", "startup", "scaling", "formats", "compressors"),
+    "many_workers",
+}
 _BLUE, _GREY = "tab:blue", "0.65"
 _TABLE = re.compile(r"(<!-- performance -->\n).*?(<!-- /performance -->)", re.DOTALL)
 _Rows = Iterable[tuple[str, ...]]
@@ -68,6 +71,12 @@ def _page(found: dict[str, Any]) -> str:
             ("workers", "seconds", "speed-up", "slices/s", "MB/s out", "peak RSS"),
             _scaling_rows(scaling),
         ),
+        many_workers_table=_table(*_many_workers_rows(found["many_workers"])),
+        many_workers_repeats=found["many_workers"]["repeats"],
+        many_workers_seconds=found["many_workers"]["seconds"],
+        many_workers_slices=found["many_workers"]["slices_a_case"],
+        cores=found["many_workers"]["machine"]["cores"],
+        **_milliseconds_a_case(found["many_workers"]),
         formats=_formats(found["formats"], found["compressors"]),
         uncompressed_bytes=f"{ratios['uncompressed / ours, bytes']:.1f}",
     )
@@ -122,6 +131,26 @@ def _scaling_rows(found: dict[str, Any]) -> _Rows:
             f"{row['megabytes_out_per_second']:.0f}",
             f"{row['peak_rss'] / 1e6:.0f} MB",
         )
+
+
+def _many_workers_rows(found: dict[str, Any]) -> tuple[tuple[str, ...], _Rows]:
+    """Return head and rows: lengths of a case downwards, numbers of workers across."""
+    shares = {(row["seconds_a_case"], row["workers"]): row["busy_share"] for row in found["runs"]}
+    lengths, counts = (sorted(set(numbers)) for numbers in zip(*shares, strict=True))
+    rows = (
+        (f"{length:g} s", *(f"{100 * shares[length, n_workers]:.0f} %" for n_workers in counts))
+        for length in lengths
+    )
+    return ("a case takes", *(f"{n_workers} workers" for n_workers in counts)), rows
+
+
+def _milliseconds_a_case(found: dict[str, Any]) -> dict[str, str]:
+    """Return the CPU time that a case costs each part of Dask, at the highest rate there was."""
+    fastest = max(found["runs"], key=lambda row: row["cases_per_second"])
+    return {
+        f"{name}_ms": f"{1e3 * cores / fastest['cases_per_second']:.1f}"
+        for name, cores in fastest["cores"].items()
+    } | {"most_cases": f"{fastest['cases_per_second']:.0f}"}
 
 
 def _formats(found: dict[str, Any], compressors: dict[str, Any]) -> str:

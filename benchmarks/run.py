@@ -1,7 +1,7 @@
 """Measure everything, and write down what was found.
 
     python -m pip install ".[benchmarks]"
-    python benchmarks/run.py --work /tmp/benchmarks           all of it: three quarters of an hour
+    python benchmarks/run.py --work /tmp/benchmarks           all of it: an hour
     python benchmarks/run.py --work /tmp/benchmarks compare   one part
     python benchmarks/run.py --work /tmp/benchmarks --quick   every part in small, to see it work
 
@@ -23,6 +23,7 @@ from typing import Any
 from compare import compare
 from compressors import compressors
 from formats import formats
+from many_workers import many_workers
 from measure import settle
 from overhead import overhead
 from report import write_report
@@ -76,6 +77,9 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
                 work, n_cases=2, shape=shape, workers=2, repeats=1, n_windows=8, before=_as_it_is
             ),
             "compressors": lambda: compressors(work, shape=shape, repeats=1),
+            "many_workers": lambda: many_workers(
+                work, counts=(2, 4), lengths=(0.1,), seconds=1, repeats=1, before=_as_it_is
+            ),
         }
     return {
         "compare": lambda: compare(
@@ -91,6 +95,14 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             work, n_cases=16, shape=_CT, workers=2, repeats=3, n_windows=400, before=settled
         ),
         "compressors": lambda: compressors(work, shape=_CT, repeats=5),
+        "many_workers": lambda: many_workers(
+            work,
+            counts=(16, 32, 64, 128),
+            lengths=(0.25, 0.5, 1, 2, 4),
+            seconds=8,
+            repeats=3,
+            before=_as_it_is,
+        ),
     }
 
 

@@ -293,7 +293,10 @@ def _run(config: Any, *, verbose: int, quiet: bool) -> Any:
     from dask_slicer.pipeline import run as run_pipeline
 
     with RunDisplay(_console(), quiet=quiet, details=verbose > 0) as display, heard_once():
-        return run_pipeline(config, observer=display)
+        report = run_pipeline(config, observer=display)
+    if report.stopped:
+        click.echo(f"Error: {one_line(report.stopped)}", err=True)
+    return report
 
 
 def _log(verbose: int, log_file: Path | None) -> None:

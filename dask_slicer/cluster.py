@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,8 @@ SETTINGS = {
     "distributed.comm.timeouts.tcp": "20s",
     "distributed.comm.timeouts.connect": "10s",
 }
+# By which a client, too, notices that its scheduler is out of reach.
+_TIMEOUTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
 # Topic under which nannies of ours say how their workers ended.
 EXIT_EVENTS = "dask-slicer-worker-exit"
 _CLOSE_SECONDS = 3
@@ -74,10 +76,7 @@ def local_client(
     from distributed import Client, LocalCluster
 
     hidden = dashboard_address == "none"
-    # A worker that is killed is our business, and reported as a failure: its logs are for -vv.
-    debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
-    level = logging.WARNING if debugging else logging.CRITICAL
-    logging.getLogger("distributed").setLevel(level)
+    level = quiet()
     own = {
         "distributed.worker.multiprocessing-method": method,
         "logging.distributed": logging.getLevelName(level).lower(),
@@ -108,6 +107,37 @@ def local_client(
         except BaseException:
             _kill_workers(cluster)
             raise
+
+
+@contextmanager
+def settings_of_clients() -> Iterator[None]:
+    """Let a client of somebody's scheduler notice when that is lost, and leave the telling to us.
+
+    What the user has set in Dask's configuration stays.
+    """
+    import distributed  # noqa: F401, adds its defaults
+
+    quiet()
+    defaults = dask.config.merge(*dask.config.defaults)
+    own = {
+        key: SETTINGS[key]
+        for key in _TIMEOUTS
+        if dask.config.get(key) == dask.config.get(key, config=defaults)
+    }
+    with dask.config.set(own):
+        yield
+
+
+def quiet() -> int:
+    """Leave Dask's own log to -vv; return its level.
+
+    A worker that is killed, or a scheduler that is lost, is our business, and reported as such.
+    """
+    debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
+    level = logging.WARNING if debugging else logging.CRITICAL
+    for name in ("distributed", "distributed.client"):  # of which each has a level of its own
+        logging.getLogger(name).setLevel(level)
+    return level
 
 
 @cache
@@ -154,12 +184,18 @@ def dashboard_link(client: Client) -> str:
     return str(client.dashboard_link or "")
 
 
-def performance_report(client: Client, path: Path) -> AbstractContextManager[object]:
-    """Return a context that writes Dask's performance report of what happens within."""
+@contextmanager
+def performance_report(client: Client, path: Path) -> Iterator[None]:
+    """Write Dask's performance report of what happens within, unless the scheduler is lost."""
     from distributed import performance_report as report
 
-    with client.as_current():
-        return report(str(path))
+    with client.as_current(), ExitStack() as stack:
+        stack.enter_context(report(str(path)))
+        try:
+            yield
+        except SchedulerError:
+            stack.pop_all()  # there is nobody to ask for it
+            raise
 
 
 def _close(cluster: Any) -> None:

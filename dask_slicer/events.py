@@ -26,6 +26,8 @@ class RunReport:
     interrupted : bool
     share : str
         Which of how many; empty for a run of the whole.
+    stopped : str
+        Why the run ended before its time, such as a lost scheduler; empty if it did not.
     """
 
     output_dir: str
@@ -38,6 +40,7 @@ class RunReport:
     elapsed_seconds: float
     interrupted: bool = False
     share: str = ""
+    stopped: str = ""
 
 
 class Observer:

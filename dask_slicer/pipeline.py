@@ -117,10 +117,9 @@ class _Run:
         except SchedulerError as error:
             if not self.has_started:
                 raise
-            report = self._finish()
+            report = self._finish(stopped=f"{error}; the same command continues")
             if not self.n_committed:
                 raise
-            self.observer.note(f"{error}; the same command continues")
         except Exception:
             with suppress(OSError):  # whatever it was, what is done stays usable
                 self._finish()
@@ -271,7 +270,7 @@ class _Run:
         self.observer.ended(record)
         interrupts.check()
 
-    def _finish(self, *, interrupted: bool = False) -> RunReport:
+    def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
         """Write what is said of the whole, if a run has begun there; return the report."""
         # A run of the whole has those of its journal from there, earlier ones too.
         failures = self.unjournaled + ([] if self.share is None else self.failed)
@@ -298,6 +297,7 @@ class _Run:
             elapsed_seconds=elapsed,
             interrupted=interrupted,
             share="" if self.share is None else str(self.share),
+            stopped=stopped,
         )
 
     @property

@@ -14,10 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import dask
-
 from dask_slicer import probes
-from dask_slicer.cluster import SETTINGS
+from dask_slicer.cluster import settings_of_clients
 from dask_slicer.errors import SchedulerError
 from dask_slicer.events import Observer
 from dask_slicer.preflight import OURS, PACKAGES, ask_workers, sent_by_value
@@ -35,8 +33,6 @@ _CLOSE_SECONDS = 3
 # For a scheduler that has just been started to write its file.
 _FILE_SECONDS = 10.0
 _LOOK_SECONDS, _TELL_SECONDS = 0.2, 5.0
-# Settings of the process that asks; the others are the scheduler's own.
-_OF_CLIENTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
 _PLUGIN = "dask-slicer-code"
 
 
@@ -73,7 +69,7 @@ def remote_client(settings: SchedulerSettings, observer: Observer) -> Iterator[C
             tls_client_key=str(tls.key),
             require_encryption=True,
         )
-    with dask.config.set({name: SETTINGS[name] for name in _OF_CLIENTS}):
+    with settings_of_clients():
         try:
             client = Client(address, timeout=_CONNECT_SECONDS, security=security)
         except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from dask_slicer import machine
-from dask_slicer.cluster import EXIT_EVENTS, tells_exits
+from dask_slicer.cluster import EXIT_EVENTS, address, tells_exits
 from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
@@ -35,9 +36,11 @@ _MEMORY_EVENTS = "worker-restart-memory"
 _RESULT_SECONDS = 5
 # Within which a nanny of ours says how its worker ended.
 _EXITCODE_SECONDS = 10.0
+# What a result that is not there raises, beside Dask's own error: one that is late, one that was
+# given up, and, as a client closes, Dask's taking a result that there is not.
+_NOT_THERE = OSError | asyncio.InvalidStateError | asyncio.CancelledError | UnboundLocalError
 _KILLED = -9
 _KEY_LENGTH = 2  # step and name
-_LOST = "the connection to the Dask scheduler was lost"
 _LESS = "use fewer workers, or a machine with more memory"
 # How often the scheduler is asked what runs, and how long it may take to answer.
 _LOOK_SECONDS, _SHORTEST_LOOK_SECONDS = 5.0, 0.2
@@ -70,10 +73,14 @@ class Watch:
     client: Client
     timeout: float | None
     stopped: dict[Any, CaseError] = field(default_factory=dict)
+    _address: str = field(init=False)
     _began: dict[tuple[str, str], float] = field(default_factory=dict)
     _last_look: float = field(default_factory=time.monotonic)
     _last_sign_of_life: float = field(default_factory=time.monotonic)
     _n_oom_kills: int = field(default_factory=machine.n_oom_kills)
+
+    def __post_init__(self) -> None:
+        self._address = address(self.client)
 
     def look(self, in_flight: Iterable[Future[Any]]) -> None:
         """Look what runs, if it is time to.
@@ -111,8 +118,16 @@ class Watch:
         for worker, graphs in late.items():
             self._stop(worker, graphs)
 
-    def outcome(self, future: Future[Any]) -> Any:
-        """Return what a graph that has ended came to.
+    def fetch(self, futures: list[Future[Any]]) -> Iterable[tuple[Future[Any], asyncio.Task[Any]]]:
+        """Return the results of graphs that have ended, as far as they come.
+
+        Together: one by one, each would take a round trip to the scheduler and to its worker, and
+        a hundred workers would wait for that.
+        """
+        return zip(futures, self.client.sync(_fetch, futures), strict=True)
+
+    def outcome(self, future: Future[Any], result: asyncio.Task[Any]) -> Any:
+        """Return what a graph that has ended came to, of its result as it was fetched.
 
         Raises
         ------
@@ -123,7 +138,7 @@ class Watch:
         from distributed.scheduler import KilledWorker
 
         stopped = self.stopped.pop(future.key, None)
-        outcome = self._result(future) if stopped is None else stopped
+        outcome = self._result(future, result) if stopped is None else stopped
         self._last_sign_of_life = time.monotonic()
         _, name = _step_and_name(future.key)
         # Run again, it begins again.
@@ -139,19 +154,18 @@ class Watch:
             )
         return as_case_error(outcome, step="load")
 
-    def _result(self, future: Future[Any]) -> Any:
+    def _result(self, future: Future[Any], result: asyncio.Task[Any]) -> Any:
         """Return the result of a task, or what it raised."""
         from distributed import CancelledError
 
         try:
-            return future.result(timeout=_RESULT_SECONDS)
-        except Exception as raised:
+            return result.result()
+        except (Exception, asyncio.CancelledError) as raised:
             if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
-                raise SchedulerError(_LOST) from raised
+                raise self._scheduler_lost() from raised
             if future.status == "error":
                 return future.exception(timeout=_RESULT_SECONDS)
-            # The last: of a client that is closing, distributed takes a result that there is not.
-            if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
+            if isinstance(raised, _NOT_THERE | CancelledError):
                 raise TimeoutError from raised
             return raised
 
@@ -233,13 +247,30 @@ class Watch:
                 self.client._run_on_scheduler, _what_runs, callback_timeout=_ANSWER_SECONDS
             )
         except TimeoutError:
-            silent = f"the Dask scheduler has not answered for {_ANSWER_SECONDS} s"
-            is_connected = self.client.status == "running"
-            raise SchedulerError(silent if is_connected else _LOST) from None
+            if self.client.status != "running":
+                raise self._scheduler_lost() from None
+            raise SchedulerError(
+                f"the Dask scheduler at {self._address} has not answered for {_ANSWER_SECONDS} s"
+            ) from None
         except OSError as error:  # the client may yet find it again; if not, it says so
             _LOG.debug("the scheduler cannot be asked: %s", error)
             return {}, False
         return found
+
+    def _scheduler_lost(self) -> SchedulerError:
+        return SchedulerError(f"the connection to the Dask scheduler at {self._address} was lost")
+
+
+async def _fetch(futures: list[Future[Any]]) -> list[asyncio.Task[Any]]:
+    """Ask for the results of tasks; runs in the client's loop."""
+    results = [asyncio.ensure_future(future._result()) for future in futures]
+    done, _ = await asyncio.wait(results, timeout=_RESULT_SECONDS)
+    for result in results:
+        if result not in done:
+            result.cancel()
+        elif not result.cancelled():
+            result.exception()  # taken note of, should nobody come to look
+    return results
 
 
 def _host(address: str | None) -> str:

@@ -142,7 +142,7 @@ def _started_scheduler(
     processes = [_started([*scheduler, *options], everywhere)]
     try:
         deadline = time.monotonic() + 60
-        while not file.exists():
+        while not (file.exists() and file.stat().st_size):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         processes += [

@@ -20,7 +20,6 @@ import pytest
 
 import dask_slicer
 from dask_slicer import machine, pipeline, watch
-from dask_slicer.events import Observer
 from dask_slicer.faults import FAULTS
 from dask_slicer.phantom import write_dataset
 
@@ -246,13 +245,14 @@ def test_a_run_ends_when_the_scheduler_is_lost_or_nothing_runs(
 
         breaker = threading.Thread(target=break_it)
         breaker.start()
-        observer = _Notes()
         try:
             report = pipeline.run(
                 dask_slicer.RunConfig(
-                    input_dir=scans, output_dir=output, scheduler=started.address
-                ),
-                observer=observer,
+                    input_dir=scans,
+                    output_dir=output,
+                    scheduler=started.address,
+                    performance_report=tmp_path / "report.html",
+                )
             )
         finally:
             breaker.join()
@@ -260,14 +260,4 @@ def test_a_run_ends_when_the_scheduler_is_lost_or_nothing_runs(
                 for process in processes:
                     process.resume()
     assert 0 < report.n_committed < N_CASES
-    assert any(said in note for note in observer.notes), observer.notes
-
-
-class _Notes(Observer):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+    assert said in report.stopped

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import dask_slicer
+from dask_slicer import cluster
 from dask_slicer.phantom import write_dataset
 
 N_CASES = 12
@@ -79,6 +80,17 @@ def test_the_settings_of_dask_are_left_as_they_were(scans, tmp_path, invoke) -> 
     )
     assert result.exit_code == 0, result.output
     assert dask.config.serialize(dask.config.config) == before
+
+
+def test_a_client_notices_soon_that_its_scheduler_is_lost_unless_told_otherwise() -> None:
+    import dask
+
+    tcp, connect = "distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect"
+    with cluster.settings_of_clients():
+        assert (dask.config.get(tcp), dask.config.get(connect)) == ("20s", "10s")
+    with dask.config.set({tcp: "40s"}), cluster.settings_of_clients():
+        assert (dask.config.get(tcp), dask.config.get(connect)) == ("40s", "10s")
+    assert (dask.config.get(tcp), dask.config.get(connect)) == ("30s", "30s")
 
 
 # -- somebody's scheduler ------------------------------------------------------------------------
