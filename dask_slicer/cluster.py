@@ -1,6 +1,7 @@
 """Where graphs run: a cluster on this machine, or somebody's scheduler.
 
-It, `flight` and `watch` alone import `distributed`, which takes half a second, and only for use.
+It, `jobs`, `flight` and `watch` alone import `distributed`, which takes half a second, and only for
+use.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 # Each of these was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
-_SETTINGS = {
+SETTINGS = {
     # Exactly one loaded volume a worker; the default holds two.
     "distributed.scheduler.worker-saturation": 1.0,
     # Arrays stay where they were loaded.
@@ -75,15 +76,12 @@ def local_client(
     from distributed import Client, LocalCluster
 
     hidden = dashboard_address == "none"
-    # A worker that is killed is our business, and reported as a failure: its logs are for -vv.
-    debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
-    level = logging.WARNING if debugging else logging.CRITICAL
-    logging.getLogger("distributed").setLevel(level)
+    level = quiet()
     own = {
         "distributed.worker.multiprocessing-method": method,
         "logging.distributed": logging.getLevelName(level).lower(),
     }
-    with dask.config.set(_SETTINGS | own), ExitStack() as stack:
+    with dask.config.set(SETTINGS | own), ExitStack() as stack:
         with interrupts.deferred(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that we print is the true one.
             warnings.filterwarnings("ignore", message="Port .* is already in use")
@@ -109,6 +107,15 @@ def local_client(
         except BaseException:
             _kill_workers(cluster)
             raise
+
+
+def quiet() -> int:
+    """Let Dask log nothing here, with -vv only warnings; return the level of logging."""
+    # A worker that is killed is our business, and reported as a failure.
+    debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
+    level = logging.WARNING if debugging else logging.CRITICAL
+    logging.getLogger("distributed").setLevel(level)
+    return level
 
 
 @contextmanager
@@ -178,8 +185,9 @@ def memory_limit(client: Client) -> int | None:
 
 
 def n_threads(client: Client) -> int:
-    """Return how many cases the workers of a client can run at once."""
-    return sum(client.nthreads().values())
+    """Return how many cases the workers of a client can run at once, those to come included."""
+    planned = len(getattr(client.cluster, "plan", ()))  # names of workers, one thread each
+    return max(int(sum(client.nthreads().values())), planned)
 
 
 def address(client: Client) -> str:

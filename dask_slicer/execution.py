@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,7 @@ from dask_slicer.journal import CommittedCase
 from dask_slicer.lots import Lot, Lots, NextCase
 from dask_slicer.plans import CasePlan, RunPlan, peak_bytes
 from dask_slicer.tasks import Target
-from dask_slicer.words import size
+from dask_slicer.words import count, size
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -67,7 +68,7 @@ def executor(
 def workers(
     config: RunConfig, n_cases: int, *, peak_bytes: int, client: Client | None, observer: Observer
 ) -> Iterator[Client | None]:
-    """Start workers, or connect to those of a scheduler, as a configuration says.
+    """Start workers, here or in jobs, or connect to those of a scheduler: as a configuration says.
 
     Parameters
     ----------
@@ -87,13 +88,15 @@ def workers(
         None: in this process.
     """
     remote = config.scheduler is not None or config.scheduler_file is not None
-    if n_cases == 0 or (config.num_workers == 0 and client is None and not remote):
+    elsewhere = client is not None or remote or config.cluster is not None
+    if n_cases == 0 or (config.num_workers == 0 and not elsewhere):
         observer.connected("", "in this process")
         yield None
         return
-    from dask_slicer import cluster
+    from dask_slicer import cluster, jobs
 
     with ExitStack() as stack:
+        in_jobs = client is None and config.cluster is not None
         if client is not None:
             where = "on the workers of the given client"
         elif remote:
@@ -102,6 +105,19 @@ def workers(
                 cluster.remote_client(address=config.scheduler, scheduler_file=file)
             )
             where = f"on {cluster.n_threads(client)} threads of {cluster.address(client)}"
+        elif in_jobs:
+            n_jobs = _n_jobs(config, n_cases, peak_bytes, observer)
+            client = stack.enter_context(
+                jobs.job_client(
+                    config,
+                    n_jobs=n_jobs,
+                    dashboard_address=config.dashboard_address,
+                    output_dir=config.output_dir,
+                    note=observer.note,
+                )
+            )
+            each = f", {config.cores} workers each" if config.cores > 1 else ""
+            where = f"in {count(n_jobs, 'job')} of {config.cluster}{each}"
         else:
             n_workers = _n_workers(config, n_cases, peak_bytes, observer)
             client = stack.enter_context(
@@ -114,7 +130,12 @@ def workers(
             )
             where = f"on {n_workers} worker{'s' if n_workers > 1 else ''}"
         hidden = config.dashboard_address == "none"
-        observer.connected("" if hidden else cluster.dashboard_link(client), where)
+        link = cluster.dashboard_link(client)
+        if in_jobs:
+            link = jobs.dashboard_link(client, config.dashboard_address)
+        observer.connected("" if hidden else link, where)
+        if in_jobs:
+            jobs.wait_for_workers(client, observer.note)
         if remote and config.num_workers != RunConfig.model_fields["num_workers"].default:
             observer.note("--num_workers is ignored: the scheduler has its own workers")
         if config.performance_report is not None:
@@ -228,6 +249,17 @@ def _execute_here(next_case: NextCase, target: Target) -> Iterator[tuple[CasePla
         yield from fitting.too_large()
         yield case, _outcomes((case,), result)[0]
     yield from fitting.too_large()
+
+
+def _n_jobs(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
+    """Return how many jobs to submit: as asked, but with no more workers than cases."""
+    memory = config.memory // config.cores
+    if memory < peak:
+        observer.note(
+            f"a case may need {size(peak)} of memory, a worker has {size(memory)}; "
+            f"--memory {math.ceil(peak * config.cores / 1e9)}GB fits"
+        )
+    return min(config.jobs, math.ceil(n_cases / config.cores))
 
 
 def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:

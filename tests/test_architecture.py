@@ -63,6 +63,7 @@ LAYERS = {
         "summary",
     ],
     "run": [
+        "batch",
         "cluster",
         "events",
         "execution",
@@ -72,6 +73,8 @@ LAYERS = {
         "forking",
         "graph",
         "interrupts",
+        "jobs",
+        "keeping",
         "machine",
         "measuring",
         "pipeline",
@@ -224,14 +227,14 @@ def test_only_graph_makes_delayed_objects() -> None:
     assert [module for module in MODULES if makes_delayed(module)] == ["graph"]
 
 
-def test_only_three_modules_import_distributed_and_only_when_they_are_used() -> None:
+def test_only_four_modules_import_distributed_and_only_when_they_are_used() -> None:
     found = {
         (module, used.lazy)
         for module in MODULES
         for used in imports_of(module)
         if used.is_distributed
     }
-    assert found == {("cluster", True), ("flight", True), ("watch", True)}
+    assert found == {("cluster", True), ("flight", True), ("jobs", True), ("watch", True)}
 
 
 def test_modules_are_imported_by_name_only_in_the_public_face() -> None:
