@@ -132,19 +132,19 @@ def wait_for_workers(client: Client, note: Note) -> None:
 
 
 def are_coming(client: Client) -> bool:
-    """Return whether workers of a client are still to come, from jobs that are queued or starting.
+    """Return whether a client has no worker because its jobs are still queued, or are starting.
 
     Raises
     ------
     SchedulerError
-        If there is no worker, and jobs have come to nothing again and again.
+        If they have come to nothing again and again.
     """
     keeper = getattr(client.cluster, "keeper", None)
     if not isinstance(keeper, Keeper):
         return False
     if keeper.failure:
         raise SchedulerError(keeper.failure)
-    return bool(keeper.n_coming)
+    return not keeper.n_joined
 
 
 def dashboard_link(client: Client, address: str) -> str:
@@ -228,7 +228,7 @@ def _job_class(base: Any) -> Any:
     class Job(base):  # type: ignore[misc]
         """Remembers what became of it, where dask-jobqueue's would raise in the event loop."""
 
-        refusal = ""
+        refusal = end = ""
         has_joined = False
         n_times_unlisted = 0
 

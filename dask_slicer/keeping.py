@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 # How often the batch system is asked for its list while jobs are queued; and while one that had a
-# worker has none.
+# worker, or was listed, is not to be found.
 _ASK_SECONDS, _SHORTEST_ASK_SECONDS = 10.0, 2.0
 # Jobs in a row that were refused, or ended before their worker came, after which a run ends if it
 # has no worker; and how long the next one is put off, for each of them.
@@ -49,8 +49,8 @@ class Keeper:
 
     Attributes
     ----------
-    n_joined, n_coming : int
-        Jobs with a worker, and those from which one is to come.
+    n_joined : int
+        Jobs with a worker.
     failure : str
         Why there will be no worker; nothing while there may be.
     is_over : asyncio.Event
@@ -60,7 +60,7 @@ class Keeper:
     def __init__(
         self, cluster: Any, *, system: BatchSystem, n_jobs: int, logs: Path, note: Note
     ) -> None:
-        self.n_joined = self.n_coming = 0
+        self.n_joined = 0
         self.failure = ""
         self.is_over = asyncio.Event()
         self._cluster, self._system, self._n_jobs = cluster, system, n_jobs
@@ -68,7 +68,11 @@ class Keeper:
         self._task: asyncio.Future[None] | None = None
         self._listed: dict[str, ListedJob] = {}
         self._in_a_row: list[str] = []
-        self._asked_at = self._again_at = time.monotonic()
+        self._is_new = True
+        self._trouble = ""
+        self._again_at = time.monotonic()
+        # The first list is asked for sooner than others.
+        self._asked_at = self._again_at - _ASK_SECONDS / 2
 
     def keep(self) -> None:
         """Begin."""
@@ -81,13 +85,16 @@ class Keeper:
             await self._task
 
     def standing(self) -> str:
-        """Return how many jobs are queued, and how many run."""
+        """Return how many jobs are submitted, queued and running, as last listed."""
         jobs = [self._listed.get(job.job_id) for job in list(self._cluster.workers.values())]
         queued = [job for job in jobs if job is not None and job.is_queued]
         reasons = ", ".join(sorted({job.reason for job in queued if job.reason}))
         n_running = sum(job is not None and not job.is_queued for job in jobs)
         because = f" ({reasons})" if reasons else ""
-        return f"{count(len(queued), 'job')} queued{because}, {n_running} running"
+        n_submitted = f"{count(len(jobs), 'job')} submitted"
+        if self._trouble:
+            return f"{n_submitted} ({self._system.listing[0]}: {self._trouble})"
+        return f"{n_submitted}, {len(queued)} queued{because}, {n_running} running"
 
     async def _keep(self) -> None:
         while not self.is_over.is_set() and not self.failure:
@@ -104,14 +111,16 @@ class Keeper:
         if away and await self._ask(away):
             away = {name: job for name, job in self._away().items() if name in away}
         gone = {name: job for name, job in away.items() if self._is_gone(job)}
-        self.n_coming = len(self._cluster.workers) - self.n_joined - len(gone)
+        refusals = [job.refusal for job in gone.values()]
         if gone and not self.is_over.is_set():
             await self._cluster.scale_down(gone)  # which cancels what may be left of them
         if self._in_a_row and not self.n_joined:
-            is_refused = not self.n_coming and any(job.refusal for job in gone.values())
+            is_refused = self._is_new and not self._cluster.workers and any(refusals)
             if is_refused or len(self._in_a_row) >= _MOST_IN_A_ROW:
                 self.failure = self._in_a_row[-1]
                 return
+        for job in gone.values():
+            self._note(f"{job.end}; another one is submitted")
         is_missing = len(self._cluster.worker_spec) < self._n_jobs
         if is_missing and time.monotonic() >= self._again_at and not self.is_over.is_set():
             self._cluster.scale(jobs=self._n_jobs)
@@ -131,13 +140,14 @@ class Keeper:
             job.n_times_unlisted = 0
             if not job.has_joined:
                 job.has_joined = True
+                self._is_new = False
                 self._in_a_row.clear()
         self.n_joined = len(self._cluster.workers) - len(jobs)
         return jobs
 
     async def _ask(self, away: dict[str, Any]) -> bool:
         """Have the batch system list its jobs, if it is time to; return whether it has."""
-        is_urgent = any(job.has_joined for job in away.values())
+        is_urgent = any(job.has_joined or job.n_times_unlisted for job in away.values())
         now = time.monotonic()
         if now - self._asked_at < (_SHORTEST_ASK_SECONDS if is_urgent else _ASK_SECONDS):
             return False
@@ -148,9 +158,11 @@ class Keeper:
             text = await self._cluster.job_cls._call(command)
         except (RuntimeError, OSError) as error:
             if "No unfinished job" not in str(error):  # LSF's way to list none
-                _LOG.info("%s: %s", command[0], words_of(error))
+                self._trouble = words_of(error)
+                _LOG.warning("%s: %s", command[0], self._trouble)
                 return False
             text = ""
+        self._trouble = ""
         self._listed = listed_jobs(self._system, text)
         for job in submitted:
             job.n_times_unlisted += 1
@@ -159,7 +171,7 @@ class Keeper:
         return True
 
     def _is_gone(self, job: Any) -> bool:
-        """Return whether a job is to be replaced; say why."""
+        """Return whether a job is to be replaced; put down why."""
         fate = fate_of(
             refused=bool(job.refusal),
             has_joined=job.has_joined,
@@ -167,13 +179,12 @@ class Keeper:
             n_times_unlisted=job.n_times_unlisted,
         )
         if fate == "lost":
-            self._note(f"job {job.job_id} has ended; another one is submitted")
+            job.end = f"job {job.job_id} has ended"
         elif fate != "kept":
-            what = job.refusal or f"job {job.job_id} ended before its worker came" + _last_words(
+            job.end = job.refusal or f"job {job.job_id} ended before its worker came" + _last_words(
                 self._logs, job.job_id
             )
-            _LOG.warning("%s", what)
-            self._in_a_row.append(what)
+            self._in_a_row.append(job.end)
             put_off = min(_AGAIN_SECONDS * len(self._in_a_row), _LONGEST_AGAIN_SECONDS)
             self._again_at = time.monotonic() + put_off
         return fate != "kept"

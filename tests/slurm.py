@@ -80,8 +80,23 @@ class Slurm:
         lines = self.run("squeue", "--noheader", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)
 
+    def processes(self, job_id: str | None = None) -> list[psutil.Process]:
+        """Return the processes of a job, or of all, zombies left out."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                environment = process.environ()
+                is_zombie = process.status() == psutil.STATUS_ZOMBIE
+            except psutil.Error:
+                continue
+            job = environment.get("SLURM_JOB_ID")
+            is_ours = environment.get("SLURM_CONF") == f"{self.folder}/slurm.conf"
+            if is_ours and not is_zombie and job is not None and job_id in (None, job):
+                found.append(process)
+        return found
+
     def wait_until_empty(self, *, within: float = 60) -> None:
-        _wait(lambda: not self.jobs(), "the queue is empty", within=within)
+        wait_until(lambda: not self.jobs(), "the queue is empty", within=within)
 
 
 @contextmanager
@@ -106,10 +121,12 @@ def started_slurm() -> Iterator[Slurm]:
             *(f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid"),
             *(f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"),
         )
-        _wait((folder / "munge.socket").exists, "munged listens")
+        wait_until((folder / "munge.socket").exists, "munged listens")
         _start(stack, "slurmctld", "-D", "-i", "-f", configuration)
         _start(stack, "slurmd", "-D", "-N", socket.gethostname(), "-f", configuration)
-        _wait(lambda: "idle" in _said("sinfo", "--noheader", "--format=%t"), "the node is idle")
+        wait_until(
+            lambda: "idle" in _said("sinfo", "--noheader", "--format=%t"), "the node is idle"
+        )
         # Jobs are not their daemon's to end.
         stack.callback(slurm.wait_until_empty)
         stack.callback(_said, "scancel", f"--user={getpass.getuser()}")
@@ -175,7 +192,7 @@ def _said(*command: str) -> str:
         return ""
 
 
-def _wait(condition: Callable[[], object], what: str, *, within: float = 60) -> None:
+def wait_until(condition: Callable[[], object], what: str, *, within: float = 60) -> None:
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
@@ -190,19 +207,6 @@ def _environment(**variables: str) -> Iterator[None]:
     finally:
         for name in variables:
             del os.environ[name]
-
-
-def workers_of_jobs() -> list[psutil.Process]:
-    """Return the processes of jobs of `dask-slicer` on this machine, zombies left out."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            is_ours = "dask-slicer-" in " ".join(process.cmdline())
-            if is_ours and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.fixture(scope="session")
