@@ -136,8 +136,11 @@ def workers(
         observer.connected("" if hidden else link, where)
         if in_jobs:
             jobs.wait_for_workers(client, observer.note)
-        if remote and config.num_workers != RunConfig.model_fields["num_workers"].default:
-            observer.note("--num_workers is ignored: the scheduler has its own workers")
+        if config.num_workers != RunConfig.model_fields["num_workers"].default:
+            if remote:
+                observer.note("--num_workers is ignored: the scheduler has its own workers")
+            elif in_jobs:
+                observer.note("--num_workers is ignored: --jobs and --cores say how many there are")
         if config.performance_report is not None:
             stack.enter_context(cluster.performance_report(client, config.performance_report))
         yield client

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import logging
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -193,6 +194,8 @@ class Keeper:
 def _last_words(logs: Path, job_id: str) -> str:
     """Return the last line that a job has printed, and where."""
     for path in logs.glob(f"*{job_id}*"):
+        if job_id not in re.findall(r"\d+", path.name):
+            continue
         with suppress(OSError):
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             said = [line for line in lines if line.strip()]

@@ -126,6 +126,7 @@ def verify(
         update={
             "output_dir": output.path,
             "num_workers": num_workers,
+            "cluster": None,
             "scheduler": scheduler,
             "scheduler_file": None if scheduler_file is None else Path(scheduler_file).absolute(),
             "dashboard_address": dashboard_address,

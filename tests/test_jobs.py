@@ -151,6 +151,16 @@ def test_what_the_site_has_configured_for_dask_jobqueue_comes_before_what_we_say
     assert "/elsewhere" not in script
 
 
+def test_ctrl_c_stays_what_it_was_when_dask_jobqueue_is_imported() -> None:
+    code = (
+        "import signal; from pathlib import Path; from dask_slicer.jobs import job_script; "
+        "from dask_slicer.runsettings import JobSettings; before = signal.getsignal(signal.SIGINT); "
+        "job_script(JobSettings(cluster='slurm'), Path('/out')); "
+        "assert signal.getsignal(signal.SIGINT) is before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -290,6 +300,26 @@ def test_the_shipped_configurations_of_batch_systems_make_jobs() -> None:
         assert isinstance(config, RunConfig)
         assert config.cluster == name
         assert "dask_worker" in job_script(config, Path("/out"))
+
+
+def test_what_jobs_made_is_verified_without_jobs(
+    dataset, slice_dataset, invoke, monkeypatch, tmp_path
+) -> None:
+    dataset.add("a")
+    output = slice_dataset()
+    with (output / "config.yaml").open("a") as file:
+        file.write("cluster: slurm\n")
+    (output / "logs").mkdir()
+    (output / "logs" / "dask-slicer-1.log").write_text("Registered")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = invoke("verify", output, "--num_workers", 0)
+    assert result.exit_code == 0, result.output
+
+
+def test_logs_of_jobs_make_no_directory_somebody_elses(dataset, tmp_path, slice_dataset) -> None:
+    dataset.add("a")
+    (tmp_path / "slices" / "logs").mkdir(parents=True)
+    assert (slice_dataset() / "slices.csv").exists()
 
 
 # What stands for the commands of a batch system: a job is a process of this machine, its number is
