@@ -63,10 +63,12 @@ def run_benchmark(
     Raises
     ------
     UsageError
-        If the configuration is for a scheduler.
+        If the configuration is for a scheduler, or for jobs.
     """
     if config.scheduler is not None or config.scheduler_file is not None:
         raise UsageError("benchmark starts workers of its own; leave out --scheduler")
+    if config.cluster is not None:
+        raise UsageError("benchmark starts workers on this machine; leave out --cluster")
     n_cpus = machine.cpu_count()
     wanted = default_workers(n_cpus) if workers is None else workers
     # Fewer would say little: with a case each, all but one worker wait for the slowest.

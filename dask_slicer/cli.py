@@ -75,15 +75,29 @@ def main() -> None:
 
 
 @main.command(cls=ConfigCommand)
+@click.option(
+    "--print_job_script", is_flag=True, help="Print what --cluster would submit; do nothing."
+)
 @verbosity_options
 @click.argument("more_cases", nargs=-1, metavar="")
 @click.pass_context
 def run(
-    ctx: click.Context, /, verbose: int, quiet: bool, more_cases: tuple[str, ...], **options: Any
+    ctx: click.Context,
+    /,
+    print_job_script: bool,
+    verbose: int,
+    quiet: bool,
+    more_cases: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Make slices of a dataset; the same command again continues where it stopped."""
     ctx.meta["verbose"] = verbose
     config = build_config_of(options, more_cases)
+    if print_job_script:
+        from dask_slicer.jobs import job_script
+
+        click.echo(job_script(config, config.output_dir), nl=False)
+        return
     _log(verbose, config.log_file)
     report = _run(config, verbose=verbose, quiet=quiet)
     ctx.exit(1 if report.remaining else 0)

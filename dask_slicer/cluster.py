@@ -1,7 +1,7 @@
 """Where graphs run: a cluster on this machine, and what is asked of any cluster.
 
-It, `remote`, `flight` and `watch` alone import `distributed`, which takes half a second, and only
-for use.
+It, `remote`, `jobs`, `flight` and `watch` alone import `distributed`, which takes half a second,
+and only for use.
 """
 
 from __future__ import annotations
@@ -170,8 +170,9 @@ def memory_limit(client: Client) -> int | None:
 
 
 def n_threads(client: Client) -> int:
-    """Return how many cases the workers of a client can run at once."""
-    return sum(client.nthreads().values())
+    """Return how many cases the workers of a client can run at once, those to come included."""
+    planned = len(getattr(client.cluster, "plan", ()))  # names of workers, one thread each
+    return max(int(sum(client.nthreads().values())), planned)
 
 
 def address(client: Client) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dask_slicer import machine
-from dask_slicer.config import RunConfig
 from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
@@ -26,6 +25,7 @@ from dask_slicer.plans import CasePlan, RunPlan, peak_bytes
 from dask_slicer.preflight import Needs
 from dask_slicer.tasks import Target
 from dask_slicer.words import size
+from dask_slicer.workplaces import workers
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -67,77 +67,6 @@ def executor(
         else:
             timeout = plan.config.timeout
             yield lambda next_case: _execute_on(found, next_case, n_cases, target, timeout)
-
-
-@contextmanager
-def workers(
-    config: RunConfig,
-    n_cases: int,
-    *,
-    peak_bytes: int,
-    needs: Needs,
-    client: Client | None,
-    observer: Observer,
-) -> Iterator[Client | None]:
-    """Start workers, or connect to those of a scheduler, as a configuration says.
-
-    Parameters
-    ----------
-    config : RunConfig
-    n_cases : int
-        No more workers than that are started, and none for none.
-    peak_bytes : int
-        Memory that a worker needs for the largest case.
-    needs : Needs
-        What is looked at before the first case, where workers are not of our own making.
-    client : Client, optional
-        Wins over the configuration.
-    observer : Observer
-        Is told where, and the link of the dashboard.
-
-    Yields
-    ------
-    Client or None
-        None: in this process.
-    """
-    is_remote = config.scheduler is not None or config.scheduler_file is not None
-    if n_cases == 0 or (config.num_workers == 0 and client is None and not is_remote):
-        observer.connected("", "in this process")
-        yield None
-        return
-    from dask_slicer import cluster, preflight, remote
-
-    with ExitStack() as stack:
-        is_ours = client is None and not is_remote
-        if client is not None:
-            where = "on the workers of the given client"
-        elif is_remote:
-            client = stack.enter_context(remote.remote_client(config, observer))
-            where = f"on {cluster.n_threads(client)} threads of {cluster.address(client)}"
-        else:
-            n_workers = _n_workers(config, n_cases, peak_bytes, observer)
-            client = stack.enter_context(
-                cluster.local_client(
-                    n_workers,
-                    memory_limit=machine.memory_bytes() // n_workers,
-                    dashboard_address=config.dashboard_address,
-                    imported=["dask_slicer.store_zarr"] if config.format == "zarr" else [],
-                )
-            )
-            where = f"on {n_workers} worker{'s' if n_workers > 1 else ''}"
-        hidden = config.dashboard_address == "none"
-        observer.connected("" if hidden else cluster.dashboard_link(client), where)
-        if is_remote and config.num_workers != RunConfig.model_fields["num_workers"].default:
-            observer.note("--num_workers is ignored: the scheduler has its own workers")
-        if is_ours and config.upload_code:
-            observer.note("--upload_code has no effect: workers on this machine have this code")
-        if not is_ours:
-            if config.upload_code:
-                remote.send_package(client)
-            preflight.check(client, needs, observer.note, uploaded=config.upload_code)
-        if config.performance_report is not None:
-            stack.enter_context(cluster.performance_report(client, config.performance_report))
-        yield client
 
 
 def _needs(plan: RunPlan) -> Needs:
@@ -258,24 +187,3 @@ def _execute_here(next_case: NextCase, target: Target) -> Iterator[tuple[CasePla
         yield from fitting.too_large()
         yield case, _outcomes((case,), result)[0]
     yield from fitting.too_large()
-
-
-def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
-    """Return how many workers to start: as asked, but no more than cases, or than fit for -1."""
-    wanted = config.num_workers
-    memory = machine.memory_bytes()
-    fitting = max(memory // peak, 1)
-    if wanted == -1:
-        wanted = machine.cpu_count()
-        if fitting < min(wanted, n_cases):
-            observer.note(
-                f"{fitting} of {wanted} CPUs are used: memory of {size(memory)} holds no more "
-                f"cases of {size(peak)}"
-            )
-            wanted = fitting
-    elif fitting < min(wanted, n_cases):
-        observer.note(
-            f"{wanted} workers may need {size(wanted * peak)} of memory, there is "
-            f"{size(memory)}; --num_workers {fitting} fits"
-        )
-    return max(min(wanted, n_cases), 1)

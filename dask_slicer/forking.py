@@ -21,7 +21,7 @@ _IMPORTED = ["distributed", "dask_slicer.tasks", "distributed.dashboard.worker"]
 # What works only in a process that has it from its start. Dask would set MALLOC_TRIM_THRESHOLD_
 # too, with which glibc gives every plane's memory back to be mapped anew: a third of the CPU time.
 # One arena, since one thread allocates: the others grow by mapping and unmapping as well.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -51,7 +51,7 @@ def prepare(imported: Sequence[str] = ()) -> str:
     # Blosc's lock is left behind by a worker that is stopped; Python's resource tracker, which
     # is started here too, removes it, and there is no need to tell.
     ignored = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
-    with _environment(_ENVIRONMENT | {"PYTHONWARNINGS": ignored}), interrupts.deferred():
+    with _environment(ENVIRONMENT | {"PYTHONWARNINGS": ignored}), interrupts.deferred():
         multiprocessing.set_forkserver_preload([*_IMPORTED, *imported])
         try:
             forkserver.ensure_running()

@@ -39,8 +39,9 @@ _MARK = (
     f"# Written by dask-slicer (format {FORMAT_VERSION}); marks this directory as its output. "
     "`dask-slicer run --config` with this file continues.\n"
 )
-# What may lie in a directory that is not ours yet: logs of the command that is to fill it.
-_TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out")
+# What may lie in a directory that is not ours yet: logs of the command that is to fill it, and of
+# its jobs.
+_TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out|logs")
 
 _LOG = logging.getLogger(__name__)
 

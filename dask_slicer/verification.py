@@ -29,7 +29,6 @@ from dask_slicer.checks import (
 )
 from dask_slicer.errors import CaseError, as_case_error
 from dask_slicer.events import Observer
-from dask_slicer.execution import workers
 from dask_slicer.graph import compute_here, target_of, verify_graph
 from dask_slicer.journal import CommittedCase, FailedCase, Journal, RemovedCase, last_records
 from dask_slicer.locks import check_not_in_use, locked
@@ -39,6 +38,7 @@ from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan
 from dask_slicer.preflight import Needs
 from dask_slicer.tasks import Target, load_case, slice_case
+from dask_slicer.workplaces import workers
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -122,11 +122,11 @@ def verify(
         update={
             "output_dir": output.path,
             "num_workers": num_workers,
+            "cluster": None,
             "scheduler": scheduler,
             "scheduler_file": None if scheduler_file is None else Path(scheduler_file).absolute(),
             "dashboard_address": dashboard_address,
             "performance_report": None,
-            "cluster": None,
         }
     )
     with ExitStack() as stack:

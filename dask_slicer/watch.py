@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
-from dask_slicer import machine
+from dask_slicer import jobs, machine
 from dask_slicer.cluster import EXIT_EVENTS, address, tells_exits
 from dask_slicer.errors import (
     CaseError,
@@ -102,7 +102,7 @@ class Watch:
             for name, one in running.items()
             if name in ours
         }
-        if is_busy:
+        if is_busy or jobs.are_coming(self.client):
             self._last_sign_of_life = now
         elif now - self._last_sign_of_life > _STALLED_SECONDS:
             raise SchedulerError(

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from slurm import slurm  # noqa: F401, a fixture
 
 import dask_slicer
 from dask_slicer.cli import main

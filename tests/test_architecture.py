@@ -68,6 +68,7 @@ LAYERS = {
         "summing",
     ],
     "run": [
+        "batch",
         "cluster",
         "earlier",
         "events",
@@ -78,6 +79,8 @@ LAYERS = {
         "forking",
         "graph",
         "interrupts",
+        "jobs",
+        "keeping",
         "machine",
         "measuring",
         "merging",
@@ -90,6 +93,7 @@ LAYERS = {
         "sweep",
         "tasks",
         "verification",
+        "workplaces",
     ],
     "faces": [
         "__init__",
@@ -235,14 +239,14 @@ def test_only_graph_makes_delayed_objects() -> None:
     assert [module for module in MODULES if makes_delayed(module)] == ["graph"]
 
 
-def test_only_four_modules_import_distributed_and_only_when_they_are_used() -> None:
+def test_only_five_modules_import_distributed_and_only_when_they_are_used() -> None:
     found = {
         (module, used.lazy)
         for module in MODULES
         for used in imports_of(module)
         if used.is_distributed
     }
-    assert found == {(module, True) for module in ("cluster", "flight", "remote", "watch")}
+    assert found == {(module, True) for module in ("cluster", "flight", "jobs", "remote", "watch")}
 
 
 def test_modules_are_imported_by_name_only_in_the_public_face() -> None:

@@ -216,6 +216,7 @@ def test_without_a_dataset_phantoms_are_made(tmp_path, invoke, monkeypatch) -> N
         pytest.param(["--workers", ""], "--workers must be numbers", id="nothing"),
         pytest.param(["--num_workers", "2"], "--workers N,N... instead", id="num_workers"),
         pytest.param(["--scheduler", "tcp://127.0.0.1:1"], "leave out --scheduler", id="scheduler"),
+        pytest.param(["--cluster", "slurm"], "leave out --cluster", id="cluster"),
         pytest.param(["--repeats", "0"], "--repeats", id="repeats"),
     ],
 )

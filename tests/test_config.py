@@ -202,7 +202,7 @@ def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, content, said) -> Non
     ("name", "said"),
     [
         ("ct_abdomn", "there is no configuration ct_abdomn; did you mean ct_abdomen?"),
-        ("zzz", "shipped are brain_mri, ct_abdomen, ct_lung, debug, default"),
+        ("zzz", "shipped are brain_mri, ct_abdomen, ct_lung, debug, default, pbs, slurm"),
         ("mine.yaml", "cannot read the configuration mine.yaml: No such file"),
         ("configs/mine", "cannot read the configuration configs/mine: No such file"),
         ("~nobody_of_that_name/mine.yaml", "~nobody_of_that_name"),

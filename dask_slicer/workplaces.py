@@ -1,0 +1,169 @@
+"""Which workers a run has: none, some started here, jobs of a batch system, or somebody's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from dask_slicer import machine
+from dask_slicer.config import RunConfig
+from dask_slicer.events import Observer
+from dask_slicer.preflight import Needs, check
+from dask_slicer.words import count, size
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+class _Place(NamedTuple):
+    client: Client
+    where: str
+    dashboard: str
+
+
+@contextmanager
+def workers(
+    config: RunConfig,
+    n_cases: int,
+    *,
+    peak_bytes: int,
+    needs: Needs,
+    client: Client | None,
+    observer: Observer,
+) -> Iterator[Client | None]:
+    """Start workers, here or in jobs, or connect to those of a scheduler: as a configuration says.
+
+    Parameters
+    ----------
+    config : RunConfig
+    n_cases : int
+        No more workers than that are started, and none for none.
+    peak_bytes : int
+        Memory that a worker needs for the largest case.
+    needs : Needs
+        What is looked at before the first case, where workers are not processes of this machine.
+    client : Client, optional
+        Wins over the configuration.
+    observer : Observer
+        Is told where, and the link of the dashboard.
+
+    Yields
+    ------
+    Client or None
+        None: in this process.
+    """
+    is_remote = config.scheduler is not None or config.scheduler_file is not None
+    in_jobs = client is None and config.cluster is not None
+    is_local = client is None and not is_remote and not in_jobs
+    if n_cases == 0 or (is_local and config.num_workers == 0):
+        observer.connected("", "in this process")
+        yield None
+        return
+    from dask_slicer import cluster, jobs, remote
+
+    with ExitStack() as stack:
+        if client is not None:
+            place = _Place(
+                client, "on the workers of the given client", cluster.dashboard_link(client)
+            )
+        elif is_remote:
+            place = stack.enter_context(_on_scheduler(config, observer))
+        elif in_jobs:
+            place = stack.enter_context(_in_jobs(config, n_cases, peak_bytes, observer))
+        else:
+            place = stack.enter_context(_here(config, n_cases, peak_bytes, observer))
+        hidden = config.dashboard_address == "none"
+        observer.connected("" if hidden else place.dashboard, place.where)
+        for note in _without_effect(config, is_remote=is_remote, is_local=is_local):
+            observer.note(note)
+        if in_jobs:
+            jobs.wait_for_workers(place.client, observer.note)
+        if not is_local:
+            if config.upload_code:
+                remote.send_package(place.client)
+            check(place.client, needs, observer.note, uploaded=config.upload_code)
+        if config.performance_report is not None:
+            stack.enter_context(cluster.performance_report(place.client, config.performance_report))
+        yield place.client
+
+
+def _without_effect(config: RunConfig, *, is_remote: bool, is_local: bool) -> Iterator[str]:
+    """Yield what is said of settings that mean nothing where the run is."""
+    if config.num_workers != RunConfig.model_fields["num_workers"].default:
+        if is_remote:
+            yield "--num_workers is ignored: the scheduler has its own workers"
+        elif config.cluster is not None:
+            yield "--num_workers is ignored: --jobs and --cores say how many there are"
+    if is_local and config.upload_code:
+        yield "--upload_code has no effect: workers on this machine have this code"
+
+
+@contextmanager
+def _on_scheduler(config: RunConfig, observer: Observer) -> Iterator[_Place]:
+    from dask_slicer import cluster, remote
+
+    with remote.remote_client(config, observer) as client:
+        where = f"on {cluster.n_threads(client)} threads of {cluster.address(client)}"
+        yield _Place(client, where, cluster.dashboard_link(client))
+
+
+@contextmanager
+def _in_jobs(
+    config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
+) -> Iterator[_Place]:
+    from dask_slicer import jobs
+
+    memory = config.memory // config.cores
+    if memory < peak_bytes:
+        observer.note(
+            f"a case may need {size(peak_bytes)} of memory, a worker has {size(memory)}; "
+            f"--memory {math.ceil(peak_bytes * config.cores / 1e9)}GB fits"
+        )
+    n_jobs = min(config.jobs, math.ceil(n_cases / config.cores))
+    each = f", {config.cores} workers each" if config.cores > 1 else ""
+    with jobs.job_client(
+        config,
+        n_jobs=n_jobs,
+        dashboard_address=config.dashboard_address,
+        output_dir=config.output_dir,
+        note=observer.note,
+    ) as client:
+        where = f"in {count(n_jobs, 'job')} of {config.cluster}{each}"
+        yield _Place(client, where, jobs.dashboard_link(client, config.dashboard_address))
+
+
+@contextmanager
+def _here(config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer) -> Iterator[_Place]:
+    from dask_slicer import cluster
+
+    n_workers = _n_workers(config, n_cases, peak_bytes, observer)
+    with cluster.local_client(
+        n_workers,
+        memory_limit=machine.memory_bytes() // n_workers,
+        dashboard_address=config.dashboard_address,
+        imported=["dask_slicer.store_zarr"] if config.format == "zarr" else [],
+    ) as client:
+        yield _Place(client, f"on {count(n_workers, 'worker')}", cluster.dashboard_link(client))
+
+
+def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
+    """Return how many workers to start: as asked, but no more than cases, or than fit for -1."""
+    wanted = config.num_workers
+    memory = machine.memory_bytes()
+    fitting = max(memory // peak, 1)
+    if wanted == -1:
+        wanted = machine.cpu_count()
+        if fitting < min(wanted, n_cases):
+            observer.note(
+                f"{fitting} of {wanted} CPUs are used: memory of {size(memory)} holds no more "
+                f"cases of {size(peak)}"
+            )
+            wanted = fitting
+    elif fitting < min(wanted, n_cases):
+        observer.note(
+            f"{wanted} workers may need {size(wanted * peak)} of memory, there is "
+            f"{size(memory)}; --num_workers {fitting} fits"
+        )
+    return max(min(wanted, n_cases), 1)
