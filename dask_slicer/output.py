@@ -164,17 +164,16 @@ def locked(output_dir: Path) -> Iterator[list[str]]:
 
 def _take(lock: Path) -> list[str]:
     notes: list[str] = []
-    holder = f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
     # Written aside and linked: whoever finds the lock finds its holder in it.
     mine = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
     try:
-        mine.write_text(holder, encoding="utf-8")
+        mine.write_text(own_mark(), encoding="utf-8")
         for _ in range(2):
             try:
                 _link(mine, lock)
                 return notes
             except FileExistsError:
-                found = _read_lock(lock)
+                found = read_lock(lock)
                 stale = _stale_holder(lock, found)
                 notes = [f"took over the lock of a run that died ({stale})"]
                 _remove_lock(lock, found)
@@ -193,7 +192,8 @@ def _link(source: Path, target: Path) -> None:
             file.write(source.read_text(encoding="utf-8"))
 
 
-def _read_lock(lock: Path) -> str:
+def read_lock(lock: Path) -> str:
+    """Return what a lock says."""
     try:
         return lock.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -207,7 +207,7 @@ def _remove_lock(lock: Path, found: str) -> None:
         lock.rename(aside)
     except FileNotFoundError:
         return
-    if _read_lock(aside) != found:
+    if read_lock(aside) != found:
         _link(aside, lock)
     aside.unlink()
 
@@ -222,30 +222,46 @@ def check_not_in_use(output_dir: Path) -> None:
     """
     lock = output_dir / LOCK
     if lock.exists():
-        _stale_holder(lock, _read_lock(lock))
+        _stale_holder(lock, read_lock(lock))
 
 
 def _stale_holder(lock: Path, found: str) -> str:
     """Return who left a lock behind; raise if they may still be running."""
     try:
-        host, pid, birth = found.split()
-        number = int(pid)
+        host, pid, _, *_ = found.split()
+        who = f"process {int(pid)} on {host}"
     except ValueError:
         return "unreadable"
-    who = f"process {pid} on {host}"
-    alive = host != socket.gethostname()  # of another host nothing can be known
-    if not alive and psutil.pid_exists(number):
-        with suppress(psutil.Error):
-            # A later process may have been given the same number.
-            alive = _birth(number) == birth and (
-                psutil.Process(number).status() != psutil.STATUS_ZOMBIE
-            )
-    if alive:
+    if is_alive(found):
         raise OutputError(
             f"{lock.parent} is in use by another run ({who}); wait for it, "
             f"or remove {lock.name} if it is gone"
         )
     return who
+
+
+def own_mark() -> str:
+    """Return what a lock says of this process: host, number and birth."""
+    return f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
+
+
+def is_alive(found: str) -> bool:
+    """Return whether whom a lock names may still be running."""
+    try:
+        host, pid, birth, *_ = found.split()  # the rest is for whoever watches
+        number = int(pid)
+    except ValueError:
+        return False
+    if host != socket.gethostname():  # of another host nothing can be known
+        return True
+    with suppress(psutil.Error):
+        # A later process may have been given the same number.
+        return (
+            psutil.pid_exists(number)
+            and _birth(number) == birth
+            and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+        )
+    return False
 
 
 def _birth(pid: int) -> str:

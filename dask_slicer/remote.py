@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dask
 
@@ -36,7 +36,7 @@ _CLOSE_SECONDS = 3
 _FILE_SECONDS = 10.0
 _LOOK_SECONDS, _TELL_SECONDS = 0.2, 5.0
 # Settings of the process that asks; the others are the scheduler's own.
-_OF_CLIENTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
+OF_CLIENTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
 _PLUGIN = "dask-slicer-code"
 
 
@@ -57,13 +57,36 @@ def remote_client(settings: SchedulerSettings, observer: Observer) -> Iterator[C
     ConfigError
         If address or TLS files cannot be used.
     """
-    from distributed import Client, Security
-
-    files = (settings.tls_ca, settings.tls_cert, settings.tls_key)
-    ca, cert, key = files
-    tls = TlsFiles(ca=ca, cert=cert, key=key) if ca and cert and key else None
     _wait_for_file(settings.scheduler_file)
     address = scheduler_address(settings.scheduler, settings.scheduler_file)
+    with (
+        dask.config.set({name: SETTINGS[name] for name in OF_CLIENTS}),
+        connected(address, tls_files(settings)) as client,
+    ):
+        _wait_for_workers(client, address, settings, observer)
+        yield client
+
+
+@contextmanager
+def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Client]:
+    """Connect to a running scheduler; yield its client, leave it running.
+
+    Parameters
+    ----------
+    address : str
+    tls : TlsFiles, optional
+    **options
+        Of the client.
+
+    Raises
+    ------
+    SchedulerError
+        If it does not answer within 10 seconds.
+    ConfigError
+        If the TLS files cannot be used.
+    """
+    from distributed import Client, Security
+
     check_reachable(address, tls)
     security = None
     if tls is not None:
@@ -73,19 +96,23 @@ def remote_client(settings: SchedulerSettings, observer: Observer) -> Iterator[C
             tls_client_key=str(tls.key),
             require_encryption=True,
         )
-    with dask.config.set({name: SETTINGS[name] for name in _OF_CLIENTS}):
-        try:
-            client = Client(address, timeout=_CONNECT_SECONDS, security=security)
-        except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise SchedulerError(
-                f"no Dask scheduler answers at {address} ({reason}); is it running and reachable?"
-            ) from error
-        try:
-            _wait_for_workers(client, address, settings, observer)
-            yield client
-        finally:
-            client.close(_CLOSE_SECONDS)
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, security=security, **options)
+    except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SchedulerError(
+            f"no Dask scheduler answers at {address} ({reason}); is it running and reachable?"
+        ) from error
+    try:
+        yield client
+    finally:
+        client.close(_CLOSE_SECONDS)
+
+
+def tls_files(settings: SchedulerSettings) -> TlsFiles | None:
+    """Return the files of TLS that the settings name, all or none."""
+    ca, cert, key = settings.tls_ca, settings.tls_cert, settings.tls_key
+    return TlsFiles(ca=ca, cert=cert, key=key) if ca and cert and key else None
 
 
 def _wait_for_file(path: Path | None) -> None:

@@ -43,10 +43,13 @@ LAYERS = {
         "manifest",
         "plans",
         "runsettings",
+        "standing",
+        "views",
     ],
     "bytes": [
         "checks",
         "compression",
+        "holder",
         "index",
         "metadata",
         "nifti",
@@ -74,6 +77,7 @@ LAYERS = {
         "interrupts",
         "machine",
         "measuring",
+        "onlooking",
         "pipeline",
         "planning",
         "preflight",
@@ -82,6 +86,7 @@ LAYERS = {
         "remote",
         "sweep",
         "tasks",
+        "telling",
         "verification",
     ],
     "faces": [
@@ -93,6 +98,7 @@ LAYERS = {
         "display",
         "options",
         "report",
+        "screen",
     ],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -116,6 +122,7 @@ BETWEEN_FACES = {
     ("cli", "display"),
     ("cli", "options"),
     ("cli", "report"),
+    ("cli", "screen"),
     ("display", "report"),
 }
 # What `dask-slicer --help` must not wait for.
