@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dask_slicer.errors import OutputError, SchedulerError
-from dask_slicer.output import LOCK, SUMMARY, existing_config, is_alive, own_mark, read_lock
+from dask_slicer.output import CONFIG, LOCK, SUMMARY, is_alive, own_mark, read_lock
 from dask_slicer.words import count
 
 # What the lock of a run without a scheduler says instead of its address.
@@ -102,7 +102,7 @@ def place_of(output_dir: Path) -> Place | Standstill | None:
     """
     found = holder_of(output_dir)
     if found is None or not found.is_alive:
-        if existing_config(output_dir) is None and found is None:
+        if found is None and not (output_dir / CONFIG).exists():
             raise OutputError(f"{output_dir} is not an output of dask-slicer: nothing to watch")
         return Standstill(words=_what_is_left(output_dir, found))
     if found.scheduler == IN_PROCESS:

@@ -10,13 +10,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import dask
-
-from dask_slicer.cluster import SETTINGS
 from dask_slicer.errors import SchedulerError
 from dask_slicer.holder import Place
 from dask_slicer.reach import TlsFiles
-from dask_slicer.remote import OF_CLIENTS, connected
+from dask_slicer.remote import connected, settings_of_clients
 from dask_slicer.standing import TOPIC, FailureEvent, RunState, chosen, from_event
 from dask_slicer.views import TaskView, View, WorkerView, with_gone
 from dask_slicer.words import one_line
@@ -50,7 +47,7 @@ def onlooker(place: Place, tls: TlsFiles | None) -> Iterator[Onlooker]:
         If the TLS files cannot be used.
     """
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set({name: SETTINGS[name] for name in OF_CLIENTS}))
+        stack.enter_context(settings_of_clients())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions there
             client = stack.enter_context(
@@ -87,6 +84,7 @@ class Onlooker:
     _n_waiting: int = 0
     _last_event: float = 0.0
     _last_look: float = 0.0
+    _last_seen: float = 0.0
     _clock_ahead: float = 0.0
 
     def hear(self, event: tuple[float, Any]) -> None:
@@ -140,6 +138,7 @@ class Onlooker:
         self._workers = with_gone(self._workers, workers, passed=asked - self._last_look)
         self._connected = frozenset(seen["clients"])
         self._n_waiting = seen["n_waiting"]
+        self._last_seen = seen["now"]
         self._clock_ahead = seen["now"] - time.time()
         self._last_look = asked
         return self.view()
@@ -147,13 +146,14 @@ class Onlooker:
     def view(self) -> View:
         """Return what was seen and heard so far."""
         now = time.time() + self._clock_ahead
-        latest = {run.run_id: (run, max(now - at, 0.0)) for run, at in self._runs.values()}
-        runs = chosen(
-            [run for run, _ in latest.values()], self._connected, process=self.place.process
-        )
+        told = list(self._runs.values())
+        ago = {run.run_id: max(now - at, 0.0) for run, at in told}
+        # A run that told of itself since the last look may have a client that was new to it.
+        new = {run.client for run, at in told if at > self._last_seen}
+        runs = chosen([run for run, _ in told], self._connected | new, process=self.place.process)
         ids = {run.run_id for run in runs}
         return View(
-            runs=tuple((run, latest[run.run_id][1]) for run in runs),
+            runs=tuple((run, ago[run.run_id]) for run in runs),
             failures=tuple(one for one in list(self._failures.values()) if one.run_id in ids),
             workers=self._workers,
             n_waiting=self._n_waiting,

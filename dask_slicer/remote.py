@@ -36,7 +36,7 @@ _CLOSE_SECONDS = 3
 _FILE_SECONDS = 10.0
 _LOOK_SECONDS, _TELL_SECONDS = 0.2, 5.0
 # Settings of the process that asks; the others are the scheduler's own.
-OF_CLIENTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
+_OF_CLIENTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
 _PLUGIN = "dask-slicer-code"
 
 
@@ -60,11 +60,20 @@ def remote_client(settings: SchedulerSettings, observer: Observer) -> Iterator[C
     _wait_for_file(settings.scheduler_file)
     address = scheduler_address(settings.scheduler, settings.scheduler_file)
     with (
-        dask.config.set({name: SETTINGS[name] for name in OF_CLIENTS}),
+        settings_of_clients(),
         connected(address, tls_files(settings)) as client,
     ):
         _wait_for_workers(client, address, settings, observer)
         yield client
+
+
+@contextmanager
+def settings_of_clients() -> Iterator[None]:
+    """Let this process notice as soon as workers do that a scheduler is lost."""
+    import distributed  # noqa: F401, adds its defaults, which must stay when these go
+
+    with dask.config.set({name: SETTINGS[name] for name in _OF_CLIENTS}):
+        yield
 
 
 @contextmanager

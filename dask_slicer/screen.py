@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dask_slicer import output
-from dask_slicer.errors import UsageError
+from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.holder import Place, Standstill, place_of
 from dask_slicer.onlooking import Onlooker, SchedulerGone, onlooker
 from dask_slicer.reach import TlsFiles, scheduler_address
@@ -71,12 +71,18 @@ def watch_run(
     elif isinstance(place, Standstill):
         _say(console, place.words)
     else:
-        tls = tls_files(settings) or _tls_of(output_dir, place)
-        with onlooker(place, tls) as one:
-            if once:
-                console.print(picture(one.look(), _title(one)))
-            else:
-                _draw(console, one, output_dir)
+        try:
+            with onlooker(place, tls_files(settings) or _tls_of(output_dir, place)) as one:
+                if once:
+                    console.print(picture(one.look(), _title(one)))
+                else:
+                    _draw(console, one)
+        except SchedulerError as error:  # with a run that ends, its scheduler goes
+            patience = _ENDING_SECONDS if isinstance(error, SchedulerGone) else 0.0
+            became = None if output_dir is None else _what_became(output_dir, patience)
+            if became is None:
+                raise
+            _say(console, became.words)
 
 
 def _as_output(where: str | None) -> Path | None:
@@ -111,7 +117,7 @@ def _place_of(output_dir: Path, console: Console, *, once: bool) -> Place | Stan
     return found
 
 
-def _draw(console: Console, one: Onlooker, output_dir: Path | None) -> None:
+def _draw(console: Console, one: Onlooker) -> None:
     """Draw what is seen until the run is over; where none goes on, wait for one."""
     is_known = one.place.process is not None
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
@@ -129,23 +135,25 @@ def _draw(console: Console, one: Onlooker, output_dir: Path | None) -> None:
             view = one.view()
             _show(live, view, one)
             if not view.runs or any(not run.ending for run, _ in view.runs):
-                became = None if output_dir is None else _what_became(output_dir)
-                if became is None:
-                    raise
-                live.stop()
-                _say(console, became.words)
-                return
+                raise
     for run, _ in view.runs:
         _say(console, _last_words(run))
 
 
-def _what_became(output_dir: Path) -> Standstill | None:
-    """Return what a run left whose scheduler is gone; None if the run itself is still there."""
-    deadline = time.monotonic() + _ENDING_SECONDS
+def _what_became(output_dir: Path, patience: float) -> Standstill | None:
+    """Return what a run left whose scheduler is gone; None if the run itself is still there.
+
+    Parameters
+    ----------
+    output_dir : Path
+    patience : float
+        Seconds that the run has to give its output back: it may be writing the index.
+    """
+    deadline = time.monotonic() + patience
     while not isinstance(found := place_of(output_dir), Standstill):
         if time.monotonic() > deadline:
             return None
-        time.sleep(_START_SECONDS)  # it writes the index yet
+        time.sleep(_START_SECONDS)
     return found
 
 

@@ -72,7 +72,7 @@ class FailureEvent:
     message: str
 
 
-_KINDS: dict[object, type[RunState] | type[FailureEvent]] = {
+_KINDS: dict[str, type[RunState] | type[FailureEvent]] = {
     "run": RunState,
     "failure": FailureEvent,
 }
@@ -92,7 +92,7 @@ def from_event(event: object) -> RunState | FailureEvent | None:
     >>> from_event({"about": "the weather"}) is None
     True
     """
-    kind = _KINDS.get(event.get("about")) if isinstance(event, Mapping) else None
+    kind = _KINDS.get(str(event.get("about"))) if isinstance(event, Mapping) else None
     if kind is None or not isinstance(event, Mapping):
         return None
     known = {field.name for field in fields(kind)}
