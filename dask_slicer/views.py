@@ -137,7 +137,9 @@ def _rows(worker: WorkerView) -> list[Row]:
         for task in worker.tasks
     ] or [("", "", "")]
     step, name, seconds = tasks[0]
-    if worker.status != "running":
+    if worker.status == "running" and not worker.tasks:
+        step = "idle"
+    elif worker.status != "running":
         step = f"{worker.status} {step}".strip()
     if worker.status == "gone" or worker.unseen > _SILENT_SECONDS:
         seconds = f"unheard for {duration(worker.unseen)}"

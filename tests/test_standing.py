@@ -123,7 +123,7 @@ GONE = replace(IDLE, name="5", status="gone", cpu=0.0, memory=0, unseen=4.0)
     ("worker", "expected"),
     [
         (BUSY, [("0", "99%", "1.0 GB of 4.0 GB", "save", "ct_031", "1.2 s")]),
-        (IDLE, [("1", "1%", "500.0 MB", "", "", "")]),
+        (IDLE, [("1", "1%", "500.0 MB", "idle", "", "")]),
         (PAUSED, [("2", "99%", "1.0 GB of 4.0 GB", "paused save", "ct_031", "1.2 s")]),
         (SILENT, [("3", "99%", "1.0 GB of 4.0 GB", "save", "ct_031", "unheard for 1 min 15 s")]),
         (
