@@ -19,6 +19,7 @@ from dask_slicer.errors import DaskSlicerError, PreflightError, UsageError
 from dask_slicer.interrupts import Terminated, heard_once
 from dask_slicer.options import (
     ConfigCommand,
+    SchedulerCommand,
     build_config_of,
     num_workers_option,
     verbosity_options,
@@ -215,6 +216,29 @@ def verify(
         report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
         display.verified(report)
     ctx.exit(1 if report.findings else 0)
+
+
+@main.command(cls=SchedulerCommand)
+@click.argument("where", required=False, metavar="OUT|ADDR")
+@click.option("--once", is_flag=True, help="Print how it stands, and end; so it is in a pipe.")
+@click.option("-v", "--verbose", count=True, help="Say more, with tracebacks.")
+@click.pass_context
+def watch(
+    ctx: click.Context, /, where: str | None, once: bool, verbose: int, **options: Any
+) -> None:
+    """Draw a run that goes on, from another shell: workers, cases, rate, failures, time left.
+
+    OUT is the output directory of the run, ADDR the address of its scheduler, tcp://host:8786.
+    """
+    ctx.meta["verbose"] = verbose
+    _log(verbose, None)
+    if (where is None) == (options["scheduler_file"] is None):
+        raise UsageError("watch takes an output directory, an address, or --scheduler_file")
+    from dask_slicer.configfile import scheduler_settings
+    from dask_slicer.screen import watch_run
+
+    with heard_once():
+        watch_run(_console(), where, scheduler_settings(options), once=once)
 
 
 @main.command(cls=ConfigCommand)

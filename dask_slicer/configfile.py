@@ -6,14 +6,17 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dask_slicer.config import RunConfig, in_a_word
 from dask_slicer.errors import ConfigError
+from dask_slicer.runsettings import SchedulerSettings
 from dask_slicer.words import nearest
+
+M = TypeVar("M", bound=BaseModel)
 
 # Python refuses to print integers of 4,300 digits and more.
 _TOO_LARGE = 10**1000
@@ -51,8 +54,23 @@ def build_config(
     else:
         settings = read_config_file(find_config(base))
     settings |= {name: value for name, value in options.items() if value is not None}
+    return _validated(RunConfig, settings)
+
+
+def scheduler_settings(options: Mapping[str, Any]) -> SchedulerSettings:
+    """Return how to get to a scheduler, of options that may be None.
+
+    Raises
+    ------
+    ConfigError
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    return _validated(SchedulerSettings, given)
+
+
+def _validated(kind: type[M], settings: Mapping[str, Any]) -> M:
     try:
-        return RunConfig.model_validate(settings)
+        return kind.model_validate(settings)
     except ValidationError as error:
         raise ConfigError(_in_words(error)) from None
 

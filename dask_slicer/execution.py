@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_slicer import machine
+from dask_slicer import holder, machine
 from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
@@ -17,13 +17,14 @@ from dask_slicer.errors import (
     WorkerLost,
     as_case_error,
 )
-from dask_slicer.events import Observer
 from dask_slicer.graph import case_graph, compute_here, lot_graph, target_of
 from dask_slicer.journal import CommittedCase
 from dask_slicer.lots import Lot, Lots, NextCase
 from dask_slicer.plans import CasePlan, RunPlan, peak_bytes
 from dask_slicer.preflight import Needs
+from dask_slicer.shares import share_of
 from dask_slicer.tasks import Target
+from dask_slicer.telling import Telling
 from dask_slicer.words import size
 from dask_slicer.workplaces import workers
 
@@ -37,7 +38,7 @@ Execute = Callable[[NextCase], Iterator[tuple[CasePlan, Outcome]]]
 
 @contextmanager
 def executor(
-    plan: RunPlan, n_cases: int, *, run_id: str, client: Client | None, observer: Observer
+    plan: RunPlan, n_cases: int, *, run_id: str, client: Client | None, observer: Telling
 ) -> Iterator[Execute]:
     """Start what the cases run on; yield a function that runs them.
 
@@ -50,6 +51,7 @@ def executor(
         cases with what became of them.
     """
     target = target_of(plan.config, run_id=run_id)
+    share = share_of(plan.config.shard)
     with workers(
         plan.config,
         n_cases,
@@ -63,10 +65,15 @@ def executor(
                 observer.note(
                     "--timeout has no effect in this process: it takes a worker to stop a case"
                 )
+            holder.name_scheduler(plan.config.output_dir, share, holder.IN_PROCESS)
             yield lambda next_case: _execute_here(next_case, target)
         else:
+            from dask_slicer import cluster
+
             timeout = plan.config.timeout
-            yield lambda next_case: _execute_on(found, next_case, n_cases, target, timeout)
+            holder.name_scheduler(plan.config.output_dir, share, cluster.address(found))
+            with observer.through(found, run_id=run_id, output_dir=target.output_dir):
+                yield lambda next_case: _execute_on(found, next_case, n_cases, target, timeout)
 
 
 def _needs(plan: RunPlan) -> Needs:

@@ -67,8 +67,8 @@ def remove_stale_locks(output_dir: Path) -> None:
     """Remove what shares left that died; for whoever holds the output."""
     for share in shares_with_lock(output_dir):
         lock = output_dir / share.files.lock
-        found = _read_lock(lock)
-        if not _is_alive(found):
+        found = read_lock(lock)
+        if not is_alive(found):
             _remove_lock(lock, found)
 
 
@@ -103,14 +103,14 @@ def _check_others(output_dir: Path, share: Share | None) -> None:
 
 
 def _check_whole(output_dir: Path) -> None:
-    found = _read_lock(output_dir / WHOLE.lock)
-    if _is_alive(found):
+    found = read_lock(output_dir / WHOLE.lock)
+    if is_alive(found):
         raise _in_use(output_dir, "another run", found, WHOLE.lock)
 
 
 def _check_shares(output_dir: Path, shares: list[Share]) -> None:
-    found = {share: _read_lock(output_dir / share.files.lock) for share in shares}
-    alive = {share: holder for share, holder in found.items() if _is_alive(holder)}
+    found = {share: read_lock(output_dir / share.files.lock) for share in shares}
+    alive = {share: holder for share, holder in found.items() if is_alive(holder)}
     if len(alive) == 1:
         ((share, holder),) = alive.items()
         raise _in_use(output_dir, f"share {share} of a run", holder, share.files.lock)
@@ -124,19 +124,18 @@ def _check_shares(output_dir: Path, shares: list[Share]) -> None:
 
 def _take(lock: Path, rival: str) -> list[str]:
     notes: list[str] = []
-    holder = f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
     for number in range(_TRIES):
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_first(lock, holder)
+            write_first(lock, own_mark())
         except FileNotFoundError:
             if number == _TRIES - 1:
                 raise
         except FileExistsError:
-            found = _read_lock(lock)
+            found = read_lock(lock)
             if found == _GONE:
                 continue
-            if _is_alive(found):
+            if is_alive(found):
                 raise _in_use(lock.parent, rival, found, lock.name) from None
             if notes:
                 break
@@ -164,7 +163,8 @@ def _link(source: Path, target: Path) -> None:
             file.write(source.read_text(encoding="utf-8"))
 
 
-def _read_lock(lock: Path) -> str:
+def read_lock(lock: Path) -> str:
+    """Return what a lock says."""
     try:
         return lock.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -178,7 +178,7 @@ def _remove_lock(lock: Path, found: str) -> None:
         lock.rename(aside)
     except FileNotFoundError:
         return
-    if _read_lock(aside) != found:
+    if read_lock(aside) != found:
         _link(aside, lock)
     aside.unlink()
 
@@ -186,16 +186,16 @@ def _remove_lock(lock: Path, found: str) -> None:
 def _who(found: str) -> str:
     """Return who a lock names."""
     try:
-        host, pid, _ = found.split()
+        host, pid, _, *_ = found.split()
     except ValueError:
         return "unreadable"
     return f"process {pid} on {host}"
 
 
-def _is_alive(found: str) -> bool:
+def is_alive(found: str) -> bool:
     """Return whether whom a lock names may still be running."""
     try:
-        host, pid, birth = found.split()
+        host, pid, birth, *_ = found.split()  # the rest is for whoever watches
         number = int(pid)
     except ValueError:
         return False
@@ -209,6 +209,11 @@ def _is_alive(found: str) -> bool:
             and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
         )
     return False
+
+
+def own_mark() -> str:
+    """Return what a lock says of this process: host, number and birth."""
+    return f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
 
 
 def _birth(pid: int) -> str:

@@ -11,6 +11,9 @@ import click
 
 from dask_slicer.errors import UsageError
 
+# With these, a command finds a running scheduler; an address is its argument.
+SCHEDULER_OPTIONS = ("scheduler_file", "tls_ca", "tls_cert", "tls_key")
+
 
 class ConfigCommand(click.Command):
     """A command with an option for every setting; they are made when first needed."""
@@ -18,6 +21,17 @@ class ConfigCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options of the configuration, then the command's own."""
         return [*config_options(), *super().get_params(ctx)]
+
+
+class SchedulerCommand(click.Command):
+    """A command with the options that say how to get to a running scheduler."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return those options of the configuration, then the command's own."""
+        return [
+            *(option for option in config_options() if option.name in SCHEDULER_OPTIONS),
+            *super().get_params(ctx),
+        ]
 
 
 @functools.cache

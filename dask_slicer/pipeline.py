@@ -32,6 +32,7 @@ from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan, RunPlan, output_bytes
 from dask_slicer.shares import Share, files_of, journals_of_shares, share_of
 from dask_slicer.summing import sum_up
+from dask_slicer.telling import Telling
 from dask_slicer.words import count, size
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def run(
     KeyboardInterrupt
         After what was done has been made usable and reported; the same call continues.
     """
-    observer = observer or Observer()
+    telling = Telling(observer or Observer())
     started = time.monotonic()
     check_report_place(config.performance_report)
     output.existing_config(config.output_dir)  # no lock is put into what is not ours
@@ -80,8 +81,8 @@ def run(
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
         for note in notes:
-            observer.note(note)
-        return _Run(plan, client, observer, started, share).execute()
+            telling.note(note)
+        return _Run(plan, client, telling, started, share).execute()
 
 
 @dataclass(slots=True)
@@ -90,7 +91,7 @@ class _Run:
 
     plan: RunPlan
     client: Client | None
-    observer: Observer
+    observer: Telling
     started: float
     share: Share | None
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dask_slicer import probes
 from dask_slicer.cluster import settings_of_clients
@@ -53,13 +53,36 @@ def remote_client(settings: SchedulerSettings, observer: Observer) -> Iterator[C
     ConfigError
         If address or TLS files cannot be used.
     """
-    from distributed import Client, Security
-
-    files = (settings.tls_ca, settings.tls_cert, settings.tls_key)
-    ca, cert, key = files
-    tls = TlsFiles(ca=ca, cert=cert, key=key) if ca and cert and key else None
     _wait_for_file(settings.scheduler_file)
     address = scheduler_address(settings.scheduler, settings.scheduler_file)
+    with (
+        settings_of_clients(),
+        connected(address, tls_files(settings)) as client,
+    ):
+        _wait_for_workers(client, address, settings, observer)
+        yield client
+
+
+@contextmanager
+def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Client]:
+    """Connect to a running scheduler; yield its client, leave it running.
+
+    Parameters
+    ----------
+    address : str
+    tls : TlsFiles, optional
+    **options
+        Of the client.
+
+    Raises
+    ------
+    SchedulerError
+        If it does not answer within 10 seconds.
+    ConfigError
+        If the TLS files cannot be used.
+    """
+    from distributed import Client, Security
+
     check_reachable(address, tls)
     security = None
     if tls is not None:
@@ -69,19 +92,23 @@ def remote_client(settings: SchedulerSettings, observer: Observer) -> Iterator[C
             tls_client_key=str(tls.key),
             require_encryption=True,
         )
-    with settings_of_clients():
-        try:
-            client = Client(address, timeout=_CONNECT_SECONDS, security=security)
-        except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise SchedulerError(
-                f"no Dask scheduler answers at {address} ({reason}); is it running and reachable?"
-            ) from error
-        try:
-            _wait_for_workers(client, address, settings, observer)
-            yield client
-        finally:
-            client.close(_CLOSE_SECONDS)
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, security=security, **options)
+    except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SchedulerError(
+            f"no Dask scheduler answers at {address} ({reason}); is it running and reachable?"
+        ) from error
+    try:
+        yield client
+    finally:
+        client.close(_CLOSE_SECONDS)
+
+
+def tls_files(settings: SchedulerSettings) -> TlsFiles | None:
+    """Return the files of TLS that the settings name, all or none."""
+    ca, cert, key = settings.tls_ca, settings.tls_cert, settings.tls_key
+    return TlsFiles(ca=ca, cert=cert, key=key) if ca and cert and key else None
 
 
 def _wait_for_file(path: Path | None) -> None:

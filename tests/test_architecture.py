@@ -45,11 +45,14 @@ LAYERS = {
         "plans",
         "runsettings",
         "shares",
+        "standing",
+        "views",
     ],
     "bytes": [
         "agreement",
         "checks",
         "compression",
+        "holder",
         "index",
         "locks",
         "metadata",
@@ -84,6 +87,7 @@ LAYERS = {
         "machine",
         "measuring",
         "merging",
+        "onlooking",
         "pipeline",
         "planning",
         "preflight",
@@ -92,6 +96,7 @@ LAYERS = {
         "remote",
         "sweep",
         "tasks",
+        "telling",
         "verification",
         "workplaces",
     ],
@@ -104,6 +109,7 @@ LAYERS = {
         "display",
         "options",
         "report",
+        "screen",
     ],
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -127,6 +133,7 @@ BETWEEN_FACES = {
     ("cli", "display"),
     ("cli", "options"),
     ("cli", "report"),
+    ("cli", "screen"),
     ("display", "report"),
 }
 # What `dask-slicer --help` must not wait for.

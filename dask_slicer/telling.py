@@ -1,0 +1,149 @@
+"""What a run tells its scheduler while it goes on, for whoever looks on from elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dask_slicer.events import Observer, RunReport
+from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.plans import RunPlan
+from dask_slicer.standing import TOPIC, FailureEvent, RunState, to_event
+from dask_slicer.words import one_line
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_LOG = logging.getLogger(__name__)
+
+# Between two tellings: a scheduler has better things to do.
+_EVERY_SECONDS = 0.5
+# Failures told one by one each time; of others only the number, failures.csv has them all.
+_MOST_FAILURES = 20
+# That the run waits for its last word to be heard.
+_LAST_SECONDS = 2.0
+
+
+class Telling(Observer):
+    """Passes on what happens to an observer, and tells the scheduler, where there is one.
+
+    The run's own thread only counts. Another tells the sums, and waits for the scheduler in its
+    place; whatever is not heard is made good by the next telling.
+
+    Parameters
+    ----------
+    observer : Observer
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._over = threading.Event()
+        self._ending = ""
+        self._began: float | None = None
+        self._n_cases = self._n_skipped = 0
+        self._n_done = self._n_failed = self._n_refused = 0
+        self._n_slices = self._n_bytes = 0
+        self._failures: deque[FailedCase] = deque(maxlen=_MOST_FAILURES)
+
+    @contextmanager
+    def through(self, client: Client, *, run_id: str, output_dir: str) -> Iterator[None]:
+        """Tell a client's scheduler how the run stands, until the block is left."""
+        known = {
+            "run_id": run_id,
+            "output_dir": one_line(output_dir),
+            "host": socket.gethostname(),
+            "process": str(os.getpid()),
+            "client": client.id,
+        }
+        # A daemon: it may be waiting for a scheduler that never answers.
+        teller = threading.Thread(target=self._tell, args=(client, known), daemon=True)
+        teller.start()
+        self._ending = "stopped"
+        try:
+            yield
+            self._ending = "ended"
+        finally:
+            self._over.set()
+            teller.join(_LAST_SECONDS)
+
+    def connected(self, dashboard: str, where: str) -> None:
+        """Pass it on."""
+        self._observer.connected(dashboard, where)
+
+    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
+        """Pass it on; time starts to count."""
+        self._n_cases, self._n_skipped = todo + skipped, skipped
+        self._began = time.monotonic()
+        self._observer.planned(plan, todo=todo, skipped=skipped)
+
+    def note(self, text: str) -> None:
+        """Pass it on."""
+        self._observer.note(text)
+
+    def ended(self, record: CommittedCase | FailedCase) -> None:
+        """Count a case, and pass it on."""
+        if isinstance(record, CommittedCase):
+            self._n_done += 1
+            self._n_slices += len(record.slices)
+            self._n_bytes += record.n_bytes
+        else:
+            self._n_failed += 1
+            self._n_refused += record.step == "plan"
+            self._failures.append(record)
+        self._observer.ended(record)
+
+    def finished(self, report: RunReport) -> None:
+        """Pass it on."""
+        self._observer.finished(report)
+
+    def _tell(self, client: Client, known: dict[str, str]) -> None:
+        """Tell how the run stands, now and then, when there is news; runs in a thread."""
+        told: RunState | None = None
+        is_over = False
+        while not is_over:
+            is_over = self._over.wait(_EVERY_SECONDS)
+            if self._began is None:
+                continue
+            state = self._state(known, ending=self._ending if is_over else "")
+            if told is not None and (state.n_ended, state.ending) == (told.n_ended, told.ending):
+                continue
+            try:
+                while self._failures:
+                    failure = to_event(_failure(self._failures.popleft(), known["run_id"]))
+                    client.log_event(TOPIC, failure)
+                client.log_event(TOPIC, to_event(state))
+            except Exception:  # the run itself notices if the scheduler is lost
+                _LOG.debug("the scheduler could not be told", exc_info=True)
+            else:
+                told = state
+
+    def _state(self, known: dict[str, str], *, ending: str) -> RunState:
+        return RunState(
+            **known,
+            n_cases=self._n_cases,
+            n_skipped=self._n_skipped,
+            n_done=self._n_done,
+            n_failed=self._n_failed,
+            n_refused=self._n_refused,
+            n_slices=self._n_slices,
+            n_bytes=self._n_bytes,
+            seconds=round(time.monotonic() - (self._began or 0.0), 3),
+            ending=ending,
+        )
+
+
+def _failure(record: FailedCase, run_id: str) -> FailureEvent:
+    return FailureEvent(
+        run_id=run_id,
+        case_id=one_line(record.case_id),
+        step=record.step,
+        kind=record.kind,
+        message=record.message,
+    )
