@@ -18,6 +18,8 @@ import click
 from dask_slicer.errors import DaskSlicerError, PreflightError, UsageError
 from dask_slicer.interrupts import Terminated, heard_once
 from dask_slicer.options import (
+    SCHEDULER_OPTIONS,
+    AddressCommand,
     ConfigCommand,
     SchedulerCommand,
     build_config_of,
@@ -181,7 +183,7 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     ctx.exit(1 if report.remaining else 0)
 
 
-@main.command()
+@main.command(cls=SchedulerCommand)
 @click.argument("output_dir", type=click.Path(path_type=Path))
 @click.option(
     "--deep",
@@ -193,8 +195,6 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the drawing.")
 @click.option("--repair", is_flag=True, help="Forget cases that are damaged: run makes them anew.")
 @num_workers_option(4)
-@click.option("--scheduler", help="Address of a running Dask scheduler.")
-@click.option("--scheduler_file", type=click.Path(path_type=Path), help="File with that address.")
 @click.option(
     "--dashboard_address",
     default="127.0.0.1:8787",
@@ -209,16 +209,19 @@ def verify(
     """Read again all that `run` wrote, and check it against the journal."""
     ctx.meta["verbose"] = verbose
     _log(verbose, None)
+    from dask_slicer.configfile import scheduler_settings
     from dask_slicer.display import VerifyDisplay
     from dask_slicer.verification import verify as verify_output
 
+    given = {name: options.pop(name) for name in SCHEDULER_OPTIONS}
+    options["where"] = scheduler_settings(given)
     with VerifyDisplay(_console(), quiet=quiet) as display, heard_once():
         report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
         display.verified(report)
     ctx.exit(1 if report.findings else 0)
 
 
-@main.command(cls=SchedulerCommand)
+@main.command(cls=AddressCommand)
 @click.argument("where", required=False, metavar="OUT|ADDR")
 @click.option("--once", is_flag=True, help="Print how it stands, and end; so it is in a pipe.")
 @click.option("-v", "--verbose", count=True, help="Say more, with tracebacks.")

@@ -1,7 +1,7 @@
 """Where graphs run: a cluster on this machine, and what is asked of any cluster.
 
-It, `remote`, `jobs`, `flight` and `watch` alone import `distributed`, which takes half a second,
-and only for use.
+`distributed` takes half a second to import: the few modules that talk to schedulers do it when
+they are used.
 """
 
 from __future__ import annotations

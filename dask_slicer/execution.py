@@ -17,12 +17,12 @@ from dask_slicer.errors import (
     WorkerLost,
     as_case_error,
 )
+from dask_slicer.findings import Needs
 from dask_slicer.graph import case_graph, compute_here, lot_graph, target_of
 from dask_slicer.journal import CommittedCase
 from dask_slicer.lots import Lot, Lots, NextCase
 from dask_slicer.plans import CasePlan, RunPlan, peak_bytes
-from dask_slicer.preflight import Needs
-from dask_slicer.shares import share_of
+from dask_slicer.shares import files_of, share_of
 from dask_slicer.tasks import Target
 from dask_slicer.telling import Telling
 from dask_slicer.words import size
@@ -85,6 +85,7 @@ def _needs(plan: RunPlan) -> Needs:
         least_bytes=min(peaks, default=0),
         most_bytes=max(peaks, default=0),
         timeout=plan.config.timeout,
+        temporary=files_of(share_of(plan.config.shard)).temporary,
     )
 
 

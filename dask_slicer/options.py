@@ -11,8 +11,8 @@ import click
 
 from dask_slicer.errors import UsageError
 
-# With these, a command finds a running scheduler; an address is its argument.
-SCHEDULER_OPTIONS = ("scheduler_file", "tls_ca", "tls_cert", "tls_key")
+# With these, a command finds a running scheduler.
+SCHEDULER_OPTIONS = ("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key")
 
 
 class ConfigCommand(click.Command):
@@ -26,12 +26,20 @@ class ConfigCommand(click.Command):
 class SchedulerCommand(click.Command):
     """A command with the options that say how to get to a running scheduler."""
 
+    scheduler_options: tuple[str, ...] = SCHEDULER_OPTIONS
+
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return those options of the configuration, then the command's own."""
         return [
-            *(option for option in config_options() if option.name in SCHEDULER_OPTIONS),
+            *(option for option in config_options() if option.name in self.scheduler_options),
             *super().get_params(ctx),
         ]
+
+
+class AddressCommand(SchedulerCommand):
+    """The same, where the address of the scheduler is an argument."""
+
+    scheduler_options = SCHEDULER_OPTIONS[1:]
 
 
 @functools.cache

@@ -10,26 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def describe(packages: Sequence[str]) -> dict[str, Any]:
-    """Return the host, versions of Python and of packages (None: missing), and what code of ours.
+def describe() -> dict[str, str]:
+    """Return which process this is, and version and code of this package in it.
 
-    `code` is a digest of the sources, "" where the package is missing; `fault` says why it cannot
-    be imported.
+    `version` is empty where it is missing; `code` is a digest of its sources; `fault` says why
+    they cannot be imported.
     """
     import hashlib
     import importlib.metadata
     import importlib.resources
-    import platform
+    import os
     import socket
 
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    code = fault = ""
+    found = dict.fromkeys(("version", "code", "fault"), "")
+    found["process"] = f"{socket.gethostname()} {os.getpid()}"
     try:
+        found["version"] = importlib.metadata.version("dask_slicer")
         import dask_slicer.tasks  # noqa: F401  # what graphs are made of
 
         digest = hashlib.sha256()
@@ -37,33 +33,39 @@ def describe(packages: Sequence[str]) -> dict[str, Any]:
         for file in sorted(folder.iterdir(), key=lambda one: one.name):
             if file.name.endswith(".py"):
                 digest.update(file.name.encode() + b"\0" + file.read_bytes())
-        code = digest.hexdigest()[:16]
+        found["code"] = digest.hexdigest()[:16]
+    except importlib.metadata.PackageNotFoundError:
+        pass
     except Exception as error:
-        fault = f"{type(error).__name__}: {error}"
-    return {"host": socket.gethostname(), "versions": versions, "code": code, "fault": fault}
+        found["fault"] = f"{type(error).__name__}: {error}"
+    return found
 
 
-def forget_package(code: str, packages: Sequence[str]) -> None:
+def forget_package(code: str) -> None:
     """Forget this package, and what was sent of it before, unless it is this code."""
     import sys
 
-    if describe(packages)["code"] != code:
+    if describe()["code"] != code:
         for name in [name for name in sys.modules if name.partition(".")[0] == "dask_slicer"]:
             del sys.modules[name]
         sys.path[:] = [path for path in sys.path if "dask_slicer_code_" not in path]
 
 
-def look_around(token: str, sibling: str, input_file: str) -> dict[str, str]:
-    """Read a token and write its sibling in the output directory, and begin to read a scan.
+def look_around(token: str, input_file: str) -> dict[str, str]:
+    """Read a token and write a sibling of it, if there is a token; begin to read a file.
 
-    Returns what the token holds, and why something is not possible.
+    Returns what the token holds, where the sibling is, and why something is not possible.
     """
-    found = {"token": "", "output_fault": "", "input_fault": ""}
+    import uuid
+
+    found = dict.fromkeys(("token", "sibling", "output_fault", "input_fault"), "")
     try:
-        with open(token, encoding="ascii") as file:
-            found["token"] = file.read()
-        with open(sibling, "x", encoding="ascii") as file:
-            file.write(found["token"])
+        if token:
+            with open(token, encoding="ascii") as file:
+                found["token"] = file.read()
+            found["sibling"] = f"{token}.{uuid.uuid4().hex}"
+            with open(found["sibling"], "x", encoding="ascii") as file:
+                file.write(found["token"])
     except OSError as error:
         found["output_fault"] = error.strerror or str(error)
     try:
@@ -75,8 +77,13 @@ def look_around(token: str, sibling: str, input_file: str) -> dict[str, str]:
     return found
 
 
-def scheduler_settings(names: Sequence[str]) -> dict[str, Any]:
+def settings_there(names: Sequence[str]) -> dict[str, Any]:
     """Return settings of Dask as they are where this runs."""
     import dask
 
     return {name: dask.config.get(name, None) for name in names}
+
+
+def n_tasks(dask_scheduler: Any) -> int:
+    """Return how many tasks a scheduler has, of whomever."""
+    return len(dask_scheduler.tasks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import time
 from dataclasses import dataclass
 from json import JSONDecodeError, loads
 from pathlib import Path
@@ -20,7 +21,11 @@ VARIABLE = "DASK_SCHEDULER_ADDRESS"
 _CONNECT_SECONDS = 10.0
 # For a scheduler that talks plainly to begin to.
 _SPEAK_SECONDS = 3.0
+# Its first message is short, and begins with its length in bytes.
+_LENGTH_BYTES, _MOST_BYTES = 8, 1 << 20
 _PLAIN, _TLS = "tcp", "tls"
+# Of Dask's, as far as they reach another host; those but tcp and tls are left to it.
+_PROTOCOLS = (_PLAIN, _TLS, "ucx", "ucxx", "ws", "wss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +96,10 @@ def scheduler_address(address: str | None, scheduler_file: Path | None) -> str:
             raise ConfigError(f"scheduler env needs the variable {VARIABLE}, which is not set")
     place = found.rpartition("://")[2]
     host, _, port = place.rpartition(":")
-    if not (host and port.isdecimal() and int(port) < 1 << 16):
+    protocol = found.rpartition("://")[0] or _PLAIN
+    if protocol not in _PROTOCOLS or not (host and port.isdecimal() and int(port) < 1 << 16):
         raise ConfigError(f"{said} must be an address such as tcp://host:8786, got {found}")
-    return found if found != place else f"{_PLAIN}://{place}"
+    return f"{protocol}://{place}"
 
 
 def _address_in(scheduler_file: Path) -> str:
@@ -114,10 +120,19 @@ def _address_in(scheduler_file: Path) -> str:
         ) from None
 
 
-def check_reachable(address: str, tls: TlsFiles | None) -> None:
+def check_reachable(
+    address: str, tls: TlsFiles | None, otherwise: ssl.SSLContext | None = None
+) -> None:
     """Raise if no Dask scheduler answers at an address in the way that the address says.
 
-    Protocols other than tcp and tls are left to Dask.
+    One that listens and is silent may be busy: that is left to Dask, and so are other protocols.
+
+    Parameters
+    ----------
+    address : str
+    tls : TlsFiles, optional
+    otherwise : SSLContext, optional
+        For an address of TLS without files.
 
     Raises
     ------
@@ -127,52 +142,66 @@ def check_reachable(address: str, tls: TlsFiles | None) -> None:
         If TLS is asked for and its files are not given or cannot be used.
     """
     protocol, _, place = address.partition("://")
-    host, _, port = place.rpartition(":")
     if protocol == _TLS:
-        if tls is None:
+        context = tls.context() if tls is not None else otherwise
+        if context is None:
             raise ConfigError(f"{address} needs tls_ca, tls_cert and tls_key")
-        context = tls.context()
-    elif tls is not None:
-        raise ConfigError(f"tls_ca, tls_cert and tls_key need a tls:// address, got {address}")
-    if protocol not in (_PLAIN, _TLS):
-        return
-    where = (host.strip("[]"), int(port))
-    if protocol == _TLS:
-        with _connected(address, where) as connection:
+        with _connected(address, place) as connection:
             _check_tls(address, connection, context)
-    else:
-        with _connected(address, where) as connection:
-            speaks = _speaks_first(connection)
-        if not speaks:
-            with _connected(address, where) as connection:
-                raise SchedulerError(
-                    f"the scheduler at {address} talks TLS: use {_TLS}://{place} with --tls_ca, "
-                    "--tls_cert and --tls_key"
-                    if _speaks_tls(connection)
-                    else f"what listens at {address} is no Dask scheduler"
-                )
+        return
+    if tls is not None:
+        raise ConfigError(f"tls_ca, tls_cert and tls_key need a tls:// address, got {address}")
+    if protocol == _PLAIN:
+        with _connected(address, place) as connection:
+            said = _first_words(connection)
+        if said == b"":  # it closed the connection
+            raise SchedulerError(f"what listens at {address} is no Dask scheduler")
+        if said is None:
+            with _connected(address, place) as connection:
+                if _speaks_tls(connection):
+                    raise SchedulerError(
+                        f"the scheduler at {address} talks TLS: use {_TLS}://{place} with "
+                        "--tls_ca, --tls_cert and --tls_key"
+                    )
+        elif not 0 < int.from_bytes(said, "little") <= _MOST_BYTES:
+            raise SchedulerError(f"what listens at {address} is no Dask scheduler")
 
 
-def _connected(address: str, where: tuple[str, int]) -> socket.socket:
+def _connected(address: str, place: str) -> socket.socket:
+    """Connect, to one after another of the addresses that a name has, within 10 s together."""
+    host, _, port = place.rpartition(":")
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    reason = f"no answer within {_CONNECT_SECONDS:.0f} s"
     try:
-        return socket.create_connection(where, timeout=_CONNECT_SECONDS)
-    except TimeoutError:
-        reason = f"no answer within {_CONNECT_SECONDS:.0f} s"
-    except socket.gaierror as error:
-        reason = f"{where[0]}: {error.strerror}"
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        found, reason = [], f"{host}: {getattr(error, 'strerror', None) or 'not a host name'}"
+    for *_, where in found:
+        if (left := deadline - time.monotonic()) <= 0:
+            break
+        try:
+            return socket.create_connection((str(where[0]), int(port)), timeout=left)
+        except TimeoutError:
+            continue
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
     raise SchedulerError(
         f"no Dask scheduler answers at {address} ({reason}); is it running and reachable?"
     )
 
 
-def _speaks_first(connection: socket.socket) -> bool:
+def _first_words(connection: socket.socket) -> bytes | None:
+    """Return the first bytes that come, fewer where the other side closes; None for silence."""
     connection.settimeout(_SPEAK_SECONDS)
+    said = b""
     try:
-        return bool(connection.recv(1))
+        while len(said) < _LENGTH_BYTES and (more := connection.recv(_LENGTH_BYTES - len(said))):
+            said += more
+    except TimeoutError:
+        return said or None
     except OSError:
-        return False
+        return b""
+    return said
 
 
 def _speaks_tls(connection: socket.socket) -> bool:

@@ -29,14 +29,15 @@ from dask_slicer.checks import (
 )
 from dask_slicer.errors import CaseError, as_case_error
 from dask_slicer.events import Observer
+from dask_slicer.findings import Needs
 from dask_slicer.graph import compute_here, target_of, verify_graph
 from dask_slicer.journal import CommittedCase, FailedCase, Journal, RemovedCase, last_records
 from dask_slicer.locks import check_not_in_use, locked
 from dask_slicer.opened import open_output
-from dask_slicer.output import JOURNAL, SPLITS_FILE, restore_splits
+from dask_slicer.output import CONFIG, JOURNAL, SPLITS_FILE, restore_splits
 from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan
-from dask_slicer.preflight import Needs
+from dask_slicer.runsettings import SchedulerSettings
 from dask_slicer.tasks import Target, load_case, slice_case
 from dask_slicer.workplaces import workers
 
@@ -79,8 +80,7 @@ def verify(
     repair: bool = False,
     seed: int = 0,
     num_workers: int = 4,
-    scheduler: str | None = None,
-    scheduler_file: str | Path | None = None,
+    where: SchedulerSettings | None = None,
     dashboard_address: str = "127.0.0.1:8787",
     client: Client | None = None,
     observer: Observer | None = None,
@@ -97,8 +97,10 @@ def verify(
         Forget cases that are not as they should be: the next run writes them anew.
     seed : int
         Of the drawing.
-    num_workers, scheduler, scheduler_file, dashboard_address
+    num_workers, dashboard_address
         As for a run.
+    where : SchedulerSettings, optional
+        A running scheduler, if it is to be there.
     client : distributed.Client, optional
     observer : Observer, optional
         Is told where it runs.
@@ -123,10 +125,9 @@ def verify(
             "output_dir": output.path,
             "num_workers": num_workers,
             "cluster": None,
-            "scheduler": scheduler,
-            "scheduler_file": None if scheduler_file is None else Path(scheduler_file).absolute(),
             "dashboard_address": dashboard_address,
             "performance_report": None,
+            **(where or SchedulerSettings()).model_dump(),
         }
     )
     with ExitStack() as stack:
@@ -146,7 +147,9 @@ def verify(
                 config,
                 len(records),
                 peak_bytes=max((record.n_bytes for record in records), default=0),
-                needs=Needs(output_dir=output.path),
+                needs=Needs(
+                    output_dir=output.path, input_file=str(output.path / CONFIG), temporary=""
+                ),
                 client=client,
                 observer=observer or Observer(),
             )

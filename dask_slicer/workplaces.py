@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from dask_slicer import machine
 from dask_slicer.config import RunConfig
 from dask_slicer.events import Observer
-from dask_slicer.preflight import Needs, check
+from dask_slicer.findings import Needs
+from dask_slicer.preflight import check
 from dask_slicer.words import count, size
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def workers(
         observer.connected("", "in this process")
         yield None
         return
-    from dask_slicer import cluster, jobs, remote
+    from dask_slicer import cluster, jobs
 
     with ExitStack() as stack:
         if client is not None:
@@ -81,9 +82,7 @@ def workers(
         if in_jobs:
             jobs.wait_for_workers(place.client, observer.note)
         if not is_local:
-            if config.upload_code:
-                remote.send_package(place.client)
-            check(place.client, needs, observer.note, uploaded=config.upload_code)
+            check(place.client, needs, observer.note, upload=config.upload_code)
         if config.performance_report is not None:
             stack.enter_context(cluster.performance_report(place.client, config.performance_report))
         yield place.client

@@ -71,12 +71,14 @@ LAYERS = {
         "summing",
     ],
     "run": [
+        "asking",
         "batch",
         "cluster",
         "earlier",
         "events",
         "execution",
         "faults",
+        "findings",
         "flight",
         "watch",
         "forking",
@@ -94,6 +96,7 @@ LAYERS = {
         "probes",
         "reach",
         "remote",
+        "sending",
         "sweep",
         "tasks",
         "telling",
@@ -138,6 +141,8 @@ BETWEEN_FACES = {
 }
 # What `dask-slicer --help` must not wait for.
 SLOW_TO_IMPORT = {"numpy", "dask", "distributed", "nibabel", "zarr", "pydantic"}
+# They talk to schedulers and workers.
+_TALKERS = ("cluster", "flight", "jobs", "remote", "sending", "watch")
 MOST_LINES = 400
 
 
@@ -246,14 +251,14 @@ def test_only_graph_makes_delayed_objects() -> None:
     assert [module for module in MODULES if makes_delayed(module)] == ["graph"]
 
 
-def test_only_five_modules_import_distributed_and_only_when_they_are_used() -> None:
+def test_some_modules_import_distributed_and_only_when_they_are_used() -> None:
     found = {
         (module, used.lazy)
         for module in MODULES
         for used in imports_of(module)
         if used.is_distributed
     }
-    assert found == {(module, True) for module in ("cluster", "flight", "jobs", "remote", "watch")}
+    assert found == {(module, True) for module in _TALKERS}
 
 
 def test_modules_are_imported_by_name_only_in_the_public_face() -> None:

@@ -2,97 +2,113 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dask_slicer import probes
-from dask_slicer.preflight import (
-    PACKAGES,
+from dask_slicer import cluster, probes
+from dask_slicer.errors import PreflightError
+from dask_slicer.findings import (
+    ALIKE,
+    SAME,
     Findings,
     Needs,
+    judge_code,
     judge_disks,
     judge_settings,
     judge_versions,
     judge_workers,
 )
+from dask_slicer.preflight import check
 
-HERE: dict[str, Any] = {
-    "host": "laptop",
-    "versions": dict.fromkeys(PACKAGES, "2.0.1") | {"python": "3.11.7"},
-    "code": "abc",
-    "fault": "",
-}
+HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
+OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
 NEEDS = Needs(output_dir=Path("/out"), input_file="/scans/a.nii", least_bytes=300, most_bytes=900)
+WORKER = "tcp://node1:38411"
 
 
-def there(**changes: Any) -> dict[str, Any]:
-    """Return what a process answers that is like this one but for some packages, or else."""
-    versions = {name: value for name, value in changes.items() if name in HERE["versions"]}
-    rest = {name: value for name, value in changes.items() if name not in versions}
-    return HERE | {"host": "node1", "versions": HERE["versions"] | versions} | rest
+def packages(**changes: str | None) -> dict[str, Any]:
+    """Return versions like those here, but for some."""
+    return {"packages": HERE | {"python": "3.11.9.final.0"} | changes}
+
+
+def refused_versions(**there: Any) -> list[str]:
+    findings = Findings()
+    judge_versions(HERE, {"the scheduler": packages()} | there, findings)
+    return findings.refusals
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"dask_slicer": None}, "dask_slicer is missing on 1 worker on node1; install dask_slicer=="
-         "2.0.1 there, or add --upload_code"),
-        ({"dask_slicer": "2.0.0"}, "dask_slicer is 2.0.1 here, 2.0.0 on 1 worker on node1; install "
-         "dask_slicer==2.0.1 there, or add --upload_code"),
-        ({"code": "def"}, "dask_slicer 2.0.1 has other code on 1 worker on node1 than here"),
-        ({"code": "", "fault": "ImportError: libisal.so"}, "dask_slicer cannot be imported on "
-         "1 worker on node1 (ImportError: libisal.so)"),
         ({"distributed": "1.9"}, "distributed is 2.0.1 here, 1.9 on 1 worker on node1; install the "
          "same version in all places"),
-        ({"python": "3.12.1"}, "Python is 3.11.7 here, 3.12.1 on 1 worker on node1; use Python 3.11"
-         " in all places"),
+        ({"python": "3.12.1.final.0"}, "Python is 3.11 here, 3.12 on 1 worker on node1; use the "
+         "same in all places"),
         ({"isal": None}, "isal is missing on 1 worker on node1; install isal==2.0.1 there"),
     ],
 )  # fmt: skip
-def test_what_graphs_or_results_would_break_on_is_refused(changes, said) -> None:
-    findings = Findings()
-    found = {"the scheduler": there(), "worker tcp://a:1": there(**changes)}
-    judge_versions(HERE, found, findings, uploaded=False)
-    assert len(findings.refusals) == 1
-    assert findings.refusals[0].startswith(said)
+def test_versions_that_graphs_or_results_would_break_on_are_refused(changes, said) -> None:
+    assert refused_versions(**{WORKER: packages(**changes)}) == [said]
 
 
-@pytest.mark.parametrize("changes", [{"numpy": "2.1"}, {"zarr": "3.2"}, {"python": "3.11.9"}])
-def test_what_may_change_a_digit_is_told_or_passed_over(changes) -> None:
+@pytest.mark.parametrize("changes", [{"numpy": "2.1"}, {"zarr": "3.2"}, {}])
+def test_versions_that_may_change_a_digit_are_told(changes) -> None:
     findings = Findings()
-    judge_versions(HERE, {"worker a": there(**changes)}, findings, uploaded=False)
+    judge_versions(HERE, {WORKER: packages(**changes)}, findings)
     assert findings.refusals == []
     assert findings.notes == [
         f"{name} is 2.0.1 here, {value} on 1 worker on node1: digits or bytes may differ"
         for name, value in changes.items()
-        if name != "python"
     ]
 
 
 def test_hosts_are_counted_and_the_scheduler_is_named() -> None:
-    findings = Findings()
-    found = {
-        "the scheduler": there(dask="1"),
-        **{f"worker tcp://{n}": there(dask="1", host=f"node{n % 2}") for n in range(5)},
-    }
-    judge_versions(HERE, found, findings, uploaded=False)
-    (line,) = findings.refusals
+    there = {f"tls://node{n % 2}:{n}": packages(dask="1") for n in range(5)}
+    (line,) = refused_versions(**{"the scheduler": packages(dask="1")} | there)
     assert "1 on the scheduler, 3 workers on node0, 2 workers on node1;" in line
 
 
-def test_a_worker_that_does_not_answer_is_named() -> None:
-    findings = Findings()
-    judge_versions(HERE, {"worker tcp://a:1": TimeoutError("none")}, findings, uploaded=False)
-    assert findings.refusals == [
-        "no answer from worker tcp://a:1; remove or restart what hangs",
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [(TimeoutError("no answer within 10 s"), "no answer within 10 s"),
+     (ValueError("bad"), "ValueError: bad")],
+)  # fmt: skip
+def test_a_worker_that_does_not_answer_or_fails_is_named(raised, said) -> None:
+    assert refused_versions(**{WORKER: raised}) == [
+        f"1 worker on node1 cannot be used ({said}); end or restart what hangs"
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"version": "", "code": ""}, "dask_slicer is missing on 1 worker on node1; install "
+         "dask_slicer==0.1.0 there, or add --upload_code"),
+        ({"version": "0.0.9"}, "dask_slicer is 0.1.0 here, 0.0.9 on 1 worker on node1; install "
+         "dask_slicer==0.1.0 there, or add --upload_code"),
+        ({"code": "def"}, "dask_slicer 0.1.0 has other code on 1 worker on node1 than here; "
+         "install dask_slicer==0.1.0 there, or add --upload_code"),
+        ({"code": "", "fault": "ImportError:\n\nno libisal.so"}, "dask_slicer cannot be imported "
+         "on 1 worker on node1 (ImportError: no libisal.so)"),
+    ],
+    ids=["same", "missing", "other_version", "other_code", "broken"],
+)  # fmt: skip
+def test_workers_must_have_this_code(changes, said) -> None:
+    findings = Findings()
+    judge_code(OWN, {"the scheduler": OWN, WORKER: OWN | changes}, findings, uploaded=False)
+    assert findings.refusals == ([] if said is None else [said])
 
 
 def test_what_was_sent_is_not_to_be_sent_again() -> None:
     findings = Findings()
-    judge_versions(HERE, {"worker a": there(code="def")}, findings, uploaded=True)
+    judge_code(OWN, {WORKER: OWN | {"code": "def"}}, findings, uploaded=True)
     assert "--upload_code" not in findings.refusals[0]
 
 
@@ -135,22 +151,23 @@ LOOK = {"token": "x", "seen": "yes", "output_fault": "", "input_fault": ""}
     ("look", "said"),
     [
         (LOOK, []),
-        (LOOK | {"seen": ""}, ["tcp://a:1 cannot write to /out as it is here (another disk, at the "
-         "same path); the output must be on a disk that all workers share"]),
+        (LOOK | {"seen": ""}, ["1 worker on node1 cannot write to /out as it is here (another "
+         "disk, at the same path); the output must be on a disk that all workers share"]),
         (LOOK | {"seen": "", "output_fault": "Permission denied"},
-         ["tcp://a:1 cannot write to /out as it is here (permission denied)"]),
+         ["1 worker on node1 cannot write to /out as it is here (permission denied); the output "
+          "must be on a disk that all workers share"]),
         (LOOK | {"input_fault": "No such file or directory"},
-         ["tcp://a:1 cannot read /scans/a.nii (no such file or directory); the scans must be on"]),
-        (TimeoutError("none within 30 s"), ["tcp://a:1 cannot write to /out as it is here (no "
-         "answer: none within 30 s)"]),
+         ["1 worker on node1 cannot read /scans/a.nii (no such file or directory); it must be on "
+          "a disk that all workers share"]),
+        (TimeoutError("no answer within 10 s"), ["1 worker on node1 cannot be used (no answer "
+         "within 10 s); end or restart what hangs"]),
     ],
     ids=["sound", "other_disk", "read_only", "no_scans", "silent"],
 )  # fmt: skip
 def test_a_disk_that_is_not_shared_is_refused(look, said) -> None:
     findings = Findings()
-    judge_disks({"tcp://a:1": look, "tcp://b:1": LOOK}, NEEDS, findings)
-    assert len(findings.refusals) == len(said)
-    assert all(line.startswith(start) for line, start in zip(findings.refusals, said, strict=True))
+    judge_disks({WORKER: look, "tcp://node2:1": LOOK}, NEEDS, findings)
+    assert findings.refusals == said
 
 
 @pytest.mark.parametrize(
@@ -175,8 +192,69 @@ def test_a_scheduler_is_told_how_it_would_better_have_been_started(
 
 
 def test_a_process_describes_itself() -> None:
-    found = probes.describe(PACKAGES)
+    found = probes.describe()
     assert found["fault"] == ""
     assert len(found["code"]) == 16
-    assert None not in found["versions"].values()
-    assert probes.describe(["no_such_package"])["versions"]["no_such_package"] is None
+    assert found["version"]
+    assert str(os.getpid()) in found["process"]
+
+
+# -- on workers ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    """Return the client of workers that have settings of ours, and this code."""
+    with cluster.local_client(2, memory_limit=2**30, dashboard_address="none") as found:
+        yield found
+
+
+def test_sound_workers_are_told_nothing_and_nothing_is_left_behind(client, tmp_path) -> None:
+    notes: list[str] = []
+    check(client, Needs(output_dir=tmp_path, input_file=__file__), notes.append, upload=False)
+    assert notes == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_without_memory_for_any_case_are_refused(client, tmp_path) -> None:
+    needs = Needs(output_dir=tmp_path, least_bytes=2**40, most_bytes=2**41)
+    with pytest.raises(PreflightError, match=r"the smallest takes 1.1 TB"):
+        check(client, needs, print, upload=False)
+
+
+def test_a_file_that_workers_write_and_we_do_not_see_is_refused(
+    client, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda self: False)
+    with pytest.raises(PreflightError, match="another disk, at the same path"):
+        check(client, Needs(output_dir=tmp_path), print, upload=False)
+
+
+def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> None:
+    def of_another_python(*args: object) -> dict[str, Any]:
+        return {"the scheduler": packages(python="3.99.0.final.0")}
+
+    monkeypatch.setattr("dask_slicer.preflight.versions", of_another_python)
+    monkeypatch.setattr("dask_slicer.asking.sent_by_value", lambda: pytest.fail("code was sent"))
+    with pytest.raises(PreflightError, match=r"3\.99 on the scheduler"):
+        check(client, Needs(output_dir=tmp_path), print, upload=True)
+
+
+def test_nothing_is_sent_to_this_very_process(client, tmp_path) -> None:
+    notes: list[str] = []
+    check(client, Needs(output_dir=tmp_path), notes.append, upload=True)
+    assert notes == ["--upload_code has no effect: the scheduler or a worker is this very process"]
+    assert not any("dask_slicer_code_" in path for path in sys.path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
+def test_a_worker_that_is_frozen_is_named(tmp_path) -> None:
+    with cluster.local_client(2, memory_limit=2**30, dashboard_address="none") as client:
+        frozen, *_ = client.run(os.getpid).values()
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            with pytest.raises(PreflightError, match=r"1 worker on 127\.0\.0\.1 cannot be used"):
+                check(client, Needs(output_dir=tmp_path), print, upload=False)
+        finally:
+            os.kill(frozen, signal.SIGCONT)

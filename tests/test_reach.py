@@ -93,7 +93,10 @@ def test_an_address_has_a_protocol(said, address, monkeypatch, tmp_path) -> None
     assert scheduler_address(None, tmp_path / "scheduler.json") == address
 
 
-@pytest.mark.parametrize("said", ["", "host", "tcp://host", "host:port", ":8786", "tcp://h:99999"])
+@pytest.mark.parametrize(
+    "said",
+    ["", "host", "tcp://host", "host:port", ":8786", "tcp://h:99999", "http://h:1", "TCP://h:1"],
+)
 def test_what_is_no_address_is_refused(said, monkeypatch) -> None:
     with pytest.raises(ConfigError, match="must be an address such as tcp://host:8786"):
         scheduler_address(said, None)
@@ -132,10 +135,25 @@ def test_a_host_that_is_not_known() -> None:
     )
 
 
-def test_somebody_who_does_not_talk(monkeypatch) -> None:
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.b"])
+def test_what_can_be_no_host(host) -> None:
+    assert f"({host}: not a host name)" in refusal(f"tcp://{host}:8786")
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2p1\r\n", b"220 mail.example.org\r\n", b""])
+def test_somebody_who_says_something_else_or_hangs_up(said) -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(said)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with listening(serve) as place:
+        assert "is no Dask scheduler" in refusal(f"tcp://{place}")
+
+
+def test_somebody_who_is_silent_may_be_busy(monkeypatch) -> None:
     monkeypatch.setattr("dask_slicer.reach._SPEAK_SECONDS", 0.3)
     with listening(lambda _: None) as place:
-        assert "is no Dask scheduler" in refusal(f"tcp://{place}")
+        check_reachable(f"tcp://{place}", None)
 
 
 def test_somebody_who_talks_tls(monkeypatch, certificates) -> None:

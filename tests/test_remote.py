@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -143,19 +144,24 @@ def test_the_same_bytes_as_in_this_process(
         result = run(*chosen, "--format", format_, "--wait_workers", 2)
         assert result.exit_code == 0, result.output
         assert started.process.poll() is None
+        assert f"on 2 threads of {started.address}" in result.stdout
     assert "it holds one volume a worker" not in result.stdout
     assert contents(tmp_path / "slices") == written_here(format_)
 
 
 def test_the_same_bytes_over_tls(
-    run, written_here, started_scheduler, certificates, tmp_path
+    run, invoke, written_here, started_scheduler, certificates, tmp_path
 ) -> None:
     ours, foreign = certificates("ours"), certificates("foreign")
     with started_scheduler(tmp_path, n_workers=2, options=of_dask(ours)) as started:
         assert started.address.startswith("tls://")
         result = run("--scheduler", started.address, *of_ours(ours))
         assert result.exit_code == 0, result.output
+        assert "WORKER_SATURATION=1.0" in result.stdout
         assert contents(tmp_path / "slices") == written_here("npz")
+        verified = invoke("verify", tmp_path / "slices", "--scheduler", started.address,
+                          *of_ours(ours))  # fmt: skip
+        assert verified.exit_code == 0, verified.output
         other = tmp_path / "other"
         plain = started.address.replace("tls", "tcp", 1)
         refused(run("--scheduler", plain, output=other), "talks TLS: use tls://")
@@ -181,6 +187,38 @@ def test_workers_are_waited_for_and_then_no_longer(run, started_scheduler, tmp_p
         result = run("--scheduler", started.address, "--wait_timeout", 1)
     assert "waiting for workers: 0 of 1" in result.stdout
     refused(result, "has 0 of 1 workers after 1 s; start some with `dask worker tcp://")
+
+
+def test_fewer_workers_than_asked_for_are_not_enough(run, started_scheduler, tmp_path) -> None:
+    with started_scheduler(tmp_path, n_workers=1) as started:
+        result = run("--scheduler", started.address, "--wait_workers", 2, "--wait_timeout", 6)
+    refused(result, "has 1 of 2 workers after 6 s")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
+def test_a_scheduler_that_is_frozen_is_one_line(run, started_scheduler, tmp_path) -> None:
+    with started_scheduler(tmp_path, n_workers=1) as started:
+        started.process.send_signal(signal.SIGSTOP)
+        try:
+            result = run("--scheduler", started.address)
+        finally:
+            started.process.send_signal(signal.SIGCONT)
+    refused(result, "it listens, but does not answer as a scheduler does")
+
+
+def test_other_code_is_not_sent_while_somebody_works_with_theirs(
+    run, started_scheduler, pretending, tmp_path
+) -> None:
+    from distributed import Client
+
+    with (
+        started_scheduler(tmp_path, n_workers=1, everywhere=pretending("")) as started,
+        Client(started.address) as other,
+    ):
+        held = other.submit(int, 7)
+        assert held.result() == 7
+        result = run("--scheduler", started.address, "--upload_code")
+        refused(result, "would put another dask_slicer under the 1 task")
 
 
 def test_workers_that_come_are_taken(run, started_scheduler, written_here, tmp_path) -> None:
@@ -260,7 +298,7 @@ def test_workers_with_another_version_are_refused(
     ("hidden", "said"),
     [
         ("slices", ["cannot write to", "the output must be on a disk that all workers share"]),
-        ("scans", ["cannot read", "the scans must be on a disk that all workers share"]),
+        ("scans", ["cannot read", "it must be on a disk that all workers share"]),
     ],
 )
 def test_hosts_that_do_not_share_a_disk_are_refused_before_any_case(

@@ -1,0 +1,268 @@
+"""What answers of a scheduler and its workers mean for a run: what cannot work, what to know."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dask_slicer.cluster import SETTINGS
+from dask_slicer.errors import PreflightError
+from dask_slicer.shares import WHOLE
+from dask_slicer.words import count, one_line, size, some
+
+OURS = "dask_slicer"
+# Another version of these, and graphs or results are not understood.
+SAME = ("dask", "distributed")
+# Another version of these, and bytes or digits may be others.
+ALIKE = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
+# What a scheduler of one's own should be started with, and what else does too.
+WANTED: dict[str, Callable[[Any], bool]] = {
+    "distributed.scheduler.worker-saturation": lambda value: value == 1.0,
+    "distributed.scheduler.work-stealing": lambda value: value in (False, "false"),
+    "distributed.scheduler.allowed-failures": lambda value: int(value) >= 3,
+}
+_SHARED = "must be on a disk that all workers share"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What cases need of a worker.
+
+    Attributes
+    ----------
+    output_dir : Path
+        Exists.
+    input_file : str
+        To be read; empty for none.
+    least_bytes, most_bytes : int
+        Memory of the smallest and of the largest case; 0 where that is not known.
+    timeout : float or None
+        Whether a case may have to be stopped.
+    temporary : str
+        In `output_dir`, for what is written aside; empty where nothing is to be written.
+    """
+
+    output_dir: Path
+    input_file: str = ""
+    least_bytes: int = 0
+    most_bytes: int = 0
+    timeout: float | None = None
+    temporary: str = WHOLE.temporary
+
+
+@dataclass(slots=True)
+class Findings:
+    """What cannot work, and what should be known, a line each."""
+
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def refuse(self, text: str) -> None:
+        """Add a line that ends the run before it begins."""
+        self.refusals.append(one_line(text))
+
+    def raise_refusals(self) -> None:
+        """Raise if something cannot work.
+
+        Raises
+        ------
+        PreflightError
+            A line for everything.
+        """
+        if self.refusals:
+            raise PreflightError("\n".join(self.refusals))
+
+
+def judge_versions(here: Mapping[str, str], there: Mapping[str, Any], findings: Findings) -> None:
+    """Compare versions of this process with those of others.
+
+    Parameters
+    ----------
+    here : mapping of package to version
+        Of python, too.
+    there : mapping of name to {"packages": {package: version or None}}, or an exception
+        As `asking.versions` returns.
+    findings : Findings
+        Is added to.
+    """
+    answers = _answers(there, findings)
+    own = _minor(here["python"])
+    for found, names in _grouped(answers, lambda one: _minor(one["packages"]["python"])).items():
+        if found != own:
+            findings.refuse(
+                f"Python is {own} here, {found} on {_who(names)}; use the same in all places"
+            )
+    for package in (*SAME, *ALIKE):
+        versions_there = {name: one["packages"][package] for name, one in answers.items()}
+        for found, names in _grouped(versions_there, str).items():
+            line = f"{package} is {here[package]} here, {found} on {_who(names)}"
+            if found == "None":
+                findings.refuse(
+                    f"{package} is missing on {_who(names)}; install {package}=={here[package]} "
+                    "there"
+                )
+            elif found != here[package] and package in SAME:
+                findings.refuse(f"{line}; install the same version in all places")
+            elif found != here[package]:
+                findings.notes.append(f"{line}: digits or bytes may differ")
+
+
+def judge_code(
+    here: Mapping[str, str], there: Mapping[str, Any], findings: Findings, *, uploaded: bool
+) -> None:
+    """Compare this package with what others have of it.
+
+    Parameters
+    ----------
+    here : mapping
+        As `probes.describe` returns.
+    there : mapping of name to mapping, or an exception
+    findings : Findings
+        Is added to.
+    uploaded : bool
+        Whether it was sent there.
+    """
+    remedy = f"install {OURS}=={here['version']} there" + (
+        "" if uploaded else ", or add --upload_code"
+    )
+    answers = _answers(there, findings)
+    for (found, code, fault), names in _grouped(
+        answers, lambda one: (one["version"], one["code"], one["fault"])
+    ).items():
+        who = _who(names)
+        if not found:
+            findings.refuse(f"{OURS} is missing on {who}; {remedy}")
+        elif fault:
+            findings.refuse(f"{OURS} cannot be imported on {who} ({fault})")
+        elif found != here["version"]:
+            findings.refuse(f"{OURS} is {here['version']} here, {found} on {who}; {remedy}")
+        elif code != here["code"]:
+            findings.refuse(f"{OURS} {found} has other code on {who} than here; {remedy}")
+
+
+def judge_workers(infos: Mapping[str, Mapping[str, Any]], needs: Needs, findings: Findings) -> None:
+    """Look at memory, threads and nannies of workers.
+
+    Parameters
+    ----------
+    infos : mapping of address to mapping
+        As `Client.scheduler_info` has them.
+    needs : Needs
+    findings : Findings
+        Is added to.
+    """
+    if not infos:
+        findings.refuse("all workers have gone; start some, and the same command again")
+    limits = {
+        address: info["memory_limit"] // max(info["nthreads"], 1)
+        for address, info in infos.items()
+        if info["memory_limit"]
+    }
+    if len(limits) == len(infos) and limits and max(limits.values()) < needs.least_bytes:
+        findings.refuse(
+            f"no worker has memory for a case: the smallest takes {size(needs.least_bytes)}, a "
+            f"thread of a worker may use {size(max(limits.values()))}; start workers with more "
+            "--memory-limit, or fewer --nthreads"
+        )
+    small = [address for address, limit in limits.items() if limit < needs.most_bytes]
+    if small and not findings.refusals:
+        findings.notes.append(
+            f"a thread of {count(len(small), 'worker')} may use "
+            f"{size(min(limits[address] for address in small))}, the largest case takes "
+            f"{size(needs.most_bytes)}: {some(small)}"
+        )
+    alone = [address for address, info in infos.items() if not info.get("nanny")]
+    if alone and needs.timeout is not None:
+        findings.notes.append(
+            f"{count(len(alone), 'worker')} without a nanny: a case that passes --timeout keeps "
+            f"its thread busy there ({some(alone)})"
+        )
+
+
+def judge_disks(looks: Mapping[str, Any], needs: Needs, findings: Findings) -> None:
+    """Look at whether workers see, and write to, the disks of this process.
+
+    Parameters
+    ----------
+    looks : mapping of worker to mapping, or an exception
+        As `probes.look_around` returns; `seen` says whether this process saw what it wrote.
+    needs : Needs
+    findings : Findings
+        Is added to.
+    """
+    answers = _answers(looks, findings)
+    for fault, names in _grouped(answers, _output_fault).items():
+        if fault:
+            findings.refuse(
+                f"{_who(names)} cannot write to {needs.output_dir} as it is here ({fault}); the "
+                f"output {_SHARED}"
+            )
+    for fault, names in _grouped(answers, lambda one: one["input_fault"].lower()).items():
+        if fault:
+            findings.refuse(f"{_who(names)} cannot read {needs.input_file} ({fault}); it {_SHARED}")
+
+
+def _output_fault(look: Mapping[str, str]) -> str:
+    if look["output_fault"]:
+        return look["output_fault"].lower()
+    return "" if look["seen"] else "another disk, at the same path"
+
+
+def judge_settings(settings: Mapping[str, Any], findings: Findings) -> None:
+    """Say how a scheduler would better have been started."""
+    better = [name for name, suits in WANTED.items() if not suits(settings[name])]
+    if better:
+        advice = " ".join(
+            f"DASK_{name.upper().replace('.', '__').replace('-', '_')}={SETTINGS[name]}"
+            for name in better
+        )
+        findings.notes.append(
+            f"the scheduler works as it is; started with {advice} it holds one volume a worker"
+        )
+
+
+def _answers(there: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
+    """Return the answers, and refuse what is none."""
+    for fault, names in _grouped(there, _why_none).items():
+        if fault:
+            findings.refuse(f"{_who(names)} cannot be used ({fault}); end or restart what hangs")
+    return {name: one for name, one in there.items() if not _why_none(one)}
+
+
+def _why_none(answer: Any) -> str:
+    if not isinstance(answer, BaseException):
+        return ""
+    return str(answer) if isinstance(answer, TimeoutError) else f"{type(answer).__name__}: {answer}"
+
+
+def _grouped(there: Mapping[str, Any], of: Callable[[Any], Any]) -> dict[Any, list[str]]:
+    found: defaultdict[Any, list[str]] = defaultdict(list)
+    for name, one in there.items():
+        found[of(one)].append(name)
+    return dict(found)
+
+
+def _minor(python: str) -> str:
+    return ".".join(python.split(".")[:2])
+
+
+def _who(names: Iterable[str]) -> str:
+    """Return the scheduler, and workers by the host in their address, in words.
+
+    Examples
+    --------
+    >>> _who(["the scheduler", "tcp://node1:38411", "tcp://node1:38412"])
+    'the scheduler, 2 workers on node1'
+    """
+    hosts: defaultdict[str, int] = defaultdict(int)
+    words = []
+    for name in names:
+        if "://" in name:
+            hosts[name.rpartition("://")[2].rpartition(":")[0]] += 1
+        else:
+            words.append(name)
+    words += [f"{count(n, 'worker')} on {host}" for host, n in sorted(hosts.items())]
+    return some(words)
