@@ -154,7 +154,8 @@ def test_what_the_site_has_configured_for_dask_jobqueue_comes_before_what_we_say
 def test_ctrl_c_stays_what_it_was_when_dask_jobqueue_is_imported() -> None:
     code = (
         "import signal; from pathlib import Path; from dask_slicer.jobs import job_script; "
-        "from dask_slicer.runsettings import JobSettings; before = signal.getsignal(signal.SIGINT); "
+        "from dask_slicer.runsettings import JobSettings; "
+        "before = signal.getsignal(signal.SIGINT); "
         "job_script(JobSettings(cluster='slurm'), Path('/out')); "
         "assert signal.getsignal(signal.SIGINT) is before"
     )
