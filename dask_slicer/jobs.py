@@ -278,9 +278,10 @@ def _cancel(cluster: Any, system: BatchSystem) -> None:
 
 def _close(cluster: Any, system: BatchSystem, note: Note) -> None:
     """Cancel what jobs there still are, those that are being submitted among them."""
-    try:
+    with suppress(TimeoutError):
         # Not in the middle of a submission, of whose job nothing would be known.
         cluster.sync(cluster.keeper.end, callback_timeout=_CLOSE_SECONDS)
+    try:
         cluster.close(_CLOSE_SECONDS)
     except TimeoutError:
         left = [job.job_id for job in list(cluster.workers.values()) if job.job_id]
