@@ -211,11 +211,8 @@ def picture(view: View, title: str, *, height: int | None = None) -> RenderableT
 
 
 def _run_lines(run: RunState, since_told: float, *, with_bar: bool) -> list[RenderableType]:
-    seconds = run.seconds + (0.0 if run.ending else since_told)
     lines: list[RenderableType] = [
-        _line(
-            f"{run.output_dir} (process {run.process} on {run.host}), {duration(seconds)}", "bold"
-        )
+        _line(f"{run.output_dir} (process {run.process} on {run.host})", "bold")
     ]
     if with_bar:
         bar = Table.grid(expand=True)  # alone, it would not end its line

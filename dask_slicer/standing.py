@@ -144,6 +144,7 @@ def progress_words(run: RunState, since_told: float = 0.0) -> str:
         words.append(f"{run.ending} after {duration(run.seconds)}")
     else:
         left = seconds_left(run, since_told)
+        words.append(f"{duration(seconds)} so far")
         words.append("no case done yet" if left is None else f"about {duration(left)} left")
     return ", ".join(words)
 

@@ -67,7 +67,7 @@ def test_the_time_left_is_that_of_the_cases_left_at_the_rate_so_far(
         (
             {}, 30.0,
             "40 of 100 cases, 20 written before, 10 failed, 6 slices/s, 200.0 kB/s, "
-            "about 2 min 51 s left",
+            "1 min 40 s so far, about 2 min 51 s left",
         ),
         (
             {"n_skipped": 0, "ending": "ended"}, 30.0,
@@ -75,7 +75,8 @@ def test_the_time_left_is_that_of_the_cases_left_at_the_rate_so_far(
         ),
         (
             {"n_done": 0, "n_failed": 0, "n_refused": 0, "n_slices": 0, "n_bytes": 0}, 0.0,
-            "0 of 100 cases, 20 written before, 0 failed, 0 slices/s, 0 bytes/s, no case done yet",
+            "0 of 100 cases, 20 written before, 0 failed, 0 slices/s, 0 bytes/s, "
+            "1 min 10 s so far, no case done yet",
         ),
     ],
 )  # fmt: skip

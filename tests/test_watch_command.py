@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 import dask_slicer
@@ -133,7 +134,7 @@ def once_it_shows(invoke, pattern: str, *arguments: object) -> str:
 
 
 ALL_IN_IT = re.compile(
-    r"8 of 10 cases, 1 failed, \d+ slices/s, [\d.]+ \w+/s, about .* left\n.*"
+    r"8 of 10 cases, 1 failed, \d+ slices/s, [\d.]+ \w+/s, .* so far, about .* left\n.*"
     r" load +phantom_00[36] +[\d.]+ s\n.* load +phantom_00[36] +[\d.]+ s\n.*"
     r"3 workers of 3 threads.*Last failures:\n  phantom_001: Unexpected \(load\): RuntimeError",
     flags=re.DOTALL,
@@ -435,17 +436,19 @@ def test_watchers_that_are_interrupted_or_killed_leave_a_run_alone_and_one_sees_
     output, undisturbed = tmp_path / "slices", tmp_path / "undisturbed"
     dask_slicer.run(dask_slicer.RunConfig(input_dir=scans, output_dir=undisturbed, num_workers=0))
     output.mkdir()
-    slow = {f"phantom_{number:03d}": "slow" for number in range(1, N_CASES)}
-    run = start_run(scans, output, **slow)
+    # Two workers stop in the middle of a case, until they are told to go on.
+    run = start_run(scans, output, phantom_003="freeze", phantom_006="freeze")
     try:
         wait_for((output / LOCK).exists, run)
         watchers = [start_watcher(output) for _ in range(3)]
         for watcher in watchers:
-            watcher.wait_for(rb"of 10 cases.* left")
+            watcher.wait_for(rb"[1-9] of 10 cases.* left")
         watchers[0].process.send_signal(signal.SIGINT)
         watchers[1].process.kill()
         assert watchers[0].process.wait(60) == 130
         assert b"Traceback" not in watchers[0].drawn
+        for worker in psutil.Process(run.pid).children(recursive=True):
+            worker.send_signal(signal.SIGCONT)
         said, _ = run.communicate(timeout=120)
         assert run.returncode == 0, said
         assert watchers[2].process.wait(60) == 0
