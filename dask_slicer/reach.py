@@ -125,7 +125,7 @@ def check_reachable(
 ) -> None:
     """Raise if no Dask scheduler answers at an address in the way that the address says.
 
-    One that listens and is silent may be busy: that is left to Dask, and so are other protocols.
+    Protocols other than tcp and tls are left to Dask.
 
     Parameters
     ----------
@@ -152,19 +152,28 @@ def check_reachable(
     if tls is not None:
         raise ConfigError(f"tls_ca, tls_cert and tls_key need a tls:// address, got {address}")
     if protocol == _PLAIN:
+        _check_plain(address, place)
+
+
+def _check_plain(address: str, place: str) -> None:
+    with _connected(address, place) as connection:
+        said = _first_words(connection, _SPEAK_SECONDS)
+    if said is None:
         with _connected(address, place) as connection:
-            said = _first_words(connection)
-        if said == b"":  # it closed the connection
-            raise SchedulerError(f"what listens at {address} is no Dask scheduler")
-        if said is None:
-            with _connected(address, place) as connection:
-                if _speaks_tls(connection):
-                    raise SchedulerError(
-                        f"the scheduler at {address} talks TLS: use {_TLS}://{place} with "
-                        "--tls_ca, --tls_cert and --tls_key"
-                    )
-        elif not 0 < int.from_bytes(said, "little") <= _MOST_BYTES:
-            raise SchedulerError(f"what listens at {address} is no Dask scheduler")
+            if _speaks_tls(connection):
+                raise SchedulerError(
+                    f"the scheduler at {address} talks TLS: use {_TLS}://{place} with --tls_ca, "
+                    "--tls_cert and --tls_key"
+                )
+        with _connected(address, place) as connection:  # it may be far away, or busy
+            said = _first_words(connection, _CONNECT_SECONDS)
+    if said is None:  # Dask's client would wait for it without end
+        raise SchedulerError(
+            f"what listens at {address} has said nothing for {_CONNECT_SECONDS:.0f} s: a Dask "
+            "scheduler that is stopped or very busy, or something else"
+        )
+    if not 0 < int.from_bytes(said, "little") <= _MOST_BYTES:
+        raise SchedulerError(f"what listens at {address} is no Dask scheduler")
 
 
 def _connected(address: str, place: str) -> socket.socket:
@@ -190,9 +199,9 @@ def _connected(address: str, place: str) -> socket.socket:
     )
 
 
-def _first_words(connection: socket.socket) -> bytes | None:
+def _first_words(connection: socket.socket, seconds: float) -> bytes | None:
     """Return the first bytes that come, fewer where the other side closes; None for silence."""
-    connection.settimeout(_SPEAK_SECONDS)
+    connection.settimeout(seconds)
     said = b""
     try:
         while len(said) < _LENGTH_BYTES and (more := connection.recv(_LENGTH_BYTES - len(said))):

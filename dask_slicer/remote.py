@@ -87,8 +87,7 @@ def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Cl
             warnings.simplefilter("ignore")  # of other versions: `preflight` says it in a line
             client = Client(address, timeout=_CONNECT_SECONDS, security=security, **options)
     except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
-        silent = "it listens, but does not answer as a scheduler does: busy, or something else"
-        reason = " ".join(str(error).split()) or silent
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise SchedulerError(
             f"no Dask scheduler answers at {address} ({reason}); is it running and reachable?"
         ) from error

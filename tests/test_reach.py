@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,9 +151,22 @@ def test_somebody_who_says_something_else_or_hangs_up(said) -> None:
         assert "is no Dask scheduler" in refusal(f"tcp://{place}")
 
 
-def test_somebody_who_is_silent_may_be_busy(monkeypatch) -> None:
+def test_somebody_who_does_not_talk(monkeypatch) -> None:
     monkeypatch.setattr("dask_slicer.reach._SPEAK_SECONDS", 0.3)
+    monkeypatch.setattr("dask_slicer.reach._CONNECT_SECONDS", 1.0)
     with listening(lambda _: None) as place:
+        assert "has said nothing for 1 s" in refusal(f"tcp://{place}")
+
+
+def test_somebody_who_is_slow(monkeypatch) -> None:
+    monkeypatch.setattr("dask_slicer.reach._SPEAK_SECONDS", 0.3)
+
+    def serve(connection: socket.socket) -> None:
+        time.sleep(1)
+        with suppress(OSError):
+            connection.sendall((100).to_bytes(8, "little"))
+
+    with listening(serve) as place:
         check_reachable(f"tcp://{place}", None)
 
 

@@ -203,7 +203,7 @@ def test_a_scheduler_that_is_frozen_is_one_line(run, started_scheduler, tmp_path
             result = run("--scheduler", started.address)
         finally:
             started.process.send_signal(signal.SIGCONT)
-    refused(result, "it listens, but does not answer as a scheduler does")
+    refused(result, "has said nothing for 10 s: a Dask scheduler that is stopped")
 
 
 def test_other_code_is_not_sent_while_somebody_works_with_theirs(
