@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_slicer.cluster import n_threads
 from dask_slicer.errors import CaseError
-from dask_slicer.watch import Watch
+from dask_slicer.watch import Result, Watch
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
-    from distributed import Client, Future, as_completed
+    from distributed import Client, Future
 
 L = TypeVar("L")
 
@@ -23,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 _SMALLEST_WINDOW = 16
 _GRAPHS_PER_THREAD = 4
 _FORGET_SECONDS = 3
+# That a result may take on its way.
+_RESULT_SECONDS = 5
 
 
 def execute(
@@ -59,14 +63,10 @@ def execute(
     SchedulerError
         If the scheduler is lost, or nothing runs although there is something to run.
     """
-    from distributed import as_completed
-
     window = max(_SMALLEST_WINDOW, _GRAPHS_PER_THREAD * n_threads(client))
     refill = window // 4
     in_flight: dict[Future[Any], L] = {}
-    late: set[Any] = set()
-    # Without results: of one that is lost on its way and then fails, it would never tell.
-    ended = as_completed(loop=client.loop)
+    results = _Results(client)
     watch = Watch(client, timeout)
     try:
         while True:
@@ -76,32 +76,65 @@ def execute(
                 # loads, which it then queues.
                 futures = client.compute([graph_of(lot) for lot in lots])
                 in_flight |= dict(zip(futures, lots, strict=True))
-                ended.update(futures)
+                results.fetch(futures)
                 del futures
             if not in_flight:
                 return
             watch.look(in_flight)
-            while not ended.has_ready():
-                with ended.thread_condition:
-                    ended.thread_condition.wait(timeout=0.1)
+            while (came := results.next(timeout=0.1)) is None:
                 watch.look(in_flight)
-            for future, result in watch.fetch(_ready(ended, late, most=refill)):
-                try:
-                    outcome = watch.outcome(future, result)
-                except TimeoutError:  # lost with its worker, and made again
-                    late.add(future.key)
-                    ended.add(future)
-                    continue
-                lot = in_flight.pop(future)
-                late.discard(future.key)
-                future.release()
-                if isinstance(outcome, CaseError):
-                    # Run again while the client knows the key, the old error would come back.
-                    _wait_until_forgotten(client, future.key)
-                yield lot, outcome
+            future, result = came
+            try:
+                outcome = watch.outcome(future, result)
+            except TimeoutError:  # lost with its worker, and made again
+                results.fetch([future])
+                continue
+            lot = in_flight.pop(future)
+            key = future.key
+            future.release()
+            del future, came
+            if isinstance(outcome, CaseError):
+                # Run again while the client still knows the key, the old error would come back.
+                _wait_until_forgotten(client, key)
+            yield lot, outcome
     finally:
         if in_flight:
             _cancel(client, list(in_flight))
+
+
+class _Results:
+    """Results of graphs, fetched as they end.
+
+    Whoever takes them waits for none on its way: one by one, each would take a round trip to the
+    scheduler and to its worker, and a hundred workers would wait for that. One whose worker is out
+    of reach holds up no other.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._loop: Any = client.loop
+        self._came: SimpleQueue[tuple[Future[Any], Result]] = SimpleQueue()
+
+    def fetch(self, futures: Iterable[Future[Any]]) -> None:
+        """Fetch the results of graphs once they end."""
+        for future in futures:
+            self._loop.add_callback(self._fetch, future)
+
+    def next(self, *, timeout: float) -> tuple[Future[Any], Result] | None:
+        """Return a graph that has ended, and its result; None if there is none within seconds."""
+        try:
+            return self._came.get(timeout=timeout)
+        except Empty:
+            return None
+
+    async def _fetch(self, future: Future[Any]) -> None:
+        state: Any = future._state
+        await state.wait()
+        try:
+            # Those that end at about the same time, the client fetches together.
+            value = await asyncio.wait_for(future._result(), _RESULT_SECONDS)
+            self._came.put((future, Result(value=value)))
+        except (Exception, asyncio.CancelledError) as error:
+            self._came.put((future, Result(error=error)))
 
 
 def _take(next_lot: Callable[[int], L | None], n_in_flight: int, most: int) -> list[L]:
@@ -109,21 +142,6 @@ def _take(next_lot: Callable[[int], L | None], n_in_flight: int, most: int) -> l
     while n_in_flight + len(lots) < most and (lot := next_lot(n_in_flight + len(lots))):
         lots.append(lot)
     return lots
-
-
-def _ready(ended: as_completed, late: set[Any], *, most: int) -> list[Future[Any]]:
-    """Return graphs that have ended: those that are there, not so many that workers run dry.
-
-    One whose result did not come comes again when there are no others, and by itself: its worker
-    may be out of reach, and then it holds up whatever is asked for together with it.
-    """
-    futures = [next(ended)]
-    while len(futures) < most and ended.has_ready():
-        futures.append(next(ended))
-    chosen = [future for future in futures if future.key not in late] or futures[:1]
-    if len(chosen) < len(futures):
-        ended.update([future for future in futures if future not in chosen])
-    return chosen
 
 
 def _wait_until_forgotten(client: Client, key: Any) -> None:

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _MEMORY_EVENTS = "worker-restart-memory"
-# That a result may take on its way.
-_RESULT_SECONDS = 5
+# That an error may take, which the client knows already.
+_ERROR_SECONDS = 5
 # Within which a nanny of ours says how its worker ended.
 _EXITCODE_SECONDS = 10.0
-# What a result that is not there raises, beside Dask's own error: one that is late, one that was
-# given up, and, as a client closes, Dask's taking a result that there is not.
-_NOT_THERE = OSError | asyncio.InvalidStateError | asyncio.CancelledError | UnboundLocalError
+# What a result that is not there raises, beside Dask's own error: one that is late or lost, one
+# that was given up, and, as a client closes, Dask's taking a result that there is not.
+_NOT_THERE = OSError | asyncio.CancelledError | UnboundLocalError
 _KILLED = -9
 _KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
@@ -58,6 +58,14 @@ class _Running(NamedTuple):
     worker: str
     has_nanny: bool
     is_certain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a task came to as far as the client could fetch it, or what that raised."""
+
+    value: Any = None
+    error: BaseException | None = None
 
 
 @dataclass(slots=True)
@@ -118,15 +126,7 @@ class Watch:
         for worker, graphs in late.items():
             self._stop(worker, graphs)
 
-    def fetch(self, futures: list[Future[Any]]) -> Iterable[tuple[Future[Any], asyncio.Task[Any]]]:
-        """Return the results of graphs that have ended, as far as they come.
-
-        Together: one by one, each would take a round trip to the scheduler and to its worker, and
-        a hundred workers would wait for that.
-        """
-        return zip(futures, self.client.sync(_fetch, futures), strict=True)
-
-    def outcome(self, future: Future[Any], result: asyncio.Task[Any]) -> Any:
+    def outcome(self, future: Future[Any], result: Result) -> Any:
         """Return what a graph that has ended came to, of its result as it was fetched.
 
         Raises
@@ -154,20 +154,20 @@ class Watch:
             )
         return as_case_error(outcome, step="load")
 
-    def _result(self, future: Future[Any], result: asyncio.Task[Any]) -> Any:
+    def _result(self, future: Future[Any], result: Result) -> Any:
         """Return the result of a task, or what it raised."""
         from distributed import CancelledError
 
-        try:
-            return result.result()
-        except (Exception, asyncio.CancelledError) as raised:
-            if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
-                raise self._scheduler_lost() from raised
-            if future.status == "error":
-                return future.exception(timeout=_RESULT_SECONDS)
-            if isinstance(raised, _NOT_THERE | CancelledError):
-                raise TimeoutError from raised
-            return raised
+        raised = result.error
+        if raised is None:
+            return result.value
+        if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
+            raise self._scheduler_lost() from raised
+        if future.status == "error":
+            return future.exception(timeout=_ERROR_SECONDS)
+        if isinstance(raised, _NOT_THERE | CancelledError):
+            raise TimeoutError from raised
+        return raised
 
     def _lost(self, error: Any) -> CaseError:
         """Return why a case's worker died: for its memory, or by itself."""
@@ -259,18 +259,6 @@ class Watch:
 
     def _scheduler_lost(self) -> SchedulerError:
         return SchedulerError(f"the connection to the Dask scheduler at {self._address} was lost")
-
-
-async def _fetch(futures: list[Future[Any]]) -> list[asyncio.Task[Any]]:
-    """Ask for the results of tasks; runs in the client's loop."""
-    results = [asyncio.ensure_future(future._result()) for future in futures]
-    done, _ = await asyncio.wait(results, timeout=_RESULT_SECONDS)
-    for result in results:
-        if result not in done:
-            result.cancel()
-        elif not result.cancelled():
-            result.exception()  # taken note of, should nobody come to look
-    return results
 
 
 def _host(address: str | None) -> str:
