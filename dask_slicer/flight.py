@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_slicer.cluster import n_threads
 from dask_slicer.errors import CaseError
-from dask_slicer.watch import Result, Watch
+from dask_slicer.watch import Watch
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -25,8 +23,6 @@ _LOG = logging.getLogger(__name__)
 _SMALLEST_WINDOW = 16
 _GRAPHS_PER_THREAD = 4
 _FORGET_SECONDS = 3
-# That a result may take on its way.
-_RESULT_SECONDS = 5
 
 
 def execute(
@@ -63,10 +59,13 @@ def execute(
     SchedulerError
         If the scheduler is lost, or nothing runs although there is something to run.
     """
+    from distributed import as_completed
+
     window = max(_SMALLEST_WINDOW, _GRAPHS_PER_THREAD * n_threads(client))
     refill = window // 4
     in_flight: dict[Future[Any], L] = {}
-    results = _Results(client)
+    # Without results: of one that is lost on its way and then fails, it would never tell.
+    ended = as_completed(loop=client.loop)
     watch = Watch(client, timeout)
     try:
         while True:
@@ -76,23 +75,25 @@ def execute(
                 # loads, which it then queues.
                 futures = client.compute([graph_of(lot) for lot in lots])
                 in_flight |= dict(zip(futures, lots, strict=True))
-                results.fetch(futures)
+                ended.update(futures)
                 del futures
             if not in_flight:
                 return
             watch.look(in_flight)
-            while (came := results.next(timeout=0.1)) is None:
+            while not ended.has_ready():
+                with ended.thread_condition:
+                    ended.thread_condition.wait(timeout=0.1)
                 watch.look(in_flight)
-            future, result = came
+            future = next(ended)
             try:
-                outcome = watch.outcome(future, result)
+                outcome = watch.outcome(future)
             except TimeoutError:  # lost with its worker, and made again
-                results.fetch([future])
+                ended.add(future)
                 continue
             lot = in_flight.pop(future)
             key = future.key
             future.release()
-            del future, came
+            del future
             if isinstance(outcome, CaseError):
                 # Run again while the client still knows the key, the old error would come back.
                 _wait_until_forgotten(client, key)
@@ -100,41 +101,6 @@ def execute(
     finally:
         if in_flight:
             _cancel(client, list(in_flight))
-
-
-class _Results:
-    """Results of graphs, fetched as they end.
-
-    Whoever takes them waits for none on its way: one by one, each would take a round trip to the
-    scheduler and to its worker, and a hundred workers would wait for that. One whose worker is out
-    of reach holds up no other.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._loop: Any = client.loop
-        self._came: SimpleQueue[tuple[Future[Any], Result]] = SimpleQueue()
-
-    def fetch(self, futures: Iterable[Future[Any]]) -> None:
-        """Fetch the results of graphs once they end."""
-        for future in futures:
-            self._loop.add_callback(self._fetch, future)
-
-    def next(self, *, timeout: float) -> tuple[Future[Any], Result] | None:
-        """Return a graph that has ended, and its result; None if there is none within seconds."""
-        try:
-            return self._came.get(timeout=timeout)
-        except Empty:
-            return None
-
-    async def _fetch(self, future: Future[Any]) -> None:
-        state: Any = future._state
-        await state.wait()
-        try:
-            # Those that end at about the same time, the client fetches together.
-            value = await asyncio.wait_for(future._result(), _RESULT_SECONDS)
-            self._came.put((future, Result(value=value)))
-        except (Exception, asyncio.CancelledError) as error:
-            self._came.put((future, Result(error=error)))
 
 
 def _take(next_lot: Callable[[int], L | None], n_in_flight: int, most: int) -> list[L]:

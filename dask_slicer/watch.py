@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import time
@@ -32,13 +31,10 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _MEMORY_EVENTS = "worker-restart-memory"
-# That an error may take, which the client knows already.
-_ERROR_SECONDS = 5
+# That a result may take on its way.
+_RESULT_SECONDS = 5
 # Within which a nanny of ours says how its worker ended.
 _EXITCODE_SECONDS = 10.0
-# What a result that is not there raises, beside Dask's own error: one that is late or lost, one
-# that was given up, and, as a client closes, Dask's taking a result that there is not.
-_NOT_THERE = OSError | asyncio.CancelledError | UnboundLocalError
 _KILLED = -9
 _KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
@@ -58,14 +54,6 @@ class _Running(NamedTuple):
     worker: str
     has_nanny: bool
     is_certain: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a task came to as far as the client could fetch it, or what that raised."""
-
-    value: Any = None
-    error: BaseException | None = None
 
 
 @dataclass(slots=True)
@@ -126,8 +114,8 @@ class Watch:
         for worker, graphs in late.items():
             self._stop(worker, graphs)
 
-    def outcome(self, future: Future[Any], result: Result) -> Any:
-        """Return what a graph that has ended came to, of its result as it was fetched.
+    def outcome(self, future: Future[Any]) -> Any:
+        """Return what a graph that has ended came to.
 
         Raises
         ------
@@ -138,7 +126,7 @@ class Watch:
         from distributed.scheduler import KilledWorker
 
         stopped = self.stopped.pop(future.key, None)
-        outcome = self._result(future, result) if stopped is None else stopped
+        outcome = self._result(future) if stopped is None else stopped
         self._last_sign_of_life = time.monotonic()
         _, name = _step_and_name(future.key)
         # Run again, it begins again.
@@ -154,20 +142,21 @@ class Watch:
             )
         return as_case_error(outcome, step="load")
 
-    def _result(self, future: Future[Any], result: Result) -> Any:
+    def _result(self, future: Future[Any]) -> Any:
         """Return the result of a task, or what it raised."""
         from distributed import CancelledError
 
-        raised = result.error
-        if raised is None:
-            return result.value
-        if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
-            raise self._scheduler_lost() from raised
-        if future.status == "error":
-            return future.exception(timeout=_ERROR_SECONDS)
-        if isinstance(raised, _NOT_THERE | CancelledError):
-            raise TimeoutError from raised
-        return raised
+        try:
+            return future.result(timeout=_RESULT_SECONDS)
+        except Exception as raised:
+            if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
+                raise self._scheduler_lost() from raised
+            if future.status == "error":
+                return future.exception(timeout=_RESULT_SECONDS)
+            # The last: of a client that is closing, distributed takes a result that there is not.
+            if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
+                raise TimeoutError from raised
+            return raised
 
     def _lost(self, error: Any) -> CaseError:
         """Return why a case's worker died: for its memory, or by itself."""

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from dask.delayed import Delayed, delayed
 
-from dask_slicer import cluster, flight, forking
+from dask_slicer import cluster, flight, forking, watch
 from dask_slicer.cases import Case
 from dask_slicer.errors import CaseError, Unexpected, WorkerLost
 from dask_slicer.journal import CommittedCase
@@ -101,7 +101,7 @@ class _StuckWhenSent:
 @pytest.mark.timeout(120)
 def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(flight, "_RESULT_SECONDS", 1)
+    monkeypatch.setattr(watch, "_RESULT_SECONDS", 1)
     names = ["stuck", *map(str, range(20))]
     queue = deque(names)
 
