@@ -100,7 +100,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             counts=(16, 32, 64, 128),
             lengths=(0.25, 0.5, 1, 2, 4),
             seconds=5,
-            repeats=3,
+            repeats=2,
             before=_as_it_is,
         ),
     }
