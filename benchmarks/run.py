@@ -99,8 +99,8 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             work,
             counts=(16, 32, 64, 128),
             lengths=(0.25, 0.5, 1, 2, 4),
-            seconds=8,
-            repeats=3,
+            seconds=5,
+            repeats=2,
             before=_as_it_is,
         ),
     }

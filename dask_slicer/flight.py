@@ -13,7 +13,7 @@ from dask_slicer.watch import Watch
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
-    from distributed import Client, Future, as_completed
+    from distributed import Client, Future
 
 L = TypeVar("L")
 
@@ -64,7 +64,6 @@ def execute(
     window = max(_SMALLEST_WINDOW, _GRAPHS_PER_THREAD * n_threads(client))
     refill = window // 4
     in_flight: dict[Future[Any], L] = {}
-    late: set[Any] = set()
     # Without results: of one that is lost on its way and then fails, it would never tell.
     ended = as_completed(loop=client.loop)
     watch = Watch(client, timeout)
@@ -85,20 +84,20 @@ def execute(
                 with ended.thread_condition:
                     ended.thread_condition.wait(timeout=0.1)
                 watch.look(in_flight)
-            for future, result in watch.fetch(_ready(ended, late, most=refill)):
-                try:
-                    outcome = watch.outcome(future, result)
-                except TimeoutError:  # lost with its worker, and made again
-                    late.add(future.key)
-                    ended.add(future)
-                    continue
-                lot = in_flight.pop(future)
-                late.discard(future.key)
-                future.release()
-                if isinstance(outcome, CaseError):
-                    # Run again while the client knows the key, the old error would come back.
-                    _wait_until_forgotten(client, future.key)
-                yield lot, outcome
+            future = next(ended)
+            try:
+                outcome = watch.outcome(future)
+            except TimeoutError:  # lost with its worker, and made again
+                ended.add(future)
+                continue
+            lot = in_flight.pop(future)
+            key = future.key
+            future.release()
+            del future
+            if isinstance(outcome, CaseError):
+                # Run again while the client still knows the key, the old error would come back.
+                _wait_until_forgotten(client, key)
+            yield lot, outcome
     finally:
         if in_flight:
             _cancel(client, list(in_flight))
@@ -109,21 +108,6 @@ def _take(next_lot: Callable[[int], L | None], n_in_flight: int, most: int) -> l
     while n_in_flight + len(lots) < most and (lot := next_lot(n_in_flight + len(lots))):
         lots.append(lot)
     return lots
-
-
-def _ready(ended: as_completed, late: set[Any], *, most: int) -> list[Future[Any]]:
-    """Return graphs that have ended: those that are there, not so many that workers run dry.
-
-    One whose result did not come comes again when there are no others, and by itself: its worker
-    may be out of reach, and then it holds up whatever is asked for together with it.
-    """
-    futures = [next(ended)]
-    while len(futures) < most and ended.has_ready():
-        futures.append(next(ended))
-    chosen = [future for future in futures if future.key not in late] or futures[:1]
-    if len(chosen) < len(futures):
-        ended.update([future for future in futures if future not in chosen])
-    return chosen
 
 
 def _wait_until_forgotten(client: Client, key: Any) -> None:

@@ -11,7 +11,7 @@ NextCase = Callable[[], CasePlan | None]
 Lot = tuple[CasePlan, ...]
 
 # A graph costs client, scheduler and worker about 10 ms together; cases are put together until they
-# take ten times as long. A volume of 256 x 256 x 64 already is a lot of its own.
+# take ten times as long. With few threads, a volume of 256 x 256 x 64 is a lot of its own.
 _ENOUGH_WORK = 8_000_000
 # A scheduler does its share of that, some 4 ms, for one worker after another: the more there are,
 # the longer each must be at work. All of a lot is in memory at once, so there is an end to it.

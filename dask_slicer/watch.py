@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 import time
@@ -36,9 +35,6 @@ _MEMORY_EVENTS = "worker-restart-memory"
 _RESULT_SECONDS = 5
 # Within which a nanny of ours says how its worker ended.
 _EXITCODE_SECONDS = 10.0
-# What a result that is not there raises, beside Dask's own error: one that is late, one that was
-# given up, and, as a client closes, Dask's taking a result that there is not.
-_NOT_THERE = OSError | asyncio.InvalidStateError | asyncio.CancelledError | UnboundLocalError
 _KILLED = -9
 _KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
@@ -118,16 +114,8 @@ class Watch:
         for worker, graphs in late.items():
             self._stop(worker, graphs)
 
-    def fetch(self, futures: list[Future[Any]]) -> Iterable[tuple[Future[Any], asyncio.Task[Any]]]:
-        """Return the results of graphs that have ended, as far as they come.
-
-        Together: one by one, each would take a round trip to the scheduler and to its worker, and
-        a hundred workers would wait for that.
-        """
-        return zip(futures, self.client.sync(_fetch, futures), strict=True)
-
-    def outcome(self, future: Future[Any], result: asyncio.Task[Any]) -> Any:
-        """Return what a graph that has ended came to, of its result as it was fetched.
+    def outcome(self, future: Future[Any]) -> Any:
+        """Return what a graph that has ended came to.
 
         Raises
         ------
@@ -138,7 +126,7 @@ class Watch:
         from distributed.scheduler import KilledWorker
 
         stopped = self.stopped.pop(future.key, None)
-        outcome = self._result(future, result) if stopped is None else stopped
+        outcome = self._result(future) if stopped is None else stopped
         self._last_sign_of_life = time.monotonic()
         _, name = _step_and_name(future.key)
         # Run again, it begins again.
@@ -154,18 +142,19 @@ class Watch:
             )
         return as_case_error(outcome, step="load")
 
-    def _result(self, future: Future[Any], result: asyncio.Task[Any]) -> Any:
+    def _result(self, future: Future[Any]) -> Any:
         """Return the result of a task, or what it raised."""
         from distributed import CancelledError
 
         try:
-            return result.result()
-        except (Exception, asyncio.CancelledError) as raised:
+            return future.result(timeout=_RESULT_SECONDS)
+        except Exception as raised:
             if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
                 raise self._scheduler_lost() from raised
             if future.status == "error":
                 return future.exception(timeout=_RESULT_SECONDS)
-            if isinstance(raised, _NOT_THERE | CancelledError):
+            # The last: of a client that is closing, distributed takes a result that there is not.
+            if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
                 raise TimeoutError from raised
             return raised
 
@@ -259,18 +248,6 @@ class Watch:
 
     def _scheduler_lost(self) -> SchedulerError:
         return SchedulerError(f"the connection to the Dask scheduler at {self._address} was lost")
-
-
-async def _fetch(futures: list[Future[Any]]) -> list[asyncio.Task[Any]]:
-    """Ask for the results of tasks; runs in the client's loop."""
-    results = [asyncio.ensure_future(future._result()) for future in futures]
-    done, _ = await asyncio.wait(results, timeout=_RESULT_SECONDS)
-    for result in results:
-        if result not in done:
-            result.cancel()
-        elif not result.cancelled():
-            result.exception()  # taken note of, should nobody come to look
-    return results
 
 
 def _host(address: str | None) -> str:

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -115,38 +114,6 @@ def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
             flight.execute(client, lambda _: queue.popleft() if queue else None, graph_of)
         )
     assert outcomes == {"stuck": "sent"} | dict.fromkeys(names[1:])
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """A graph that has ended."""
-
-    key: str
-
-
-class _AllEnded(deque[_Ended]):
-    """Graphs that have ended, as `as_completed` gives them out."""
-
-    has_ready = deque.__len__
-    __next__ = deque.popleft
-    update = deque.extend
-
-
-@pytest.mark.parametrize(
-    ("ended", "late", "taken", "left"),
-    [
-        ("abcdef", "", "abcd", "ef"),
-        ("ab", "", "ab", ""),
-        ("abc", "b", "ac", "b"),
-        ("abcdef", "ad", "bc", "efad"),
-        ("ab", "ab", "a", "b"),
-    ],
-    ids=["at most four", "what is there", "late ones wait", "behind others", "and come singly"],
-)
-def test_results_are_asked_for_together_but_for_late_ones(ended, late, taken, left) -> None:
-    graphs = _AllEnded(map(_Ended, ended))
-    assert "".join(one.key for one in flight._ready(graphs, set(late), most=4)) == taken
-    assert "".join(one.key for one in graphs) == left
 
 
 @pytest.mark.timeout(120)
