@@ -11,11 +11,8 @@ NextCase = Callable[[], CasePlan | None]
 Lot = tuple[CasePlan, ...]
 
 # A graph costs client, scheduler and worker about 10 ms together; cases are put together until they
-# take ten times as long. With few threads, a volume of 256 x 256 x 64 is a lot of its own.
+# take ten times as long. A volume of 256 x 256 x 64 already is a lot of its own.
 _ENOUGH_WORK = 8_000_000
-# A scheduler does its share of that, some 4 ms, for one worker after another: the more there are,
-# the longer each must be at work. All of a lot is in memory at once, so there is an end to it.
-_THREADS_FOR_MORE, _MOST_TIMES_MORE = 8, 8
 # Every thread is to get some lots, or the last one would be waited for.
 _LOTS_PER_THREAD = 4
 
@@ -36,8 +33,6 @@ class Lots:
     def __init__(self, next_case: NextCase, *, n_cases: int, n_threads: int) -> None:
         self._next_case = next_case
         self._most = max(n_cases // (_LOTS_PER_THREAD * max(n_threads, 1)), 1)
-        times_more = min(max(n_threads // _THREADS_FOR_MORE, 1), _MOST_TIMES_MORE)
-        self._enough = times_more * _ENOUGH_WORK
         self._held: CasePlan | None = None
         self._singly: deque[CasePlan] = deque()
         self._single: set[str] = set()
@@ -80,8 +75,8 @@ class Lots:
         lot: list[CasePlan] = []
         work = 0
         while len(lot) < self._most and (case := self._next()) is not None:
-            work_alone = self._enough if case.case_id in self._single else case.work
-            if lot and work + work_alone > self._enough:
+            work_alone = _ENOUGH_WORK if case.case_id in self._single else case.work
+            if lot and work + work_alone > _ENOUGH_WORK:
                 self._held = case
                 break
             lot.append(case)
