@@ -260,7 +260,9 @@ class _HalfFull:
 
 
 def test_a_graph_that_is_run_again_has_all_its_time_again() -> None:
-    watched = watch.Watch(SimpleNamespace(), timeout=4)
+    of_scheduler = {"address": "tcp://127.0.0.1:8786"}
+    client = SimpleNamespace(scheduler_info=lambda **_: of_scheduler)
+    watched = watch.Watch(client, timeout=4)
     watched._began = {("liver", "tcp://a"): 0.0, ("lung", "tcp://a"): 1.0}
     key = ("slice", "liver")
     watched.stopped[key] = Timeout("took longer")

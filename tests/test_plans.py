@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 
 import dask_slicer
-from dask_slicer import execution
+from dask_slicer import workplaces
 from dask_slicer.cases import Case
 from dask_slicer.events import Observer
 from dask_slicer.plans import CasePlan, outliers, output_bytes, peak_bytes, suggest_workers
@@ -140,12 +140,12 @@ def test_workers_are_lowered_to_what_memory_holds_only_where_none_were_asked_for
     notes: list[str] = []
     observer = Observer()
     monkeypatch.setattr(observer, "note", notes.append)
-    monkeypatch.setattr(execution.machine, "cpu_count", lambda: 8)
-    monkeypatch.setattr(execution.machine, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(workplaces.machine, "cpu_count", lambda: 8)
+    monkeypatch.setattr(workplaces.machine, "memory_bytes", lambda: memory)
     config = dask_slicer.RunConfig(
         input_dir=dataset.root, output_dir=tmp_path / "slices", num_workers=num_workers
     )
     plan = dask_slicer.plan(config)
-    assert execution._n_workers(config, 20, plan.peak_bytes, observer) == expected
+    assert workplaces._n_workers(config, 20, plan.peak_bytes, observer) == expected
     assert said in " ".join(notes)
     assert bool(notes) == bool(said)
