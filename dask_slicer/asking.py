@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer import probes
@@ -58,8 +58,8 @@ def run_on_scheduler(client: Client, function: Callable[..., Any], *args: Any) -
     ------
     SchedulerError
     """
-    with sent_by_value():
-        return ask_scheduler(client, client._run_on_scheduler, function, *args)
+    send_by_value()
+    return ask_scheduler(client, client._run_on_scheduler, function, *args)
 
 
 def run_on_workers(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def run_on_workers(client: Client, function: Callable[..., Any], *args: Any) -> 
         )
         return found
 
-    with sent_by_value():
-        return _ask_workers(client, ask)
+    send_by_value()
+    return _ask_workers(client, ask)
 
 
 def versions(client: Client, packages: Sequence[str]) -> dict[str, Any]:
@@ -140,14 +140,9 @@ def _ask_workers(client: Client, ask: Ask) -> dict[str, Any]:
     return {worker: one for worker, one in found.items() if worker in still_there}
 
 
-@contextmanager
-def sent_by_value() -> Iterator[None]:
-    """Send functions of `probes` whole: where they go, this package may be missing."""
+@cache
+def send_by_value() -> None:
+    """Let functions of `probes` be sent whole: where they go, this package may be missing."""
     import cloudpickle
 
-    module = sys.modules[probes.__name__]
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
+    cloudpickle.register_pickle_by_value(sys.modules[probes.__name__])

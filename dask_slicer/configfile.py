@@ -20,6 +20,9 @@ M = TypeVar("M", bound=BaseModel)
 
 # Python refuses to print integers of 4,300 digits and more.
 _TOO_LARGE = 10**1000
+# Where a run is: one of them on the command line takes the place of what the file says.
+_PLACES = {"num_workers", "scheduler", "scheduler_file", "cluster"}
+_OF_A_PLACE = {*_PLACES, "tls_ca", "tls_cert", "tls_key"}
 # Settings of one run: not written to OUT/config.yaml, so that running it again continues.
 _OF_ONE_RUN = {
     *("overwrite", "prune", "only", "shard", "fail_fast", "log_file", "performance_report"),
@@ -53,8 +56,10 @@ def build_config(
         settings = dict(base)
     else:
         settings = read_config_file(find_config(base))
-    settings |= {name: value for name, value in options.items() if value is not None}
-    return _validated(RunConfig, settings)
+    given = {name: value for name, value in options.items() if value is not None}
+    if given.keys() & _PLACES:  # the file may say another place
+        settings = {name: value for name, value in settings.items() if name not in _OF_A_PLACE}
+    return _validated(RunConfig, settings | given)
 
 
 def scheduler_settings(options: Mapping[str, Any]) -> SchedulerSettings:
@@ -193,6 +198,8 @@ def _one_in_words(problem: dict[str, Any]) -> str:
         case "literal_error":
             allowed = context["expected"].replace("'", "").replace(" or ", ", ")
             return f"{name} must be one of {allowed}{got}"
+        case "byte_size":
+            return f"{name} must be a size such as 4GB{got}"
         case "finite_number":
             return f"{name} must be a finite number{got}"
         case "value_error":

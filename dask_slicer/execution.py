@@ -71,7 +71,10 @@ def executor(
             from dask_slicer import cluster
 
             timeout = plan.config.timeout
-            holder.name_scheduler(plan.config.output_dir, share, cluster.address(found))
+            where = cluster.address(found)
+            # A scheduler in this process is nobody else's to see.
+            where = holder.IN_PROCESS if where.startswith("inproc://") else where
+            holder.name_scheduler(plan.config.output_dir, share, where)
             with observer.through(found, run_id=run_id, output_dir=target.output_dir):
                 yield lambda next_case: _execute_on(found, next_case, n_cases, target, timeout)
 

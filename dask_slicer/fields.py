@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
 
 class Frozen(BaseModel):
@@ -46,10 +46,18 @@ def _host_and_port(text: str) -> str:
     return text
 
 
-def _walltime(text: str) -> str:
-    if not _WALLTIME.fullmatch(text):
-        raise ValueError("must be HH:MM:SS, or D-HH:MM:SS")
+def _walltime(value: Any) -> str:
+    # Of 12:00:00 without quotes, YAML makes 43200.
+    text = value if isinstance(value, str) else ""
+    if not (_WALLTIME.fullmatch(text) and re.search("[1-9]", text)):
+        raise ValueError("must be HH:MM:SS, or D-HH:MM:SS, and in quotes in a file")
     return text
+
+
+def _memory(size: ByteSize) -> ByteSize:
+    if size < _LEAST_MEMORY:
+        raise ValueError("must be a size such as 4GB")
+    return size
 
 
 def _share(text: str) -> str:
@@ -59,6 +67,8 @@ def _share(text: str) -> str:
     return f"{int(number)}/{int(of)}"
 
 
+# Python and what is imported take more.
+_LEAST_MEMORY = 100_000_000
 _WALLTIME = re.compile(r"(\d+-)?\d+:\d\d:\d\d")
 
 Integer = Annotated[int, BeforeValidator(_not_bool)]
@@ -70,7 +80,8 @@ Seconds = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 RegexWithGroup = Annotated[str, AfterValidator(_regex_with_group)]
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
-Walltime = Annotated[str, AfterValidator(_walltime)]
+Walltime = Annotated[str, BeforeValidator(_walltime)]
+Memory = Annotated[ByteSize, AfterValidator(_memory)]
 Share = Annotated[str, AfterValidator(_share)]
 
 

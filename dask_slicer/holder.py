@@ -16,13 +16,13 @@ import os
 import socket
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.locks import is_alive, own_mark, read_lock
 from dask_slicer.output import CONFIG, SUMMARY
-from dask_slicer.shares import WHOLE, Share, files_of, shares_with_lock
+from dask_slicer.shares import WHOLE, Share, files_of, journals_of_shares, shares_with_lock
 from dask_slicer.words import count, some
 
 # What the lock of a run without a scheduler says instead of its address.
@@ -65,12 +65,15 @@ def holder_of(output_dir: Path) -> Holder | None:
     names = [WHOLE.lock, *(share.files.lock for share in shares_with_lock(output_dir))]
     found = [one for name in names if (one := _holder(output_dir / name))]
     alive = [one for one in found if one.is_alive]
-    if len(alive) > 1:
-        each = some([f"{one.scheduler or 'no scheduler yet'} ({one})" for one in alive], 9)
+    seen = {one.scheduler for one in alive} - {"", IN_PROCESS}
+    if len(alive) > 1 and len(seen) > 1:
+        each = some([f"{one.scheduler} ({one})" for one in alive if one.scheduler in seen], 9)
         raise SchedulerError(
             f"{len(alive)} shares of a run are at work in {output_dir}; watch one of them by the "
             f"address of its scheduler: {each}"
         )
+    if len(alive) > 1 and seen:  # on one scheduler: both are to be seen there
+        return replace(alive[0], scheduler=seen.pop(), process="")
     return (*alive, *found, None)[0]
 
 
@@ -139,7 +142,8 @@ def place_of(output_dir: Path) -> Place | Standstill | None:
         )
     if not found.scheduler:
         return None
-    return Place(address=found.scheduler, process=(found.host, found.process))
+    of_one = (found.host, found.process) if found.process else None
+    return Place(address=found.scheduler, process=of_one)
 
 
 def _what_is_left(output_dir: Path, died: Holder | None) -> str:
@@ -157,6 +161,8 @@ def _what_is_left(output_dir: Path, died: Holder | None) -> str:
             f"{info['num_failed']} failed",
         ]
     except (OSError, ValueError, KeyError, TypeError):
+        if journals_of_shares(output_dir):
+            return f"{begin}. Its shares are not merged yet: dask-slicer merge {output_dir}"
         return f"{begin}. There is no {SUMMARY} yet"
     return f"{begin}. {'There are' if died is None else 'Before, there were'} {', '.join(words)}"
 

@@ -31,6 +31,7 @@ from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.forking import ENVIRONMENT
 from dask_slicer.keeping import Keeper, Note
 from dask_slicer.runsettings import JobSettings
+from dask_slicer.shares import shares_with_lock
 from dask_slicer.words import duration
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def job_client(
     options = _keywords(settings, logs)
     with dask.config.set(SETTINGS | _own(settings)), ExitStack() as stack:
         logs.mkdir(parents=True, exist_ok=True)
-        stack.callback(_remove_if_empty, logs)
+        if not shares_with_lock(output_dir):  # else its jobs may be about to print there
+            stack.callback(_remove_if_empty, logs)
         with interrupts.deferred(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Port .* is already in use")
             try:

@@ -120,7 +120,9 @@ def build_config_of(options: dict[str, Any], more_cases: tuple[str, ...]) -> Any
     base = options.pop("config")
     if more_cases and not options["only"]:
         raise UsageError(f"there is no place for {more_cases[0]!r}; options start with --")
-    options["only"] = (*options["only"], *more_cases) if options["only"] else None
+    options["only"] = (*options["only"], *more_cases)
+    # What may be repeated and was not given.
+    options |= {name: None for name, value in options.items() if value == ()}
     if options.pop("no_normalize"):
         if options["normalize"] not in (None, "none"):
             raise UsageError(f"--no_normalize contradicts --normalize {options['normalize']}")

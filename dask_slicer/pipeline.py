@@ -73,10 +73,6 @@ def run(
     output.existing_config(config.output_dir)  # no lock is put into what is not ours
     share = share_of(config.shard)
     with locked(config.output_dir, share) as notes:
-        if share is None and not config.overwrite and journals_of_shares(config.output_dir):
-            take_over(config.output_dir)
-            forget_shares(config.output_dir)
-            notes.append("took over what shares wrote and was not merged yet")
         plan = make_plan(config)
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
@@ -145,6 +141,10 @@ class _Run:
             self.has_started = True
             if config.overwrite:
                 self._clear()
+            elif self.share is None and journals_of_shares(config.output_dir):
+                take_over(config.output_dir)
+                forget_shares(config.output_dir)
+                self.observer.note("took over what shares wrote and was not merged yet")
             self._start(agreed)
             path = config.output_dir / files_of(self.share).journal
             with Journal(path, fsync=config.fsync) as journal:
@@ -276,11 +276,11 @@ class _Run:
         # A run of the whole has those of its journal from there, earlier ones too.
         failures = self.unjournaled + ([] if self.share is None else self.failed)
         elapsed = time.monotonic() - self.started
-        if (self.plan.config.output_dir / output.CONFIG).exists():
+        if self.has_started and (self.plan.config.output_dir / output.CONFIG).exists():
             try:
                 if self.share is None:
                     self._sum_up(failures, elapsed)
-                elif self.has_started:
+                else:
                     self._tidy(self.share)
             except OSError as error:
                 if not self._remaining:

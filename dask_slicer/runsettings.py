@@ -11,6 +11,7 @@ from dask_slicer.fields import (
     Frozen,
     HostAndPort,
     Integer,
+    Memory,
     NonNegative,
     Positive,
     Seconds,
@@ -83,9 +84,7 @@ class JobSettings(Frozen):
     )
     jobs: Positive = Field(1, description="Jobs to keep running; one that is lost is replaced.")
     cores: Positive = Field(1, description="Workers in each job, a core each.")
-    memory: ByteSize = Field(
-        ByteSize(4_000_000_000), description="Memory of each job, such as 4GB."
-    )
+    memory: Memory = Field(ByteSize(4_000_000_000), description="Memory of each job, such as 4GB.")
     walltime: Walltime = Field("01:00:00", description="How long a job may run.")
     queue: str | None = Field(None, description="Queue, or partition, of the jobs.")
     account: str | None = Field(None, description="Account, or project, that they are charged to.")
@@ -136,6 +135,15 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
     def _one_place_to_run(self) -> Self:
         if self.cluster is not None and (self.scheduler or self.scheduler_file):
             raise ValueError("cluster starts a scheduler of its own; give it or a scheduler")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_for_a_scheduler(self) -> Self:
+        if self.tls_ca is not None and self.scheduler is None and self.scheduler_file is None:
+            raise ValueError(
+                "tls_ca, tls_cert and tls_key need a scheduler or a scheduler_file: workers that "
+                "this command starts talk without TLS"
+            )
         return self
 
     @model_validator(mode="after")

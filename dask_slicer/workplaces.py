@@ -55,7 +55,7 @@ def workers(
     Client or None
         None: in this process.
     """
-    is_remote = config.scheduler is not None or config.scheduler_file is not None
+    is_remote = client is None and bool(config.scheduler or config.scheduler_file)
     in_jobs = client is None and config.cluster is not None
     is_local = client is None and not is_remote and not in_jobs
     if n_cases == 0 or (is_local and config.num_workers == 0):
@@ -77,7 +77,9 @@ def workers(
             place = stack.enter_context(_here(config, n_cases, peak_bytes, observer))
         hidden = config.dashboard_address == "none"
         observer.connected("" if hidden else place.dashboard, place.where)
-        for note in _without_effect(config, is_remote=is_remote, is_local=is_local):
+        for note in _without_effect(
+            config, is_remote=is_remote, in_jobs=in_jobs, is_local=is_local
+        ):
             observer.note(note)
         if in_jobs:
             jobs.wait_for_workers(place.client, observer.note)
@@ -88,12 +90,14 @@ def workers(
         yield place.client
 
 
-def _without_effect(config: RunConfig, *, is_remote: bool, is_local: bool) -> Iterator[str]:
+def _without_effect(
+    config: RunConfig, *, is_remote: bool, in_jobs: bool, is_local: bool
+) -> Iterator[str]:
     """Yield what is said of settings that mean nothing where the run is."""
     if config.num_workers != RunConfig.model_fields["num_workers"].default:
         if is_remote:
             yield "--num_workers is ignored: the scheduler has its own workers"
-        elif config.cluster is not None:
+        elif in_jobs:
             yield "--num_workers is ignored: --jobs and --cores say how many there are"
     if is_local and config.upload_code:
         yield "--upload_code has no effect: workers on this machine have this code"

@@ -105,7 +105,8 @@ def test_the_table_of_changes_has_every_setting_that_may_be_changed() -> None:
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_setting_comes_back_from_yaml_unless_it_is_of_one_run(tmp_path, name) -> None:
     needed = {"splits": CHANGED["splits"]} if name == "fold" else {}
-    needed = {other: CHANGED[other] for other in TLS} if name in TLS else needed
+    if name in TLS:
+        needed = {other: CHANGED[other] for other in TLS} | {"scheduler": "tls://host:8786"}
     config = build_config(PLACES | needed | {name: CHANGED[name]})
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     again = build_config({}, base=tmp_path / "config.yaml")
@@ -127,6 +128,18 @@ def test_any_number_and_any_name_come_back_from_yaml(
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     assert build_config({}, base=path) == config
+
+
+@pytest.mark.parametrize("said", [{"num_workers": 0}, {"scheduler": "tcp://b:1"}, {"seed": 1}])
+def test_where_a_run_is_on_the_command_line_replaces_where_the_file_says(tmp_path, said) -> None:
+    (tmp_path / "old.yaml").write_text(
+        "{scheduler: 'tls://a:1', tls_ca: c, tls_cert: d, tls_key: e, window_size: 0}"
+    )
+    config = build_config(PLACES | said, base=tmp_path / "old.yaml")
+    of_file = "seed" in said
+    assert config.scheduler == ("tls://a:1" if of_file else said.get("scheduler"))
+    assert (config.tls_ca is not None) == of_file
+    assert config.window_size == 0
 
 
 def test_paths_are_made_absolute_and_know_the_home_directory(tmp_path, monkeypatch) -> None:
@@ -261,7 +274,12 @@ def test_a_value_out_of_range_is_refused_with_field_rule_and_value(name, value, 
         ({"tls_ca": "a", "tls_key": "b"}, "go together, got no tls_cert"),
         ({"cluster": "slurm", "scheduler": "a"}, "give it or a scheduler"),
         ({"cluster": "condor"}, "cluster must be one of slurm, pbs, sge, lsf, got condor"),
-        ({"walltime": "90"}, "walltime must be HH:MM:SS, or D-HH:MM:SS, got 90"),
+        ({"walltime": "90"}, "walltime must be HH:MM:SS, or D-HH:MM:SS, and in quotes in a file"),
+        ({"walltime": 43200}, "and in quotes in a file, got 43200"),
+        ({"walltime": "00:00:00"}, "walltime must be HH:MM:SS"),
+        ({"memory": 4}, "memory must be a size such as 4GB, got 4"),
+        ({"memory": "lots"}, "memory must be a size such as 4GB, got lots"),
+        (dict.fromkeys(("tls_ca", "tls_cert", "tls_key"), "a"), "need a scheduler or a sch"),
         ({"shard": "4/3"}, "shard must be I/N, I from 1 to N, got 4/3"),
         ({"shard": "0/3"}, "shard must be I/N"),
         ({"shard": "1/3", "overwrite": True}, "overwrite concerns the whole output"),

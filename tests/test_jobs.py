@@ -293,6 +293,18 @@ def test_print_job_script_prints_a_script_and_does_nothing(dataset, tmp_path, in
     assert not (tmp_path / "out").exists()
 
 
+def test_lines_for_the_batch_system_may_stand_in_a_file(tmp_path, invoke) -> None:
+    (tmp_path / "site.yaml").write_text("{cluster: slurm, job_extra: ['--qos=high', '--x']}")
+    command = ["run", "--config", tmp_path / "site.yaml", "--print_job_script"]
+    result = invoke(*command, "--input_dir", "scans", "--output_dir", tmp_path / "out")
+    assert "#SBATCH --qos=high\n#SBATCH --x\n" in result.stdout
+    result = invoke(
+        *command, "--input_dir", "scans", "--output_dir", tmp_path / "out", "--job_extra", "--y"
+    )
+    assert "#SBATCH --y\n" in result.stdout
+    assert "--qos" not in result.stdout
+
+
 def test_the_shipped_configurations_of_batch_systems_make_jobs() -> None:
     from dask_slicer.configfile import build_config
 

@@ -216,6 +216,18 @@ def test_sound_workers_are_told_nothing_and_nothing_is_left_behind(client, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_workers_that_come_on_demand_are_not_missed(tmp_path) -> None:
+    from distributed import Client, LocalCluster
+
+    notes: list[str] = []
+    with (
+        LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as on_demand,
+        Client(on_demand) as client,
+    ):
+        check(client, Needs(output_dir=tmp_path, least_bytes=2**40), notes.append, upload=False)
+    assert "there is no worker yet, and none could be looked at" in notes
+
+
 def test_workers_without_memory_for_any_case_are_refused(client, tmp_path) -> None:
     needs = Needs(output_dir=tmp_path, least_bytes=2**40, most_bytes=2**41)
     with pytest.raises(PreflightError, match=r"the smallest takes 1.1 TB"):
@@ -235,7 +247,7 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
         return {"the scheduler": packages(python="3.99.0.final.0")}
 
     monkeypatch.setattr("dask_slicer.preflight.versions", of_another_python)
-    monkeypatch.setattr("dask_slicer.asking.sent_by_value", lambda: pytest.fail("code was sent"))
+    monkeypatch.setattr("dask_slicer.asking.send_by_value", lambda: pytest.fail("code was sent"))
     with pytest.raises(PreflightError, match=r"3\.99 on the scheduler"):
         check(client, Needs(output_dir=tmp_path), print, upload=True)
 

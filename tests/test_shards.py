@@ -343,6 +343,16 @@ def test_what_shares_did_is_continued_by(shares, whole, invoke, output_dir, then
     assert_same(output_dir, whole())
 
 
+def test_a_run_of_the_whole_that_is_refused_leaves_what_shares_did(
+    shares, invoke, output_dir
+) -> None:
+    shares("1/3")
+    before = sorted(path.name for path in output_dir.iterdir())
+    assert shares(None, "--plane", "sagittal").exit_code == 2
+    assert sorted(path.name for path in output_dir.iterdir()) == before
+    assert "not merged yet" in invoke("verify", output_dir).stderr
+
+
 def test_shares_continue_a_run_of_the_whole(shares, whole, invoke, output_dir) -> None:
     assert shares(None, "--only", "a", "b").exit_code == 0
     before = written_at(output_dir)

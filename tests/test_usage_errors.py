@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -278,3 +279,21 @@ def test_a_dataset_whose_images_all_vanished_is_a_failure_not_a_usage_error(
     )
     assert result.exit_code == 1
     assert "liver_001: MissingFile (plan)" in result.output
+
+
+@pytest.mark.parametrize("format_", ["npz", "zarr"])
+def test_a_run_that_finds_no_place_to_run_leaves_an_output_as_it_was(
+    dataset, tmp_path, invoke, slice_dataset, format_
+) -> None:
+    dataset.add("liver")
+    output = slice_dataset(format=format_)
+    before = snapshot(output)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = server.getsockname()[1]
+    result = invoke(
+        *("run", "--input_dir", dataset.root, "--output_dir", output, "--overwrite"),
+        *("--plane", "sagittal", "--scheduler", f"tcp://127.0.0.1:{nobody}"),
+    )
+    assert result.exit_code == 1
+    assert "no Dask scheduler answers" in result.stderr
+    assert snapshot(output) == before
