@@ -219,6 +219,10 @@ class VerifyDisplay(_Display):
             f"({size(report.n_bytes)}) in {duration(report.elapsed_seconds)}"
             + (f", {report.n_derived} of them against their scans" if report.n_derived else "")
         )
+        if report.n_missing:
+            self._print(
+                f"{count(report.n_missing, 'planned case')} not written: the run command continues"
+            )
         if report.forgotten:
             self._print(
                 f"Forgot {count(len(report.forgotten), 'case')}; the run command that made "

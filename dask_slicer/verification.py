@@ -27,14 +27,14 @@ from dask_slicer.checks import (
     not_checked,
     reader_of,
 )
-from dask_slicer.errors import CaseError, as_case_error
+from dask_slicer.errors import CaseError, OutputError, as_case_error
 from dask_slicer.events import Observer
 from dask_slicer.findings import Needs
 from dask_slicer.graph import compute_here, target_of, verify_graph
 from dask_slicer.journal import CommittedCase, FailedCase, Journal, RemovedCase, last_records
 from dask_slicer.locks import check_not_in_use, locked
 from dask_slicer.opened import open_output
-from dask_slicer.output import CONFIG, JOURNAL, SPLITS_FILE, restore_splits
+from dask_slicer.output import CONFIG, JOURNAL, SPLITS_FILE, existing_splits, restore_splits
 from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan
 from dask_slicer.runsettings import SchedulerSettings
@@ -57,6 +57,8 @@ class VerifyReport:
         Checked.
     n_derived : int
         Slices that were made of their scans again, and compared.
+    n_missing : int
+        Cases that were planned and are not written.
     findings : tuple of Finding
     forgotten : tuple of str
         Cases that the next run writes anew.
@@ -68,6 +70,7 @@ class VerifyReport:
     n_slices: int
     n_bytes: int
     n_derived: int
+    n_missing: int
     findings: tuple[Finding, ...]
     forgotten: tuple[str, ...]
     elapsed_seconds: float
@@ -138,6 +141,7 @@ def verify(
         last = list(last_records(output.path / JOURNAL))
         records = [record for record in last if isinstance(record, CommittedCase)]
         failed = [record.case_id for record in last if isinstance(record, FailedCase)]
+        n_missing = len(_planned(output.path) - {record.case_id for record in records})
         findings = list(check_whole(output.path, config, records, failed))
         drawn = _drawn(records, deep, seed)
         plans = {case.case_id: case for case in make_plan(config).cases} if drawn else {}
@@ -170,10 +174,19 @@ def verify(
         n_slices=sum(len(record.slices) for record in records),
         n_bytes=sum(record.n_bytes for record in records),
         n_derived=sum(map(len, drawn.values())),
+        n_missing=n_missing,
         findings=tuple(findings),
         forgotten=forgotten,
         elapsed_seconds=time.monotonic() - started,
     )
+
+
+def _planned(output_dir: Path) -> set[str]:
+    """Return the cases that splits.json names; none if it is damaged, which is a finding."""
+    try:
+        return set(existing_splits(output_dir))
+    except OutputError:
+        return set()
 
 
 def _drawn(records: Sequence[CommittedCase], n: int, seed: int) -> dict[str, list[int]]:

@@ -108,7 +108,8 @@ def _on_scheduler(config: RunConfig, observer: Observer) -> Iterator[_Place]:
     from dask_slicer import cluster, remote
 
     with remote.remote_client(config, observer) as client:
-        where = f"on {cluster.n_threads(client)} threads of {cluster.address(client)}"
+        threads = count(cluster.n_threads(client), "thread")
+        where = f"on {threads} of {cluster.address(client)}"
         yield _Place(client, where, cluster.dashboard_link(client))
 
 

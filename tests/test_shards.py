@@ -601,6 +601,9 @@ def test_a_merge_names_the_cases_that_are_missing(shares, invoke, output_dir) ->
         "4 cases in no share's journal: b, c, e and 1 more; run the missing shares, or the same "
         "command without --shard\n"
     )
+    verified = invoke("verify", output_dir, "--num_workers", 0)
+    assert verified.exit_code == 0
+    assert "4 planned cases not written: the run command continues" in verified.stdout
 
 
 def test_a_merge_needs_no_scan(shares, whole, invoke, dataset, output_dir) -> None:
