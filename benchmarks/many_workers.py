@@ -16,10 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
+from copy import copy
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import count, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import dask
 import psutil
@@ -31,6 +33,7 @@ from dask_slicer.cluster import SETTINGS, settings_of_clients
 from dask_slicer.flight import execute
 from dask_slicer.graph import target_of
 from dask_slicer.journal import CommittedCase, Journal, last_records
+from dask_slicer.lots import Lot, Lots, enough_work
 from dask_slicer.plans import CasePlan
 from dask_slicer.tasks import Target
 
@@ -38,27 +41,32 @@ _WORKERS_A_PROCESS = 16
 _STEPS = {"load": 0.6, "slice": 0.2, "save": 0.2}
 _JOURNAL = "journal.jsonl"
 _SLICES = 40
+# About what a thread slices of a CT of 512 x 512 x 40 with its labels, as `compare` finds.
+_BYTES_A_SECOND = 120_000_000
+_VERY_MANY = 1_000_000
 # Seconds that the result of a case may take on its way.
 _LATE = 2.0
 _Span = tuple[float, float]
 _Spans = tuple[_Span, ...]
 
 
-def load(case: CasePlan, target: Target, seconds: float) -> _Spans:
-    """Sleep as long as a load takes; return when it began and ended."""
+def load(lot: Lot, target: Target, seconds: float) -> _Spans:
+    """Sleep as long as the loads of a lot take; return when it began and ended."""
     return (_sleep(seconds * _STEPS["load"]),)
 
 
 def slice_(loaded: _Spans, target: Target, seconds: float) -> _Spans:
-    """Sleep as long as a slice takes; return when it and what came before began and ended."""
+    """Sleep as long as slicing takes; return when it and what came before began and ended."""
     return (*loaded, _sleep(seconds * _STEPS["slice"]))
 
 
 def save(
-    sliced: _Spans, case: CasePlan, target: Target, seconds: float
-) -> tuple[_Spans, CommittedCase]:
-    """Sleep as long as a save takes; return when all three began and ended, and a real record."""
-    return (*sliced, _sleep(seconds * _STEPS["save"])), _record(target.output_dir)
+    sliced: _Spans, lot: Lot, target: Target, seconds: float
+) -> tuple[_Spans, list[CommittedCase]]:
+    """Sleep as long as the saves of a lot take; return when all three were, and real records."""
+    spans = (*sliced, _sleep(seconds * _STEPS["save"]))
+    # A record each: one for all would be sent once.
+    return spans, [copy(_record(target.output_dir)) for _ in lot]
 
 
 def _sleep(seconds: float) -> _Span:
@@ -73,26 +81,41 @@ def _record(output_dir: str) -> CommittedCase:
     return record
 
 
-class _Case(NamedTuple):
-    """What a graph is of."""
+@dataclass(slots=True)
+class _Feed:
+    """Deals out cases as a run does, and makes the graphs of them."""
 
-    number: int
-    seconds: float
     plan: CasePlan
     target: Target
+    n_workers: int
+    seconds_a_case: float
+    _lots: Lots = field(init=False)
+    _numbers: Iterator[int] = field(default_factory=count)
 
+    def __post_init__(self) -> None:
+        self._lots = Lots(
+            self._next_case,
+            n_cases=_VERY_MANY,
+            n_threads=self.n_workers,
+            enough=enough_work(self.n_workers, None),
+        )
 
-def _graph(case: _Case) -> Delayed:
-    what = {"target": case.target, "seconds": case.seconds}
-    loaded = delayed(partial(load, case.plan, **what), pure=False)(
-        dask_key_name=("load", case.number)
-    )
-    sliced = delayed(partial(slice_, **what), pure=False)(
-        loaded, dask_key_name=("slice", case.number)
-    )
-    return delayed(partial(save, case=case.plan, **what), pure=False)(
-        sliced, dask_key_name=("save", case.number)
-    )
+    def next_lot(self, n_in_flight: int) -> Lot:
+        return self._lots.next(n_in_flight)
+
+    def graph(self, lot: Lot) -> Delayed:
+        number = next(self._numbers)
+        what = {"target": self.target, "seconds": self.seconds_a_case * len(lot)}
+        loaded = delayed(partial(load, lot, **what), pure=False)(dask_key_name=("load", number))
+        sliced = delayed(partial(slice_, **what), pure=False)(
+            loaded, dask_key_name=("slice", number)
+        )
+        return delayed(partial(save, lot=lot, **what), pure=False)(
+            sliced, dask_key_name=("save", number)
+        )
+
+    def _next_case(self) -> CasePlan:
+        return replace(self.plan, voxel_bytes=int(self.seconds_a_case * _BYTES_A_SECOND))
 
 
 def many_workers(
@@ -127,8 +150,8 @@ def many_workers(
         before()
         with _started(work, n_workers) as (address, processes):
             for length in lengths:
-                feed = partial(_Case, seconds=length, plan=case, target=target)
-                row = _measure(address, processes, n_workers, feed, length, seconds)
+                feed = _Feed(case, target, n_workers, length)
+                row = _measure(address, processes, feed, seconds)
                 print(row, file=sys.stderr, flush=True)
                 found.setdefault((n_workers, length), []).append(row)
     best = [max(rows, key=lambda row: row["busy_share"]) for rows in found.values()]
@@ -171,28 +194,29 @@ def _started(work: Path, n_workers: int) -> Iterator[tuple[str, dict[str, list[p
 def _measure(
     address: str,
     processes: dict[str, list[psutil.Popen]],
-    n_workers: int,
-    feed: Callable[[int], _Case],
-    length: float,
+    feed: _Feed,
     seconds: float,
 ) -> dict[str, Any]:
     from distributed import Client
 
     groups = {**processes, "client": [psutil.Process()]}
+    n_workers, length = feed.n_workers, feed.seconds_a_case
     spans: list[_Span] = []
-    numbers = count()
+    ends: list[tuple[float, int]] = []
     began = ended = None
     with (
         settings_of_clients(),
         Client(address, set_as_default=False) as client,
         tempfile.TemporaryDirectory() as folder,
         Journal(Path(folder) / _JOURNAL) as journal,
-        closing(execute(client, lambda _: feed(next(numbers)), _graph)) as outcomes,
+        closing(execute(client, feed.next_lot, feed.graph)) as outcomes,
     ):
         client.wait_for_workers(n_workers, timeout=300)
-        for n_ended, (_, (of_case, record)) in enumerate(outcomes, start=1):
-            journal.append(record)
-            spans += of_case
+        for n_ended, (lot, (of_lot, records)) in enumerate(outcomes, start=1):
+            for record in records:
+                journal.append(record)
+            spans += of_lot
+            ends.append((of_lot[-1][1], len(lot)))
             now = time.time()
             if began is None:
                 # What came of starting all workers at once is over.
@@ -201,16 +225,17 @@ def _measure(
             elif ended is None:
                 if now >= began + seconds:
                     ended, cpu = now, {name: _cpu(one) for name, one in groups.items()}
-            elif now >= ended + 2 * length + _LATE:
+            elif now >= ended + 2 * length * len(lot) + _LATE:
                 break  # what ran as we stopped looking has been heard of
     looked = ended - began
     busy = sum(max(0.0, min(end, ended) - max(start, began)) for start, end in spans)
-    saves = spans[len(_STEPS) - 1 :: len(_STEPS)]
+    lots = [n_cases for end, n_cases in ends if began < end <= ended]
     return {
         "workers": n_workers,
         "seconds_a_case": length,
         "busy_share": busy / (n_workers * looked),
-        "cases_per_second": sum(began < end <= ended for _, end in saves) / looked,
+        "cases_per_second": sum(lots) / looked,
+        "graphs_per_second": len(lots) / looked,
         "cores": {name: (cpu[name] - cpu_before[name]) / looked for name in groups},
     }
 

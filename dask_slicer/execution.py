@@ -20,7 +20,7 @@ from dask_slicer.errors import (
 from dask_slicer.findings import Needs
 from dask_slicer.graph import case_graph, compute_here, lot_graph, target_of
 from dask_slicer.journal import CommittedCase
-from dask_slicer.lots import Lot, Lots, NextCase
+from dask_slicer.lots import Lot, Lots, NextCase, enough_work
 from dask_slicer.plans import CasePlan, RunPlan, peak_bytes
 from dask_slicer.shares import files_of, share_of
 from dask_slicer.tasks import Target
@@ -113,8 +113,11 @@ def _execute_on(
 ) -> Iterator[tuple[CasePlan, Outcome]]:
     from dask_slicer import cluster, flight
 
-    fitting = _Fitting(next_case, target, cluster.memory_limit(client))
-    lots = Lots(fitting.next, n_cases=n_cases, n_threads=cluster.n_threads(client))
+    limit, n_threads = cluster.memory_limit(client), cluster.n_threads(client)
+    fitting = _Fitting(next_case, target, limit)
+    # With a time limit, which is a case's, a graph must not take much longer than its cases do.
+    enough = enough_work(n_threads if timeout is None else 1, limit)
+    lots = Lots(fitting.next, n_cases=n_cases, n_threads=n_threads, enough=enough)
     ended = flight.execute(client, lots.next, lambda lot: _graph(lot, target), timeout=timeout)
     for lot, result in ended:
         yield from fitting.too_large()

@@ -10,11 +10,41 @@ from dask_slicer.plans import CasePlan
 NextCase = Callable[[], CasePlan | None]
 Lot = tuple[CasePlan, ...]
 
+# Bytes of voxels, of which a thread does about 120 MB a second.
 # A graph costs client, scheduler and worker about 10 ms together; cases are put together until they
-# take ten times as long. A volume of 256 x 256 x 64 already is a lot of its own.
-_ENOUGH_WORK = 8_000_000
+# take several times as long. A volume of 256 x 256 x 64 already is a lot of its own.
+_LEAST_WORK = 8_000_000
+# A scheduler serves one thread after another: the more there are, the longer each must be at work,
+# 30 ms for each of them, until a lot is as large as the CT of a whole body.
+_WORK_PER_THREAD, _MOST_WORK = 4_000_000, 256_000_000
+# All cases of a lot are in memory at once, perhaps in a wider dtype than the file's.
+_PART_OF_MEMORY = 16
 # Every thread is to get some lots, or the last one would be waited for.
 _LOTS_PER_THREAD = 4
+
+
+def enough_work(n_threads: int, memory_limit: int | None) -> int:
+    """Return up to how much work cases are put together.
+
+    Parameters
+    ----------
+    n_threads : int
+        That one scheduler serves.
+    memory_limit : int or None
+        Bytes that each may use; None for any amount.
+
+    Returns
+    -------
+    int
+        Bytes of voxels, as `CasePlan.work`.
+
+    Examples
+    --------
+    >>> [enough_work(n, 2_000_000_000) // 1_000_000 for n in (1, 16, 64)]
+    [8, 64, 125]
+    """
+    most = _MOST_WORK if memory_limit is None else min(_MOST_WORK, memory_limit // _PART_OF_MEMORY)
+    return max(_LEAST_WORK, min(n_threads * _WORK_PER_THREAD, most))
 
 
 class Lots:
@@ -28,10 +58,15 @@ class Lots:
         About how many there are.
     n_threads : int
         That they are for; 0 where workers are still to come.
+    enough : int
+        Work up to which cases are put together.
     """
 
-    def __init__(self, next_case: NextCase, *, n_cases: int, n_threads: int) -> None:
+    def __init__(
+        self, next_case: NextCase, *, n_cases: int, n_threads: int, enough: int = _LEAST_WORK
+    ) -> None:
         self._next_case = next_case
+        self._enough = enough
         self._most = max(n_cases // (_LOTS_PER_THREAD * max(n_threads, 1)), 1)
         self._held: CasePlan | None = None
         self._singly: deque[CasePlan] = deque()
@@ -75,8 +110,8 @@ class Lots:
         lot: list[CasePlan] = []
         work = 0
         while len(lot) < self._most and (case := self._next()) is not None:
-            work_alone = _ENOUGH_WORK if case.case_id in self._single else case.work
-            if lot and work + work_alone > _ENOUGH_WORK:
+            work_alone = self._enough if case.case_id in self._single else case.work
+            if lot and work + work_alone > self._enough:
                 self._held = case
                 break
             lot.append(case)

@@ -10,18 +10,18 @@ import pytest
 import dask_slicer
 from dask_slicer.cases import Case
 from dask_slicer.graph import lot_graph, target_of
-from dask_slicer.lots import Lots
+from dask_slicer.lots import Lots, enough_work
 from dask_slicer.plans import CasePlan
 
 SMALL, MEDIUM, LARGE = 4_000, 2_000_000, 20_000_000
 
 
-def lots_of(sizes: list[int], *, n_threads: int = 1) -> Lots:
+def lots_of(sizes: list[int], *, n_threads: int = 1, enough: int = enough_work(1, None)) -> Lots:
     cases = iter(
         CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=size, shape=(8, 16, 16))
         for number, size in enumerate(sizes)
     )
-    return Lots(lambda: next(cases, None), n_cases=len(sizes), n_threads=n_threads)
+    return Lots(lambda: next(cases, None), n_cases=len(sizes), n_threads=n_threads, enough=enough)
 
 
 def lengths(lots: Lots) -> list[int]:
@@ -46,6 +46,30 @@ def lengths(lots: Lots) -> list[int]:
 )
 def test_cases_are_put_together_until_they_are_worth_a_graph(sizes, n_threads, expected) -> None:
     assert lengths(lots_of(sizes, n_threads=n_threads)) == expected
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "memory_limit", "expected"),
+    [
+        pytest.param(0, None, 8_000_000, id="none_yet"),
+        pytest.param(1, None, 8_000_000, id="one"),
+        pytest.param(2, None, 8_000_000, id="two"),
+        pytest.param(16, None, 64_000_000, id="a_node"),
+        pytest.param(64, None, 256_000_000, id="many"),
+        pytest.param(1000, None, 256_000_000, id="very_many"),
+        pytest.param(64, 1_600_000_000, 100_000_000, id="little_memory"),
+        pytest.param(64, 32_000_000, 8_000_000, id="hardly_any_memory"),
+    ],
+)
+def test_the_more_threads_a_scheduler_serves_the_more_each_gets_at_once(
+    n_threads, memory_limit, expected
+) -> None:
+    assert enough_work(n_threads, memory_limit) == expected
+
+
+def test_a_lot_is_filled_up_to_what_is_enough() -> None:
+    lots = lots_of([LARGE] * 1000, n_threads=64, enough=64_000_000)
+    assert lengths(lots) == [3] * 333 + [1]
 
 
 def test_cases_are_dealt_to_a_cluster_whose_workers_are_still_to_come() -> None:
