@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_slicer.cluster import n_threads
 from dask_slicer.errors import CaseError
-from dask_slicer.watch import Watch
+from dask_slicer.watch import LOST, Watch
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
-    from distributed import Client, Future
+    from distributed import Client, Future, as_completed
 
 L = TypeVar("L")
 
@@ -23,6 +24,8 @@ _LOG = logging.getLogger(__name__)
 _SMALLEST_WINDOW = 16
 _GRAPHS_PER_THREAD = 4
 _FORGET_SECONDS = 3
+# Results: each takes a round trip to the scheduler, and one from there to the worker.
+_FETCHED_AT_ONCE = 8
 
 
 def execute(
@@ -67,6 +70,7 @@ def execute(
     # Without results: of one that is lost on its way and then fails, it would never tell.
     ended = as_completed(loop=client.loop)
     watch = Watch(client, timeout)
+    fetchers = ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="dask-slicer-fetch")
     try:
         while True:
             if len(in_flight) <= window - refill:
@@ -84,21 +88,15 @@ def execute(
                 with ended.thread_condition:
                     ended.thread_condition.wait(timeout=0.1)
                 watch.look(in_flight)
-            future = next(ended)
-            try:
-                outcome = watch.outcome(future)
-            except TimeoutError:  # lost with its worker, and made again
-                ended.add(future)
-                continue
-            lot = in_flight.pop(future)
-            key = future.key
-            future.release()
-            del future
-            if isinstance(outcome, CaseError):
-                # Run again while the client still knows the key, the old error would come back.
-                _wait_until_forgotten(client, key)
-            yield lot, outcome
+            for future, result in _fetched(ended, watch, fetchers):
+                outcome = watch.outcome(future, result)
+                lot = in_flight.pop(future)
+                if isinstance(outcome, CaseError):
+                    # Run again while the client knows the key, the old error would come back.
+                    _wait_until_forgotten(client, future.key)
+                yield lot, outcome
     finally:
+        fetchers.shutdown(wait=False, cancel_futures=True)
         if in_flight:
             _cancel(client, list(in_flight))
 
@@ -108,6 +106,23 @@ def _take(next_lot: Callable[[int], L | None], n_in_flight: int, most: int) -> l
     while n_in_flight + len(lots) < most and (lot := next_lot(n_in_flight + len(lots))):
         lots.append(lot)
     return lots
+
+
+def _fetched(
+    ended: as_completed, watch: Watch, fetchers: Executor
+) -> list[tuple[Future[Any], Any]]:
+    """Return some graphs that have ended, which are released, and their results."""
+    ready = [next(ended)]
+    while ended.has_ready() and len(ready) < _FETCHED_AT_ONCE:
+        ready.append(next(ended))
+    fetched = []
+    for future, result in zip(ready, fetchers.map(watch.result, ready), strict=True):
+        if result is LOST:  # with its worker, and made again
+            ended.add(future)
+        else:
+            future.release()
+            fetched.append((future, result))
+    return fetched
 
 
 def _wait_until_forgotten(client: Client, key: Any) -> None:

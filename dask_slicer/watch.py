@@ -35,6 +35,8 @@ _MEMORY_EVENTS = "worker-restart-memory"
 _RESULT_SECONDS = 5
 # Within which a nanny of ours says how its worker ended.
 _EXITCODE_SECONDS = 10.0
+# What a result is that was lost with its worker.
+LOST = object()
 _KILLED = -9
 _KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
@@ -114,25 +116,52 @@ class Watch:
         for worker, graphs in late.items():
             self._stop(worker, graphs)
 
-    def outcome(self, future: Future[Any]) -> Any:
-        """Return what a graph that has ended came to.
+    def result(self, future: Future[Any]) -> Any:
+        """Return the result of a graph that has ended, or what it raised; LOST if it is not there.
+
+        May be called from any thread.
+        """
+        from distributed import CancelledError
+
+        if future.key in self.stopped:
+            return None
+        try:
+            return future.result(timeout=_RESULT_SECONDS)
+        except Exception as raised:
+            if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
+                return self._scheduler_lost()
+            if future.status == "error":
+                return self._error(future)
+            # The last: of a client that is closing, distributed takes a result that there is not.
+            if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
+                return LOST
+            return raised
+
+    @staticmethod
+    def _error(future: Future[Any]) -> Any:
+        try:
+            return future.exception(timeout=_RESULT_SECONDS)
+        except Exception:
+            return LOST
+
+    def outcome(self, future: Future[Any], result: Any) -> Any:
+        """Return what a graph that has ended came to, of its result as `result` returned it.
 
         Raises
         ------
-        TimeoutError
-            If its result was lost with its worker.
         SchedulerError
         """
         from distributed.scheduler import KilledWorker
 
-        stopped = self.stopped.pop(future.key, None)
-        outcome = self._result(future) if stopped is None else stopped
+        outcome = self.stopped.pop(future.key, result)
         self._last_sign_of_life = time.monotonic()
         _, name = _step_and_name(future.key)
         # Run again, it begins again.
         self._began = {key: began for key, began in self._began.items() if key[0] != name}
         if isinstance(outcome, CaseError) or not isinstance(outcome, Exception):
             return outcome
+        if isinstance(outcome, SchedulerError):
+            raise outcome
         if isinstance(outcome, KilledWorker):
             return self._lost(outcome)
         if isinstance(outcome, RuntimeError) and "deserialization" in str(outcome):
@@ -141,22 +170,6 @@ class Watch:
                 f"too ({outcome})"
             )
         return as_case_error(outcome, step="load")
-
-    def _result(self, future: Future[Any]) -> Any:
-        """Return the result of a task, or what it raised."""
-        from distributed import CancelledError
-
-        try:
-            return future.result(timeout=_RESULT_SECONDS)
-        except Exception as raised:
-            if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
-                raise self._scheduler_lost() from raised
-            if future.status == "error":
-                return future.exception(timeout=_RESULT_SECONDS)
-            # The last: of a client that is closing, distributed takes a result that there is not.
-            if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
-                raise TimeoutError from raised
-            return raised
 
     def _lost(self, error: Any) -> CaseError:
         """Return why a case's worker died: for its memory, or by itself."""

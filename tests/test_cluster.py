@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import cloudpickle
 import psutil
@@ -114,6 +117,30 @@ def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
             flight.execute(client, lambda _: queue.popleft() if queue else None, graph_of)
         )
     assert outcomes == {"stuck": "sent"} | dict.fromkeys(names[1:])
+
+
+class _Ended(deque):
+    """Graphs that have ended, as `as_completed` has them."""
+
+    has_ready = deque.__len__
+    __next__ = deque.popleft
+    add = deque.append
+
+
+def test_results_of_graphs_that_have_ended_are_fetched_together_and_lost_ones_again() -> None:
+    all_are_asked_for = threading.Barrier(4, timeout=60)  # one by one, the second would never be
+    futures = [Mock(key=("save", str(number))) for number in range(4)]
+
+    def result(future: Mock) -> object:
+        all_are_asked_for.wait()
+        return watch.LOST if future is futures[1] else future.key[1]
+
+    ended = _Ended(futures)
+    with ThreadPoolExecutor(4) as fetchers:
+        fetched = flight._fetched(ended, Mock(result=result), fetchers)
+    assert fetched == [(futures[number], str(number)) for number in (0, 2, 3)]
+    assert list(ended) == [futures[1]]
+    assert [future.release.call_count for future in futures] == [1, 0, 1, 1]
 
 
 @pytest.mark.timeout(120)

@@ -266,7 +266,7 @@ def test_a_graph_that_is_run_again_has_all_its_time_again() -> None:
     watched._began = {("liver", "tcp://a"): 0.0, ("lung", "tcp://a"): 1.0}
     key = ("slice", "liver")
     watched.stopped[key] = Timeout("took longer")
-    watched.outcome(SimpleNamespace(key=key))
+    watched.outcome(SimpleNamespace(key=key), None)
     assert watched._began == {("lung", "tcp://a"): 1.0}
 
 
