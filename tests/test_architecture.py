@@ -111,6 +111,7 @@ LAYERS = {
         "dataset",
         "display",
         "options",
+        "preview",
         "report",
         "screen",
     ],
@@ -138,6 +139,7 @@ BETWEEN_FACES = {
     ("cli", "report"),
     ("cli", "screen"),
     ("display", "report"),
+    ("preview", "dataset"),
 }
 # What `dask-slicer --help` must not wait for.
 SLOW_TO_IMPORT = {"numpy", "dask", "distributed", "nibabel", "zarr", "pydantic"}
