@@ -29,6 +29,7 @@ LAYERS = {
         "slices",
         "splits",
         "statistics",
+        "tiling",
         "volume",
         "windows",
     ],
