@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dask_slicer.options import (
     num_workers_option,
     verbosity_options,
 )
+from dask_slicer.preview_command import preview
 from dask_slicer.words import one_line
 
 _SETTINGS = {
@@ -244,6 +246,9 @@ def watch(
         watch_run(_console(), where, scheduler_settings(options), once=once)
 
 
+main.add_command(preview)
+
+
 @main.command(cls=ConfigCommand)
 @click.option(
     "--workers",
@@ -320,8 +325,10 @@ def _next_commands(phantoms: Path, slices: Path) -> str:
     rows = (slices / "slices.csv").read_text(encoding="utf-8").splitlines()
     _, _, _, path, *_ = rows[len(rows) // 2].split(",")
     again = f"--input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal"
+    look = "" if find_spec("matplotlib") is None else f"  dask-slicer preview {slices}\n"
     return (
         "\nTo try next:\n"
+        f"{look}"
         f"  dask-slicer plan {again}\n"
         f"  dask-slicer run {again}\n"
         f'  python -c "import numpy as np; '
