@@ -26,6 +26,8 @@ from dask_slicer.options import (
     num_workers_option,
     verbosity_options,
 )
+from dask_slicer.preview_command import preview
+from dask_slicer.report_command import report
 from dask_slicer.words import one_line
 
 _SETTINGS = {
@@ -242,6 +244,10 @@ def watch(
 
     with heard_once():
         watch_run(_console(), where, scheduler_settings(options), once=once)
+
+
+main.add_command(preview)
+main.add_command(report)
 
 
 @main.command(cls=ConfigCommand)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +16,10 @@ from numpy.typing import NDArray
 
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import CaseError, OutputError, UsageError
-from dask_slicer.index import IndexedCase, SliceIndex, read_index
+from dask_slicer.index import SliceIndex, read_index
 from dask_slicer.output import FAILURES, SUMMARY, check_merged, existing_splits, own_config
-from dask_slicer.readers import CaseReader, NpzReader, ZarrReader, damage
+from dask_slicer.readers import NpzReader, ZarrReader, damage
 from dask_slicer.words import count, nearest
-
 
 _OF_A_FAILURE = ("case_id", "step", "kind", "message")
 
@@ -145,16 +145,26 @@ class Output:
                     planes[slice_index + offset] = window[first : first + n_modalities]
         return _by_modality(planes), np.array(metadata["affine"])
 
-    def reader(self, case: IndexedCase) -> CaseReader:
-        """Return what reads the slices of a case.
+    def check_cases(self, wanted: Collection[str], *, split: str | None = None) -> None:
+        """Raise if slices of a case are asked for that has none here, and say why.
 
         Raises
         ------
-        CorruptFile, OSError
+        UsageError
+            If it failed, is not known, or is in another split.
         """
-        if not case.digits:
-            return ZarrReader(self.path / case.folder)
-        return NpzReader(lambda slice_index: self.path / case.path_of(slice_index))
+        splits = {case_id: name for name, ids in self.splits.items() for case_id in ids}
+        splits |= {case.case_id: case.split for case in self.index.cases}
+        failed = {failure["case_id"] for failure in self.failures}
+        for case_id in sorted(wanted):
+            if case_id in failed:
+                raise UsageError(f"{case_id} failed, see {self.path / FAILURES}")
+            if case_id not in splits:
+                raise UsageError(f"no case {case_id} in {self.path}{nearest(case_id, splits)}")
+            if split not in (None, splits[case_id]):
+                raise UsageError(
+                    f"{case_id} is in {splits[case_id]}, not in {split}; split=None has all"
+                )
 
     def check_window_size(self, window_size: int | None) -> None:
         """Raise if no window of this size can be read from it."""

@@ -17,8 +17,8 @@ from dask_slicer.histograms import Histogram, histogram
 from dask_slicer.index import SliceIndex
 from dask_slicer.journal import CommittedCase, FailedCase, last_records
 from dask_slicer.locks import check_not_in_use
-from dask_slicer.opened import Output, open_output
-from dask_slicer.output import JOURNAL
+from dask_slicer.opened import Output
+from dask_slicer.output import CONFIG, JOURNAL
 from dask_slicer.sampling import Sample, sample_intensities
 from dask_slicer.splits import SPLITS
 from dask_slicer.statistics import Statistics
@@ -77,6 +77,8 @@ class Overview:
     ----------
     path : Path
     config : RunConfig
+    made_in : str
+        Where the last run that ended knew it; it may have been moved since.
     n_slices, n_unlabelled : int
         Written; of them, those of cases without a label map.
     n_bytes : int
@@ -108,6 +110,7 @@ class Overview:
 
     path: Path
     config: RunConfig
+    made_in: str
     n_slices: int
     n_unlabelled: int
     n_bytes: int
@@ -152,28 +155,27 @@ class _Written:
     at: float
 
 
-def overview(output_dir: str | Path) -> Overview:
+def overview(output: Output) -> Overview:
     """Return what there is to say of an output.
 
     Reads the journal, the index, and some slices.
 
     Parameters
     ----------
-    output_dir : str or Path
-        That `dask-slicer run` wrote to; also while it does, or after it was killed.
+    output : Output
+        Also while a run writes to it, or after it was killed.
 
     Raises
     ------
     OutputError
-        If it is not ours, damaged, not merged yet, or nothing came of any case so far.
+        If it is damaged, or nothing came of any case so far.
     """
-    output = open_output(output_dir)
     written, failures = _records(output)
     index = output.index
     if not (written or failures or len(index)):
         raise OutputError(
-            f"{output.path} has no slices yet; the run command of this output goes on: "
-            f"dask-slicer run --config {output.path / 'config.yaml'}"
+            f"{output.path} has no slices yet; dask-slicer run --config {output.path / CONFIG} "
+            "makes them"
         )
     split_of = {case_id: split for split, ids in output.splits.items() for case_id in ids}
     # Without a journal, the index is all there is.
@@ -184,6 +186,7 @@ def overview(output_dir: str | Path) -> Overview:
     return Overview(
         path=output.path,
         config=output.config,
+        made_in=_texts(output.summary.get("config")).get("output_dir", str(output.path)),
         n_slices=len(index),
         n_unlabelled=int(np.isnan(index.foreground).sum()),
         n_bytes=sum(case.n_bytes for case in written.values()),

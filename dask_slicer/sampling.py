@@ -14,7 +14,7 @@ from dask_slicer.histograms import Histogram, histogram, spread_rows
 from dask_slicer.index import SliceIndex
 from dask_slicer.intensity import intensities
 from dask_slicer.opened import Output
-from dask_slicer.readers import damage
+from dask_slicer.readers import case_reader, damage
 from dask_slicer.statistics import Statistics
 
 # An .npz slice of five 512×512 channels takes 20 ms to read.
@@ -73,7 +73,7 @@ def sample_intensities(
     for number, slice_index in _chosen(index, most):
         case = index.cases[number]
         try:
-            image, _ = output.reader(case).read(slice_index, 0)
+            image, _ = case_reader(output.path, case).read(slice_index, 0)
         except (CaseError, OSError) as error:
             problems.append(str(damage(case.case_id, slice_index, error)))
             continue
