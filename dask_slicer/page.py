@@ -29,6 +29,8 @@ REPORT = "report.html"
 
 _MOST_FAILURES, _MOST_NAMES, _MOST_PROBLEMS = 200, 20, 10
 _N_SLICES = 16
+# Bars of fewer volumes would say no more than the numbers.
+_FEW = 5
 _STEPS = ("load", "slice", "save")
 # Pixels; the first that leaves the page small enough is taken.
 _WIDTHS = (1600, 1200, 900)
@@ -89,7 +91,7 @@ def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
     try:
         for width in _WIDTHS:
             light, dark = (
-                picture(output, n_slices=_N_SLICES, width=width, dark=dark)
+                picture(output, n_slices=_N_SLICES, width=width, dark=dark, window_size=0)
                 for dark in (False, True)
             )
             if len(light) + len(dark) <= _MOST_PICTURE_BYTES:
@@ -156,6 +158,7 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
         kinds=kinds.most_common(),
         most_failures=_MOST_FAILURES,
         most_names=_MOST_NAMES,
+        few=_FEW,
         most_problems=_MOST_PROBLEMS,
     )
 
@@ -178,8 +181,8 @@ def _settings(config: RunConfig) -> list[tuple[str, str, bool, str]]:
     rows = []
     for name in ("input_dir", *(set_ for set_ in RunConfig.model_fields if set_ != "input_dir")):
         field = RunConfig.model_fields[name]
-        value = getattr(config, name)
-        changed = not field.is_required() and value != field.default
+        value = config.ratios()["val"] if name == "val_ratio" else getattr(config, name)
+        changed = not field.is_required() and getattr(config, name) != field.default
         if name in always or (changed and name != "output_dir"):
             meaning = (field.description or "").partition(" [default")[0]
             rows.append((name, _said(value), changed, meaning))
@@ -210,12 +213,11 @@ def measure(value: float) -> str:
 
     Examples
     --------
-    >>> measure(-999.9999944), measure(123456.7), measure(0.70312), measure(1.5e-7), measure(-1e-12)
-    ('-1,000', '123,457', '0.7031', '1.5e-07', '-1e-12')
+    >>> measure(-999.9999944), measure(123456.7), measure(0.70312), measure(1.5e-7)
+    ('−1,000', '123,457', '0.7031', '1.5e−07')
     """
-    if abs(value) >= 999.95 and abs(value) < 1e9:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+    said = f"{value:,.0f}" if 999.95 <= abs(value) < 1e9 else f"{value:.4g}"
+    return said.replace("-", "−")
 
 
 def _when(at: float) -> str:
