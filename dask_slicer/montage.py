@@ -19,6 +19,8 @@ _COLOURS = (
     (204, 121, 167),
     (0, 114, 178),
 )
+Colours = dict[int, tuple[int, int, int]]
+
 _GOLDEN = (math.sqrt(5) - 1) / 2
 # Shares of pixels that a few bright vessels, or a tube beside the patient, must not push together.
 _DARKEST, _BRIGHTEST = 0.5, 99.5
@@ -40,37 +42,60 @@ def spread(length: int, n: int) -> list[int]:
     return [(2 * place + 1) * length // (2 * n) for place in range(n)]
 
 
-def shares(sizes: Sequence[int], n: int) -> list[int]:
-    """Return how many of `n` fall to each part: by size, at least one to each while there are any.
+def shares(most: Sequence[int], n: int, *, weights: Sequence[float] | None = None) -> list[int]:
+    """Return how many of `n` fall to each part: by weight, one to each before any has two.
 
-    No part gets more than its size.
+    Parameters
+    ----------
+    most : sequence of int
+        What each part has; none gets more.
+    n : int
+    weights : sequence of float, optional
+        Where they are not given, all weigh the same.
 
     Examples
     --------
-    >>> shares([800, 100, 100], 10), shares([50, 1, 0], 4), shares([5, 5, 5], 2)
+    >>> shares([90, 90, 90], 10, weights=[8, 1, 1]), shares([50, 1, 0], 4), shares([5, 5, 5], 2)
     ([8, 1, 1], [3, 1, 0], [1, 1, 0])
     """
-    taken = [0] * len(sizes)
-    for _ in range(min(n, sum(sizes))):
-        open_parts = [part for part, size in enumerate(sizes) if taken[part] < size]
-        # First who has none, then who has the least of what its size would give it.
-        taken[min(open_parts, key=lambda part: (taken[part] > 0, taken[part] / sizes[part]))] += 1
+    weights = [1.0] * len(most) if weights is None else weights
+    taken = [0] * len(most)
+    for _ in range(min(n, sum(most))):
+        open_parts = [part for part, size in enumerate(most) if taken[part] < size]
+        # First who has none, then who has the least of what its weight would give it.
+        taken[min(open_parts, key=lambda part: (taken[part] > 0, taken[part] / weights[part]))] += 1
     return taken
 
 
-def choose_slices(labelled: NDArray[np.bool_], n: int) -> list[int]:
-    """Return the places of `n` of a case's slices, spread over those with labels where there are.
+def choose_slices(foreground: NDArray[np.floating], n: int) -> list[int]:
+    """Return the places of `n` of a case's slices: where labels are, else spread over all.
+
+    Each stands for the same share of labelled pixels, so that most are where most is labelled.
+
+    Parameters
+    ----------
+    foreground : (n_slices,) ndarray
+        Share of labelled pixels; 0 or NaN without.
+    n : int
 
     Examples
     --------
-    >>> choose_slices(np.array([0, 0, 0, 1, 1, 1, 0], bool), 1)
+    >>> choose_slices(np.array([0, 0, 0.1, 0.1, 0.8, 0.1]), 1)
     [4]
-    >>> choose_slices(np.zeros(7, bool), 2)
+    >>> choose_slices(np.zeros(7), 2)
     [1, 5]
     """
-    preferred, others = np.flatnonzero(labelled), np.flatnonzero(~labelled)
-    chosen = [int(preferred[place]) for place in spread(len(preferred), n)]
-    chosen += [int(others[place]) for place in spread(len(others), n - len(chosen))]
+    weights = np.nan_to_num(foreground.astype(np.float64))
+    labelled, others = np.flatnonzero(weights), np.flatnonzero(weights == 0)
+    chosen: list[int] = []
+    if n < len(labelled):
+        shares_so_far = weights.cumsum() / weights.sum()
+        places = np.searchsorted(shares_so_far, (np.arange(n) + 0.5) / n)
+        chosen = sorted(set(places.tolist()))
+        # Much on one slice stands for several shares; others with labels take their places.
+        labelled = np.setdiff1d(labelled, chosen)
+    for left in (labelled, others):
+        chosen += [int(left[place]) for place in spread(len(left), n - len(chosen))]
     return sorted(chosen)
 
 
@@ -203,12 +228,12 @@ def overlay(
     """
     rgb = np.repeat(grey[..., None] * 255.0, 3, axis=2)
     if label is not None:
-        outlined = edges(label, line=line)
-        for value in np.unique(label).tolist():
-            if value in palette:
-                inside = label == value
-                rgb[inside] = (1 - fill) * rgb[inside] + fill * np.array(palette[value], float)
-                rgb[inside & outlined] = palette[value]
+        values, place = np.unique(label, return_inverse=True)
+        known = np.array([value in palette for value in values.tolist()])
+        table = np.array([palette.get(value, (0, 0, 0)) for value in values.tolist()], dtype=float)
+        place = place.reshape(label.shape)
+        share = np.where(edges(label, line=line), 1.0, fill) * known[place]
+        rgb += share[..., None] * (table[place] - rgb)
     return np.rint(rgb).clip(0, 255).astype(np.uint8)
 
 
@@ -262,39 +287,3 @@ def _ends(step: NDArray[np.float64]) -> tuple[str, str]:
     start = "".join(_SIDES[axis][int(cosines[axis] < 0)] for axis in said)
     end = "".join(_SIDES[axis][int(cosines[axis] > 0)] for axis in said)
     return start, end
-
-
-def n_columns(n: int, *, width: float, aspect: float, extra: float, narrowest: float) -> int:
-    """Return in how many columns `n` panels make a picture a little wider than high.
-
-    Parameters
-    ----------
-    n : int
-    width : float
-        Of the picture, pixels.
-    aspect : float
-        Width of a panel to its height.
-    extra : float
-        Pixels of height that each panel's title takes.
-    narrowest : float
-        Pixels that a panel should be wide at least.
-
-    Examples
-    --------
-    >>> n_columns(16, width=1600, aspect=1, extra=30, narrowest=150)
-    5
-    >>> n_columns(16, width=1600, aspect=5, extra=30, narrowest=150)
-    2
-    """
-    best, best_miss = 1, math.inf
-    for columns in range(1, n + 1):
-        panel = width / columns
-        if panel < narrowest and columns > 1:
-            break
-        height = math.ceil(n / columns) * (panel / aspect + extra)
-        # A row that is not full looks unfinished.
-        empty = -n % columns / columns
-        miss = abs(math.log(width / height / 1.35)) + 0.15 * empty
-        if miss < best_miss:
-            best, best_miss = columns, miss
-    return best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -16,38 +16,11 @@ from dask_slicer.montage import choose_slices, display_range, shares, sides, spr
 from dask_slicer.opened import Output
 from dask_slicer.readers import CaseReader, case_reader, damage
 from dask_slicer.splits import SPLITS
+from dask_slicer.tiling import Panel
 from dask_slicer.words import count, some
 
 # How many slices of a case say what is black and white in it.
 _SAMPLED = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Panel:
-    """One slice, or its window.
-
-    Attributes
-    ----------
-    case_id, split : str
-    slice_index, total_slices : int
-        Which of the volume's, from 0.
-    image : (modality, offset, row, column) ndarray of float64
-        Greys of 0 to 1, alike in all slices of a case; the slice itself is the middle offset.
-    label : (row, column) ndarray of int, optional
-    spacing : tuple of 2 float
-        mm per row and per column.
-    sides : tuple of 4 str
-        What is left, right, at the top and at the bottom: R, L, A, P, S, I.
-    """
-
-    case_id: str
-    split: str
-    slice_index: int
-    total_slices: int
-    image: NDArray[np.float64]
-    label: NDArray[np.integer] | None
-    spacing: tuple[float, float]
-    sides: tuple[str, str, str, str]
 
 
 def choose_rows(
@@ -94,11 +67,10 @@ def choose_rows(
         )
     else:
         chosen = _spread_over_splits(index, numbers, n_of, n)
-    labelled = np.diff(index.label_ends) > 0
     rows = []
     for number, wanted in chosen.items():
         own = np.flatnonzero(index.case == number)
-        rows += [int(own[place]) for place in choose_slices(labelled[own], wanted)]
+        rows += [int(own[place]) for place in choose_slices(index.foreground[own], wanted)]
     return rows
 
 
@@ -152,9 +124,10 @@ def _spread_over_splits(
         split: [number for number in numbers if index.cases[number].split == split]
         for split in SPLITS
     }
-    sizes = [int(n_of[own].sum()) if own else 0 for own in of_split.values()]
+    most = [int(n_of[own].sum()) if own else 0 for own in of_split.values()]
+    n_cases = [len(own) for own in of_split.values()]
     chosen: dict[int, int] = {}
-    for own, wanted in zip(of_split.values(), shares(sizes, n), strict=True):
+    for own, wanted in zip(of_split.values(), shares(most, n, weights=n_cases), strict=True):
         shown = [own[place] for place in spread(len(own), wanted)]
         chosen |= dict(zip(shown, shares(n_of[shown].tolist(), wanted), strict=True))
     return chosen
@@ -179,7 +152,8 @@ def _rows_of(
             f"those of {output.path} are within {there.min()} to {there.max()}"
         )
     if not named:
-        chosen = _spread_over_splits(index, complete, n_found, max(n // len(slices), 1))
+        # As if each had one slice, so that as many cases are chosen.
+        chosen = _spread_over_splits(index, complete, n_found.clip(max=1), max(n // len(slices), 1))
         complete = sorted(chosen)
     return [int(row) for row in rows[np.isin(index.case[rows], complete)]]
 
@@ -284,6 +258,7 @@ def _panel(
         total_slices=metadata["total_slices"],
         image=np.array(grey),
         label=label,
+        has_label=label is not None,
         spacing=(per_row, per_column),
         sides=sides(np.array(metadata["affine"], dtype=np.float64)),
     )

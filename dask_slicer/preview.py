@@ -13,13 +13,14 @@ from dask_slicer.dataset import SliceDataset
 from dask_slicer.errors import UsageError
 from dask_slicer.montage import colours
 from dask_slicer.opened import Output, open_output
-from dask_slicer.panels import Panel, choose_rows, read_panels
+from dask_slicer.output import PREVIEW
+from dask_slicer.panels import choose_rows, read_panels
+from dask_slicer.tiling import Panel
 from dask_slicer.words import count, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PREVIEW = "preview.png"
 N_SLICES = 16
 # More would be stamps, or a wall.
 _MOST_SLICES = 400
@@ -163,16 +164,16 @@ def _figure(
         colours(np.unique(output.index.label_values).tolist()),
         title=one_line(output.path.name),
         facts=_facts(output, panels),
-        warning=one_line(output.shortfall),
+        warning=one_line(output.shortfall.removeprefix(f"{output.path} has ")),
         width=width,
         dark=dark,
     )
 
 
-def _facts(output: Output, panels: Collection[Panel]) -> str:
+def _facts(output: Output, panels: Collection[Panel]) -> list[str]:
     config, index = output.config, output.index
     n_cases = len({panel.case_id for panel in panels})
-    facts = [
+    return [
         config.plane,
         f"window_size {config.window_size}",
         f"normalize {config.normalize}",
@@ -180,7 +181,6 @@ def _facts(output: Output, panels: Collection[Panel]) -> str:
         f"{len(panels)} of {count(len(index), 'slice')}",
         f"{n_cases} of {count(len(index.cases), 'case')}",
     ]
-    return " · ".join(facts)
 
 
 def write_preview(

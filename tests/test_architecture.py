@@ -31,6 +31,7 @@ LAYERS = {
         "slices",
         "splits",
         "statistics",
+        "tiling",
         "volume",
         "windows",
     ],
