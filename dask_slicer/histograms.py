@@ -16,6 +16,8 @@ _SLACK = 1e-3
 _SAME = 1e-9
 # Decades that a logarithmic axis shows at most.
 _MOST_DECADES = 5
+# Of a row: integers, so that two places never fall on one.
+_PARTS = 1024
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -79,6 +81,7 @@ def histogram(values: NDArray[np.generic], *, most_bins: int, tail: float = 0.0)
     smallest, largest = float(numbers[0]), float(numbers[-1])
     if largest - smallest <= _SAME * max(abs(smallest), abs(largest)):
         largest = smallest
+        numbers = np.full_like(numbers, smallest)
     low, high = (float(np.quantile(numbers, share)) for share in (tail, 1 - tail))
     step = round_step(high - low, most_bins)
     if step < 1 and np.abs(numbers - np.rint(numbers)).max() < _SLACK:
@@ -210,6 +213,8 @@ def spread_rows(ends: Sequence[int], most: int) -> list[int]:
         n = min(length, left // (len(chosen) - turn))
         left -= n
         # Another place in every group, or all would show the same part of the body.
-        shift = (group * _GOLDEN) % 1
-        rows += [ends[group] + int((place + shift) / n * length) for place in range(n)]
+        shift = int(group * _GOLDEN % 1 * _PARTS)
+        rows += [
+            ends[group] + (place * _PARTS + shift) * length // (n * _PARTS) for place in range(n)
+        ]
     return sorted(rows)
