@@ -134,7 +134,7 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
         "measure": measure,
         "size": size,
         "duration": duration,
-        "share": lambda part, whole: f"{part / whole:.0%}" if whole else "–",
+        "share": share,
         "when": _when,
         "iso": lambda at: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
     }
@@ -206,6 +206,22 @@ def _first(values: Iterable[object]) -> list[object]:
     shown = list(values)
     more = len(shown) - _MOST_NAMES
     return [*shown[:_MOST_NAMES], f"and {more} more"] if more > 0 else shown
+
+
+def share(part: int, whole: int) -> str:
+    """Return a share in percent; all and none are said of nothing else.
+
+    Examples
+    --------
+    >>> share(1, 3), share(9999, 10_000), share(1, 10_000), share(0, 5), share(0, 0)
+    ('33%', 'over 99%', 'under 1%', '0%', '–')
+    """
+    if not whole:
+        return "–"
+    percent = round(100 * part / whole)
+    if percent == 100 and part < whole:
+        return "over 99%"
+    return "under 1%" if part and not percent else f"{percent}%"
 
 
 def measure(value: float) -> str:

@@ -136,6 +136,29 @@ def test_intensities_are_counted_in_the_units_of_the_scans(
     assert (sample.n_slices, sample.n_cases, sample.in_file_units) == (30, 3, True)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "in the units of the scans (normalisation, zscore, undone). "),
+        ({"normalize": "none"}, "in the units of the scans. "),
+        (
+            {"clip_min": -160, "clip_max": 240, "normalize": "minmax"},
+            "in the units of the scans (normalisation, minmax, undone), "
+            "after clipping from −160 to 240. ",
+        ),
+        (
+            {"clip_max": 240},
+            "in the units of the scans (normalisation, zscore, undone), after clipping to 240. ",
+        ),
+    ],
+    ids=str,
+)
+def test_the_page_says_what_was_read_and_how(dataset, slice_dataset, settings, said) -> None:
+    dataset.add("a")
+    text = text_of(page_of(slice_dataset(**settings)))
+    assert "Read from 10 of 10 slices, of 1 of 1 case, " + said in text
+
+
 def test_every_modality_has_its_own_intensities(dataset, slice_dataset) -> None:
     dataset.add("a", np.arange(720, dtype=np.int16).reshape(8, 9, 10))
     dataset.add("a", np.full((8, 9, 10), 5000, np.int16), channel=1)
