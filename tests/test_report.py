@@ -15,6 +15,7 @@ from conftest import oblique
 
 from dask_slicer import page, preview
 from dask_slicer.journal import FailedCase
+from dask_slicer.locks import locked
 from dask_slicer.opened import open_output
 from dask_slicer.overview import Overview, overview
 
@@ -259,6 +260,30 @@ def test_a_run_that_was_killed_is_reported_with_what_is_missing(dataset, slice_d
     assert "1 of 3 planned cases written ; 2 not done yet" in text
     assert f"Not done yet: {', '.join(facts.missing)}" in text
     assert "No run has ended yet" in text
+
+
+def test_a_run_that_goes_on_is_reported_as_such(dataset, slice_dataset) -> None:
+    dataset.add("a")
+    output = slice_dataset()
+    with locked(output):
+        assert "A run was writing to this output" in text_of(page_of(output))
+    assert "A run was writing to this output" not in text_of(page_of(output))
+
+
+def test_pictures_that_cannot_be_drawn_do_not_keep_the_rest_away(
+    dataset, slice_dataset, monkeypatch, invoke
+) -> None:
+    monkeypatch.setattr(preview, "picture", _REAL_PICTURE)
+    dataset.add("hurt")
+    output = slice_dataset()
+    for path in output.rglob("hurt*.npz"):
+        path.write_bytes(b"")
+    result = invoke("report", output)
+    assert result.exit_code == 0
+    assert "Note: no pictures of slices in the report: case hurt" in result.stdout
+    text = text_of((output / "report.html").read_text(encoding="utf-8"))
+    assert "No pictures of slices: case hurt" in text
+    assert "None could be read." in text
 
 
 def test_without_a_journal_what_it_alone_knows_is_left_out(dataset, slice_dataset) -> None:
