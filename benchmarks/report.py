@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _PARTS = {
     *("compare", "overhead", "memory", "startup", "scaling", "formats", "compressors"),
-    "many_workers",
+    *("many_workers", "pages"),
 }
 _BLUE, _GREY = "tab:blue", "0.65"
 _TABLE = re.compile(r"(<!-- performance -->\n).*?(<!-- /performance -->)", re.DOTALL)
@@ -77,6 +77,7 @@ def _page(found: dict[str, Any]) -> str:
         many_workers_slices=found["many_workers"]["slices_a_case"],
         cores=found["many_workers"]["machine"]["cores"],
         **_milliseconds_a_case(found["many_workers"]),
+        **_pages(found["pages"]),
         formats=_formats(found["formats"], found["compressors"]),
         uncompressed_bytes=f"{ratios['uncompressed / ours, bytes']:.1f}",
     )
@@ -113,6 +114,18 @@ def _overhead_rows(found: dict[str, Any]) -> _Rows:
         f"{found['own_rss_mb']['few']:.0f} MB at {few:,} cases, "
         f"{found['own_rss_mb']['many']:.0f} MB at {many:,}",
     )
+
+
+def _pages(found: dict[str, Any]) -> dict[str, str]:
+    of_npz, of_zarr = found["reports"]["npz"], found["reports"]["zarr"]
+    return {
+        "report_slices": f"{found['slices']:,}",
+        "report_repeats": str(found["repeats"]),
+        "report_npz": f"{of_npz['seconds']:.1f}",
+        "report_zarr": f"{of_zarr['seconds']:.1f}",
+        "report_rss": f"{max(of_npz['peak_rss_mb'], of_zarr['peak_rss_mb']):.0f}",
+        "report_mb": f"{max(of_npz['page_mb'], of_zarr['page_mb']):.1f}",
+    }
 
 
 def _memory_rows(found: dict[str, Any]) -> _Rows:

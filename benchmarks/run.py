@@ -26,6 +26,7 @@ from formats import formats
 from many_workers import many_workers
 from measure import settle
 from overhead import overhead
+from pages import pages
 from report import write_report
 from resources import memory, startup
 
@@ -77,6 +78,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
                 work, n_cases=2, shape=shape, workers=2, repeats=1, n_windows=8, before=_as_it_is
             ),
             "compressors": lambda: compressors(work, shape=shape, repeats=1),
+            "pages": lambda: pages(work, n_cases=4, n_slices=10, repeats=1),
             "many_workers": lambda: many_workers(
                 work, counts=(2, 4), lengths=(0.1,), seconds=1, repeats=1, before=_as_it_is
             ),
@@ -95,6 +97,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             work, n_cases=16, shape=_CT, workers=2, repeats=3, n_windows=400, before=settled
         ),
         "compressors": lambda: compressors(work, shape=_CT, repeats=5),
+        "pages": lambda: pages(work, n_cases=500, n_slices=200, repeats=3),
         "many_workers": lambda: many_workers(
             work,
             counts=(16, 32, 64, 128),

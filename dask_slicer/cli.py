@@ -28,6 +28,7 @@ from dask_slicer.options import (
     verbosity_options,
 )
 from dask_slicer.preview_command import preview
+from dask_slicer.report_command import report
 from dask_slicer.words import one_line
 
 _SETTINGS = {
@@ -247,6 +248,7 @@ def watch(
 
 
 main.add_command(preview)
+main.add_command(report)
 
 
 @main.command(cls=ConfigCommand)

@@ -148,11 +148,7 @@ def normalization(
     )
     low = -np.inf if clip_min is None else float(clip_min)
     high = np.inf if clip_max is None else float(clip_max)
-    center, scale = 0.0, 1.0
-    if method == "minmax":
-        center, scale = found.min, (found.max - found.min) or 1.0
-    elif method != "none":
-        center, scale = found.mean, found.std
+    center, scale = _center_and_scale(found, method)
     if method == "percentile":
         low, high = found.min, found.max
     how = Normalization(
@@ -166,6 +162,37 @@ def normalization(
         to_unit_range=method == "minmax",
     )
     return how, found
+
+
+def intensities(
+    normalised: NDArray[np.floating], found: Statistics, method: str
+) -> NDArray[np.float64]:
+    """Return what normalised numbers were made of, in the file's units, after clipping.
+
+    Parameters
+    ----------
+    normalised : ndarray
+    found : Statistics
+        That `normalization` returned.
+    method : {"zscore", "minmax", "percentile", "none"}
+        That it was called with.
+
+    Examples
+    --------
+    >>> how, found = normalization(Voxels(stored=np.array([0, 2, 4], np.int16)), "zscore")
+    >>> intensities(how.apply(np.array([0, 2, 4], np.int16)), found, "zscore").tolist()
+    [0.0, 2.0, 4.0]
+    """
+    center, scale = _center_and_scale(found, method)
+    return normalised.astype(np.float64) * scale + center
+
+
+def _center_and_scale(found: Statistics, method: str) -> tuple[float, float]:
+    if method == "none":
+        return 0.0, 1.0
+    if method == "minmax":
+        return found.min, (found.max - found.min) or 1.0
+    return found.mean, found.std
 
 
 def check_fits(how: Normalization, found: Statistics, dtype: DTypeLike) -> None:

@@ -21,6 +21,8 @@ from dask_slicer.output import FAILURES, SUMMARY, check_merged, existing_splits,
 from dask_slicer.readers import NpzReader, ZarrReader, damage
 from dask_slicer.words import count, nearest
 
+_OF_A_FAILURE = ("case_id", "step", "kind", "message")
+
 
 @dataclass(frozen=True)
 class Output:
@@ -52,11 +54,17 @@ class Output:
     @cached_property
     def failures(self) -> list[dict[str, str]]:
         """Return what failed: case_id, step, kind, message."""
+        path = self.path / FAILURES
         try:
-            with (self.path / FAILURES).open(encoding="utf-8", newline="") as lines:
-                return list(csv.DictReader(lines))
+            with path.open(encoding="utf-8", newline="") as lines:
+                found = list(csv.DictReader(lines, strict=True))
         except FileNotFoundError:
             return []
+        except (ValueError, csv.Error) as error:
+            raise _damaged(path, str(error)) from None
+        if any(None in (row.get(name) for name in _OF_A_FAILURE) for row in found):
+            raise _damaged(path, "a column is missing")
+        return found
 
     @cached_property
     def index(self) -> SliceIndex:
@@ -218,13 +226,17 @@ def _by_modality(planes: NDArray[np.float32]) -> NDArray[np.float32]:
     return planes[:, 0] if planes.shape[1] == 1 else planes.swapaxes(0, 1)
 
 
+def _damaged(path: Path, why: str) -> OutputError:
+    return OutputError(f"{path} is damaged ({why}); the same run command writes it anew")
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise OutputError(
-            f"{path} is damaged ({error}); the same run command writes it anew"
-        ) from None
-    return dict(found)
+        raise _damaged(path, str(error)) from None
+    if not isinstance(found, dict):
+        raise _damaged(path, "it holds no object")
+    return found

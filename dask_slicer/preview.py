@@ -100,8 +100,17 @@ def show_slices(
     )
 
 
-def picture(output: Output, *, n_slices: int, width: int, dark: bool = False) -> bytes:
+def picture(
+    output: Output,
+    *,
+    n_slices: int,
+    width: int,
+    dark: bool = False,
+    window_size: int | None = None,
+) -> bytes:
     """Return a PNG of slices of an output, about `width` pixels wide.
+
+    With as many neighbours as were written, or `window_size` of them.
 
     Raises
     ------
@@ -109,7 +118,7 @@ def picture(output: Output, *, n_slices: int, width: int, dark: bool = False) ->
         If there are no slices, or no Matplotlib.
     CorruptFile
     """
-    figure = _figure(output, n_slices=n_slices, width=width, dark=dark)
+    figure = _figure(output, n_slices=n_slices, width=width, dark=dark, window_size=window_size)
     from dask_slicer.drawing import to_bytes
 
     return to_bytes(figure)
@@ -125,6 +134,7 @@ def _figure(
     labels: bool = True,
     width: int,
     dark: bool,
+    window_size: int | None = None,
 ) -> Figure:
     for name, value, least, most in (
         ("n_slices", n_slices, 1, _MOST_SLICES),
@@ -138,7 +148,6 @@ def _figure(
         raise UsageError(
             f"pictures need Matplotlib ({error}): pip install 'dask_slicer[plot]'"
         ) from None
-    window_size = None
     if isinstance(output, SliceDataset):
         index, window_size = output.index, output.window_size
         output = open_output(output.output_dir)

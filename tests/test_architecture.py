@@ -22,7 +22,9 @@ PACKAGE = Path(dask_slicer.__file__).parent
 LAYERS = {
     "errors": ["errors", "words"],
     "core": [
+        "charts",
         "geometry",
+        "histograms",
         "intensity",
         "labels",
         "montage",
@@ -62,9 +64,11 @@ LAYERS = {
         "npz",
         "opened",
         "output",
+        "overview",
         "panels",
         "phantom",
         "readers",
+        "sampling",
         "shards",
         "slices_csv",
         "store_npz",
@@ -115,9 +119,11 @@ LAYERS = {
         "display",
         "drawing",
         "options",
+        "page",
         "preview",
         "preview_command",
         "report",
+        "report_command",
         "screen",
     ],
 }
@@ -143,12 +149,16 @@ BETWEEN_FACES = {
     ("cli", "options"),
     ("cli", "preview_command"),
     ("cli", "report"),
+    ("cli", "report_command"),
     ("cli", "screen"),
     ("display", "report"),
+    ("page", "preview"),
     ("preview", "dataset"),
     ("preview", "drawing"),
     ("preview_command", "options"),
     ("preview_command", "preview"),
+    ("report_command", "options"),
+    ("report_command", "page"),
 }
 # What `dask-slicer --help` must not wait for.
 SLOW_TO_IMPORT = {"numpy", "dask", "distributed", "nibabel", "zarr", "pydantic"}
