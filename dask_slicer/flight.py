@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dask_slicer import interrupts
 from dask_slicer.cluster import n_threads
 from dask_slicer.errors import CaseError
 from dask_slicer.watch import Watch
@@ -83,6 +84,7 @@ def execute(
             while not ended.has_ready():
                 with ended.thread_condition:
                     ended.thread_condition.wait(timeout=0.1)
+                interrupts.check()
                 watch.look(in_flight)
             future = next(ended)
             try:

@@ -32,6 +32,7 @@ LAYERS = {
         "windows",
     ],
     "records": [
+        "cards",
         "cases",
         "config",
         "configfile",
@@ -106,10 +107,13 @@ LAYERS = {
     "faces": [
         "__init__",
         "__main__",
+        "api",
         "benchmark",
         "cli",
         "dataset",
         "display",
+        "handle",
+        "notebook",
         "options",
         "preview",
         "report",
@@ -133,12 +137,18 @@ FORBIDDEN = {
 # Faces are imported by no one but each other, and that only so.
 BETWEEN_FACES = {
     ("__main__", "cli"),
+    ("api", "display"),
+    ("api", "handle"),
+    ("api", "notebook"),
     ("cli", "benchmark"),
     ("cli", "display"),
     ("cli", "options"),
     ("cli", "report"),
     ("cli", "screen"),
     ("display", "report"),
+    ("handle", "notebook"),
+    ("notebook", "display"),
+    ("notebook", "report"),
     ("preview", "dataset"),
 }
 # What `dask-slicer --help` must not wait for.
