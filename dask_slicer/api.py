@@ -110,7 +110,7 @@ def run(
         except KeyboardInterrupt:
             pass
     # Another one: the first would keep alive what its traceback holds, futures among it.
-    raise KeyboardInterrupt("stopped; what is done is kept, and the same call continues")
+    raise interrupts.Interrupted("stopped; what is done is kept, and the same call continues")
 
 
 def submit(

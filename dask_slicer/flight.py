@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_slicer import interrupts
-from dask_slicer.cluster import n_threads
+from dask_slicer.cluster import n_threads, tells_exits
 from dask_slicer.errors import CaseError
 from dask_slicer.watch import Watch
 
@@ -24,6 +24,9 @@ _LOG = logging.getLogger(__name__)
 _SMALLEST_WINDOW = 16
 _GRAPHS_PER_THREAD = 4
 _FORGET_SECONDS = 3
+# That a stopped run waits for the cases that somebody's workers are in the middle of.
+_LEAVE_SECONDS = 5
+_STEPS = ("load", "slice", "save")
 
 
 def execute(
@@ -122,5 +125,25 @@ def _cancel(client: Client, futures: list[Future[Any]]) -> None:
     try:
         # Not by force: another run on this scheduler may be waiting for the same keys.
         client.cancel(futures)
+        if not tells_exits(client):  # workers of ours are ended
+            _wait_until_left_alone(client)
     except Exception:  # the scheduler may be what was lost
         _LOG.debug("could not cancel", exc_info=True)
+
+
+def _wait_until_left_alone(client: Client) -> None:
+    """Give cases that a worker is in the middle of, which nothing stops, a moment to end."""
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        busy = client.sync(client._run, _runs_ours, on_error="return", callback_timeout=left)
+        if not any(answer is True for answer in busy.values()):
+            return
+        time.sleep(0.05)
+
+
+def _runs_ours(dask_worker: Any) -> bool:
+    """Return whether a worker runs a task of ours, cancelled or not; runs on it."""
+    return any(
+        isinstance(task.key, tuple) and task.key[0] in _STEPS
+        for task in dask_worker.state.all_running_tasks
+    )

@@ -21,6 +21,9 @@ class Interrupted(KeyboardInterrupt):
     making of a dataclass, CPython remembers it as unhandled, and at exit kills itself by SIGINT.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        return [f"KeyboardInterrupt: {self}"]  # what IPython shows; where it was does not matter
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as batch systems send before they kill; handled like Ctrl-C."""
