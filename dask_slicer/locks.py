@@ -37,12 +37,12 @@ def locked(output_dir: Path, share: Share | None = None) -> Iterator[list[str]]:
     is_new = not output_dir.exists()
     lock = output_dir / files_of(share).lock
     try:
-        check_free(output_dir, share)  # one that is refused anyway disturbs nobody
-        notes = _take(lock, "another run" + ("" if share is None else f" of share {share}"))
+        _check_others(output_dir, share)  # one that is refused anyway disturbs nobody
+        notes = _take(lock, _rival(share))
     except OSError as error:
         raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
     try:
-        check_free(output_dir, share)
+        _check_others(output_dir, share)
         yield notes
     finally:
         lock.unlink(missing_ok=True)
@@ -64,19 +64,18 @@ def check_not_in_use(output_dir: Path) -> None:
 
 
 def check_free(output_dir: Path, share: Share | None) -> None:
-    """Raise if a run holds the output that excludes one of the whole, or of a share.
+    """Raise if a run holds an output that excludes a run of the whole, or of a share.
 
     Raises
     ------
     OutputError
         Naming the host and process.
     """
-    others = shares_with_lock(output_dir)
-    if share is None:
-        _check_shares(output_dir, others)
-    else:
-        _check_whole(output_dir)
-        _check_shares(output_dir, [other for other in others if other.of != share.of])
+    _check_others(output_dir, share)
+    own = files_of(share).lock
+    found = read_lock(output_dir / own)
+    if is_alive(found):
+        raise _in_use(output_dir, _rival(share), found, own)
 
 
 def remove_stale_locks(output_dir: Path) -> None:
@@ -106,6 +105,20 @@ def write_first(path: Path, text: str) -> None:
         _link(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _rival(share: Share | None) -> str:
+    return "another run" + ("" if share is None else f" of share {share}")
+
+
+def _check_others(output_dir: Path, share: Share | None) -> None:
+    """Raise if a run holds the output that excludes this one."""
+    others = shares_with_lock(output_dir)
+    if share is None:
+        _check_shares(output_dir, others)
+    else:
+        _check_whole(output_dir)
+        _check_shares(output_dir, [other for other in others if other.of != share.of])
 
 
 def _check_whole(output_dir: Path) -> None:
