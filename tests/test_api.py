@@ -35,7 +35,7 @@ def local_client():
     """Return a client of workers in this process, which is the default client meanwhile."""
     distributed = pytest.importorskip("distributed")
     with distributed.Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     ) as client:
         yield client
 
