@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 NEVER = 180
 TOKEN = "of-this-test"
+BAR = ".jp-OutputArea-output [role=progressbar]"
 CELLS = (
     "import dask_slicer as ds\nplan = ds.plan('ct_abdomen', input_dir='scans', "
     "output_dir='slices', dashboard_address='127.0.0.1:0')\nplan",
@@ -102,17 +103,16 @@ def test_a_notebook_shows_plan_bar_report_and_picture(server: str, tmp_path: Pat
         page.goto(server)
         if dark:
             page.wait_for_selector(".jp-Notebook .jp-Cell")
-            page.evaluate("document.body.dataset.jpThemeLight")
             page.get_by_role("menuitem", name="Settings").click()
             page.get_by_text("Theme", exact=True).first.hover()
-            page.get_by_role("menuitem", name="JupyterLab Dark").click()
-            page.wait_for_selector('body[data-jp-theme-light="false"]')
+            page.get_by_role("menuitem", name="JupyterLab Dark", exact=True).click()
+            page.wait_for_selector('body[data-jp-theme-light="false"]', state="attached")
         run_cells(page)
         outputs = page.locator(".jp-OutputArea-output")
-        bar = page.locator('[role="progressbar"]')
+        bar = page.locator(BAR)
         bar.wait_for()
         page.wait_for_function(
-            "Number(document.querySelector('[role=progressbar]').getAttribute('aria-valuenow')) > 2"
+            "bar => Number(document.querySelector(bar).getAttribute('aria-valuenow')) > 2", arg=BAR
         )
         page.screenshot(path=tmp_path / "running.png")
         assert re.match(
