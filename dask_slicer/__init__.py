@@ -8,14 +8,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dask_slicer.api import plan, run, submit
     from dask_slicer.config import RunConfig
     from dask_slicer.dataset import SliceDataset
     from dask_slicer.errors import DaskSlicerError
     from dask_slicer.events import RunReport
     from dask_slicer.graph import build_graphs
+    from dask_slicer.handle import RunHandle
     from dask_slicer.opened import Output, open_output
-    from dask_slicer.pipeline import run
-    from dask_slicer.planning import make_plan as plan
     from dask_slicer.plans import RunPlan
     from dask_slicer.preview import show_slices
 
@@ -23,6 +23,7 @@ __all__ = [
     "DaskSlicerError",
     "Output",
     "RunConfig",
+    "RunHandle",
     "RunPlan",
     "RunReport",
     "SliceDataset",
@@ -32,6 +33,7 @@ __all__ = [
     "plan",
     "run",
     "show_slices",
+    "submit",
 ]
 
 # Imported on first use: `dask-slicer --help` must not wait for numpy and Dask.
@@ -39,14 +41,16 @@ _HOMES = {
     "DaskSlicerError": ("dask_slicer.errors", "DaskSlicerError"),
     "Output": ("dask_slicer.opened", "Output"),
     "RunConfig": ("dask_slicer.config", "RunConfig"),
+    "RunHandle": ("dask_slicer.handle", "RunHandle"),
     "RunPlan": ("dask_slicer.plans", "RunPlan"),
     "RunReport": ("dask_slicer.events", "RunReport"),
     "SliceDataset": ("dask_slicer.dataset", "SliceDataset"),
     "build_graphs": ("dask_slicer.graph", "build_graphs"),
     "open_output": ("dask_slicer.opened", "open_output"),
-    "plan": ("dask_slicer.planning", "make_plan"),
-    "run": ("dask_slicer.pipeline", "run"),
+    "plan": ("dask_slicer.api", "plan"),
+    "run": ("dask_slicer.api", "run"),
     "show_slices": ("dask_slicer.preview", "show_slices"),
+    "submit": ("dask_slicer.api", "submit"),
 }
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +79,26 @@ def run_on_workers(client: Client, function: Callable[..., Any], *args: Any) -> 
 
     send_by_value()
     return _ask_workers(client, ask)
+
+
+@contextmanager
+def deaf_to_ctrl_c(client: Client) -> Iterator[None]:
+    """Let no worker hear Ctrl-C that would hear it along with this process; it would end.
+
+    A Jupyter server sends it to the process group of a kernel, a terminal to that of a command: the
+    driver is to stop, and workers that somebody started from a notebook are to stay.
+    """
+    if not hasattr(os, "getpgrp"):  # Windows
+        yield
+        return
+    group = (socket.gethostname(), os.getpgrp())
+    answers = run_on_workers(client, probes.hear_no_ctrl_c, *group)
+    try:
+        yield
+    finally:
+        if any(answer is True for answer in answers.values()):
+            with suppress(Exception):  # the scheduler may be what was lost
+                run_on_workers(client, probes.hear_ctrl_c_again)
 
 
 def versions(client: Client, packages: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dask_slicer import cards
+
 _SUFFIXES = (".nii.gz", ".nii")
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 # Names that Windows keeps for devices, whatever their suffix.
@@ -43,6 +45,9 @@ class Case:
     def files(self) -> tuple[str, ...]:
         """Return every file of the case, the label last."""
         return self.images if self.label is None else (*self.images, self.label)
+
+    def _repr_html_(self) -> str:
+        return cards.case_card(self)
 
 
 def is_nifti_name(name: str) -> bool:

@@ -7,6 +7,7 @@ they are used.
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +19,8 @@ import dask
 import psutil
 
 from dask_slicer import forking, interrupts
-from dask_slicer.errors import SchedulerError
+from dask_slicer.config import in_a_word
+from dask_slicer.errors import SchedulerError, UsageError
 
 if TYPE_CHECKING:
     from distributed import Client, Nanny
@@ -102,7 +104,8 @@ def local_client(
                 raise SchedulerError(f"cannot start workers on this machine: {error}") from error
             stack.callback(_close, cluster)
         try:
-            with Client(cluster) as client:
+            # Not the default: it is the run's, and of no use to the rest of the program.
+            with Client(cluster, set_as_default=False) as client:
                 yield client
         except BaseException:
             _kill_workers(cluster)
@@ -154,6 +157,41 @@ def _nanny_class() -> type[Nanny]:
             super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
     return TellingNanny
+
+
+def default_client() -> Client | None:
+    """Return the client that this process works with, such as a notebook's; None if it has none.
+
+    Nothing is imported to find out: who has made a client, has imported `distributed`.
+    """
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return None
+    try:
+        client: Client = distributed.default_client()
+    except ValueError:
+        return None
+    return None if client.asynchronous else client
+
+
+def check_usable(client: Any) -> None:
+    """Raise if a client cannot be run on.
+
+    Raises
+    ------
+    UsageError
+        If it is none, is closed or asynchronous, or has lost its scheduler.
+    """
+    if not all(hasattr(client, name) for name in ("scheduler_info", "asynchronous", "status")):
+        raise UsageError(
+            f"client must be a distributed.Client, got {in_a_word(client)} of type "
+            f"{type(client).__name__}; for a running scheduler, give scheduler=ADDRESS instead"
+        )
+    if client.asynchronous:
+        raise UsageError("client must not be asynchronous; make one with asynchronous=False")
+    if client.status != "running":
+        lost = "has lost its scheduler" if client.status == "connecting" else "is closed"
+        raise UsageError(f"the client {lost} (status {client.status}); make a new one")
 
 
 def tells_exits(client: Client) -> bool:

@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from dask_slicer import cards
 from dask_slicer.fields import (
     AbsolutePath,
     Finite,
@@ -167,6 +168,9 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
     def slice_settings(self) -> SliceSettings:
         """Return the settings that decide the bytes of a case's output."""
         return SliceSettings(**{name: getattr(self, name) for name in SliceSettings.model_fields})
+
+    def _repr_html_(self) -> str:
+        return cards.config_card(self)
 
 
 # By format, the setting that means nothing to it.

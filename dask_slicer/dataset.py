@@ -182,11 +182,33 @@ class SliceDataset:
         return self._index.weights(foreground, labels=labels, balanced=balanced)
 
     def shuffled(self, *, buffer_size: int = 256, seed: int = 0) -> ShuffledSlices:
-        """Return the samples as a stream that reads case after case, for network disks."""
+        """Return the samples as a stream that reads case after case, for network disks.
+
+        Parameters
+        ----------
+        buffer_size : int
+            Samples that are held, to be drawn from at random.
+        seed : int
+            Of the drawing, and of the order of cases.
+
+        Returns
+        -------
+        ShuffledSlices
+        """
         return ShuffledSlices(self, buffer_size=buffer_size, seed=seed)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return the index as a pandas data frame: what slices.csv has, of the slices selected."""
+        """Return the index as a pandas data frame: what slices.csv has, of the slices selected.
+
+        Returns
+        -------
+        pandas.DataFrame
+
+        Raises
+        ------
+        UsageError
+            Without pandas.
+        """
         try:
             import pandas as pd
         except ImportError:

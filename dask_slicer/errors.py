@@ -14,6 +14,9 @@ class DaskSlicerError(Exception):
 class UsageError(DaskSlicerError, ValueError):
     """What was asked for cannot be done as asked; nothing was written."""
 
+    def _render_traceback_(self) -> list[str]:
+        return _in_notebook(self)
+
 
 class ConfigError(UsageError):
     """A setting is unknown, missing, or out of its range."""
@@ -30,9 +33,18 @@ class OutputError(UsageError):
 class SchedulerError(DaskSlicerError):
     """The Dask scheduler cannot be reached, or was lost during the run."""
 
+    def _render_traceback_(self) -> list[str]:
+        return _in_notebook(self)
+
 
 class PreflightError(SchedulerError):
     """With this scheduler, or these workers, no case could be done; a line for every reason."""
+
+
+def _in_notebook(error: DaskSlicerError) -> list[str]:
+    """Return what IPython shows of an error: what it says, not where in this package it arose."""
+    notes = getattr(error, "__notes__", [])
+    return [f"{type(error).__name__}: {error}", *notes]
 
 
 class CaseError(DaskSlicerError):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dask_slicer import cards
 from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.plans import RunPlan
+from dask_slicer.words import count, duration, size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,27 @@ class RunReport:
     interrupted: bool = False
     share: str = ""
     stopped: str = ""
+
+    def _repr_html_(self) -> str:
+        rate = self.n_slices / max(self.elapsed_seconds, 1e-9)
+        rows = [
+            (
+                "written",
+                f"{count(self.n_slices, 'slice')} of {count(self.n_committed, 'case')}, "
+                f"{size(self.n_bytes)}",
+            ),
+            ("written before", count(self.n_skipped, "case")),
+            ("failed", count(len(self.failures), "case")),
+            ("not written", count(self.remaining, "case")),
+            ("took", f"{duration(self.elapsed_seconds)}, {rate:.0f} slices/s"),
+            ("output", self.output_dir),
+        ]
+        if self.share:
+            rows.append(("share", self.share))
+        if self.stopped:
+            rows.append(("stopped", self.stopped))
+        title = "Run, interrupted: the same call continues" if self.interrupted else "Run"
+        return cards.card(title, cards.facts(rows), cards.failure_table(self.failures))
 
 
 class Observer:

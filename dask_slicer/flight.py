@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dask_slicer.cluster import n_threads
+from dask_slicer import interrupts
+from dask_slicer.cluster import n_threads, tells_exits
 from dask_slicer.errors import CaseError
 from dask_slicer.watch import LOST, Watch
 
@@ -26,6 +27,9 @@ _GRAPHS_PER_THREAD = 4
 _FORGET_SECONDS = 3
 # Results: each takes a round trip to the scheduler, and one from there to the worker.
 _FETCHED_AT_ONCE = 8
+# That a stopped run waits for the cases that somebody's workers are in the middle of.
+_LEAVE_SECONDS = 5
+_STEPS = ("load", "slice", "save")
 
 
 def execute(
@@ -87,6 +91,7 @@ def execute(
             while not ended.has_ready():
                 with ended.thread_condition:
                     ended.thread_condition.wait(timeout=0.1)
+                interrupts.check()
                 watch.look(in_flight)
             for future, result in _fetched(ended, watch, fetchers):
                 outcome = watch.outcome(future, result)
@@ -135,5 +140,25 @@ def _cancel(client: Client, futures: list[Future[Any]]) -> None:
     try:
         # Not by force: another run on this scheduler may be waiting for the same keys.
         client.cancel(futures)
+        if not tells_exits(client):  # workers of ours are ended
+            _wait_until_left_alone(client)
     except Exception:  # the scheduler may be what was lost
         _LOG.debug("could not cancel", exc_info=True)
+
+
+def _wait_until_left_alone(client: Client) -> None:
+    """Give cases that a worker is in the middle of, which nothing stops, a moment to end."""
+    deadline = time.monotonic() + _LEAVE_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        busy = client.sync(client._run, _runs_ours, on_error="return", callback_timeout=left)
+        if not any(answer is True for answer in busy.values()):
+            return
+        time.sleep(0.05)
+
+
+def _runs_ours(dask_worker: Any) -> bool:
+    """Return whether a worker runs a task of ours, cancelled or not; runs on it."""
+    return any(
+        isinstance(task.key, tuple) and task.key[0] in _STEPS
+        for task in dask_worker.state.all_running_tasks
+    )

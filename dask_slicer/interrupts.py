@@ -1,4 +1,4 @@
-"""How Ctrl-C and SIGTERM stop a run: once, never unheard, not while workers are being started."""
+"""How a run is stopped: by Ctrl-C or SIGTERM, once and never unheard, or by its token."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 # Seconds that a stopped run has to tidy up.
 _PATIENCE = 10.0
@@ -20,20 +21,37 @@ class Interrupted(KeyboardInterrupt):
     making of a dataclass, CPython remembers it as unhandled, and at exit kills itself by SIGINT.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        return [f"KeyboardInterrupt: {self}"]  # what IPython shows; where it was does not matter
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as batch systems send before they kill; handled like Ctrl-C."""
 
 
-# What a signal asked for; it is the process that is signalled, so there is one of it.
+class Cancelled(KeyboardInterrupt):
+    """Somebody asked this run to stop, and no other of this process; handled like Ctrl-C."""
+
+
+# What a signal asked for; it is the process that is signalled, so there is one of it, and it is the
+# main thread that Python tells.
 _asked: list[type[KeyboardInterrupt]] = []
+# Of the run that goes on in a thread: set, it is to stop.
+_token: ContextVar[threading.Event | None] = ContextVar("token", default=None)
 
 
 @contextmanager
-def heard_once() -> Iterator[None]:
+def heard_once(
+    signals: Collection[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+) -> Iterator[None]:
     """Turn the first Ctrl-C or SIGTERM into an exception, and let the run tidy up in peace.
 
     Impatient ones that follow are heard again when that takes longer than it should.
+
+    Parameters
+    ----------
+    signals : collection of Signals
+        Those that are meant; of others, all stays as it is.
 
     Raises
     ------
@@ -56,7 +74,7 @@ def heard_once() -> Iterator[None]:
             tell_of_dropped(dropped)
 
     tell_of_dropped, sys.unraisablehook = sys.unraisablehook, drop
-    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in signals}
     try:
         yield
     finally:
@@ -66,9 +84,28 @@ def heard_once() -> Iterator[None]:
         _asked.clear()
 
 
+@contextmanager
+def stopped_by(token: threading.Event) -> Iterator[None]:
+    """Let whatever this thread runs within be stopped by a token, from any thread."""
+    before = _token.set(token)
+    try:
+        yield
+    finally:
+        _token.reset(before)
+
+
 def check() -> None:
-    """Raise what a signal asked for, in case it got lost; to be called now and then."""
-    if _asked:
+    """Raise what a signal asked for, in case it got lost, or a token; to be called now and then.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        `Cancelled` for a token.
+    """
+    token = _token.get()
+    if token is not None and token.is_set():
+        raise Cancelled
+    if _asked and threading.current_thread() is threading.main_thread():
         raise _asked[0]
 
 
@@ -77,10 +114,12 @@ def deferred() -> Iterator[None]:
     """Hold back Ctrl-C and SIGTERM until the block is left, then let the first one through.
 
     Processes that are started meanwhile never see Ctrl-C: a terminal sends it to the whole process
-    group, and workers would die with tracebacks, while it is for the driver alone to stop them.
+    group, as a Jupyter server does, and workers would die with tracebacks, while it is for the
+    driver alone to stop them.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        with _blocked_for_children():
+            yield
         return
     caught: list[int] = []
     before = {

@@ -105,7 +105,7 @@ def job_client(
             stack.callback(_close, cluster, system, note)
             cluster.keeper = Keeper(cluster, system=system, n_jobs=n_jobs, logs=logs, note=note)
             cluster.loop.add_callback(cluster.keeper.keep)
-        with Client(cluster) as client:
+        with Client(cluster, set_as_default=False) as client:
             try:
                 yield client
             finally:

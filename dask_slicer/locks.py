@@ -38,7 +38,7 @@ def locked(output_dir: Path, share: Share | None = None) -> Iterator[list[str]]:
     lock = output_dir / files_of(share).lock
     try:
         _check_others(output_dir, share)  # one that is refused anyway disturbs nobody
-        notes = _take(lock, "another run" + ("" if share is None else f" of share {share}"))
+        notes = _take(lock, _rival(share))
     except OSError as error:
         raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
     try:
@@ -61,6 +61,21 @@ def check_not_in_use(output_dir: Path) -> None:
     """
     _check_whole(output_dir)
     _check_shares(output_dir, shares_with_lock(output_dir))
+
+
+def check_free(output_dir: Path, share: Share | None) -> None:
+    """Raise if a run holds an output that excludes a run of the whole, or of a share.
+
+    Raises
+    ------
+    OutputError
+        Naming the host and process.
+    """
+    _check_others(output_dir, share)
+    own = files_of(share).lock
+    found = read_lock(output_dir / own)
+    if is_alive(found):
+        raise _in_use(output_dir, _rival(share), found, own)
 
 
 def remove_stale_locks(output_dir: Path) -> None:
@@ -90,6 +105,10 @@ def write_first(path: Path, text: str) -> None:
         _link(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _rival(share: Share | None) -> str:
+    return "another run" + ("" if share is None else f" of share {share}")
 
 
 def _check_others(output_dir: Path, share: Share | None) -> None:

@@ -51,9 +51,7 @@ def onlooker(place: Place, tls: TlsFiles | None) -> Iterator[Onlooker]:
         stack.enter_context(settings_of_clients())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions there
-            client = stack.enter_context(
-                connected(place.address, tls, set_as_default=False, name="dask-slicer-watch")
-            )
+            client = stack.enter_context(connected(place.address, tls, name="dask-slicer-watch"))
         # What becomes of the connection is said by us. Not before: its import sets these levels.
         for name in ("distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

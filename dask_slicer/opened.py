@@ -148,6 +148,13 @@ class Output:
     def check_cases(self, wanted: Collection[str], *, split: str | None = None) -> None:
         """Raise if slices of a case are asked for that has none here, and say why.
 
+        Parameters
+        ----------
+        wanted : collection of str
+            Case ids.
+        split : {"train", "val", "test"}, optional
+            In which they should be.
+
         Raises
         ------
         UsageError
@@ -167,7 +174,17 @@ class Output:
                 )
 
     def check_window_size(self, window_size: int | None) -> None:
-        """Raise if no window of this size can be read from it."""
+        """Raise if no window of this size can be read from it.
+
+        Parameters
+        ----------
+        window_size : int or None
+            Neighbours on each side; None for what was written.
+
+        Raises
+        ------
+        UsageError
+        """
         written = self.config.window_size
         if self.config.format == "npz" and window_size is not None and window_size > written:
             raise UsageError(

@@ -125,6 +125,7 @@ class _Run:
         return report
 
     def _settle_and_run(self) -> None:
+        interrupts.check()
         config = self.plan.config
         if self.share is not None:
             check_agreement(self.plan)

@@ -11,6 +11,7 @@ from statistics import median
 
 import numpy as np
 
+from dask_slicer import cards
 from dask_slicer.cases import Case
 from dask_slicer.config import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
 from dask_slicer.journal import FailedCase
@@ -94,6 +95,20 @@ class CasePlan:
         """Return the id of the case."""
         return self.case.case_id
 
+    def described(self) -> tuple[str, str, str, str, str]:
+        """Return slices, rows×columns, spacing in mm, orientation and dtypes, as tables show it."""
+        n_slices, height, width = self.shape
+        return (
+            str(n_slices),
+            f"{height}×{width}",
+            " × ".join(f"{step:.3g}" for step in self.spacing),
+            self.orientation,
+            "/".join(dict.fromkeys(self.dtypes)),
+        )
+
+    def _repr_html_(self) -> str:
+        return cards.case_plan_card(self)
+
     @property
     def has_label(self) -> bool:
         """Return whether slices of this case will have a label."""
@@ -165,6 +180,9 @@ class RunPlan:
             (peak_bytes(case, self.config) for case in self.cases if case.problem is None),
             default=0,
         )
+
+    def _repr_html_(self) -> str:
+        return cards.plan_card(self)
 
 
 def case_digest(

@@ -87,3 +87,28 @@ def settings_there(names: Sequence[str]) -> dict[str, Any]:
 def n_tasks(dask_scheduler: Any) -> int:
     """Return how many tasks a scheduler has, of whomever."""
     return len(dask_scheduler.tasks)
+
+
+def hear_no_ctrl_c(host: str, group: int, dask_worker: Any) -> bool:
+    """Let a worker of a process group not hear Ctrl-C; return whether it is one, and can."""
+    import os
+    import signal
+    import socket
+    import threading
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not hasattr(os, "getpgrp"):  # in the driver's process, or on Windows
+        return False
+    if (socket.gethostname(), os.getpgrp()) != (host, group):
+        return False
+    before = getattr(dask_worker, "before_no_ctrl_c", [])
+    dask_worker.before_no_ctrl_c = [*before, signal.signal(signal.SIGINT, signal.SIG_IGN)]
+    return True
+
+
+def hear_ctrl_c_again(dask_worker: Any) -> None:
+    """Undo one `hear_no_ctrl_c`."""
+    import signal
+
+    if before := getattr(dask_worker, "before_no_ctrl_c", []):
+        signal.signal(signal.SIGINT, before.pop())

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from dask_slicer import interrupts
 from dask_slicer.asking import worker_addresses
 from dask_slicer.cluster import settings_of_clients
 from dask_slicer.errors import SchedulerError
@@ -85,7 +86,13 @@ def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Cl
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions: `preflight` says it in a line
-            client = Client(address, timeout=_CONNECT_SECONDS, security=security, **options)
+            client = Client(
+                address,
+                timeout=_CONNECT_SECONDS,
+                security=security,
+                set_as_default=False,
+                **options,
+            )
     except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise SchedulerError(
@@ -120,6 +127,7 @@ def _wait_for_workers(
 ) -> None:
     began, told = time.monotonic(), -_TELL_SECONDS
     while (found := len(worker_addresses(client))) < settings.wait_workers:
+        interrupts.check()
         waited = time.monotonic() - began
         wanted = f"{found} of {settings.wait_workers}"
         if waited > settings.wait_timeout:

@@ -145,17 +145,7 @@ def _output_bytes(plan: RunPlan) -> tuple[int, int]:
 def _row(case: CasePlan) -> tuple[str, ...]:
     if case.problem is not None:
         return (case.case_id, case.split, "", "cannot be run", "", "", "")
-    n_slices, height, width = case.shape
-    spacing = " × ".join(f"{step:.3g}" for step in case.spacing)
-    return (
-        case.case_id,
-        case.split,
-        str(n_slices),
-        f"{height}×{width}",
-        spacing,
-        case.orientation,
-        "/".join(dict.fromkeys(case.dtypes)),
-    )
+    return (case.case_id, case.split, *case.described())
 
 
 def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:

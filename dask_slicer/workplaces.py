@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from dask_slicer import machine
+from dask_slicer.asking import deaf_to_ctrl_c
 from dask_slicer.config import RunConfig
 from dask_slicer.events import Observer
 from dask_slicer.findings import Needs
@@ -85,6 +86,8 @@ def workers(
             jobs.wait_for_workers(place.client, observer.note)
         if not is_local:
             check(place.client, needs, observer.note, upload=config.upload_code)
+        if client is not None:
+            stack.enter_context(deaf_to_ctrl_c(client))
         if config.performance_report is not None:
             stack.enter_context(cluster.performance_report(place.client, config.performance_report))
         yield place.client

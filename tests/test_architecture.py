@@ -36,6 +36,7 @@ LAYERS = {
         "windows",
     ],
     "records": [
+        "cards",
         "cases",
         "config",
         "configfile",
@@ -113,11 +114,14 @@ LAYERS = {
     "faces": [
         "__init__",
         "__main__",
+        "api",
         "benchmark",
         "cli",
         "dataset",
         "display",
         "drawing",
+        "handle",
+        "notebook",
         "options",
         "page",
         "preview",
@@ -144,6 +148,9 @@ FORBIDDEN = {
 # Faces are imported by no one but each other, and that only so.
 BETWEEN_FACES = {
     ("__main__", "cli"),
+    ("api", "display"),
+    ("api", "handle"),
+    ("api", "notebook"),
     ("cli", "benchmark"),
     ("cli", "display"),
     ("cli", "options"),
@@ -153,6 +160,9 @@ BETWEEN_FACES = {
     ("cli", "screen"),
     ("display", "report"),
     ("page", "preview"),
+    ("handle", "notebook"),
+    ("notebook", "display"),
+    ("notebook", "report"),
     ("preview", "dataset"),
     ("preview", "drawing"),
     ("preview_command", "options"),
