@@ -100,8 +100,11 @@ def check_report_place(path: Path | None) -> None:
     UsageError
     """
     if path is not None:
+        was_there = path.exists()
         try:
             path.open("ab").close()
+            if not was_there:
+                path.unlink()  # a run that comes to no report leaves no empty one
         except OSError as error:
             raise UsageError(
                 f"cannot write the performance_report {path}: {error.strerror}"
@@ -118,7 +121,13 @@ def _execute_on(
     # With a time limit, which is a case's, a graph must not take much longer than its cases do.
     enough = enough_work(n_threads if timeout is None else 1, limit)
     lots = Lots(fitting.next, n_cases=n_cases, n_threads=n_threads, enough=enough)
-    ended = flight.execute(client, lots.next, lambda lot: _graph(lot, target), timeout=timeout)
+    ended = flight.execute(
+        client,
+        lots.next,
+        lambda lot: _graph(lot, target),
+        timeout=timeout,
+        names_of=lambda lot: [case.case_id for case in lot],
+    )
     for lot, result in ended:
         yield from fitting.too_large()
         outcomes = _outcomes(lot, result)

@@ -60,6 +60,8 @@ def workers(
     is_local = client is None and not is_remote and not in_jobs
     if n_cases == 0 or (is_local and config.num_workers == 0):
         observer.connected("", "in this process")
+        if config.performance_report is not None:
+            observer.note("--performance_report has no effect without workers: Dask writes none")
         yield None
         return
     from dask_slicer import cluster, jobs
