@@ -40,6 +40,7 @@ LAYERS = {
         "histories",
         "journal",
         "layouts",
+        "links",
         "lots",
         "manifest",
         "plans",
