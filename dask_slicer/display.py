@@ -79,6 +79,10 @@ class _Display(Observer):
             for line in ways_to_see(dashboard, os.environ, host=socket.gethostname()):
                 self._say(line)
 
+    def paged(self, link: str) -> None:
+        """Print where the page of runs is."""
+        self._say(f"Run page: {link}")
+
     def note(self, text: str) -> None:
         """Print something the user should know."""
         self._say(f"Note: {text}")

@@ -154,6 +154,7 @@ class _Run:
                 self.out_of_reach = out_of_reach(todo, known)
                 gone = {case.case_id for case in todo} - self.out_of_reach
                 stuck = self.earlier.clear_away(gone, known, journal, self.observer)
+                self.observer.about(todo)
                 self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
                 self._run_cases(todo, queue, stuck, execute, journal)
 

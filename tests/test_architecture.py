@@ -37,6 +37,7 @@ LAYERS = {
         "configfile",
         "datasets",
         "fields",
+        "hearing",
         "histories",
         "journal",
         "layouts",
@@ -44,6 +45,7 @@ LAYERS = {
         "lots",
         "manifest",
         "plans",
+        "runpage",
         "runsettings",
         "shares",
         "standing",
@@ -72,6 +74,7 @@ LAYERS = {
         "summing",
     ],
     "run": [
+        "around",
         "asking",
         "batch",
         "cluster",
@@ -113,6 +116,7 @@ LAYERS = {
         "display",
         "options",
         "report",
+        "routes",
         "screen",
     ],
 }
