@@ -19,7 +19,8 @@ from dask_slicer.views import with_gone
 
 # Nothing from elsewhere, whatever a case is called.
 _POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:"
 )
 
 

@@ -76,7 +76,7 @@ def _figures(run: RunState, since_told: float) -> list[tuple[str, str]]:
     return [
         *figures,
         ("so far", duration(seconds)),
-        ("left", "?" if left is None else f"about {duration(left)}"),
+        ("left, about", "?" if left is None else duration(left)),
     ]
 
 
