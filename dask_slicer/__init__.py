@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dask_slicer.pipeline import run
     from dask_slicer.planning import make_plan as plan
     from dask_slicer.plans import RunPlan
+    from dask_slicer.preview import show_slices
 
 __all__ = [
     "DaskSlicerError",
@@ -30,6 +31,7 @@ __all__ = [
     "open_output",
     "plan",
     "run",
+    "show_slices",
 ]
 
 # Imported on first use: `dask-slicer --help` must not wait for numpy and Dask.
@@ -44,6 +46,7 @@ _HOMES = {
     "open_output": ("dask_slicer.opened", "open_output"),
     "plan": ("dask_slicer.planning", "make_plan"),
     "run": ("dask_slicer.pipeline", "run"),
+    "show_slices": ("dask_slicer.preview", "show_slices"),
 }
 
 

@@ -26,6 +26,7 @@ from dask_slicer.options import (
     num_workers_option,
     verbosity_options,
 )
+from dask_slicer.preview_command import preview
 from dask_slicer.words import one_line
 
 _SETTINGS = {
@@ -242,6 +243,9 @@ def watch(
 
     with heard_once():
         watch_run(_console(), where, scheduler_settings(options), once=once)
+
+
+main.add_command(preview)
 
 
 @main.command(cls=ConfigCommand)

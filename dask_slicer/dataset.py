@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from dask_slicer.errors import CaseError, UsageError
 from dask_slicer.index import SliceIndex
 from dask_slicer.opened import Output, open_output
-from dask_slicer.output import FAILURES
-from dask_slicer.readers import CaseReader, NpzReader, ZarrReader, damage
+from dask_slicer.readers import CaseReader, case_reader, damage
 from dask_slicer.splits import SPLITS
-from dask_slicer.words import count, nearest
+from dask_slicer.words import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,6 +143,16 @@ class SliceDataset:
             f"{count(len(self._index.cases), 'case')})"
         )
 
+    @property
+    def index(self) -> SliceIndex:
+        """Return which slices they are, as columns."""
+        return self._index
+
+    @property
+    def window_size(self) -> int | None:
+        """Return the neighbours on each side; None for what the output was written with."""
+        return self._window_size
+
     def weights(
         self,
         foreground: float | None = None,
@@ -201,12 +210,7 @@ class SliceDataset:
     def _reader(self, case_number: int) -> CaseReader:
         reader = self._readers.get(case_number)
         if reader is None:
-            case = self._index.cases[case_number]
-            reader = (
-                NpzReader(lambda slice_index: self.output_dir / case.path_of(slice_index))
-                if case.digits
-                else ZarrReader(self.output_dir / case.folder)
-            )
+            reader = case_reader(self.output_dir, self._index.cases[case_number])
             self._readers[case_number] = reader
             if len(self._readers) > _MOST_OPEN:
                 self._readers.popitem(last=False)
@@ -293,7 +297,7 @@ def _selected(
     of_case = np.array([split is None or case.split == split for case in index.cases], dtype=bool)
     if cases is not None:
         wanted = set(cases)
-        _check_cases(output, split, wanted)
+        output.check_cases(wanted, split=split)
         of_case &= np.array([case.case_id in wanted for case in index.cases], dtype=bool)
     rows = of_case[index.case]
     if labels is not None:
@@ -301,19 +305,3 @@ def _selected(
     if min_foreground is not None:
         rows &= index.foreground >= min_foreground
     return index.select(rows)
-
-
-def _check_cases(output: Output, split: str | None, wanted: set[str]) -> None:
-    """Raise if slices of a case are asked for that has none here, and say why."""
-    splits = {case_id: name for name, ids in output.splits.items() for case_id in ids}
-    splits |= {case.case_id: case.split for case in output.index.cases}
-    failed = {failure["case_id"] for failure in output.failures}
-    for case_id in sorted(wanted):
-        if case_id in failed:
-            raise UsageError(f"{case_id} failed, see {output.path / FAILURES}")
-        if case_id not in splits:
-            raise UsageError(f"no case {case_id} in {output.path}{nearest(case_id, splits)}")
-        if split not in (None, splits[case_id]):
-            raise UsageError(
-                f"{case_id} is in {splits[case_id]}, not in {split}; split=None has all"
-            )

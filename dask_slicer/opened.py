@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,6 +136,27 @@ class Output:
                     first = (offset + window_size) * n_modalities
                     planes[slice_index + offset] = window[first : first + n_modalities]
         return _by_modality(planes), np.array(metadata["affine"])
+
+    def check_cases(self, wanted: Collection[str], *, split: str | None = None) -> None:
+        """Raise if slices of a case are asked for that has none here, and say why.
+
+        Raises
+        ------
+        UsageError
+            If it failed, is not known, or is in another split.
+        """
+        splits = {case_id: name for name, ids in self.splits.items() for case_id in ids}
+        splits |= {case.case_id: case.split for case in self.index.cases}
+        failed = {failure["case_id"] for failure in self.failures}
+        for case_id in sorted(wanted):
+            if case_id in failed:
+                raise UsageError(f"{case_id} failed, see {self.path / FAILURES}")
+            if case_id not in splits:
+                raise UsageError(f"no case {case_id} in {self.path}{nearest(case_id, splits)}")
+            if split not in (None, splits[case_id]):
+                raise UsageError(
+                    f"{case_id} is in {splits[case_id]}, not in {split}; split=None has all"
+                )
 
     def check_window_size(self, window_size: int | None) -> None:
         """Raise if no window of this size can be read from it."""

@@ -30,6 +30,8 @@ SPLITS_FILE = "splits.json"
 JOURNAL = WHOLE.journal
 SUMMARY = "dataset_info.json"
 FAILURES = "failures.csv"
+# A picture of the slices, where one was asked for.
+PREVIEW = "preview.png"
 # What shares of one run agreed on.
 AGREEMENT = ".dask_slicer.shares.json"
 
@@ -245,7 +247,7 @@ def clear(output_dir: Path) -> None:
     for entries in find_entries(output_dir).values():
         remove_entries(output_dir, entries)
     groups = [f"{ZARR}/{folder}zarr.json" for folder in ("", *(f"{split}/" for split in SPLITS))]
-    for name in (*groups, SUMMARY, FAILURES, AGREEMENT, SPLITS_FILE, CONFIG):
+    for name in (*groups, SUMMARY, FAILURES, PREVIEW, AGREEMENT, SPLITS_FILE, CONFIG):
         (output_dir / name).unlink(missing_ok=True)
     remove_temporary(output_dir)
 

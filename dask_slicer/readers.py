@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from zipfile import BadZipFile
 
 import numcodecs
@@ -25,6 +25,9 @@ from dask_slicer.errors import CorruptFile
 from dask_slicer.intensity import Normalization
 from dask_slicer.shards import ShardReader, shard_path
 from dask_slicer.windows import ZERO_SLICE, window_indices
+
+if TYPE_CHECKING:
+    from dask_slicer.index import IndexedCase
 
 _METADATA = "zarr.json"
 _AXES = 4
@@ -44,6 +47,22 @@ class CaseReader(Protocol):
         None as the window_size is that the case was written with; as the label, that it has none.
         """
         ...
+
+    def metadata(self, slice_index: int) -> dict[str, Any]:
+        """Return what is said of a slice."""
+        ...
+
+
+def case_reader(output_dir: Path, case: IndexedCase) -> CaseReader:
+    """Return what reads a case of an output, in the format that it has.
+
+    Raises
+    ------
+    CorruptFile, OSError
+    """
+    if case.digits:
+        return NpzReader(lambda slice_index: output_dir / case.path_of(slice_index))
+    return ZarrReader(output_dir / case.folder)
 
 
 class NpzReader:
@@ -127,7 +146,8 @@ class ZarrReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        attributes = read_json(folder / _METADATA).get("attributes", {})
+        attributes: dict[str, Any] = read_json(folder / _METADATA).get("attributes", {})
+        self._attributes = attributes
         try:
             self._window_size: int = attributes["window_size"]
             self._padding_mode: str = attributes["padding_mode"]
@@ -149,6 +169,10 @@ class ZarrReader:
     def shape(self) -> tuple[int, ...]:
         """Return (n_slices, modality, row, column), dropped slices included."""
         return self._image.shape
+
+    def metadata(self, slice_index: int) -> dict[str, Any]:
+        """Return what is said of a slice."""
+        return self._attributes | {"slice_index": slice_index}
 
     def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
         """Return dtype and shape of a window and its label, and the label."""
