@@ -23,8 +23,6 @@ from dask_slicer.preview import show_slices
 
 IMAGES = Path(__file__).parent / "images"
 PAGE = {"width": 1100, "height": 700}
-# Colours are few enough for a palette: a third of the bytes, and nothing to be seen of it.
-COLORS = 128
 FAILING = "phantom_009"
 
 
@@ -38,9 +36,10 @@ def main() -> None:
 
 def preview(folder: Path) -> None:
     """Slice phantoms, and show some of the slices with their labels."""
-    write_dataset(folder / "scans", n_cases=6, shape=(144, 128, 60), spacing=(2.0, 2.0, 4.0))
+    scans = folder / "scans"
+    write_dataset(scans, n_cases=6, shape=(144, 128, 60), spacing=(2.0, 2.0, 4.0), noise=4.0)
     settings = {
-        "input_dir": folder / "scans",
+        "input_dir": scans,
         "output_dir": folder / "slices",
         "window_size": 0,
         "num_workers": 0,
@@ -62,7 +61,7 @@ def dashboard(folder: Path) -> None:
         *(sys.executable, "-m", "dask_slicer", "run", "--num_workers", "2"),
         *("--input_dir", many, "--output_dir", folder / "seen", "--compression_level", "9"),
     ]
-    run = subprocess.Popen(
+    run = subprocess.Popen(  # noqa: S603, our own words
         [str(word) for word in command], stdout=subprocess.PIPE, text=True,
         env=os.environ | {FAULTS: json.dumps({FAILING: "raise"})},
     )  # fmt: skip
@@ -94,11 +93,12 @@ def wait_for_a_failure(journal: Path) -> None:
 
 
 def shrink(path: Path) -> None:
-    """Write a picture with few colours."""
+    """Make a picture no wider than a page; not fewer colours, of which labels have one each."""
     from PIL import Image
 
     picture: Any = Image.open(path).convert("RGB")
-    picture.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.thumbnail((PAGE["width"], PAGE["width"]))
+    picture.save(path, optimize=True)
 
 
 if __name__ == "__main__":
