@@ -7,9 +7,10 @@ they are used.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -54,6 +55,10 @@ _TIMEOUTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect
 # Topic under which nannies of ours say how their workers ended.
 EXIT_EVENTS = "dask-slicer-worker-exit"
 _CLOSE_SECONDS = 3
+# By which a scheduler's server has pages; and the module of ours.
+_ROUTES, OUR_ROUTES = "distributed.scheduler.http.routes", "dask_slicer.routes"
+_PAGE = "dask-slicer"
+_PAGE_SECONDS = 5
 
 
 @contextmanager
@@ -83,7 +88,7 @@ def local_client(
         "distributed.worker.multiprocessing-method": method,
         "logging.distributed": logging.getLevelName(level).lower(),
     }
-    with dask.config.set(SETTINGS | own), ExitStack() as stack:
+    with dask.config.set(SETTINGS | own | with_our_page()), ExitStack() as stack:
         with interrupts.deferred(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that we print is the true one.
             warnings.filterwarnings("ignore", message="Port .* is already in use")
@@ -200,11 +205,21 @@ def tells_exits(client: Client) -> bool:
     return any(isinstance(one, _nanny_class()) for one in nannies.values())
 
 
-def memory_limit(client: Client) -> int | None:
-    """Return the most memory that a worker may use for one case, in bytes; None for any amount."""
+def memory_limit(client: Client, *, of: Callable[[Iterable[float]], float] = max) -> int | None:
+    """Return the memory that a worker may use for one case, in bytes; None for any amount.
+
+    Parameters
+    ----------
+    client : Client
+    of : {max, min}
+        Of the worker that has most, or least.
+    """
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    limits = [worker["memory_limit"] // max(worker["nthreads"], 1) for worker in workers]
-    return max(limits) if limits and all(limits) else None
+    limits = [
+        worker["memory_limit"] // max(worker["nthreads"], 1) or math.inf for worker in workers
+    ]
+    found = of(limits) if limits else math.inf
+    return None if math.isinf(found) else int(found)
 
 
 def n_threads(client: Client) -> int:
@@ -221,6 +236,36 @@ def address(client: Client) -> str:
 def dashboard_link(client: Client) -> str:
     """Return where the dashboard is to be seen."""
     return str(client.dashboard_link or "")
+
+
+def with_our_page() -> dict[str, list[str]]:
+    """Return the setting by which a scheduler has our page, beside the pages that it has anyway."""
+    known = list(dask.config.get(_ROUTES))
+    return {_ROUTES: known if OUR_ROUTES in known else [*known, OUR_ROUTES]}
+
+
+def page_link(dashboard: str) -> str:
+    """Return where our page is, of the dashboard's link; nothing of a link of another kind.
+
+    Examples
+    --------
+    >>> page_link("http://127.0.0.1:8787/status")
+    'http://127.0.0.1:8787/dask-slicer'
+    """
+    server, slash, name = dashboard.rpartition("/")
+    return f"{server}/{_PAGE}" if slash and name == "status" else ""
+
+
+def has_our_page(client: Client) -> bool:
+    """Return whether the scheduler of somebody was told to have our page."""
+    try:
+        found = client.sync(
+            client._run_on_scheduler, dask.config.get, _ROUTES, callback_timeout=_PAGE_SECONDS
+        )
+    except Exception as error:  # it may be busy, or of another version; the page is a nicety
+        _LOG.debug("the scheduler does not say which pages it has: %s", error)
+        return False
+    return OUR_ROUTES in found
 
 
 @contextmanager

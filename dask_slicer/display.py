@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -22,6 +24,7 @@ from rich.progress import (
 from dask_slicer.checks import Finding
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.links import ways_to_see
 from dask_slicer.merging import MergeReport
 from dask_slicer.plans import RunPlan
 from dask_slicer.report import failure_line, plan_lines
@@ -69,10 +72,16 @@ class _Display(Observer):
         self._end_progress()
 
     def connected(self, dashboard: str, where: str) -> None:
-        """Print the link of the dashboard: it comes first."""
+        """Print the link of the dashboard, which comes first, and how to get there."""
         self._where = where
         if dashboard:
             self._say(f"Dashboard: {dashboard}")
+            for line in ways_to_see(dashboard, os.environ, host=socket.gethostname()):
+                self._say(line)
+
+    def paged(self, link: str) -> None:
+        """Print where the page of runs is."""
+        self._say(f"Run page: {link}")
 
     def note(self, text: str) -> None:
         """Print something the user should know."""

@@ -51,11 +51,13 @@ class CaseError(DaskSlicerError):
     """One case cannot be done; the other cases go on.
 
     The name of the class is the failure's `kind`. `step` is filled in by the task that was
-    running, `retriable` says whether running the case again could help, `details` is a traceback.
+    running, `retriable` says whether running the case again could help, `details` is a traceback,
+    `run_id` says whose task it was, if it was a run's.
     """
 
     step: str = "load"
     details: str = ""
+    run_id: str = ""
     retriable: bool = False
 
     @property

@@ -72,6 +72,9 @@ class Observer:
     def connected(self, dashboard: str, where: str) -> None:
         """Take note of where the cases run; the dashboard's link is empty where there is none."""
 
+    def paged(self, link: str) -> None:
+        """Take note of where the page of runs is, on the scheduler's server; if it has one."""
+
     def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
         """Take note of the plan, and how many cases are to be run and are there already."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dask_slicer import holder, machine
 from dask_slicer.errors import (
     CaseError,
+    DiskFull,
     OutOfMemory,
     Unexpected,
     UsageError,
@@ -100,8 +101,11 @@ def check_report_place(path: Path | None) -> None:
     UsageError
     """
     if path is not None:
+        was_there = path.exists()
         try:
             path.open("ab").close()
+            if not was_there:
+                path.unlink()  # a run that comes to no report leaves no empty one
         except OSError as error:
             raise UsageError(
                 f"cannot write the performance_report {path}: {error.strerror}"
@@ -115,10 +119,18 @@ def _execute_on(
 
     limit, n_threads = cluster.memory_limit(client), cluster.n_threads(client)
     fitting = _Fitting(next_case, target, limit)
-    # With a time limit, which is a case's, a graph must not take much longer than its cases do.
-    enough = enough_work(n_threads if timeout is None else 1, limit)
+    # With a time limit, which is a case's, a graph must not take much longer than its cases do; and
+    # of workers that are still to come, it is not known what they hold.
+    n_served = n_threads if timeout is None and client.nthreads() else 1
+    enough = enough_work(n_served, cluster.memory_limit(client, of=min))
     lots = Lots(fitting.next, n_cases=n_cases, n_threads=n_threads, enough=enough)
-    ended = flight.execute(client, lots.next, lambda lot: _graph(lot, target), timeout=timeout)
+    ended = flight.execute(
+        client,
+        lots.next,
+        lambda lot: _graph(lot, target),
+        timeout=timeout,
+        names_of=lambda lot: [case.case_id for case in lot],
+    )
     for lot, result in ended:
         yield from fitting.too_large()
         outcomes = _outcomes(lot, result)
@@ -126,6 +138,8 @@ def _execute_on(
             if isinstance(outcome, WorkerLost | OutOfMemory) and not lots.was_alone(lot):
                 # It may have been the victim of another.
                 lots.suspect(case)
+            elif isinstance(outcome, DiskFull):
+                yield case, outcome  # the rest had better know at once
             elif isinstance(outcome, CaseError) and len(lot) > 1:
                 # Whatever failed in company is tried by itself before it is said to have failed.
                 lots.singly(case)

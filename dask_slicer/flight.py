@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,9 @@ _FETCHED_AT_ONCE = 8
 # That a stopped run waits for the cases that somebody's workers are in the middle of.
 _LEAVE_SECONDS = 5
 _STEPS = ("load", "slice", "save")
+# Failures that stay in Dask's pages, the last ones: each is three tasks with a traceback, about
+# 20 kB, on a scheduler that may see a hundred thousand of them.
+_MOST_ERRED = 200
 
 
 def execute(
@@ -38,11 +41,12 @@ def execute(
     graph_of: Callable[[L], Delayed],
     *,
     timeout: float | None = None,
+    names_of: Callable[[L], Sequence[str]] = lambda _: (),
 ) -> Iterator[tuple[L, Any]]:
     """Run the graphs of lots of cases on a client's workers; yield what became of each as it ends.
 
     A bounded number of graphs is in flight. Results are released as they arrive: a held one would
-    be computed again when its worker dies.
+    be computed again when its worker dies. An error, which no worker holds, stays until the end.
 
     Parameters
     ----------
@@ -54,6 +58,9 @@ def execute(
         Returns the graph of a lot.
     timeout : float, optional
         Seconds that a graph may run; one that takes longer is stopped, by the end of its worker.
+    names_of : callable
+        Returns the names of the cases of a lot. The error of a single one stays with the scheduler,
+        for its dashboard to show, until the run is over or the case is tried again.
 
     Yields
     ------
@@ -75,10 +82,12 @@ def execute(
     ended = as_completed(loop=client.loop)
     watch = Watch(client, timeout)
     fetchers = ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="dask-slicer-fetch")
+    erred = _Erred(client)
     try:
         while True:
             if len(in_flight) <= window - refill:
                 lots = _take(next_lot, len(in_flight), window)
+                erred.let_go(name for lot in lots for name in names_of(lot))
                 # Together: one message to the scheduler, and it sees at once that there are many
                 # loads, which it then queues.
                 futures = client.compute([graph_of(lot) for lot in lots])
@@ -97,11 +106,11 @@ def execute(
                 outcome = watch.outcome(future, result)
                 lot = in_flight.pop(future)
                 if isinstance(outcome, CaseError):
-                    # Run again while the client knows the key, the old error would come back.
-                    _wait_until_forgotten(client, future.key)
+                    erred.keep_or_let_go(names_of(lot), future)
                 yield lot, outcome
     finally:
         fetchers.shutdown(wait=False, cancel_futures=True)
+        erred.let_go_of_all()
         if in_flight:
             _cancel(client, list(in_flight))
 
@@ -116,7 +125,7 @@ def _take(next_lot: Callable[[int], L | None], n_in_flight: int, most: int) -> l
 def _fetched(
     ended: as_completed, watch: Watch, fetchers: Executor
 ) -> list[tuple[Future[Any], Any]]:
-    """Return some graphs that have ended, which are released, and their results."""
+    """Return some graphs that have ended, and their results; what did not fail is released."""
     ready = [next(ended)]
     while ended.has_ready() and len(ready) < _FETCHED_AT_ONCE:
         ready.append(next(ended))
@@ -124,13 +133,53 @@ def _fetched(
     for future, result in zip(ready, fetchers.map(watch.result, ready), strict=True):
         if result is LOST:  # with its worker, and made again
             ended.add(future)
-        else:
+            continue
+        if future.status != "error":
             future.release()
-            fetched.append((future, result))
+        fetched.append((future, result))
     return fetched
 
 
+class _Erred:
+    """Errors of single cases that the scheduler keeps for us: its pages show them as erred tasks.
+
+    Parameters
+    ----------
+    client : Client
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._futures: dict[str, Future[Any]] = {}
+
+    def keep_or_let_go(self, names: Sequence[str], future: Future[Any]) -> None:
+        """Keep the error of a single case, and no more than the last ones."""
+        if future.status != "error" or len(names) != 1:
+            future.release()
+            # Run again while the client knows the key, the old error would come back.
+            _wait_until_forgotten(self._client, future.key)
+            return
+        self._futures[names[0]] = future
+        while len(self._futures) > _MOST_ERRED:
+            self.let_go([next(iter(self._futures))])
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Let go of the errors of cases, if there are any, that are to be tried again."""
+        futures = [self._futures.pop(name) for name in names if name in self._futures]
+        for future in futures:
+            future.release()
+        for future in futures:
+            _wait_until_forgotten(self._client, future.key)
+
+    def let_go_of_all(self) -> None:
+        """Let go of what is left, when the run is over."""
+        for future in self._futures.values():
+            future.release()
+        self._futures.clear()
+
+
 def _wait_until_forgotten(client: Client, key: Any) -> None:
+    """Wait until a client has forgotten a key; run again before, the old error would come back."""
     deadline = time.monotonic() + _FORGET_SECONDS
     while key in client.futures and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -26,7 +26,7 @@ from dask_slicer.batch import (
     system_of,
     words_of,
 )
-from dask_slicer.cluster import SETTINGS, quiet
+from dask_slicer.cluster import SETTINGS, quiet, with_our_page
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.forking import ENVIRONMENT
 from dask_slicer.keeping import Keeper, Note
@@ -83,7 +83,7 @@ def job_client(
     hidden = dashboard_address == "none"
     level = quiet()
     options = _keywords(settings, logs)
-    with dask.config.set(SETTINGS | _own(settings)), ExitStack() as stack:
+    with dask.config.set(SETTINGS | _own(settings) | with_our_page()), ExitStack() as stack:
         logs.mkdir(parents=True, exist_ok=True)
         if not shares_with_lock(output_dir):  # else its jobs may be about to print there
             stack.callback(_remove_if_empty, logs)

@@ -119,7 +119,10 @@ class RunProgress(Observer):
 
     def _state(self) -> RunState:
         return RunState(
-            **dict.fromkeys(("run_id", "host", "process", "client"), ""),
+            run_id="",
+            host="",
+            process="",
+            client="",
             output_dir=self.output_dir,
             n_cases=self._n_cases,
             n_skipped=self._n_skipped,

@@ -10,26 +10,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from dask_slicer.around import look_around, worker_view
 from dask_slicer.cluster import settings_of_clients
 from dask_slicer.errors import SchedulerError
+from dask_slicer.hearing import Heard
 from dask_slicer.holder import Place
 from dask_slicer.reach import TlsFiles
 from dask_slicer.remote import connected
-from dask_slicer.standing import TOPIC, FailureEvent, RunState, chosen, from_event
-from dask_slicer.views import TaskView, View, WorkerView, with_gone
-from dask_slicer.words import one_line
+from dask_slicer.standing import TOPIC
+from dask_slicer.views import View, WorkerView, with_gone
 
 if TYPE_CHECKING:
-    from distributed import Client, Scheduler
-    from distributed.scheduler import WorkerState
+    from distributed import Client
 
 _LOG = logging.getLogger(__name__)
 
 # That a scheduler may take to answer before the screen says that it does not.
 _ANSWER_SECONDS = 3
-_MOST_FAILURES = 20
-_KEY_LENGTH = 2  # step and name
-_STEPS = {"load", "slice", "save", "verify"}
 
 
 class SchedulerGone(SchedulerError):
@@ -76,8 +73,7 @@ class Onlooker:
     client: Client
     place: Place
     silent_since: float | None = None
-    _runs: dict[str, tuple[RunState, float]] = field(default_factory=dict)
-    _failures: dict[tuple[str, str], FailureEvent] = field(default_factory=dict)
+    _heard: Heard = field(default_factory=Heard)
     _connected: frozenset[str] = frozenset()
     _workers: tuple[WorkerView, ...] = ()
     _n_waiting: int = 0
@@ -88,16 +84,7 @@ class Onlooker:
 
     def hear(self, event: tuple[float, Any]) -> None:
         """Take note of an event: its time, by the scheduler's clock, and what it tells."""
-        at, content = event
-        told = from_event(content)
-        if isinstance(told, RunState):
-            known = self._runs.get(told.run_id)
-            if known is None or known[0].seconds <= told.seconds:
-                self._runs[told.run_id] = (told, at)
-        elif isinstance(told, FailureEvent):
-            self._failures[told.run_id, told.case_id] = told
-            while len(self._failures) > _MOST_FAILURES:
-                del self._failures[next(iter(self._failures))]
+        self._heard.hear(*event)
 
     def look(self) -> View:
         """Return what there is to see; what was seen last, where the scheduler does not answer.
@@ -133,7 +120,7 @@ class Onlooker:
         for event in seen["events"]:
             self.hear(event)
             self._last_event = event[0]
-        workers = [_worker_view(worker) for worker in seen["workers"]]
+        workers = [worker_view(worker) for worker in seen["workers"]]
         self._workers = with_gone(self._workers, workers, passed=asked - self._last_look)
         self._connected = frozenset(seen["clients"])
         self._n_waiting = seen["n_waiting"]
@@ -145,73 +132,15 @@ class Onlooker:
     def view(self) -> View:
         """Return what was seen and heard so far."""
         now = time.time() + self._clock_ahead
-        told = list(self._runs.values())
-        ago = {run.run_id: max(now - at, 0.0) for run, at in told}
-        # A run that told of itself since the last look may have a client that was new to it.
-        new = {run.client for run, at in told if at > self._last_seen}
-        runs = chosen([run for run, _ in told], self._connected | new, process=self.place.process)
-        ids = {run.run_id for run in runs}
-        return View(
-            runs=tuple((run, ago[run.run_id]) for run in runs),
-            failures=tuple(one for one in list(self._failures.values()) if one.run_id in ids),
+        return self._heard.view(
+            now,
+            self._connected | self._heard.clients_since(self._last_seen),
             workers=self._workers,
             n_waiting=self._n_waiting,
+            process=self.place.process,
         )
 
     def _gone(self) -> SchedulerGone:
         self._workers = tuple(replace(worker, tasks=()) for worker in self._workers)
         self._n_waiting = 0
         return SchedulerGone(f"the scheduler at {self.place.address} is gone")
-
-
-def look_around(since: float, dask_scheduler: Scheduler) -> dict[str, Any]:
-    """Return what a scheduler knows of its workers, and of our events since; runs there."""
-    events = dask_scheduler.get_events(TOPIC)
-    newest = []
-    for event in reversed(events):
-        if event[0] <= since:
-            break
-        newest.append(event)
-    now = time.time()
-    return {
-        "now": now,
-        "events": newest[::-1],
-        "clients": list(dask_scheduler.clients),
-        "workers": [_describe(worker, now) for worker in dask_scheduler.workers.values()],
-        "n_waiting": len(dask_scheduler.queued) + len(dask_scheduler.unrunnable),
-    }
-
-
-def _describe(worker: WorkerState, now: float) -> dict[str, Any]:
-    """Return what a scheduler knows of a worker, as plain data; runs there."""
-    tasks = list(worker.processing)
-    if len(tasks) > worker.nthreads:
-        # Some wait there for the others; which ones, the worker says, a moment later.
-        tasks = [task for task in tasks if task in worker.executing] or tasks[: worker.nthreads]
-    unseen = max(now - worker.last_seen, 0.0)
-    return {
-        "name": str(worker.name),
-        "host": worker.host,
-        "cpu": float(worker.metrics.get("cpu") or 0.0),
-        "memory": int(worker.metrics.get("memory") or 0),
-        "memory_limit": int(worker.memory_limit or 0),
-        "n_threads": worker.nthreads,
-        "status": worker.status.name,
-        "unseen": unseen,
-        "tasks": [
-            (task.key, worker.executing[task] + unseen if task in worker.executing else None)
-            for task in tasks
-        ],
-    }
-
-
-def _worker_view(described: dict[str, Any]) -> WorkerView:
-    name = described["name"].rpartition("://")[2]  # of one without a name, its address
-    tasks = tuple(_task_view(key, seconds) for key, seconds in described["tasks"])
-    return WorkerView(**(described | {"name": one_line(name), "tasks": tasks}))
-
-
-def _task_view(key: Any, seconds: float | None) -> TaskView:
-    if isinstance(key, tuple) and len(key) == _KEY_LENGTH and key[0] in _STEPS:
-        return TaskView(step=key[0], name=one_line(str(key[1])), seconds=seconds)
-    return TaskView(step="other", name=one_line(str(key)), seconds=seconds)

@@ -155,6 +155,7 @@ class _Run:
                 self.out_of_reach = out_of_reach(todo, known)
                 gone = {case.case_id for case in todo} - self.out_of_reach
                 stuck = self.earlier.clear_away(gone, known, journal, self.observer)
+                self.observer.about(todo)
                 self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
                 self._run_cases(todo, queue, stuck, execute, journal)
 
@@ -201,13 +202,15 @@ class _Run:
                 return
         for case, outcome in execute(lambda: queue.popleft() if queue else None):
             if isinstance(outcome, CommittedCase):
+                self._check(case, outcome.run_id)
                 try:
-                    journal.append(self._checked(outcome))
+                    journal.append(outcome)
                 except OSError as error:  # what has no line is not committed
                     outcome = as_case_error(error, step="save")
                 else:
                     self._tell(outcome)
                     continue
+            self._check(case, outcome.run_id or self.run_id)  # of what no task raised: ours
             attempts[case.case_id] += 1
             if outcome.retriable and attempts[case.case_id] <= config.retries:
                 _LOG.warning("case %s: %s; again", case.case_id, outcome.one_line)
@@ -226,13 +229,12 @@ class _Run:
                 f"about {size(needed)}; make room, and the same command continues"
             )
 
-    def _checked(self, record: CommittedCase) -> CommittedCase:
-        if record.run_id != self.run_id:
+    def _check(self, case: CasePlan, run_id: str) -> None:
+        if run_id != self.run_id:
             raise SchedulerError(
                 f"another run is using this scheduler for a case of the same id "
-                f"({record.case_id}); wait for it, or use another scheduler"
+                f"({case.case_id}); wait for it, or use another scheduler"
             )
-        return record
 
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed half way through moving its files into their place.

@@ -19,7 +19,7 @@ from dask_slicer.onlooking import Onlooker, SchedulerGone, onlooker
 from dask_slicer.reach import TlsFiles, scheduler_address
 from dask_slicer.remote import tls_files
 from dask_slicer.runsettings import SchedulerSettings
-from dask_slicer.standing import RunState, progress_words
+from dask_slicer.standing import RunState, detail_words, progress_words
 from dask_slicer.views import COLUMNS, View, worker_rows, workers_words
 from dask_slicer.words import duration
 
@@ -218,7 +218,10 @@ def _run_lines(run: RunState, since_told: float, *, with_bar: bool) -> list[Rend
         bar = Table.grid(expand=True)  # alone, it would not end its line
         bar.add_row(ProgressBar(total=max(run.n_todo, 1), completed=run.n_ended))
         lines.append(bar)
-    return [*lines, _line(progress_words(run, since_told))]
+    lines.append(_line(progress_words(run, since_told)))
+    if details := detail_words(run):
+        lines.append(_line(details, "dim"))
+    return lines
 
 
 def _table(view: View, most: int) -> Table:

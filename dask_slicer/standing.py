@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 from dask_slicer.words import count, duration, size
 
 # Of the scheduler's events, under which runs tell how they stand.
 TOPIC = "dask-slicer"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitState:
+    """What a run has done of a split: cases to run, written and failed; slices written."""
+
+    n_todo: int = 0
+    n_done: int = 0
+    n_failed: int = 0
+    n_slices: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowCase:
+    """A written case that took long: the seconds of each step."""
+
+    case_id: str
+    load: float = 0.0
+    slice: float = 0.0
+    save: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return how long it took in all."""
+        return self.load + self.slice + self.save
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +60,13 @@ class RunState:
         Since the first case could be run.
     ending : str
         Empty while it goes on; ended, or stopped, when no more cases are run.
+    n_bytes_in : int
+        Of the files of cases that were written.
+    splits : dict of str to SplitState
+    kinds : dict of str to int
+        Failures by kind.
+    slowest : tuple of SlowCase
+        The slowest first.
     """
 
     run_id: str
@@ -49,6 +83,10 @@ class RunState:
     n_bytes: int = 0
     seconds: float = 0.0
     ending: str = ""
+    n_bytes_in: int = 0
+    splits: dict[str, SplitState] = field(default_factory=dict)
+    kinds: dict[str, int] = field(default_factory=dict)
+    slowest: tuple[SlowCase, ...] = ()
 
     @property
     def n_todo(self) -> int:
@@ -95,11 +133,25 @@ def from_event(event: object) -> RunState | FailureEvent | None:
     kind = _KINDS.get(str(event.get("about"))) if isinstance(event, Mapping) else None
     if kind is None or not isinstance(event, Mapping):
         return None
-    known = {field.name for field in fields(kind)}
     try:
-        return kind(**{name: value for name, value in event.items() if name in known})
-    except TypeError:  # it lacks something
+        told = _made(kind, event)
+        if isinstance(told, RunState):
+            splits, kinds = event.get("splits", {}), event.get("kinds", {})
+            return replace(
+                told,
+                splits={str(name): _made(SplitState, one) for name, one in splits.items()},
+                kinds={str(name): int(n) for name, n in kinds.items()},
+                slowest=tuple(_made(SlowCase, one) for one in event.get("slowest", ())),
+            )
+    except (TypeError, ValueError, AttributeError):  # it lacks something, or has another shape
         return None
+    return told
+
+
+def _made(kind: type[T], told: Mapping[str, Any]) -> T:
+    """Return a record of what it knows of what was told."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
+    return kind(**{name: value for name, value in told.items() if name in known})
 
 
 def slices_per_second(run: RunState, since_told: float = 0.0) -> float:
@@ -147,6 +199,31 @@ def progress_words(run: RunState, since_told: float = 0.0) -> str:
         words.append(f"{duration(seconds)} so far")
         words.append("no case done yet" if left is None else f"about {duration(left)} left")
     return ", ".join(words)
+
+
+def detail_words(run: RunState) -> str:
+    """Return how far a run is with each split, and what failed there, in words.
+
+    Examples
+    --------
+    >>> detail_words(
+    ...     RunState(
+    ...         run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
+    ...         n_cases=12, n_skipped=2, splits={"train": SplitState(n_todo=10, n_done=3)},
+    ...         kinds={"NonFinite": 1, "CorruptFile": 2},
+    ...     )
+    ... )
+    'train 3 of 10; failed: 2 CorruptFile, 1 NonFinite'
+    """
+    splits = [f"{name} {one.n_done} of {one.n_todo}" for name, one in run.splits.items() if name]
+    failed = [f"{n} {kind}" for kind, n in failures_by_kind(run)]
+    words = [", ".join(splits), f"failed: {', '.join(failed)}" if failed else ""]
+    return "; ".join(filter(None, words))
+
+
+def failures_by_kind(run: RunState) -> list[tuple[str, int]]:
+    """Return kinds of failures with their numbers, the most frequent first."""
+    return sorted(run.kinds.items(), key=lambda one: (-one[1], one[0]))
 
 
 def chosen(

@@ -61,7 +61,7 @@ def load_case(case: CasePlan, target: Target) -> Timed[Volume]:
     MissingFile, PermissionDenied, CorruptFile, UnsupportedImage, GeometryMismatch
     """
     seconds: dict[str, float] = {}
-    with _step("load", seconds):
+    with _step("load", seconds, target.run_id):
         faults.strike(case.case_id)
         headers, arrays = zip(*map(read_voxels, case.case.files), strict=True)
         orientations, grid = align(
@@ -90,7 +90,7 @@ def slice_case(loaded: Timed[Volume], target: Target) -> Timed[SliceStack]:
     """
     settings = target.settings
     seconds = dict(loaded.seconds)
-    with _step("slice", seconds):
+    with _step("slice", seconds, target.run_id):
         stack = slice_volume(
             loaded.made,
             normalize=settings.normalize,
@@ -118,7 +118,7 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
     seconds = dict(sliced.seconds)
     output_dir = Path(target.output_dir)
     aside = output_dir / target.temporary / _own_name(os.getpid(), threading.get_ident())
-    with _step("save", seconds):
+    with _step("save", seconds, target.run_id):
         if not output_dir.is_dir():
             raise MissingFile(
                 f"{output_dir}: the output directory is not to be seen from {socket.gethostname()}"
@@ -200,7 +200,7 @@ def _own_name(process_id: int, thread_id: int) -> str:
 
 
 @contextmanager
-def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+def _step(name: str, seconds: dict[str, float], run_id: str) -> Iterator[None]:
     """Time a step, and turn whatever goes wrong in it into one of the named failures."""
     started = time.perf_counter()
     try:
@@ -208,6 +208,7 @@ def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
     except Exception as error:
         failure = as_case_error(error, step=name)
         failure.details = traceback.format_exc()
+        failure.run_id = run_id
         raise failure from None
     seconds[name] = round(time.perf_counter() - started, 4)
 

@@ -7,15 +7,17 @@ import os
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.journal import CommittedCase, FailedCase
-from dask_slicer.plans import RunPlan
-from dask_slicer.standing import TOPIC, FailureEvent, RunState, to_event
+from dask_slicer.plans import CasePlan, RunPlan
+from dask_slicer.splits import SPLITS
+from dask_slicer.standing import TOPIC, FailureEvent, RunState, SlowCase, SplitState, to_event
 from dask_slicer.words import one_line
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ _LOG = logging.getLogger(__name__)
 _EVERY_SECONDS = 0.5
 # Failures told one by one each time; of others only the number, failures.csv has them all.
 _MOST_FAILURES = 20
+# Told of each time: an event stays small.
+_MOST_SLOW = 5
 # That the run waits for its last word to be heard.
 _LAST_SECONDS = 2.0
 
@@ -49,7 +53,11 @@ class Telling(Observer):
         self._began: float | None = None
         self._n_cases = self._n_skipped = 0
         self._n_done = self._n_failed = self._n_refused = 0
-        self._n_slices = self._n_bytes = 0
+        self._n_slices = self._n_bytes = self._n_bytes_in = 0
+        self._splits: dict[str, SplitState] = {}
+        self._kinds: dict[str, int] = {}
+        self._slowest: tuple[SlowCase, ...] = ()
+        self._todo: dict[str, CasePlan] = {}
         self._failures: deque[FailedCase] = deque(maxlen=_MOST_FAILURES)
 
     @contextmanager
@@ -73,9 +81,23 @@ class Telling(Observer):
             self._over.set()
             teller.join(_LAST_SECONDS)
 
+    def about(self, todo: Sequence[CasePlan]) -> None:
+        """Take note of the cases that are to be run."""
+        self._todo = {case.case_id: case for case in todo}
+        counts = Counter(case.split for case in todo)
+        self._splits = {
+            split: SplitState(n_todo=counts[split])
+            for split in (*SPLITS, "")  # a case that cannot be run may have none
+            if counts[split]
+        }
+
     def connected(self, dashboard: str, where: str) -> None:
         """Pass it on."""
         self._observer.connected(dashboard, where)
+
+    def paged(self, link: str) -> None:
+        """Pass it on."""
+        self._observer.paged(link)
 
     def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
         """Pass it on; time starts to count."""
@@ -90,18 +112,38 @@ class Telling(Observer):
     def ended(self, record: CommittedCase | FailedCase) -> None:
         """Count a case, and pass it on."""
         if isinstance(record, CommittedCase):
-            self._n_done += 1
-            self._n_slices += len(record.slices)
-            self._n_bytes += record.n_bytes
+            self._written(record)
         else:
             self._n_failed += 1
             self._n_refused += record.step == "plan"
+            self._kinds[record.kind] = self._kinds.get(record.kind, 0) + 1
+            self._count(record.case_id, n_failed=1)
             self._failures.append(record)
         self._observer.ended(record)
 
     def finished(self, report: RunReport) -> None:
         """Pass it on."""
         self._observer.finished(report)
+
+    def _written(self, record: CommittedCase) -> None:
+        self._n_done += 1
+        self._n_slices += len(record.slices)
+        self._n_bytes += record.n_bytes
+        if record.case_id in self._todo:
+            self._n_bytes_in += self._todo[record.case_id].file_bytes
+        self._count(record.case_id, n_done=1, n_slices=len(record.slices))
+        steps = {step: record.seconds.get(step, 0.0) for step in ("load", "slice", "save")}
+        took = SlowCase(case_id=one_line(record.case_id), **steps)
+        slowest = sorted((*self._slowest, took), key=lambda one: -one.seconds)
+        self._slowest = tuple(slowest[:_MOST_SLOW])
+
+    def _count(self, case_id: str, **more: int) -> None:
+        """Count a case in its split."""
+        case = self._todo.get(case_id)
+        if case is not None and case.split in self._splits:
+            before = self._splits[case.split]
+            counts = {name: getattr(before, name) + n for name, n in more.items()}
+            self._splits[case.split] = replace(before, **counts)
 
     def _tell(self, client: Client, known: dict[str, str]) -> None:
         """Tell how the run stands, now and then, when there is news; runs in a thread."""
@@ -136,6 +178,11 @@ class Telling(Observer):
             n_bytes=self._n_bytes,
             seconds=round(time.monotonic() - (self._began or 0.0), 3),
             ending=ending,
+            n_bytes_in=self._n_bytes_in,
+            # Copies: the run goes on counting while this is sent.
+            splits=self._splits.copy(),
+            kinds=self._kinds.copy(),
+            slowest=self._slowest,
         )
 
 

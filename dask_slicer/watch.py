@@ -163,6 +163,7 @@ class Watch:
         if isinstance(outcome, SchedulerError):
             raise outcome
         if isinstance(outcome, KilledWorker):
+            self._check_that_it_is_ours(future.key)
             return self._lost(outcome)
         if isinstance(outcome, RuntimeError) and "deserialization" in str(outcome):
             raise SchedulerError(
@@ -170,6 +171,15 @@ class Watch:
                 f"too ({outcome})"
             )
         return as_case_error(outcome, step="load")
+
+    def _check_that_it_is_ours(self, key: Any) -> None:
+        """Raise if another client keeps the error of a task, which then may be none of ours."""
+        call = self.client._run_on_scheduler
+        if self._try(call, _is_wanted_by_others, key=key, client=self.client.id):
+            raise SchedulerError(
+                f"another run is using this scheduler for a case of the same id "
+                f"({_step_and_name(key)[1]}); wait for it, or use another scheduler"
+            )
 
     def _lost(self, error: Any) -> CaseError:
         """Return why a case's worker died: for its memory, or by itself."""
@@ -311,6 +321,12 @@ def _events(topic: str, dask_scheduler: Scheduler) -> tuple[Any, ...]:
     """Return what was logged; runs on the scheduler."""
     found: tuple[Any, ...] = tuple(dask_scheduler.get_events(topic))
     return found
+
+
+def _is_wanted_by_others(key: Any, client: str, dask_scheduler: Scheduler) -> bool:
+    """Return whether other clients than one hold a task; runs on the scheduler."""
+    task = dask_scheduler.tasks.get(key)
+    return task is not None and any(one.client_key != client for one in task.who_wants or ())
 
 
 def _pause(worker: str, dask_scheduler: Scheduler) -> None:

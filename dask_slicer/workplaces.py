@@ -61,6 +61,8 @@ def workers(
     is_local = client is None and not is_remote and not in_jobs
     if n_cases == 0 or (is_local and config.num_workers == 0):
         observer.connected("", "in this process")
+        if config.performance_report is not None:
+            observer.note("--performance_report has no effect without workers: Dask writes none")
         yield None
         return
     from dask_slicer import cluster, jobs
@@ -76,8 +78,11 @@ def workers(
             place = stack.enter_context(_in_jobs(config, n_cases, peak_bytes, observer))
         else:
             place = stack.enter_context(_here(config, n_cases, peak_bytes, observer))
-        hidden = config.dashboard_address == "none"
-        observer.connected("" if hidden else place.dashboard, place.where)
+        dashboard = "" if config.dashboard_address == "none" else place.dashboard
+        observer.connected(dashboard, place.where)
+        page = cluster.page_link(dashboard)
+        if page and (is_local or in_jobs or cluster.has_our_page(place.client)):
+            observer.paged(page)
         for note in _without_effect(
             config, is_remote=is_remote, in_jobs=in_jobs, is_local=is_local
         ):

@@ -1,61 +1,104 @@
-"""Make the pictures of the documentation from phantoms: `python docs/make_pictures.py`."""
+"""Make the pictures of the documentation from phantoms: `python docs/make_pictures.py`.
+
+Needs the extras `plot` and `browser`, and a Chromium.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
-
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-import numpy as np
+from typing import Any
 
 import dask_slicer
 from dask_slicer.configfile import build_config
+from dask_slicer.faults import FAULTS
 from dask_slicer.phantom import write_dataset
+from dask_slicer.preview import show_slices
 
 IMAGES = Path(__file__).parent / "images"
-PLANES = {"axial": 31, "coronal": 58, "sagittal": 50}
+PAGE = {"width": 1100, "height": 700}
+FAILING = "phantom_009"
 
 
 def main() -> None:
-    """Slice one phantom dataset in three planes and draw a slice of each, label on top."""
-    mpl.use("agg")
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3.1), layout="constrained")
-    with tempfile.TemporaryDirectory() as folder:
-        phantoms = Path(folder) / "phantoms"
-        write_dataset(phantoms, n_cases=3, shape=(144, 128, 60), spacing=(2.0, 2.0, 4.0))
-        for axis, (plane, slice_index) in zip(axes, PLANES.items(), strict=True):
-            config = build_config(
-                {
-                    "input_dir": phantoms,
-                    "output_dir": Path(folder) / plane,
-                    "plane": plane,
-                    "num_workers": 0,
-                },
-                base="ct_abdomen",
-            )
-            dask_slicer.run(config)
-            (path,) = config.output_dir.glob(f"*/phantom_001_{slice_index:03d}.npz")
-            draw(axis, path, plane)
+    """Make all of them."""
     IMAGES.mkdir(exist_ok=True)
-    figure.savefig(IMAGES / "planes.png", dpi=110)
+    with tempfile.TemporaryDirectory() as folder:
+        preview(Path(folder))
+        dashboard(Path(folder))
 
 
-def draw(axis: plt.Axes, path: Path, plane: str) -> None:
-    """Draw the middle channel of a slice, its label over it, pixels as large as they are in mm."""
-    with np.load(path) as member:
-        image, label = member["image"], member["label"]
-        metadata = json.loads(str(member["metadata"]))
-    _, row_mm, column_mm = metadata["spacing"]
-    axis.imshow(image[len(image) // 2], cmap="gray", aspect=row_mm / column_mm)
-    overlay = np.ma.masked_equal(label, 0)
-    axis.imshow(
-        overlay, cmap="tab10", alpha=0.45, vmin=1, vmax=10, aspect=row_mm / column_mm,
-        interpolation="nearest",
+def preview(folder: Path) -> None:
+    """Slice phantoms, and show some of the slices with their labels."""
+    scans = folder / "scans"
+    write_dataset(scans, n_cases=6, shape=(144, 128, 60), spacing=(2.0, 2.0, 4.0), noise=4.0)
+    settings = {
+        "input_dir": scans,
+        "output_dir": folder / "slices",
+        "window_size": 0,
+        "num_workers": 0,
+    }
+    config = build_config(settings, base="ct_abdomen")
+    dask_slicer.run(config)
+    figure = show_slices(config.output_dir, n_slices=8)
+    figure.savefig(IMAGES / "preview.png")
+    shrink(IMAGES / "preview.png")
+
+
+def dashboard(folder: Path) -> None:
+    """Look at Dask's dashboard while phantoms are sliced, one of which fails on purpose."""
+    from playwright.sync_api import sync_playwright
+
+    many = folder / "many"
+    write_dataset(many, n_cases=40, shape=(160, 144, 60), spacing=(2.0, 2.0, 4.0))
+    command = [
+        *(sys.executable, "-m", "dask_slicer", "run", "--num_workers", "2"),
+        *("--input_dir", many, "--output_dir", folder / "seen", "--compression_level", "9"),
+    ]
+    run = subprocess.Popen(  # noqa: S603, our own words
+        [str(word) for word in command], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {FAULTS: json.dumps({FAILING: "raise"})},
     )  # fmt: skip
-    axis.set_title(f"{plane}, slice {metadata['slice_index']} of {metadata['total_slices']}")
-    axis.set_axis_off()
+    try:
+        link = run.stdout.readline().removeprefix("Dashboard: ").strip()
+        with sync_playwright() as driver:
+            chromium = driver.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            page = chromium.new_page(viewport=PAGE)
+            page.goto(link)
+            wait_for_a_failure(folder / "seen" / "journal.jsonl")
+            page.wait_for_timeout(4000)
+            page.screenshot(path=IMAGES / "dashboard.png")
+            chromium.close()
+    finally:
+        run.terminate()
+        run.communicate()
+    shrink(IMAGES / "dashboard.png")
+
+
+def wait_for_a_failure(journal: Path) -> None:
+    """Wait until the case that fails has failed."""
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and f'"{FAILING}"' in journal.read_text()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{FAILING} has not failed")
+        time.sleep(0.2)
+
+
+def shrink(path: Path) -> None:
+    """Make a picture no wider than a page; not fewer colours, of which labels have one each."""
+    from PIL import Image
+
+    picture: Any = Image.open(path).convert("RGB")
+    picture.thumbnail((PAGE["width"], PAGE["width"]))
+    picture.save(path, optimize=True)
 
 
 if __name__ == "__main__":

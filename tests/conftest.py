@@ -213,3 +213,10 @@ def slice_dataset(dataset: DatasetBuilder, tmp_path: Path) -> Callable[..., Path
 @pytest.fixture(autouse=True)
 def _no_color(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(autouse=True)
+def _at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands print the same, wherever the tests are run from."""
+    for name in ("SSH_CONNECTION", "JUPYTERHUB_SERVICE_PREFIX"):
+        monkeypatch.delenv(name, raising=False)

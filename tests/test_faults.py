@@ -261,3 +261,4 @@ def test_a_run_ends_when_the_scheduler_is_lost_or_nothing_runs(
                     process.resume()
     assert 0 < report.n_committed < N_CASES
     assert said in report.stopped
+    assert not (tmp_path / "report.html").exists()

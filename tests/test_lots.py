@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import deque
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
 import dask_slicer
+from dask_slicer import execution, flight
 from dask_slicer.cases import Case
+from dask_slicer.errors import DiskFull
 from dask_slicer.graph import lot_graph, target_of
 from dask_slicer.lots import Lots, enough_work
 from dask_slicer.plans import CasePlan
+from dask_slicer.tasks import Target
 
 SMALL, MEDIUM, LARGE = 4_000, 2_000_000, 20_000_000
 
@@ -74,6 +80,71 @@ def test_a_lot_is_filled_up_to_what_is_enough() -> None:
 
 def test_cases_are_dealt_to_a_cluster_whose_workers_are_still_to_come() -> None:
     assert lengths(lots_of([SMALL] * 8, n_threads=0)) == [2, 2, 2, 2]
+
+
+class _Client:
+    """A client of workers that are there, or still to come."""
+
+    def __init__(self, n_threads: int, limits: Sequence[int], planned: int = 0) -> None:
+        self._limits = limits
+        self._n_threads = n_threads
+        self.cluster = SimpleNamespace(plan=range(planned))
+
+    def scheduler_info(self, n_workers: int) -> dict[str, object]:
+        workers = [{"memory_limit": limit, "nthreads": 1} for limit in self._limits]
+        return {"workers": dict(enumerate(workers))}
+
+    def nthreads(self) -> dict[str, int]:
+        return {"": self._n_threads} if self._n_threads else {}
+
+
+def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None = None):
+    """Run a thousand cases of 2 MB on workers that are none; return lots, and what is yielded."""
+    lots = []
+
+    def execute(client, next_lot, graph_of, **options):
+        while lot := next_lot(0):
+            lots.append(lot)
+            yield lot, outcome_of(lot)
+
+    monkeypatch.setattr(flight, "execute", execute)
+    queue = deque(
+        CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=MEDIUM, shape=(8, 16, 16))
+        for number in range(1000)
+    )
+    target = Target(output_dir="", settings=dask_slicer.RunConfig(input_dir="a", output_dir="b"))
+    found = []
+    for case, outcome in execution._execute_on(
+        client, lambda: queue.popleft() if queue else None, 100_000, target, timeout
+    ):
+        found.append((case, outcome))
+        if isinstance(outcome, DiskFull):
+            queue.clear()
+    return lots, found
+
+
+@pytest.mark.parametrize(
+    ("client", "timeout", "expected"),
+    [
+        pytest.param(_Client(2, [0, 0]), None, 3, id="two_workers"),
+        pytest.param(_Client(64, [0] * 64), None, 114, id="many_workers"),
+        pytest.param(_Client(64, [10**12] * 64), None, 114, id="of_much_memory"),
+        pytest.param(_Client(64, [10**12, 10**9, 0]), None, 27, id="one_has_little_memory"),
+        pytest.param(_Client(64, [0] * 64), 5, 3, id="with_a_time_limit"),
+        pytest.param(_Client(0, [], planned=64), None, 3, id="workers_still_to_come"),
+    ],
+)
+def test_a_run_deals_lots_that_suit_its_workers(monkeypatch, client, timeout, expected) -> None:
+    lots, _ = _execute(monkeypatch, client, lambda lot: [None] * len(lot), timeout=timeout)
+    assert len(lots[0]) == expected
+
+
+def test_a_full_disk_is_told_at_once_and_no_case_is_tried_again_for_it(monkeypatch) -> None:
+    lots, found = _execute(
+        monkeypatch, _Client(64, [0] * 64), lambda lot: [DiskFull("full") for _ in lot]
+    )
+    assert [len(lot) for lot in lots] == [114, 1]  # the last was taken from the queue already
+    assert [case for case, _ in found] == [*lots[0], *lots[1]]
 
 
 def test_every_case_is_dealt_once_and_in_order() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+import msgpack
 import pytest
 
 from dask_slicer.standing import (
     FailureEvent,
     RunState,
+    SlowCase,
+    SplitState,
     chosen,
+    detail_words,
     from_event,
     progress_words,
     seconds_left,
@@ -22,17 +27,44 @@ RUN = RunState(
     n_cases=120, n_skipped=20, n_done=30, n_failed=10, n_refused=5, n_slices=600,
     n_bytes=20_000_000, seconds=70.0,
 )  # fmt: skip
+DETAILED = replace(
+    RUN,
+    n_bytes_in=70_000_000,
+    splits={"train": SplitState(n_todo=80, n_done=25, n_failed=10, n_slices=500),
+            "val": SplitState(n_todo=20, n_done=5, n_slices=100)},
+    kinds={"Timeout": 1, "CorruptFile": 8, "NonFinite": 1},
+    slowest=(SlowCase(case_id="ct_3", load=1.5, slice=0.5, save=10.0),),
+)  # fmt: skip
 FAILURE = FailureEvent(run_id="1f", case_id="ct_7", step="load", kind="CorruptFile", message="cut")
 
 
-@pytest.mark.parametrize("told", [RUN, FAILURE, replace(RUN, ending="ended")])
+@pytest.mark.parametrize("told", [RUN, DETAILED, FAILURE, replace(RUN, ending="ended")])
 def test_what_is_told_is_read_again_also_with_what_a_later_version_adds(told) -> None:
     assert from_event(to_event(told)) == told
     assert from_event(to_event(told) | {"mood": "good"}) == told
 
 
+def test_what_an_earlier_version_told_of_a_run_lacks_the_details() -> None:
+    later = {"n_bytes_in", "splits", "kinds", "slowest"}
+    event = {name: value for name, value in to_event(DETAILED).items() if name not in later}
+    assert from_event(event) == RUN
+
+
+def test_an_event_passes_through_the_scheduler_as_plain_data() -> None:
+    event = msgpack.unpackb(msgpack.packb(to_event(DETAILED)), use_list=False)
+    assert from_event(event) == DETAILED
+    assert from_event(json.loads(json.dumps(event))) == DETAILED
+
+
 @pytest.mark.parametrize(
-    "event", [None, "run", 7, [], {}, {"about": "run"}, {"about": ["run"]}, {"about": None}]
+    "event",
+    [
+        *[None, "run", 7, [], {}, {"about": "run"}, {"about": ["run"]}, {"about": None}],
+        to_event(DETAILED) | {"splits": ["train"]},
+        to_event(DETAILED) | {"splits": {"train": 7}},
+        to_event(DETAILED) | {"kinds": {"Timeout": "many"}},
+        to_event(DETAILED) | {"slowest": [None]},
+    ],
 )
 def test_what_others_say_under_our_topic_is_passed_over(event) -> None:
     assert from_event(event) is None
@@ -82,6 +114,19 @@ def test_the_time_left_is_that_of_the_cases_left_at_the_rate_so_far(
 )  # fmt: skip
 def test_how_far_a_run_is_in_words(changed, since_told, expected) -> None:
     assert progress_words(replace(RUN, **changed), since_told) == expected
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (RUN, ""),
+        (DETAILED, "train 25 of 80, val 5 of 20; failed: 8 CorruptFile, 1 NonFinite, 1 Timeout"),
+        (replace(DETAILED, kinds={}), "train 25 of 80, val 5 of 20"),
+        (replace(DETAILED, splits={}, kinds={"Timeout": 1}), "failed: 1 Timeout"),
+    ],
+)
+def test_splits_and_failures_in_words(run, expected) -> None:
+    assert detail_words(run) == expected
 
 
 OTHER = replace(RUN, run_id="2e", process="12", client="Client-2")
