@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from typing import Any, Self
 from dask_slicer.display import report_lines
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.links import ways_to_see
 from dask_slicer.plans import RunPlan
 from dask_slicer.report import failure_line
 from dask_slicer.standing import RunState, progress_words
@@ -43,7 +46,8 @@ class RunProgress(Observer):
     def __init__(self, output_dir: str) -> None:
         self.output_dir = output_dir
         self.report: RunReport | None = None
-        self._dashboard = self._where = ""
+        self._dashboard = self._page = self._where = ""
+        self._ways: list[str] = []
         self._notes: list[str] = []
         self._failures: list[FailedCase] = []
         self._n_cases = self._n_skipped = 0
@@ -52,8 +56,14 @@ class RunProgress(Observer):
         self._began: float | None = None
 
     def connected(self, dashboard: str, where: str) -> None:
-        """Keep where it runs."""
+        """Keep where it runs, and how to get to its dashboard."""
         self._dashboard, self._where = dashboard, where
+        if dashboard:
+            self._ways = ways_to_see(dashboard, os.environ, host=socket.gethostname())
+
+    def paged(self, link: str) -> None:
+        """Keep where the page of runs is."""
+        self._page = link
 
     def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
         """Keep how much there is to do; time starts to count."""
@@ -91,10 +101,11 @@ class RunProgress(Observer):
         """Return how far the run is, as one block; it takes its colours from the page."""
         place = f"to <code>{_cut(self.output_dir)}</code>"
         head = f"<strong>Slicing</strong> {escape(self._where)} {place}"
-        if self._dashboard.startswith(("http://", "https://", "/")):
-            link = escape(self._dashboard)
-            head += f' · <a href="{link}" target="_blank" rel="noopener">Dask dashboard</a>'
-        lines = [f"Note: {note}" for note in self._notes[-_MOST_LINES:]]
+        if self._dashboard:
+            head += f" · {_anchor(self._dashboard, 'Dask dashboard')}"
+        if self._page:
+            head += f" · {_anchor(self._page, 'run page')}"
+        lines = self._ways + [f"Note: {note}" for note in self._notes[-_MOST_LINES:]]
         lines += [f"Failed: {failure_line(one)}" for one in self._failures[:_MOST_LINES]]
         if (more := len(self._failures) - _MOST_LINES) > 0:
             lines.append(f"… and {count(more, 'more failed case')}")
@@ -195,6 +206,12 @@ class NotebookDisplay(RunProgress):
         if html != self._drawn:
             self._drawn = html
             self._handle.update(HTML(html))
+
+
+def _anchor(link: str, text: str) -> str:
+    if not link.startswith(("http://", "https://", "/")):
+        return escape(link)  # whatever it is, it is not to run
+    return f'<a href="{escape(link)}" target="_blank" rel="noopener">{text}</a>'
 
 
 def _cut(text: str, most: int = 300) -> str:
