@@ -202,7 +202,6 @@ def _measure(
     groups = {**processes, "client": [psutil.Process()]}
     n_workers, length = feed.n_workers, feed.seconds_a_case
     spans: list[_Span] = []
-    ends: list[tuple[float, int]] = []
     began = ended = None
     with (
         settings_of_clients(),
@@ -216,7 +215,7 @@ def _measure(
             for record in records:
                 journal.append(record)
             spans += of_lot
-            ends.append((of_lot[-1][1], len(lot)))
+            n_cases_a_lot = len(lot)
             now = time.time()
             if began is None:
                 # What came of starting all workers at once is over.
@@ -229,13 +228,14 @@ def _measure(
                 break  # what ran as we stopped looking has been heard of
     looked = ended - began
     busy = sum(max(0.0, min(end, ended) - max(start, began)) for start, end in spans)
-    lots = [n_cases for end, n_cases in ends if began < end <= ended]
+    # Lots end in waves: those that end within a look may be one more, or one less, of each worker.
+    cases = busy / length
     return {
         "workers": n_workers,
         "seconds_a_case": length,
         "busy_share": busy / (n_workers * looked),
-        "cases_per_second": sum(lots) / looked,
-        "graphs_per_second": len(lots) / looked,
+        "cases_per_second": cases / looked,
+        "graphs_per_second": cases / n_cases_a_lot / looked,
         "cores": {name: (cpu[name] - cpu_before[name]) / looked for name in groups},
     }
 
