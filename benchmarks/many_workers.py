@@ -164,7 +164,7 @@ def _real_case(work: Path) -> tuple[CasePlan, Target]:
     config = dask_slicer.RunConfig(
         input_dir=ct(work, 1, (64, 64, _SLICES)), output_dir=output, num_workers=0, overwrite=True
     )
-    dask_slicer.run(config)
+    dask_slicer.run(config, progress=False)
     return dask_slicer.plan(config).cases[0], target_of(config, run_id="0" * 32)
 
 

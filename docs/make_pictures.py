@@ -45,7 +45,7 @@ def preview(folder: Path) -> None:
         "num_workers": 0,
     }
     config = build_config(settings, base="ct_abdomen")
-    dask_slicer.run(config)
+    dask_slicer.run(config, progress=False)
     figure = show_slices(config.output_dir, n_slices=8)
     figure.savefig(IMAGES / "preview.png")
     shrink(IMAGES / "preview.png")
