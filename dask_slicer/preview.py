@@ -83,7 +83,7 @@ def show_slices(
     ...     write_dataset(Path(folder, "scans"), n_cases=2, shape=(24, 20, 12))
     ...     config = ds.RunConfig(input_dir=f"{folder}/scans", output_dir=f"{folder}/slices",
     ...                           num_workers=0, window_size=0)
-    ...     _ = ds.run(config)
+    ...     _ = ds.run(config, progress=False)
     ...     figure = ds.show_slices(config.output_dir, n_slices=6)
     >>> len(figure.axes)
     6
