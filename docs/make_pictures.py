@@ -8,16 +8,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dask_slicer
 from dask_slicer.configfile import build_config
 from dask_slicer.faults import FAULTS
+from dask_slicer.page import write_report
 from dask_slicer.phantom import write_dataset
 from dask_slicer.preview import show_slices
 
@@ -30,12 +34,13 @@ def main() -> None:
     """Make all of them."""
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        preview(Path(folder))
+        slices = preview(Path(folder))
+        report(slices)
         dashboard(Path(folder))
 
 
-def preview(folder: Path) -> None:
-    """Slice phantoms, and show some of the slices with their labels."""
+def preview(folder: Path) -> Path:
+    """Slice phantoms, and show some of the slices with their labels; return where they are."""
     scans = folder / "scans"
     write_dataset(scans, n_cases=6, shape=(144, 128, 60), spacing=(2.0, 2.0, 4.0), noise=4.0)
     settings = {
@@ -49,17 +54,34 @@ def preview(folder: Path) -> None:
     figure = show_slices(config.output_dir, n_slices=8)
     figure.savefig(IMAGES / "preview.png")
     shrink(IMAGES / "preview.png")
+    return config.output_dir
+
+
+def report(slices: Path) -> None:
+    """Look at the top of the page about an output."""
+    with opened_page() as page:
+        page.goto(write_report(slices, say=print).as_uri())
+        as_if_at_home(page, slices.parent)
+        page.screenshot(path=IMAGES / "report.png")
+    shrink(IMAGES / "report.png")
 
 
 def dashboard(folder: Path) -> None:
-    """Look at Dask's dashboard while phantoms are sliced, one of which fails on purpose."""
-    from playwright.sync_api import sync_playwright
-
+    """Look at Dask's dashboard, and the page beside it, while phantoms are sliced; one fails."""
     many = folder / "many"
     write_dataset(many, n_cases=40, shape=(160, 144, 60), spacing=(2.0, 2.0, 4.0))
     command = [
         *(sys.executable, "-m", "dask_slicer", "run", "--num_workers", "2"),
-        *("--input_dir", many, "--output_dir", folder / "seen", "--compression_level", "9"),
+        *(
+            "--input_dir",
+            many,
+            "--output_dir",
+            folder / "seen",
+            "--compression_level",
+            "9",
+            "--retries",
+            "0",
+        ),
     ]
     run = subprocess.Popen(  # noqa: S603, our own words
         [str(word) for word in command], stdout=subprocess.PIPE, text=True,
@@ -67,20 +89,46 @@ def dashboard(folder: Path) -> None:
     )  # fmt: skip
     try:
         link = run.stdout.readline().removeprefix("Dashboard: ").strip()
-        with sync_playwright() as driver:
-            chromium = driver.chromium.launch(
-                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-            )
-            page = chromium.new_page(viewport=PAGE)
+        with opened_page() as page:
             page.goto(link)
             wait_for_a_failure(folder / "seen" / "journal.jsonl")
             page.wait_for_timeout(4000)
             page.screenshot(path=IMAGES / "dashboard.png")
-            chromium.close()
+            page.goto(link.replace("/status", "/dask-slicer"))
+            page.wait_for_timeout(4000)
+            as_if_at_home(page, folder)
+            page.screenshot(path=IMAGES / "run_page.png")
     finally:
         run.terminate()
         run.communicate()
     shrink(IMAGES / "dashboard.png")
+    shrink(IMAGES / "run_page.png")
+
+
+@contextmanager
+def opened_page() -> Iterator[Any]:
+    """Yield a page in a headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        yield chromium.new_page(viewport=PAGE)
+        chromium.close()
+
+
+def as_if_at_home(page: Any, folder: Path) -> None:
+    """Name, in a page, the folder and the machine as a reader's may be called."""
+    page.evaluate(
+        """names => {
+            const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+            while (texts.nextNode())
+                for (const [from, to] of names)
+                    texts.currentNode.data = texts.currentNode.data.replaceAll(from, to);
+        }""",
+        [[str(folder), "/home/me"], [f" on {socket.gethostname()}", " on node7"]],
+    )
 
 
 def wait_for_a_failure(journal: Path) -> None:

@@ -143,6 +143,7 @@ def test_results_of_graphs_that_have_ended_are_fetched_together_and_lost_ones_ag
     assert [future.release.call_count for future in futures] == [1, 0, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_how_a_worker_ended_is_told_although_its_nanny_did_not_know_it_yet(monkeypatch) -> None:
     monkeypatch.setattr("distributed.nanny.WorkerProcess._init_msg_interval", 3)

@@ -32,6 +32,7 @@ def run_again(dataset, tmp_path: Path, invoke: Callable[..., Result]) -> Callabl
     return call
 
 
+@pytest.mark.slow  # it waits for somebody who never answers
 def test_overwrite_removes_nothing_while_there_is_nothing_to_run_on(run_again, tmp_path) -> None:
     run_again()
     before = _slices(tmp_path / "slices")

@@ -212,7 +212,7 @@ def to_driver(process: subprocess.Popen[str], number: int) -> None:
 slow = pytest.mark.slow
 STOPS = [
     pytest.param(signal.SIGINT, to_group, 2, 130, id="Ctrl-C"),
-    pytest.param(signal.SIGTERM, to_group, 2, 143, id="batch system"),
+    pytest.param(signal.SIGTERM, to_group, 2, 143, id="batch system", marks=pytest.mark.slow),
     pytest.param(signal.SIGTERM, to_driver, 2, 143, id="kill", marks=slow),
     pytest.param(signal.SIGINT, to_driver, 2, 130, id="kill -INT", marks=slow),
     pytest.param(signal.SIGINT, to_group, 0, 130, id="Ctrl-C in this process"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import dask_slicer
 from dask_slicer.phantom import write_dataset
 
@@ -23,6 +25,7 @@ def test_a_run_on_local_workers_writes_it(tmp_path, invoke) -> None:
     assert '"slice","phantom_002"' in text  # in the task stream
 
 
+@pytest.mark.slow
 def test_a_run_on_a_scheduler_of_somebody_writes_it(tmp_path, invoke, started_scheduler) -> None:
     report = tmp_path / "report.html"
     with started_scheduler(tmp_path, n_workers=1) as scheduler:
