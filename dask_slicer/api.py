@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from dask_slicer.errors import UsageError
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.handle import RunHandle
 from dask_slicer.locks import check_free
+from dask_slicer.logs import logged_to
 from dask_slicer.planning import make_plan
 from dask_slicer.plans import RunPlan
 from dask_slicer.shares import share_of
@@ -104,7 +104,7 @@ def run(
     wanted = config_of(config, settings)
     found = client_for(wanted, client)
     shown = _display(str(wanted.output_dir), progress=progress, observer=observer)
-    with _log_file(wanted.log_file), shown as told, _ctrl_c_heard_once():
+    with logged_to(wanted.log_file), shown as told, _ctrl_c_heard_once():
         try:
             return pipeline.run(wanted, found, observer=told)
         except KeyboardInterrupt:
@@ -208,26 +208,3 @@ def _ctrl_c_heard_once() -> AbstractContextManager[None]:
     if is_ours and threading.current_thread() is threading.main_thread():
         return interrupts.heard_once([signal.SIGINT])
     return nullcontext()
-
-
-@contextmanager
-def _log_file(path: Path | None) -> Iterator[None]:
-    """Write our log to a file, if it is to be, until the block is left."""
-    if path is None:
-        yield
-        return
-    try:
-        handler = logging.FileHandler(path, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot write to log_file {path}: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("dask_slicer")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-        handler.close()

@@ -18,6 +18,7 @@ import click
 
 from dask_slicer.errors import DaskSlicerError, PreflightError, UsageError
 from dask_slicer.interrupts import Terminated, heard_once
+from dask_slicer.logs import FORMAT
 from dask_slicer.options import (
     SCHEDULER_OPTIONS,
     AddressCommand,
@@ -361,7 +362,7 @@ def _log(verbose: int, log_file: Path | None) -> None:
     if verbose:
         handlers.append(logging.StreamHandler(sys.stderr))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(logging.Formatter(FORMAT))
         logging.getLogger("dask_slicer").addHandler(handler)
     logging.getLogger("dask_slicer").setLevel(level if handlers else logging.ERROR)
     if verbose < 2:

@@ -37,8 +37,8 @@ from dask_slicer.tiling import (
 _DPI = 100
 # Pixels, as all lengths.
 _SMALL, _HEADING, _BELOW_HEADING = 11, 17, 26
-# A tile smaller than this has no room for letters.
-_ROOM_FOR_SIDES, _ROOM_FOR_OFFSET = 80, 26
+# A tile smaller than this has no room for letters: right and left come first.
+_ROOM_FOR_SIDES, _ROOM_FOR_LEFT_AND_RIGHT, _ROOM_FOR_OFFSET = 80, 30, 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +227,12 @@ def _annotate(
         for modality in range(n_modalities):
             bottom = y + modality * (height + TILE_GAP) + height - 4
             page.text(x + 4, bottom, f"modality {modality}", **over | {"va": "bottom"})
-    if min(height, width) >= _ROOM_FOR_SIDES:
-        at_left, at_right, at_top, at_bottom = panel.sides
-        across, down = centre + width / 2, y + height / 2
+    at_left, at_right, at_top, at_bottom = panel.sides
+    across, down = centre + width / 2, y + height / 2
+    if min(height, width) >= _ROOM_FOR_LEFT_AND_RIGHT:
         page.text(centre + 4, down, at_left, **over | {"va": "center"})
         page.text(centre + width - 4, down, at_right, **over | {"va": "center", "ha": "right"})
+    if min(height, width) >= _ROOM_FOR_SIDES:
         page.text(across, y + 3, at_top, **over | {"ha": "center"})
         page.text(across, y + height - 4, at_bottom, **over | {"va": "bottom", "ha": "center"})
 

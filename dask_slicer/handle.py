@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from dask_slicer import cards, interrupts
 from dask_slicer.config import RunConfig
 from dask_slicer.events import RunReport
+from dask_slicer.logs import logged_to
 from dask_slicer.notebook import RunProgress
 from dask_slicer.pipeline import run
 
@@ -25,8 +26,8 @@ Status = Literal["running", "cancelling", "done", "cancelled", "stopped", "faile
 class RunHandle:
     """A run in the background, as `submit` returns it; made by nothing else.
 
-    Runs of one process do not disturb each other; two into one output directory exclude each other.
-    When Python ends, the run is cancelled.
+    Two runs at once need two outputs, and two schedulers: another run on the same client, or into
+    the same directory, is refused. When Python ends, the run is cancelled.
 
     Parameters
     ----------
@@ -131,11 +132,22 @@ class RunHandle:
 
     def _run(self, config: RunConfig, client: Client | None) -> None:
         try:
-            with interrupts.stopped_by(self._token):
+            with logged_to(config.log_file), interrupts.stopped_by(self._token):
                 self._report = run(config, client, observer=self._progress)
+        except KeyboardInterrupt:  # cancelled, perhaps before there was anything to report
+            self._report = self._progress.report or RunReport(
+                output_dir=self.output_dir,
+                n_committed=0,
+                n_skipped=0,
+                n_slices=0,
+                n_bytes=0,
+                remaining=0,
+                failures=(),
+                elapsed_seconds=0.0,
+                interrupted=True,
+            )
         except BaseException as error:  # it is raised where somebody asks for the result
-            self._report = self._progress.report if self._token.is_set() else None
-            self._error = error if self._report is None else None
+            self._error = error
         finally:
             self._over.set()
             atexit.unregister(self._end)

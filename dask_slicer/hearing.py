@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from dask_slicer.standing import FailureEvent, RunState, chosen, from_event
 from dask_slicer.views import View, WorkerView
 
-_MOST_FAILURES = 20
+# Of each run; and runs, of which a scheduler may see very many.
+_MOST_FAILURES, _MOST_RUNS = 20, 100
 
 
 @dataclass(slots=True)
@@ -28,10 +29,18 @@ class Heard:
             known = self.runs.get(told.run_id)
             if known is None or known[0].seconds <= told.seconds:
                 self.runs[told.run_id] = (told, at)
+            if len(self.runs) > _MOST_RUNS:
+                self._forget(min(self.runs, key=lambda run_id: self.runs[run_id][1]))
         elif isinstance(told, FailureEvent):
             self.failures[told.run_id, told.case_id] = told
-            while len(self.failures) > _MOST_FAILURES:
-                del self.failures[next(iter(self.failures))]
+            of_run = [key for key in self.failures if key[0] == told.run_id]
+            if len(of_run) > _MOST_FAILURES:
+                del self.failures[of_run[0]]
+
+    def _forget(self, run_id: str) -> None:
+        del self.runs[run_id]
+        for key in [key for key in self.failures if key[0] == run_id]:
+            del self.failures[key]
 
     def clients_since(self, at: float) -> set[str]:
         """Return the clients of runs that have told of themselves since: they are there."""

@@ -116,7 +116,7 @@ def display_range(image: NDArray[np.floating]) -> tuple[float, float]:
     lowest = float(image.min())
     foreground = image[image > lowest]
     if not foreground.size:
-        return lowest, lowest + 1.0
+        return lowest, max(lowest + 1.0, float(np.nextafter(lowest, np.inf)))
     low, high = np.percentile(foreground, (_DARKEST, _BRIGHTEST)).tolist()
     # Two values alone: the lower one stays black.
     return (low, high) if high > low else (lowest, high)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import os
 import shlex
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,9 +14,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from dask_slicer.additions import place_for, write_aside
 from dask_slicer.charts import bars, chart, log_chart
 from dask_slicer.config import OF_ANOTHER_FORMAT, RunConfig, SliceSettings, SplitSettings
-from dask_slicer.errors import DaskSlicerError, UsageError
+from dask_slicer.errors import DaskSlicerError
 from dask_slicer.opened import Output, open_output
 from dask_slicer.output import CONFIG
 from dask_slicer.overview import Overview, overview
@@ -59,24 +57,14 @@ def write_report(
         If `file` cannot be written, or would be among the output's own files.
     """
     output = open_output(output_dir)
-    file = _place(output, file)
+    file = place_for(output.path, file, name=REPORT, suffixes=(".html",))
     facts = overview(output)
     pictures, why_none = _pictures(output, facts)
     if why_none:
         say(f"Note: no pictures of slices in the report: {why_none}")
-    _write(file, _render(facts, pictures, why_none))
-    return file
-
-
-def _place(output: Output, file: Path | None) -> Path:
-    """Return where the page is to be, with the directories that symlinks lead to."""
-    if file is None:
-        return output.path / REPORT
-    file, home = file.resolve(), output.path.resolve()
-    if file.is_dir():
-        raise UsageError(f"--file {file} is a directory; name a file in it")
-    if file.is_relative_to(home) and (file.parent != home or file.suffix != ".html"):
-        raise UsageError(f"--file {file} is among files of the output; name one ending in .html")
+    page = _render(facts, pictures, why_none)
+    # Names of files may be in any encoding, or none; what is written is UTF-8.
+    write_aside(file, page.encode("utf-8", "backslashreplace"))
     return file
 
 
@@ -103,21 +91,6 @@ def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
 
 def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-
-
-def _write(file: Path, page: str) -> None:
-    """Write the page aside and move it into its place."""
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        # Names of files may be in any encoding, or none; what is written is UTF-8.
-        aside.write_bytes(page.encode("utf-8", "backslashreplace"))
-        os.replace(aside, file)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise UsageError(
-            f"cannot write {file}: {(error.strerror or '').lower()}; name another place with --file"
-        ) from None
 
 
 def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> str:

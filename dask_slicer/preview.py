@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dask_slicer.additions import place_for, write_aside
 from dask_slicer.dataset import SliceDataset
 from dask_slicer.errors import UsageError
 from dask_slicer.montage import colours
@@ -210,7 +210,7 @@ def write_preview(
         If it cannot be written there, or there is nothing to show.
     CorruptFile
     """
-    path = output.path / PREVIEW if file is None else file
+    path = place_for(output.path, file, name=PREVIEW, suffixes=_SUFFIXES)
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise UsageError(f"--file must end with {', '.join(_SUFFIXES)}, got {path.name}")
@@ -225,17 +225,7 @@ def write_preview(
     )
     from dask_slicer.drawing import to_bytes
 
-    content = to_bytes(figure, suffix=suffix[1:])
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise UsageError(
-            f"cannot write {path}: {(error.strerror or str(error)).lower()}; "
-            "name another place with --file"
-        ) from None
+    write_aside(path, to_bytes(figure, suffix=suffix[1:]))
     return path
 
 

@@ -23,7 +23,7 @@ from dask_slicer.words import one_line
 @click.option("--n_slices", type=int, default=16, show_default=True, help="How many slices.")
 @click.option(
     "--file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path),
     help="Where it goes: .png, .jpg, .pdf or .svg. [default: preview.png in OUTPUT_DIR]",
 )
 @click.option("--no_labels", is_flag=True, help="Leave the labels out.")

@@ -7,8 +7,11 @@ Dask imports this in the scheduler's process, where its configuration names it
 from __future__ import annotations
 
 import importlib.resources
+import math
 import time
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from tornado.web import RequestHandler
 
@@ -22,6 +25,37 @@ _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:"
 )
+
+
+# For which an answer serves all who ask: the scheduler has better things to do.
+_ANSWER_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was found on a scheduler so far; its log of events is read once."""
+
+    heard: Heard = field(default_factory=Heard)
+    until: float = 0.0
+    answer: dict[str, Any] = field(default_factory=dict)
+    answered_at: float = -math.inf
+
+    def look(self, scheduler: Any) -> None:
+        """Bring the answer up to date."""
+        seen = look_around(self.until, scheduler)
+        for at, told in seen["events"]:
+            self.heard.hear(at, told)
+            self.until = at
+        workers = with_gone((), [worker_view(one) for one in seen["workers"]], passed=0.0)
+        self.answer = content(
+            self.heard.view(
+                time.time(), seen["clients"], workers=workers, n_waiting=seen["n_waiting"]
+            )
+        )
+        self.answered_at = time.monotonic()
+
+
+_KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
 
 
 class _Handler(RequestHandler):
@@ -52,15 +86,10 @@ class State(_Handler):
 
     def get(self) -> None:
         """Answer with what is known of runs and workers."""
-        seen = look_around(0.0, self.scheduler)
-        heard = Heard()
-        for at, told in seen["events"]:
-            heard.hear(at, told)
-        workers = with_gone((), [worker_view(one) for one in seen["workers"]], passed=0.0)
-        view = heard.view(
-            time.time(), seen["clients"], workers=workers, n_waiting=seen["n_waiting"]
-        )
-        self.write(content(view))
+        known = _KNOWN.setdefault(self.scheduler, _Known())
+        if time.monotonic() > known.answered_at + _ANSWER_SECONDS:
+            known.look(self.scheduler)
+        self.write(known.answer)
 
 
 routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [

@@ -129,7 +129,7 @@ class Watch:
             return future.result(timeout=_RESULT_SECONDS)
         except Exception as raised:
             if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
-                return self._scheduler_lost()
+                return self._cancelled()
             if future.status == "error":
                 return self._error(future)
             # The last: of a client that is closing, distributed takes a result that there is not.
@@ -268,6 +268,12 @@ class Watch:
             _LOG.debug("the scheduler cannot be asked: %s", error)
             return {}, False
         return found
+
+    def _cancelled(self) -> SchedulerError:
+        lost = self._scheduler_lost()
+        if self.client.status == "running":
+            return SchedulerError(f"its graphs were cancelled: by somebody, or {lost} for a moment")
+        return lost
 
     def _scheduler_lost(self) -> SchedulerError:
         return SchedulerError(f"the connection to the Dask scheduler at {self._address} was lost")

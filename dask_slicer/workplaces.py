@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dask_slicer import machine
 from dask_slicer.asking import deaf_to_ctrl_c
 from dask_slicer.config import RunConfig
+from dask_slicer.errors import UsageError
 from dask_slicer.events import Observer
 from dask_slicer.findings import Needs
 from dask_slicer.preflight import check
@@ -17,6 +19,11 @@ from dask_slicer.words import count, size
 
 if TYPE_CHECKING:
     from distributed import Client
+
+
+# Ids of clients that a run of this program is at work on.
+_in_use: set[str] = set()
+_LOCK = threading.Lock()
 
 
 class _Place(NamedTuple):
@@ -69,6 +76,7 @@ def workers(
 
     with ExitStack() as stack:
         if client is not None:
+            stack.enter_context(_alone_on(client))
             place = _Place(
                 client, "on the workers of the given client", cluster.dashboard_link(client)
             )
@@ -144,6 +152,28 @@ def _in_jobs(
     ) as client:
         where = f"in {count(n_jobs, 'job')} of {config.cluster}{each}"
         yield _Place(client, where, jobs.dashboard_link(client, config.dashboard_address))
+
+
+@contextmanager
+def _alone_on(client: Client) -> Iterator[None]:
+    """Keep another run of this program off a client, on which equal keys are one task.
+
+    Raises
+    ------
+    UsageError
+        If one is at work there.
+    """
+    with _LOCK:
+        if client.id in _in_use:
+            raise UsageError(
+                "another run of this program is at work on this client; wait until it is over, or "
+                "give this one a client of another scheduler"
+            )
+        _in_use.add(client.id)
+    try:
+        yield
+    finally:
+        _in_use.discard(client.id)
 
 
 @contextmanager

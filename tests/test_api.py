@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import dask_slicer as ds
+from dask_slicer import pipeline
 from dask_slicer.errors import ConfigError, OutputError, UsageError
 from dask_slicer.events import Observer
 from dask_slicer.phantom import write_dataset
@@ -146,6 +148,29 @@ def test_the_log_goes_to_the_log_file(places, tmp_path) -> None:
         ds.run(**places, log_file=tmp_path / "missing" / "log.txt", progress=False)
 
 
+def test_submitted_runs_write_logs_of_their_own(places, tmp_path) -> None:
+    before = logging.getLogger("dask_slicer").level
+    handles = [
+        ds.submit(places, output_dir=tmp_path / name, log_file=tmp_path / f"{name}.txt")
+        for name in ("one", "two")
+    ]
+    for handle in handles:
+        handle.result(NEVER)
+    for name in ("one", "two"):
+        assert (tmp_path / f"{name}.txt").read_text().count(": wrote ") == 6
+    assert logging.getLogger("dask_slicer").level == before
+
+
+def test_a_run_that_is_cancelled_before_it_begins_has_a_report(places, monkeypatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "make_plan", interrupted)
+    handle = ds.submit(**places)
+    assert handle.result(NEVER).interrupted
+    assert handle.status == "cancelled"
+
+
 @pytest.mark.parametrize(
     ("settings", "where"),
     [
@@ -260,6 +285,22 @@ def test_of_two_runs_into_one_output_the_second_is_refused(places, gate) -> None
             call(**places)
     gate.open()
     assert first.result(NEVER).n_committed == 6
+
+
+def test_of_two_runs_on_one_client_the_second_is_refused(
+    places, local_client, gate, tmp_path
+) -> None:
+    first = ds.submit(places, local_client)
+    assert gate.reached.wait(NEVER)
+    others = places | {"output_dir": tmp_path / "others"}
+    with pytest.raises(UsageError, match="another run of this program is at work on this client"):
+        ds.run(others, local_client, progress=False)
+    second = ds.submit(others, local_client)
+    with pytest.raises(UsageError, match="wait until it is over"):
+        second.result(NEVER)
+    gate.open()
+    assert first.result(NEVER).n_committed == 6
+    assert ds.run(others, local_client, progress=False).n_committed == 6
 
 
 def test_one_run_is_cancelled_and_not_the_other(places, gate, tmp_path) -> None:

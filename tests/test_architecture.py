@@ -57,6 +57,7 @@ LAYERS = {
         "views",
     ],
     "bytes": [
+        "additions",
         "agreement",
         "checks",
         "compression",
@@ -98,6 +99,7 @@ LAYERS = {
         "interrupts",
         "jobs",
         "keeping",
+        "logs",
         "machine",
         "measuring",
         "merging",

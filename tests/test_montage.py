@@ -67,6 +67,7 @@ def test_slices_are_chosen_where_labels_are(
     [
         pytest.param(np.zeros((3, 3)), 0, 1, id="all zero"),
         pytest.param(np.full((3, 3), -4.5), -4.5, -3.5, id="constant"),
+        pytest.param(np.full((3, 3), 3e38), 3e38, 3e38, id="constant and large"),
         pytest.param(np.array([[2.0, 2.0, 9.0]]), 2, 9, id="two values"),
         pytest.param(np.append(np.zeros(10), np.linspace(1, 2, 201)), 1.005, 1.995, id="robust"),
     ],

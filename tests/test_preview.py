@@ -394,10 +394,17 @@ def test_the_picture_is_no_hindrance_to_run_verify_and_overwrite(
             id="suffix",
         ),
         pytest.param(
-            ["--file", "nowhere/a.png"],
-            "cannot write nowhere/a.png: no such file or directory; name another place with --file",
+            ["--file", "/nowhere/a.png"],
+            "cannot write /nowhere/a.png: no such file or directory; name another place with "
+            "--file",
             id="no folder",
         ),
+        pytest.param(
+            ["--file", "{out}/train/a.png"],
+            "--file {out}/train/a.png is among files of the output; name one at its top",
+            id="among slices",
+        ),
+        pytest.param(["--file", "{out}/train"], "--file {out}/train is a directory", id="folder"),
     ],
 )
 def test_what_cannot_be_shown_is_told_in_one_line(
@@ -407,7 +414,8 @@ def test_what_cannot_be_shown_is_told_in_one_line(
         dataset.add(case_id)
     dataset.image_path("bad").write_bytes(b"no scan")
     output = slice_dataset(window_size=0, train_ratio=1.0)
-    result = invoke("preview", output, *arguments)
+    words = [str(argument).format(out=output) for argument in arguments]
+    result = invoke("preview", output, *words)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"Error: {told.format(out=output)}")
     assert len(result.stderr.splitlines()) == 1

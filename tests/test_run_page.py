@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
 import pytest
 from distributed import Client
 
-from dask_slicer import cluster
+from dask_slicer import cluster, routes
+from dask_slicer.hearing import Heard
 from dask_slicer.phantom import write_dataset
 from dask_slicer.runpage import content
 from dask_slicer.standing import TOPIC, FailureEvent, RunState, SlowCase, SplitState, to_event
@@ -131,6 +134,46 @@ def test_the_page_of_a_scheduler_started_here_says_what_runs_have_told_it(client
     assert run["title"] == "/out"
     assert not run["is_over"]
     assert run["tables"][-1]["rows"] == [["ct_0", "load", "CorruptFile", "cut"]]
+
+
+class _Counting(Heard):
+    """Counts what it is told."""
+
+    n_told = 0
+
+    def hear(self, at: float, content: object) -> None:
+        type(self).n_told += 1
+        Heard.hear(self, at, content)
+
+
+def test_what_was_told_is_read_once_however_often_somebody_asks() -> None:
+    log = [(float(n), to_event(replace(RUN, n_done=n, seconds=float(n)))) for n in range(1, 4)]
+    scheduler = SimpleNamespace(
+        get_events=lambda _: tuple(log), clients=(), workers={}, queued=(), unrunnable=()
+    )
+    known = routes._Known(heard=_Counting())
+    known.look(scheduler)
+    known.look(scheduler)
+    assert _Counting.n_told == 3
+    log.append((4.0, to_event(replace(RUN, n_done=9, seconds=4.0))))
+    known.look(scheduler)
+    assert _Counting.n_told == 4
+    assert known.heard.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
+
+
+def test_the_last_failures_of_each_run_are_kept_and_the_last_runs() -> None:
+    heard = Heard()
+    heard.hear(0.0, to_event(replace(RUN, run_id="first")))
+    heard.hear(0.0, to_event(replace(FAILURES[0], run_id="first")))
+    for n in range(50):
+        heard.hear(1.0, to_event(replace(FAILURES[0], run_id="other", case_id=f"ct_{n}")))
+    by_run = Counter(run_id for run_id, _ in heard.failures)
+    assert by_run == {"first": 1, "other": 20}
+    assert ("other", "ct_49") in heard.failures
+    for n in range(100):
+        heard.hear(2.0, to_event(replace(RUN, run_id=str(n))))
+    assert set(heard.runs) == {str(n) for n in range(100)}
+    assert "first" not in {run_id for run_id, _ in heard.failures}
 
 
 def test_a_run_whose_client_is_gone_has_stopped(client) -> None:
