@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import threading
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dask_slicer import cards, interrupts
 from dask_slicer.config import RunConfig
+from dask_slicer.errors import OutputError
 from dask_slicer.events import RunReport
 from dask_slicer.logs import logged_to
 from dask_slicer.notebook import RunProgress
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 
 # That a run has to tidy up when Python ends.
 _EXIT_SECONDS = 10.0
+
+# Outputs, and shares, that submitted runs write to.
+_in_use: set[tuple[Path, str | None]] = set()
+_LOCK = threading.Lock()
 
 Status = Literal["running", "cancelling", "done", "cancelled", "stopped", "failed"]
 
@@ -33,9 +39,20 @@ class RunHandle:
     ----------
     config : RunConfig
     client : distributed.Client, optional
+
+    Raises
+    ------
+    OutputError
+        If another one writes there.
     """
 
     def __init__(self, config: RunConfig, client: Client | None = None) -> None:
+        # Its thread takes the lock a moment later: two that are submitted at once would both begin.
+        self._place = (config.output_dir.resolve(), config.shard)
+        with _LOCK:
+            if self._place in _in_use:
+                raise OutputError(f"{config.output_dir} is in use by another run of this program")
+            _in_use.add(self._place)
         self._progress = RunProgress(str(config.output_dir))
         self._token, self._over = threading.Event(), threading.Event()
         self._report: RunReport | None = None
@@ -149,6 +166,7 @@ class RunHandle:
         except BaseException as error:  # it is raised where somebody asks for the result
             self._error = error
         finally:
+            _in_use.discard(self._place)
             self._over.set()
             atexit.unregister(self._end)
 

@@ -287,6 +287,14 @@ def test_of_two_runs_into_one_output_the_second_is_refused(places, gate) -> None
     assert first.result(NEVER).n_committed == 6
 
 
+def test_of_two_runs_that_are_submitted_at_once_the_second_is_refused(places) -> None:
+    first = ds.submit(**places)
+    with pytest.raises(OutputError, match="is in use by another run"):
+        ds.submit(**places)
+    assert first.result(NEVER).n_committed == 6
+    assert ds.submit(**places).result(NEVER).n_skipped == 6
+
+
 def test_of_two_runs_on_one_client_the_second_is_refused(
     places, local_client, gate, tmp_path
 ) -> None:
