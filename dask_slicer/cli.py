@@ -332,6 +332,7 @@ def _next_commands(phantoms: Path, slices: Path) -> str:
     return (
         "\nTo try next:\n"
         f"{look}"
+        f"  dask-slicer report {slices}\n"
         f"  dask-slicer plan {again}\n"
         f"  dask-slicer run {again}\n"
         f'  python -c "import numpy as np; '

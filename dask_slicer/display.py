@@ -229,9 +229,10 @@ class VerifyDisplay(_Display):
             + (f", {report.n_derived} of them against their scans" if report.n_derived else "")
         )
         if report.n_missing:
-            self._print(
-                f"{count(report.n_missing, 'planned case')} not written: the run command continues"
-            )
+            left = report.n_missing - report.n_failed
+            why = [f"{report.n_failed} failed, see failures.csv"] if report.n_failed else []
+            why += [f"{left} not run yet, the run command continues"] if left else []
+            self._print(f"{count(report.n_missing, 'planned case')} not written: {'; '.join(why)}")
         if report.forgotten:
             self._print(
                 f"Forgot {count(len(report.forgotten), 'case')}; the run command that made "

@@ -44,6 +44,15 @@ class RunReport:
     share: str = ""
     stopped: str = ""
 
+    def __repr__(self) -> str:
+        skipped = f", {self.n_skipped} written before" if self.n_skipped else ""
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        how = ", interrupted" if self.interrupted else ", stopped" if self.stopped else ""
+        return (
+            f"RunReport({count(self.n_slices, 'slice')} of {count(self.n_committed, 'case')} "
+            f"written{skipped}{failed}, {self.remaining} remaining{how}, to {self.output_dir!r})"
+        )
+
     def _repr_html_(self) -> str:
         rate = self.n_slices / max(self.elapsed_seconds, 1e-9)
         rows = [

@@ -17,13 +17,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from dask_slicer.additions import place_for, write_aside
 from dask_slicer.charts import bars, chart, log_chart
 from dask_slicer.config import OF_ANOTHER_FORMAT, RunConfig, SliceSettings, SplitSettings
-from dask_slicer.errors import DaskSlicerError
+from dask_slicer.errors import DaskSlicerError, UsageError
 from dask_slicer.opened import Output, open_output
 from dask_slicer.output import CONFIG
 from dask_slicer.overview import Overview, overview
 from dask_slicer.words import count, duration, one_line, size
 
 REPORT = "report.html"
+_SUFFIXES = (".html", ".htm")
 
 _MOST_FAILURES, _MOST_NAMES, _MOST_PROBLEMS = 200, 20, 10
 _N_SLICES = 16
@@ -57,7 +58,9 @@ def write_report(
         If `file` cannot be written, or would be among the output's own files.
     """
     output = open_output(output_dir)
-    file = place_for(output.path, file, name=REPORT, suffixes=(".html",))
+    file = place_for(output.path, file, name=REPORT, suffixes=_SUFFIXES)
+    if file.suffix.lower() not in _SUFFIXES:  # a browser would not know what it is
+        raise UsageError(f"--file must end with {' or '.join(_SUFFIXES)}, got {file.name}")
     facts = overview(output)
     pictures, why_none = _pictures(output, facts)
     if why_none:

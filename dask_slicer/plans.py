@@ -146,6 +146,13 @@ class RunPlan:
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        bad = f", {count(len(self.failures), 'case')} cannot be run" if self.failures else ""
+        return (
+            f"RunPlan({count(len(self.cases), 'case')}{bad}, {self.n_slices} "
+            f"{self.config.plane} slices, to {str(self.config.output_dir)!r})"
+        )
+
     @property
     def selected(self) -> tuple[CasePlan, ...]:
         """Return the cases that this run is about: all, or those of its share named by `only`."""

@@ -59,6 +59,8 @@ class VerifyReport:
         Slices that were made of their scans again, and compared.
     n_missing : int
         Cases that were planned and are not written.
+    n_failed : int
+        Those of them that failed.
     findings : tuple of Finding
     forgotten : tuple of str
         Cases that the next run writes anew.
@@ -71,6 +73,7 @@ class VerifyReport:
     n_bytes: int
     n_derived: int
     n_missing: int
+    n_failed: int
     findings: tuple[Finding, ...]
     forgotten: tuple[str, ...]
     elapsed_seconds: float
@@ -141,7 +144,7 @@ def verify(
         last = list(last_records(output.path / JOURNAL))
         records = [record for record in last if isinstance(record, CommittedCase)]
         failed = [record.case_id for record in last if isinstance(record, FailedCase)]
-        n_missing = len(_planned(output.path) - {record.case_id for record in records})
+        missing = _planned(output.path) - {record.case_id for record in records}
         findings = list(check_whole(output.path, config, records, failed))
         drawn = _drawn(records, deep, seed)
         plans = {case.case_id: case for case in make_plan(config).cases} if drawn else {}
@@ -174,7 +177,8 @@ def verify(
         n_slices=sum(len(record.slices) for record in records),
         n_bytes=sum(record.n_bytes for record in records),
         n_derived=sum(map(len, drawn.values())),
-        n_missing=n_missing,
+        n_missing=len(missing),
+        n_failed=len(missing.intersection(failed)),
         findings=tuple(findings),
         forgotten=forgotten,
         elapsed_seconds=time.monotonic() - started,

@@ -94,6 +94,10 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+# Of a name: less is a part of too many.
+_SHORTEST_PART = 3
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the known one that it is nearest to.
 
@@ -103,6 +107,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     '; did you mean window_size?'
     >>> nearest("x", ["window_size", "plane"])
     ''
+    >>> nearest("brain", ["abdomen_1", "mr_brain_1", "mr_brain_2"])
+    '; did you mean mr_brain_1?'
     """
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    known = sorted(known)
+    holding = [one for one in known if len(name) >= _SHORTEST_PART and name in one]
+    if holding:
+        return f"; did you mean {holding[0]}?"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

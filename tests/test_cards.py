@@ -160,6 +160,19 @@ def test_the_dashboard_is_linked_only_where_it_is_a_page() -> None:
     assert '<a href="http://127.0.0.1:8787/status"' in shown.html()
 
 
+def test_plan_and_report_are_short_where_there_is_no_html() -> None:
+    report = RunReport(
+        output_dir="out", n_committed=3, n_skipped=2, n_slices=40, n_bytes=1, remaining=1,
+        failures=(), elapsed_seconds=1.0, interrupted=True,
+    )  # fmt: skip
+    assert repr(report) == (
+        "RunReport(40 slices of 3 cases written, 2 written before, 1 remaining, interrupted, "
+        "to 'out')"
+    )
+    assert repr(plan(3)).startswith("RunPlan(4 cases, 1 case cannot be run, 120 axial slices, to ")
+    assert len(repr(plan(1000))) < 200
+
+
 def test_the_block_says_how_to_get_to_the_dashboard_and_where_the_page_of_runs_is(
     monkeypatch,
 ) -> None:

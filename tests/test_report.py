@@ -602,6 +602,7 @@ def test_a_page_that_cannot_be_written_is_one_line(
     for name in ("journal.jsonl", "train/page.html", "../slices/config.yaml"):
         refused(invoke("report", output, "--file", output / name), "among files of the output")
     assert sorted(output.rglob("*")) == before
+    refused(invoke("report", output, "--file", tmp_path / "page"), "must end with .html or .htm")
     elsewhere = tmp_path / "page.html"
     result = invoke("report", output, "--file", elsewhere)
     assert (result.exit_code, result.stdout) == (0, f"Report: {elsewhere}\n")
