@@ -27,12 +27,13 @@ REPORT = "report.html"
 _SUFFIXES = (".html", ".htm")
 
 _MOST_FAILURES, _MOST_NAMES, _MOST_PROBLEMS = 200, 20, 10
-_N_SLICES = 16
+_N_SLICES = 12
 # Bars of fewer volumes would say no more than the numbers.
 _FEW = 5
 _STEPS = ("load", "slice", "save")
-# Pixels; the first that leaves the page small enough is taken.
-_WIDTHS = (1600, 1200, 900)
+# Pixels: as wide as the page, so that words are as large as its own; the first that leaves the page
+# small enough is taken.
+_WIDTHS = (1040, 900, 700)
 _MOST_PICTURE_BYTES = 3_000_000
 
 

@@ -179,7 +179,7 @@ def _facts(output: Output, panels: Collection[Panel]) -> list[str]:
         f"normalize {config.normalize}",
         f"{config.format} {config.dtype}",
         f"{len(panels)} of {count(len(index), 'slice')}",
-        f"{n_cases} of {count(len(index.cases), 'case')}",
+        f"{n_cases} of {count(len(index.cases), 'written case')}",
     ]
 
 

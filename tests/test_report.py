@@ -466,7 +466,7 @@ def test_pictures_of_slices_are_there_for_light_and_for_dark_pages(
 
 
 @pytest.mark.parametrize(
-    ("n_bytes", "widths"), [(1_500, [1600]), (2_500, [1600, 1200]), (9_000, [1600, 1200, 900])]
+    ("n_bytes", "widths"), [(1_500, [1040]), (2_500, [1040, 900]), (9_000, [1040, 900, 700])]
 )
 def test_pictures_are_made_narrower_where_they_would_be_too_large(
     dataset, slice_dataset, monkeypatch, n_bytes, widths
@@ -478,7 +478,7 @@ def test_pictures_are_made_narrower_where_they_would_be_too_large(
         return bytes(n_bytes * width)
 
     monkeypatch.setattr(preview, "picture", picture)
-    monkeypatch.setattr(page, "_MOST_PICTURE_BYTES", 2 * 1_200 * 2_500)
+    monkeypatch.setattr(page, "_MOST_PICTURE_BYTES", 2 * 900 * 2_500)
     dataset.add("a")
     assert "<img" in page_of(slice_dataset())
     assert made == [width for width in widths for _ in range(2)]
