@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 _SSH_PORT = "22"
 # Each batch system sets one of these in its jobs.
@@ -47,28 +47,47 @@ def ways_to_see(link: str, environment: Mapping[str, str], *, host: str = "") ->
     >>> ways_to_see("http://127.0.0.1:8787/status", known)[0]
     'From your own computer: ssh -N -L 8787:127.0.0.1:8787 me@10.0.0.5'
     """
-    try:
-        parts = urlsplit(link)
-        there, port = parts.hostname, parts.port
-    except ValueError:
-        return []
-    if parts.scheme not in ("http", "https") or not there or port is None:
-        return []
-    prefix = environment.get("JUPYTERHUB_SERVICE_PREFIX", "")
-    if prefix:
-        # Of another host, jupyter-server-proxy wants the name too.
-        target = f"{port}" if _is_loopback(there) else f"{_in_url(there)}:{port}"
-        path = f"{prefix.rstrip('/')}/proxy/{target}{parts.path}"
+    if path := proxied(link, environment):
         return [f"In JupyterHub: {path} (needs jupyter-server-proxy)"]
-    server = _server(environment)
-    if server is None:
+    found, server = _place(link), _server(environment)
+    if found is None or server is None:
         return []
+    parts, there, port = found
     hops = _hops(there, server, host if any(map(environment.get, _JOBS)) else "")
     target = "127.0.0.1" if len(hops) > 1 or there == "localhost" else _in_url(there)
     return [
         f"From your own computer: {_command(hops, server, f'{port}:{target}:{port}')}",
         f"and there: {parts.scheme}://127.0.0.1:{port}{parts.path}",
     ]
+
+
+def proxied(link: str, environment: Mapping[str, str]) -> str:
+    """Return where JupyterHub has a page of this machine; nothing where there is no JupyterHub.
+
+    Examples
+    --------
+    >>> proxied("http://127.0.0.1:8787/status", {"JUPYTERHUB_SERVICE_PREFIX": "/user/me/"})
+    '/user/me/proxy/8787/status'
+    """
+    prefix, found = environment.get("JUPYTERHUB_SERVICE_PREFIX", ""), _place(link)
+    if not prefix or found is None:
+        return ""
+    parts, there, port = found
+    # Of another host, jupyter-server-proxy wants the name too.
+    target = f"{port}" if _is_loopback(there) else f"{_in_url(there)}:{port}"
+    return f"{prefix.rstrip('/')}/proxy/{target}{parts.path}"
+
+
+def _place(link: str) -> tuple[SplitResult, str, int] | None:
+    """Return a link's parts, its host and its port; nothing if it lacks any."""
+    try:
+        parts = urlsplit(link)
+        there, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or not there or port is None:
+        return None
+    return parts, there, port
 
 
 def _server(environment: Mapping[str, str]) -> _Server | None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from dask_slicer.display import report_lines
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.journal import CommittedCase, FailedCase
-from dask_slicer.links import ways_to_see
+from dask_slicer.links import proxied, ways_to_see
 from dask_slicer.plans import RunPlan
 from dask_slicer.report import failure_line
 from dask_slicer.standing import RunState, progress_words
@@ -209,6 +209,7 @@ class NotebookDisplay(RunProgress):
 
 
 def _anchor(link: str, text: str) -> str:
+    link = proxied(link, os.environ) or link
     if not link.startswith(("http://", "https://", "/")):
         return escape(link)  # whatever it is, it is not to run
     return f'<a href="{escape(link)}" target="_blank" rel="noopener">{text}</a>'

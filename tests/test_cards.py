@@ -181,4 +181,5 @@ def test_the_block_says_how_to_get_to_the_dashboard_and_where_the_page_of_runs_i
     shown.connected("http://127.0.0.1:8787/status", "here")
     shown.paged("http://127.0.0.1:8787/dask-slicer")
     assert "/user/me/proxy/8787/status" in shown.html()
-    assert '<a href="http://127.0.0.1:8787/dask-slicer"' in shown.html()
+    assert '<a href="/user/me/proxy/8787/status"' in shown.html()
+    assert '<a href="/user/me/proxy/8787/dask-slicer"' in shown.html()
