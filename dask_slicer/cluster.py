@@ -108,11 +108,12 @@ def local_client(
             except (RuntimeError, OSError, ValueError) as error:
                 raise SchedulerError(f"cannot start workers on this machine: {error}") from error
             stack.callback(_close, cluster)
-        try:
             # Not the default: it is the run's, and of no use to the rest of the program.
-            with Client(cluster, set_as_default=False) as client:
-                yield client
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        try:
+            yield client
         except BaseException:
+            client.close()
             _kill_workers(cluster)
             raise
 

@@ -105,11 +105,12 @@ def job_client(
             stack.callback(_close, cluster, system, note)
             cluster.keeper = Keeper(cluster, system=system, n_jobs=n_jobs, logs=logs, note=note)
             cluster.loop.add_callback(cluster.keeper.keep)
-        with Client(cluster, set_as_default=False) as client:
-            try:
-                yield client
-            finally:
-                _cancel(cluster, system)
+            # Half made, it would be closed by nobody before its loop is.
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        try:
+            yield client
+        finally:
+            _cancel(cluster, system)
 
 
 def wait_for_workers(client: Client, note: Note) -> None:

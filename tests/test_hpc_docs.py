@@ -26,7 +26,7 @@ def contents(output: Path) -> dict[str, bytes]:
 
 def test_every_recipe_gives_the_bytes_of_one_run(slurm: Slurm, tmp_path: Path) -> None:
     text = PAGE.read_text(encoding="utf-8")
-    (script,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    (script,) = re.findall(r"```bash\n(#!.*?)```", text, flags=re.DOTALL)
     assert "Save this as `slices.sh`" in text
     (tmp_path / "slices.sh").write_text(script)
     # Commands of this environment, as if it were activated.
