@@ -66,11 +66,6 @@ def log_chart(found: Histogram) -> Chart:
     return _chart(found, up, tuple(Tick(at=at, value=share) for share, at in decades))
 
 
-def bars(found: Histogram) -> tuple[Bar, ...]:
-    """Return the bars of a chart of counts."""
-    return chart(found).bars
-
-
 def _chart(found: Histogram, up: list[float], y_ticks: tuple[Tick, ...]) -> Chart:
     first, last = found.edges[0], found.edges[-1]
     n = len(found.counts)

@@ -29,7 +29,7 @@ from dask_slicer.merging import MergeReport
 from dask_slicer.plans import RunPlan
 from dask_slicer.report import failure_line, plan_lines
 from dask_slicer.verification import VerifyReport
-from dask_slicer.words import count, duration, size, some
+from dask_slicer.words import count, duration, size, some, why_not_written
 
 # Between two lines of progress where there is no terminal to draw a bar on, in seconds.
 _LINE_EVERY = 10.0
@@ -229,10 +229,8 @@ class VerifyDisplay(_Display):
             + (f", {report.n_derived} of them against their scans" if report.n_derived else "")
         )
         if report.n_missing:
-            left = report.n_missing - report.n_failed
-            why = [f"{report.n_failed} failed, see failures.csv"] if report.n_failed else []
-            why += [f"{left} not run yet, the run command continues"] if left else []
-            self._print(f"{count(report.n_missing, 'planned case')} not written: {'; '.join(why)}")
+            why = why_not_written(report.n_failed, report.n_missing - report.n_failed)
+            self._print(f"{count(report.n_missing, 'planned case')} not written: {why}")
         if report.forgotten:
             self._print(
                 f"Forgot {count(len(report.forgotten), 'case')}; the run command that made "

@@ -17,7 +17,8 @@ from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.links import proxied, ways_to_see
 from dask_slicer.plans import RunPlan
 from dask_slicer.report import failure_line
-from dask_slicer.standing import RunState, progress_words
+from dask_slicer.standing import progress_words
+from dask_slicer.tally import Tally
 from dask_slicer.words import count
 
 # Between two drawings, in seconds; without news, as time goes by.
@@ -50,10 +51,7 @@ class RunProgress(Observer):
         self._ways: list[str] = []
         self._notes: list[str] = []
         self._failures: list[FailedCase] = []
-        self._n_cases = self._n_skipped = 0
-        self._n_done = self._n_failed = self._n_refused = 0
-        self._n_slices = self._n_bytes = 0
-        self._began: float | None = None
+        self._tally = Tally()
 
     def connected(self, dashboard: str, where: str) -> None:
         """Keep where it runs, and how to get to its dashboard."""
@@ -67,9 +65,8 @@ class RunProgress(Observer):
 
     def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
         """Keep how much there is to do; time starts to count."""
-        self._n_cases, self._n_skipped = todo + skipped, skipped
         self._notes += plan.notes
-        self._began = time.monotonic()
+        self._tally.begin(todo=todo, skipped=skipped)
 
     def note(self, text: str) -> None:
         """Keep what the user should know."""
@@ -77,13 +74,8 @@ class RunProgress(Observer):
 
     def ended(self, record: CommittedCase | FailedCase) -> None:
         """Count a case."""
-        if isinstance(record, CommittedCase):
-            self._n_done += 1
-            self._n_slices += len(record.slices)
-            self._n_bytes += record.n_bytes
-        else:
-            self._n_failed += 1
-            self._n_refused += record.step == "plan"
+        self._tally.count(record)
+        if isinstance(record, FailedCase):
             self._failures.append(record)
 
     def finished(self, report: RunReport) -> None:
@@ -95,7 +87,9 @@ class RunProgress(Observer):
         """Return how far the run is, in words."""
         if self.report is not None:
             return report_lines(self.report)[0]
-        return "reading headers" if self._began is None else progress_words(self._state())
+        if not self._tally.has_begun:
+            return "reading headers"
+        return progress_words(self._tally.state(output_dir=self.output_dir))
 
     def html(self) -> str:
         """Return how far the run is, as one block; it takes its colours from the page."""
@@ -118,7 +112,8 @@ class RunProgress(Observer):
         )
 
     def _bar(self) -> str:
-        n_ended, n_todo = self._n_done + self._n_failed, self._n_cases - self._n_skipped
+        state = self._tally.state(output_dir=self.output_dir)
+        n_ended, n_todo = state.n_ended, state.n_todo
         share = n_ended / n_todo if n_todo else float(self.report is not None)
         return (
             '<div style="border: 1px solid currentColor; border-radius: 4px; height: 10px; '
@@ -126,23 +121,6 @@ class RunProgress(Observer):
             f'aria-valuemin="0" aria-valuemax="{n_todo}" aria-valuenow="{n_ended}">'
             f'<div style="width: {100 * share:.1f}%; height: 100%; background: {_COLOR}"></div>'
             "</div>"
-        )
-
-    def _state(self) -> RunState:
-        return RunState(
-            run_id="",
-            host="",
-            process="",
-            client="",
-            output_dir=self.output_dir,
-            n_cases=self._n_cases,
-            n_skipped=self._n_skipped,
-            n_done=self._n_done,
-            n_failed=self._n_failed,
-            n_refused=self._n_refused,
-            n_slices=self._n_slices,
-            n_bytes=self._n_bytes,
-            seconds=time.monotonic() - (self._began or 0.0),
         )
 
 
@@ -195,8 +173,11 @@ class NotebookDisplay(RunProgress):
         n_ended = -1
         while not self._over.wait(_EVERY):
             now = time.monotonic()
-            if self._n_done + self._n_failed != n_ended or now - drawn_at > _AT_LEAST_EVERY:
-                n_ended, drawn_at = self._n_done + self._n_failed, now
+            if (
+                self._tally.n_done + self._tally.n_failed != n_ended
+                or now - drawn_at > _AT_LEAST_EVERY
+            ):
+                n_ended, drawn_at = self._tally.n_done + self._tally.n_failed, now
                 self._draw()
 
     def _draw(self) -> None:

@@ -19,7 +19,7 @@ from dask_slicer.errors import CaseError, OutputError, UsageError
 from dask_slicer.index import SliceIndex, read_index
 from dask_slicer.output import FAILURES, SUMMARY, check_merged, existing_splits, own_config
 from dask_slicer.readers import NpzReader, ZarrReader, damage
-from dask_slicer.words import count, nearest
+from dask_slicer.words import count, nearest, why_not_written
 
 _OF_A_FAILURE = ("case_id", "step", "kind", "message")
 
@@ -85,10 +85,8 @@ class Output:
         if written >= planned:
             return ""
         failed = len(self.failures)
-        left = planned - written - failed
-        why = [f"{failed} failed, see {FAILURES}"] if failed else []
-        why += [f"{left} not run yet, the run command continues"] if left > 0 else []
-        return f"{self.path} has slices of {written} of {count(planned, 'case')}: {'; '.join(why)}"
+        why = why_not_written(failed, planned - written - failed)
+        return f"{self.path} has slices of {written} of {count(planned, 'case')}: {why}"
 
     def volume(self, case_id: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return a case's image as it was before it was sliced, normalised, and its affine.

@@ -15,7 +15,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dask_slicer.additions import place_for, write_aside
-from dask_slicer.charts import bars, chart, log_chart
+from dask_slicer.charts import chart, log_chart
 from dask_slicer.config import OF_ANOTHER_FORMAT, RunConfig, SliceSettings, SplitSettings
 from dask_slicer.errors import DaskSlicerError, UsageError
 from dask_slicer.opened import Output, open_output
@@ -119,7 +119,6 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
         "count": lambda n, noun: count(n, noun).replace(str(n), f"{n:,}", 1),
         "chart": chart,
         "log_chart": log_chart,
-        "bars": bars,
     }
     kinds = Counter((failure.kind, failure.step) for failure in facts.failures)
     return environment.get_template("report.html").render(

@@ -183,50 +183,31 @@ def _facts(output: Output, panels: Collection[Panel]) -> list[str]:
     ]
 
 
-def write_preview(
-    output: Output,
-    file: Path | None = None,
-    *,
-    cases: Collection[str] | None = None,
-    split: str | None = None,
-    slices: Collection[int] | None = None,
-    n_slices: int = N_SLICES,
-    labels: bool = True,
-    dark: bool = False,
-) -> Path:
-    """Write a picture of an output's slices; return where it is.
-
-    Parameters
-    ----------
-    output : Output
-    file : Path, optional
-        A .png, .jpg, .pdf or .svg; `PREVIEW` in the output where it is not given.
-    cases, split, slices, n_slices, labels, dark
-        As of `show_slices`.
+def place_of_preview(output: Output, file: Path | None) -> Path:
+    """Return where a picture of an output goes: a .png, .jpg, .pdf or .svg; `PREVIEW` in it.
 
     Raises
     ------
     UsageError
-        If it cannot be written there, or there is nothing to show.
-    CorruptFile
+        If it cannot be there, or is of another kind.
     """
     path = place_for(output.path, file, name=PREVIEW, suffixes=_SUFFIXES)
-    suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
+    if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--file must end with {', '.join(_SUFFIXES)}, got {path.name}")
-    figure = show_slices(
-        output,
-        cases=cases,
-        split=split,
-        slices=slices,
-        n_slices=n_slices,
-        labels=labels,
-        dark=dark,
-    )
+    return path
+
+
+def write_preview(figure: Figure, path: Path) -> None:
+    """Write what `show_slices` drew, in the format that the path's suffix says.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be written there.
+    """
     from dask_slicer.drawing import to_bytes
 
-    write_aside(path, to_bytes(figure, suffix=suffix[1:]))
-    return path
+    write_aside(path, to_bytes(figure, suffix=path.suffix.lower()[1:]))
 
 
 def parse_slices(text: str) -> list[int]:

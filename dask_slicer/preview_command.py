@@ -36,6 +36,7 @@ def preview(
     output_dir: Path,
     cases: tuple[str, ...],
     slices: str | None,
+    file: Path | None,
     no_labels: bool,
     verbose: int,
     quiet: bool,
@@ -44,16 +45,23 @@ def preview(
     """Draw slices of an output, spread over splits and cases, with their labels over them."""
     ctx.meta["verbose"] = verbose
     from dask_slicer.opened import open_output
-    from dask_slicer.preview import parse_slices, write_preview
+    from dask_slicer.preview import (
+        parse_slices,
+        place_of_preview,
+        show_slices,
+        write_preview,
+    )
 
     output = open_output(output_dir)
-    path = write_preview(
+    path = place_of_preview(output, file)
+    figure = show_slices(
         output,
         cases=cases or None,
         slices=None if slices is None else parse_slices(slices),
         labels=not no_labels,
         **options,
     )
+    write_preview(figure, path)
     if not quiet:
         if output.shortfall:
             click.echo(f"Note: {one_line(output.shortfall)}")

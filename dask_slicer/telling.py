@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.splits import SPLITS
 from dask_slicer.standing import TOPIC, FailureEvent, RunState, SlowCase, SplitState, to_event
+from dask_slicer.tally import Tally
 from dask_slicer.words import one_line
 
 if TYPE_CHECKING:
@@ -50,10 +50,8 @@ class Telling(Observer):
         self._observer = observer
         self._over = threading.Event()
         self._ending = ""
-        self._began: float | None = None
-        self._n_cases = self._n_skipped = 0
-        self._n_done = self._n_failed = self._n_refused = 0
-        self._n_slices = self._n_bytes = self._n_bytes_in = 0
+        self._tally = Tally()
+        self._n_bytes_in = 0
         self._splits: dict[str, SplitState] = {}
         self._kinds: dict[str, int] = {}
         self._slowest: tuple[SlowCase, ...] = ()
@@ -101,8 +99,7 @@ class Telling(Observer):
 
     def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
         """Pass it on; time starts to count."""
-        self._n_cases, self._n_skipped = todo + skipped, skipped
-        self._began = time.monotonic()
+        self._tally.begin(todo=todo, skipped=skipped)
         self._observer.planned(plan, todo=todo, skipped=skipped)
 
     def note(self, text: str) -> None:
@@ -111,11 +108,10 @@ class Telling(Observer):
 
     def ended(self, record: CommittedCase | FailedCase) -> None:
         """Count a case, and pass it on."""
+        self._tally.count(record)
         if isinstance(record, CommittedCase):
             self._written(record)
         else:
-            self._n_failed += 1
-            self._n_refused += record.step == "plan"
             self._kinds[record.kind] = self._kinds.get(record.kind, 0) + 1
             self._count(record.case_id, n_failed=1)
             self._failures.append(record)
@@ -126,9 +122,6 @@ class Telling(Observer):
         self._observer.finished(report)
 
     def _written(self, record: CommittedCase) -> None:
-        self._n_done += 1
-        self._n_slices += len(record.slices)
-        self._n_bytes += record.n_bytes
         if record.case_id in self._todo:
             self._n_bytes_in += self._todo[record.case_id].file_bytes
         self._count(record.case_id, n_done=1, n_slices=len(record.slices))
@@ -151,7 +144,7 @@ class Telling(Observer):
         is_over = False
         while not is_over:
             is_over = self._over.wait(_EVERY_SECONDS)
-            if self._began is None:
+            if not self._tally.has_begun:
                 continue
             state = self._state(known, ending=self._ending if is_over else "")
             if told is not None and (state.n_ended, state.ending) == (told.n_ended, told.ending):
@@ -167,16 +160,8 @@ class Telling(Observer):
                 told = state
 
     def _state(self, known: dict[str, str], *, ending: str) -> RunState:
-        return RunState(
+        return self._tally.state(
             **known,
-            n_cases=self._n_cases,
-            n_skipped=self._n_skipped,
-            n_done=self._n_done,
-            n_failed=self._n_failed,
-            n_refused=self._n_refused,
-            n_slices=self._n_slices,
-            n_bytes=self._n_bytes,
-            seconds=round(time.monotonic() - (self._began or 0.0), 3),
             ending=ending,
             n_bytes_in=self._n_bytes_in,
             # Copies: the run goes on counting while this is sent.

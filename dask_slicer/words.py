@@ -94,6 +94,19 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def why_not_written(n_failed: int, n_left: int) -> str:
+    """Return why planned cases have no slices: some failed, others were not run.
+
+    Examples
+    --------
+    >>> why_not_written(1, 4)
+    '1 failed, see failures.csv; 4 not run yet, the run command continues'
+    """
+    why = [f"{n_failed} failed, see failures.csv"] if n_failed else []
+    why += [f"{n_left} not run yet, the run command continues"] if n_left > 0 else []
+    return "; ".join(why)
+
+
 # Of a name: less is a part of too many.
 _SHORTEST_PART = 3
 

@@ -112,6 +112,7 @@ LAYERS = {
         "remote",
         "sending",
         "sweep",
+        "tally",
         "tasks",
         "telling",
         "verification",

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from many import write_many
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -28,15 +29,7 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a dataset of many cases, all of them the same volume."""
-    from dask_slicer.phantom import write_dataset
-
-    root = tmp_path_factory.mktemp("many")
-    write_dataset(root, n_cases=1, shape=(64, 60, 16), seed=3)
-    for number in range(1, N_CASES):
-        for path in (root / "imagesTr", root / "labelsTr"):
-            (first,) = path.glob("phantom_000*")
-            (path / first.name.replace("000", f"{number:03d}", 1)).hardlink_to(first)
-    return root
+    return write_many(tmp_path_factory.mktemp("many"), n_cases=N_CASES, shape=(64, 60, 16))
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
+from many import write_many
 
 from dask_slicer import pipeline
 from dask_slicer.config import RunConfig
-from dask_slicer.phantom import write_dataset
 
 pytestmark = [
     pytest.mark.slow,
@@ -103,13 +103,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a dataset of many cases, all of them the same volume."""
-    root = tmp_path_factory.mktemp("many")
-    write_dataset(root, n_cases=1, shape=(64, 60, 16), seed=3)
-    for number in range(1, N_CASES):
-        for path in (root / "imagesTr", root / "labelsTr"):
-            (first,) = path.glob("phantom_000*")
-            (path / first.name.replace("000", f"{number:03d}", 1)).hardlink_to(first)
-    return root
+    return write_many(tmp_path_factory.mktemp("many"), n_cases=N_CASES, shape=(64, 60, 16))
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,8 @@ def test_the_file_has_the_panels_pixel_for_pixel(dataset, slice_dataset, tmp_pat
     dataset.add("case")
     output = slice_dataset(window_size=1)
     figure = dask_slicer.show_slices(output, n_slices=3, labels=True)
-    path = write_preview(dask_slicer.open_output(output), tmp_path / "a.png", n_slices=3)
+    path = tmp_path / "a.png"
+    write_preview(dask_slicer.show_slices(output, n_slices=3), path)
     written = np.rint(matplotlib.image.imread(path)[..., :3] * 255).astype(np.uint8)
     height, width = written.shape[:2]
     for number, axes in enumerate(figure.axes):

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from many import write_many
 from slurm import Slurm, wait_until
 
 import dask_slicer
 from dask_slicer import watch
 from dask_slicer.events import Observer
-from dask_slicer.phantom import write_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -30,13 +30,7 @@ IN_JOBS = ("--cluster", "slurm", "--interface", "lo", "--memory", "1GB", "--wall
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a dataset of many cases, all of them the same volume."""
-    root = tmp_path_factory.mktemp("scans")
-    write_dataset(root, n_cases=1, shape=(96, 96, 40), seed=3)
-    for number in range(1, N_CASES):
-        for folder in (root / "imagesTr", root / "labelsTr"):
-            (first,) = folder.glob("phantom_000*")
-            (folder / first.name.replace("000", f"{number:03d}", 1)).hardlink_to(first)
-    return root
+    return write_many(tmp_path_factory.mktemp("scans"), n_cases=N_CASES, shape=(96, 96, 40))
 
 
 @pytest.fixture(scope="module")

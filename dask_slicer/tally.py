@@ -1,0 +1,78 @@
+"""What the cases of a run came to so far, counted: by the run, and by whoever shows it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.standing import RunState
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts cases as they end; may be read by another thread meanwhile.
+
+    Attributes
+    ----------
+    n_cases, n_skipped, n_done, n_failed, n_refused, n_slices, n_bytes : int
+        As in `RunState`.
+    """
+
+    n_cases: int = 0
+    n_skipped: int = 0
+    n_done: int = 0
+    n_failed: int = 0
+    n_refused: int = 0
+    n_slices: int = 0
+    n_bytes: int = 0
+    _began: float | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether it is known what there is to do."""
+        return self._began is not None
+
+    def begin(self, *, todo: int, skipped: int) -> None:
+        """Take note of how many cases are to be run and are there already; time starts to count."""
+        self.n_cases, self.n_skipped = todo + skipped, skipped
+        self._began = time.monotonic()
+
+    def count(self, record: CommittedCase | FailedCase) -> None:
+        """Count a case that ended."""
+        if isinstance(record, CommittedCase):
+            self.n_done += 1
+            self.n_slices += len(record.slices)
+            self.n_bytes += record.n_bytes
+        else:
+            self.n_failed += 1
+            self.n_refused += record.step == "plan"
+
+    def state(
+        self,
+        *,
+        output_dir: str,
+        run_id: str = "",
+        host: str = "",
+        process: str = "",
+        client: str = "",
+        **more: Any,
+    ) -> RunState:
+        """Return how the run stands; what is not counted here is given."""
+        return RunState(
+            run_id=run_id,
+            output_dir=output_dir,
+            host=host,
+            process=process,
+            client=client,
+            n_cases=self.n_cases,
+            n_skipped=self.n_skipped,
+            n_done=self.n_done,
+            n_failed=self.n_failed,
+            n_refused=self.n_refused,
+            n_slices=self.n_slices,
+            n_bytes=self.n_bytes,
+            seconds=0.0 if self._began is None else round(time.monotonic() - self._began, 3),
+            **more,
+        )
