@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from dask_slicer.errors import OutputError
-from dask_slicer.shares import WHOLE, Share, files_of, shares_with_lock
+from dask_slicer.shares import WHOLE, Share, asides, files_of, shares_with_lock
 from dask_slicer.words import some
 
 # A run that came to nothing may take away the new directory that this one is about to use.
@@ -85,6 +85,9 @@ def remove_stale_locks(output_dir: Path) -> None:
         found = read_lock(lock)
         if not is_alive(found):
             _remove_lock(lock, found)
+    for aside in asides(output_dir):
+        if not is_alive(read_lock(aside)):
+            aside.unlink(missing_ok=True)
 
 
 def write_first(path: Path, text: str) -> None:
@@ -197,9 +200,9 @@ def _remove_lock(lock: Path, found: str) -> None:
         lock.rename(aside)
     except FileNotFoundError:
         return
-    if read_lock(aside) != found:
+    if read_lock(aside) not in (found, _GONE):  # gone: whoever holds the output has tidied up
         _link(aside, lock)
-    aside.unlink()
+    aside.unlink(missing_ok=True)
 
 
 def _who(found: str) -> str:

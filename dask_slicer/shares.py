@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _JOURNAL = re.compile(r"journal\.(\d+)of(\d+)\.jsonl")
+_ASIDE = re.compile(r"\.dask_slicer\.(.+\.)?(lock|json)\.[0-9a-f]{8}")
 _LOCK = re.compile(r"\.dask_slicer\.(\d+)of(\d+)\.lock")
 _TEMPORARY = re.compile(r"\.dask_slicer\.(\d+of\d+\.)?tmp")
 
@@ -100,6 +101,11 @@ def journals(output_dir: Path) -> list[Path]:
 def shares_with_lock(output_dir: Path) -> list[Share]:
     """Return the shares that hold the output, or did when they died."""
     return _found(output_dir, _LOCK)
+
+
+def asides(output_dir: Path) -> list[Path]:
+    """Return locks and agreements that are being written, or were when their writer died."""
+    return [output_dir / name for name in _names(output_dir) if _ASIDE.fullmatch(name)]
 
 
 def temporaries(output_dir: Path) -> list[Path]:

@@ -313,6 +313,30 @@ def test_the_lock_of_a_share_that_died_is_taken_over_with_a_note(
     assert_same(output_dir, whole())
 
 
+@pytest.mark.parametrize("ends_with", ["merge", "run"])
+def test_what_a_process_was_writing_beside_a_lock_when_it_died_goes_and_that_of_others_stays(
+    shares, whole, invoke, output_dir, ends_with
+) -> None:
+    expected = whole()
+    for number in (1, 2, 3):
+        shares(f"{number}/3")
+    died = f"{socket.gethostname()} {os.getpid()} born-at-another-time"
+    for name, text in (
+        (".dask_slicer.2of3.lock.86c9423e", f"{died} tcp://127.0.0.1:1"),
+        (".dask_slicer.lock.0123abcd", ""),
+        (".dask_slicer.shares.json.0123abcd", "{"),
+    ):
+        (output_dir / name).write_text(text)
+    living = output_dir / ".dask_slicer.lock.89abcdef"
+    living.write_text(locks.own_mark())
+    if ends_with == "merge":
+        assert invoke("merge", output_dir).exit_code == 0
+    else:
+        assert shares(None).exit_code == 0
+    living.unlink()
+    assert_same(output_dir, expected)
+
+
 def test_a_share_leaves_alone_what_others_are_writing(shares, output_dir) -> None:
     others = [output_dir / share.files.temporary for share in (Share(1, 3), Share(3, 3))]
     for aside in (*others, output_dir / "train", output_dir / "val"):
