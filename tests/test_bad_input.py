@@ -269,6 +269,7 @@ def test_a_file_that_this_user_may_not_read_is_permission_denied(dataset, tmp_pa
     assert len(written(output)) == 10
 
 
+@pytest.mark.slow
 def test_a_directory_that_this_user_may_not_write_to_fails_its_cases_alone(
     dataset, tmp_path
 ) -> None:

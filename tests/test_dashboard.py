@@ -94,6 +94,7 @@ def test_the_first_line_is_the_link_of_the_dashboard_and_only_loopback_listens(b
     assert answer_of(f"http://127.0.0.1:{port}/status") == 200
 
 
+@pytest.mark.slow
 def test_without_a_dashboard_only_loopback_listens_too(busy_run) -> None:
     process = busy_run("--dashboard_address", "none")
     assert process.stdout is not None
@@ -101,6 +102,7 @@ def test_without_a_dashboard_only_loopback_listens_too(busy_run) -> None:
     assert {address for address, _ in listening(process)} == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_busy_port_falls_back_to_a_free_one_and_the_link_is_true(busy_run) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

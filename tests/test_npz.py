@@ -189,7 +189,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("level", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_same_input_gives_the_same_bytes_wherever_in_memory_it_is_deflated(level) -> None:
     """By itself, ISA-L makes some 25 (level 1) or 4 (level 2) of these otherwise."""
     rng = np.random.default_rng(0)

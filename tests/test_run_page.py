@@ -250,6 +250,7 @@ def test_a_scheduler_of_ones_own_has_the_page_by_what_the_docs_say(
             assert response.status == 200
 
 
+@pytest.mark.slow
 def test_a_scheduler_without_the_page_is_not_said_to_have_it(
     tmp_path, invoke, started_scheduler
 ) -> None:

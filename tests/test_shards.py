@@ -108,6 +108,7 @@ def test_more_shares_than_cases_leave_some_with_nothing_to_do(shares, whole, inv
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.slow
 def test_shares_may_start_at_the_same_moment_into_a_new_directory(
     dataset_of_seven, whole, invoke, tmp_path
 ) -> None:

@@ -50,6 +50,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
     assert contents(tmp_path / "slices") == written_here
 
 
+@pytest.mark.slow
 def test_a_process_can_run_twice_on_workers(scans, written_here, tmp_path) -> None:
     # In a process of its own, so that distributed is first imported by the first run.
     program = f"""
