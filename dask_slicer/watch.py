@@ -38,6 +38,9 @@ _EXITCODE_SECONDS = 10.0
 # What a result is that was lost with its worker.
 LOST = object()
 _KILLED = -9
+# What multiprocessing says of a process whose status was read elsewhere, which it does itself where
+# another one is started as this one ends.
+_UNREAD = 255
 _KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
 # How often the scheduler is asked what runs, and how long it may take to answer.
@@ -190,7 +193,7 @@ class Watch:
         lost: CaseError
         if self._passed_its_limit(worker):
             lost = OutOfMemory(f"its worker passed its memory limit and was stopped; {_LESS}")
-        elif exitcode == _KILLED and machine.n_oom_kills() > self._n_oom_kills:
+        elif exitcode in (_KILLED, _UNREAD) and machine.n_oom_kills() > self._n_oom_kills:
             self._n_oom_kills = machine.n_oom_kills()
             lost = OutOfMemory(f"the system was out of memory and ended its worker; {_LESS}")
         else:
@@ -286,7 +289,7 @@ def _host(address: str | None) -> str:
 
 
 def _how_it_ended(exitcode: int | None) -> str:
-    if exitcode is None:
+    if exitcode in (None, _UNREAD):
         return "died; the system's log may say why"
     if exitcode >= 0:
         return f"exited with status {exitcode}"

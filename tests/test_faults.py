@@ -86,6 +86,7 @@ def run(scans: Path, output: Path, *options: object, **poison: str) -> subproces
     )
 
 
+UNTOLD = "died; the system's log may say why"
 SORTS = [
     ("exit", "WorkerLost", "exited with status 7"),
     ("segfault", "WorkerLost", "was killed by signal 11 (SIGSEGV)"),
@@ -115,19 +116,39 @@ def test_one_poison_case_among_twelve(
         poison = {FAULTS: json.dumps({POISON: sort})}
         with started_scheduler(tmp_path, n_workers=2, memory_limit="450MB", **poison) as started:
             result = run(scans, output, "--scheduler", started.address, *options)
-        if sort in ("exit", "segfault"):  # nannies of others do not say how a worker ended
-            message = "died; the system's log may say why"
     else:
         result = run(scans, output, "--num_workers", 2, *options, **{POISON: sort})
     assert result.returncode == 1, result.stderr
     failures = failures_of(output)
     assert [(case_id, found) for case_id, _, found, _ in failures] == [(POISON, kind)], failures
-    assert message in failures[0][-1]
+    told = [message]
+    if kind == "WorkerLost":  # how, is lost where the next worker starts at that moment
+        told.append(UNTOLD)
+    assert any(text in failures[0][-1] for text in told)
     healthy = {
         name: content for name, content in undisturbed(format_).items() if POISON not in name
     }
     assert slices_of(output) == healthy
     assert not list(output.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("sort", "message"),
+    [(sort, message) for sort, kind, message in SORTS if kind == "WorkerLost"],
+)
+def test_how_a_worker_of_ours_died_is_told(scans, tmp_path, sort, message) -> None:
+    output = tmp_path / "out"
+    # Not tried again: no other worker starts as this one dies.
+    run(scans, output, "--num_workers", 2, "--retries", 0, **{POISON: sort})
+    ((case_id, _, _, told),) = failures_of(output)
+    assert (case_id, told) == (POISON, f"the worker that ran it {message}")
+
+
+def test_a_status_that_was_read_elsewhere_is_no_status() -> None:
+    assert watch._how_it_ended(255) == watch._how_it_ended(None) == UNTOLD
 
 
 @pytest.mark.slow
