@@ -7,27 +7,24 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
 
 from dask_slicer.checks import Finding
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.links import ways_to_see
 from dask_slicer.merging import MergeReport
-from dask_slicer.plans import RunPlan
+from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.report import failure_line, plan_lines
+from dask_slicer.standing import seconds_left
+from dask_slicer.tally import Tally
 from dask_slicer.verification import VerifyReport
 from dask_slicer.words import count, duration, size, some, why_not_written
 
@@ -35,6 +32,28 @@ from dask_slicer.words import count, duration, size, some, why_not_written
 _LINE_EVERY = 10.0
 # Failures shown one by one, before the rest is only counted.
 _MOST_FAILURES = 10
+
+
+class _Progress(NamedTuple):
+    """How far something is: cases and slices, seconds so far, and yet to come if that is known."""
+
+    n_done: int
+    n_total: int
+    n_wrong: int
+    n_slices: int
+    seconds: float
+    left: float | None
+
+
+class _Words(ProgressColumn):
+    """What a bar says beside it, which goes on while no case ends."""
+
+    def __init__(self, words: Callable[[], str]) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
+        self._words = words
+
+    def render(self, task: Task) -> Text:
+        return Text(self._words())
 
 
 class _Display(Observer):
@@ -57,8 +76,6 @@ class _Display(Observer):
         self._task: Any = None
         self._stop = threading.Event()
         self._where = ""
-        self._total = self._done = self._n_wrong = self._slices = 0
-        self._started = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -87,8 +104,11 @@ class _Display(Observer):
         """Print something the user should know."""
         self._say(f"Note: {text}")
 
-    def _start_progress(self, total: int) -> None:
-        self._total, self._started = total, time.monotonic()
+    def _progress(self) -> _Progress:
+        raise NotImplementedError
+
+    def _start_progress(self) -> None:
+        total = self._progress().n_total
         if not total or self._quiet:
             return
         if not self._console.is_terminal:
@@ -96,21 +116,17 @@ class _Display(Observer):
             return
         self._bar = Progress(
             TextColumn(self.doing),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[words]}"),
-            TimeElapsedColumn(),
-            TextColumn("elapsed,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the words leave
+            _Words(self._words),
             console=self._console,
+            expand=True,
         )
-        self._task = self._bar.add_task("", total=self._total, words=self._words())
+        self._task = self._bar.add_task("", total=total)
         self._bar.start()
 
     def _show_progress(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, words=self._words())
+            self._bar.update(self._task, completed=self._progress().n_done)
 
     def _end_progress(self) -> None:
         self._stop.set()
@@ -120,16 +136,16 @@ class _Display(Observer):
 
     def _print_lines(self) -> None:
         while not self._stop.wait(_LINE_EVERY):
-            elapsed = time.monotonic() - self._started
-            left = (self._total - self._done) * elapsed / self._done if self._done else None
-            self._print(
-                f"{self._done} of {self._total} cases, {self._words()}, "
-                + (f"about {duration(left)} left" if left is not None else "no case done yet")
-            )
+            self._print(self._words())
 
     def _words(self) -> str:
-        rate = self._slices / max(time.monotonic() - self._started, 1e-3)
-        return f"{rate:.0f} slices/s, {self._n_wrong} failed"
+        now = self._progress()
+        rate = now.n_slices / max(now.seconds, 1e-3)
+        left = "no case done yet" if now.left is None else f"about {duration(now.left)} left"
+        return (
+            f"{now.n_done} of {count(now.n_total, 'case')}, {rate:.0f} slices/s, "
+            f"{now.n_wrong} failed, {duration(now.seconds)} so far, {left}"
+        )
 
     def _say(self, text: str) -> None:
         if not self._quiet:
@@ -157,25 +173,36 @@ class RunDisplay(_Display):
     def __init__(self, console: Console, *, quiet: bool = False, details: bool = False) -> None:
         super().__init__(console, quiet=quiet)
         self._details = details
+        self._tally = Tally()
 
-    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
+    def _progress(self) -> _Progress:
+        run = self._tally.state(output_dir="")
+        return _Progress(
+            n_done=run.n_ended,
+            n_total=run.n_todo,
+            n_wrong=run.n_failed,
+            n_slices=run.n_slices,
+            seconds=run.seconds,
+            left=seconds_left(run),
+        )
+
+    def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Print the plan in a few lines, and start to show progress."""
         for line in plan_lines(plan):
             self._say(line)
         already = f", {skipped} written already" if skipped else ""
         of = f" of share {plan.config.shard}" if plan.config.shard else ""
-        self._say(f"Run: {count(todo, 'case')}{of} {self._where}{already}")
-        self._start_progress(todo)
+        self._say(f"Run: {count(len(todo), 'case')}{of} {self._where}{already}")
+        self._tally.begin(todo, skipped=skipped)
+        self._start_progress()
 
     def ended(self, record: CommittedCase | FailedCase) -> None:
         """Count a case, and print why it failed if it did."""
-        self._done += 1
-        if isinstance(record, CommittedCase):
-            self._slices += len(record.slices)
-        else:
-            self._n_wrong += 1
+        self._tally.count(record)
+        if isinstance(record, FailedCase):
             # What the plan saw is said once, in the end.
-            if not self._quiet and record.step != "plan" and self._n_wrong <= _MOST_FAILURES:
+            is_said = record.step != "plan" and self._tally.n_failed <= _MOST_FAILURES
+            if is_said and not self._quiet:
                 self._print(f"Failed: {failure_line(record)}", style="red")
             if self._details and record.details:
                 self._print(record.details)
@@ -209,10 +236,27 @@ class VerifyDisplay(_Display):
 
     doing = "Checking"
 
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        super().__init__(console, quiet=quiet)
+        self._total = self._done = self._n_wrong = self._slices = 0
+        self._started = 0.0
+
+    def _progress(self) -> _Progress:
+        seconds = time.monotonic() - self._started
+        return _Progress(
+            n_done=self._done,
+            n_total=self._total,
+            n_wrong=self._n_wrong,
+            n_slices=self._slices,
+            seconds=seconds,
+            left=(self._total - self._done) * seconds / self._done if self._done else None,
+        )
+
     def checked(self, record: CommittedCase, total: int, findings: Sequence[Finding]) -> None:
         """Count a case."""
         if not self._total:
-            self._start_progress(total)
+            self._total, self._started = total, time.monotonic()
+            self._start_progress()
         self._done += 1
         self._slices += len(record.slices)
         self._n_wrong += bool(findings)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_slicer import cards
 from dask_slicer.journal import CommittedCase, FailedCase
-from dask_slicer.plans import RunPlan
+from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.words import count, duration, size
 
 
@@ -84,8 +85,8 @@ class Observer:
     def paged(self, link: str) -> None:
         """Take note of where the page of runs is, on the scheduler's server; if it has one."""
 
-    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
-        """Take note of the plan, and how many cases are to be run and are there already."""
+    def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
+        """Take note of the plan, of the cases to run, and how many are there already."""
 
     def note(self, text: str) -> None:
         """Take note of something the user should know."""

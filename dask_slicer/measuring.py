@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from dask_slicer.config import RunConfig
 from dask_slicer.events import Observer
 from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.pipeline import run
-from dask_slicer.plans import RunPlan
+from dask_slicer.plans import CasePlan, RunPlan
 
 # Looking at all processes costs milliseconds, of which the workers would be short.
 _SAMPLE_EVERY = 0.25
@@ -110,8 +111,8 @@ class _Clock(Observer):
         self.busy = 0.0
         self.bytes_in = 0
 
-    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
-        self._file_bytes = {case.case_id: case.file_bytes for case in plan.selected}
+    def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
+        self._file_bytes = {case.case_id: case.file_bytes for case in todo}
         self.cpu_at_first = self.cpu_at_last = self._watch.cpu_seconds()
         self.first = self.last = time.perf_counter()
 

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from html import escape
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +16,7 @@ from dask_slicer.display import report_lines
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.links import proxied, ways_to_see
-from dask_slicer.plans import RunPlan
+from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.report import failure_line
 from dask_slicer.standing import progress_words
 from dask_slicer.tally import Tally
@@ -63,10 +64,10 @@ class RunProgress(Observer):
         """Keep where the page of runs is."""
         self._page = link
 
-    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
+    def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Keep how much there is to do; time starts to count."""
         self._notes += plan.notes
-        self._tally.begin(todo=todo, skipped=skipped)
+        self._tally.begin(todo, skipped=skipped)
 
     def note(self, text: str) -> None:
         """Keep what the user should know."""

@@ -132,7 +132,10 @@ class _Run:
         done = {} if config.overwrite else self.earlier.done()
         todo = [case for case in self.plan.selected if case.case_id not in done]
         self.n_skipped = len(self.plan.selected) - len(todo)
-        queue = deque(case for case in todo if case.problem is None)
+        # The largest first: begun last, one of them would be waited for in the end.
+        queue = deque(
+            sorted((case for case in todo if case.problem is None), key=lambda case: -case.work)
+        )
         # Nothing of an earlier run is touched before there is something to run on.
         with executor(
             self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
@@ -155,8 +158,7 @@ class _Run:
                 self.out_of_reach = out_of_reach(todo, known)
                 gone = {case.case_id for case in todo} - self.out_of_reach
                 stuck = self.earlier.clear_away(gone, known, journal, self.observer)
-                self.observer.about(todo)
-                self.observer.planned(self.plan, todo=len(todo), skipped=self.n_skipped)
+                self.observer.planned(self.plan, todo=todo, skipped=self.n_skipped)
                 self._run_cases(todo, queue, stuck, execute, journal)
 
     def _clear(self) -> None:

@@ -52,10 +52,12 @@ class RunState:
         Id of its client; a scheduler that does not know it has lost the run.
     n_cases, n_skipped : int
         Cases that the run is about, and those of them that were written before.
-    n_done, n_failed, n_refused : int
-        Written, and failed; the last is how many of these failed by their headers, at once.
+    n_done, n_failed : int
+        Written, and failed.
     n_slices, n_bytes : int
         Written.
+    work, work_done : int
+        Of the cases to run, and of those of them that are over, as `CasePlan.work`.
     seconds : float
         Since the first case could be run.
     ending : str
@@ -78,9 +80,10 @@ class RunState:
     n_skipped: int
     n_done: int = 0
     n_failed: int = 0
-    n_refused: int = 0
     n_slices: int = 0
     n_bytes: int = 0
+    work: int = 0
+    work_done: int = 0
     seconds: float = 0.0
     ending: str = ""
     n_bytes_in: int = 0
@@ -160,17 +163,12 @@ def slices_per_second(run: RunState, since_told: float = 0.0) -> float:
 
 
 def seconds_left(run: RunState, since_told: float = 0.0) -> float | None:
-    """Return about how long a run will take yet; None while no case has told.
-
-    Cases that failed by their headers took no time, and say nothing.
-    """
-    n_timed = run.n_ended - run.n_refused
-    n_left = run.n_todo - run.n_ended
-    if run.ending or not n_left:
+    """Return about how long a run will take yet; None while no case has told."""
+    if run.ending or run.n_ended == run.n_todo:
         return 0.0
-    if not n_timed:
+    if not run.work_done:
         return None
-    return (run.seconds + since_told) * n_left / n_timed
+    return (run.seconds + since_told) * (run.work - run.work_done) / run.work_done
 
 
 def progress_words(run: RunState, since_told: float = 0.0) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask_slicer.journal import CommittedCase, FailedCase
+from dask_slicer.plans import CasePlan
 from dask_slicer.standing import RunState
 
 
@@ -16,7 +18,7 @@ class Tally:
 
     Attributes
     ----------
-    n_cases, n_skipped, n_done, n_failed, n_refused, n_slices, n_bytes : int
+    n_cases, n_skipped, n_done, n_failed, n_slices, n_bytes, work, work_done : int
         As in `RunState`.
     """
 
@@ -24,9 +26,11 @@ class Tally:
     n_skipped: int = 0
     n_done: int = 0
     n_failed: int = 0
-    n_refused: int = 0
     n_slices: int = 0
     n_bytes: int = 0
+    work: int = 0
+    work_done: int = 0
+    _work_of: dict[str, int] = field(default_factory=dict)
     _began: float | None = None
 
     @property
@@ -34,20 +38,23 @@ class Tally:
         """Return whether it is known what there is to do."""
         return self._began is not None
 
-    def begin(self, *, todo: int, skipped: int) -> None:
-        """Take note of how many cases are to be run and are there already; time starts to count."""
-        self.n_cases, self.n_skipped = todo + skipped, skipped
+    def begin(self, todo: Iterable[CasePlan], *, skipped: int) -> None:
+        """Take note of the cases to run, and how many are there already; time starts to count."""
+        # Those that fail by their headers take no time.
+        self._work_of = {case.case_id: 0 if case.problem else case.work for case in todo}
+        self.work = sum(self._work_of.values())
+        self.n_cases, self.n_skipped = len(self._work_of) + skipped, skipped
         self._began = time.monotonic()
 
     def count(self, record: CommittedCase | FailedCase) -> None:
         """Count a case that ended."""
+        self.work_done += self._work_of.get(record.case_id, 0)
         if isinstance(record, CommittedCase):
             self.n_done += 1
             self.n_slices += len(record.slices)
             self.n_bytes += record.n_bytes
         else:
             self.n_failed += 1
-            self.n_refused += record.step == "plan"
 
     def state(
         self,
@@ -70,9 +77,10 @@ class Tally:
             n_skipped=self.n_skipped,
             n_done=self.n_done,
             n_failed=self.n_failed,
-            n_refused=self.n_refused,
             n_slices=self.n_slices,
             n_bytes=self.n_bytes,
+            work=self.work,
+            work_done=self.work_done,
             seconds=0.0 if self._began is None else round(time.monotonic() - self._began, 3),
             **more,
         )

@@ -79,16 +79,6 @@ class Telling(Observer):
             self._over.set()
             teller.join(_LAST_SECONDS)
 
-    def about(self, todo: Sequence[CasePlan]) -> None:
-        """Take note of the cases that are to be run."""
-        self._todo = {case.case_id: case for case in todo}
-        counts = Counter(case.split for case in todo)
-        self._splits = {
-            split: SplitState(n_todo=counts[split])
-            for split in (*SPLITS, "")  # a case that cannot be run may have none
-            if counts[split]
-        }
-
     def connected(self, dashboard: str, where: str) -> None:
         """Pass it on."""
         self._observer.connected(dashboard, where)
@@ -97,9 +87,16 @@ class Telling(Observer):
         """Pass it on."""
         self._observer.paged(link)
 
-    def planned(self, plan: RunPlan, *, todo: int, skipped: int) -> None:
+    def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Pass it on; time starts to count."""
-        self._tally.begin(todo=todo, skipped=skipped)
+        self._todo = {case.case_id: case for case in todo}
+        counts = Counter(case.split for case in todo)
+        self._splits = {
+            split: SplitState(n_todo=counts[split])
+            for split in (*SPLITS, "")  # a case that cannot be run may have none
+            if counts[split]
+        }
+        self._tally.begin(todo, skipped=skipped)
         self._observer.planned(plan, todo=todo, skipped=skipped)
 
     def note(self, text: str) -> None:

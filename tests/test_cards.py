@@ -67,7 +67,7 @@ def report(n_failed: int = 1) -> RunReport:
 def progress(n_failed: int = 1) -> RunProgress:
     shown = RunProgress(EVIL)
     shown.connected(f'http://a/"onclick="{EVIL}', EVIL)
-    shown.planned(plan(), todo=3, skipped=1)
+    shown.planned(plan(), todo=plan().cases, skipped=1)
     shown.note(EVIL)
     for one in report(n_failed).failures:
         shown.ended(one)

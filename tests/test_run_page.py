@@ -29,8 +29,8 @@ from dask_slicer.views import TaskView, View, WorkerView
 NAME = "<img src=x onerror=alert(1)>"
 RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
-    n_cases=120, n_skipped=20, n_done=30, n_failed=10, n_refused=5, n_slices=600,
-    n_bytes=20_000_000, seconds=100.0, n_bytes_in=70_000_000,
+    n_cases=120, n_skipped=20, n_done=30, n_failed=10, n_slices=600,
+    n_bytes=20_000_000, work=190, work_done=70, seconds=100.0, n_bytes_in=70_000_000,
     splits={"train": SplitState(n_todo=80, n_done=25, n_failed=10, n_slices=500),
             "": SplitState(n_todo=20, n_done=5, n_slices=100)},
     kinds={"Timeout": 2, "CorruptFile": 8},
@@ -84,8 +84,8 @@ def test_what_there_is_nothing_of_has_no_table() -> None:
              "written": "200.0 kB/s", "stopped after": "1 min 40 s"},
         ),
         (
-            {"n_done": 0, "n_failed": 0, "n_refused": 0, "n_skipped": 0, "n_slices": 0,
-             "n_bytes": 0, "n_bytes_in": 0}, 0.0,
+            {"n_done": 0, "n_failed": 0, "n_skipped": 0, "n_slices": 0, "n_bytes": 0,
+             "n_bytes_in": 0, "work_done": 0}, 0.0,
             {"cases": "0 of 120", "failed": "0", "slices/s": "0", "read": "0 bytes/s",
              "written": "0 bytes/s", "so far": "1 min 40 s", "left, about": "?"},
         ),

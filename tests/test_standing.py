@@ -24,8 +24,8 @@ from dask_slicer.views import TaskView, View, WorkerView, with_gone, worker_rows
 
 RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
-    n_cases=120, n_skipped=20, n_done=30, n_failed=10, n_refused=5, n_slices=600,
-    n_bytes=20_000_000, seconds=70.0,
+    n_cases=120, n_skipped=20, n_done=30, n_failed=10, n_slices=600,
+    n_bytes=20_000_000, work=190, work_done=70, seconds=70.0,
 )  # fmt: skip
 DETAILED = replace(
     RUN,
@@ -45,9 +45,9 @@ def test_what_is_told_is_read_again_also_with_what_a_later_version_adds(told) ->
 
 
 def test_what_an_earlier_version_told_of_a_run_lacks_the_details() -> None:
-    later = {"n_bytes_in", "splits", "kinds", "slowest"}
+    later = {"n_bytes_in", "work", "work_done", "splits", "kinds", "slowest"}
     event = {name: value for name, value in to_event(DETAILED).items() if name not in later}
-    assert from_event(event) == RUN
+    assert from_event(event) == replace(RUN, work=0, work_done=0)
 
 
 def test_an_event_passes_through_the_scheduler_as_plain_data() -> None:
@@ -73,23 +73,21 @@ def test_what_others_say_under_our_topic_is_passed_over(event) -> None:
 @pytest.mark.parametrize(
     ("changed", "since_told", "expected"),
     [
-        # 60 left; 35 took 70 s, as the 5 that failed by their headers took none.
         ({}, 0.0, 120.0),
         ({}, 35.0, 180.0),
-        ({"n_done": 0, "n_failed": 5}, 0.0, None),
-        ({"n_done": 0, "n_failed": 0, "n_refused": 0}, 9.0, None),
-        ({"n_done": 90}, 0.0, 0.0),
-        ({"n_done": 0, "n_failed": 100, "n_refused": 100}, 0.0, 0.0),
+        ({"work_done": 0}, 0.0, None),
+        ({"n_done": 90, "work_done": 190}, 0.0, 0.0),
+        ({"n_done": 0, "n_failed": 100, "work": 0, "work_done": 0}, 0.0, 0.0),
         ({"ending": "stopped"}, 0.0, 0.0),
         ({"n_cases": 20}, 0.0, 0.0),
     ],
 )
-def test_the_time_left_is_that_of_the_cases_left_at_the_rate_so_far(
+def test_the_time_left_is_that_of_the_work_left_at_the_rate_so_far(
     changed, since_told, expected
 ) -> None:
     run = replace(RUN, **changed)
     if run.n_todo == 0:
-        run = replace(run, n_done=0, n_failed=0, n_refused=0)
+        run = replace(run, n_done=0, n_failed=0)
     assert seconds_left(run, since_told) == expected
 
 
@@ -106,7 +104,7 @@ def test_the_time_left_is_that_of_the_cases_left_at_the_rate_so_far(
             "40 of 120 cases, 10 failed, 9 slices/s, 285.7 kB/s, ended after 1 min 10 s",
         ),
         (
-            {"n_done": 0, "n_failed": 0, "n_refused": 0, "n_slices": 0, "n_bytes": 0}, 0.0,
+            {"n_done": 0, "n_failed": 0, "n_slices": 0, "n_bytes": 0, "work_done": 0}, 0.0,
             "0 of 100 cases, 20 written before, 0 failed, 0 slices/s, 0 bytes/s, "
             "1 min 10 s so far, no case done yet",
         ),

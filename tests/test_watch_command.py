@@ -20,10 +20,12 @@ import psutil
 import pytest
 
 import dask_slicer
+from dask_slicer.cases import Case
 from dask_slicer.events import Observer, RunReport
 from dask_slicer.faults import FAULTS
 from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.phantom import write_dataset
+from dask_slicer.plans import CasePlan
 from dask_slicer.standing import TOPIC, FailureEvent, RunState, from_event
 from dask_slicer.telling import Telling
 
@@ -287,6 +289,10 @@ class _Noting(Observer):
         return super().__getattribute__(name)
 
 
+def cases(names: str) -> list[CasePlan]:
+    return [CasePlan(case=Case(case_id=name, images=()), split="train") for name in names]
+
+
 def test_all_that_an_observer_is_told_passes_through() -> None:
     noting = _Noting()
     telling = Telling(noting)
@@ -298,7 +304,7 @@ def test_all_that_an_observer_is_told_passes_through() -> None:
     )  # fmt: skip
     telling.connected("", "here")
     telling.paged("")
-    telling.planned(plan, todo=1, skipped=0)
+    telling.planned(plan, todo=cases("a"), skipped=0)
     telling.note("a note")
     telling.ended(failed)
     telling.finished(report)
@@ -319,7 +325,7 @@ def _run_through(client: _Client) -> None:
     telling = Telling(Observer())
     plan = dask_slicer.plans.RunPlan(config=None, layout="", reason="", cases=(), splits={})
     with telling.through(client, run_id="1f", output_dir="/out"):
-        telling.planned(plan, todo=3, skipped=1)
+        telling.planned(plan, todo=cases("abc"), skipped=1)
         for case_id in "abc":
             telling.ended(
                 FailedCase(case_id=case_id, step="load", kind="CorruptFile", message="cut")
@@ -347,7 +353,7 @@ def test_what_a_scheduler_did_not_hear_is_made_good_by_the_next_telling() -> Non
     telling = Telling(Observer())
     plan = dask_slicer.plans.RunPlan(config=None, layout="", reason="", cases=(), splits={})
     with telling.through(_Client(log_event), run_id="1f", output_dir="/out"):
-        telling.planned(plan, todo=3, skipped=1)
+        telling.planned(plan, todo=cases("abc"), skipped=1)
         deadline = time.monotonic() + 60
         while not heard:
             assert time.monotonic() < deadline
@@ -356,7 +362,8 @@ def test_what_a_scheduler_did_not_hear_is_made_good_by_the_next_telling() -> Non
     (begun, failure, last) = heard
     assert (begun.n_cases, begun.n_skipped, begun.n_ended, begun.ending) == (4, 1, 0, "")
     assert failure.case_id == "a"
-    assert (last.n_failed, last.n_refused, last.ending) == (1, 1, "ended")
+    assert (last.n_failed, last.ending) == (1, "ended")
+    assert (begun.work_done, last.work_done * 3) == (0, last.work)
 
 
 def test_a_case_that_is_written_counts_with_its_slices() -> None:
@@ -369,7 +376,7 @@ def test_a_case_that_is_written_counts_with_its_slices() -> None:
     )  # fmt: skip
     client = _Client(lambda topic, event: heard.append(from_event(event)))
     with suppress(KeyboardInterrupt), telling.through(client, run_id="1f", output_dir="/out"):
-        telling.planned(plan, todo=1, skipped=0)
+        telling.planned(plan, todo=cases("a"), skipped=0)
         telling.ended(case)
         raise KeyboardInterrupt
     assert (heard[-1].n_done, heard[-1].n_bytes, heard[-1].ending) == (1, case.n_bytes, "stopped")
