@@ -77,6 +77,8 @@ def execute(
 
     window = max(_SMALLEST_WINDOW, _GRAPHS_PER_THREAD * n_threads(client))
     refill = window // 4
+    # So many that the scheduler sees that there are many loads, which it then queues.
+    at_once = 2 * n_threads(client) + 1
     in_flight: dict[Future[Any], L] = {}
     # Without results: of one that is lost on its way and then fails, it would never tell.
     ended = as_completed(loop=client.loop)
@@ -88,12 +90,14 @@ def execute(
             if len(in_flight) <= window - refill:
                 lots = _take(next_lot, len(in_flight), window)
                 erred.let_go(name for lot in lots for name in names_of(lot))
-                # Together: one message to the scheduler, and it sees at once that there are many
-                # loads, which it then queues.
-                futures = client.compute([graph_of(lot) for lot in lots])
-                in_flight |= dict(zip(futures, lots, strict=True))
-                ended.update(futures)
-                del futures
+                for first in range(0, len(lots), at_once):
+                    some = lots[first : first + at_once]
+                    # Each call's graphs after those of the last, by the last argument; those of
+                    # one call run in an order of Dask's own.
+                    futures = client.compute([graph_of(lot) for lot in some], fifo_timeout="0 s")
+                    in_flight |= dict(zip(futures, some, strict=True))
+                    ended.update(futures)
+                    del futures
             if not in_flight:
                 return
             watch.look(in_flight)

@@ -134,7 +134,7 @@ def own_config(output_dir: Path) -> RunConfig:
         raise OutputError(
             f"{output_dir} is not an output of dask-slicer: it has no {CONFIG}"
             + ("" if output_dir.is_dir() else " (there is no such directory)")
-            + "; name the --output_dir of a run"
+            + "; name the --output_dir of a run, which writes it before its first case"
         )
     return config
 

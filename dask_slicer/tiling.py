@@ -140,7 +140,7 @@ def _height(panel: Panel, tile: tuple[int, int]) -> int:
 
 def panel_title(panel: Panel) -> tuple[str, str]:
     """Return which case a panel is of, and which slice of it."""
-    where = f"slice {panel.slice_index} of {panel.total_slices} · {panel.split}"
+    where = f"slice {panel.slice_index} of 0–{panel.total_slices - 1} · {panel.split}"
     return panel.case_id, where + ("" if panel.has_label else " · no label")
 
 

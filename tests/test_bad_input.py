@@ -320,6 +320,7 @@ def _respect_file_modes() -> None:
             raise OSError(ctypes.get_errno(), "prctl")
 
 
+@pytest.mark.slow
 def test_many_bad_cases_on_two_workers_all_fail_by_name(dataset, tmp_path) -> None:
     dataset.add("healthy")
     for damage, *_ in DAMAGE:

@@ -119,6 +119,28 @@ def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
     assert outcomes == {"stuck": "sent"} | dict.fromkeys(names[1:])
 
 
+@pytest.mark.timeout(60)
+def test_graphs_run_about_in_the_order_in_which_they_are_dealt() -> None:
+    # Named so that no order of names is that in which they are dealt.
+    names = [f"case_{(number * 7) % 60:03d}" for number in range(60)]
+    queue = deque(names)
+
+    def graph_of(name: str) -> Delayed:
+        loaded = delayed(time.sleep, pure=False)(0.005, dask_key_name=("load", name))
+        return delayed(bool, pure=False)(loaded, dask_key_name=("save", name))
+
+    with cluster.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        ended = [
+            name
+            for name, _ in flight.execute(
+                client, lambda _: queue.popleft() if queue else None, graph_of
+            )
+        ]
+    assert sorted(ended) == sorted(names)
+    # Not one of the first to be sent waits until all that were sent later have run.
+    assert max(abs(ended.index(name) - place) for place, name in enumerate(names)) < 16
+
+
 class _Ended(deque):
     """Graphs that have ended, as `as_completed` has them."""
 

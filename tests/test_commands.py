@@ -217,9 +217,8 @@ def test_an_old_terminal_that_knows_only_ascii_stops_nothing(dataset, tmp_path) 
 # -- demo ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options", ["--num_workers 0", pytest.param("", marks=pytest.mark.slow)], ids=["here", ""]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["--num_workers 0", ""], ids=["here", ""])
 def test_the_demo_runs_in_an_empty_folder_and_so_do_the_commands_it_prints(
     tmp_path: Path, options
 ) -> None:

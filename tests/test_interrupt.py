@@ -120,7 +120,8 @@ def assert_the_same_command_completes(
     return result.stdout
 
 
-@pytest.mark.parametrize("n_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_workers", [0, 2])
 def test_a_killed_run_is_completed_by_the_same_command(
     scans, undisturbed, start, tmp_path, n_workers
 ) -> None:
@@ -204,7 +205,7 @@ def to_driver(process: subprocess.Popen[str], number: int) -> None:
 
 slow = pytest.mark.slow
 STOPS = [
-    pytest.param(signal.SIGINT, to_group, 2, 130, id="Ctrl-C"),
+    pytest.param(signal.SIGINT, to_group, 2, 130, id="Ctrl-C", marks=slow),
     pytest.param(signal.SIGTERM, to_group, 2, 143, id="batch system", marks=pytest.mark.slow),
     pytest.param(signal.SIGTERM, to_driver, 2, 143, id="kill", marks=slow),
     pytest.param(signal.SIGINT, to_driver, 2, 130, id="kill -INT", marks=slow),

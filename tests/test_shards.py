@@ -86,6 +86,7 @@ def test_shares_and_merge_write_what_one_run_writes(shares, whole, invoke, outpu
     assert invoke("verify", output_dir, "--num_workers", 0).exit_code == 0
 
 
+@pytest.mark.slow
 @FORMATS
 def test_shares_that_run_at_once_write_what_one_run_writes(
     start, whole, invoke, output_dir, format_
