@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -23,7 +22,7 @@ from dask_slicer.links import ways_to_see
 from dask_slicer.merging import MergeReport
 from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.report import failure_line, plan_lines
-from dask_slicer.standing import seconds_left
+from dask_slicer.standing import left_words, slices_per_second
 from dask_slicer.tally import Tally
 from dask_slicer.verification import VerifyReport
 from dask_slicer.words import count, duration, size, some, why_not_written
@@ -32,17 +31,6 @@ from dask_slicer.words import count, duration, size, some, why_not_written
 _LINE_EVERY = 10.0
 # Failures shown one by one, before the rest is only counted.
 _MOST_FAILURES = 10
-
-
-class _Progress(NamedTuple):
-    """How far something is: cases and slices, seconds so far, and yet to come if that is known."""
-
-    n_done: int
-    n_total: int
-    n_wrong: int
-    n_slices: int
-    seconds: float
-    left: float | None
 
 
 class _Words(ProgressColumn):
@@ -76,6 +64,7 @@ class _Display(Observer):
         self._task: Any = None
         self._stop = threading.Event()
         self._where = ""
+        self._tally = Tally()
 
     def __enter__(self) -> Self:
         return self
@@ -104,18 +93,15 @@ class _Display(Observer):
         """Print something the user should know."""
         self._say(f"Note: {text}")
 
-    def _progress(self) -> _Progress:
-        raise NotImplementedError
-
     def _start_progress(self) -> None:
-        total = self._progress().n_total
+        total = self._tally.state(output_dir="").n_todo
         if not total or self._quiet:
             return
         if not self._console.is_terminal:
             threading.Thread(target=self._print_lines, daemon=True).start()
             return
         self._bar = Progress(
-            TextColumn(self.doing),
+            TextColumn(self.doing, table_column=Column(no_wrap=True, min_width=len(self.doing))),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the words leave
             _Words(self._words),
             console=self._console,
@@ -126,7 +112,7 @@ class _Display(Observer):
 
     def _show_progress(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._progress().n_done)
+            self._bar.update(self._task, completed=self._tally.n_done + self._tally.n_failed)
 
     def _end_progress(self) -> None:
         self._stop.set()
@@ -139,12 +125,12 @@ class _Display(Observer):
             self._print(self._words())
 
     def _words(self) -> str:
-        now = self._progress()
-        rate = now.n_slices / max(now.seconds, 1e-3)
-        left = "no case done yet" if now.left is None else f"about {duration(now.left)} left"
+        # What matters most comes first: a narrow terminal cuts the end off.
+        now = self._tally.state(output_dir="")
         return (
-            f"{now.n_done} of {count(now.n_total, 'case')}, {rate:.0f} slices/s, "
-            f"{now.n_wrong} failed, {duration(now.seconds)} so far, {left}"
+            f"{now.n_ended} of {count(now.n_todo, 'case')}, {now.n_failed} failed, "
+            f"{left_words(now)}, {slices_per_second(now):.0f} slices/s, "
+            f"{duration(now.seconds)} so far"
         )
 
     def _say(self, text: str) -> None:
@@ -173,18 +159,6 @@ class RunDisplay(_Display):
     def __init__(self, console: Console, *, quiet: bool = False, details: bool = False) -> None:
         super().__init__(console, quiet=quiet)
         self._details = details
-        self._tally = Tally()
-
-    def _progress(self) -> _Progress:
-        run = self._tally.state(output_dir="")
-        return _Progress(
-            n_done=run.n_ended,
-            n_total=run.n_todo,
-            n_wrong=run.n_failed,
-            n_slices=run.n_slices,
-            seconds=run.seconds,
-            left=seconds_left(run),
-        )
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Print the plan in a few lines, and start to show progress."""
@@ -236,30 +210,17 @@ class VerifyDisplay(_Display):
 
     doing = "Checking"
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        super().__init__(console, quiet=quiet)
-        self._total = self._done = self._n_wrong = self._slices = 0
-        self._started = 0.0
-
-    def _progress(self) -> _Progress:
-        seconds = time.monotonic() - self._started
-        return _Progress(
-            n_done=self._done,
-            n_total=self._total,
-            n_wrong=self._n_wrong,
-            n_slices=self._slices,
-            seconds=seconds,
-            left=(self._total - self._done) * seconds / self._done if self._done else None,
-        )
-
     def checked(self, record: CommittedCase, total: int, findings: Sequence[Finding]) -> None:
         """Count a case."""
-        if not self._total:
-            self._total, self._started = total, time.monotonic()
+        tally = self._tally
+        if not tally.has_begun:
+            tally.begin((), skipped=0)
+            tally.n_cases = tally.work = total  # one takes as long as another
             self._start_progress()
-        self._done += 1
-        self._slices += len(record.slices)
-        self._n_wrong += bool(findings)
+        tally.n_done += not findings
+        tally.n_failed += bool(findings)
+        tally.work_done += 1
+        tally.n_slices += len(record.slices)
         self._show_progress()
 
     def verified(self, report: VerifyReport) -> None:

@@ -57,7 +57,7 @@ class RunState:
     n_slices, n_bytes : int
         Written.
     work, work_done : int
-        Of the cases to run, and of those of them that are over, as `CasePlan.work`.
+        Of the cases to run, less those that failed, and of those written, as `CasePlan.work`.
     seconds : float
         Since the first case could be run.
     ending : str
@@ -163,12 +163,21 @@ def slices_per_second(run: RunState, since_told: float = 0.0) -> float:
 
 
 def seconds_left(run: RunState, since_told: float = 0.0) -> float | None:
-    """Return about how long a run will take yet; None while no case has told."""
+    """Return about how long a run will take yet; None while no case has told.
+
+    A case that fails mostly does so at once, and says nothing.
+    """
     if run.ending or run.n_ended == run.n_todo:
         return 0.0
     if not run.work_done:
         return None
     return (run.seconds + since_told) * (run.work - run.work_done) / run.work_done
+
+
+def left_words(run: RunState, since_told: float = 0.0) -> str:
+    """Return about how long a run will take yet, in words."""
+    left = seconds_left(run, since_told)
+    return "time left not known yet" if left is None else f"about {duration(left)} left"
 
 
 def progress_words(run: RunState, since_told: float = 0.0) -> str:
@@ -193,9 +202,7 @@ def progress_words(run: RunState, since_told: float = 0.0) -> str:
     if run.ending:
         words.append(f"{run.ending} after {duration(run.seconds)}")
     else:
-        left = seconds_left(run, since_told)
-        words.append(f"{duration(seconds)} so far")
-        words.append("no case done yet" if left is None else f"about {duration(left)} left")
+        words += [f"{duration(seconds)} so far", left_words(run, since_told)]
     return ", ".join(words)
 
 

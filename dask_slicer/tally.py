@@ -40,20 +40,22 @@ class Tally:
 
     def begin(self, todo: Iterable[CasePlan], *, skipped: int) -> None:
         """Take note of the cases to run, and how many are there already; time starts to count."""
-        # Those that fail by their headers take no time.
-        self._work_of = {case.case_id: 0 if case.problem else case.work for case in todo}
+        self._work_of = {case.case_id: case.work for case in todo}
         self.work = sum(self._work_of.values())
         self.n_cases, self.n_skipped = len(self._work_of) + skipped, skipped
         self._began = time.monotonic()
 
     def count(self, record: CommittedCase | FailedCase) -> None:
         """Count a case that ended."""
-        self.work_done += self._work_of.get(record.case_id, 0)
+        work = self._work_of.get(record.case_id, 0)
         if isinstance(record, CommittedCase):
+            self.work_done += work
             self.n_done += 1
             self.n_slices += len(record.slices)
             self.n_bytes += record.n_bytes
         else:
+            # Mostly at once, or before it began: what time it took is no measure.
+            self.work -= work
             self.n_failed += 1
 
     def state(

@@ -138,7 +138,7 @@ def test_graphs_run_about_in_the_order_in_which_they_are_dealt() -> None:
         ]
     assert sorted(ended) == sorted(names)
     # Not one of the first to be sent waits until all that were sent later have run.
-    assert max(abs(ended.index(name) - place) for place, name in enumerate(names)) < 16
+    assert max(abs(ended.index(name) - place) for place, name in enumerate(names)) < 12
 
 
 class _Ended(deque):

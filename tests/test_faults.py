@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -135,20 +136,46 @@ def test_one_poison_case_among_twelve(
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.timeout(120)
+@pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
 @pytest.mark.parametrize(
     ("sort", "message"),
     [(sort, message) for sort, kind, message in SORTS if kind == "WorkerLost"],
 )
 def test_how_a_worker_of_ours_died_is_told(scans, tmp_path, sort, message) -> None:
     output = tmp_path / "out"
-    # Not tried again: no other worker starts as this one dies.
+    # Tried once more when nothing else runs: no other worker starts as this one dies.
     run(scans, output, "--num_workers", 2, "--retries", 0, **{POISON: sort})
     ((case_id, _, _, told),) = failures_of(output)
     assert (case_id, told) == (POISON, f"the worker that ran it {message}")
 
 
-def test_a_status_that_was_read_elsewhere_is_no_status() -> None:
-    assert watch._how_it_ended(255) == watch._how_it_ended(None) == UNTOLD
+@pytest.mark.parametrize(
+    ("exitcode", "more_oom_kills", "kind", "message"),
+    [
+        (7, 0, "WorkerLost", "exited with status 7"),
+        (-11, 0, "WorkerLost", "was killed by signal 11 (SIGSEGV)"),
+        (-9, 0, "WorkerLost", "was killed by signal 9 (SIGKILL)"),
+        (255, 0, "WorkerLost", UNTOLD),  # read elsewhere
+        (None, 0, "WorkerLost", UNTOLD),  # has no nanny of ours
+        (-9, 1, "OutOfMemory", "the system was out of memory"),
+        (255, 1, "OutOfMemory", "the system was out of memory"),
+        (7, 1, "WorkerLost", "exited with status 7"),
+        (None, 1, "WorkerLost", UNTOLD),  # may be of another machine
+    ],
+)
+def test_why_a_worker_died_is_told_by_how_it_ended(
+    monkeypatch, exitcode, more_oom_kills, kind, message
+) -> None:
+    monkeypatch.setattr(watch, "address", str)
+    monkeypatch.setattr(watch.Watch, "_passed_its_limit", lambda *_: False)
+    monkeypatch.setattr(watch.Watch, "_exitcode", lambda *_: exitcode)
+    monkeypatch.setattr(machine, "n_oom_kills", lambda: 3)
+    watching = watch.Watch(Mock(), None)
+    watching._n_oom_kills = 3
+    monkeypatch.setattr(machine, "n_oom_kills", lambda: 3 + more_oom_kills)
+    lost = watching._lost(Mock(task=("load", "ct_1")))
+    assert (lost.kind, lost.step) == (kind, "load")
+    assert message in lost.one_line
 
 
 @pytest.mark.slow

@@ -299,6 +299,9 @@ def test_named_cases_are_all_shown_and_named_slices_of_each(dataset, slice_datas
     assert [case_id for case_id, _ in _named(figure)] == ["a", "b", "d"]
     figure = dask_slicer.show_slices(output, cases=["d", "a"], slices=[9, 0])
     assert _named(figure) == [("a", 0), ("a", 9), ("d", 0), ("d", 9)]
+    said = " ".join(text.get_text() for text in figure.texts)
+    assert "slice 0 of 0–9" in said
+    assert "slice 9 of 0–9" in said
     figure = dask_slicer.show_slices(output, slices=[3, 4], n_slices=4)
     assert sorted(slice_index for _, slice_index in _named(figure)) == [3, 3, 4, 4]
 

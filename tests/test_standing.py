@@ -78,6 +78,7 @@ def test_what_others_say_under_our_topic_is_passed_over(event) -> None:
         ({"work_done": 0}, 0.0, None),
         ({"n_done": 90, "work_done": 190}, 0.0, 0.0),
         ({"n_done": 0, "n_failed": 100, "work": 0, "work_done": 0}, 0.0, 0.0),
+        ({"work": 0, "work_done": 0}, 0.0, None),  # told by an earlier version
         ({"ending": "stopped"}, 0.0, 0.0),
         ({"n_cases": 20}, 0.0, 0.0),
     ],
@@ -106,7 +107,7 @@ def test_the_time_left_is_that_of_the_work_left_at_the_rate_so_far(
         (
             {"n_done": 0, "n_failed": 0, "n_slices": 0, "n_bytes": 0, "work_done": 0}, 0.0,
             "0 of 100 cases, 20 written before, 0 failed, 0 slices/s, 0 bytes/s, "
-            "1 min 10 s so far, no case done yet",
+            "1 min 10 s so far, time left not known yet",
         ),
     ],
 )  # fmt: skip

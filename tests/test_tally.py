@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -54,21 +55,23 @@ TODO = [case("whole_body", 399), case("head", 99), case("bad", 0, problem=failed
         ([failed("bad", "plan")], 0.0),
         ([failed("bad", "plan"), written("head")], 0.2),
         ([written("whole_body")], 0.8),
-        ([failed("whole_body")], 0.8),
+        # What fails does so mostly at once, and it is not known what the others take.
+        ([failed("whole_body")], 0.0),
+        ([failed("whole_body"), written("head")], 1.0),
         ([written("whole_body"), written("head"), failed("bad", "plan")], 1.0),
     ],
 )
-def test_a_case_counts_for_as_long_as_it_takes(ended, part) -> None:
+def test_a_case_that_is_written_counts_for_as_long_as_it_takes(ended, part) -> None:
     tally = Tally()
     tally.begin(TODO, skipped=2)
     for record in ended:
         tally.count(record)
     run = tally.state(output_dir="/out")
     assert (run.n_cases, run.n_skipped, run.n_todo, run.n_ended) == (5, 2, 3, len(ended))
-    assert run.work_done / run.work == pytest.approx(part, abs=0.002)
+    assert run.work_done / run.work == pytest.approx(part, abs=0.004)
     left = seconds_left(run)
     if part:
-        assert left == pytest.approx(run.seconds * (1 - part) / part, rel=0.01, abs=1e-9)
+        assert left == pytest.approx(run.seconds * (1 - part) / part, abs=0.01 * run.seconds)
     else:
         assert left is None
 
@@ -80,9 +83,12 @@ def test_a_line_of_progress_says_how_far_and_how_long_yet(monkeypatch) -> None:
     shown.planned(PLAN, todo=TODO, skipped=0)
     shown.ended(failed("bad", "plan"))
     clock[0] = 110.0
-    assert shown._words() == "1 of 3 cases, 0 slices/s, 1 failed, 10.0 s so far, no case done yet"
+    assert (
+        shown._words()
+        == "1 of 3 cases, 1 failed, time left not known yet, 0 slices/s, 10.0 s so far"
+    )
     shown.ended(written("whole_body"))
-    assert shown._words() == "2 of 3 cases, 0 slices/s, 1 failed, 10.0 s so far, about 2.5 s left"
+    assert shown._words() == "2 of 3 cases, 1 failed, about 2.5 s left, 0 slices/s, 10.0 s so far"
 
 
 def test_what_is_verified_counts_by_cases(monkeypatch) -> None:
@@ -91,22 +97,27 @@ def test_what_is_verified_counts_by_cases(monkeypatch) -> None:
     shown = display.VerifyDisplay(Console(file=io.StringIO()), quiet=True)
     shown.checked(written("a"), 4, ())
     clock[0] = 102.0
-    assert shown._words() == "1 of 4 cases, 0 slices/s, 0 failed, 2.0 s so far, about 6.0 s left"
+    assert shown._words() == "1 of 4 cases, 0 failed, about 6.0 s left, 0 slices/s, 2.0 s so far"
     shown.checked(written("b"), 4, [Finding(path="x", message="is gone")])
-    assert shown._words() == "2 of 4 cases, 0 slices/s, 1 failed, 2.0 s so far, about 2.0 s left"
+    assert shown._words() == "2 of 4 cases, 1 failed, about 2.0 s left, 0 slices/s, 2.0 s so far"
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
-def test_a_bar_takes_one_line_of_a_terminal(width) -> None:
+def test_a_bar_takes_one_line_of_a_terminal_and_says_how_long_yet(width, monkeypatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    todo = [case(f"ct_{number}", 10) for number in range(1200)]
     with display.RunDisplay(console) as shown:
-        shown.planned(PLAN, todo=TODO, skipped=0)
-        shown.ended(written("whole_body"))
+        shown.planned(PLAN, todo=todo, skipped=0)
+        for one in todo[:300]:
+            shown.ended(written(one.case_id))
+        clock[0] = 854.0
         shown._bar.refresh()
-        drawn = screen.getvalue().splitlines()[-1]
-    assert "1 of 3 cases" in drawn
-    assert len(drawn.rpartition("\r")[2].replace("\x1b[2K", "")) <= width
+        drawn = screen.getvalue().splitlines()[-1].rpartition("\r")[2].replace("\x1b[2K", "")
+    assert re.match("Slicing ━* *300 of 1200 cases, 0 failed, about 37 min 42 s", drawn)
+    assert len(drawn) <= width
 
 
 def test_the_largest_cases_are_run_first(dataset, slice_dataset) -> None:
