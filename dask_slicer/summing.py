@@ -39,35 +39,37 @@ def sum_up(
         Whether nothing was stopped, or failed, that may have left files.
     """
     output.remove_temporary(config.output_dir)
-    planned = set(planned)
-    tally = Tally()
-    written: list[tuple[str, str]] = []
-    index = IndexWriter(config.output_dir)
-    for record in last_records(config.output_dir / output.JOURNAL):
-        if isinstance(record, CommittedCase):
-            tally.add(record)
-            index.add(record)
-            written.append((record.split, record.case_id))
-        elif isinstance(record, FailedCase) and record.case_id in planned:
-            failures.append(record)
-    index.close()
-    output.write_failures(config.output_dir, failures)
-    if not is_complete and (stopped := planned.difference(tally.case_names)):
-        # Their files were written before they could be committed.
-        for paths in stores.find_entries(config.output_dir, of=stopped).values():
-            output.take_away(config.output_dir, paths)
-    if config.format == "zarr":
-        output.write_store_metadata(config.output_dir, written)
-    output.write_summary(
-        config.output_dir,
-        dataset_info(
-            tally,
-            config,
-            n_modalities=n_modalities or len(tally.intensity) or 1,
-            failures=failures,
-            elapsed_seconds=elapsed_seconds,
-            slices_this_run=slices_this_run,
-        ),
-    )
-    output.remove_temporary(config.output_dir)
+    try:
+        planned = set(planned)
+        tally = Tally()
+        written: list[tuple[str, str]] = []
+        index = IndexWriter(config.output_dir)
+        for record in last_records(config.output_dir / output.JOURNAL):
+            if isinstance(record, CommittedCase):
+                tally.add(record)
+                index.add(record)
+                written.append((record.split, record.case_id))
+            elif isinstance(record, FailedCase) and record.case_id in planned:
+                failures.append(record)
+        index.close()
+        output.write_failures(config.output_dir, failures)
+        if not is_complete and (stopped := planned.difference(tally.case_names)):
+            # Their files were written before they could be committed.
+            for paths in stores.find_entries(config.output_dir, of=stopped).values():
+                output.take_away(config.output_dir, paths)
+        if config.format == "zarr":
+            output.write_store_metadata(config.output_dir, written)
+        output.write_summary(
+            config.output_dir,
+            dataset_info(
+                tally,
+                config,
+                n_modalities=n_modalities or len(tally.intensity) or 1,
+                failures=failures,
+                elapsed_seconds=elapsed_seconds,
+                slices_this_run=slices_this_run,
+            ),
+        )
+    finally:  # also where the disk is too full for what is said here
+        output.remove_temporary(config.output_dir)
     return tally
