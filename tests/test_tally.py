@@ -45,7 +45,7 @@ def written(case_id: str) -> CommittedCase:
     )  # fmt: skip
 
 
-TODO = [case("whole_body", 399), case("head", 99), case("bad", 0, problem=failed("bad", "plan"))]
+TO_RUN = [case("whole_body", 399), case("head", 99), case("bad", 0, problem=failed("bad", "plan"))]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ TODO = [case("whole_body", 399), case("head", 99), case("bad", 0, problem=failed
 )
 def test_a_case_that_is_written_counts_for_as_long_as_it_takes(ended, part) -> None:
     tally = Tally()
-    tally.begin(TODO, skipped=2)
+    tally.begin(TO_RUN, skipped=2)
     for record in ended:
         tally.count(record)
     run = tally.state(output_dir="/out")
@@ -80,7 +80,7 @@ def test_a_line_of_progress_says_how_far_and_how_long_yet(monkeypatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     shown = display.RunDisplay(Console(file=io.StringIO()), quiet=True)
-    shown.planned(PLAN, todo=TODO, skipped=0)
+    shown.planned(PLAN, todo=TO_RUN, skipped=0)
     shown.ended(failed("bad", "plan"))
     clock[0] = 110.0
     assert (
