@@ -18,11 +18,20 @@ OURS = "dask_slicer"
 SAME = ("dask", "distributed")
 # Another version of these, and bytes or digits may be others.
 ALIKE = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
-# What a scheduler of one's own should be started with, and what else does too.
-WANTED: dict[str, Callable[[Any], bool]] = {
-    "distributed.scheduler.worker-saturation": lambda value: value == 1.0,
-    "distributed.scheduler.work-stealing": lambda value: value in (False, "false"),
-    "distributed.scheduler.allowed-failures": lambda value: int(value) >= 3,
+# What a scheduler of one's own should be started with, what else does too, and what it then does.
+WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "distributed.scheduler.worker-saturation": (
+        lambda value: value == 1.0,
+        "holds one volume a worker, none waiting behind a slow case",
+    ),
+    "distributed.scheduler.work-stealing": (
+        lambda value: value in (False, "false"),
+        "moves no volume to another worker",
+    ),
+    "distributed.scheduler.allowed-failures": (
+        lambda value: int(value) >= 3,
+        "tries a case again whose worker died",
+    ),
 }
 _SHARED = "must be on a disk that all workers share"
 
@@ -213,14 +222,14 @@ def _output_fault(look: Mapping[str, str]) -> str:
 
 def judge_settings(settings: Mapping[str, Any], findings: Findings) -> None:
     """Say how a scheduler would better have been started."""
-    better = [name for name, suits in WANTED.items() if not suits(settings[name])]
+    better = {name: good for name, (suits, good) in WANTED.items() if not suits(settings[name])}
     if better:
         advice = " ".join(
             f"DASK_{name.upper().replace('.', '__').replace('-', '_')}={SETTINGS[name]}"
             for name in better
         )
         findings.notes.append(
-            f"the scheduler works as it is; started with {advice} it holds one volume a worker"
+            f"the scheduler works as it is; started with {advice} it {', '.join(better.values())}"
         )
 
 

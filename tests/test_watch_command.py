@@ -36,6 +36,8 @@ N_CASES = 10
 LOCK = ".dask_slicer.lock"
 # Of three workers two come to sleep, whatever the order, and one does all the rest.
 GO_ON = {"phantom_003": "sleep", "phantom_006": "sleep"}
+# Or a scheduler puts one more behind a case that sleeps, and may leave it there.
+ONE_A_WORKER = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0"}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def there(scans, tmp_path_factory, started_scheduler) -> Iterator[Going]:
     """Return a run on somebody's scheduler."""
     folder = tmp_path_factory.mktemp("there")
     poison = {FAULTS: json.dumps(GO_ON | {"phantom_001": "raise"})}
-    with started_scheduler(folder, n_workers=3, **poison) as started:
+    with started_scheduler(folder, n_workers=3, everywhere=ONE_A_WORKER, **poison) as started:
         output = folder / "slices"
         process = start_run(scans, output, "--scheduler", started.address)
         try:
