@@ -30,7 +30,7 @@ WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "distributed.scheduler.allowed-failures": (
         lambda value: int(value) >= 3,
-        "tries a case again whose worker died",
+        "blames no case for a worker that another one killed",
     ),
 }
 _SHARED = "must be on a disk that all workers share"

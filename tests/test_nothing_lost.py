@@ -285,3 +285,26 @@ async def _sleep() -> None:
     import asyncio
 
     await asyncio.sleep(20)
+
+
+# -- a disk that is too full for what is said of the whole -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    "missing", ["summing.IndexWriter.close", "output.write_failures", "output.write_summary"]
+)
+def test_nothing_is_left_aside_where_the_index_does_not_fit(config, invoke, missing) -> None:
+    def does_not_fit(*_args, **_options) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = ("run", "--input_dir", config.input_dir, "--output_dir", config.output_dir)
+    command += ("--num_workers", 0, "--format", config.format)
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr(f"dask_slicer.{missing}", does_not_fit)
+        result = invoke(*command)
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert slices_of(config.output_dir)
+    assert not list(config.output_dir.glob("*.tmp"))
+    assert invoke(*command).exit_code == 0
+    assert (config.output_dir / "slices.csv").exists()

@@ -178,8 +178,8 @@ def test_a_disk_that_is_not_shared_is_refused(look, said) -> None:
         (1.1, True, 3, "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=1.0 "
          "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING=False it holds one volume a worker, none "
          "waiting behind a slow case, moves no volume to another worker"),
-        (1.0, False, 0, "with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=3 it tries a case "
-         "again whose worker died"),
+        (1.0, False, 0, "with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=3 it blames no case "
+         "for a worker that another one killed"),
     ],
 )  # fmt: skip
 def test_a_scheduler_is_told_how_it_would_better_have_been_started(

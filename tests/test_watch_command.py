@@ -36,7 +36,7 @@ N_CASES = 10
 LOCK = ".dask_slicer.lock"
 # Of three workers two come to sleep, whatever the order, and one does all the rest.
 GO_ON = {"phantom_003": "sleep", "phantom_006": "sleep"}
-# Or a scheduler puts one more behind a case that sleeps, and may leave it there.
+# With the default, one more may be put behind a case that sleeps, and be left there.
 ONE_A_WORKER = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0"}
 
 
