@@ -6,6 +6,7 @@ One frozen model; the command line, YAML files and Python all build it, nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -157,7 +158,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
         try:
-            same = self.input_dir.resolve() == self.output_dir.resolve()
+            same = _resolved(self.input_dir) == _resolved(self.output_dir)
         except (RuntimeError, OSError) as error:
             raise ValueError(f"input_dir and output_dir must lead somewhere: {error}") from None
         if same:
@@ -186,6 +187,14 @@ _FIXED = (
     "group_regex",
     "seed",
 )
+
+
+def _resolved(path: Path) -> Path:
+    """Return where `path` leads; raise OSError where links lead back to themselves."""
+    target = path.resolve()
+    if target.is_symlink():  # from Python 3.13 on, resolve() leaves such a link as it is
+        raise OSError(f"Symlink loop from {str(path)!r}")
+    return target
 
 
 def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()) -> list[str]:

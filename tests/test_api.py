@@ -16,6 +16,8 @@ from dask_slicer.errors import ConfigError, OutputError, UsageError
 from dask_slicer.events import Observer
 from dask_slicer.phantom import write_dataset
 
+pytestmark = pytest.mark.versions
+
 NEVER = 240.0
 
 

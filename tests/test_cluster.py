@@ -24,6 +24,8 @@ from dask_slicer.journal import CommittedCase
 from dask_slicer.lots import Lot
 from dask_slicer.plans import CasePlan
 
+pytestmark = pytest.mark.versions
+
 
 def _fail_twice(case_id: str, folder: Path) -> CommittedCase:
     attempt = len(list(folder.iterdir()))

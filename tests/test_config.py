@@ -22,6 +22,8 @@ from dask_slicer.configfile import (
 )
 from dask_slicer.errors import ConfigError
 
+pytestmark = pytest.mark.versions
+
 PLACES = {"input_dir": "/scans", "output_dir": "/all slices"}
 DEFAULT = RunConfig(**PLACES)
 # Another value than the default for every setting but the two places.

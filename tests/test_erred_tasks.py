@@ -26,6 +26,8 @@ from dask_slicer.faults import FAULTS
 from dask_slicer.graph import case_graph, target_of
 from dask_slicer.phantom import write_dataset
 
+pytestmark = pytest.mark.versions
+
 N_CASES = 8
 
 

@@ -27,6 +27,8 @@ from dask_slicer.slices import SliceStack, slice_volume
 from dask_slicer.store_npz import write_slices
 from dask_slicer.volume import Volume, Voxels
 
+pytestmark = pytest.mark.versions
+
 PROGRAMS = (["unzip", "-tqq"], ["7z", "t"])
 LEVELS = (0, 1, 2, 6, 9)
 NUMPY_PADDING = {"zero": "constant", "replicate": "edge", "mirror": "reflect"}

@@ -17,6 +17,8 @@ from dask_slicer.cases import Case
 from dask_slicer.events import Observer
 from dask_slicer.plans import CasePlan, outliers, output_bytes, peak_bytes, suggest_workers
 
+pytestmark = pytest.mark.versions
+
 GB = 10**9
 
 

@@ -26,6 +26,8 @@ from dask_slicer.findings import (
 )
 from dask_slicer.preflight import check
 
+pytestmark = pytest.mark.versions
+
 HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
 OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
 NEEDS = Needs(output_dir=Path("/out"), input_file="/scans/a.nii", least_bytes=300, most_bytes=900)

@@ -26,6 +26,8 @@ from dask_slicer.runpage import content
 from dask_slicer.standing import TOPIC, FailureEvent, RunState, SlowCase, SplitState, to_event
 from dask_slicer.views import TaskView, View, WorkerView
 
+pytestmark = pytest.mark.versions
+
 NAME = "<img src=x onerror=alert(1)>"
 RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",

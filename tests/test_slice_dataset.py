@@ -19,6 +19,8 @@ from dask_slicer import SliceDataset, open_output
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output import CONFIG, INDEX, JOURNAL
 
+pytestmark = pytest.mark.versions
+
 FORMATS = [
     ("npz", "float32"),
     ("npz", "float16"),

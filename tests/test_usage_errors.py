@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture
 def refused(dataset, tmp_path, invoke):

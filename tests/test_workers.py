@@ -12,6 +12,8 @@ import dask_slicer
 from dask_slicer import cluster
 from dask_slicer.phantom import write_dataset
 
+pytestmark = pytest.mark.versions
+
 N_CASES = 12
 QUIET_DASHBOARD = ("--dashboard_address", "none")
 

@@ -25,6 +25,8 @@ from dask_slicer.output import INDEX, JOURNAL
 from dask_slicer.phantom import write_dataset
 from dask_slicer.shards import ShardReader, ShardWriter
 
+pytestmark = pytest.mark.versions
+
 DTYPES = ["float32", "float16", "source"]
 
 
