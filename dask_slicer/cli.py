@@ -81,7 +81,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that lacks × must not stop a run
 
 
-@main.command(cls=ConfigCommand)
+@click.command(cls=ConfigCommand)
 @click.option(
     "--print_job_script", is_flag=True, help="Print what --cluster would submit; do nothing."
 )
@@ -110,7 +110,7 @@ def run(
     ctx.exit(1 if report.remaining else 0)
 
 
-@main.command()
+@click.command()
 @click.argument("output_dir", type=click.Path(path_type=Path))
 @verbosity_options
 @click.pass_context
@@ -127,7 +127,7 @@ def merge(ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool) ->
     ctx.exit(1 if report.failures or report.missing else 0)
 
 
-@main.command(cls=ConfigCommand)
+@click.command(cls=ConfigCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @verbosity_options
 @click.argument("more_cases", nargs=-1, metavar="")
@@ -157,7 +157,7 @@ def plan(
     ctx.exit(1 if made.problems or made.failures else 0)
 
 
-@main.command()
+@click.command()
 @click.option(
     "--output_dir",
     type=click.Path(path_type=Path),
@@ -187,7 +187,7 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     ctx.exit(1 if report.remaining else 0)
 
 
-@main.command(cls=SchedulerCommand)
+@click.command(cls=SchedulerCommand)
 @click.argument("output_dir", type=click.Path(path_type=Path))
 @click.option(
     "--deep",
@@ -225,7 +225,7 @@ def verify(
     ctx.exit(1 if report.findings else 0)
 
 
-@main.command(cls=AddressCommand)
+@click.command(cls=AddressCommand)
 @click.argument("where", required=False, metavar="OUT|ADDR")
 @click.option("--once", is_flag=True, help="Print how it stands, and end; so it is in a pipe.")
 @click.option("-v", "--verbose", count=True, help="Say more, with tracebacks.")
@@ -248,11 +248,7 @@ def watch(
         watch_run(_console(), where, scheduler_settings(options), once=once)
 
 
-main.add_command(preview)
-main.add_command(report)
-
-
-@main.command(cls=ConfigCommand)
+@click.command(cls=ConfigCommand)
 @click.option(
     "--workers",
     metavar="N,N...",
@@ -384,3 +380,7 @@ def _console() -> Any:
     if not console.is_terminal:
         console.width = 160  # a log wraps nothing
     return console
+
+
+for _command in (run, merge, plan, demo, verify, watch, preview, report, benchmark):
+    main.add_command(_command)

@@ -62,7 +62,7 @@ def holder_of(output_dir: Path) -> Holder | None:
     SchedulerError
         If several shares of a run do.
     """
-    names = [WHOLE.lock, *(share.files.lock for share in shares_with_lock(output_dir))]
+    names = [WHOLE.lock, *(files_of(share).lock for share in shares_with_lock(output_dir))]
     found = [one for name in names if (one := _holder(output_dir / name))]
     alive = [one for one in found if one.is_alive]
     seen = {one.scheduler for one in alive} - {"", IN_PROCESS}

@@ -81,7 +81,7 @@ def check_free(output_dir: Path, share: Share | None) -> None:
 def remove_stale_locks(output_dir: Path) -> None:
     """Remove what shares left that died; for whoever holds the output."""
     for share in shares_with_lock(output_dir):
-        lock = output_dir / share.files.lock
+        lock = output_dir / files_of(share).lock
         found = read_lock(lock)
         if not is_alive(found):
             _remove_lock(lock, found)
@@ -131,16 +131,16 @@ def _check_whole(output_dir: Path) -> None:
 
 
 def _check_shares(output_dir: Path, shares: list[Share]) -> None:
-    found = {share: read_lock(output_dir / share.files.lock) for share in shares}
+    found = {share: read_lock(output_dir / files_of(share).lock) for share in shares}
     alive = {share: holder for share, holder in found.items() if is_alive(holder)}
     if len(alive) == 1:
         ((share, holder),) = alive.items()
-        raise _in_use(output_dir, f"share {share} of a run", holder, share.files.lock)
+        raise _in_use(output_dir, f"share {share} of a run", holder, files_of(share).lock)
     if alive:
         who = some([f"{share} ({_who(holder)})" for share, holder in alive.items()])
         raise OutputError(
             f"{output_dir} is in use by {len(alive)} shares of a run: {who}; wait for them, or "
-            f"remove of those that are gone {some([share.files.lock for share in alive])}"
+            f"remove of those that are gone {some([files_of(share).lock for share in alive])}"
         )
 
 

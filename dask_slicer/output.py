@@ -53,8 +53,8 @@ def write_whole(
     name: str | Path,
     content: str | bytes,
     *,
+    temporary: str,
     fsync: bool = False,
-    temporary: str = TEMPORARY,
 ) -> None:
     """Write a file aside and move it into its place, so that no one ever sees half of it."""
     path = output_dir / name
@@ -224,7 +224,7 @@ def splits_text(splits: Mapping[str, Sequence[str]]) -> str:
 
 def write_splits(output_dir: Path, splits: Mapping[str, Sequence[str]]) -> None:
     """Write splits.json."""
-    write_whole(output_dir, SPLITS_FILE, splits_text(splits), fsync=True)
+    write_whole(output_dir, SPLITS_FILE, splits_text(splits), temporary=TEMPORARY, fsync=True)
 
 
 def restore_splits(output_dir: Path, known: Mapping[str, str]) -> None:
@@ -297,9 +297,11 @@ def write_store_metadata(output_dir: Path, cases: Iterable[tuple[str, str]]) -> 
     """Write what readers of the Zarr store find all of its cases, (split, case_id), by."""
     from dask_slicer.store_zarr import consolidated
 
-    write_whole(output_dir, Path(ZARR, "zarr.json"), consolidated(output_dir / ZARR, cases))
+    text = consolidated(output_dir / ZARR, cases)
+    write_whole(output_dir, Path(ZARR, "zarr.json"), text, temporary=TEMPORARY)
 
 
 def write_summary(output_dir: Path, summary: Mapping[str, Any]) -> None:
     """Write dataset_info.json."""
-    write_whole(output_dir, SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    write_whole(output_dir, SUMMARY, text, temporary=TEMPORARY)

@@ -327,7 +327,7 @@ class _Run:
         output_dir = self.plan.config.output_dir
         if self._remaining:
             self.earlier.remove_uncommitted()
-        shutil.rmtree(output_dir / share.files.temporary, ignore_errors=True)
-        journal = output_dir / share.files.journal
+        shutil.rmtree(output_dir / files_of(share).temporary, ignore_errors=True)
+        journal = output_dir / files_of(share).journal
         if journal.exists() and not journal.stat().st_size:
             journal.unlink()  # no case was left for it: there is nothing to merge

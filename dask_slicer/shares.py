@@ -40,8 +40,8 @@ class Share:
     Examples
     --------
     >>> share = Share(2, 3)
-    >>> share.files.journal, str(share)
-    ('journal.2of3.jsonl', '2/3')
+    >>> str(share)
+    '2/3'
     """
 
     number: int
@@ -49,14 +49,6 @@ class Share:
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
-
-    @property
-    def files(self) -> OwnFiles:
-        """Return what this share writes alone."""
-        name = f"{self.number}of{self.of}"
-        return OwnFiles(
-            f"journal.{name}.jsonl", f".dask_slicer.{name}.lock", f".dask_slicer.{name}.tmp"
-        )
 
     def cases(self, case_ids: Iterable[str]) -> list[str]:
         """Return every `of`-th of the sorted case ids: neighbours are often of one size.
@@ -84,13 +76,24 @@ def share_of(setting: str | None) -> Share | None:
 
 
 def files_of(share: Share | None) -> OwnFiles:
-    """Return what a share writes alone, or a run of the whole."""
-    return WHOLE if share is None else share.files
+    """Return what a share writes alone, or a run of the whole.
+
+    Examples
+    --------
+    >>> files_of(Share(2, 3)).journal
+    'journal.2of3.jsonl'
+    """
+    if share is None:
+        return WHOLE
+    name = f"{share.number}of{share.of}"
+    return OwnFiles(
+        f"journal.{name}.jsonl", f".dask_slicer.{name}.lock", f".dask_slicer.{name}.tmp"
+    )
 
 
 def journals_of_shares(output_dir: Path) -> list[Path]:
     """Return the journals that shares left, by share: what they did is not merged yet."""
-    return [output_dir / share.files.journal for share in _found(output_dir, _JOURNAL)]
+    return [output_dir / files_of(share).journal for share in _found(output_dir, _JOURNAL)]
 
 
 def journals(output_dir: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Generic, ParamSpec, TypeVar
 
 from dask_slicer import faults
+from dask_slicer.cases import Case
 from dask_slicer.config import SliceSettings
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
 from dask_slicer.geometry import align, reorient
@@ -27,7 +28,7 @@ from dask_slicer.nifti import read_voxels
 from dask_slicer.planning import grids_of
 from dask_slicer.plans import CasePlan
 from dask_slicer.slices import SliceStack, slice_volume
-from dask_slicer.stores import TEMPORARY, entry_names, move, place_of, remove_whole, write_aside
+from dask_slicer.stores import entry_names, move, place_of, remove_whole, write_aside
 from dask_slicer.volume import Volume, Voxels
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ class Target:
     settings: SliceSettings
     run_id: str = ""
     fsync: bool = False
-    temporary: str = TEMPORARY
+    temporary: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,22 +64,31 @@ def load_case(case: CasePlan, target: Target) -> Timed[Volume]:
     seconds: dict[str, float] = {}
     with _step("load", seconds, target.run_id):
         faults.strike(case.case_id)
-        headers, arrays = zip(*map(read_voxels, case.case.files), strict=True)
-        orientations, grid = align(
-            grids_of(headers, has_label=case.has_label), target.settings.plane
-        )
-        voxels = [
-            Voxels(
-                stored=reorient(array, orientation),
-                slope=header.slope,
-                intercept=header.intercept,
-                source=header.path,
-            )
-            for header, array, orientation in zip(headers, arrays, orientations, strict=True)
-        ]
-        label = voxels.pop() if case.has_label else None
-        volume = Volume(image=tuple(voxels), label=label, affine=grid.affine)
+        volume = load_volume(case.case, target.settings.plane)
     return Timed(made=volume, seconds=seconds)
+
+
+def load_volume(case: Case, plane: str) -> Volume:
+    """Return the voxels of a case, as stored, with axes in the order of a plane.
+
+    Raises
+    ------
+    MissingFile, PermissionDenied, CorruptFile, UnsupportedImage, GeometryMismatch
+    """
+    headers, arrays = zip(*map(read_voxels, case.files), strict=True)
+    has_label = case.label is not None
+    orientations, grid = align(grids_of(headers, has_label=has_label), plane)
+    voxels = [
+        Voxels(
+            stored=reorient(array, orientation),
+            slope=header.slope,
+            intercept=header.intercept,
+            source=header.path,
+        )
+        for header, array, orientation in zip(headers, arrays, orientations, strict=True)
+    ]
+    label = voxels.pop() if has_label else None
+    return Volume(image=tuple(voxels), label=label, affine=grid.affine)
 
 
 def slice_case(loaded: Timed[Volume], target: Target) -> Timed[SliceStack]:

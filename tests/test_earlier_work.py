@@ -123,7 +123,9 @@ def test_an_output_directory_that_a_worker_cannot_see_is_named(dataset, tmp_path
     dataset.add("a")
     config = dask_slicer.RunConfig(input_dir=dataset.root, output_dir=tmp_path / "gone")
     (case,) = dask_slicer.plan(config).cases
-    target = Target(output_dir=str(tmp_path / "gone"), settings=config.slice_settings)
+    target = Target(
+        output_dir=str(tmp_path / "gone"), temporary=".tmp", settings=config.slice_settings
+    )
     sliced = slice_case(load_case(case, target), target)
     with pytest.raises(MissingFile, match="not to be seen from") as caught:
         save_case(sliced, case, target)

@@ -112,7 +112,11 @@ def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None 
         CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=MEDIUM, shape=(8, 16, 16))
         for number in range(1000)
     )
-    target = Target(output_dir="", settings=dask_slicer.RunConfig(input_dir="a", output_dir="b"))
+    target = Target(
+        output_dir="",
+        temporary=".tmp",
+        settings=dask_slicer.RunConfig(input_dir="a", output_dir="b"),
+    )
     found = []
     for case, outcome in execution._execute_on(
         client, lambda: queue.popleft() if queue else None, 100_000, target, timeout

@@ -26,7 +26,7 @@ from dask_slicer.errors import OutputError
 from dask_slicer.histories import histories
 from dask_slicer.journal import Journal, RemovedCase, last_records
 from dask_slicer.locks import locked
-from dask_slicer.shares import Share, journals, share_of, temporaries
+from dask_slicer.shares import Share, files_of, journals, share_of, temporaries
 
 CASES = ("a", "b", "c", "d", "e", "f", "g")
 FORMATS = pytest.mark.parametrize("format_", ["npz", "zarr"])
@@ -340,7 +340,7 @@ def test_what_a_process_was_writing_beside_a_lock_when_it_died_goes_and_that_of_
 
 
 def test_a_share_leaves_alone_what_others_are_writing(shares, output_dir) -> None:
-    others = [output_dir / share.files.temporary for share in (Share(1, 3), Share(3, 3))]
+    others = [output_dir / files_of(share).temporary for share in (Share(1, 3), Share(3, 3))]
     for aside in (*others, output_dir / "train", output_dir / "val"):
         aside.mkdir(parents=True, exist_ok=True)
     (others[0] / "a_000.npz").write_bytes(b"half")
@@ -882,7 +882,7 @@ def kill_within(process: subprocess.Popen[bytes], journal: Path) -> None:
 
 def leave_unfinished(output_dir: Path, share: Share) -> None:
     """Leave what a share leaves that is killed while it moves a case's files."""
-    aside = output_dir / share.files.temporary
+    aside = output_dir / files_of(share).temporary
     aside.mkdir(exist_ok=True)
     (aside / "e_001.npz").write_bytes(b"half")
     (output_dir / "train").mkdir(exist_ok=True)
