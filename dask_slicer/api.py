@@ -17,8 +17,8 @@ from dask_slicer.events import Observer, RunReport
 from dask_slicer.handle import RunHandle
 from dask_slicer.locks import check_free
 from dask_slicer.logs import logged_to
-from dask_slicer.planning import make_plan
 from dask_slicer.plans import RunPlan
+from dask_slicer.prepare import prepare_plan
 from dask_slicer.shares import share_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def plan(config: Settings | None = None, **settings: Any) -> RunPlan:
     OutputError
         If the output directory is not ours, or was made with other settings.
     """
-    return make_plan(config_of(config, settings))
+    return prepare_plan(config_of(config, settings))
 
 
 def run(

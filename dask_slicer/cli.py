@@ -144,10 +144,10 @@ def plan(
     """Show what `run` would do, from headers alone: cases, problems, disk, memory, workers."""
     ctx.meta["verbose"] = verbose
     config = build_config_of(options, more_cases)
-    from dask_slicer.planning import make_plan
+    from dask_slicer.prepare import prepare_plan
     from dask_slicer.report import plan_json, print_plan, print_problems
 
-    made = make_plan(config)
+    made = prepare_plan(config)
     if as_json:
         click.echo(plan_json(made))
     elif quiet:

@@ -70,13 +70,13 @@ def write_whole(
     os.replace(aside, path)
 
 
-def existing_config(output_dir: Path) -> RunConfig | None:
-    """Return the configuration that an output directory was made with, None if there is none yet.
+def check_ours(output_dir: Path) -> bool:
+    """Return whether an output directory is marked as ours; False for an empty or new one.
 
     Raises
     ------
     OutputError
-        If the directory holds things that this tool did not write.
+        If it holds things that this tool did not write, or was written by a newer version.
     """
     names = _names(output_dir)
     if CONFIG in names:
@@ -92,22 +92,35 @@ def existing_config(output_dir: Path) -> RunConfig | None:
                 f"output_dir {output_dir} was written by a newer version of dask-slicer "
                 f"(format {int(marked[1])}, this one knows {FORMAT_VERSION}); update it"
             )
-        try:
-            return build_config({"output_dir": output_dir}, base=output_dir / CONFIG)
-        except ConfigError as error:
-            raise OutputError(
-                f"output_dir {output_dir} was not made by this tool or version: {error}"
-            ) from None
+        return True
     foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
     if foreign and (output_dir / CONFIG).exists():
-        return existing_config(output_dir)  # marked as ours while its names were being listed
+        return check_ours(output_dir)  # marked as ours while its names were being listed
     if foreign:
         raise OutputError(
             f"output_dir {output_dir} holds files of others ({foreign[0]}"
             + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
             + "); name an empty or new directory"
         )
-    return None
+    return False
+
+
+def existing_config(output_dir: Path) -> RunConfig | None:
+    """Return the configuration that an output directory was made with, None if there is none yet.
+
+    Raises
+    ------
+    OutputError
+        If the directory holds things that this tool did not write.
+    """
+    if not check_ours(output_dir):
+        return None
+    try:
+        return build_config({"output_dir": output_dir}, base=output_dir / CONFIG)
+    except ConfigError as error:
+        raise OutputError(
+            f"output_dir {output_dir} was not made by this tool or version: {error}"
+        ) from None
 
 
 def _names(output_dir: Path) -> list[str]:

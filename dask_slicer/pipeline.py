@@ -28,8 +28,8 @@ from dask_slicer.execution import Execute, check_report_place, executor
 from dask_slicer.journal import CommittedCase, FailedCase, Journal
 from dask_slicer.locks import locked
 from dask_slicer.merging import forget_shares, take_over
-from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan, RunPlan, output_bytes
+from dask_slicer.prepare import prepare_plan
 from dask_slicer.shares import Share, files_of, journals_of_shares, share_of
 from dask_slicer.summing import sum_up
 from dask_slicer.telling import Telling
@@ -70,10 +70,10 @@ def run(
     telling = Telling(observer or Observer())
     started = time.monotonic()
     check_report_place(config.performance_report)
-    output.existing_config(config.output_dir)  # no lock is put into what is not ours
+    output.check_ours(config.output_dir)  # no lock is put into what is not ours
     share = share_of(config.shard)
     with locked(config.output_dir, share) as notes:
-        plan = make_plan(config)
+        plan = prepare_plan(config)
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
         for note in notes:

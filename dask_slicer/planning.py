@@ -6,9 +6,9 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -23,9 +23,8 @@ from dask_slicer.errors import (
     as_case_error,
 )
 from dask_slicer.geometry import Grid, align, axis_codes, spacing
-from dask_slicer.journal import CommittedCase, FailedCase, last_records
+from dask_slicer.journal import FailedCase
 from dask_slicer.nifti import NiftiHeader, read_header
-from dask_slicer.output import JOURNAL, check_unchanged, existing_config, existing_splits
 from dask_slicer.plans import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.splits import SPLITS, assign_splits, check_groups_whole
 from dask_slicer.words import nearest, some
@@ -34,12 +33,33 @@ from dask_slicer.words import nearest, some
 _HEADER_THREADS = 16
 
 
-def make_plan(config: RunConfig) -> RunPlan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierSplits:
+    """What earlier runs into the same output have settled.
+
+    Attributes
+    ----------
+    splits : mapping of case id to split
+        A case stays in its split.
+    groups : callable
+        Returns the patient of each case that was written. It is called only if some of these cases
+        are no longer in the dataset, because reading every record of an output takes time.
+    """
+
+    splits: Mapping[str, str] = field(default_factory=dict)
+    groups: Callable[[], Mapping[str, str]] = dict
+
+
+def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPlan:
     """Return what a run with this configuration would do; reads headers, writes nothing.
+
+    The output is not looked at: `prepare.prepare_plan` does that.
 
     Parameters
     ----------
     config : RunConfig
+    earlier : EarlierSplits, optional
+        Without, as if there had been no earlier run.
 
     Returns
     -------
@@ -51,23 +71,20 @@ def make_plan(config: RunConfig) -> RunPlan:
     DatasetError
         If there is no case, or splits or `only` do not fit the cases.
     OutputError
-        If the output directory is not ours, or was made with other settings.
+        If earlier runs put cases into other splits than those now given.
     """
-    old = existing_config(config.output_dir)
-    assigned: dict[str, str] = {}
-    if not config.overwrite:
-        check_unchanged(old, config)
-        assigned = existing_splits(config.output_dir) if old is not None else {}
+    earlier = earlier or EarlierSplits()
     dataset = find_cases(config.input_dir, include_test=config.include_test)
     notes = list(dataset.notes)
     if config.prune:
         here = {case.case_id for case in dataset.cases}
-        assigned = {case_id: split for case_id, split in assigned.items() if case_id in here}
+        kept = {case_id: split for case_id, split in earlier.splits.items() if case_id in here}
+        earlier = replace(earlier, splits=kept)
     has_labels = any(case.label is not None for case in dataset.cases)
     if config.min_foreground > 0 and not has_labels:
         raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
     groups = _groups(dataset, config, notes)
-    cases, splits = _splits(dataset.cases, groups, config, assigned, notes)
+    cases, splits = _splits(dataset.cases, groups, config, earlier, notes)
     _check_only(config.only, cases)
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
 
@@ -209,10 +226,11 @@ def _splits(
     cases: Sequence[Case],
     groups: Mapping[str, str],
     config: RunConfig,
-    assigned: Mapping[str, str],
+    earlier: EarlierSplits,
     notes: list[str],
 ) -> tuple[list[Case], dict[str, str]]:
     """Return the cases that take part, and the split of each, and of those assigned before."""
+    assigned = earlier.splits
     given = {case.case_id: case.split for case in cases if case.split is not None}
     if config.splits is not None and len(given) < len(cases):
         given |= _read_splits(config.splits, config.fold, {case.case_id for case in cases})
@@ -234,11 +252,8 @@ def _splits(
     # Cases of earlier runs that are gone from the dataset still hold their patient's split.
     everyone = {name: name for name in assigned}
     if assigned.keys() - groups.keys():
-        everyone |= {
-            record.case_id: record.group or record.case_id
-            for record in last_records(config.output_dir / JOURNAL)
-            if isinstance(record, CommittedCase) and record.case_id in assigned
-        }
+        written = earlier.groups()
+        everyone |= {name: group for name, group in written.items() if name in assigned}
     everyone |= groups
     check_groups_whole({**assigned, **given}, everyone)
     if config.splits is not None or len(given) == len(cases):

@@ -156,8 +156,7 @@ def choose_cases(config: RunConfig, *, n_cases: int) -> tuple[RunConfig, list[st
     DatasetError
         If no case can be run.
     """
-    # Nothing is written by a plan; scratch directories will lie within the output directory.
-    made = make_plan(config.model_copy(update={"output_dir": config.output_dir / "scratch"}))
+    made = make_plan(config)  # every run goes into a new directory: there are no earlier ones
     sound = [case for case in made.selected if case.problem is None]
     if made.problems or not sound:
         raise DatasetError("; ".join(made.problems) or "no case of the dataset can be run")

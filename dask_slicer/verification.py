@@ -35,8 +35,8 @@ from dask_slicer.journal import CommittedCase, FailedCase, Journal, RemovedCase,
 from dask_slicer.locks import check_not_in_use, locked
 from dask_slicer.opened import open_output
 from dask_slicer.output import CONFIG, JOURNAL, SPLITS_FILE, existing_splits, restore_splits
-from dask_slicer.planning import make_plan
 from dask_slicer.plans import CasePlan
+from dask_slicer.prepare import prepare_plan
 from dask_slicer.runsettings import SchedulerSettings
 from dask_slicer.tasks import Target, load_case, slice_case
 from dask_slicer.workplaces import workers
@@ -147,7 +147,7 @@ def verify(
         missing = _planned(output.path) - {record.case_id for record in records}
         findings = list(check_whole(output.path, config, records, failed))
         drawn = _drawn(records, deep, seed)
-        plans = {case.case_id: case for case in make_plan(config).cases} if drawn else {}
+        plans = {case.case_id: case for case in prepare_plan(config).cases} if drawn else {}
         target = target_of(config)
         found_client = stack.enter_context(
             workers(

@@ -165,7 +165,7 @@ def test_a_run_that_is_cancelled_before_it_begins_has_a_report(places, monkeypat
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "make_plan", interrupted)
+    monkeypatch.setattr(pipeline, "prepare_plan", interrupted)
     handle = ds.submit(**places)
     assert handle.result(NEVER).interrupted
     assert handle.status == "cancelled"

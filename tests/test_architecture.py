@@ -107,6 +107,7 @@ LAYERS = {
         "pipeline",
         "planning",
         "preflight",
+        "prepare",
         "probes",
         "reach",
         "remote",

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from dask_slicer import output as output_module
+from dask_slicer.config import RunConfig
+from dask_slicer.planning import EarlierSplits, make_plan
+
 CASES = [f"liver_{number:03d}" for number in range(10)]
 
 
@@ -81,6 +85,46 @@ def test_a_new_scan_of_a_known_patient_joins_its_split(dataset, output, slice_ag
     slice_again("--group_regex", r"liver_(\d+)")
     new = split_of_case(output)
     assert {case: new[f"{case}_followup"] for case in CASES} == {case: old[case] for case in CASES}
+
+
+def test_a_plan_takes_the_splits_and_patients_of_earlier_runs_from_its_caller(
+    dataset, output
+) -> None:
+    def never() -> dict[str, str]:
+        raise AssertionError("no case is gone from the dataset")
+
+    dataset.add("liver_000_followup")
+    dataset.add("liver_001")
+    output.mkdir()
+    (output / "not_ours.csv").touch()
+    config = RunConfig(
+        input_dir=dataset.root,
+        output_dir=output,
+        group_regex=r"liver_(\d+)",
+        train_ratio=1,
+    )
+    assert make_plan(config).splits["train"] == ["liver_000_followup", "liver_001"]
+    earlier = EarlierSplits(splits={"liver_001": "val"}, groups=never)
+    assert make_plan(config, earlier).splits["val"] == ["liver_001"]
+    earlier = EarlierSplits(splits={"liver_000": "test"}, groups=lambda: {"liver_000": "000"})
+    assert make_plan(config, earlier).splits["test"] == ["liver_000", "liver_000_followup"]
+
+
+def test_a_run_reads_the_settings_of_its_output_once(
+    dataset, output, slice_again, monkeypatch
+) -> None:
+    dataset.add("liver_000")
+    slice_again()
+    read = []
+    build_config = output_module.build_config
+
+    def noted(options, *, base):
+        read.append(base)
+        return build_config(options, base=base)
+
+    monkeypatch.setattr(output_module, "build_config", noted)
+    slice_again()
+    assert read == [output / "config.yaml"]
 
 
 def test_a_case_that_comes_back_gets_its_old_split(dataset, output, slice_again) -> None:
