@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
 import dask_slicer as ds
 from dask_slicer.phantom import write_dataset
 
-_PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
+_PAGE = ROOT / "docs" / "api.md"
 _TEXT = _PAGE.read_text(encoding="utf-8")
 _SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", _TEXT, flags=re.DOTALL | re.M))
 _NAMES = sorted(set(ds.__all__) - {"__version__"})

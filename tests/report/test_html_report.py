@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import oblique
+from affines import oblique
 
 from dask_slicer import page, preview
 from dask_slicer.journal import FailedCase

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of what reads volumes, with atheris.
 
-    python tests/fuzz_volume.py CORPUS -runs=100000
+    python tests/inputs/fuzz_volume.py CORPUS -runs=100000
 
 CORPUS is a folder of files to start from, and gets those that lead further.
 """

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-_ROOT = Path(__file__).resolve().parents[1]
-_NOTEBOOKS = sorted(_ROOT.glob("notebooks/*.ipynb"))
+_NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 
 
 def test_there_are_three() -> None:
@@ -39,9 +39,9 @@ def test_a_notebook_opens_with_a_title_and_what_must_be_installed(path: Path) ->
 
 
 def test_every_notebook_is_named_in_the_readme_and_run_by_ci() -> None:
-    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in _NOTEBOOKS:
         assert f"(notebooks/{path.name})" in readme
-    ci = (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "--nbmake" in ci
     assert " notebooks\n" in ci

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from many import write_many
+from linked_phantoms import write_many
 
 from dask_slicer import pipeline
 from dask_slicer.config import RunConfig

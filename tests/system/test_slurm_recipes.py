@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 from slurm import Slurm
 
 import dask_slicer
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(600)]
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "hpc.md"
+PAGE = ROOT / "docs" / "hpc.md"
 OUTPUTS = ("slices", "slices_jobs", "slices_array")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import dask
 import pytest
 from distributed import Client
+from repository import ROOT
 
 from dask_slicer import cluster, routes
 from dask_slicer.hearing import Heard
@@ -214,7 +215,7 @@ ROUTES = "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES"
 
 def variable_of_the_docs() -> str:
     """Return the line of docs/hpc.md that gives a scheduler of one's own the page."""
-    text = (Path(__file__).parents[1] / "docs" / "hpc.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "hpc.md").read_text(encoding="utf-8")
     (line,) = [line for line in text.splitlines() if ROUTES in line]
     return line
 

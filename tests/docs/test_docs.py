@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from repository import ROOT
 
 from dask_slicer.cli import main
 from dask_slicer.configfile import json_schema, shipped_configs
 from dask_slicer.options import config_options
 
-_ROOT = Path(__file__).resolve().parents[1]
-_README = (_ROOT / "README.md").read_text(encoding="utf-8")
+_README = (ROOT / "README.md").read_text(encoding="utf-8")
 # conda-forge calls these otherwise.
 _CONDA_NAMES = {"dask": "dask-core", "isal": "python-isal"}
 
@@ -47,14 +47,14 @@ def test_the_two_commands_that_set_everything_up_are_in_the_readme_and_in_ci() -
     first, second = _blocks("sh")[:2]
     assert first == "python -m pip install . && dask-slicer demo\n"
     assert second == 'python -m pip install ".[test]" && python -m pytest\n'
-    ci = (_ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for command in ("pip install --quiet .\n", "dask-slicer demo", '".[test]"', "-m pytest\n"):
         assert command in ci
 
 
 @pytest.mark.parametrize(
     "document",
-    [*sorted(_ROOT.glob("*.md")), *sorted(_ROOT.glob("docs/*.md"))],
+    [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))],
     ids=lambda path: path.name,
 )
 def test_relative_links_lead_somewhere(document: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_examples_of_training_run(tmp_path: Path, heading: str) -> None:
         pytest.importorskip(package, reason=f"{package} is not installed")
     demo = [sys.executable, "-m", "dask_slicer", "demo", "--num_workers", "0", "--quiet"]
     subprocess.run(demo, cwd=tmp_path, check=True)
-    page = (_ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.M))
     start = page[: page.index("## ")]
     others = (
@@ -107,8 +107,8 @@ def test_the_examples_of_training_run(tmp_path: Path, heading: str) -> None:
 
 
 def test_environment_yml_asks_for_what_pyproject_asks_for() -> None:
-    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    conda = yaml.safe_load((_ROOT / "environment.yml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     wanted = {f"python{project['requires-python']}"}
     for requirement in project["dependencies"]:
         name, version = re.fullmatch(r"([\w-]+)(.*)", requirement).groups()
@@ -120,20 +120,20 @@ def test_environment_yml_asks_for_what_pyproject_asks_for() -> None:
 def test_the_page_and_the_table_of_measurements_are_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(_ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     report = importlib.import_module("report")
     monkeypatch.setattr(report, "_plot", lambda found, path: None)
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(_README, encoding="utf-8")
-    report.write_report(_ROOT / "benchmarks" / "results", tmp_path)
+    report.write_report(ROOT / "benchmarks" / "results", tmp_path)
     for name in ("README.md", "docs/performance.md"):
         made = (tmp_path / name).read_text(encoding="utf-8")
-        assert made == (_ROOT / name).read_text(encoding="utf-8")
-    assert (_ROOT / "docs" / "images" / "performance.png").stat().st_size > 10_000
+        assert made == (ROOT / name).read_text(encoding="utf-8")
+    assert (ROOT / "docs" / "images" / "performance.png").stat().st_size > 10_000
 
 
 def test_the_json_schema_is_that_of_the_configuration() -> None:
-    committed = (_ROOT / "configs" / "schema.json").read_text(encoding="utf-8")
+    committed = (ROOT / "configs" / "schema.json").read_text(encoding="utf-8")
     assert committed == json_schema()
 
 

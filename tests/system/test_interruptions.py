@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from many import write_many
+from linked_phantoms import write_many
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 

@@ -16,7 +16,7 @@ import pytest
 import dask_slicer
 from dask_slicer.phantom import write_dataset
 
-# More of them: DASK_SLICER_KILL_ROUNDS=200 python -m pytest -m faults tests/test_kills.py
+# More of them: DASK_SLICER_KILL_ROUNDS=200 python -m pytest -m faults tests/system/test_kills.py
 N_ROUNDS = int(os.environ.get("DASK_SLICER_KILL_ROUNDS", "10"))
 WITHIN_SECONDS = 3.5
 MOST_KILLS = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from many import write_many
+from linked_phantoms import write_many
 from slurm import Slurm, wait_until
 
 import dask_slicer
