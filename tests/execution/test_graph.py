@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import dask_slicer
@@ -15,6 +16,7 @@ from dask_slicer import execution, flight
 from dask_slicer.cases import Case
 from dask_slicer.errors import DiskFull
 from dask_slicer.graph import lot_graph, target_of
+from dask_slicer.journal import last_records
 from dask_slicer.lots import Lots, enough_work
 from dask_slicer.plans import CasePlan
 from dask_slicer.tasks import Target
@@ -257,3 +259,11 @@ def test_graphs_computed_by_hand_leave_nothing_but_slices(dataset, tmp_path) -> 
     (graph,) = dask_slicer.build_graphs(dask_slicer.plan(config)).values()
     graph.compute(scheduler="synchronous")
     assert [path.name for path in config.output_dir.iterdir()] == ["train"]
+
+
+def test_the_largest_cases_are_run_first(dataset, slice_dataset) -> None:
+    for name, n_slices in (("a", 4), ("b", 9), ("c", 6), ("d", 9)):
+        dataset.add(name, np.zeros((8, 9, n_slices), np.int16))
+    output = slice_dataset()
+    records = sorted(last_records(output / "journal.jsonl"), key=lambda record: record.at)
+    assert [record.case_id for record in records] == ["b", "d", "c", "a"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import dask_slicer
-from dask_slicer import cluster
+from dask_slicer import cluster, workplaces
+from dask_slicer.events import Observer
 from dask_slicer.phantom import write_dataset
 
 N_CASES = 12
@@ -117,3 +118,29 @@ def test_a_running_scheduler_is_used_and_left_running(
     assert scheduler.address in result.stdout
     assert contents(tmp_path / "slices") == written_here
     assert scheduler.process.poll() is None
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "memory", "expected", "said"),
+    [(-1, 64 * GB, 8, ""), (-1, GB // 2, 2, "2 of 8 CPUs are used"), (4, GB // 2, 4, "2 fits")],
+    ids=["room for all CPUs", "lowered to what fits", "as asked, with a warning"],
+)
+def test_workers_are_lowered_to_what_memory_holds_only_where_none_were_asked_for(
+    dataset, tmp_path: Path, monkeypatch, num_workers: int, memory: int, expected: int, said: str
+) -> None:
+    dataset.add("small")
+    notes: list[str] = []
+    observer = Observer()
+    monkeypatch.setattr(observer, "note", notes.append)
+    monkeypatch.setattr(workplaces.machine, "cpu_count", lambda: 8)
+    monkeypatch.setattr(workplaces.machine, "memory_bytes", lambda: memory)
+    config = dask_slicer.RunConfig(
+        input_dir=dataset.root, output_dir=tmp_path / "slices", num_workers=num_workers
+    )
+    plan = dask_slicer.plan(config)
+    assert workplaces._n_workers(config, 20, plan.peak_bytes, observer) == expected
+    assert said in " ".join(notes)
+    assert bool(notes) == bool(said)

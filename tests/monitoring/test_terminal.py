@@ -1,11 +1,10 @@
-"""What is counted of a run while it goes on, and what a terminal and a batch log show of it."""
+"""Progress of a run on a terminal and in a batch log."""
 
 from __future__ import annotations
 
 import io
 import re
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -13,7 +12,7 @@ import dask_slicer
 from dask_slicer import display
 from dask_slicer.cases import Case
 from dask_slicer.checks import Finding
-from dask_slicer.journal import CommittedCase, FailedCase, last_records
+from dask_slicer.journal import CommittedCase, FailedCase
 from dask_slicer.plans import CasePlan, RunPlan
 from dask_slicer.standing import seconds_left
 from dask_slicer.tally import Tally
@@ -118,11 +117,3 @@ def test_a_bar_takes_one_line_of_a_terminal_and_says_how_long_yet(width, monkeyp
         drawn = screen.getvalue().splitlines()[-1].rpartition("\r")[2].replace("\x1b[2K", "")
     assert re.match("Slicing ━* *300 of 1200 cases, 0 failed, about 37 min 42 s", drawn)
     assert len(drawn) <= width
-
-
-def test_the_largest_cases_are_run_first(dataset, slice_dataset) -> None:
-    for name, n_slices in (("a", 4), ("b", 9), ("c", 6), ("d", 9)):
-        dataset.add(name, np.zeros((8, 9, n_slices), np.int16))
-    output = slice_dataset()
-    records = sorted(last_records(output / "journal.jsonl"), key=lambda record: record.at)
-    assert [record.case_id for record in records] == ["b", "d", "c", "a"]

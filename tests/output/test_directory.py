@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
-import subprocess
 import sys
 import zipfile
 import zlib
@@ -17,32 +15,7 @@ import pytest
 import yaml
 
 import dask_slicer
-from dask_slicer.locks import locked
 from dask_slicer.phantom import write_dataset
-
-SETTINGS = {"window_size": 1, "clip_min": -500.0, "plane": "coronal", "train_ratio": 0.5}
-LOCK = ".dask_slicer.lock"
-
-
-@pytest.fixture
-def output(dataset, tmp_path, invoke) -> Path:
-    """Return the output for four sound cases, two with labels that say something, and a bad one."""
-    label = np.zeros((8, 9, 10), np.uint8)
-    label[:3, 4, :2] = 7
-    label[4, 4, 4] = 200
-    dataset.add("ct_b", label=label)
-    dataset.add("ct_a", label=np.zeros((8, 9, 10), np.uint8))
-    dataset.add("ct_c")
-    dataset.add("ct_d")
-    dataset.add("ct_bad", np.zeros((8, 9, 10, 2), np.int16))
-    dataset.label_path("ct_d").unlink()
-    options = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    result = invoke(
-        *("run", "--input_dir", dataset.root, "--output_dir", tmp_path / "slices"),
-        *("--num_workers", 0, "--allow_missing_labels", *options),
-    )
-    assert result.exit_code == 1, result.output
-    return tmp_path / "slices"
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -161,11 +134,11 @@ def test_failures_csv_is_there_only_where_a_case_failed(output, dataset, invoke)
     assert read_json(output / "dataset_info.json")["failures"] == []
 
 
-def test_config_yaml_is_plain_complete_and_has_absolute_paths(output, dataset) -> None:
+def test_config_yaml_is_plain_complete_and_has_absolute_paths(output, dataset, chosen) -> None:
     config = yaml.safe_load((output / "config.yaml").read_text())
     assert config["input_dir"] == str(dataset.root)
     assert config["output_dir"] == str(output)
-    assert config.items() >= SETTINGS.items()
+    assert config.items() >= chosen.items()
     assert {"seed", "padding_mode", "normalize", "num_workers"} <= set(config)
     assert not {"overwrite", "only", "prune", "fail_fast"} & set(config)
 
@@ -206,49 +179,6 @@ def test_an_npz_holds_image_label_and_metadata_and_needs_no_pickle(output) -> No
     assert set(described["norm_stats"]) == {"mean", "std", "min", "max"}
     assert described["norm_stats"]["min"] == -500
     assert described["spacing"] == pytest.approx([1.5, 3.0, 2.0])
-
-
-# -- the lock --------------------------------------------------------------------------------
-
-
-def run_again(output: Path, invoke):
-    return invoke("run", "--config", output / "config.yaml")
-
-
-def test_a_second_run_at_the_same_time_is_refused_naming_host_and_process(output, invoke) -> None:
-    with locked(output):
-        result = run_again(output, invoke)
-        assert (output / LOCK).exists()
-    assert result.exit_code == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert str(os.getpid()) in result.stderr
-    assert socket.gethostname() in result.stderr
-
-
-def test_the_lock_of_another_host_is_respected(output, invoke) -> None:
-    (output / LOCK).write_text("node17.cluster 4711 1700000000.0")
-    result = run_again(output, invoke)
-    assert result.exit_code == 2
-    assert "process 4711 on node17.cluster" in result.stderr
-    assert LOCK in result.stderr
-
-
-@pytest.mark.parametrize("holder", ["dead", "reused", "garbage", "empty"])
-def test_the_lock_of_a_dead_process_is_taken_over_with_a_note(output, invoke, holder) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    texts = {
-        "dead": f"{socket.gethostname()} {dead.pid} {1_700_000_000.0}",
-        # A later process may have been given the same number.
-        "reused": f"{socket.gethostname()} {os.getpid()} {1_700_000_000.0}",
-        "garbage": "not a lock",
-        "empty": "",
-    }
-    (output / LOCK).write_text(texts[holder])
-    result = run_again(output, invoke)
-    assert result.exit_code == 1  # ct_bad
-    assert "took over the lock of a run that died" in result.stdout
-    assert not (output / LOCK).exists()
 
 
 # -- fsync -----------------------------------------------------------------------------------------

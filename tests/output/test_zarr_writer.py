@@ -18,12 +18,9 @@ import pytest
 import zarr
 
 from dask_slicer import SliceDataset, store_zarr
-from dask_slicer.compression import image_codec
-from dask_slicer.errors import CorruptFile
 from dask_slicer.journal import CommittedCase, last_records
 from dask_slicer.output import INDEX, JOURNAL
 from dask_slicer.phantom import write_dataset
-from dask_slicer.shards import ShardReader, ShardWriter
 
 DTYPES = ["float32", "float16", "source"]
 
@@ -288,63 +285,3 @@ def test_a_run_that_is_stopped_says_so_and_nothing_else(tmp_path: Path):
 
 def _n_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-@pytest.mark.parametrize(
-    ("compression", "dtype", "name", "shuffle"),
-    [
-        ("auto", "int16", "lz4", "shuffle"),
-        ("auto", "uint16", "lz4", "shuffle"),
-        ("auto", "uint8", "zstd", None),
-        ("auto", "float32", "zstd", None),
-        ("auto", "float16", "zstd", "shuffle"),
-        ("zstd", "int16", "zstd", "shuffle"),
-        ("lz4", "float32", "lz4", "noshuffle"),
-        ("auto", "source float32", "zstd", "shuffle"),
-        ("auto", "source float64", "zstd", "shuffle"),
-        ("none", "int16", None, None),
-    ],
-)
-def test_codecs_go_by_what_is_stored(compression, dtype, name, shuffle):
-    source = dtype.startswith("source") or "int" in dtype
-    codec = image_codec(compression, np.dtype(dtype.split()[-1]), source=source)
-    first = codec.described[0].to_dict()
-    settings = first.get("configuration", {})
-    assert (settings.get("shuffle"), settings.get("cname", first["name"])) == (
-        shuffle,
-        name or "crc32c",
-    )
-
-
-class TestShards:
-    def test_one_shard_has_one_writer(self, dataset, slice_dataset, monkeypatch):
-        dataset.add("a")
-        monkeypatch.setattr(store_zarr, "_SHARD_BYTES", 3 * 9 * 8 * 4)  # several, all of them here:
-        monkeypatch.setattr(store_zarr, "shard_path", lambda folder, *_: folder / "c" / "0")
-        failures = (slice_dataset(format="zarr") / "failures.csv").read_text()
-        assert "a,save,Unexpected," in failures
-        assert "FileExistsError" in failures
-
-    def test_chunks_come_back_and_missing_ones_are_told(self, tmp_path):
-        with (tmp_path / "shard").open("xb") as file:
-            writer = ShardWriter(file, 3)
-            writer.append(b"one")
-            writer.append(b"")
-            writer.finish(fsync=True)
-        reader = ShardReader(tmp_path / "shard", 3)
-        assert [bytes(reader.chunk(number)) for number in (0, 1)] == [b"one", b""]
-        with pytest.raises(CorruptFile, match="chunk 2 is damaged"):
-            reader.chunk(2)
-
-    @pytest.mark.parametrize(
-        ("cut", "message"), [(0, "cut"), (1, "cut"), (10, "cut"), (26, "index fails its checksum")]
-    )
-    def test_a_cut_shard_is_told(self, tmp_path, cut, message):
-        path = tmp_path / "shard"
-        with path.open("xb") as file:
-            writer = ShardWriter(file, 1)
-            writer.append(b"one")
-            writer.finish(fsync=False)
-        path.write_bytes(path.read_bytes()[:cut])
-        with pytest.raises(CorruptFile, match=message):
-            ShardReader(path, 1)
