@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 import dask_slicer
 
@@ -339,7 +340,7 @@ def test_a_module_is_short_enough_to_be_read_in_one_go(module: str) -> None:
     assert len((PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
-BENCHMARKS = sorted(Path(__file__).resolve().parents[1].glob("benchmarks/*.py"))
+BENCHMARKS = sorted(ROOT.glob("benchmarks/*.py"))
 
 
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)
