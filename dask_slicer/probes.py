@@ -29,16 +29,35 @@ def describe() -> dict[str, str]:
         import dask_slicer.tasks  # noqa: F401  # what graphs are made of
 
         digest = hashlib.sha256()
-        folder = importlib.resources.files("dask_slicer")
-        for file in sorted(folder.iterdir(), key=lambda one: one.name):
-            if file.name.endswith(".py"):
-                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        for path, file in package_files(importlib.resources.files("dask_slicer")).items():
+            if path.endswith(".py"):
+                digest.update(path.encode() + b"\0" + file.read_bytes())
         found["code"] = digest.hexdigest()[:16]
     except importlib.metadata.PackageNotFoundError:
         pass
     except Exception as error:
         found["fault"] = f"{type(error).__name__}: {error}"
     return found
+
+
+def package_files(package: Any, *, below: str = "") -> dict[str, Any]:
+    """Return the files of a package and its subfolders by path, sorted; without bytecode.
+
+    Parameters
+    ----------
+    package : importlib.resources.abc.Traversable
+        A folder, or one in a zip file, which has no `rglob` before Python 3.12.
+    below : str
+        What paths begin with; they have "/" on every system.
+    """
+    files: dict[str, Any] = {}
+    for entry in package.iterdir():
+        path = f"{below}{entry.name}"
+        if not entry.is_dir():
+            files[path] = entry
+        elif entry.name != "__pycache__":
+            files |= package_files(entry, below=f"{path}/")
+    return dict(sorted(files.items()))
 
 
 def forget_package(code: str) -> None:

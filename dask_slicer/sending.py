@@ -90,12 +90,11 @@ async def _register(client: Client, path: Path) -> None:
 
 
 def write_package(path: Path) -> None:
-    """Write this package, with what says its version, into a zip file that Python imports from."""
+    """Write this package, with its data and version, into a zip file that Python imports from."""
     own = version(OURS)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in importlib.resources.files(OURS).iterdir():
-            if file.name.endswith(".py"):
-                archive.writestr(f"{OURS}/{file.name}", file.read_bytes())
+        for name, file in probes.package_files(importlib.resources.files(OURS)).items():
+            archive.writestr(f"{OURS}/{name}", file.read_bytes())
         archive.writestr(
             f"{OURS}-{own}.dist-info/METADATA",
             f"Metadata-Version: 2.1\nName: {OURS}\nVersion: {own}\n",

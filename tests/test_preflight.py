@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dask_slicer import cluster, probes
+import dask_slicer
+from dask_slicer import cluster, probes, sending
 from dask_slicer.errors import PreflightError
 from dask_slicer.findings import (
     ALIKE,
@@ -199,6 +204,93 @@ def test_a_process_describes_itself() -> None:
     assert len(found["code"]) == 16
     assert found["version"]
     assert str(os.getpid()) in found["process"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """Return a copy of this package with modules in folders, which is taken for this package."""
+    copy = tmp_path / "dask_slicer"
+    shutil.copytree(Path(dask_slicer.__file__).parent, copy)
+    (copy / "added" / "deep").mkdir(parents=True)
+    (copy / "added" / "__init__.py").touch()
+    (copy / "added" / "deep" / "__init__.py").touch()
+    (copy / "added" / "deep" / "leaf.py").write_text("N = 1\n")
+    monkeypatch.setattr(importlib.resources, "files", lambda name: copy)
+    return copy
+
+
+def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp_path) -> None:
+    sending.write_package(tmp_path / "sent.zip")
+    with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
+        sent = {name: archive.read(name) for name in archive.namelist()}
+    there = {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "dask_slicer/added/deep/leaf.py" in there
+    assert "dask_slicer/runpage.html" in there
+    assert {name for name in sent if ".dist-info/" not in name} == set(there)
+    assert sent.items() >= there.items()
+
+
+def test_python_imports_every_module_from_an_archive(package, tmp_path) -> None:
+    sending.write_package(tmp_path / "sent.zip")
+    modules = sorted(
+        ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
+        for path in package.rglob("*.py")
+    )
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", _IMPORT_ALL, tmp_path / "sent.zip", *modules],
+        cwd=tmp_path.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert len(found) == len(modules)
+    assert all(file.startswith(str(tmp_path / "sent.zip")) for file in found)
+
+
+_IMPORT_ALL = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    print(importlib.import_module(name).__file__)
+"""
+
+
+def test_an_archive_describes_itself_as_the_folder_that_it_was_made_of(
+    package, tmp_path, monkeypatch
+) -> None:
+    own = probes.describe()
+    sending.write_package(tmp_path / "sent.zip")
+    sent = zipfile.Path(tmp_path / "sent.zip", "dask_slicer/")
+    monkeypatch.setattr(importlib.resources, "files", lambda name: sent)
+    assert probes.describe() == own
+
+
+@pytest.mark.parametrize("file", ["errors.py", "added/__init__.py", "added/deep/leaf.py"])
+def test_one_changed_line_in_any_folder_is_other_code(package, file) -> None:
+    before = probes.describe()
+    with (package / file).open("a") as module:
+        module.write("# changed\n")
+    after = probes.describe()
+    assert after["fault"] == ""
+    assert after["code"] != before["code"]
+
+
+def test_a_module_in_another_folder_is_other_code(package) -> None:
+    before = probes.describe()["code"]
+    (package / "added" / "deep" / "leaf.py").rename(package / "added" / "leaf.py")
+    assert probes.describe()["code"] != before
+
+
+def test_neither_bytecode_nor_data_are_code(package) -> None:
+    before = probes.describe()
+    (package / "added" / "__pycache__").mkdir()
+    (package / "added" / "__pycache__" / "leaf.py").touch()
+    (package / "added" / "notes.txt").touch()
+    assert probes.describe() == before
 
 
 # -- on workers ------------------------------------------------------------------------------------
