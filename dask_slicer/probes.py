@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def describe() -> dict[str, str]:
+def describe(module: str) -> dict[str, str]:
     """Return which process this is, and version and code of this package in it.
 
     `version` is empty where it is missing; `code` is a digest of its sources; `fault` says why
     they cannot be imported.
+
+    Parameters
+    ----------
+    module : str
+        That is imported, to see whether this process could compute a case.
     """
     import hashlib
+    import importlib
     import importlib.metadata
     import importlib.resources
     import os
@@ -26,8 +32,7 @@ def describe() -> dict[str, str]:
     found["process"] = f"{socket.gethostname()} {os.getpid()}"
     try:
         found["version"] = importlib.metadata.version("dask_slicer")
-        import dask_slicer.tasks  # noqa: F401  # what graphs are made of
-
+        importlib.import_module(module)
         digest = hashlib.sha256()
         for path, file in package_files(importlib.resources.files("dask_slicer")).items():
             if path.endswith(".py"):
@@ -60,11 +65,19 @@ def package_files(package: Any, *, below: str = "") -> dict[str, Any]:
     return dict(sorted(files.items()))
 
 
-def forget_package(code: str) -> None:
-    """Forget this package, and what was sent of it before, unless it is this code."""
+def forget_package(module: str, code: str) -> None:
+    """Forget this package, and what was sent of it before, unless it is this code.
+
+    Parameters
+    ----------
+    module : str
+        For `describe`.
+    code : str
+        As it returns.
+    """
     import sys
 
-    if describe()["code"] != code:
+    if describe(module)["code"] != code:
         for name in [name for name in sys.modules if name.partition(".")[0] == "dask_slicer"]:
             del sys.modules[name]
         sys.path[:] = [path for path in sys.path if "dask_slicer_code_" not in path]

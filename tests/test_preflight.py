@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,19 @@ from dask_slicer.findings import (
     judge_versions,
     judge_workers,
 )
-from dask_slicer.preflight import check
+from dask_slicer.preflight import check as check_of
+
+check = partial(check_of, module="dask_slicer.tasks")
 
 HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
 OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
-NEEDS = Needs(output_dir=Path("/out"), input_file="/scans/a.nii", least_bytes=300, most_bytes=900)
+NEEDS = Needs(
+    output_dir=Path("/out"),
+    temporary=".tmp",
+    input_file="/scans/a.nii",
+    least_bytes=300,
+    most_bytes=900,
+)
 WORKER = "tcp://node1:38411"
 
 
@@ -144,7 +153,7 @@ def test_memory_is_held_against_the_smallest_and_the_largest_case(infos, refused
 def test_a_case_can_be_stopped_only_where_there_is_a_nanny(timeout, noted) -> None:
     findings = Findings()
     infos = {"tcp://a:1": {"memory_limit": 0, "nthreads": 1, "nanny": None}}
-    judge_workers(infos, Needs(output_dir=Path("/out"), timeout=timeout), findings)
+    judge_workers(infos, Needs(output_dir=Path("/out"), temporary="", timeout=timeout), findings)
     assert len(findings.notes) == noted
     assert all("1 worker without a nanny" in note for note in findings.notes)
 
@@ -199,7 +208,7 @@ def test_a_scheduler_is_told_how_it_would_better_have_been_started(
 
 
 def test_a_process_describes_itself() -> None:
-    found = probes.describe()
+    found = probes.describe("dask_slicer.tasks")
     assert found["fault"] == ""
     assert len(found["code"]) == 16
     assert found["version"]
@@ -262,35 +271,35 @@ for name in sys.argv[2:]:
 def test_an_archive_describes_itself_as_the_folder_that_it_was_made_of(
     package, tmp_path, monkeypatch
 ) -> None:
-    own = probes.describe()
+    own = probes.describe("dask_slicer.tasks")
     sending.write_package(tmp_path / "sent.zip")
     sent = zipfile.Path(tmp_path / "sent.zip", "dask_slicer/")
     monkeypatch.setattr(importlib.resources, "files", lambda name: sent)
-    assert probes.describe() == own
+    assert probes.describe("dask_slicer.tasks") == own
 
 
 @pytest.mark.parametrize("file", ["errors.py", "added/__init__.py", "added/deep/leaf.py"])
 def test_one_changed_line_in_any_folder_is_other_code(package, file) -> None:
-    before = probes.describe()
+    before = probes.describe("dask_slicer.tasks")
     with (package / file).open("a") as module:
         module.write("# changed\n")
-    after = probes.describe()
+    after = probes.describe("dask_slicer.tasks")
     assert after["fault"] == ""
     assert after["code"] != before["code"]
 
 
 def test_a_module_in_another_folder_is_other_code(package) -> None:
-    before = probes.describe()["code"]
+    before = probes.describe("dask_slicer.tasks")["code"]
     (package / "added" / "deep" / "leaf.py").rename(package / "added" / "leaf.py")
-    assert probes.describe()["code"] != before
+    assert probes.describe("dask_slicer.tasks")["code"] != before
 
 
 def test_neither_bytecode_nor_data_are_code(package) -> None:
-    before = probes.describe()
+    before = probes.describe("dask_slicer.tasks")
     (package / "added" / "__pycache__").mkdir()
     (package / "added" / "__pycache__" / "leaf.py").touch()
     (package / "added" / "notes.txt").touch()
-    assert probes.describe() == before
+    assert probes.describe("dask_slicer.tasks") == before
 
 
 # -- on workers ------------------------------------------------------------------------------------
@@ -305,7 +314,12 @@ def client() -> Iterator[Any]:
 
 def test_sound_workers_are_told_nothing_and_nothing_is_left_behind(client, tmp_path) -> None:
     notes: list[str] = []
-    check(client, Needs(output_dir=tmp_path, input_file=__file__), notes.append, upload=False)
+    check(
+        client,
+        Needs(output_dir=tmp_path, temporary=".tmp", input_file=__file__),
+        notes.append,
+        upload=False,
+    )
     assert notes == []
     assert list(tmp_path.iterdir()) == []
 
@@ -318,12 +332,17 @@ def test_workers_that_come_on_demand_are_not_missed(tmp_path) -> None:
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as on_demand,
         Client(on_demand) as client,
     ):
-        check(client, Needs(output_dir=tmp_path, least_bytes=2**40), notes.append, upload=False)
+        check(
+            client,
+            Needs(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40),
+            notes.append,
+            upload=False,
+        )
     assert "there is no worker yet, and none could be looked at" in notes
 
 
 def test_workers_without_memory_for_any_case_are_refused(client, tmp_path) -> None:
-    needs = Needs(output_dir=tmp_path, least_bytes=2**40, most_bytes=2**41)
+    needs = Needs(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40, most_bytes=2**41)
     with pytest.raises(PreflightError, match=r"the smallest takes 1.1 TB"):
         check(client, needs, print, upload=False)
 
@@ -333,7 +352,7 @@ def test_a_file_that_workers_write_and_we_do_not_see_is_refused(
 ) -> None:
     monkeypatch.setattr(Path, "is_file", lambda self: False)
     with pytest.raises(PreflightError, match="another disk, at the same path"):
-        check(client, Needs(output_dir=tmp_path), print, upload=False)
+        check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=False)
 
 
 def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> None:
@@ -343,12 +362,12 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
     monkeypatch.setattr("dask_slicer.preflight.versions", of_another_python)
     monkeypatch.setattr("dask_slicer.asking.send_by_value", lambda: pytest.fail("code was sent"))
     with pytest.raises(PreflightError, match=r"3\.99 on the scheduler"):
-        check(client, Needs(output_dir=tmp_path), print, upload=True)
+        check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=True)
 
 
 def test_nothing_is_sent_to_this_very_process(client, tmp_path) -> None:
     notes: list[str] = []
-    check(client, Needs(output_dir=tmp_path), notes.append, upload=True)
+    check(client, Needs(output_dir=tmp_path, temporary=".tmp"), notes.append, upload=True)
     assert notes == ["--upload_code has no effect: the scheduler or a worker is this very process"]
     assert not any("dask_slicer_code_" in path for path in sys.path)
 
@@ -361,6 +380,6 @@ def test_a_worker_that_is_frozen_is_named(tmp_path) -> None:
         os.kill(frozen, signal.SIGSTOP)
         try:
             with pytest.raises(PreflightError, match=r"1 worker on 127\.0\.0\.1 cannot be used"):
-                check(client, Needs(output_dir=tmp_path), print, upload=False)
+                check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=False)
         finally:
             os.kill(frozen, signal.SIGCONT)
