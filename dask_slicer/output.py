@@ -53,10 +53,22 @@ def write_whole(
     name: str | Path,
     content: str | bytes,
     *,
+    temporary: str,
     fsync: bool = False,
-    temporary: str = TEMPORARY,
 ) -> None:
-    """Write a file aside and move it into its place, so that no one ever sees half of it."""
+    """Write a file aside and move it into its place, so that no one ever sees half of it.
+
+    Parameters
+    ----------
+    output_dir : Path
+    name : str or Path
+        Of the file, relative to the output.
+    content : str or bytes
+    temporary : str
+        Directory in the output that the file is written in first; made where it is missing.
+    fsync : bool
+        Wait until the disk has it, before it is moved.
+    """
     path = output_dir / name
     aside = output_dir / temporary / f"{path.name}.{uuid.uuid4().hex[:8]}"
     aside.parent.mkdir(exist_ok=True)
@@ -207,7 +219,7 @@ def start(
     for path, text, fsync in written:
         if not _holds(output_dir / path, text):  # shares write the same, and the first is enough
             (output_dir / path.parent).mkdir(parents=True, exist_ok=True)
-            write_whole(output_dir, path, text, fsync=fsync, temporary=temporary)
+            write_whole(output_dir, path, text, temporary=temporary, fsync=fsync)
 
 
 def _holds(path: Path, text: str) -> bool:
@@ -224,7 +236,7 @@ def splits_text(splits: Mapping[str, Sequence[str]]) -> str:
 
 def write_splits(output_dir: Path, splits: Mapping[str, Sequence[str]]) -> None:
     """Write splits.json."""
-    write_whole(output_dir, SPLITS_FILE, splits_text(splits), fsync=True)
+    write_whole(output_dir, SPLITS_FILE, splits_text(splits), temporary=TEMPORARY, fsync=True)
 
 
 def restore_splits(output_dir: Path, known: Mapping[str, str]) -> None:
@@ -297,9 +309,11 @@ def write_store_metadata(output_dir: Path, cases: Iterable[tuple[str, str]]) -> 
     """Write what readers of the Zarr store find all of its cases, (split, case_id), by."""
     from dask_slicer.store_zarr import consolidated
 
-    write_whole(output_dir, Path(ZARR, "zarr.json"), consolidated(output_dir / ZARR, cases))
+    text = consolidated(output_dir / ZARR, cases)
+    write_whole(output_dir, Path(ZARR, "zarr.json"), text, temporary=TEMPORARY)
 
 
 def write_summary(output_dir: Path, summary: Mapping[str, Any]) -> None:
     """Write dataset_info.json."""
-    write_whole(output_dir, SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    write_whole(output_dir, SUMMARY, text, temporary=TEMPORARY)
