@@ -10,7 +10,6 @@ from typing import Any
 
 from dask_slicer.cluster import SETTINGS
 from dask_slicer.errors import PreflightError
-from dask_slicer.shares import WHOLE
 from dask_slicer.words import count, one_line, size, some
 
 OURS = "dask_slicer"
@@ -44,22 +43,22 @@ class Needs:
     ----------
     output_dir : Path
         Exists.
+    temporary : str
+        In `output_dir`, for what is written aside; empty where nothing is to be written.
     input_file : str
         To be read; empty for none.
     least_bytes, most_bytes : int
         Memory of the smallest and of the largest case; 0 where that is not known.
     timeout : float or None
         Whether a case may have to be stopped.
-    temporary : str
-        In `output_dir`, for what is written aside; empty where nothing is to be written.
     """
 
     output_dir: Path
+    temporary: str
     input_file: str = ""
     least_bytes: int = 0
     most_bytes: int = 0
     timeout: float | None = None
-    temporary: str = WHOLE.temporary
 
 
 @dataclass(slots=True)

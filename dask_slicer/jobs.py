@@ -31,7 +31,6 @@ from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.forking import ENVIRONMENT
 from dask_slicer.keeping import Keeper, Note
 from dask_slicer.runsettings import JobSettings
-from dask_slicer.shares import shares_with_lock
 from dask_slicer.words import duration
 
 if TYPE_CHECKING:
@@ -50,7 +49,13 @@ _CLOSE_SECONDS, _CANCEL_SECONDS = 5, 10
 
 @contextmanager
 def job_client(
-    settings: JobSettings, *, n_jobs: int, dashboard_address: str, output_dir: Path, note: Note
+    settings: JobSettings,
+    *,
+    n_jobs: int,
+    dashboard_address: str,
+    output_dir: Path,
+    keep_logs: bool,
+    note: Note,
 ) -> Iterator[Client]:
     """Start a scheduler here, and workers in jobs of a batch system; yield the scheduler's client.
 
@@ -65,6 +70,8 @@ def job_client(
         host:port; a busy port falls back to a free one. none: no dashboard.
     output_dir : Path
         Gets a directory of what the jobs print.
+    keep_logs : bool
+        Leave that directory where it is empty: jobs of another run may be about to print there.
     note : callable
         Is told what becomes of jobs.
 
@@ -85,7 +92,7 @@ def job_client(
     options = _keywords(settings, logs)
     with dask.config.set(SETTINGS | _own(settings) | with_our_page()), ExitStack() as stack:
         logs.mkdir(parents=True, exist_ok=True)
-        if not shares_with_lock(output_dir):  # else its jobs may be about to print there
+        if not keep_logs:
             stack.callback(_remove_if_empty, logs)
         with interrupts.deferred(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Port .* is already in use")

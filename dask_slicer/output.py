@@ -56,7 +56,19 @@ def write_whole(
     temporary: str,
     fsync: bool = False,
 ) -> None:
-    """Write a file aside and move it into its place, so that no one ever sees half of it."""
+    """Write a file aside and move it into its place, so that no one ever sees half of it.
+
+    Parameters
+    ----------
+    output_dir : Path
+    name : str or Path
+        Of the file, relative to the output.
+    content : str or bytes
+    temporary : str
+        Directory in the output that the file is written in first; made where it is missing.
+    fsync : bool
+        Wait until the disk has it, before it is moved.
+    """
     path = output_dir / name
     aside = output_dir / temporary / f"{path.name}.{uuid.uuid4().hex[:8]}"
     aside.parent.mkdir(exist_ok=True)
@@ -220,7 +232,7 @@ def start(
     for path, text, fsync in written:
         if not _holds(output_dir / path, text):  # shares write the same, and the first is enough
             (output_dir / path.parent).mkdir(parents=True, exist_ok=True)
-            write_whole(output_dir, path, text, fsync=fsync, temporary=temporary)
+            write_whole(output_dir, path, text, temporary=temporary, fsync=fsync)
 
 
 def _holds(path: Path, text: str) -> bool:

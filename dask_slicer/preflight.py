@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-def check(client: Client, needs: Needs, note: Callable[[str], None], *, upload: bool) -> None:
+def check(
+    client: Client, needs: Needs, note: Callable[[str], None], *, module: str, upload: bool
+) -> None:
     """Look at a client's scheduler and workers before the first case.
 
     Parameters
@@ -49,6 +51,8 @@ def check(client: Client, needs: Needs, note: Callable[[str], None], *, upload: 
     needs : Needs
     note : callable
         Is told what should be known.
+    module : str
+        That workers import to compute cases.
     upload : bool
         Send this package there, where it is another or missing.
 
@@ -62,11 +66,11 @@ def check(client: Client, needs: Needs, note: Callable[[str], None], *, upload: 
     findings = Findings()
     judge_versions(_own_versions(), versions(client, (*SAME, *ALIKE)), findings)
     findings.raise_refusals()  # code of another Python must not be sent
-    found = _described(client)
+    found = _described(client, module)
     if upload:
-        send_package(client, found, note)
-        found = _described(client)
-    judge_code(probes.describe(), found, findings, uploaded=upload)
+        send_package(client, found, note, module=module)
+        found = _described(client, module)
+    judge_code(probes.describe(module), found, findings, uploaded=upload)
     identity = ask_scheduler(client, client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
     judge_workers(identity["workers"], needs, findings)
     findings.raise_refusals()
@@ -81,9 +85,9 @@ def _own_versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {name: version(name) for name in (*SAME, *ALIKE)}
 
 
-def _described(client: Client) -> dict[str, Any]:
-    scheduler = run_on_scheduler(client, probes.describe)
-    return {SCHEDULER: scheduler} | run_on_workers(client, probes.describe)
+def _described(client: Client, module: str) -> dict[str, Any]:
+    scheduler = run_on_scheduler(client, probes.describe, module)
+    return {SCHEDULER: scheduler} | run_on_workers(client, probes.describe, module)
 
 
 def _looked_around(client: Client, needs: Needs) -> dict[str, Any]:

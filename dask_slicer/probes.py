@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def describe() -> dict[str, str]:
+def describe(module: str) -> dict[str, str]:
     """Return which process this is, and version and code of this package in it.
 
     `version` is empty where it is missing; `code` is a digest of its sources; `fault` says why
     they cannot be imported.
+
+    Parameters
+    ----------
+    module : str
+        That is imported, to see whether this process could compute a case.
     """
     import hashlib
+    import importlib
     import importlib.metadata
     import importlib.resources
     import os
@@ -26,13 +32,11 @@ def describe() -> dict[str, str]:
     found["process"] = f"{socket.gethostname()} {os.getpid()}"
     try:
         found["version"] = importlib.metadata.version("dask_slicer")
-        import dask_slicer.tasks  # noqa: F401  # what graphs are made of
-
+        importlib.import_module(module)
         digest = hashlib.sha256()
-        folder = importlib.resources.files("dask_slicer")
-        for file in sorted(folder.iterdir(), key=lambda one: one.name):
-            if file.name.endswith(".py"):
-                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        for path, file in package_files(importlib.resources.files("dask_slicer")).items():
+            if path.endswith(".py"):
+                digest.update(path.encode() + b"\0" + file.read_bytes())
         found["code"] = digest.hexdigest()[:16]
     except importlib.metadata.PackageNotFoundError:
         pass
@@ -41,11 +45,39 @@ def describe() -> dict[str, str]:
     return found
 
 
-def forget_package(code: str) -> None:
-    """Forget this package, and what was sent of it before, unless it is this code."""
+def package_files(package: Any, *, below: str = "") -> dict[str, Any]:
+    """Return the files of a package and its subfolders by path, sorted; without bytecode.
+
+    Parameters
+    ----------
+    package : importlib.resources.abc.Traversable
+        A folder, or one in a zip file, which has no `rglob` before Python 3.12.
+    below : str
+        What paths begin with; they have "/" on every system.
+    """
+    files: dict[str, Any] = {}
+    for entry in package.iterdir():
+        path = f"{below}{entry.name}"
+        if not entry.is_dir():
+            files[path] = entry
+        elif entry.name != "__pycache__":
+            files |= package_files(entry, below=f"{path}/")
+    return dict(sorted(files.items()))
+
+
+def forget_package(module: str, code: str) -> None:
+    """Forget this package, and what was sent of it before, unless it is this code.
+
+    Parameters
+    ----------
+    module : str
+        For `describe`.
+    code : str
+        As it returns.
+    """
     import sys
 
-    if describe()["code"] != code:
+    if describe(module)["code"] != code:
         for name in [name for name in sys.modules if name.partition(".")[0] == "dask_slicer"]:
             del sys.modules[name]
         sys.path[:] = [path for path in sys.path if "dask_slicer_code_" not in path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from dask_slicer import interrupts
 from dask_slicer.asking import worker_addresses
 from dask_slicer.cluster import settings_of_clients
 from dask_slicer.errors import SchedulerError
-from dask_slicer.events import Observer
 from dask_slicer.reach import TlsFiles, check_reachable, scheduler_address
 from dask_slicer.runsettings import SchedulerSettings
 
@@ -27,13 +26,13 @@ _LOOK_SECONDS, _TELL_SECONDS = 0.2, 5.0
 
 
 @contextmanager
-def remote_client(settings: SchedulerSettings, observer: Observer) -> Iterator[Client]:
+def remote_client(settings: SchedulerSettings, note: Callable[[str], None]) -> Iterator[Client]:
     """Connect to a running scheduler that has workers; yield its client, leave it running.
 
     Parameters
     ----------
     settings : SchedulerSettings
-    observer : Observer
+    note : callable
         Is told how long workers are waited for.
 
     Raises
@@ -48,7 +47,7 @@ def remote_client(settings: SchedulerSettings, observer: Observer) -> Iterator[C
         settings_of_clients(),
         connected(address, tls_files(settings)) as client,
     ):
-        _wait_for_workers(client, address, settings, observer)
+        _wait_for_workers(client, address, settings, note)
         yield client
 
 
@@ -123,7 +122,7 @@ def _awaited_address(settings: SchedulerSettings) -> str:
 
 
 def _wait_for_workers(
-    client: Client, address: str, settings: SchedulerSettings, observer: Observer
+    client: Client, address: str, settings: SchedulerSettings, note: Callable[[str], None]
 ) -> None:
     began, told = time.monotonic(), -_TELL_SECONDS
     while (found := len(worker_addresses(client))) < settings.wait_workers:
@@ -138,5 +137,5 @@ def _wait_for_workers(
             )
         if waited - told > _TELL_SECONDS:
             told = waited
-            observer.note(f"waiting for workers: {wanted}, {waited:.0f} s")
+            note(f"waiting for workers: {wanted}, {waited:.0f} s")
         time.sleep(_LOOK_SECONDS)

@@ -28,7 +28,9 @@ _SEND_SECONDS = 60.0
 _LOG = logging.getLogger(__name__)
 
 
-def send_package(client: Client, there: Mapping[str, Any], note: Callable[[str], None]) -> None:
+def send_package(
+    client: Client, there: Mapping[str, Any], note: Callable[[str], None], *, module: str
+) -> None:
     """Send this package to a scheduler and its workers, later ones too, in place of theirs.
 
     Parameters
@@ -38,13 +40,15 @@ def send_package(client: Client, there: Mapping[str, Any], note: Callable[[str],
         As `probes.describe` returns, of the scheduler and its workers.
     note : callable
         Is told why nothing was sent.
+    module : str
+        That workers import to compute cases.
 
     Raises
     ------
     SchedulerError
         If somebody is at work there with other code, or it does not arrive.
     """
-    here = probes.describe()
+    here = probes.describe(module)
     answers = [one for one in there.values() if isinstance(one, Mapping)]
     if any(one["process"] == here["process"] for one in answers):
         note("--upload_code has no effect: the scheduler or a worker is this very process")
@@ -56,8 +60,8 @@ def send_package(client: Client, there: Mapping[str, Any], note: Callable[[str],
             "scheduler has at present; wait for them, or use another scheduler"
         )
     if has_other_code:
-        run_on_scheduler(client, probes.forget_package, here["code"])
-        run_on_workers(client, probes.forget_package, here["code"])
+        run_on_scheduler(client, probes.forget_package, module, here["code"])
+        run_on_workers(client, probes.forget_package, module, here["code"])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*overwriting.*")  # what was sent before
         path = Path(folder, f"{OURS}_code_{here['code']}.zip")
@@ -90,12 +94,11 @@ async def _register(client: Client, path: Path) -> None:
 
 
 def write_package(path: Path) -> None:
-    """Write this package, with what says its version, into a zip file that Python imports from."""
+    """Write this package, with its data and version, into a zip file that Python imports from."""
     own = version(OURS)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in importlib.resources.files(OURS).iterdir():
-            if file.name.endswith(".py"):
-                archive.writestr(f"{OURS}/{file.name}", file.read_bytes())
+        for name, file in probes.package_files(importlib.resources.files(OURS)).items():
+            archive.writestr(f"{OURS}/{name}", file.read_bytes())
         archive.writestr(
             f"{OURS}-{own}.dist-info/METADATA",
             f"Metadata-Version: 2.1\nName: {OURS}\nVersion: {own}\n",

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from dask_slicer import machine
+from dask_slicer import machine, tasks
 from dask_slicer.asking import deaf_to_ctrl_c
 from dask_slicer.config import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.events import Observer
 from dask_slicer.findings import Needs
 from dask_slicer.preflight import check
+from dask_slicer.shares import shares_with_lock
 from dask_slicer.words import count, size
 
 if TYPE_CHECKING:
@@ -98,7 +99,13 @@ def workers(
         if in_jobs:
             jobs.wait_for_workers(place.client, observer.note)
         if not is_local:
-            check(place.client, needs, observer.note, upload=config.upload_code)
+            check(
+                place.client,
+                needs,
+                observer.note,
+                module=tasks.__name__,
+                upload=config.upload_code,
+            )
         if client is not None:
             stack.enter_context(deaf_to_ctrl_c(client))
         if config.performance_report is not None:
@@ -123,7 +130,7 @@ def _without_effect(
 def _on_scheduler(config: RunConfig, observer: Observer) -> Iterator[_Place]:
     from dask_slicer import cluster, remote
 
-    with remote.remote_client(config, observer) as client:
+    with remote.remote_client(config, observer.note) as client:
         threads = count(cluster.n_threads(client), "thread")
         where = f"on {threads} of {cluster.address(client)}"
         yield _Place(client, where, cluster.dashboard_link(client))
@@ -148,6 +155,7 @@ def _in_jobs(
         n_jobs=n_jobs,
         dashboard_address=config.dashboard_address,
         output_dir=config.output_dir,
+        keep_logs=bool(shares_with_lock(config.output_dir)),
         note=observer.note,
     ) as client:
         where = f"in {count(n_jobs, 'job')} of {config.cluster}{each}"
@@ -181,11 +189,14 @@ def _here(config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer) 
     from dask_slicer import cluster
 
     n_workers = _n_workers(config, n_cases, peak_bytes, observer)
+    imported = [tasks.__name__]
+    if config.format == "zarr":
+        imported.append("dask_slicer.store_zarr")
     with cluster.local_client(
         n_workers,
         memory_limit=machine.memory_bytes() // n_workers,
         dashboard_address=config.dashboard_address,
-        imported=["dask_slicer.store_zarr"] if config.format == "zarr" else [],
+        imported=imported,
     ) as client:
         yield _Place(client, f"on {count(n_workers, 'worker')}", cluster.dashboard_link(client))
 

@@ -309,7 +309,55 @@ def test_modules_are_imported_by_name_only_in_the_public_face() -> None:
         for used in imports_of(module)
         if used.name in {"importlib", "importlib.import_module"}
     }
-    assert found <= {"__init__"}
+    # A worker is asked whether it can import the module that it is given the name of.
+    assert found <= {"__init__", "probes"}
+
+
+# What talks to schedulers, workers and batch systems; and what it may know.
+CLUSTER = {
+    "asking",
+    "batch",
+    "cluster",
+    "findings",
+    "forking",
+    "jobs",
+    "keeping",
+    "preflight",
+    "probes",
+    "reach",
+    "remote",
+    "sending",
+}
+BELOW_CLUSTER = {
+    *("config", "configfile", "fields", "runsettings"),
+    *("errors", "interrupts", "machine", "words"),
+}
+
+
+def every_import_of(module: str) -> set[str]:
+    """Return the modules of ours that one imports anywhere, for the type checker too."""
+    found = {
+        used.ours
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for used in _imports(node, lazy=False)
+    }
+    return {ours for ours in found if ours is not None}
+
+
+@pytest.mark.parametrize("module", sorted(CLUSTER))
+def test_what_talks_to_a_cluster_knows_no_case_no_output_and_no_observer(module: str) -> None:
+    assert every_import_of(module) <= CLUSTER | BELOW_CLUSTER
+
+
+def test_what_is_sent_by_value_imports_nothing_of_ours() -> None:
+    assert every_import_of("probes") == set()
+    named = [
+        node.value
+        for node in ast.walk(tree_of("probes"))
+        if isinstance(node, ast.Constant) and str(node.value).startswith("dask_slicer.")
+    ]
+    assert named == []
 
 
 def test_help_is_shown_without_importing_anything_slow() -> None:

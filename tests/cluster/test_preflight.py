@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dask_slicer import cluster, probes
+import dask_slicer
+from dask_slicer import cluster, probes, sending
 from dask_slicer.errors import PreflightError
 from dask_slicer.findings import (
     ALIKE,
@@ -24,11 +30,19 @@ from dask_slicer.findings import (
     judge_versions,
     judge_workers,
 )
-from dask_slicer.preflight import check
+from dask_slicer.preflight import check as check_of
+
+check = partial(check_of, module="dask_slicer.tasks")
 
 HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
 OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
-NEEDS = Needs(output_dir=Path("/out"), input_file="/scans/a.nii", least_bytes=300, most_bytes=900)
+NEEDS = Needs(
+    output_dir=Path("/out"),
+    temporary=".tmp",
+    input_file="/scans/a.nii",
+    least_bytes=300,
+    most_bytes=900,
+)
 WORKER = "tcp://node1:38411"
 
 
@@ -139,7 +153,7 @@ def test_memory_is_held_against_the_smallest_and_the_largest_case(infos, refused
 def test_a_case_can_be_stopped_only_where_there_is_a_nanny(timeout, noted) -> None:
     findings = Findings()
     infos = {"tcp://a:1": {"memory_limit": 0, "nthreads": 1, "nanny": None}}
-    judge_workers(infos, Needs(output_dir=Path("/out"), timeout=timeout), findings)
+    judge_workers(infos, Needs(output_dir=Path("/out"), temporary="", timeout=timeout), findings)
     assert len(findings.notes) == noted
     assert all("1 worker without a nanny" in note for note in findings.notes)
 
@@ -194,11 +208,98 @@ def test_a_scheduler_is_told_how_it_would_better_have_been_started(
 
 
 def test_a_process_describes_itself() -> None:
-    found = probes.describe()
+    found = probes.describe("dask_slicer.tasks")
     assert found["fault"] == ""
     assert len(found["code"]) == 16
     assert found["version"]
     assert str(os.getpid()) in found["process"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """Return a copy of this package with modules in folders, which is taken for this package."""
+    copy = tmp_path / "dask_slicer"
+    shutil.copytree(Path(dask_slicer.__file__).parent, copy)
+    (copy / "added" / "deep").mkdir(parents=True)
+    (copy / "added" / "__init__.py").touch()
+    (copy / "added" / "deep" / "__init__.py").touch()
+    (copy / "added" / "deep" / "leaf.py").write_text("N = 1\n")
+    monkeypatch.setattr(importlib.resources, "files", lambda name: copy)
+    return copy
+
+
+def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp_path) -> None:
+    sending.write_package(tmp_path / "sent.zip")
+    with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
+        sent = {name: archive.read(name) for name in archive.namelist()}
+    there = {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "dask_slicer/added/deep/leaf.py" in there
+    assert "dask_slicer/runpage.html" in there
+    assert {name for name in sent if ".dist-info/" not in name} == set(there)
+    assert sent.items() >= there.items()
+
+
+def test_python_imports_every_module_from_an_archive(package, tmp_path) -> None:
+    sending.write_package(tmp_path / "sent.zip")
+    modules = sorted(
+        ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
+        for path in package.rglob("*.py")
+    )
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", _IMPORT_ALL, tmp_path / "sent.zip", *modules],
+        cwd=tmp_path.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    assert len(found) == len(modules)
+    assert all(file.startswith(str(tmp_path / "sent.zip")) for file in found)
+
+
+_IMPORT_ALL = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    print(importlib.import_module(name).__file__)
+"""
+
+
+def test_an_archive_describes_itself_as_the_folder_that_it_was_made_of(
+    package, tmp_path, monkeypatch
+) -> None:
+    own = probes.describe("dask_slicer.tasks")
+    sending.write_package(tmp_path / "sent.zip")
+    sent = zipfile.Path(tmp_path / "sent.zip", "dask_slicer/")
+    monkeypatch.setattr(importlib.resources, "files", lambda name: sent)
+    assert probes.describe("dask_slicer.tasks") == own
+
+
+@pytest.mark.parametrize("file", ["errors.py", "added/__init__.py", "added/deep/leaf.py"])
+def test_one_changed_line_in_any_folder_is_other_code(package, file) -> None:
+    before = probes.describe("dask_slicer.tasks")
+    with (package / file).open("a") as module:
+        module.write("# changed\n")
+    after = probes.describe("dask_slicer.tasks")
+    assert after["fault"] == ""
+    assert after["code"] != before["code"]
+
+
+def test_a_module_in_another_folder_is_other_code(package) -> None:
+    before = probes.describe("dask_slicer.tasks")["code"]
+    (package / "added" / "deep" / "leaf.py").rename(package / "added" / "leaf.py")
+    assert probes.describe("dask_slicer.tasks")["code"] != before
+
+
+def test_neither_bytecode_nor_data_are_code(package) -> None:
+    before = probes.describe("dask_slicer.tasks")
+    (package / "added" / "__pycache__").mkdir()
+    (package / "added" / "__pycache__" / "leaf.py").touch()
+    (package / "added" / "notes.txt").touch()
+    assert probes.describe("dask_slicer.tasks") == before
 
 
 # -- on workers ------------------------------------------------------------------------------------
@@ -213,7 +314,12 @@ def client() -> Iterator[Any]:
 
 def test_sound_workers_are_told_nothing_and_nothing_is_left_behind(client, tmp_path) -> None:
     notes: list[str] = []
-    check(client, Needs(output_dir=tmp_path, input_file=__file__), notes.append, upload=False)
+    check(
+        client,
+        Needs(output_dir=tmp_path, temporary=".tmp", input_file=__file__),
+        notes.append,
+        upload=False,
+    )
     assert notes == []
     assert list(tmp_path.iterdir()) == []
 
@@ -226,12 +332,17 @@ def test_workers_that_come_on_demand_are_not_missed(tmp_path) -> None:
         LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as on_demand,
         Client(on_demand) as client,
     ):
-        check(client, Needs(output_dir=tmp_path, least_bytes=2**40), notes.append, upload=False)
+        check(
+            client,
+            Needs(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40),
+            notes.append,
+            upload=False,
+        )
     assert "there is no worker yet, and none could be looked at" in notes
 
 
 def test_workers_without_memory_for_any_case_are_refused(client, tmp_path) -> None:
-    needs = Needs(output_dir=tmp_path, least_bytes=2**40, most_bytes=2**41)
+    needs = Needs(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40, most_bytes=2**41)
     with pytest.raises(PreflightError, match=r"the smallest takes 1.1 TB"):
         check(client, needs, print, upload=False)
 
@@ -241,7 +352,7 @@ def test_a_file_that_workers_write_and_we_do_not_see_is_refused(
 ) -> None:
     monkeypatch.setattr(Path, "is_file", lambda self: False)
     with pytest.raises(PreflightError, match="another disk, at the same path"):
-        check(client, Needs(output_dir=tmp_path), print, upload=False)
+        check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=False)
 
 
 def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> None:
@@ -251,12 +362,12 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
     monkeypatch.setattr("dask_slicer.preflight.versions", of_another_python)
     monkeypatch.setattr("dask_slicer.asking.send_by_value", lambda: pytest.fail("code was sent"))
     with pytest.raises(PreflightError, match=r"3\.99 on the scheduler"):
-        check(client, Needs(output_dir=tmp_path), print, upload=True)
+        check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=True)
 
 
 def test_nothing_is_sent_to_this_very_process(client, tmp_path) -> None:
     notes: list[str] = []
-    check(client, Needs(output_dir=tmp_path), notes.append, upload=True)
+    check(client, Needs(output_dir=tmp_path, temporary=".tmp"), notes.append, upload=True)
     assert notes == ["--upload_code has no effect: the scheduler or a worker is this very process"]
     assert not any("dask_slicer_code_" in path for path in sys.path)
 
@@ -269,6 +380,6 @@ def test_a_worker_that_is_frozen_is_named(tmp_path) -> None:
         os.kill(frozen, signal.SIGSTOP)
         try:
             with pytest.raises(PreflightError, match=r"1 worker on 127\.0\.0\.1 cannot be used"):
-                check(client, Needs(output_dir=tmp_path), print, upload=False)
+                check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=False)
         finally:
             os.kill(frozen, signal.SIGCONT)

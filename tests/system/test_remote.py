@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import trustme
 
 import dask_slicer
+from dask_slicer import tasks
 from dask_slicer.phantom import write_dataset
 
 N_CASES = 6
@@ -288,6 +290,103 @@ def test_workers_with_another_version_are_refused(
             run("--scheduler", started.address),
             f"dask_slicer is {dask_slicer.__version__} here, 0.0.9 on 1 worker on ",
         )
+
+
+# -- modules in folders ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied_package(tmp_path) -> Callable[[str], dict[str, str]]:
+    """Return a function that makes a copy of this package whose tasks need a module in a folder.
+
+    Of its name and the line that the module ends with; returns the environment of a process that
+    has this copy.
+    """
+
+    def copy(name: str, line: str) -> dict[str, str]:
+        package = tmp_path / name / "dask_slicer"
+        own = Path(dask_slicer.__file__).parent
+        shutil.copytree(own, package, ignore=shutil.ignore_patterns("__pycache__"))
+        deep = package / "added" / "deep"
+        deep.mkdir(parents=True)
+        (deep.parent / "__init__.py").touch()
+        (deep / "__init__.py").touch()
+        (deep / "leaf.py").write_text(f"N = 7\n{line}\n")
+        with (package / Path(tasks.__file__).relative_to(own)).open("a") as module:
+            module.write("from dask_slicer.added.deep.leaf import N  # noqa\nassert N == 7\n")
+        path = os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])
+        return {"PYTHONPATH": path.rstrip(os.pathsep), "PYTHONSAFEPATH": "1"}
+
+    return copy
+
+
+@pytest.fixture
+def run_with(scans, tmp_path):
+    """Return a function that runs the command of a copy on a scheduler."""
+
+    def call(
+        environment: dict[str, str], output: str, *options: object
+    ) -> subprocess.CompletedProcess[str]:
+        command = [
+            *(sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans),
+            *("--output_dir", tmp_path / output, "--dashboard_address", "none", *options),
+        ]
+        return subprocess.run(
+            [str(part) for part in command],
+            env=os.environ | environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return call
+
+
+def test_a_package_with_folders_is_sent_whole(
+    run_with, copied_package, started_scheduler, written_here, pretending, tmp_path
+) -> None:
+    ours = copied_package("ours", "")
+    without = pretending("") | {"PYTHONSAFEPATH": "1"}
+    with started_scheduler(tmp_path, n_workers=2, everywhere=without) as started:
+        chosen = ("--scheduler", started.address, "--wait_workers", 2)
+        sent = run_with(ours, "sent", *chosen, "--upload_code")
+        assert sent.returncode == 0, sent.stderr
+        files = _files_of_workers(started.address, "dask_slicer.added.deep.leaf")
+        # Workers that are started later have it too.
+        _restart_workers(started.address)
+        again = run_with(ours, "again", *chosen)
+        assert again.returncode == 0, again.stderr
+        files += _files_of_workers(started.address, "dask_slicer.added.deep.leaf")
+    assert len(files) == 4
+    assert all("dask_slicer_code_" in file for file in files), files
+    assert contents(tmp_path / "sent") == contents(tmp_path / "again") == written_here("npz")
+
+
+def test_workers_with_other_code_in_a_folder_are_refused_and_can_be_sent_ours(
+    run_with, copied_package, started_scheduler, written_here, tmp_path
+) -> None:
+    ours, theirs = copied_package("ours", "A = 1"), copied_package("theirs", "A = 2")
+    with started_scheduler(tmp_path, n_workers=1, everywhere=ours, **theirs) as started:
+        chosen = ("--scheduler", started.address)
+        other = run_with(ours, "other", *chosen)
+        assert other.returncode == 1
+        assert "has other code on 1 worker on 127.0.0.1 than here" in other.stderr
+        assert not (tmp_path / "other").exists()
+        sent = run_with(ours, "sent", *chosen, "--upload_code")
+        assert sent.returncode == 0, sent.stderr
+        (file,) = _files_of_workers(started.address, "dask_slicer.added.deep.leaf")
+    assert "dask_slicer_code_" in file
+    assert contents(tmp_path / "sent") == written_here("npz")
+
+
+def _files_of_workers(address: str, module: str) -> list[str]:
+    """Return where each worker has imported a module from; nothing where it has not."""
+    from distributed import Client
+
+    with Client(address) as client:
+        found = client.run(lambda: getattr(sys.modules.get(module), "__file__", ""))
+    return list(found.values())
 
 
 # -- disks -----------------------------------------------------------------------------------------
