@@ -75,7 +75,7 @@ def local_client(
     dashboard_address : str
         host:port; a busy port falls back to a free one. none: no dashboard.
     imported : sequence of str
-        Modules that workers will need, beside those of Dask.
+        Modules that workers will need, beside those that all need.
     """
     method = forking.prepare(imported)
     # Before the settings are made: it adds its defaults to Dask's configuration, and they must stay

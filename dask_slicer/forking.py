@@ -17,7 +17,7 @@ from dask_slicer import interrupts
 
 _LOG = logging.getLogger(__name__)
 
-_IMPORTED = ["distributed", "distributed.dashboard.worker"]
+_IMPORTED = ["distributed", "dask_slicer.tasks", "distributed.dashboard.worker"]
 # What works only in a process that has it from its start. Dask would set MALLOC_TRIM_THRESHOLD_
 # too, with which glibc gives every plane's memory back to be mapped anew: a third of the CPU time.
 # One arena, since one thread allocates: the others grow by mapping and unmapping as well.
@@ -37,7 +37,7 @@ def prepare(imported: Sequence[str] = ()) -> str:
     Parameters
     ----------
     imported : sequence of str
-        Modules that workers will need, beside those of Dask.
+        Modules that workers will need, beside those that all need.
 
     Returns
     -------

@@ -189,14 +189,11 @@ def _here(config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer) 
     from dask_slicer import cluster
 
     n_workers = _n_workers(config, n_cases, peak_bytes, observer)
-    imported = [tasks.__name__]
-    if config.format == "zarr":
-        imported.append("dask_slicer.store_zarr")
     with cluster.local_client(
         n_workers,
         memory_limit=machine.memory_bytes() // n_workers,
         dashboard_address=config.dashboard_address,
-        imported=imported,
+        imported=["dask_slicer.store_zarr"] if config.format == "zarr" else [],
     ) as client:
         yield _Place(client, f"on {count(n_workers, 'worker')}", cluster.dashboard_link(client))
 
