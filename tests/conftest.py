@@ -21,7 +21,7 @@ from repository import ROOT
 from slurm import slurm  # noqa: F401, a fixture
 
 import dask_slicer
-from dask_slicer.cli import main
+from dask_slicer.cli.main import main
 
 # A program of its own, which needs atheris.
 collect_ignore = ["inputs/fuzz_volume.py"]

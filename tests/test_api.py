@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import dask_slicer as ds
-from dask_slicer import pipeline
 from dask_slicer.errors import ConfigError, OutputError, UsageError
-from dask_slicer.events import Observer
-from dask_slicer.phantom import write_dataset
+from dask_slicer.execution import pipeline
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring.events import Observer
 
 NEVER = 240.0
 
@@ -210,7 +210,7 @@ class Gate:
     """Holds the thread of a run after its first case, until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from dask_slicer import notebook
+        from dask_slicer.monitoring import notebook
 
         self.reached, self._opened = threading.Event(), threading.Event()
         count = notebook.RunProgress.ended

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from dask_slicer.phantom import write_dataset
+from dask_slicer.inputs.phantom import write_dataset
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch) -> None:
-    monkeypatch.setattr("dask_slicer.sweep._PAUSE", 0.0)
+    monkeypatch.setattr("dask_slicer.execution.benchmark._PAUSE", 0.0)
 
 
 def test_the_command_tells_and_keeps_what_it_found_and_removes_its_slices(
@@ -52,7 +52,7 @@ def test_a_plot_is_drawn_where_matplotlib_is_installed(dataset, tmp_path, invoke
 def test_without_matplotlib_the_rest_is_done_and_the_extra_is_named(
     dataset, tmp_path, invoke, monkeypatch
 ) -> None:
-    monkeypatch.setattr("dask_slicer.benchmark.find_spec", lambda name: None)
+    monkeypatch.setattr("dask_slicer.cli.benchmark.find_spec", lambda name: None)
     dataset.add("a")
     result = invoke(
         *("benchmark", "--input_dir", dataset.root, "--output_dir", tmp_path / "bench"),
@@ -67,7 +67,8 @@ def test_without_a_dataset_phantoms_are_made(tmp_path, invoke, monkeypatch) -> N
     monkeypatch.chdir(tmp_path)
     small = {"n_cases": 2, "shape": (16, 16, 8)}
     monkeypatch.setattr(
-        "dask_slicer.benchmark.ensure_dataset", lambda folder, **_: write_dataset(folder, **small)
+        "dask_slicer.cli.benchmark.ensure_dataset",
+        lambda folder, **_: write_dataset(folder, **small),
     )
     result = invoke("benchmark", "--workers", "0", "--repeats", 1, "--quiet")
     assert result.exit_code == 0, result.output

@@ -9,8 +9,8 @@ from importlib.metadata import version
 import click
 import pytest
 
-from dask_slicer.cli import main
-from dask_slicer.config import RunConfig
+from dask_slicer.cli.main import main
+from dask_slicer.config.schema import RunConfig
 
 # What the command promises, as far as they are settings of one run with npz slices.
 RUN_OPTIONS = [
@@ -55,7 +55,7 @@ def test_every_setting_is_an_option_of_run_and_plan() -> None:
 def test_help_does_not_wait_for_numpy_and_dask() -> None:
     program = """
 import sys
-from dask_slicer.cli import main
+from dask_slicer.cli.main import main
 main(["run", "--help"], standalone_mode=False)
 heavy = {"distributed", "dask", "zarr", "nibabel", "numpy"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)

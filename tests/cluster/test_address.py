@@ -14,8 +14,8 @@ from typing import NamedTuple
 import pytest
 import trustme
 
+from dask_slicer.cluster.address import VARIABLE, TlsFiles, check_reachable, scheduler_address
 from dask_slicer.errors import ConfigError, DaskSlicerError, SchedulerError
-from dask_slicer.reach import VARIABLE, TlsFiles, check_reachable, scheduler_address
 
 
 class Certificates(NamedTuple):
@@ -153,14 +153,14 @@ def test_somebody_who_says_something_else_or_hangs_up(said) -> None:
 
 
 def test_somebody_who_does_not_talk(monkeypatch) -> None:
-    monkeypatch.setattr("dask_slicer.reach._SPEAK_SECONDS", 0.3)
-    monkeypatch.setattr("dask_slicer.reach._CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
+    monkeypatch.setattr("dask_slicer.cluster.address._CONNECT_SECONDS", 1.0)
     with listening(lambda _: None) as place:
         assert "has said nothing for 1 s" in refusal(f"tcp://{place}")
 
 
 def test_somebody_who_is_slow(monkeypatch) -> None:
-    monkeypatch.setattr("dask_slicer.reach._SPEAK_SECONDS", 0.3)
+    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
 
     def serve(connection: socket.socket) -> None:
         time.sleep(1)
@@ -172,7 +172,7 @@ def test_somebody_who_is_slow(monkeypatch) -> None:
 
 
 def test_somebody_who_talks_tls(monkeypatch, certificates) -> None:
-    monkeypatch.setattr("dask_slicer.reach._SPEAK_SECONDS", 1.0)
+    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 1.0)
     with listening(_tls_server(certificates.ours)) as place:
         assert f"talks TLS: use tls://{place} with --tls_ca" in refusal(f"tcp://{place}")
 

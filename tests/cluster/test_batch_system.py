@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dask_slicer.batch import SYSTEMS, fate_of, lifetime, listed_jobs, words_of
-from dask_slicer.runsettings import JobSettings
+from dask_slicer.cluster.batch_system import SYSTEMS, fate_of, lifetime, listed_jobs, words_of
+from dask_slicer.config.run_settings import JobSettings
 
 
 @pytest.fixture(autouse=True)

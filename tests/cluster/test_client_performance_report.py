@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import dask_slicer
-from dask_slicer.phantom import write_dataset
+from dask_slicer.inputs.phantom import write_dataset
 
 
 def scans(folder):

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from dask_slicer import keeping
-from dask_slicer.batch import SYSTEMS
-from dask_slicer.keeping import Keeper
+from dask_slicer.cluster import job_monitor
+from dask_slicer.cluster.batch_system import SYSTEMS
+from dask_slicer.cluster.job_monitor import Keeper
 
 
 class Cluster:
@@ -77,7 +77,7 @@ class Cluster:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_ASK_SECONDS", "_SHORTEST_ASK_SECONDS", "_AGAIN_SECONDS"):
-        monkeypatch.setattr(keeping, name, 0.0)
+        monkeypatch.setattr(job_monitor, name, 0.0)
 
 
 def test_jobs_that_are_queued_are_left_alone_however_long_that_takes() -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dask_slicer.batch import SYSTEMS
-from dask_slicer.config import RunConfig
+from dask_slicer.cluster.batch_system import SYSTEMS
+from dask_slicer.cluster.jobqueue import job_script
+from dask_slicer.config.run_settings import JobSettings
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
-from dask_slicer.jobs import job_script
-from dask_slicer.runsettings import JobSettings
 
 ASKED = {
     "cores": 2,
@@ -134,8 +134,8 @@ def test_what_the_site_has_configured_for_dask_jobqueue_comes_before_what_we_say
         "job-script-prologue: [module load python], job-extra-directives: [--qos=low]}}"
     )
     code = (
-        "from pathlib import Path; from dask_slicer.jobs import job_script; "
-        "from dask_slicer.runsettings import JobSettings; "
+        "from pathlib import Path; from dask_slicer.cluster.jobqueue import job_script; "
+        "from dask_slicer.config.run_settings import JobSettings; "
         "print(job_script(JobSettings(cluster='slurm', job_extra=('--qos=high',)), Path('/out')))"
     )
     script = subprocess.run(
@@ -153,8 +153,9 @@ def test_what_the_site_has_configured_for_dask_jobqueue_comes_before_what_we_say
 
 def test_ctrl_c_stays_what_it_was_when_dask_jobqueue_is_imported() -> None:
     code = (
-        "import signal; from pathlib import Path; from dask_slicer.jobs import job_script; "
-        "from dask_slicer.runsettings import JobSettings; "
+        "import signal; from pathlib import Path; "
+        "from dask_slicer.cluster.jobqueue import job_script; "
+        "from dask_slicer.config.run_settings import JobSettings; "
         "before = signal.getsignal(signal.SIGINT); "
         "job_script(JobSettings(cluster='slurm'), Path('/out')); "
         "assert signal.getsignal(signal.SIGINT) is before"
@@ -216,7 +217,7 @@ def test_lines_for_the_batch_system_may_stand_in_a_file(tmp_path, invoke) -> Non
 
 
 def test_the_shipped_configurations_of_batch_systems_make_jobs() -> None:
-    from dask_slicer.configfile import build_config
+    from dask_slicer.config.loader import build_config
 
     for name in ("slurm", "pbs"):
         config = build_config({"input_dir": "in", "output_dir": "out"}, base=name)

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 import dask_slicer
-from dask_slicer import cluster, probes, sending
-from dask_slicer.errors import PreflightError
-from dask_slicer.findings import (
+from dask_slicer.cluster import local, probes, upload
+from dask_slicer.cluster.preflight import (
     ALIKE,
     SAME,
     Findings,
@@ -30,9 +29,10 @@ from dask_slicer.findings import (
     judge_versions,
     judge_workers,
 )
-from dask_slicer.preflight import check as check_of
+from dask_slicer.cluster.preflight import check as check_of
+from dask_slicer.errors import PreflightError
 
-check = partial(check_of, module="dask_slicer.tasks")
+check = partial(check_of, module="dask_slicer.execution.tasks")
 
 HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
 OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
@@ -208,7 +208,7 @@ def test_a_scheduler_is_told_how_it_would_better_have_been_started(
 
 
 def test_a_process_describes_itself() -> None:
-    found = probes.describe("dask_slicer.tasks")
+    found = probes.describe("dask_slicer.execution.tasks")
     assert found["fault"] == ""
     assert len(found["code"]) == 16
     assert found["version"]
@@ -229,7 +229,7 @@ def package(tmp_path, monkeypatch) -> Path:
 
 
 def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp_path) -> None:
-    sending.write_package(tmp_path / "sent.zip")
+    upload.write_package(tmp_path / "sent.zip")
     with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
         sent = {name: archive.read(name) for name in archive.namelist()}
     there = {
@@ -238,13 +238,13 @@ def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert "dask_slicer/added/deep/leaf.py" in there
-    assert "dask_slicer/runpage.html" in there
+    assert "dask_slicer/monitoring/run_page.html" in there
     assert {name for name in sent if ".dist-info/" not in name} == set(there)
     assert sent.items() >= there.items()
 
 
 def test_python_imports_every_module_from_an_archive(package, tmp_path) -> None:
-    sending.write_package(tmp_path / "sent.zip")
+    upload.write_package(tmp_path / "sent.zip")
     modules = sorted(
         ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
         for path in package.rglob("*.py")
@@ -271,35 +271,35 @@ for name in sys.argv[2:]:
 def test_an_archive_describes_itself_as_the_folder_that_it_was_made_of(
     package, tmp_path, monkeypatch
 ) -> None:
-    own = probes.describe("dask_slicer.tasks")
-    sending.write_package(tmp_path / "sent.zip")
+    own = probes.describe("dask_slicer.execution.tasks")
+    upload.write_package(tmp_path / "sent.zip")
     sent = zipfile.Path(tmp_path / "sent.zip", "dask_slicer/")
     monkeypatch.setattr(importlib.resources, "files", lambda name: sent)
-    assert probes.describe("dask_slicer.tasks") == own
+    assert probes.describe("dask_slicer.execution.tasks") == own
 
 
 @pytest.mark.parametrize("file", ["errors.py", "added/__init__.py", "added/deep/leaf.py"])
 def test_one_changed_line_in_any_folder_is_other_code(package, file) -> None:
-    before = probes.describe("dask_slicer.tasks")
+    before = probes.describe("dask_slicer.execution.tasks")
     with (package / file).open("a") as module:
         module.write("# changed\n")
-    after = probes.describe("dask_slicer.tasks")
+    after = probes.describe("dask_slicer.execution.tasks")
     assert after["fault"] == ""
     assert after["code"] != before["code"]
 
 
 def test_a_module_in_another_folder_is_other_code(package) -> None:
-    before = probes.describe("dask_slicer.tasks")["code"]
+    before = probes.describe("dask_slicer.execution.tasks")["code"]
     (package / "added" / "deep" / "leaf.py").rename(package / "added" / "leaf.py")
-    assert probes.describe("dask_slicer.tasks")["code"] != before
+    assert probes.describe("dask_slicer.execution.tasks")["code"] != before
 
 
 def test_neither_bytecode_nor_data_are_code(package) -> None:
-    before = probes.describe("dask_slicer.tasks")
+    before = probes.describe("dask_slicer.execution.tasks")
     (package / "added" / "__pycache__").mkdir()
     (package / "added" / "__pycache__" / "leaf.py").touch()
     (package / "added" / "notes.txt").touch()
-    assert probes.describe("dask_slicer.tasks") == before
+    assert probes.describe("dask_slicer.execution.tasks") == before
 
 
 # -- on workers ------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_neither_bytecode_nor_data_are_code(package) -> None:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     """Return the client of workers that have settings of ours, and this code."""
-    with cluster.local_client(2, memory_limit=2**30, dashboard_address="none") as found:
+    with local.local_client(2, memory_limit=2**30, dashboard_address="none") as found:
         yield found
 
 
@@ -359,8 +359,10 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
     def of_another_python(*args: object) -> dict[str, Any]:
         return {"the scheduler": packages(python="3.99.0.final.0")}
 
-    monkeypatch.setattr("dask_slicer.preflight.versions", of_another_python)
-    monkeypatch.setattr("dask_slicer.asking.send_by_value", lambda: pytest.fail("code was sent"))
+    monkeypatch.setattr("dask_slicer.cluster.preflight.versions", of_another_python)
+    monkeypatch.setattr(
+        "dask_slicer.cluster.rpc.send_by_value", lambda: pytest.fail("code was sent")
+    )
     with pytest.raises(PreflightError, match=r"3\.99 on the scheduler"):
         check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=True)
 
@@ -375,7 +377,7 @@ def test_nothing_is_sent_to_this_very_process(client, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
 def test_a_worker_that_is_frozen_is_named(tmp_path) -> None:
-    with cluster.local_client(2, memory_limit=2**30, dashboard_address="none") as client:
+    with local.local_client(2, memory_limit=2**30, dashboard_address="none") as client:
         frozen, *_ = client.run(os.getpid).values()
         os.kill(frozen, signal.SIGSTOP)
         try:

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_slicer.config import RunConfig
-from dask_slicer.configfile import (
+from dask_slicer.config.loader import (
     build_config,
     find_config,
     read_config_file,
     shipped_configs,
     to_yaml,
 )
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import ConfigError
 
 PLACES = {"input_dir": "/scans", "output_dir": "/all slices"}

@@ -9,12 +9,8 @@ import pytest
 import yaml
 from pydantic import ByteSize, ValidationError
 
-from dask_slicer.config import RunConfig, SplitSettings, changed_settings
-from dask_slicer.configfile import (
-    build_config,
-    json_schema,
-    to_yaml,
-)
+from dask_slicer.config.loader import build_config, json_schema, to_yaml
+from dask_slicer.config.schema import RunConfig, SplitSettings, changed_settings
 from dask_slicer.errors import ConfigError
 
 PLACES = {"input_dir": "/scans", "output_dir": "/all slices"}

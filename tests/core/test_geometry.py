@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.eulerangles import euler2mat
 
-from dask_slicer.errors import GeometryMismatch
-from dask_slicer.geometry import (
+from dask_slicer.core.geometry import (
     Grid,
     align,
     axis_codes,
@@ -26,7 +25,8 @@ from dask_slicer.geometry import (
     reorient_shape,
     spacing,
 )
-from dask_slicer.nifti import read_voxels
+from dask_slicer.errors import GeometryMismatch
+from dask_slicer.inputs.readers.nifti import read_voxels
 
 # Every way to store a volume: which canonical axis each stored axis is, and whether it runs back.
 STORAGES = [

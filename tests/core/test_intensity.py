@@ -10,15 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dask_slicer.core.intensity import NORMALIZATIONS, Normalization, check_fits, normalization
+from dask_slicer.core.statistics import Statistics, statistics
+from dask_slicer.core.volume import Voxels
 from dask_slicer.errors import NonFinite
-from dask_slicer.intensity import (
-    NORMALIZATIONS,
-    Normalization,
-    check_fits,
-    normalization,
-)
-from dask_slicer.statistics import Statistics, statistics
-from dask_slicer.volume import Voxels
 
 DTYPES = [
     *("uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "uint64"),

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dask_slicer.core.labels import LABEL_DTYPES, convert_label, count_labels
+from dask_slicer.core.volume import Voxels
 from dask_slicer.errors import LabelValues
-from dask_slicer.labels import LABEL_DTYPES, convert_label, count_labels
-from dask_slicer.volume import Voxels
 
 
 def label_map(values: list[float], dtype: str, **scaling: float) -> Voxels:

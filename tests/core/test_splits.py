@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_slicer.core.splits import SPLITS, assign_splits, check_groups_whole, target_counts
 from dask_slicer.errors import DatasetError
-from dask_slicer.splits import SPLITS, assign_splits, check_groups_whole, target_counts
 
 
 def ratios_of(train: float, val: float, test: float) -> dict[str, float]:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dask_slicer.core.statistics import statistics
+from dask_slicer.core.volume import Voxels
 from dask_slicer.errors import NonFinite
-from dask_slicer.statistics import statistics
-from dask_slicer.volume import Voxels
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])

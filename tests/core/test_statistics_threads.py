@@ -9,13 +9,13 @@ import sys
 import numpy as np
 import pytest
 
-from dask_slicer.statistics import statistics
-from dask_slicer.volume import Voxels
+from dask_slicer.core.statistics import statistics
+from dask_slicer.core.volume import Voxels
 
 _PROGRAM = """
 import numpy as np
-from dask_slicer.statistics import statistics
-from dask_slicer.volume import Voxels
+from dask_slicer.core.statistics import statistics
+from dask_slicer.core.volume import Voxels
 rng = np.random.default_rng(0)
 for _ in range(30):
     print(statistics(Voxels(stored=rng.normal(3, 2, 100_000).astype(np.float32))))

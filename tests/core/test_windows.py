@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_slicer.windows import PADDING_MODES, ZERO_SLICE, window_indices
+from dask_slicer.core.windows import PADDING_MODES, ZERO_SLICE, window_indices
 
 Z = ZERO_SLICE
 NUMPY_MODES = {"zero": "constant", "replicate": "edge", "mirror": "reflect"}

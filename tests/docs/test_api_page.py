@@ -13,7 +13,7 @@ import pytest
 from repository import ROOT
 
 import dask_slicer as ds
-from dask_slicer.phantom import write_dataset
+from dask_slicer.inputs.phantom import write_dataset
 
 _PAGE = ROOT / "docs" / "api.md"
 _TEXT = _PAGE.read_text(encoding="utf-8")

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from repository import ROOT
 
-from dask_slicer.cli import main
-from dask_slicer.configfile import json_schema, shipped_configs
-from dask_slicer.options import config_options
+from dask_slicer.cli.main import main
+from dask_slicer.cli.options import config_options
+from dask_slicer.config.loader import json_schema, shipped_configs
 
 _README = (ROOT / "README.md").read_text(encoding="utf-8")
 # conda-forge calls these otherwise.

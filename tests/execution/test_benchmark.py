@@ -7,14 +7,21 @@ from pathlib import Path
 import pytest
 
 import dask_slicer
-from dask_slicer.measuring import Measurement, measure
-from dask_slicer.phantom import write_dataset
-from dask_slicer.sweep import Row, choose_cases, default_workers, judge, rows
+from dask_slicer.execution.benchmark import (
+    Measurement,
+    Row,
+    choose_cases,
+    default_workers,
+    judge,
+    measure,
+    rows,
+)
+from dask_slicer.inputs.phantom import write_dataset
 
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch) -> None:
-    monkeypatch.setattr("dask_slicer.sweep._PAUSE", 0.0)
+    monkeypatch.setattr("dask_slicer.execution.benchmark._PAUSE", 0.0)
 
 
 def measured(n_workers: int, seconds: float, *, cpu: float = 8.0, busy: float = 8.0) -> Measurement:

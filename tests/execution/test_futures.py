@@ -16,12 +16,14 @@ import cloudpickle
 import pytest
 from dask.delayed import Delayed, delayed
 
-from dask_slicer import cluster, flight, watch
-from dask_slicer.cases import Case
+from dask_slicer.cluster import local
 from dask_slicer.errors import CaseError, Unexpected, WorkerLost
-from dask_slicer.journal import CommittedCase
-from dask_slicer.lots import Lot
-from dask_slicer.plans import CasePlan
+from dask_slicer.execution import futures as futures_module
+from dask_slicer.execution import watchdog
+from dask_slicer.execution.tasks import Lot
+from dask_slicer.inputs.case import Case
+from dask_slicer.planning.plan import CasePlan
+from dask_slicer.records import CommittedCase
 
 
 def _fail_twice(case_id: str, folder: Path) -> CommittedCase:
@@ -47,8 +49,8 @@ def test_a_case_that_failed_is_computed_anew_under_the_same_key(tmp_path: Path) 
 
     queue = deque([(CasePlan(case=Case(case_id="liver", images=())),)])
     outcomes = []
-    with cluster.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
-        for lot, outcome in flight.execute(
+    with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        for lot, outcome in futures_module.execute(
             client, lambda _: queue.popleft() if queue else (), graph_of
         ):
             outcomes.append(outcome)
@@ -79,8 +81,8 @@ def _lost_then_bad(folder: Path) -> _DiesWhenSent:
 def test_a_result_that_is_lost_on_its_way_and_cannot_be_made_again_is_a_failure(tmp_path) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     queue = deque(["liver"])
-    with cluster.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
-        ((_, outcome),) = flight.execute(
+    with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        ((_, outcome),) = futures_module.execute(
             client,
             lambda _: queue.popleft() if queue else None,
             lambda name: delayed(_lost_then_bad)(tmp_path, dask_key_name=("save", name)),
@@ -103,7 +105,7 @@ class _StuckWhenSent:
 @pytest.mark.timeout(120)
 def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(watch, "_RESULT_SECONDS", 1)
+    monkeypatch.setattr(watchdog, "_RESULT_SECONDS", 1)
     names = ["stuck", *map(str, range(20))]
     queue = deque(names)
 
@@ -111,9 +113,9 @@ def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
         made = _StuckWhenSent if name == "stuck" else partial(time.sleep, 0.05)
         return delayed(made, pure=False)(dask_key_name=("save", name))
 
-    with cluster.local_client(2, memory_limit=2**30, dashboard_address="none") as client:
+    with local.local_client(2, memory_limit=2**30, dashboard_address="none") as client:
         outcomes = dict(
-            flight.execute(client, lambda _: queue.popleft() if queue else None, graph_of)
+            futures_module.execute(client, lambda _: queue.popleft() if queue else None, graph_of)
         )
     assert outcomes == {"stuck": "sent"} | dict.fromkeys(names[1:])
 
@@ -128,10 +130,10 @@ def test_graphs_run_about_in_the_order_in_which_they_are_dealt() -> None:
         loaded = delayed(time.sleep, pure=False)(0.005, dask_key_name=("load", name))
         return delayed(bool, pure=False)(loaded, dask_key_name=("save", name))
 
-    with cluster.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+    with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         ended = [
             name
-            for name, _ in flight.execute(
+            for name, _ in futures_module.execute(
                 client, lambda _: queue.popleft() if queue else None, graph_of
             )
         ]
@@ -154,11 +156,11 @@ def test_results_of_graphs_that_have_ended_are_fetched_together_and_lost_ones_ag
 
     def result(future: Mock) -> object:
         all_are_asked_for.wait()
-        return watch.LOST if future is futures[1] else future.key[1]
+        return watchdog.LOST if future is futures[1] else future.key[1]
 
     ended = _Ended(futures)
     with ThreadPoolExecutor(4) as fetchers:
-        fetched = flight._fetched(ended, Mock(result=result), fetchers)
+        fetched = futures_module._fetched(ended, Mock(result=result), fetchers)
     assert fetched == [(futures[number], str(number)) for number in (0, 2, 3)]
     assert list(ended) == [futures[1]]
     assert [future.release.call_count for future in futures] == [1, 0, 1, 1]
@@ -169,8 +171,8 @@ def test_results_of_graphs_that_have_ended_are_fetched_together_and_lost_ones_ag
 def test_how_a_worker_ended_is_told_although_its_nanny_did_not_know_it_yet(monkeypatch) -> None:
     monkeypatch.setattr("distributed.nanny.WorkerProcess._init_msg_interval", 3)
     queue = deque(["liver"])
-    with cluster.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
-        ((_, outcome),) = flight.execute(
+    with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        ((_, outcome),) = futures_module.execute(
             client,
             lambda _: queue.popleft() if queue else None,
             lambda name: delayed(os._exit)(7, dask_key_name=("save", name)),

@@ -18,13 +18,14 @@ from dask.delayed import delayed
 from distributed import Client
 
 import dask_slicer
-from dask_slicer import cluster, flight
-from dask_slicer.config import RunConfig
+from dask_slicer.cluster import local
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import SchedulerError, Unexpected
-from dask_slicer.events import Observer
-from dask_slicer.faults import FAULTS
-from dask_slicer.graph import case_graph, target_of
-from dask_slicer.phantom import write_dataset
+from dask_slicer.execution import futures
+from dask_slicer.execution.faults import FAULTS
+from dask_slicer.execution.graph import case_graph, target_of
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring.events import Observer
 
 N_CASES = 8
 
@@ -63,7 +64,7 @@ def client() -> Iterator[Client]:
     environment = dask.config.get("distributed.nanny.environ", {}) | faults
     with (
         dask.config.set({"distributed.nanny.environ": environment}),
-        cluster.local_client(1, memory_limit=2**31, dashboard_address="none") as client,
+        local.local_client(1, memory_limit=2**31, dashboard_address="none") as client,
     ):
         yield client
 
@@ -105,9 +106,9 @@ def _fail(name: str) -> None:
 
 def test_only_the_last_failures_stay(client, monkeypatch) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(flight, "_MOST_ERRED", 3)
+    monkeypatch.setattr(futures, "_MOST_ERRED", 3)
     names = list("abcdefgh")
-    ended = flight.execute(
+    ended = futures.execute(
         client,
         lambda _: names.pop(0) if names else None,
         lambda name: delayed(_fail)(name, dask_key_name=("save", name)),

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 import dask_slicer
-from dask_slicer import execution, flight
-from dask_slicer.cases import Case
 from dask_slicer.errors import DiskFull
-from dask_slicer.graph import lot_graph, target_of
-from dask_slicer.journal import last_records
-from dask_slicer.lots import Lots, enough_work
-from dask_slicer.plans import CasePlan
-from dask_slicer.tasks import Target
+from dask_slicer.execution import executor, futures
+from dask_slicer.execution.graph import Lots, enough_work, lot_graph, target_of
+from dask_slicer.execution.tasks import Target
+from dask_slicer.inputs.case import Case
+from dask_slicer.output.journal import last_records
+from dask_slicer.planning.plan import CasePlan
 
 SMALL, MEDIUM, LARGE = 4_000, 2_000_000, 20_000_000
 
@@ -109,7 +108,7 @@ def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None 
             lots.append(lot)
             yield lot, outcome_of(lot)
 
-    monkeypatch.setattr(flight, "execute", execute)
+    monkeypatch.setattr(futures, "execute", execute)
     queue = deque(
         CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=MEDIUM, shape=(8, 16, 16))
         for number in range(1000)
@@ -120,7 +119,7 @@ def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None 
         settings=dask_slicer.RunConfig(input_dir="a", output_dir="b"),
     )
     found = []
-    for case, outcome in execution._execute_on(
+    for case, outcome in executor._execute_on(
         client, lambda: queue.popleft() if queue else None, 100_000, target, timeout
     ):
         found.append((case, outcome))

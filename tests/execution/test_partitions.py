@@ -20,13 +20,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_slicer
-from dask_slicer import locks, merging, output
-from dask_slicer.agreement import agree
 from dask_slicer.errors import OutputError
-from dask_slicer.histories import histories
-from dask_slicer.journal import Journal, RemovedCase, last_records
-from dask_slicer.locks import locked
-from dask_slicer.shares import Share, files_of, journals, share_of, temporaries
+from dask_slicer.execution import partitions
+from dask_slicer.execution.partitions import agree
+from dask_slicer.output import atomic, directory, layout, lock
+from dask_slicer.output.journal import Journal, histories, last_records
+from dask_slicer.output.layout import files_of, journals, temporaries
+from dask_slicer.output.lock import locked
+from dask_slicer.planning.plan import Share, share_of
+from dask_slicer.records import RemovedCase
 
 CASES = ("a", "b", "c", "d", "e", "f", "g")
 FORMATS = pytest.mark.parametrize("format_", ["npz", "zarr"])
@@ -132,7 +134,8 @@ def test_shares_may_start_at_the_same_moment_into_a_new_directory(
 START_AT_ONCE = """
 import multiprocessing, sys
 import dask_slicer
-from dask_slicer import pipeline, store_zarr, agreement
+from dask_slicer.execution import partitions, pipeline
+from dask_slicer.output.formats import zarr_writer
 
 N = 4
 context = multiprocessing.get_context("fork")
@@ -326,11 +329,11 @@ def test_what_a_process_was_writing_beside_a_lock_when_it_died_goes_and_that_of_
     for name, text in (
         (".dask_slicer.2of3.lock.86c9423e", f"{died} tcp://127.0.0.1:1"),
         (".dask_slicer.lock.0123abcd", ""),
-        (".dask_slicer.shares.json.0123abcd", "{"),
+        (".dask_slicer.output.layout.json.0123abcd", "{"),
     ):
         (output_dir / name).write_text(text)
     living = output_dir / ".dask_slicer.lock.89abcdef"
-    living.write_text(locks.own_mark())
+    living.write_text(lock.own_mark())
     if ends_with == "merge":
         assert invoke("merge", output_dir).exit_code == 0
     else:
@@ -469,14 +472,14 @@ def test_a_new_directory_that_another_takes_away_again_is_made_again(
     monkeypatch, output_dir
 ) -> None:
     taken_away = []
-    write_first = locks.write_first
+    write_first = atomic.write_first
 
     def after_another(path: Path, text: str) -> None:
         if not taken_away:  # what comes to nothing removes the directory that it has made
             taken_away.append(output_dir.rmdir())
         write_first(path, text)
 
-    monkeypatch.setattr(locks, "write_first", after_another)
+    monkeypatch.setattr(lock, "write_first", after_another)
     with locked(output_dir, Share(1, 2)):
         assert [path.name for path in output_dir.iterdir()] == [".dask_slicer.1of2.lock"]
     assert taken_away
@@ -487,8 +490,8 @@ def test_a_directory_that_is_marked_as_ours_while_it_is_listed_is_ours(
 ) -> None:
     shares("1/2")
     listed = iter([["splits.json"], ["config.yaml", "splits.json"]])
-    monkeypatch.setattr(output, "_names", lambda _: next(listed))
-    assert output.existing_config(output_dir) is not None
+    monkeypatch.setattr(directory, "_names", lambda _: next(listed))
+    assert directory.existing_config(output_dir) is not None
 
 
 # -- shares that do not agree ----------------------------------------------------------------------
@@ -518,7 +521,7 @@ def test_a_share_that_disagrees_touches_no_file_of_a_case(
     shares, dataset, output_dir, monkeypatch, at_the_same_moment
 ) -> None:
     if at_the_same_moment:  # then it is seen only when it would write down its own
-        monkeypatch.setattr("dask_slicer.pipeline.check_agreement", lambda plan: None)
+        monkeypatch.setattr("dask_slicer.execution.pipeline.check_agreement", lambda plan: None)
     shares("1/2")
     dataset.add("aa")  # now b is the third, and falls to the first share
     moving = output_dir / "train" / "b_000.npz"  # of the second share, not journaled yet
@@ -578,12 +581,12 @@ def test_what_concerns_the_whole_is_not_for_a_share(shares, output_dir, setting)
 
 
 def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) -> None:
-    monkeypatch.setattr("dask_slicer.agreement._WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("dask_slicer.execution.partitions._WAIT_SECONDS", 0.001)
     shares("1/2")
-    (output_dir / output.AGREEMENT).write_text("{")
+    (output_dir / layout.AGREEMENT).write_text("{")
     result = shares("2/2")
     assert result.exit_code == 2
-    assert f"{output.AGREEMENT} is damaged" in result.stderr
+    assert f"{layout.AGREEMENT} is damaged" in result.stderr
 
 
 # -- merge -----------------------------------------------------------------------------------------
@@ -591,8 +594,9 @@ def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) 
 
 @pytest.mark.parametrize(
     "broken",
-    ["dask_slicer.merging.sum_up", "dask_slicer.merging.forget_shares",
-     "dask_slicer.merging.remove_stale_locks", "dask_slicer.journal.Journal.append"],
+    ["dask_slicer.execution.partitions.sum_up", "dask_slicer.execution.partitions.forget_shares",
+     "dask_slicer.execution.partitions.remove_stale_locks",
+     "dask_slicer.output.journal.Journal.append"],
 )  # fmt: skip
 def test_a_merge_that_was_stopped_may_be_repeated(
     shares, whole, invoke, monkeypatch, output_dir, broken
@@ -602,7 +606,7 @@ def test_a_merge_that_was_stopped_may_be_repeated(
     with monkeypatch.context() as patched:
         patched.setattr(broken, stop)
         with pytest.raises(Stopped):
-            merging.merge(output_dir)
+            partitions.merge(output_dir)
     assert invoke("merge", output_dir).exit_code == 0
     assert_same(output_dir, whole())
     lines = (output_dir / "journal.jsonl").read_text().splitlines()

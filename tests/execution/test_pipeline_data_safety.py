@@ -13,14 +13,19 @@ from types import SimpleNamespace
 import pytest
 
 import dask_slicer
-from dask_slicer import cluster, planning, store_zarr, tasks, verification, watch
+from dask_slicer.cluster import local
 from dask_slicer.errors import CaseError, OutputError, Timeout
-from dask_slicer.events import Observer
-from dask_slicer.graph import case_graph, compute_here, target_of
-from dask_slicer.journal import CommittedCase, Journal, RemovedCase, last_records
-from dask_slicer.phantom import write_dataset
-from dask_slicer.planning import make_plan
-from dask_slicer.verification import verify
+from dask_slicer.execution import tasks, watchdog
+from dask_slicer.execution import verify as verify_module
+from dask_slicer.execution.graph import case_graph, compute_here, target_of
+from dask_slicer.execution.verify import verify
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring.events import Observer
+from dask_slicer.output.formats import zarr_writer
+from dask_slicer.output.journal import Journal, last_records
+from dask_slicer.planning import planner
+from dask_slicer.planning.planner import make_plan
+from dask_slicer.records import CommittedCase, RemovedCase
 
 FORMATS = ["npz", "zarr"]
 
@@ -71,7 +76,7 @@ def test_a_late_writer_whose_files_were_tidied_away_leaves_the_committed_ones(
         return call
 
     if config.format == "zarr":
-        monkeypatch.setattr(store_zarr, "_write_array", tidied_away(store_zarr._write_array, 9))
+        monkeypatch.setattr(zarr_writer, "_write_array", tidied_away(zarr_writer._write_array, 9))
     else:
         monkeypatch.setattr(tasks, "move", tidied_away(tasks.move, 3))
     with pytest.raises((CaseError, FileNotFoundError)):
@@ -96,7 +101,7 @@ def test_repair_keeps_what_can_only_not_be_held_against_its_scan(config, monkeyp
     def stale(*_: object) -> None:
         raise OSError(errno.ESTALE, "Stale file handle")
 
-    monkeypatch.setattr("dask_slicer.checks._check_bytes", stale)
+    monkeypatch.setattr("dask_slicer.output.checks._check_bytes", stale)
     report = verify(config.output_dir, num_workers=0, repair=True)
     assert ["could not be checked" in str(finding) for finding in report.findings] == [True] * 3
     assert slices_of(config.output_dir) == written
@@ -118,9 +123,9 @@ def test_repair_holds_the_output_while_it_looks(config) -> None:
 def test_two_outputs_that_are_verified_at_once_share_no_task(config, monkeypatch) -> None:
     dask_slicer.run(config)
     keys = []
-    graph = verification.verify_graph
+    graph = verify_module.verify_graph
     monkeypatch.setattr(
-        verification, "verify_graph", lambda name, check: keys.append(name) or graph(name, check)
+        verify_module, "verify_graph", lambda name, check: keys.append(name) or graph(name, check)
     )
     verify(config.output_dir, num_workers=0)
     verify(config.output_dir, num_workers=0)
@@ -168,7 +173,7 @@ def test_a_header_that_could_not_be_read_is_read_again_and_costs_no_slice(
 ) -> None:
     dask_slicer.run(config)
     written = slices_of(config.output_dir)
-    read = planning.read_header
+    read = planner.read_header
     failures = iter(range(times))
 
     def stale_at_first(path: str):
@@ -176,7 +181,7 @@ def test_a_header_that_could_not_be_read_is_read_again_and_costs_no_slice(
             raise OSError(errno.ESTALE, "Stale file handle", path)
         return read(path)
 
-    monkeypatch.setattr(planning, "read_header", stale_at_first)
+    monkeypatch.setattr(planner, "read_header", stale_at_first)
     report = dask_slicer.run(config)
     assert len(report.failures) == (times > 1)
     assert slices_of(config.output_dir) == written
@@ -262,7 +267,7 @@ class _HalfFull:
 def test_a_graph_that_is_run_again_has_all_its_time_again() -> None:
     of_scheduler = {"address": "tcp://127.0.0.1:8786"}
     client = SimpleNamespace(scheduler_info=lambda **_: of_scheduler)
-    watched = watch.Watch(client, timeout=4)
+    watched = watchdog.Watch(client, timeout=4)
     watched._began = {("liver", "tcp://a"): 0.0, ("lung", "tcp://a"): 1.0}
     key = ("slice", "liver")
     watched.stopped[key] = Timeout("took longer")
@@ -272,9 +277,9 @@ def test_a_graph_that_is_run_again_has_all_its_time_again() -> None:
 
 @pytest.mark.timeout(60)
 def test_stopping_a_worker_that_has_gone_or_hangs_does_not_hang_or_raise(monkeypatch) -> None:
-    monkeypatch.setattr(watch, "_TRY_SECONDS", 1)
-    with cluster.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
-        watched = watch.Watch(client, timeout=1)
+    monkeypatch.setattr(watchdog, "_TRY_SECONDS", 1)
+    with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        watched = watchdog.Watch(client, timeout=1)
         watched._stop("tcp://127.0.0.1:1", [])
         started = time.monotonic()
         assert watched._try(client._run_on_scheduler, _sleep) is None
@@ -291,7 +296,7 @@ async def _sleep() -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", ["summing.IndexWriter.close", "output.write_failures", "output.write_summary"]
+    "missing", ["index.IndexWriter.close", "directory.write_failures", "directory.write_summary"]
 )
 def test_nothing_is_left_aside_where_the_index_does_not_fit(config, invoke, missing) -> None:
     def does_not_fit(*_args, **_options) -> None:
@@ -300,7 +305,7 @@ def test_nothing_is_left_aside_where_the_index_does_not_fit(config, invoke, miss
     command = ("run", "--input_dir", config.input_dir, "--output_dir", config.output_dir)
     command += ("--num_workers", 0, "--format", config.format)
     with pytest.MonkeyPatch.context() as full:
-        full.setattr(f"dask_slicer.{missing}", does_not_fit)
+        full.setattr(f"dask_slicer.output.{missing}", does_not_fit)
         result = invoke(*command)
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dask_slicer.phantom import make_phantom
+from dask_slicer.inputs.phantom import make_phantom
 
 # nibabel's (3, 2) orientations: to which output axis, and whether flipped.
 ALL_48 = [

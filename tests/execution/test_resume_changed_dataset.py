@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from dask_slicer import output as output_module
-from dask_slicer.config import RunConfig
-from dask_slicer.planning import EarlierSplits, make_plan
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.planning.assignment import EarlierSplits
+from dask_slicer.planning.planner import make_plan
 
 CASES = [f"liver_{number:03d}" for number in range(10)]
 
@@ -108,23 +108,6 @@ def test_a_plan_takes_the_splits_and_patients_of_earlier_runs_from_its_caller(
     assert make_plan(config, earlier).splits["val"] == ["liver_001"]
     earlier = EarlierSplits(splits={"liver_000": "test"}, groups=lambda: {"liver_000": "000"})
     assert make_plan(config, earlier).splits["test"] == ["liver_000", "liver_000_followup"]
-
-
-def test_a_run_reads_the_settings_of_its_output_once(
-    dataset, output, slice_again, monkeypatch
-) -> None:
-    dataset.add("liver_000")
-    slice_again()
-    read = []
-    build_config = output_module.build_config
-
-    def noted(options, *, base):
-        read.append(base)
-        return build_config(options, base=base)
-
-    monkeypatch.setattr(output_module, "build_config", noted)
-    slice_again()
-    assert read == [output / "config.yaml"]
 
 
 def test_a_case_that_comes_back_gets_its_old_split(dataset, output, slice_again) -> None:

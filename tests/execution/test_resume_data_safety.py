@@ -11,7 +11,7 @@ from click.testing import Result
 
 import dask_slicer
 from dask_slicer.errors import MissingFile
-from dask_slicer.tasks import Target, load_case, save_case, slice_case
+from dask_slicer.execution.tasks import Target, load_case, save_case, slice_case
 
 
 def _slices(output: Path) -> set[str]:
@@ -82,7 +82,7 @@ def test_a_config_yaml_that_is_not_ours_marks_nothing_as_ours(run_again, tmp_pat
 def test_a_run_that_is_stopped_leaves_no_file_of_a_case_that_is_not_whole(
     run_again, tmp_path, monkeypatch
 ) -> None:
-    from dask_slicer import tasks
+    from dask_slicer.execution import tasks
 
     moved = []
     replace = tasks.os.replace
@@ -103,18 +103,18 @@ def test_a_run_that_is_stopped_leaves_no_file_of_a_case_that_is_not_whole(
 
 
 def test_an_error_that_a_retry_can_cure_is_retried(run_again, tmp_path, monkeypatch) -> None:
-    from dask_slicer import tasks
+    from dask_slicer.execution import tasks
 
-    write_aside = tasks.write_aside
+    write_case = tasks.write_case
     attempts = []
 
     def fail_twice(stack, case, *arguments, **options):
         attempts.append(case.case_id)
         if attempts.count(case.case_id) < 3:
             raise OSError(5, "Input/output error")
-        return write_aside(stack, case, *arguments, **options)
+        return write_case(stack, case, *arguments, **options)
 
-    monkeypatch.setattr(tasks, "write_aside", fail_twice)
+    monkeypatch.setattr(tasks, "write_case", fail_twice)
     assert run_again("--retries", 2).exit_code == 0
     assert attempts.count("p2_b") == 3
 

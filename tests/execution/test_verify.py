@@ -15,8 +15,8 @@ import pytest
 import zarr
 
 import dask_slicer
-from dask_slicer.phantom import write_dataset
-from dask_slicer.verification import VerifyReport, verify
+from dask_slicer.execution.verify import VerifyReport, verify
+from dask_slicer.inputs.phantom import write_dataset
 
 FORMATS = ["npz", "zarr"]
 WRITTEN = ("train", "val", "test", "slices.zarr", "slices.csv", "splits.json")
@@ -276,7 +276,7 @@ class TestCommand:
         assert "is not an output of dask-slicer" in result.stderr
 
     def test_an_output_that_is_being_written_is_left_alone(self, output, invoke):
-        from dask_slicer.locks import locked
+        from dask_slicer.output.lock import locked
 
         with locked(output):
             result = invoke("verify", output)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import dask_slicer
-from dask_slicer import cluster, workplaces
-from dask_slicer.events import Observer
-from dask_slicer.phantom import write_dataset
+from dask_slicer.cluster import client
+from dask_slicer.execution import workers
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring.events import Observer
 
 N_CASES = 12
 QUIET_DASHBOARD = ("--dashboard_address", "none")
@@ -88,9 +89,9 @@ def test_a_client_notices_soon_that_its_scheduler_is_lost_unless_told_otherwise(
     import dask
 
     tcp, connect = "distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect"
-    with cluster.settings_of_clients():
+    with client.settings_of_clients():
         assert (dask.config.get(tcp), dask.config.get(connect)) == ("20s", "10s")
-    with dask.config.set({tcp: "40s"}), cluster.settings_of_clients():
+    with dask.config.set({tcp: "40s"}), client.settings_of_clients():
         assert (dask.config.get(tcp), dask.config.get(connect)) == ("40s", "10s")
     assert (dask.config.get(tcp), dask.config.get(connect)) == ("30s", "30s")
 
@@ -135,12 +136,12 @@ def test_workers_are_lowered_to_what_memory_holds_only_where_none_were_asked_for
     notes: list[str] = []
     observer = Observer()
     monkeypatch.setattr(observer, "note", notes.append)
-    monkeypatch.setattr(workplaces.machine, "cpu_count", lambda: 8)
-    monkeypatch.setattr(workplaces.machine, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(workers.system, "cpu_count", lambda: 8)
+    monkeypatch.setattr(workers.system, "memory_bytes", lambda: memory)
     config = dask_slicer.RunConfig(
         input_dir=dataset.root, output_dir=tmp_path / "slices", num_workers=num_workers
     )
     plan = dask_slicer.plan(config)
-    assert workplaces._n_workers(config, 20, plan.peak_bytes, observer) == expected
+    assert workers._n_workers(config, 20, plan.peak_bytes, observer) == expected
     assert said in " ".join(notes)
     assert bool(notes) == bool(said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dask_slicer.phantom import write_dataset
+from dask_slicer.inputs.phantom import write_dataset
 
 
 def write_many(root: Path, *, n_cases: int, shape: tuple[int, int, int]) -> Path:

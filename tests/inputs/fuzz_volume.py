@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["dask_slicer", "nibabel"]):
     import nibabel as nib
 
     from dask_slicer.errors import CaseError
-    from dask_slicer.nifti import read_voxels
+    from dask_slicer.inputs.readers.nifti import read_voxels
 import numpy as np
 
 # The most that a file of a few kilobytes may take, in kB: it may inflate to some megabytes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_slicer.cases import (
+from dask_slicer.inputs.case import (
     case_id_problem,
     case_id_problems,
     is_nifti_name,

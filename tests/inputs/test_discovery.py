@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dask_slicer.datasets import Dataset, find_cases
 from dask_slicer.errors import DatasetError
+from dask_slicer.inputs.discovery import Dataset, find_cases
 
 PAIRS = [
     {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dask_slicer.datasets import Dataset, find_cases
+from dask_slicer.inputs.discovery import Dataset, find_cases
 
 
 def _find(root: Path, files: list[str], *, include_test: bool = False, **described) -> Dataset:

@@ -10,11 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dask_slicer.config import RunConfig
-from dask_slicer.datasets import find_cases
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import DatasetError
-from dask_slicer.manifest import find_manifest, read_manifest
-from dask_slicer.planning import make_plan
+from dask_slicer.inputs.discovery import find_cases
+from dask_slicer.inputs.layouts.manifest import find_manifest, read_manifest
+from dask_slicer.planning.planner import make_plan
 
 HEADER = "case_id,image,label,group,split\n"
 

@@ -27,7 +27,7 @@ from dask_slicer.errors import (
     PermissionDenied,
     UnsupportedImage,
 )
-from dask_slicer.nifti import read_header, read_voxels
+from dask_slicer.inputs.readers.nifti import read_header, read_voxels
 
 HEADERS = {1: nib.Nifti1Header, 2: nib.Nifti2Header}
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
@@ -291,7 +291,7 @@ def test_a_file_that_may_not_be_read_is_permission_denied(tmp_path) -> None:
     saved(tmp_path / "scan.nii.gz", GZIPPED).chmod(0)
     tmp_path.chmod(0o755)
     program = (
-        "import os, dask_slicer.nifti as nifti\n"
+        "import os, dask_slicer.inputs.readers.nifti as nifti\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "try: nifti.read_header('scan.nii.gz')\n"
         "except Exception as error: print(type(error).__name__, error)"

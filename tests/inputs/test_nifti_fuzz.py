@@ -28,7 +28,7 @@ import pytest
 
 import dask_slicer
 from dask_slicer import SliceDataset, open_output
-from dask_slicer.nifti import read_voxels
+from dask_slicer.inputs.readers.nifti import read_voxels
 
 N = int(os.environ.get("DASK_SLICER_FUZZ", "300"))
 SHAPE = (12, 10, 8)

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dask_slicer.phantom import ORGANS, make_phantom, write_dataset
+from dask_slicer.inputs.phantom import ORGANS, make_phantom, write_dataset
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from dask_slicer.display import RunDisplay
-from dask_slicer.links import ways_to_see
+from dask_slicer.monitoring.links import ways_to_see
+from dask_slicer.monitoring.terminal import RunDisplay
 
 HERE = "http://127.0.0.1:8787/status"
 SSH = {"SSH_CONNECTION": "198.51.100.7 50022 10.0.0.5 22", "USER": "me"}

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 import dask_slicer
-from dask_slicer.cases import Case
-from dask_slicer.events import Observer, RunReport
-from dask_slicer.faults import FAULTS
-from dask_slicer.journal import CommittedCase, FailedCase
-from dask_slicer.phantom import write_dataset
-from dask_slicer.plans import CasePlan
-from dask_slicer.standing import TOPIC, FailureEvent, RunState, from_event
-from dask_slicer.telling import Telling
+from dask_slicer.execution.faults import FAULTS
+from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.monitoring.publisher import Telling
+from dask_slicer.monitoring.state import TOPIC, FailureEvent, RunState, from_event
+from dask_slicer.planning.plan import CasePlan
+from dask_slicer.records import CommittedCase, FailedCase
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -85,7 +85,7 @@ def cases(names: str) -> list[CasePlan]:
 def test_all_that_an_observer_is_told_passes_through() -> None:
     noting = _Noting()
     telling = Telling(noting)
-    plan = dask_slicer.plans.RunPlan(config=None, layout="", reason="", cases=(), splits={})
+    plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
     failed = FailedCase(case_id="a", step="load", kind="CorruptFile", message="cut")
     report = RunReport(
         output_dir="", n_committed=0, n_skipped=0, n_slices=0, n_bytes=0, remaining=0,
@@ -112,7 +112,7 @@ class _Client:
 
 def _run_through(client: _Client) -> None:
     telling = Telling(Observer())
-    plan = dask_slicer.plans.RunPlan(config=None, layout="", reason="", cases=(), splits={})
+    plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
     with telling.through(client, run_id="1f", output_dir="/out"):
         telling.planned(plan, todo=cases("abc"), skipped=1)
         for case_id in "abc":
@@ -140,7 +140,7 @@ def test_what_a_scheduler_did_not_hear_is_made_good_by_the_next_telling() -> Non
         heard.append(from_event(event))
 
     telling = Telling(Observer())
-    plan = dask_slicer.plans.RunPlan(config=None, layout="", reason="", cases=(), splits={})
+    plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
     with telling.through(_Client(log_event), run_id="1f", output_dir="/out"):
         telling.planned(plan, todo=cases("abc"), skipped=1)
         deadline = time.monotonic() + 60
@@ -158,7 +158,7 @@ def test_what_a_scheduler_did_not_hear_is_made_good_by_the_next_telling() -> Non
 def test_a_case_that_is_written_counts_with_its_slices() -> None:
     heard: list[RunState] = []
     telling = Telling(Observer())
-    plan = dask_slicer.plans.RunPlan(config=None, layout="", reason="", cases=(), splits={})
+    plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
     case = CommittedCase(
         case_id="a", split="train", digest="", shape=(1, 1, 1, 1), spacing=(1.0, 1.0, 1.0),
         statistics=(), slices=(), seconds={},

@@ -20,12 +20,20 @@ import pytest
 from distributed import Client
 from repository import ROOT
 
-from dask_slicer import cluster, routes
-from dask_slicer.hearing import Heard
-from dask_slicer.phantom import write_dataset
-from dask_slicer.runpage import content
-from dask_slicer.standing import TOPIC, FailureEvent, RunState, SlowCase, SplitState, to_event
-from dask_slicer.views import TaskView, View, WorkerView
+from dask_slicer.cluster import client as client_module
+from dask_slicer.cluster import local
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring import run_page
+from dask_slicer.monitoring.snapshot import Heard, TaskView, View, WorkerView
+from dask_slicer.monitoring.state import (
+    TOPIC,
+    FailureEvent,
+    RunState,
+    SlowCase,
+    SplitState,
+    to_event,
+)
+from dask_slicer.monitoring.tables import content
 
 NAME = "<img src=x onerror=alert(1)>"
 RUN = RunState(
@@ -105,7 +113,7 @@ def test_workers_are_there_with_the_case_that_they_are_at() -> None:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
-    with cluster.local_client(1, memory_limit=2**30, dashboard_address="127.0.0.1:0") as client:
+    with local.local_client(1, memory_limit=2**30, dashboard_address="127.0.0.1:0") as client:
         yield client
 
 
@@ -121,7 +129,7 @@ def runs_of(client: Client) -> list[dict[str, Any]]:
 
 
 def test_the_page_of_a_scheduler_started_here_says_what_runs_have_told_it(client) -> None:
-    assert "dask-slicer" in cluster.page_link(cluster.dashboard_link(client))
+    assert "dask-slicer" in client_module.page_link(client_module.dashboard_link(client))
     assert answer(client, "/dask-slicer") == answer(client, "/dask-slicer/")
     assert runs_of(client) == []
     client.log_event(TOPIC, "nonsense")
@@ -152,7 +160,7 @@ def test_what_was_told_is_read_once_however_often_somebody_asks() -> None:
     scheduler = SimpleNamespace(
         get_events=lambda _: tuple(log), clients=(), workers={}, queued=(), unrunnable=()
     )
-    known = routes._Known(heard=_Counting())
+    known = run_page._Known(heard=_Counting())
     known.look(scheduler)
     known.look(scheduler)
     assert _Counting.n_told == 3
@@ -196,12 +204,12 @@ def test_the_pages_of_dask_are_still_there(client, path) -> None:
 
 
 def test_a_setting_that_names_the_page_already_stays_as_it_is() -> None:
-    with dask.config.set({"distributed.scheduler.http.routes": ["one", cluster.OUR_ROUTES]}):
-        assert list(cluster.with_our_page().values()) == [["one", cluster.OUR_ROUTES]]
+    with dask.config.set({"distributed.scheduler.http.routes": ["one", client_module.OUR_ROUTES]}):
+        assert list(client_module.with_our_page().values()) == [["one", client_module.OUR_ROUTES]]
 
 
 def test_a_scheduler_imports_little_for_it() -> None:
-    program = "import sys, dask_slicer.routes; print(*sys.modules)"
+    program = "import sys, dask_slicer.monitoring.run_page; print(*sys.modules)"
     shown = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -8,12 +8,12 @@ from dataclasses import replace
 import msgpack
 import pytest
 
-from dask_slicer.standing import (
+from dask_slicer.monitoring.snapshot import chosen
+from dask_slicer.monitoring.state import (
     FailureEvent,
     RunState,
     SlowCase,
     SplitState,
-    chosen,
     from_event,
     to_event,
 )

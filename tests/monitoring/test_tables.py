@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from dask_slicer.standing import (
-    RunState,
-    SlowCase,
-    SplitState,
+from dask_slicer.monitoring.snapshot import TaskView, View, WorkerView, with_gone
+from dask_slicer.monitoring.state import RunState, SlowCase, SplitState
+from dask_slicer.monitoring.tables import (
     detail_words,
     progress_words,
     seconds_left,
+    worker_rows,
+    workers_words,
 )
-from dask_slicer.views import TaskView, View, WorkerView, with_gone, worker_rows, workers_words
 
 RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",

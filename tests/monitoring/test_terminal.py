@@ -9,13 +9,14 @@ import pytest
 from rich.console import Console
 
 import dask_slicer
-from dask_slicer import display
-from dask_slicer.cases import Case
-from dask_slicer.checks import Finding
-from dask_slicer.journal import CommittedCase, FailedCase
-from dask_slicer.plans import CasePlan, RunPlan
-from dask_slicer.standing import seconds_left
-from dask_slicer.tally import Tally
+from dask_slicer.cli import display
+from dask_slicer.inputs.case import Case
+from dask_slicer.monitoring import terminal
+from dask_slicer.monitoring.counter import Tally
+from dask_slicer.monitoring.tables import seconds_left
+from dask_slicer.output.checks import Finding
+from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.records import CommittedCase, FailedCase
 
 MEGABYTE = 1_000_000
 PLAN = RunPlan(
@@ -78,7 +79,7 @@ def test_a_case_that_is_written_counts_for_as_long_as_it_takes(ended, part) -> N
 def test_a_line_of_progress_says_how_far_and_how_long_yet(monkeypatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    shown = display.RunDisplay(Console(file=io.StringIO()), quiet=True)
+    shown = terminal.RunDisplay(Console(file=io.StringIO()), quiet=True)
     shown.planned(PLAN, todo=TO_RUN, skipped=0)
     shown.ended(failed("bad", "plan"))
     clock[0] = 110.0
@@ -108,7 +109,7 @@ def test_a_bar_takes_one_line_of_a_terminal_and_says_how_long_yet(width, monkeyp
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=width, color_system=None)
     todo = [case(f"ct_{number}", 10) for number in range(1200)]
-    with display.RunDisplay(console) as shown:
+    with terminal.RunDisplay(console) as shown:
         shown.planned(PLAN, todo=todo, skipped=0)
         for one in todo[:300]:
             shown.ended(written(one.case_id))

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 import dask_slicer
-from dask_slicer.faults import FAULTS
-from dask_slicer.phantom import write_dataset
+from dask_slicer.execution.faults import FAULTS
+from dask_slicer.inputs.phantom import write_dataset
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 

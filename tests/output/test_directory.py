@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import dask_slicer
-from dask_slicer.phantom import write_dataset
+from dask_slicer.inputs.phantom import write_dataset
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_slicer.journal import (
-    CaseRecord,
-    CommittedCase,
-    FailedCase,
-    Journal,
-    RemovedCase,
-    WrittenSlice,
-    last_records,
-)
-from dask_slicer.statistics import Statistics
+from dask_slicer.core.statistics import Statistics
+from dask_slicer.output.journal import Journal, last_records
+from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, WrittenSlice
 
 COMMITTED = CommittedCase(
     case_id="a",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dask_slicer.locks import locked
+from dask_slicer.output.lock import locked
 
 LOCK = ".dask_slicer.lock"
 

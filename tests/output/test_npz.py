@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dask_slicer import npz, store_npz
-from dask_slicer.cases import Case
-from dask_slicer.config import SliceSettings
-from dask_slicer.npz import piece
-from dask_slicer.plans import CasePlan
-from dask_slicer.slices import SliceStack, slice_volume
-from dask_slicer.store_npz import write_slices
-from dask_slicer.volume import Volume, Voxels
+from dask_slicer.config.schema import SliceSettings
+from dask_slicer.core.slices import SliceStack, slice_volume
+from dask_slicer.core.volume import Volume, Voxels
+from dask_slicer.inputs.case import Case
+from dask_slicer.output.formats import npz, npz_archive
+from dask_slicer.output.formats.npz import write_slices
+from dask_slicer.output.formats.npz_archive import piece
+from dask_slicer.planning.plan import CasePlan
 
 PROGRAMS = (["unzip", "-tqq"], ["7z", "t"])
 LEVELS = (0, 1, 2, 6, 9)
@@ -186,7 +186,7 @@ class Held(dict):
 def test_only_planes_that_a_window_still_needs_are_held(kept, window_size, padding_mode) -> None:
     stack = stack_of((20, 4, 3), kept=kept)
     chosen = SliceSettings(window_size=window_size, padding_mode=padding_mode)
-    writer = store_npz._Writer(stack, plan_of(stack), chosen)
+    writer = npz._Writer(stack, plan_of(stack), chosen)
     writer._pieces = Held()
     for slice_index in stack.kept:
         writer.archive(slice_index)
@@ -196,11 +196,11 @@ def test_only_planes_that_a_window_still_needs_are_held(kept, window_size, paddi
 def test_every_plane_is_deflated_once(tmp_path, monkeypatch) -> None:
     planes = []
 
-    def counted(content: object, *, level: int) -> npz.Piece:
+    def counted(content: object, *, level: int) -> npz_archive.Piece:
         planes.extend([content.dtype] if isinstance(content, np.ndarray) else [])
         return piece(content, level=level)
 
-    monkeypatch.setattr(store_npz, "piece", counted)
+    monkeypatch.setattr(npz, "piece", counted)
     written(stack_of((20, 4, 3), n_modalities=2), tmp_path, window_size=4)
     assert planes.count(np.dtype("float32")) <= 20 * 2 + 1  # and one of zeros
     assert planes.count(np.dtype("uint8")) == 20

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from isal import isal_zlib
 
-from dask_slicer import npz
-from dask_slicer.npz import archive, npy_header, npy_of_text, piece
+from dask_slicer.output.formats import npz_archive
+from dask_slicer.output.formats.npz_archive import archive, npy_header, npy_of_text, piece
 
 PROGRAMS = (["unzip", "-tqq"], ["7z", "t"])
 LEVELS = (0, 1, 2, 6, 9)
@@ -103,7 +103,7 @@ class Mark(int):
     ],
 )
 def test_archives_over_4_gib_are_read_as_any_other(monkeypatch, tmp_path, sizes, level) -> None:
-    monkeypatch.setattr(npz, "_ZIP64_FROM", Mark(0xFFFFFFFF))
+    monkeypatch.setattr(npz_archive, "_ZIP64_FROM", Mark(0xFFFFFFFF))
     contents = [np.random.default_rng(size).bytes(size) for size in sizes]
     members = [(f"{n}.npy", [piece(c, level=level)]) for n, c in enumerate(contents)]
     parts, crc32 = archive(members, level=level)
@@ -124,7 +124,7 @@ def test_a_member_of_more_than_4_gib_has_its_true_size_and_crc() -> None:
     data = b"".join(archive([("zeros.npy", [piece(zeros, level=1)] * 65)], level=1)[0])
     crc32 = 0
     for _ in range(65):
-        crc32 = npz.isal_zlib.crc32(zeros, crc32)
+        crc32 = npz_archive.isal_zlib.crc32(zeros, crc32)
     with zipfile.ZipFile(BytesIO(data)) as found:
         (member,) = found.infolist()
         assert (member.file_size, member.CRC) == (65 << 26, crc32)
@@ -134,7 +134,7 @@ def test_a_member_of_more_than_4_gib_has_its_true_size_and_crc() -> None:
 @pytest.mark.parametrize("n_parts", [0, 1, 3, 1024, 1025, 3000])
 def test_parts_are_written_whole_however_many(tmp_path, n_parts) -> None:
     parts = [bytes([number % 251]) * (number % 7) for number in range(n_parts)]
-    size = npz.write_parts(tmp_path / "file", parts, fsync=True)
+    size = npz_archive.write_parts(tmp_path / "file", parts, fsync=True)
     assert (tmp_path / "file").read_bytes() == b"".join(parts)
     assert size == len(b"".join(parts))
 
@@ -144,6 +144,6 @@ def test_parts_are_written_whole_when_the_system_takes_some_only(tmp_path, monke
     def some(descriptor: int, parts: list[bytes]) -> int:
         return os.write(descriptor, b"".join(parts)[:5])
 
-    monkeypatch.setattr(npz.os, "writev", some)
-    npz.write_parts(tmp_path / "file", [b"one", b"two", b"three"], fsync=False)
+    monkeypatch.setattr(npz_archive.os, "writev", some)
+    npz_archive.write_parts(tmp_path / "file", [b"one", b"two", b"three"], fsync=False)
     assert (tmp_path / "file").read_bytes() == b"onetwothree"

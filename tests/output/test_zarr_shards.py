@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from dask_slicer import store_zarr
 from dask_slicer.errors import CorruptFile
-from dask_slicer.shards import ShardReader, ShardWriter
+from dask_slicer.output.formats import zarr_writer
+from dask_slicer.output.formats.zarr_shards import ShardReader, ShardWriter
 
 
 class TestShards:
     def test_one_shard_has_one_writer(self, dataset, slice_dataset, monkeypatch):
         dataset.add("a")
-        monkeypatch.setattr(store_zarr, "_SHARD_BYTES", 3 * 9 * 8 * 4)  # several, all of them here:
-        monkeypatch.setattr(store_zarr, "shard_path", lambda folder, *_: folder / "c" / "0")
+        monkeypatch.setattr(
+            zarr_writer, "_SHARD_BYTES", 3 * 9 * 8 * 4
+        )  # several, all of them here:
+        monkeypatch.setattr(zarr_writer, "shard_path", lambda folder, *_: folder / "c" / "0")
         failures = (slice_dataset(format="zarr") / "failures.csv").read_text()
         assert "a,save,Unexpected," in failures
         assert "FileExistsError" in failures

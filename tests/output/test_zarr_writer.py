@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 import zarr
 
-from dask_slicer import SliceDataset, store_zarr
-from dask_slicer.journal import CommittedCase, last_records
-from dask_slicer.output import INDEX, JOURNAL
-from dask_slicer.phantom import write_dataset
+from dask_slicer import SliceDataset
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.output.directory import INDEX
+from dask_slicer.output.formats import zarr_writer
+from dask_slicer.output.journal import last_records
+from dask_slicer.output.layout import JOURNAL
+from dask_slicer.records import CommittedCase
 
 DTYPES = ["float32", "float16", "source"]
 
@@ -137,7 +140,7 @@ class TestFiles:
     def test_a_shard_that_would_be_too_large_is_split(self, dataset, slice_dataset, monkeypatch):
         dataset.add("a")
         whole = slice_dataset(output="whole", format="zarr")
-        monkeypatch.setattr(store_zarr, "_SHARD_BYTES", 3 * 9 * 8 * 4)
+        monkeypatch.setattr(zarr_writer, "_SHARD_BYTES", 3 * 9 * 8 * 4)
         output = slice_dataset(output="split", format="zarr")
         shards = sorted((output / "slices.zarr/train/a/image/c").iterdir())
         assert [path.name for path in shards] == ["0", "1", "2", "3"]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import dask_slicer
-from dask_slicer.cases import Case
-from dask_slicer.plans import CasePlan, outliers, output_bytes, suggest_workers
+from dask_slicer.inputs.case import Case
+from dask_slicer.planning.estimate import outliers, output_bytes, suggest_workers
+from dask_slicer.planning.plan import CasePlan
 
 GB = 10**9
 

@@ -10,8 +10,8 @@ import numpy as np
 from click.testing import Result
 
 import dask_slicer
-from dask_slicer.cases import Case
-from dask_slicer.plans import CasePlan, peak_bytes
+from dask_slicer.inputs.case import Case
+from dask_slicer.planning.plan import CasePlan, peak_bytes
 
 
 def test_a_case_is_planned_to_take_its_voxels_and_little_more() -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dask_slicer.tiling import Panel, compose, lay_out, legend_lines, tile_size, wrapped
+from dask_slicer.report.figure_layout import (
+    Panel,
+    compose,
+    lay_out,
+    legend_lines,
+    tile_size,
+    wrapped,
+)
 
 
 def _panel(

@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
-from dask_slicer.charts import chart, log_chart
-from dask_slicer.histograms import histogram, log_heights, round_step, spread_rows, ticks
+from dask_slicer.report.histogram import (
+    chart,
+    histogram,
+    log_chart,
+    log_heights,
+    round_step,
+    spread_rows,
+    ticks,
+)
 
 NUMBERS = stnp.arrays(
     np.float64,

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dask_slicer import page, preview
-from dask_slicer.journal import FailedCase
-from dask_slicer.locks import locked
-from dask_slicer.opened import open_output
-from dask_slicer.overview import Overview, overview
+from dask_slicer.output.lock import locked
+from dask_slicer.output.output import open_output
+from dask_slicer.records import FailedCase
+from dask_slicer.report import html_report, preview
+from dask_slicer.report.overview import Overview, overview
 
 _REAL_PICTURE = preview.picture
 
@@ -32,8 +32,8 @@ def facts_of(output_dir: Path) -> Overview:
 
 
 def page_of(output_dir: Path) -> str:
-    page.write_report(output_dir, say=lambda _: None)
-    return (output_dir / page.REPORT).read_text(encoding="utf-8")
+    html_report.write_report(output_dir, say=lambda _: None)
+    return (output_dir / html_report.REPORT).read_text(encoding="utf-8")
 
 
 def text_of(html: str) -> str:
@@ -308,7 +308,7 @@ def test_pictures_are_made_narrower_where_they_would_be_too_large(
         return bytes(n_bytes * width)
 
     monkeypatch.setattr(preview, "picture", picture)
-    monkeypatch.setattr(page, "_MOST_PICTURE_BYTES", 2 * 900 * 2_500)
+    monkeypatch.setattr(html_report, "_MOST_PICTURE_BYTES", 2 * 900 * 2_500)
     dataset.add("a")
     assert "<img" in page_of(slice_dataset())
     assert made == [width for width in widths for _ in range(2)]
@@ -354,7 +354,7 @@ def test_without_matplotlib_the_page_comes_without_pictures(
     output = slice_dataset()
     with_pictures = page_of(output)
     assert "<img" in with_pictures
-    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    monkeypatch.setattr(html_report, "find_spec", lambda name: None)
     result = invoke("report", output)
     note, place = result.stdout.splitlines()
     assert note.startswith("Note: no pictures of slices in the report: matplotlib is missing")

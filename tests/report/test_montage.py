@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_slicer.montage import (
+from dask_slicer.report.montage import (
     choose_slices,
     colours,
     display_range,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from affines import oblique
 
-from dask_slicer import page, preview
-from dask_slicer.opened import open_output
-from dask_slicer.overview import Overview, overview
+from dask_slicer.output.output import open_output
+from dask_slicer.report import html_report, preview
+from dask_slicer.report.overview import Overview, overview
 
 FORMATS = pytest.mark.parametrize("format_", ["npz", "zarr"])
 SPACING = (2.0, 1.5, 3.0)
@@ -29,8 +29,8 @@ def facts_of(output_dir: Path) -> Overview:
 
 
 def page_of(output_dir: Path) -> str:
-    page.write_report(output_dir, say=lambda _: None)
-    return (output_dir / page.REPORT).read_text(encoding="utf-8")
+    html_report.write_report(output_dir, say=lambda _: None)
+    return (output_dir / html_report.REPORT).read_text(encoding="utf-8")
 
 
 def text_of(html: str) -> str:

@@ -14,8 +14,8 @@ import SimpleITK
 from matplotlib.figure import Figure
 
 import dask_slicer
-from dask_slicer.output import PREVIEW
-from dask_slicer.preview import parse_slices, picture, write_preview
+from dask_slicer.output.layout import PREVIEW
+from dask_slicer.report.preview import parse_slices, picture, write_preview
 
 # Stored along other axes, flipped, and obliquely; spacing in mm differs along each axis.
 _AFFINES = {
@@ -491,7 +491,7 @@ def test_without_matplotlib_the_extra_is_named(
     output = slice_dataset(window_size=0)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "dask_slicer.drawing", raising=False)
+    monkeypatch.delitem(sys.modules, "dask_slicer.report.figure", raising=False)
     result = invoke("preview", output)
     assert result.exit_code == 2
     assert "pip install 'dask_slicer[plot]'" in result.stderr

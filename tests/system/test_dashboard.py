@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dask_slicer.phantom import write_dataset
+from dask_slicer.inputs.phantom import write_dataset
 
 
 def free_port() -> int:

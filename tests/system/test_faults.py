@@ -1,6 +1,6 @@
 """A case that kills its worker, hangs, or comes to nonsense fails by name; the others are written.
 
-Cases are broken by `dask_slicer.faults`, which an environment variable switches on.
+Cases are broken by `dask_slicer.execution.faults`, which an environment variable switches on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import psutil
 import pytest
 
 import dask_slicer
-from dask_slicer import machine, pipeline, watch
-from dask_slicer.faults import FAULTS
-from dask_slicer.phantom import write_dataset
+from dask_slicer.execution import pipeline, watchdog
+from dask_slicer.execution.faults import FAULTS
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.utils import system
 
 POISON = "phantom_004"
 N_CASES = 13
@@ -30,9 +31,9 @@ TIMEOUT = 6
 # A worker's share of what this program believes the machine to have is what it may use.
 PROGRAM = """
 import sys
-from dask_slicer import machine
-machine.memory_bytes = lambda: 900_000_000
-from dask_slicer.cli import main
+from dask_slicer.utils import system
+system.memory_bytes = lambda: 900_000_000
+from dask_slicer.cli.main import main
 main()
 """
 
@@ -166,13 +167,13 @@ def test_how_a_worker_of_ours_died_is_told(scans, tmp_path, sort, message) -> No
 def test_why_a_worker_died_is_told_by_how_it_ended(
     monkeypatch, exitcode, more_oom_kills, kind, message
 ) -> None:
-    monkeypatch.setattr(watch, "address", str)
-    monkeypatch.setattr(watch.Watch, "_passed_its_limit", lambda *_: False)
-    monkeypatch.setattr(watch.Watch, "_exitcode", lambda *_: exitcode)
-    monkeypatch.setattr(machine, "n_oom_kills", lambda: 3)
-    watching = watch.Watch(Mock(), None)
+    monkeypatch.setattr(watchdog, "address", str)
+    monkeypatch.setattr(watchdog.Watch, "_passed_its_limit", lambda *_: False)
+    monkeypatch.setattr(watchdog.Watch, "_exitcode", lambda *_: exitcode)
+    monkeypatch.setattr(system, "n_oom_kills", lambda: 3)
+    watching = watchdog.Watch(Mock(), None)
     watching._n_oom_kills = 3
-    monkeypatch.setattr(machine, "n_oom_kills", lambda: 3 + more_oom_kills)
+    monkeypatch.setattr(system, "n_oom_kills", lambda: 3 + more_oom_kills)
     lost = watching._lost(Mock(task=("load", "ct_1")))
     assert (lost.kind, lost.step) == (kind, "load")
     assert message in lost.one_line
@@ -206,7 +207,7 @@ def test_a_case_that_does_not_fit_is_named_before_it_is_loaded(
 
     dataset.add("large", np.zeros((120, 120, 60), np.int16))
     dataset.add("small")
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 3_000_000)
+    monkeypatch.setattr(system, "memory_bytes", lambda: 3_000_000)
     output = slice_dataset()
     ((case_id, step, kind, message),) = failures_of(output)
     assert (case_id, step, kind) == ("large", "load", "OutOfMemory")
@@ -217,8 +218,8 @@ def test_a_case_that_does_not_fit_is_named_before_it_is_loaded(
 HUNGRY = """
 import resource, sys
 from pathlib import Path
-from dask_slicer.cli import main
-import dask_slicer.pipeline, dask_slicer.phantom, dask.delayed
+from dask_slicer.cli.main import main
+import dask_slicer.execution.pipeline, dask_slicer.inputs.phantom, dask.delayed
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + 250_000_000,) * 2)
 main()
@@ -273,9 +274,9 @@ def test_without_workers_no_case_can_be_stopped(dataset, invoke, tmp_path) -> No
 def test_a_run_ends_when_the_scheduler_is_lost_or_nothing_runs(
     scans, started_scheduler, tmp_path, monkeypatch, event, said
 ) -> None:
-    monkeypatch.setattr(watch, "_LOOK_SECONDS", 0.5)
-    monkeypatch.setattr(watch, "_ANSWER_SECONDS", 3)
-    monkeypatch.setattr(watch, "_STALLED_SECONDS", 4.0)
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(watchdog, "_ANSWER_SECONDS", 3)
+    monkeypatch.setattr(watchdog, "_STALLED_SECONDS", 4.0)
     output = tmp_path / "out"
     slow = {FAULTS: json.dumps({f"phantom_{number:03d}": "slow" for number in range(N_CASES)})}
     with started_scheduler(tmp_path, n_workers=1, **slow) as started:

@@ -25,8 +25,8 @@ import pytest
 from distributed import Client
 
 import dask_slicer
-from dask_slicer.faults import FAULTS
-from dask_slicer.phantom import write_dataset
+from dask_slicer.execution.faults import FAULTS
+from dask_slicer.inputs.phantom import write_dataset
 
 N_CASES = 20
 # A second each, for two workers, and lots of one.

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from linked_phantoms import write_many
 
-from dask_slicer import pipeline
-from dask_slicer.config import RunConfig
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.execution import pipeline
 
 pytestmark = [
     pytest.mark.slow,

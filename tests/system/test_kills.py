@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import dask_slicer
-from dask_slicer.phantom import write_dataset
+from dask_slicer.inputs.phantom import write_dataset
 
 # More of them: DASK_SLICER_KILL_ROUNDS=200 python -m pytest -m faults tests/system/test_kills.py
 N_ROUNDS = int(os.environ.get("DASK_SLICER_KILL_ROUNDS", "10"))

@@ -16,8 +16,8 @@ import pytest
 import trustme
 
 import dask_slicer
-from dask_slicer import tasks
-from dask_slicer.phantom import write_dataset
+from dask_slicer.execution import tasks
+from dask_slicer.inputs.phantom import write_dataset
 
 N_CASES = 6
 # What a scheduler is better started with.

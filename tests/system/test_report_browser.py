@@ -12,8 +12,8 @@ import pytest
 from browser import opened_browser, opened_page
 
 import dask_slicer
-from dask_slicer.page import write_report
-from dask_slicer.phantom import write_dataset
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.report.html_report import write_report
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 

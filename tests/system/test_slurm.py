@@ -17,8 +17,8 @@ from linked_phantoms import write_many
 from slurm import Slurm, wait_until
 
 import dask_slicer
-from dask_slicer import watch
-from dask_slicer.events import Observer
+from dask_slicer.execution import watchdog
+from dask_slicer.monitoring.events import Observer
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -297,7 +297,7 @@ def test_a_run_whose_jobs_are_all_lost_and_queue_again_goes_on(
     slurm, scans, in_this_process, tmp_path, monkeypatch
 ) -> None:
     # Far less than the jobs have to wait.
-    monkeypatch.setattr(watch, "_STALLED_SECONDS", 2.0)
+    monkeypatch.setattr(watchdog, "_STALLED_SECONDS", 2.0)
     output = tmp_path / "slices"
 
     def take_the_node_away() -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from dask_slicer import SliceDataset, open_output
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
-from dask_slicer.output import CONFIG, INDEX, JOURNAL
+from dask_slicer.output.directory import INDEX
+from dask_slicer.output.layout import CONFIG, JOURNAL
 
 FORMATS = [
     ("npz", "float32"),
@@ -165,7 +166,7 @@ def output(request, cases, slice_dataset: Slice) -> Path:
 
 def test_few_cases_stay_open_and_all_can_be_read(output, monkeypatch):
     expected = [s["image"] for s in SliceDataset(output)]
-    monkeypatch.setattr("dask_slicer.dataset._MOST_OPEN", 1)
+    monkeypatch.setattr("dask_slicer.training.dataset._MOST_OPEN", 1)
     dataset = SliceDataset(output)
     for number in (0, 7, 1, 8, 0):
         np.testing.assert_array_equal(dataset[number]["image"], expected[number])

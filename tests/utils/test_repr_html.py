@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dask_slicer.cases import Case
-from dask_slicer.config import RunConfig
-from dask_slicer.events import RunReport
-from dask_slicer.journal import FailedCase
-from dask_slicer.notebook import RunProgress
-from dask_slicer.plans import CasePlan, RunPlan
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.inputs.case import Case
+from dask_slicer.monitoring.events import RunReport
+from dask_slicer.monitoring.notebook import RunProgress
+from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.records import FailedCase
 
 EVIL = "<script>alert('x')</script>&"
 

@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
-from dask_slicer import interrupts
-from dask_slicer.config import RunConfig
-from dask_slicer.events import Observer
-from dask_slicer.phantom import write_dataset
-from dask_slicer.pipeline import run
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.execution.pipeline import run
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring.events import Observer
+from dask_slicer.utils import signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -30,16 +30,16 @@ class Signals:
 
 
 def test_a_signal_becomes_an_exception_where_the_run_is() -> None:
-    with pytest.raises(KeyboardInterrupt), interrupts.heard_once():
+    with pytest.raises(KeyboardInterrupt), signals.heard_once():
         signal.raise_signal(signal.SIGINT)
-    with pytest.raises(interrupts.Terminated), interrupts.heard_once():
+    with pytest.raises(signals.Terminated), signals.heard_once():
         signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_second_signal_does_not_disturb_the_tidying_up() -> None:
     tidied = []
 
-    @interrupts.heard_once()
+    @signals.heard_once()
     def stopped_while_tidying() -> None:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -54,25 +54,25 @@ def test_a_second_signal_does_not_disturb_the_tidying_up() -> None:
 
 def test_handlers_are_as_before_afterwards_and_nothing_is_left_to_be_raised() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), interrupts.heard_once():
+    with pytest.raises(KeyboardInterrupt), signals.heard_once():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-    interrupts.check()
+    signals.check()
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_whose_exception_python_drops_is_raised_by_the_next_check(number, capsys) -> None:
-    expected = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: interrupts.Terminated}
+    expected = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: signals.Terminated}
     reached = []
 
-    @interrupts.heard_once()
+    @signals.heard_once()
     def check_before_and_after() -> None:
-        interrupts.check()
+        signals.check()
         Signals(number)
         gc.collect()
         reached.append(True)
-        interrupts.check()
+        signals.check()
 
     with pytest.raises(expected[number]):
         check_before_and_after()
@@ -88,7 +88,7 @@ def test_other_exceptions_that_python_drops_are_still_told(monkeypatch) -> None:
         def __del__(self) -> None:
             raise RuntimeError
 
-    with interrupts.heard_once():
+    with signals.heard_once():
         Fails()
         gc.collect()
     assert told == [RuntimeError]
@@ -107,7 +107,7 @@ def test_a_run_stops_before_its_next_case_after_a_signal_that_got_lost(tmp_path)
 
     config = RunConfig(input_dir=tmp_path / "scans", output_dir=tmp_path / "slices", num_workers=0)
     observer = SignalAfterTheFirst()
-    with pytest.raises(interrupts.Terminated), interrupts.heard_once():
+    with pytest.raises(signals.Terminated), signals.heard_once():
         run(config, observer=observer)
     assert (observer.report.n_committed, observer.report.interrupted) == (1, True)
 
@@ -116,7 +116,7 @@ def test_a_run_stops_before_its_next_case_after_a_signal_that_got_lost(tmp_path)
 def test_ctrl_c_while_python_runs_text_does_not_decide_the_exit_status(tmp_path) -> None:
     (tmp_path / "stopped.py").write_text(
         "import sys\n"
-        "from dask_slicer.interrupts import heard_once\n"
+        "from dask_slicer.utils.signals import heard_once\n"
         "try:\n"
         "    with heard_once():\n"
         "        exec('import os, signal; os.kill(os.getpid(), signal.SIGINT); list(range(9))')\n"
