@@ -203,7 +203,7 @@ FAILURES = "failures.csv"
 # A picture of the slices, where one was asked for.
 PREVIEW = "preview.png"
 # What shares of one run agreed on.
-AGREEMENT = ".dask_slicer.output.layout.json"
+AGREEMENT = ".dask_slicer.shares.json"
 
 INDEX = "slices.csv"
 COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")

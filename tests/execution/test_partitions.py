@@ -329,7 +329,7 @@ def test_what_a_process_was_writing_beside_a_lock_when_it_died_goes_and_that_of_
     for name, text in (
         (".dask_slicer.2of3.lock.86c9423e", f"{died} tcp://127.0.0.1:1"),
         (".dask_slicer.lock.0123abcd", ""),
-        (".dask_slicer.output.layout.json.0123abcd", "{"),
+        (".dask_slicer.shares.json.0123abcd", "{"),
     ):
         (output_dir / name).write_text(text)
     living = output_dir / ".dask_slicer.lock.89abcdef"
