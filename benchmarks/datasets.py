@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from dask_slicer.phantom import write_dataset
+from dask_slicer.inputs.phantom import write_dataset
 
 # Noise with which CT of a patient deflates: about 2.3 : 1.
 _NOISE_HU = 11.0

@@ -29,13 +29,13 @@ from dask.delayed import Delayed, delayed
 from datasets import ct
 
 import dask_slicer
-from dask_slicer.cluster import SETTINGS, settings_of_clients
-from dask_slicer.flight import execute
-from dask_slicer.graph import target_of
-from dask_slicer.journal import CommittedCase, Journal, last_records
-from dask_slicer.lots import Lot, Lots, enough_work
-from dask_slicer.plans import CasePlan
-from dask_slicer.tasks import Target
+from dask_slicer.cluster.client import SETTINGS, settings_of_clients
+from dask_slicer.execution.futures import execute
+from dask_slicer.execution.graph import Lots, enough_work, target_of
+from dask_slicer.execution.tasks import Lot, Target
+from dask_slicer.output.journal import Journal, last_records
+from dask_slicer.planning.plan import CasePlan
+from dask_slicer.records import CommittedCase
 
 _WORKERS_A_PROCESS = 16
 _STEPS = {"load": 0.6, "slice": 0.2, "save": 0.2}

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 from datasets import ct
 
-from dask_slicer.measuring import peak_rss
+from dask_slicer.execution.benchmark import peak_rss
 
 _BECOME_SUBREAPER = 36  # of prctl(2)
 # Looking at all processes costs milliseconds, of which the command would be short.

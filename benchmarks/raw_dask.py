@@ -12,8 +12,8 @@ import time
 
 from dask.delayed import Delayed, delayed
 
-from dask_slicer.cluster import local_client
-from dask_slicer.flight import execute
+from dask_slicer.cluster.local import local_client
+from dask_slicer.execution.futures import execute
 
 
 def nothing(number: object) -> object:

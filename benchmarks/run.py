@@ -30,7 +30,7 @@ from pages import pages
 from report import write_report
 from resources import memory, startup
 
-from dask_slicer import machine
+from dask_slicer.utils import system
 
 _HERE = Path(__file__).parent
 _CT = (512, 512, 40)
@@ -125,8 +125,8 @@ def main() -> None:
     results = options.work / "quick" if options.quick else options.results
     results.mkdir(parents=True, exist_ok=True)
     this_machine = {
-        "cores": machine.cpu_count(),
-        "memory_gb": round(machine.memory_bytes() / 1e9),
+        "cores": system.cpu_count(),
+        "memory_gb": round(system.memory_bytes() / 1e9),
     }
     for name, run in parts(options.work, quick=options.quick).items():
         if options.part and name not in options.part:

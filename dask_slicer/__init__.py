@@ -1,4 +1,4 @@
-"""Turn datasets of 3D medical volumes into 2D and 2.5D training slices, with Dask."""
+"""Convert 3D medical volumes into 2D and 2.5D training slices, in parallel with Dask."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dask_slicer.api import plan, run, submit
-    from dask_slicer.config import RunConfig
-    from dask_slicer.dataset import SliceDataset
+    from dask_slicer.config.schema import RunConfig
     from dask_slicer.errors import DaskSlicerError
-    from dask_slicer.events import RunReport
-    from dask_slicer.graph import build_graphs
-    from dask_slicer.handle import RunHandle
-    from dask_slicer.opened import Output, open_output
-    from dask_slicer.plans import RunPlan
-    from dask_slicer.preview import show_slices
+    from dask_slicer.execution.background import RunHandle
+    from dask_slicer.execution.graph import build_graphs
+    from dask_slicer.monitoring.events import RunReport
+    from dask_slicer.output.output import Output, open_output
+    from dask_slicer.planning.plan import RunPlan
+    from dask_slicer.report.preview import show_slices
+    from dask_slicer.training.dataset import SliceDataset
+
 
 __all__ = [
     "DaskSlicerError",
@@ -39,17 +40,17 @@ __all__ = [
 # Imported on first use: `dask-slicer --help` must not wait for numpy and Dask.
 _HOMES = {
     "DaskSlicerError": ("dask_slicer.errors", "DaskSlicerError"),
-    "Output": ("dask_slicer.opened", "Output"),
-    "RunConfig": ("dask_slicer.config", "RunConfig"),
-    "RunHandle": ("dask_slicer.handle", "RunHandle"),
-    "RunPlan": ("dask_slicer.plans", "RunPlan"),
-    "RunReport": ("dask_slicer.events", "RunReport"),
-    "SliceDataset": ("dask_slicer.dataset", "SliceDataset"),
-    "build_graphs": ("dask_slicer.graph", "build_graphs"),
-    "open_output": ("dask_slicer.opened", "open_output"),
+    "Output": ("dask_slicer.output.output", "Output"),
+    "RunConfig": ("dask_slicer.config.schema", "RunConfig"),
+    "RunHandle": ("dask_slicer.execution.background", "RunHandle"),
+    "RunPlan": ("dask_slicer.planning.plan", "RunPlan"),
+    "RunReport": ("dask_slicer.monitoring.events", "RunReport"),
+    "SliceDataset": ("dask_slicer.training.dataset", "SliceDataset"),
+    "build_graphs": ("dask_slicer.execution.graph", "build_graphs"),
+    "open_output": ("dask_slicer.output.output", "open_output"),
     "plan": ("dask_slicer.api", "plan"),
     "run": ("dask_slicer.api", "run"),
-    "show_slices": ("dask_slicer.preview", "show_slices"),
+    "show_slices": ("dask_slicer.report.preview", "show_slices"),
     "submit": ("dask_slicer.api", "submit"),
 }
 

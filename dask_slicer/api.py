@@ -1,4 +1,4 @@
-"""What Python code calls: plan, run, and submit; notebooks, too."""
+"""Public functions for Python and notebooks: plan, run and submit."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dask_slicer import cluster, interrupts, pipeline
-from dask_slicer.config import RunConfig
-from dask_slicer.configfile import build_config
+from dask_slicer.cluster.client import check_usable, default_client
+from dask_slicer.config.loader import build_config
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
-from dask_slicer.events import Observer, RunReport
-from dask_slicer.handle import RunHandle
-from dask_slicer.locks import check_free
-from dask_slicer.logs import logged_to
-from dask_slicer.planning import make_plan
-from dask_slicer.plans import RunPlan
-from dask_slicer.shares import share_of
+from dask_slicer.execution import pipeline
+from dask_slicer.execution.background import RunHandle
+from dask_slicer.execution.logs import logged_to
+from dask_slicer.execution.prepare import prepare_plan
+from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.output.lock import check_free
+from dask_slicer.planning.plan import RunPlan, share_of
+from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
     from distributed import Client
+
 
 # What says which cases are to be run, how, and where.
 Settings = RunPlan | RunConfig | Mapping[str, Any] | str | Path
@@ -55,7 +57,7 @@ def plan(config: Settings | None = None, **settings: Any) -> RunPlan:
     OutputError
         If the output directory is not ours, or was made with other settings.
     """
-    return make_plan(config_of(config, settings))
+    return prepare_plan(config_of(config, settings))
 
 
 def run(
@@ -110,7 +112,7 @@ def run(
         except KeyboardInterrupt:
             pass
     # Another one: the first would keep alive what its traceback holds, futures among it.
-    raise interrupts.Interrupted("stopped; what is done is kept, and the same call continues")
+    raise signals.Interrupted("stopped; what is done is kept, and the same call continues")
 
 
 def submit(
@@ -180,9 +182,9 @@ def client_for(config: RunConfig, client: Client | None) -> Client | None:
         asked = config.model_fields_set.intersection(_PLACES)
         if any(getattr(config, name) is not None for name in asked):
             return None
-        client = cluster.default_client()
+        client = default_client()
     if client is not None:
-        cluster.check_usable(client)
+        check_usable(client)
     return client
 
 
@@ -191,13 +193,13 @@ def _display(
 ) -> AbstractContextManager[Observer]:
     if observer is not None or not progress:
         return nullcontext(observer or Observer())
-    from dask_slicer.notebook import NotebookDisplay, is_notebook
+    from dask_slicer.monitoring.notebook import NotebookDisplay, is_notebook
 
     if is_notebook():
         return NotebookDisplay(output_dir)
     from rich.console import Console
 
-    from dask_slicer.display import RunDisplay
+    from dask_slicer.monitoring.terminal import RunDisplay
 
     return RunDisplay(Console())
 
@@ -206,5 +208,5 @@ def _ctrl_c_heard_once() -> AbstractContextManager[None]:
     """Let a second Ctrl-C not disturb the tidying up, unless Ctrl-C is somebody else's to hear."""
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours and threading.current_thread() is threading.main_thread():
-        return interrupts.heard_once([signal.SIGINT])
+        return signals.heard_once([signal.SIGINT])
     return nullcontext()

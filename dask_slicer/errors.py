@@ -1,10 +1,10 @@
-"""What can go wrong, by name: one error tree, whose leaves are the failure kinds of a case."""
+"""One error tree; its leaves are the kinds of failure of a case."""
 
 from __future__ import annotations
 
 import errno
 
-from dask_slicer.words import one_line as on_one_line
+from dask_slicer.utils.formatting import one_line as on_one_line
 
 
 class DaskSlicerError(Exception):

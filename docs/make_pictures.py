@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import dask_slicer
-from dask_slicer.configfile import build_config
-from dask_slicer.faults import FAULTS
-from dask_slicer.page import write_report
-from dask_slicer.phantom import write_dataset
-from dask_slicer.preview import show_slices
+from dask_slicer.config.loader import build_config
+from dask_slicer.execution.faults import FAULTS
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.report.html_report import write_report
+from dask_slicer.report.preview import show_slices
 
 IMAGES = Path(__file__).parent / "images"
 PAGE = {"width": 1100, "height": 700}

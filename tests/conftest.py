@@ -15,29 +15,18 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from affines import oblique
 from click.testing import CliRunner, Result
+from repository import ROOT
 from slurm import slurm  # noqa: F401, a fixture
 
 import dask_slicer
-from dask_slicer.cli import main
+from dask_slicer.cli.main import main
 
 # A program of its own, which needs atheris.
-collect_ignore = ["fuzz_volume.py"]
+collect_ignore = ["inputs/fuzz_volume.py"]
 # Real scans to try on, a folder each with image.nii.gz and label.nii.gz; not part of the project.
-_SCANS = Path(
-    os.environ.get("DASK_SLICER_SCANS", Path(__file__).resolve().parents[2] / "shared" / "data")
-)
-
-
-def oblique(
-    degrees: float = 20.0, spacing: tuple[float, float, float] = (2.0, 1.5, 3.0)
-) -> np.ndarray:
-    """Return an RAS+ affine turned about the x axis, off the origin."""
-    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    affine = np.eye(4)
-    affine[:3, :3] = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]]) * spacing
-    affine[:3, 3] = (-7.0, 11.0, 5.0)
-    return affine
+_SCANS = Path(os.environ.get("DASK_SLICER_SCANS", ROOT.parent / "shared" / "data"))
 
 
 @dataclass

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import dask_slicer as ds
-from dask_slicer import pipeline
 from dask_slicer.errors import ConfigError, OutputError, UsageError
-from dask_slicer.events import Observer
-from dask_slicer.phantom import write_dataset
+from dask_slicer.execution import pipeline
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring.events import Observer
 
 pytestmark = pytest.mark.versions
 
@@ -167,7 +167,7 @@ def test_a_run_that_is_cancelled_before_it_begins_has_a_report(places, monkeypat
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "make_plan", interrupted)
+    monkeypatch.setattr(pipeline, "prepare_plan", interrupted)
     handle = ds.submit(**places)
     assert handle.result(NEVER).interrupted
     assert handle.status == "cancelled"
@@ -212,7 +212,7 @@ class Gate:
     """Holds the thread of a run after its first case, until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from dask_slicer import notebook
+        from dask_slicer.monitoring import notebook
 
         self.reached, self._opened = threading.Event(), threading.Event()
         count = notebook.RunProgress.ended

@@ -1,4 +1,4 @@
-"""Which module may import which: the layers of the package, read from its source with `ast`."""
+"""The plan of the package: its folders, and which may import which, read from the source."""
 
 from __future__ import annotations
 
@@ -13,196 +13,129 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 import dask_slicer
 
 PACKAGE = Path(dask_slicer.__file__).parent
 
-# A module imports from its own layer or a lower one. A new module gets a place here.
-LAYERS = {
-    "errors": ["errors", "words"],
-    "core": [
-        "charts",
-        "geometry",
-        "histograms",
-        "intensity",
-        "labels",
-        "montage",
-        "slices",
-        "splits",
-        "statistics",
-        "tiling",
-        "volume",
-        "windows",
-    ],
-    "records": [
-        "cards",
-        "cases",
-        "config",
-        "configfile",
-        "datasets",
-        "fields",
-        "hearing",
-        "histories",
-        "journal",
-        "layouts",
-        "links",
-        "lots",
-        "manifest",
-        "plans",
-        "runpage",
-        "runsettings",
-        "shares",
-        "standing",
-        "views",
-    ],
-    "bytes": [
-        "additions",
-        "agreement",
-        "checks",
-        "compression",
-        "holder",
-        "index",
-        "locks",
-        "metadata",
-        "nifti",
-        "npz",
-        "opened",
-        "output",
-        "overview",
-        "panels",
-        "phantom",
-        "readers",
-        "sampling",
-        "shards",
-        "slices_csv",
-        "store_npz",
-        "store_zarr",
-        "stores",
-        "summary",
-        "summing",
-    ],
-    "run": [
-        "around",
-        "asking",
-        "batch",
-        "cluster",
-        "earlier",
-        "events",
-        "execution",
-        "faults",
-        "findings",
-        "flight",
-        "watch",
-        "forking",
-        "graph",
-        "interrupts",
-        "jobs",
-        "keeping",
-        "logs",
-        "machine",
-        "measuring",
-        "merging",
-        "onlooking",
-        "pipeline",
-        "planning",
-        "preflight",
-        "probes",
-        "reach",
-        "remote",
-        "sending",
-        "sweep",
-        "tally",
-        "tasks",
-        "telling",
-        "verification",
-        "workplaces",
-    ],
-    "faces": [
-        "__init__",
-        "__main__",
-        "api",
-        "benchmark",
-        "cli",
-        "dataset",
-        "display",
-        "drawing",
-        "handle",
-        "notebook",
-        "options",
-        "page",
-        "preview",
-        "preview_command",
-        "report",
-        "report_command",
-        "routes",
-        "screen",
-    ],
+# Lowest first: a module imports from its own folder or one before it. `__init__` stands for the
+# public names of `dask_slicer` itself.
+ORDER = [
+    "utils",
+    "errors",
+    "core",
+    "records",
+    "config",
+    "inputs",
+    "planning",
+    "output",
+    "cluster",
+    "monitoring",
+    "execution",
+    "training",
+    "report",
+    "api",
+    "__init__",
+    "cli",
+    "__main__",
+]
+HEIGHT = {folder: height for height, folder in enumerate(ORDER)}
+# What these may import of ours, where the order alone would allow more.
+NARROWER = {
+    "core": {"errors", "utils"},
+    "config": {"errors", "utils"},
+    "inputs": {"core", "errors", "utils"},
+    "planning": {"inputs", "config", "records", "core", "errors", "utils"},
+    "cluster": {"config", "errors", "utils"},
+    "output/formats": {
+        *("output/layout.py", "planning", "inputs", "config", "records", "core", "errors", "utils"),
+    },
+    "inputs/layouts": {"inputs/case.py", "core", "errors", "utils"},
+    "inputs/readers": {"core", "errors", "utils"},
 }
-LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
-HEIGHT = {layer: height for height, layer in enumerate(LAYERS)}
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
-PLACED = sorted(set(MODULES) & set(LAYER_OF))
-
-# Packages that a layer does without.
-FORBIDDEN = {
-    "errors": {"numpy", "dask", "distributed", "zarr", "click", "pydantic", "nibabel", "pathlib"},
-    "core": {"dask", "distributed", "zarr", "click", "rich", "pydantic", "yaml", "pathlib", "os"},
-    "records": {"dask", "distributed", "zarr", "click", "rich"},
-    "bytes": {"dask", "distributed", "click", "rich"},
-    "run": {"click", "rich"},
-    "faces": {"distributed"},
+# Packages that only these folders or modules import.
+ALLOWED = {
+    "click": {"cli"},
+    "distributed": {
+        "cluster/client.py",
+        "cluster/jobqueue.py",
+        "cluster/local.py",
+        "cluster/remote.py",
+        "cluster/upload.py",
+        "execution/futures.py",
+        "execution/watchdog.py",
+    },
+    "dask": {"cluster", "execution", "api.py", "utils/system.py"},
+    "jinja2": {"report"},
+    "matplotlib": {"cli/benchmark.py", "report"},
+    "nibabel": {"core", "inputs"},
+    "pydantic": {"config", "output/journal.py"},
+    "rich": {"cli", "monitoring", "api.py"},
+    "tornado": {"monitoring/run_page.py"},
+    "yaml": {"config"},
+    "zarr": {"output/formats/codecs.py", "output/formats/zarr_writer.py"},
 }
-# Faces are imported by no one but each other, and that only so.
-BETWEEN_FACES = {
-    ("__main__", "cli"),
-    ("api", "display"),
-    ("api", "handle"),
-    ("api", "notebook"),
-    ("cli", "benchmark"),
-    ("cli", "display"),
-    ("cli", "options"),
-    ("cli", "preview_command"),
-    ("cli", "report"),
-    ("cli", "report_command"),
-    ("cli", "screen"),
-    ("display", "report"),
-    ("page", "preview"),
-    ("handle", "notebook"),
-    ("notebook", "display"),
-    ("notebook", "report"),
-    ("preview", "dataset"),
-    ("preview", "drawing"),
-    ("preview_command", "options"),
-    ("preview_command", "preview"),
-    ("report_command", "options"),
-    ("report_command", "page"),
-}
+# What core, arithmetic on arrays, does without.
+NOT_IN_CORE = {"os", "pathlib", "shutil", "tempfile"}
 # What `dask-slicer --help` must not wait for.
 SLOW_TO_IMPORT = {"numpy", "dask", "distributed", "nibabel", "zarr", "pydantic"}
-# They talk to schedulers and workers.
-_TALKERS = ("cluster", "flight", "jobs", "remote", "sending", "watch")
-MOST_LINES = 400
+MOST_LINES, MOST_MODULES = 400, 16
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of the package, by its path in it, such as `core/windows.py`."""
+
+    path: str
+
+    @property
+    def dotted(self) -> str:
+        return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+    @property
+    def folder(self) -> str:
+        """Return the folder at the top that it is in, or its own name."""
+        return self.path.partition("/")[0].removesuffix(".py")
+
+    def is_in(self, place: str) -> bool:
+        return self.path == place or self.path.startswith(f"{place}/") or self.folder == place
+
+
+MODULES = [Module(path.relative_to(PACKAGE).as_posix()) for path in sorted(PACKAGE.rglob("*.py"))]
+BY_NAME = {module.dotted: module for module in MODULES}
 
 
 @dataclass(frozen=True)
 class Import:
-    """A dotted name, as far down as the import statement goes, and whether a function does it."""
+    """A dotted name, as far down as the import statement goes, and when it is imported.
+
+    Attributes
+    ----------
+    name : str
+    lazy : bool
+        When a function is called.
+    typing : bool
+        By type checkers alone.
+    """
 
     name: str
-    lazy: bool
+    lazy: bool = False
+    typing: bool = False
 
     @property
     def package(self) -> str:
         return self.name.partition(".")[0]
 
     @property
-    def ours(self) -> str | None:
+    def ours(self) -> Module | None:
         """Return which module of ours it is; a name of the package itself is `__init__`'s."""
         if self.package != "dask_slicer":
             return None
-        second = [*self.name.split("."), ""][1]
-        return second if second in MODULES else "__init__"
+        parts = self.name.split(".")[1:]
+        while parts and ".".join(parts) not in BY_NAME:
+            parts.pop()
+        return BY_NAME[".".join(parts) or "__init__"]
 
     @property
     def is_distributed(self) -> bool:
@@ -210,75 +143,114 @@ class Import:
 
 
 @cache
-def tree_of(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+def tree_of(module: Module) -> ast.Module:
+    return ast.parse((PACKAGE / module.path).read_text(encoding="utf-8"))
 
 
 @cache
-def imports_of(module: str) -> tuple[Import, ...]:
-    return tuple(_imports(tree_of(module), lazy=False))
+def imports_of(module: Module) -> tuple[Import, ...]:
+    """Return every import, those of functions and for type checkers, too."""
+    return tuple(_imports(tree_of(module)))
 
 
-def _imports(node: ast.AST, *, lazy: bool) -> Iterator[Import]:
+def _imports(node: ast.AST, *, lazy: bool = False, typing: bool = False) -> Iterator[Import]:
     match node:
         case ast.Import(names=names):
-            yield from (Import(alias.name, lazy) for alias in names)
+            yield from (Import(alias.name, lazy, typing) for alias in names)
         case ast.ImportFrom(module=source, names=names, level=level):
             assert level == 0, "relative imports are not read by this test"
-            yield from (Import(f"{source}.{alias.name}", lazy) for alias in names)
+            yield from (Import(f"{source}.{alias.name}", lazy, typing) for alias in names)
         case ast.If(test=ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
-            for child in node.orelse:
-                yield from _imports(child, lazy=lazy)
+            for child in node.body:
+                yield from _imports(child, lazy=lazy, typing=True)
         case _:
             lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             for child in ast.iter_child_nodes(node):
-                yield from _imports(child, lazy=lazy)
+                yield from _imports(child, lazy=lazy, typing=typing)
 
 
-def test_every_module_has_its_place_in_one_layer() -> None:
-    placed = [module for modules in LAYERS.values() for module in modules]
-    assert sorted(placed) == MODULES
-    assert sorted(PACKAGE.rglob("*.py")) == sorted(PACKAGE.glob("*.py")), "the package is flat"
+def uses_of(module: Module) -> set[Module]:
+    return {used.ours for used in imports_of(module) if used.ours is not None} - {module}
 
 
-@pytest.mark.parametrize("module", PLACED)
-def test_a_module_imports_only_from_its_own_layer_or_a_lower_one(module: str) -> None:
-    height = HEIGHT[LAYER_OF[module]]
+each_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.path)
+
+
+def test_every_folder_has_its_place_in_the_order() -> None:
+    assert sorted({module.folder for module in MODULES}) == sorted(ORDER)
+
+
+@each_module
+def test_a_module_imports_only_from_its_own_folder_or_a_lower_one(module: Module) -> None:
     too_high = {
-        used.ours
-        for used in imports_of(module)
-        if used.ours in LAYER_OF and HEIGHT[LAYER_OF[used.ours]] > height
+        used.path for used in uses_of(module) if HEIGHT[used.folder] > HEIGHT[module.folder]
     }
-    assert not too_high, f"{module} is {LAYER_OF[module]}"
+    assert not too_high
 
 
-@pytest.mark.parametrize("module", PLACED)
-def test_a_module_does_without_what_its_layer_forbids(module: str) -> None:
-    used = {used.package for used in imports_of(module)}
-    assert not used & FORBIDDEN[LAYER_OF[module]]
+@pytest.mark.parametrize(
+    ("folder", "module"),
+    [(folder, module) for folder in NARROWER for module in MODULES if module.is_in(folder)],
+    ids=lambda value: value if isinstance(value, str) else value.path,
+)
+def test_a_folder_imports_what_its_rule_allows(folder: str, module: Module) -> None:
+    others = {
+        used.path
+        for used in uses_of(module)
+        if not any(used.is_in(allowed) for allowed in {folder, *NARROWER[folder]})
+    }
+    assert not others
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    uses = {
-        module: {used.ours for used in imports_of(module) if used.ours is not None}
-        for module in MODULES
-    }
+    uses = {module.path: {used.path for used in uses_of(module)} for module in MODULES}
     TopologicalSorter(uses).prepare()  # raises CycleError, naming the circle
 
 
-def test_nobody_imports_the_faces() -> None:
-    found = {
-        (module, used.ours)
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_is_imported_where_its_rule_allows(package: str) -> None:
+    importers = [
+        module
         for module in MODULES
         for used in imports_of(module)
-        if used.ours in LAYERS["faces"]
+        if not used.typing
+        and (used.package == package or (package == "distributed" and used.is_distributed))
+    ]
+    assert importers
+    assert not {
+        module.path
+        for module in importers
+        if not any(module.is_in(allowed) for allowed in ALLOWED[package])
     }
-    assert found <= BETWEEN_FACES
+
+
+def test_core_is_arithmetic_without_files() -> None:
+    found = {
+        (module.path, used.package)
+        for module in MODULES
+        if module.folder == "core"
+        for used in imports_of(module)
+        if used.package in NOT_IN_CORE | {"dask", "distributed", "zarr"}
+    }
+    assert not found
+
+
+def test_distributed_is_imported_when_it_is_used() -> None:
+    eager = {
+        module.path
+        for module in MODULES
+        for used in imports_of(module)
+        if used.is_distributed and not (used.lazy or used.typing)
+    }
+    assert not eager
 
 
 def test_only_graph_makes_delayed_objects() -> None:
-    def makes_delayed(module: str) -> bool:
-        imported = any(f"{used.name}.".startswith("dask.delayed.") for used in imports_of(module))
+    def makes_delayed(module: Module) -> bool:
+        imported = any(
+            f"{used.name}.".startswith("dask.delayed.") and not used.typing
+            for used in imports_of(module)
+        )
         return imported or any(
             isinstance(node, ast.Attribute)
             and node.attr == "delayed"
@@ -287,27 +259,34 @@ def test_only_graph_makes_delayed_objects() -> None:
             for node in ast.walk(tree_of(module))
         )
 
-    assert [module for module in MODULES if makes_delayed(module)] == ["graph"]
-
-
-def test_some_modules_import_distributed_and_only_when_they_are_used() -> None:
-    found = {
-        (module, used.lazy)
-        for module in MODULES
-        for used in imports_of(module)
-        if used.is_distributed
-    }
-    assert found == {(module, True) for module in _TALKERS}
+    assert [module.path for module in MODULES if makes_delayed(module)] == ["execution/graph.py"]
 
 
 def test_modules_are_imported_by_name_only_in_the_public_face() -> None:
     found = {
-        module
+        module.path
         for module in MODULES
         for used in imports_of(module)
         if used.name in {"importlib", "importlib.import_module"}
     }
-    assert found <= {"__init__"}
+    assert found <= {"__init__.py", "cluster/probes.py"}
+
+
+def test_modules_named_in_strings_exist() -> None:
+    named = {
+        (module.path, node.value)
+        for module in MODULES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and node.value.startswith("dask_slicer.")
+        and node.value.replace(".", "").replace("_", "").isalnum()
+        and node.value != "dask_slicer.submit"  # the name of a thread
+    }
+    assert ("cluster/local.py", "dask_slicer.execution.tasks") in named
+    assert not {
+        (path, name) for path, name in named if name.removeprefix("dask_slicer.") not in BY_NAME
+    }
 
 
 def test_help_is_shown_without_importing_anything_slow() -> None:
@@ -319,26 +298,39 @@ def test_help_is_shown_without_importing_anything_slow() -> None:
     )
     # "import time:   self [us] | cumulative | imported package"
     imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
-    assert "dask_slicer.cli" in imported
+    assert "dask_slicer.cli.main" in imported
     assert "run" in shown.stdout
     assert not {name.partition(".")[0] for name in imported} & SLOW_TO_IMPORT
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_opens_with_one_line_that_says_what_it_is(module: str) -> None:
+@each_module
+def test_a_module_opens_with_a_noun_phrase(module: Module) -> None:
     docstring = ast.get_docstring(tree_of(module))
     assert docstring
     first, *others = docstring.splitlines()
     assert first.endswith((".", "!", "?"))
+    assert first.split()[0] not in {"What", "How", "Which", "Who", "Where", "Whether"}
     assert not others or others[0] == ""
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_is_short_enough_to_be_read_in_one_go(module: str) -> None:
-    assert len((PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+@each_module
+def test_a_module_is_short_enough_to_be_read_in_one_go(module: Module) -> None:
+    lines = (PACKAGE / module.path).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MOST_LINES
 
 
-BENCHMARKS = sorted(Path(__file__).resolve().parents[1].glob("benchmarks/*.py"))
+def test_a_folder_has_few_enough_modules_to_be_seen_at_a_glance() -> None:
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    counts = {
+        folder.relative_to(PACKAGE).as_posix(): len(
+            [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        )
+        for folder in folders
+    }
+    assert not {folder: count for folder, count in counts.items() if count > MOST_MODULES}
+
+
+BENCHMARKS = sorted(ROOT.glob("benchmarks/*.py"))
 
 
 @pytest.mark.parametrize("script", BENCHMARKS, ids=lambda path: path.stem)

@@ -1,0 +1,182 @@
+"""The benchmark command: table, results.json and speed-up plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.errors import UsageError
+from dask_slicer.execution.benchmark import (
+    Measurement,
+    Row,
+    Verdict,
+    choose_cases,
+    default_workers,
+    judge,
+    rows,
+    sweep,
+)
+from dask_slicer.inputs.phantom import ensure_dataset
+from dask_slicer.utils import system
+from dask_slicer.utils.formatting import count, size, some
+
+PHANTOMS = "phantoms"
+_MOST_PHANTOMS = 64
+# Like abdominal CT, whose noise lets it be deflated about 2.3 : 1.
+_LIKE_CT: dict[str, Any] = {
+    "shape": (256, 256, 64),
+    "spacing": (1.6, 1.6, 4.0),
+    "noise": 11.0,
+    "varied": False,
+}
+_FEWEST_CASES, _CASES_PER_WORKER = 16, 4
+RESULTS, PLOT = "results.json", "speedup.png"
+
+
+def run_benchmark(
+    config: RunConfig,
+    *,
+    workers: Sequence[int] | None,
+    repeats: int,
+    n_cases: int | None,
+    say: Callable[[RenderableType], None],
+) -> Verdict:
+    """Slice some cases of a dataset with several numbers of workers, and report what it took.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Its output directory gets `RESULTS` and `PLOT`, and scratch directories for a while. An
+        input directory named `PHANTOMS` within it is filled with made-up scans first.
+    workers : sequence of int, optional
+        Numbers to try.
+    repeats : int
+    n_cases : int, optional
+        At most; by default enough for the numbers of workers.
+    say : callable
+        Prints.
+
+    Returns
+    -------
+    Verdict
+
+    Raises
+    ------
+    UsageError
+        If the configuration is for a scheduler, or for jobs.
+    """
+    if config.scheduler is not None or config.scheduler_file is not None:
+        raise UsageError("benchmark starts workers of its own; leave out --scheduler")
+    if config.cluster is not None:
+        raise UsageError("benchmark starts workers on this machine; leave out --cluster")
+    n_cpus = system.cpu_count()
+    wanted = default_workers(n_cpus) if workers is None else workers
+    # Fewer would say little: with a case each, all but one worker wait for the slowest.
+    n_cases = n_cases or max(_FEWEST_CASES, _CASES_PER_WORKER * max(wanted))
+    folder = config.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.input_dir == folder / PHANTOMS:
+        say(f"Phantoms: made-up CTs in {config.input_dir}")
+        ensure_dataset(config.input_dir, n_cases=min(n_cases, _MOST_PHANTOMS), **_LIKE_CT)
+    config, files = choose_cases(config, n_cases=n_cases)
+    numbers = [n for n in wanted if n <= len(config.only)]
+    if left_out := [str(n) for n in wanted if n not in numbers]:
+        say(f"Note: {count(len(config.only), 'case')}, too few for {some(left_out)} workers")
+    found = sweep(
+        config,
+        files,
+        workers=numbers or [1],
+        repeats=repeats,
+        tell=lambda one: say(f"{count(one.n_workers, 'worker')}: {one.seconds:.2f} s"),
+    )
+    table = rows(found, n_cpus=n_cpus)
+    verdict = judge(table, n_cpus=n_cpus)
+    (folder / RESULTS).write_text(_as_json(config, found, table, verdict), encoding="utf-8")
+    what = (
+        f"{count(found[0].n_cases, 'case')}, {count(found[0].n_slices, 'slice')}, "
+        f"{count(n_cpus, 'CPU')}"
+    )
+    say(f"{what}, medians of {repeats}; start-up excluded")
+    say(_as_table(table))
+    say(f"Results: {folder / RESULTS}")
+    if find_spec("matplotlib") is None:
+        say("Note: no plot without matplotlib; pip install 'dask_slicer[plot]'")
+    else:
+        _write_plot(table, folder / PLOT, title=what)
+        say(f"Plot: {folder / PLOT}")
+    return verdict
+
+
+def _as_table(table: Sequence[Row]) -> Table:
+    """Return rows for a terminal."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "workers", "seconds", "speed-up", "efficiency", "slices/s", "MB/s in", "MB/s out",
+        "peak RSS",
+    ):  # fmt: skip
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in table:
+        shown.add_row(
+            str(row.n_workers),
+            f"{row.seconds:.2f}",
+            f"{row.speedup:.2f}",
+            f"{row.efficiency:.0%}",
+            f"{row.slices_per_second:.0f}",
+            f"{row.megabytes_in_per_second:.1f}",
+            f"{row.megabytes_out_per_second:.1f}",
+            size(row.peak_rss),
+        )
+    return shown
+
+
+def _as_json(
+    config: RunConfig,
+    measurements: Sequence[Measurement],
+    table: Sequence[Row],
+    verdict: Verdict,
+) -> str:
+    """Return everything that was measured, and what follows from it."""
+    first = measurements[0]
+    described: dict[str, Any] = {
+        "machine": {"cpus": system.cpu_count(), "memory_bytes": system.memory_bytes()},
+        "config": config.model_dump(mode="json", exclude={"num_workers", "output_dir"}),
+        "cases": first.n_cases,
+        "slices": first.n_slices,
+        "bytes_in": first.bytes_in,
+        "bytes_out": first.bytes_out,
+        "runs": [asdict(one) for one in measurements],
+        "rows": [asdict(row) for row in table],
+    } | asdict(verdict)
+    return json.dumps(described, indent=2) + "\n"
+
+
+def _write_plot(table: Sequence[Row], path: Path, *, title: str) -> None:
+    """Draw the speed-up against the number of workers, beside the ideal, as a PNG."""
+    from matplotlib.figure import Figure
+
+    shown = [row for row in table if row.n_workers > 0] or list(table)
+    workers = [max(row.n_workers, 1) for row in shown]
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    base = shown[0].speedup / workers[0]
+    axes.plot(workers, [base * n for n in workers], "--", color="0.6", label="ideal")
+    axes.plot(workers, [row.speedup for row in shown], "o-", color="tab:blue", label="measured")
+    for n, row in zip(workers, shown, strict=True):
+        axes.annotate(
+            f"{row.slices_per_second:.0f} slices/s", (n, row.speedup), xytext=(6, -12),
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    axes.set(xlabel="workers", ylabel="speed-up, start-up excluded", title=title, xticks=workers)
+    axes.margins(x=0.18)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,91 @@
+"""Progress of the commands `merge` and `verify` on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dask_slicer.execution.partitions import MergeReport
+from dask_slicer.execution.verify import VerifyReport
+from dask_slicer.monitoring.terminal import _Display, _failure_lines
+from dask_slicer.output.checks import Finding
+from dask_slicer.records import CommittedCase
+from dask_slicer.utils.formatting import count, duration, size, some, why_not_written
+
+
+class MergeDisplay(_Display):
+    """Shows what shares came to."""
+
+    def merged(self, report: MergeReport) -> None:
+        """Print what there is, what failed and why, and what is missing."""
+        first, *wrong = merge_lines(report)
+        self._say(first)
+        for line in wrong:
+            self._print(line)
+
+
+class VerifyDisplay(_Display):
+    """Shows what is checked, and what was found."""
+
+    doing = "Checking"
+
+    def checked(self, record: CommittedCase, total: int, findings: Sequence[Finding]) -> None:
+        """Count a case."""
+        tally = self._tally
+        if not tally.has_begun:
+            tally.begin((), skipped=0)
+            tally.n_cases = tally.work = total  # one takes as long as another
+            self._start_progress()
+        tally.n_done += not findings
+        tally.n_failed += bool(findings)
+        tally.work_done += 1
+        tally.n_slices += len(record.slices)
+        self._show_progress()
+
+    def verified(self, report: VerifyReport) -> None:
+        """Print what was found, one line each."""
+        self._end_progress()
+        for finding in report.findings:
+            self._print(f"Wrong: {finding}", style="red")
+        self._say(
+            f"Checked {count(report.n_slices, 'slice')} of {count(report.n_cases, 'case')} "
+            f"({size(report.n_bytes)}) in {duration(report.elapsed_seconds)}"
+            + (f", {report.n_derived} of them against their scans" if report.n_derived else "")
+        )
+        if report.n_missing:
+            why = why_not_written(report.n_failed, report.n_missing - report.n_failed)
+            self._print(f"{count(report.n_missing, 'planned case')} not written: {why}")
+        if report.forgotten:
+            self._print(
+                f"Forgot {count(len(report.forgotten), 'case')}; the run command that made "
+                f"{report.output_dir} writes them anew"
+            )
+        if not report.findings:
+            self._say(f"{report.output_dir} is as it was written")
+        elif not report.forgotten:
+            damaged = {finding.case_id for finding in report.findings if finding.is_damage} - {""}
+            in_cases = (
+                f", in {count(len(damaged), 'case')}; --repair lets the next run write them anew"
+                if damaged
+                else ""
+            )
+            self._print(f"{count(len(report.findings), 'thing')} wrong{in_cases}")
+
+
+def merge_lines(report: MergeReport) -> list[str]:
+    """Return what a merge came to in a few lines."""
+    merged = (
+        f"Merged {count(report.n_journals, 'share')}"
+        if report.n_journals
+        else ("No share was left to merge; wrote index and summary again")
+    )
+    lines = [
+        f"{merged}: {count(report.n_slices, 'slice')} of {count(report.n_cases, 'case')} "
+        f"({size(report.n_bytes)}) in {report.output_dir}"
+    ]
+    lines += _failure_lines(report.failures, f", see {report.output_dir}/failures.csv")
+    if report.missing:
+        lines.append(
+            f"{count(len(report.missing), 'case')} in no share's journal: {some(report.missing)}; "
+            "run the missing shares, or the same command without --shard"
+        )
+    return lines

@@ -1,0 +1,70 @@
+"""The command group `dask-slicer`: errors as lines, exit statuses.
+
+Nothing heavy is imported here; help must come at once.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+
+import click
+
+from dask_slicer.cli.output_commands import preview, report, verify, watch
+from dask_slicer.cli.run_commands import benchmark, demo, merge, plan, run
+from dask_slicer.errors import DaskSlicerError, PreflightError, UsageError
+from dask_slicer.utils.formatting import one_line
+from dask_slicer.utils.signals import Terminated
+
+_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    # --num_workers and --num-workers are one option.
+    "token_normalize_func": lambda name: name.replace("-", "_"),
+    "max_content_width": 100,
+}
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+class _Group(click.Group):
+    """Turns expected errors into one line and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        status = 0
+        try:
+            super().invoke(ctx)
+        except UsageError as error:
+            status = self._tell(error, ctx, 2)
+        except DaskSlicerError as error:
+            status = self._tell(error, ctx, 1)
+        except BrokenPipeError:
+            raise  # the reader of our output has gone: click ends quietly
+        except OSError as error:
+            status = self._tell(error, ctx, 1)
+        except Terminated:
+            status = _TERMINATED
+        except KeyboardInterrupt:
+            status = _INTERRUPTED
+        ctx.exit(status)
+
+    @staticmethod
+    def _tell(error: Exception, ctx: click.Context, status: int) -> int:
+        if ctx.meta.get("verbose"):
+            click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        findings = str(error).splitlines() if isinstance(error, PreflightError) else [str(error)]
+        for finding in findings:
+            click.echo(f"Error: {one_line(finding)}", err=True)
+        return status
+
+
+@click.group(cls=_Group, context_settings=_SETTINGS)
+@click.version_option(package_name="dask_slicer")
+def main() -> None:
+    """Turn datasets of 3D medical volumes (NIfTI) into 2D and 2.5D training slices."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks × must not stop a run
+
+
+for _command in (run, merge, plan, demo, verify, watch, preview, report, benchmark):
+    main.add_command(_command)

@@ -1,0 +1,160 @@
+"""Commands on an output: verify, watch, preview, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dask_slicer.cli.console import make_console
+from dask_slicer.cli.options import (
+    SCHEDULER_OPTIONS,
+    AddressCommand,
+    SchedulerCommand,
+    num_workers_option,
+    verbosity_options,
+)
+from dask_slicer.errors import UsageError
+from dask_slicer.execution.logs import configure_logging
+from dask_slicer.utils.formatting import one_line
+from dask_slicer.utils.signals import heard_once
+
+
+@click.command()
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.option("--case", "cases", multiple=True, metavar="CASE_ID", help="Only this; repeatable.")
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test"]), help="Only slices of this split."
+)
+@click.option(
+    "--slices", metavar="N,N-N...", help="These slices of every case shown, such as 3,10,20-30."
+)
+@click.option("--n_slices", type=int, default=16, show_default=True, help="How many slices.")
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    help="Where it goes: .png, .jpg, .pdf or .svg. [default: preview.png in OUTPUT_DIR]",
+)
+@click.option("--no_labels", is_flag=True, help="Leave the labels out.")
+@click.option("--dark", is_flag=True, help="For dark pages.")
+@verbosity_options
+@click.pass_context
+def preview(
+    ctx: click.Context,
+    /,
+    output_dir: Path,
+    cases: tuple[str, ...],
+    slices: str | None,
+    file: Path | None,
+    no_labels: bool,
+    verbose: int,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Draw slices of an output, spread over splits and cases, with their labels over them."""
+    ctx.meta["verbose"] = verbose
+    from dask_slicer.output.output import open_output
+    from dask_slicer.report.preview import (
+        parse_slices,
+        place_of_preview,
+        show_slices,
+        write_preview,
+    )
+
+    output = open_output(output_dir)
+    path = place_of_preview(output, file)
+    figure = show_slices(
+        output,
+        cases=cases or None,
+        slices=None if slices is None else parse_slices(slices),
+        labels=not no_labels,
+        **options,
+    )
+    write_preview(figure, path)
+    if not quiet:
+        if output.shortfall:
+            click.echo(f"Note: {one_line(output.shortfall)}")
+        click.echo(f"Preview: {path}")
+
+
+@click.command()
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    help="Where the page goes. [default: report.html in OUTPUT_DIR]",
+)
+@verbosity_options
+@click.pass_context
+def report(
+    ctx: click.Context, /, output_dir: Path, file: Path | None, verbose: int, quiet: bool
+) -> None:
+    """Write one HTML page about an output: what was run, counts, charts, pictures, failures."""
+    ctx.meta["verbose"] = verbose
+    from dask_slicer.report.html_report import write_report
+
+    path = write_report(output_dir, file, say=lambda line: None if quiet else click.echo(line))
+    if not quiet:
+        click.echo(f"Report: {path}")
+
+
+@click.command(cls=SchedulerCommand)
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--deep",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    help="Make N slices, drawn at random, of their scans again, and compare.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the drawing.")
+@click.option("--repair", is_flag=True, help="Forget cases that are damaged: run makes them anew.")
+@num_workers_option(4)
+@click.option(
+    "--dashboard_address",
+    default="127.0.0.1:8787",
+    show_default=True,
+    help="Where the Dask dashboard listens; none turns it off.",
+)
+@verbosity_options
+@click.pass_context
+def verify(
+    ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool, **options: Any
+) -> None:
+    """Read again all that `run` wrote, and check it against the journal."""
+    ctx.meta["verbose"] = verbose
+    configure_logging(verbose, None)
+    from dask_slicer.cli.display import VerifyDisplay
+    from dask_slicer.config.loader import scheduler_settings
+    from dask_slicer.execution.verify import verify as verify_output
+
+    given = {name: options.pop(name) for name in SCHEDULER_OPTIONS}
+    options["where"] = scheduler_settings(given)
+    with VerifyDisplay(make_console(), quiet=quiet) as display, heard_once():
+        report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
+        display.verified(report)
+    ctx.exit(1 if report.findings else 0)
+
+
+@click.command(cls=AddressCommand)
+@click.argument("where", required=False, metavar="OUT|ADDR")
+@click.option("--once", is_flag=True, help="Print how it stands, and end; so it is in a pipe.")
+@click.option("-v", "--verbose", count=True, help="Say more, with tracebacks.")
+@click.pass_context
+def watch(
+    ctx: click.Context, /, where: str | None, once: bool, verbose: int, **options: Any
+) -> None:
+    """Draw a run that goes on, from another shell: workers, cases, rate, failures, time left.
+
+    OUT is the output directory of the run, ADDR the address of its scheduler, tcp://host:8786.
+    """
+    ctx.meta["verbose"] = verbose
+    configure_logging(verbose, None)
+    if (where is None) == (options["scheduler_file"] is None):
+        raise UsageError("watch takes an output directory, an address, or --scheduler_file")
+    from dask_slicer.config.loader import scheduler_settings
+    from dask_slicer.monitoring.screen import watch_run
+
+    with heard_once():
+        watch_run(make_console(), where, scheduler_settings(options), once=once)

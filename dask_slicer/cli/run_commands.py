@@ -1,0 +1,227 @@
+"""Commands that make slices: run, plan, demo, merge, benchmark."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dask_slicer.cli.console import make_console
+from dask_slicer.cli.options import (
+    ConfigCommand,
+    build_config_of,
+    num_workers_option,
+    verbosity_options,
+)
+from dask_slicer.errors import UsageError
+from dask_slicer.execution.logs import configure_logging
+from dask_slicer.utils.formatting import one_line
+from dask_slicer.utils.signals import heard_once
+
+
+@click.command(cls=ConfigCommand)
+@click.option(
+    "--print_job_script", is_flag=True, help="Print what --cluster would submit; do nothing."
+)
+@verbosity_options
+@click.argument("more_cases", nargs=-1, metavar="")
+@click.pass_context
+def run(
+    ctx: click.Context,
+    /,
+    print_job_script: bool,
+    verbose: int,
+    quiet: bool,
+    more_cases: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Make slices of a dataset; the same command again continues where it stopped."""
+    ctx.meta["verbose"] = verbose
+    config = build_config_of(options, more_cases)
+    if print_job_script:
+        from dask_slicer.cluster.jobqueue import job_script
+
+        click.echo(job_script(config, config.output_dir), nl=False)
+        return
+    configure_logging(verbose, config.log_file)
+    report = _run(config, verbose=verbose, quiet=quiet)
+    ctx.exit(1 if report.remaining else 0)
+
+
+@click.command()
+@click.argument("output_dir", type=click.Path(path_type=Path))
+@verbosity_options
+@click.pass_context
+def merge(ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool) -> None:
+    """Put together what the shares of a run (--shard) wrote, once all of them are done."""
+    ctx.meta["verbose"] = verbose
+    configure_logging(verbose, None)
+    from dask_slicer.cli.display import MergeDisplay
+    from dask_slicer.execution.partitions import merge as merge_output
+
+    with MergeDisplay(make_console(), quiet=quiet) as display, heard_once():
+        report = merge_output(output_dir, observer=display)
+        display.merged(report)
+    ctx.exit(1 if report.failures or report.missing else 0)
+
+
+@click.command(cls=ConfigCommand)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@verbosity_options
+@click.argument("more_cases", nargs=-1, metavar="")
+@click.pass_context
+def plan(
+    ctx: click.Context,
+    /,
+    as_json: bool,
+    verbose: int,
+    quiet: bool,
+    more_cases: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Show what `run` would do, from headers alone: cases, problems, disk, memory, workers."""
+    ctx.meta["verbose"] = verbose
+    config = build_config_of(options, more_cases)
+    from dask_slicer.cli.tables import print_plan, print_problems
+    from dask_slicer.execution.prepare import prepare_plan
+    from dask_slicer.planning.estimate import plan_json
+
+    made = prepare_plan(config)
+    if as_json:
+        click.echo(plan_json(made))
+    elif quiet:
+        print_problems(made, make_console())
+    else:
+        print_plan(made, make_console())
+    ctx.exit(1 if made.problems or made.failures else 0)
+
+
+@click.command()
+@click.option(
+    "--output_dir",
+    type=click.Path(path_type=Path),
+    default=Path("dask_slicer_demo"),
+    show_default=True,
+    help="Gets the folders phantoms (made-up scans) and slices.",
+)
+@num_workers_option(2)
+@verbosity_options
+@click.pass_context
+def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:
+    """Write a small dataset of made-up scans, slice it, and say where to look."""
+    ctx.meta["verbose"] = verbose
+    from dask_slicer.config.loader import build_config
+    from dask_slicer.inputs.phantom import ensure_dataset
+
+    phantoms, slices = output_dir / "phantoms", output_dir / "slices"
+    ensure_dataset(phantoms)
+    config = build_config(
+        {"input_dir": phantoms, "output_dir": slices, "num_workers": num_workers},
+        base="ct_abdomen",
+    )
+    configure_logging(verbose, None)
+    report = _run(config, verbose=verbose, quiet=quiet)
+    if not quiet and not report.remaining:
+        click.echo(_next_commands(phantoms, slices))
+    ctx.exit(1 if report.remaining else 0)
+
+
+@click.command(cls=ConfigCommand)
+@click.option(
+    "--workers",
+    metavar="N,N...",
+    help="Numbers of workers to try, such as 0,1,2,4. [default: 0, powers of 2, all CPUs]",
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=3, show_default=True, help="Runs with each number."
+)
+@click.option(
+    "--cases",
+    type=click.IntRange(1),
+    help="At most so many cases, spread over the dataset. [default: 4 a worker, at least 16]",
+)
+@verbosity_options
+@click.argument("more_cases", nargs=-1, metavar="")
+@click.pass_context
+def benchmark(
+    ctx: click.Context,
+    /,
+    workers: str | None,
+    repeats: int,
+    cases: int | None,
+    verbose: int,
+    quiet: bool,
+    more_cases: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Try several numbers of workers on a dataset, or on phantoms, and say which to use.
+
+    Slices go to scratch directories in --output_dir [default: dask_slicer_benchmark], which gets
+    results.json and speedup.png.
+    """
+    ctx.meta["verbose"] = verbose
+    if options["num_workers"] is not None:
+        raise UsageError("benchmark takes --workers N,N... instead of --num_workers")
+    from dask_slicer.cli.benchmark import PHANTOMS, run_benchmark
+
+    options["output_dir"] = options["output_dir"] or "dask_slicer_benchmark"
+    if options["input_dir"] is None and options["config"] is None:
+        options["input_dir"] = Path(options["output_dir"], PHANTOMS)
+    numbers = None if workers is None else _numbers(workers)
+    config = build_config_of(options, more_cases)
+    if config.shard is not None:
+        raise UsageError("benchmark measures whole runs; leave --shard out")
+    configure_logging(verbose, config.log_file)
+    console = make_console()
+    with heard_once():
+        verdict = run_benchmark(
+            config,
+            workers=numbers,
+            repeats=repeats,
+            n_cases=cases,
+            say=lambda what: None if quiet else console.print(what, markup=False, highlight=False),
+        )
+    click.echo(
+        f"Use --num_workers {verdict.num_workers}. Bottleneck: {verdict.bottleneck} "
+        f"({verdict.reason})"
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Return numbers of workers, each once, in the order given."""
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 0:
+        raise UsageError(f"--workers must be numbers from 0 up with commas between, got {text}")
+    return numbers
+
+
+def _next_commands(phantoms: Path, slices: Path) -> str:
+    rows = (slices / "slices.csv").read_text(encoding="utf-8").splitlines()
+    _, _, _, path, *_ = rows[len(rows) // 2].split(",")
+    again = f"--input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal"
+    look = "" if find_spec("matplotlib") is None else f"  dask-slicer preview {slices}\n"
+    return (
+        "\nTo try next:\n"
+        f"{look}"
+        f"  dask-slicer report {slices}\n"
+        f"  dask-slicer plan {again}\n"
+        f"  dask-slicer run {again}\n"
+        f'  python -c "import numpy as np; '
+        f"print(np.load('{slices}/{path}')['image'].shape)\""
+    )
+
+
+def _run(config: Any, *, verbose: int, quiet: bool) -> Any:
+    from dask_slicer.execution.pipeline import run as run_pipeline
+    from dask_slicer.monitoring.terminal import RunDisplay
+
+    with RunDisplay(make_console(), quiet=quiet, details=verbose > 0) as display, heard_once():
+        report = run_pipeline(config, observer=display)
+    if report.stopped:
+        click.echo(f"Error: {one_line(report.stopped)}", err=True)
+    return report

@@ -1,0 +1,65 @@
+"""Tables and consoles of the command line."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dask_slicer.planning.estimate import (
+    outliers,
+    plan_lines,
+    plan_needs,
+)
+from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.records import failure_line
+from dask_slicer.utils.formatting import size
+
+# Rows of the plan's table, and lines of any list, before the rest is only counted.
+_MOST_ROWS = 40
+
+
+def print_plan(plan: RunPlan, console: Console) -> None:
+    """Print a plan: the cases, every problem, and what the run will take."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for case in plan.cases[:_MOST_ROWS]:
+        table.add_row(*map(escape, _row(case)))
+    console.print(table)
+    if len(plan.cases) > _MOST_ROWS:
+        console.print(f"… and {len(plan.cases) - _MOST_ROWS} more")
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    for line in plan_lines(plan):
+        say(line)
+    for text in outliers(plan.cases)[:_MOST_ROWS]:
+        say(f"Odd: {text}")
+    needs = plan_needs(plan)
+    say(
+        f"Output: at most {needs['output_files']} files, {size(needs['output_bytes_estimate'])} "
+        f"estimated, {size(needs['output_bytes_at_most'])} at most; "
+        f"{size(needs['disk_free_bytes'])} free"
+    )
+    say(
+        f"Memory: {size(needs['peak_bytes_per_worker'])} per worker at most, "
+        f"{size(needs['memory_bytes'])} in this machine"
+    )
+    say(f"Suggested: --num_workers {needs['num_workers']} ({needs['num_workers_reason']})")
+    print_problems(plan, console)
+
+
+def print_problems(plan: RunPlan, console: Console) -> None:
+    """Print what is wrong with a plan's dataset and cases, nothing where all is well."""
+    for text in (*plan.problems, *map(failure_line, plan.failures)):
+        console.print(
+            f"Problem: {text}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def _row(case: CasePlan) -> tuple[str, ...]:
+    if case.problem is not None:
+        return (case.case_id, case.split, "", "cannot be run", "", "", "")
+    return (case.case_id, case.split, *case.described())

@@ -1,0 +1,1 @@
+"""Dask schedulers and workers; nothing here knows of cases or outputs."""

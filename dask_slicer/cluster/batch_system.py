@@ -1,0 +1,309 @@
+"""Slurm, PBS, SGE and LSF: options of jobs, and parsing of their queues.
+
+dask-jobqueue writes the jobs; nothing here runs a command.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from dask_slicer.config.fields import walltime_seconds
+from dask_slicer.config.run_settings import JobSettings
+from dask_slicer.errors import UsageError
+from dask_slicer.utils.formatting import one_line
+
+# Of jobs and, with a number, of their workers.
+NAME = "dask-slicer"
+# Before its walltime a job ends by itself: a tenth of it, within these; at half of it the earliest.
+_SHORTEST_MARGIN, _LONGEST_MARGIN = 60.0, 600.0
+# That a worker looks for the scheduler: Python may take a minute to start from a network disk.
+_DEATH_SECONDS = 120
+# How often a job must be missing from the list: some systems list a new one only after a while.
+_MOST_UNLISTED = 2
+# That the worker of a job which still runs may be away, as when its nanny starts another.
+_SILENT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSystem:
+    """A batch system, by its commands and by what dask-jobqueue calls things.
+
+    Attributes
+    ----------
+    cluster : str
+        Class of dask-jobqueue.
+    account : str
+        Its keyword for what jobs are charged to.
+    submit, cancel : str
+        Commands.
+    listing : tuple of str
+        Command that lists the jobs of a user, {user}.
+    state : int
+        Column of the listing; the first one is the job's number.
+    queued, ended : str
+        What is in that column; anything else is a job that runs.
+    log : str
+        Where in the directory of logs a job prints to; nothing: it makes up a name.
+    directives : tuple of str
+        For every job.
+    reason : int, optional
+        Column that says why a job is queued, to the end of the line.
+    """
+
+    cluster: str
+    account: str
+    submit: str
+    cancel: str
+    listing: tuple[str, ...]
+    state: int
+    queued: str
+    ended: str
+    log: str = ""
+    directives: tuple[str, ...] = ()
+    reason: int | None = None
+
+
+SYSTEMS = {
+    "slurm": BatchSystem(
+        cluster="SLURMCluster",
+        account="account",
+        submit="sbatch",
+        cancel="scancel",
+        listing=("squeue", "--noheader", "--user={user}", "--format=%i %t %r"),
+        state=1,
+        queued="PD|R[DHQSV]|SE",
+        ended="BF|CA|CD|DL|F|NF|OOM|PR|TO",
+        reason=2,
+        log=f"{NAME}-%j.log",
+    ),
+    "pbs": BatchSystem(
+        cluster="PBSCluster",
+        account="account",
+        submit="qsub",
+        cancel="qdel",
+        listing=("qstat", "-u", "{user}"),
+        state=9,
+        queued="[HQTW]",
+        ended="[CFX]",
+        # What says `export` is bash, whatever the user's own shell.
+        directives=("-S /bin/bash", "-j oe"),
+    ),
+    "sge": BatchSystem(
+        cluster="SGECluster",
+        account="project",
+        submit="qsub",
+        cancel="qdel",
+        listing=("qstat", "-u", "{user}"),
+        state=4,
+        queued=".*w.*",
+        ended=".*E.*",  # Eqw: it never runs
+        directives=("-S /bin/bash",),
+    ),
+    "lsf": BatchSystem(
+        cluster="LSFCluster",
+        account="project",
+        submit="bsub",
+        cancel="bkill",
+        listing=("bjobs", "-noheader", "-o", "jobid stat"),
+        state=1,
+        queued="PEND|PSUSP|WAIT",
+        ended="DONE|EXIT|ZOMBI",
+        log=f"{NAME}-%J.log",
+    ),
+}
+
+
+class ListedJob(NamedTuple):
+    """A job that a batch system has: whether it is queued, and why if that is said."""
+
+    is_queued: bool
+    reason: str = ""
+
+
+Fate = Literal["kept", "refused", "stillborn", "lost"]
+
+
+def check_job_settings(settings: JobSettings) -> None:
+    """Raise if no job can be made of settings.
+
+    Raises
+    ------
+    UsageError
+    """
+    if settings.lifetime is not None and settings.lifetime >= walltime_seconds(settings.walltime):
+        raise UsageError(
+            f"lifetime must be less than walltime, {settings.walltime}, got {settings.lifetime:g} s"
+        )
+    if settings.cluster == "sge" and settings.cores > 1 and not _names_environment(settings):
+        raise UsageError(
+            f"sge gives a job {settings.cores} cores only in a parallel environment of the site: "
+            f"name it, as in --job_extra '-pe smp {settings.cores}'"
+        )
+
+
+def _names_environment(settings: JobSettings) -> bool:
+    return any(line.split()[:1] == ["-pe"] for line in settings.job_extra)
+
+
+def lifetime(settings: JobSettings) -> tuple[float, float]:
+    """Return after how many seconds workers end in peace, and by how many more or less at random.
+
+    So the jobs of a run do not all end together, and none is cut off by its walltime.
+
+    Examples
+    --------
+    >>> lifetime(JobSettings(walltime="01:00:00")), lifetime(JobSettings(walltime="00:01:00"))
+    ((3240.0, 0.0), (30.0, 0.0))
+    >>> lifetime(JobSettings(walltime="1-00:00:00", jobs=8))
+    (85800.0, 300.0)
+    """
+    walltime = walltime_seconds(settings.walltime)
+    margin = min(max(walltime / 10, _SHORTEST_MARGIN), _LONGEST_MARGIN, walltime / 2)
+    seconds = walltime - margin if settings.lifetime is None else settings.lifetime
+    stagger = min(walltime - seconds, seconds / 5) / 2 if settings.jobs > 1 else 0.0
+    return float(seconds), stagger
+
+
+def job_keywords(
+    settings: JobSettings, *, logs: Path, python: str, environment: Mapping[str, object]
+) -> dict[str, Any]:
+    """Return what dask-jobqueue is to be told of a job.
+
+    Parameters
+    ----------
+    settings : JobSettings
+        With a cluster.
+    logs : Path
+        Directory for what jobs print.
+    python : str
+        Executable that runs the workers.
+    environment : mapping
+        Variables that they are to have.
+    """
+    system = system_of(settings)
+    seconds, stagger = lifetime(settings)
+    # Workers' HTTP servers are for nobody, and listen everywhere unless they are told otherwise.
+    arguments = ["--dashboard-address", "127.0.0.1:0", "--lifetime", f"{seconds:.0f}s"]
+    if stagger:
+        arguments += ["--lifetime-stagger", f"{stagger:.0f}s"]
+    exports = [f"export {name}={shlex.quote(str(value))}" for name, value in environment.items()]
+    return {
+        "cores": settings.cores,
+        "processes": settings.cores,
+        "memory": int(settings.memory),
+        "walltime": _walltime(settings),
+        "queue": settings.queue,
+        system.account: settings.account,
+        "job_name": NAME,
+        "interface": settings.interface,
+        # In the shell's place: a job that is cancelled may else leave it behind.
+        "python": f"exec {shlex.quote(python)}",
+        "nanny": True,
+        "death_timeout": _DEATH_SECONDS,
+        # On the node: a shared disk is slow, and what is there is not for others.
+        "local_directory": '"$TMPDIR"',
+        "worker_extra_args": arguments,
+        "job_extra_directives": [
+            *system.directives,
+            f"-o {_quoted(f'{logs}/{system.log}')}",
+            *settings.job_extra,
+        ],
+        # The variable may have come from where the job was submitted.
+        "job_script_prologue": [
+            *exports,
+            '[ -d "$TMPDIR" ] && [ -w "$TMPDIR" ] || export TMPDIR=/tmp',
+        ],
+    }
+
+
+def system_of(settings: JobSettings) -> BatchSystem:
+    """Return the batch system that settings name.
+
+    Raises
+    ------
+    UsageError
+        If they name none.
+    """
+    if settings.cluster is None:
+        raise UsageError("there are no jobs without --cluster; name a batch system")
+    return SYSTEMS[settings.cluster]
+
+
+def _walltime(settings: JobSettings) -> str:
+    minutes, seconds = divmod(walltime_seconds(settings.walltime), 60)
+    if settings.cluster == "lsf":  # knows no seconds
+        minutes += seconds > 0
+        return f"{minutes // 60:02d}:{minutes % 60:02d}"
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def _quoted(path: str) -> str:
+    return f'"{path}"' if re.search(r"\s", path) else path
+
+
+def listed_jobs(system: BatchSystem, text: str) -> dict[str, ListedJob]:
+    r"""Return the jobs of a listing, by number, without those that have ended.
+
+    Examples
+    --------
+    >>> listed_jobs(SYSTEMS["slurm"], "7 R None\n8 PD Resources\n9 CA None\n")["8"]
+    ListedJob(is_queued=True, reason='Resources')
+    """
+    found = {}
+    for line in text.splitlines():
+        fields = line.split()
+        number = re.match(r"\d+", line.strip())
+        if number is None or len(fields) <= system.state:
+            continue  # a heading
+        state = fields[system.state]
+        if re.fullmatch(system.ended, state):
+            continue
+        is_queued = re.fullmatch(system.queued, state) is not None
+        reason = "" if system.reason is None else " ".join(fields[system.reason :])
+        found[number[0]] = ListedJob(is_queued, "" if reason == "None" else reason)
+    return found
+
+
+def fate_of(
+    *, refused: bool, has_joined: bool, silent_seconds: float, n_times_unlisted: int
+) -> Fate:
+    """Return what became of a job that has no worker at present.
+
+    Parameters
+    ----------
+    refused : bool
+        The batch system did not take it.
+    has_joined : bool
+        It had a worker.
+    silent_seconds : float
+        Since it had one, or was submitted.
+    n_times_unlisted : int
+        How often in a row the batch system has not listed it.
+    """
+    if refused:
+        return "refused"
+    if n_times_unlisted >= _MOST_UNLISTED:
+        return "lost" if has_joined else "stillborn"
+    return "lost" if has_joined and silent_seconds > _SILENT_SECONDS else "kept"
+
+
+def words_of(error: Exception) -> str:
+    r"""Return the batch system's own words in what dask-jobqueue says of a command that failed.
+
+    Examples
+    --------
+    >>> said = "stdout:\n\nstderr:\nsbatch: error: no such partition\nsbatch: error: failed\n"
+    >>> words_of(RuntimeError(f"Command exited with non-zero exit code.\n{said}"))
+    'no such partition; failed'
+    """
+    text = str(error)
+    _, _, words = text.partition("stderr:\n")
+    if not words.strip():  # some say it there
+        words = text.partition("stdout:\n")[2].partition("stderr:\n")[0]
+    lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in words.splitlines()]
+    return one_line("; ".join(dict.fromkeys(filter(None, lines))) or text)

@@ -1,0 +1,142 @@
+"""Connecting to a running scheduler, and waiting for its workers."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dask_slicer.cluster.address import TlsFiles, check_reachable, scheduler_address
+from dask_slicer.cluster.client import settings_of_clients
+from dask_slicer.cluster.rpc import worker_addresses
+from dask_slicer.config.run_settings import SchedulerSettings
+from dask_slicer.errors import SchedulerError
+from dask_slicer.utils import signals
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+_CONNECT_SECONDS = 10
+_CLOSE_SECONDS = 3
+# For a scheduler that has just been started to write its file.
+_FILE_SECONDS = 10.0
+_LOOK_SECONDS, _TELL_SECONDS = 0.2, 5.0
+
+
+@contextmanager
+def remote_client(settings: SchedulerSettings, note: Callable[[str], None]) -> Iterator[Client]:
+    """Connect to a running scheduler that has workers; yield its client, leave it running.
+
+    Parameters
+    ----------
+    settings : SchedulerSettings
+    note : callable
+        Is told how long workers are waited for.
+
+    Raises
+    ------
+    SchedulerError
+        If it does not answer within 10 seconds, or has too few workers within `wait_timeout`.
+    ConfigError
+        If address or TLS files cannot be used.
+    """
+    address = _awaited_address(settings)
+    with (
+        settings_of_clients(),
+        connected(address, tls_files(settings)) as client,
+    ):
+        _wait_for_workers(client, address, settings, note)
+        yield client
+
+
+@contextmanager
+def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Client]:
+    """Connect to a running scheduler; yield its client, leave it running.
+
+    Parameters
+    ----------
+    address : str
+    tls : TlsFiles, optional
+    **options
+        Of the client.
+
+    Raises
+    ------
+    SchedulerError
+        If it does not answer within 10 seconds.
+    ConfigError
+        If the TLS files cannot be used.
+    """
+    from distributed import Client, Security
+
+    # Dask's own configuration may name files of TLS, too.
+    of_dask = Security().get_connection_args("client").get("ssl_context")
+    check_reachable(address, tls, of_dask)
+    security = None
+    if tls is not None:
+        security = Security(
+            tls_ca_file=str(tls.ca),
+            tls_client_cert=str(tls.cert),
+            tls_client_key=str(tls.key),
+            require_encryption=True,
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other versions: `preflight` says it in a line
+            client = Client(
+                address,
+                timeout=_CONNECT_SECONDS,
+                security=security,
+                set_as_default=False,
+                **options,
+            )
+    except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise SchedulerError(
+            f"no Dask scheduler answers at {address} ({reason}); is it running and reachable?"
+        ) from error
+    try:
+        yield client
+    finally:
+        client.close(_CLOSE_SECONDS)
+
+
+def tls_files(settings: SchedulerSettings) -> TlsFiles | None:
+    """Return the files of TLS that the settings name, all or none."""
+    ca, cert, key = settings.tls_ca, settings.tls_cert, settings.tls_key
+    return TlsFiles(ca=ca, cert=cert, key=key) if ca and cert and key else None
+
+
+def _awaited_address(settings: SchedulerSettings) -> str:
+    """Return the address; a scheduler that has just been started may be about to write its file."""
+    deadline = time.monotonic() + (_FILE_SECONDS if settings.scheduler_file else 0.0)
+    while True:
+        try:
+            return scheduler_address(settings.scheduler, settings.scheduler_file)
+        except SchedulerError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_SECONDS)
+
+
+def _wait_for_workers(
+    client: Client, address: str, settings: SchedulerSettings, note: Callable[[str], None]
+) -> None:
+    began, told = time.monotonic(), -_TELL_SECONDS
+    while (found := len(worker_addresses(client))) < settings.wait_workers:
+        signals.check()
+        waited = time.monotonic() - began
+        wanted = f"{found} of {settings.wait_workers}"
+        if waited > settings.wait_timeout:
+            raise SchedulerError(
+                f"the scheduler at {address} has {wanted} workers after "
+                f"{settings.wait_timeout:g} s; start some with `dask worker {address}`, or wait "
+                "longer with --wait_timeout"
+            )
+        if waited - told > _TELL_SECONDS:
+            told = waited
+            note(f"waiting for workers: {wanted}, {waited:.0f} s")
+        time.sleep(_LOOK_SECONDS)

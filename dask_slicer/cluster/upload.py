@@ -1,0 +1,108 @@
+"""Sending this package to a scheduler and workers that lack it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.resources
+import logging
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dask_slicer.cluster import probes
+from dask_slicer.cluster.rpc import run_on_scheduler, run_on_workers
+from dask_slicer.errors import SchedulerError
+from dask_slicer.utils.formatting import count, one_line
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+_PLUGIN = "dask-slicer-code"
+_SEND_SECONDS = 60.0
+
+_LOG = logging.getLogger(__name__)
+
+
+def send_package(
+    client: Client, there: Mapping[str, Any], note: Callable[[str], None], *, module: str
+) -> None:
+    """Send this package to a scheduler and its workers, later ones too, in place of theirs.
+
+    Parameters
+    ----------
+    client : Client
+    there : mapping
+        As `probes.describe` returns, of the scheduler and its workers.
+    note : callable
+        Is told why nothing was sent.
+    module : str
+        That workers import to compute cases.
+
+    Raises
+    ------
+    SchedulerError
+        If somebody is at work there with other code, or it does not arrive.
+    """
+    here = probes.describe(module)
+    answers = [one for one in there.values() if isinstance(one, Mapping)]
+    if any(one["process"] == here["process"] for one in answers):
+        note("--upload_code has no effect: the scheduler or a worker is this very process")
+        return
+    has_other_code = any(one["code"] != here["code"] for one in answers)
+    if has_other_code and (n_tasks := run_on_scheduler(client, probes.n_tasks)):
+        raise SchedulerError(
+            f"--upload_code would put another {OURS} under the {count(n_tasks, 'task')} that the "
+            "scheduler has at present; wait for them, or use another scheduler"
+        )
+    if has_other_code:
+        run_on_scheduler(client, probes.forget_package, module, here["code"])
+        run_on_workers(client, probes.forget_package, module, here["code"])
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*overwriting.*")  # what was sent before
+        path = Path(folder, f"{OURS}_code_{here['code']}.zip")
+        write_package(path)
+        try:
+            client.sync(_register, client, path, callback_timeout=_SEND_SECONDS)
+        except TimeoutError:
+            raise SchedulerError(
+                f"--upload_code: {OURS} has not arrived at all workers within "
+                f"{_SEND_SECONDS:.0f} s; does one of them hang?"
+            ) from None
+        except Exception as error:  # whatever the other side makes of it
+            raise SchedulerError(
+                f"--upload_code: {OURS} cannot be sent ({one_line(str(error))})"
+            ) from error
+    _LOG.info("sent %s to the scheduler and its workers", OURS)
+
+
+async def _register(client: Client, path: Path) -> None:
+    from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
+
+    # One after the other: a worker that comes late must find the scheduler's.
+    plugin: Any
+    for plugin, name in (
+        (SchedulerUploadFile(str(path)), f"{_PLUGIN}-scheduler"),
+        (UploadFile(str(path)), _PLUGIN),
+    ):
+        registered: Any = client.register_plugin(plugin, name=name)
+        await asyncio.wait_for(registered, _SEND_SECONDS)
+
+
+def write_package(path: Path) -> None:
+    """Write this package, with its data and version, into a zip file that Python imports from."""
+    own = version(OURS)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, file in probes.package_files(importlib.resources.files(OURS)).items():
+            archive.writestr(f"{OURS}/{name}", file.read_bytes())
+        archive.writestr(
+            f"{OURS}-{own}.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: {OURS}\nVersion: {own}\n",
+        )
+
+
+OURS = "dask_slicer"

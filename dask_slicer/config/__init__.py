@@ -1,0 +1,1 @@
+"""Settings: the configuration model, and reading it from YAML and options."""

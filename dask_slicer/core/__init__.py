@@ -1,0 +1,1 @@
+"""Slicing as arithmetic on numpy arrays: no paths, no configuration, no Dask."""

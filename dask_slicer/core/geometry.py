@@ -1,0 +1,300 @@
+"""Orientation, reordering of axes, and comparison of grids.
+
+Orientations are nibabel's: an ``(3, 2)`` array whose row *a* says which output axis the input axis
+*a* becomes, and whether it is flipped (-1) or not (1). Nothing is ever resampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+import nibabel.orientations as nio
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.errors import GeometryMismatch
+from dask_slicer.utils.formatting import times
+
+# The direction in which (slice_index, row, column) grow: radiological display order.
+#
+#   axial     slice I→S, rows A→P, columns R→L    (SimpleITK's array [z] of an LPS image)
+#   coronal   slice A→P, rows S→I, columns R→L
+#   sagittal  slice R→L, rows S→I, columns A→P
+_ANATOMICAL = {
+    "axial": ("S", "P", "L"),
+    "coronal": ("P", "I", "L"),
+    "sagittal": ("L", "I", "P"),
+}
+# The file's own axis first, then the two others in order; no flips.
+_STORED = {
+    "i": ((0, 1), (1, 1), (2, 1)),
+    "j": ((1, 1), (0, 1), (2, 1)),
+    "k": ((1, 1), (2, 1), (0, 1)),
+}
+# In voxels. Files written by different tools round the same affine differently.
+_SAME_GRID = 0.1
+
+
+def check_affine(affine: NDArray[np.float64]) -> None:
+    """Raise unless `affine` gives every voxel a place of its own.
+
+    Parameters
+    ----------
+    affine : (4, 4) ndarray
+        Voxel → world, mm.
+
+    Raises
+    ------
+    GeometryMismatch
+        If it is not finite, or singular.
+    """
+    if not np.isfinite(affine).all():
+        raise GeometryMismatch("the affine holds NaN or Inf; repair the header's sform or qform")
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    # The volume of a voxel against that of a box with the same edges: scale-free.
+    if (
+        not lengths.all()
+        or not np.isfinite(lengths).all()
+        or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6
+    ):
+        raise GeometryMismatch("the affine is singular; repair the header's sform or qform")
+
+
+def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.float64]:
+    """Return the orientation that turns a stored array into (slice, row, column).
+
+    Parameters
+    ----------
+    affine : (4, 4) ndarray
+        Stored voxel → RAS+ mm; not singular.
+    plane : str
+        axial, coronal, sagittal; or i, j, k.
+
+    Returns
+    -------
+    (3, 2) ndarray of float64
+
+    Examples
+    --------
+    An RAS volume has x, y, z growing to the right, front and top; an axial stack wants z first,
+    y and x reversed:
+
+    >>> plane_orientation(np.eye(4), "axial").tolist()
+    [[2.0, -1.0], [1.0, -1.0], [0.0, 1.0]]
+    """
+    if plane in _STORED:
+        return np.array(_STORED[plane], dtype=np.float64)
+    stored = _io_orientation(affine)
+    if not np.isfinite(stored).all():
+        raise GeometryMismatch("the affine is singular; repair the header's sform or qform")
+    target = nio.axcodes2ornt(_ANATOMICAL[plane])
+    return np.asarray(nio.ornt_transform(stored, target), dtype=np.float64)
+
+
+def matching_orientation(
+    affine: NDArray[np.float64], *, reference: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the orientation that lays a stored array along the axes of a reference grid.
+
+    Parameters
+    ----------
+    affine : (4, 4) ndarray
+        Of the stored array.
+    reference : (4, 4) ndarray
+        Of the grid to be matched, for instance an image already in the order of its plane.
+
+    Returns
+    -------
+    (3, 2) ndarray of float64
+
+    Raises
+    ------
+    GeometryMismatch
+        If some axis of the array lies along none of the grid's.
+    """
+    orientation = _io_orientation(np.linalg.inv(reference) @ affine)
+    if not np.isfinite(orientation).all():
+        raise GeometryMismatch("the axes cannot be laid along those of the image")
+    return orientation
+
+
+def _io_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the closest orientation of an affine; where the array lies is of no matter to it."""
+    return _io_orientation_of(np.ascontiguousarray(affine[:3, :3]).tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _io_orientation_of(rotation: bytes) -> NDArray[np.float64]:
+    affine = np.eye(4)
+    affine[:3, :3] = np.frombuffer(rotation).reshape(3, 3)
+    orientation = np.asarray(nio.io_orientation(affine), dtype=np.float64)
+    orientation.flags.writeable = False
+    return orientation
+
+
+def reorient(array: NDArray[np.generic], orientation: NDArray[np.float64]) -> NDArray[np.generic]:
+    """Return a view of a 3D array with its axes ordered and flipped as `orientation` says."""
+    flips = tuple(slice(None, None, int(flip)) for flip in orientation[:, 1])
+    return array[flips].transpose(np.argsort(orientation[:, 0]))
+
+
+def reorient_shape(
+    shape: tuple[int, int, int], orientation: NDArray[np.float64]
+) -> tuple[int, int, int]:
+    """Return the shape that `reorient` gives to an array of `shape`."""
+    first, second, third = (shape[axis] for axis in np.argsort(orientation[:, 0]))
+    return first, second, third
+
+
+def reorient_affine(
+    affine: NDArray[np.float64], shape: tuple[int, int, int], orientation: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the affine of an array of `shape` after `reorient`.
+
+    Parameters
+    ----------
+    affine : (4, 4) ndarray
+        Before.
+    shape : tuple of 3 int
+        Before.
+    orientation : (3, 2) ndarray
+
+    Returns
+    -------
+    (4, 4) ndarray of float64
+    """
+    moved = affine @ nio.inv_ornt_aff(orientation, shape)
+    return np.asarray(moved + 0.0, dtype=np.float64)  # + 0.0 turns -0.0 into 0.0
+
+
+def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return the mm per voxel along each array axis.
+
+    Examples
+    --------
+    >>> spacing(np.diag([3.0, 2.0, 0.5, 1.0]))
+    (3.0, 2.0, 0.5)
+    """
+    first, second, third = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
+    return first, second, third
+
+
+def axis_codes(affine: NDArray[np.float64]) -> str:
+    """Return where the array axes point to, such as 'RAS'."""
+    return "".join(nio.ornt2axcodes(_io_orientation(affine)))
+
+
+def grid_distance(
+    affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
+) -> tuple[float, float]:
+    """Return how far two grids of one shape lie apart, at the worst corner.
+
+    Parameters
+    ----------
+    affine, other : (4, 4) ndarray
+        Voxel → world, mm.
+    shape : tuple of 3 int
+
+    Returns
+    -------
+    voxels : float
+        Largest component of ``|inv(affine) @ other @ c - c|`` over the corners c.
+    mm : float
+        Largest distance in world space.
+
+    Examples
+    --------
+    >>> shifted = np.diag([2.0, 2.0, 2.0, 1.0])
+    >>> shifted[0, 3] = 3.0
+    >>> grid_distance(np.diag([2.0, 2.0, 2.0, 1.0]), shifted, (4, 5, 6))
+    (1.5, 3.0)
+    """
+    corners = np.array([(*c, 1.0) for c in product(*((0.0, n - 1.0) for n in shape))]).T
+    difference = (other - affine) @ corners
+    voxels = np.abs((np.linalg.inv(affine) @ difference)[:3]).max()
+    mm = np.sqrt((difference[:3] ** 2).sum(axis=0)).max()
+    return float(voxels), float(mm)
+
+
+def check_same_grid(
+    affine: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    *,
+    other: NDArray[np.float64],
+    other_shape: tuple[int, int, int],
+    what: str,
+) -> None:
+    """Raise unless two arrays, already in one axis order, lie on one grid.
+
+    Raises
+    ------
+    GeometryMismatch
+        If the shapes differ, or a corner is more than 0.1 voxel off; states the mm.
+    """
+    if shape != other_shape:
+        raise GeometryMismatch(
+            f"{what} has shape {times(other_shape)}, the image {times(shape)} "
+            "(slices, rows, columns); resample it onto the image's grid"
+        )
+    voxels, mm = grid_distance(affine, other, shape)
+    if voxels > _SAME_GRID:
+        raise GeometryMismatch(
+            f"{what} lies up to {mm:.3g} mm ({voxels:.3g} voxels) off the image; "
+            "resample it onto the image's grid or repair its affine"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Grid:
+    """Where a stored array lies: its shape, its affine, and what it is called in messages."""
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    name: str
+
+
+def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64], ...], Grid]:
+    """Return how stored arrays are laid onto one grid in the order of a plane.
+
+    Parameters
+    ----------
+    grids : sequence of Grid
+        The first, an image, decides; the others must cover the same places in any axis order.
+    plane : str
+        axial, coronal, sagittal; or i, j, k.
+
+    Returns
+    -------
+    orientations : tuple of (3, 2) ndarray
+        For `reorient`, one per grid.
+    grid : Grid
+        Of the first array after `reorient`, which is that of all of them.
+
+    Raises
+    ------
+    GeometryMismatch
+        Naming the array that lies elsewhere, and by how many mm.
+    """
+    first = grids[0]
+    orientation = plane_orientation(first.affine, plane)
+    shape = reorient_shape(first.shape, orientation)
+    affine = reorient_affine(first.affine, first.shape, orientation)
+    orientations = [orientation]
+    for grid in grids[1:]:
+        if grid.shape == first.shape and np.array_equal(grid.affine, first.affine):
+            orientations.append(orientations[0])
+            continue
+        orientation = matching_orientation(grid.affine, reference=affine)
+        check_same_grid(
+            affine,
+            shape,
+            other=reorient_affine(grid.affine, grid.shape, orientation),
+            other_shape=reorient_shape(grid.shape, orientation),
+            what=grid.name,
+        )
+        orientations.append(orientation)
+    return tuple(orientations), Grid(shape=shape, affine=affine, name=first.name)

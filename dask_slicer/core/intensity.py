@@ -1,0 +1,213 @@
+"""Clipping and normalisation of intensities, plane by plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dask_slicer.core.statistics import Statistics, statistics
+from dask_slicer.core.volume import Voxels
+from dask_slicer.errors import NonFinite
+
+NORMALIZATIONS = ("zscore", "minmax", "percentile", "none")
+
+_PERCENTILES = (0.5, 99.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalization:
+    """What is done to every voxel: scale, clip, subtract, divide.
+
+    ``(clip(stored * slope + intercept, low, high) - center) / scale``; where `zero_nonfinite`, NaN
+    and Inf are taken as 0 before clipping.
+    """
+
+    slope: float
+    intercept: float
+    low: float
+    high: float
+    center: float
+    scale: float
+    zero_nonfinite: bool = False
+    to_unit_range: bool = False
+
+    def apply(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Return one plane (or any array) of stored numbers as a new C-ordered float32 array."""
+        values = self._applied(stored)
+        # Rounding may lead out of the range by one digit of the last place.
+        return values.clip(0.0, 1.0, out=values) if self.to_unit_range else values
+
+    def kept(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Return stored numbers that `apply` makes the same of, none far outside the range.
+
+        A number that is clipped becomes the nearest one not inside the range; `apply` clips again.
+        What is NaN or Inf as an intensity becomes what stands for 0. In native byte order.
+        """
+        stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+        if self.zero_nonfinite:
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = np.isfinite(stored.astype(np.float64) * self.slope + self.intercept)
+            zero = np.asarray(-self.intercept / self.slope, dtype=stored.dtype)
+            stored = np.where(finite, stored, zero)
+        low, high = sorted((end - self.intercept) / self.slope for end in (self.low, self.high))
+        if stored.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # no number of this type is clipped then
+                ends = np.array([[low, high], [-np.inf, np.inf]], dtype=stored.dtype)
+                return stored.clip(*np.nextafter(*ends))
+        limits = np.iinfo(stored.dtype.str)
+        # Python compares integers and floats exactly.
+        first = limits.min if low <= limits.min else min(floor(low), limits.max)
+        last = limits.max if high >= limits.max else max(ceil(high), limits.min)
+        return stored.clip(first, last)
+
+    def _applied(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+        narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32
+        small = abs(self.center) < 1e31 and self.scale < 1e38  # no difference leaves float32
+        if narrow and small and (self.slope, self.intercept) == (1.0, 0.0):
+            return self._apply_float32(stored)
+        values = stored.astype(np.float64, order="C")
+        with np.errstate(over="ignore", invalid="ignore"):
+            values *= self.slope
+            values += self.intercept
+        self._zero_nonfinite(values)
+        np.clip(values, self.low, self.high, out=values)
+        values -= self.center
+        values /= self.scale
+        with np.errstate(over="ignore"):  # reported from the statistics, before any plane is made
+            return values.astype(np.float32)
+
+    def _apply_float32(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+        # Stored numbers are exact in float32. The center is subtracted in two parts, and clipping
+        # follows, so that rounding center and clip costs nothing where they are large against std.
+        center = np.float32(self.center)
+        if self.zero_nonfinite:
+            values = stored.astype(np.float32, order="C")
+            self._zero_nonfinite(values)
+            values -= center
+        else:  # read, converted and shifted in one pass
+            values = np.subtract(stored, center, dtype=np.float32, order="C")
+        values -= np.float32(self.center - float(center))
+        if np.isfinite(self.low) or np.isfinite(self.high):
+            largest = float(np.finfo(np.float32).max)
+            low, high = (
+                np.float32(min(max(end - self.center, -largest), largest))
+                for end in (self.low, self.high)
+            )
+            np.clip(values, low, high, out=values)
+        values /= np.float32(self.scale)
+        return values
+
+    def _zero_nonfinite(self, values: NDArray[Any]) -> None:
+        if self.zero_nonfinite:
+            values[~np.isfinite(values)] = 0
+
+
+def normalization(
+    voxels: Voxels,
+    method: str,
+    *,
+    clip_min: float | None = None,
+    clip_max: float | None = None,
+    zero_nonfinite: bool = False,
+) -> tuple[Normalization, Statistics]:
+    """Return how a volume is to be normalised, and the statistics behind it.
+
+    Parameters
+    ----------
+    voxels : Voxels
+        Any shape.
+    method : {"zscore", "minmax", "percentile", "none"}
+        zscore over the foreground; minmax over all voxels to [0, 1]; percentile: clip to the 0.5
+        and 99.5 percentiles of the foreground, then zscore.
+    clip_min, clip_max, zero_nonfinite
+        As for `statistics`.
+
+    Returns
+    -------
+    Normalization, Statistics
+
+    Raises
+    ------
+    NonFinite
+        As for `statistics`.
+    ValueError
+        If `method` is none of the four.
+    """
+    if method not in NORMALIZATIONS:
+        raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {method}")
+    found = statistics(
+        voxels,
+        clip_min=clip_min,
+        clip_max=clip_max,
+        percentiles=_PERCENTILES if method == "percentile" else None,
+        zero_nonfinite=zero_nonfinite,
+    )
+    low = -np.inf if clip_min is None else float(clip_min)
+    high = np.inf if clip_max is None else float(clip_max)
+    center, scale = _center_and_scale(found, method)
+    if method == "percentile":
+        low, high = found.min, found.max
+    how = Normalization(
+        slope=voxels.slope,
+        intercept=voxels.intercept,
+        low=low,
+        high=high,
+        center=center,
+        scale=scale,
+        zero_nonfinite=found.n_nonfinite > 0,
+        to_unit_range=method == "minmax",
+    )
+    return how, found
+
+
+def intensities(
+    normalised: NDArray[np.floating], found: Statistics, method: str
+) -> NDArray[np.float64]:
+    """Return what normalised numbers were made of, in the file's units, after clipping.
+
+    Parameters
+    ----------
+    normalised : ndarray
+    found : Statistics
+        That `normalization` returned.
+    method : {"zscore", "minmax", "percentile", "none"}
+        That it was called with.
+
+    Examples
+    --------
+    >>> how, found = normalization(Voxels(stored=np.array([0, 2, 4], np.int16)), "zscore")
+    >>> intensities(how.apply(np.array([0, 2, 4], np.int16)), found, "zscore").tolist()
+    [0.0, 2.0, 4.0]
+    """
+    center, scale = _center_and_scale(found, method)
+    return normalised.astype(np.float64) * scale + center
+
+
+def _center_and_scale(found: Statistics, method: str) -> tuple[float, float]:
+    if method == "none":
+        return 0.0, 1.0
+    if method == "minmax":
+        return found.min, (found.max - found.min) or 1.0
+    return found.mean, found.std
+
+
+def check_fits(how: Normalization, found: Statistics, dtype: DTypeLike) -> None:
+    """Raise if a normalised intensity would overflow a float `dtype`.
+
+    Raises
+    ------
+    NonFinite
+        Naming the value and the largest one that `dtype` holds.
+    """
+    largest = float(np.finfo(np.dtype(dtype)).max)
+    for value in (found.min, found.max):
+        normalised = (value - how.center) / how.scale
+        if not abs(normalised) <= largest:
+            raise NonFinite(
+                f"the intensity {value:g} becomes {normalised:g}, over the largest {dtype} "
+                f"({largest:g}); clip it (--clip_max), normalise, or use a wider --dtype"
+            )

@@ -1,0 +1,107 @@
+"""Integer label maps: checks, lossless conversion, pixel counts of each slice."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dask_slicer.core.volume import Voxels, iterate_planes, planes_lie_apart
+from dask_slicer.errors import LabelValues
+
+LABEL_DTYPES = ("uint8", "uint16", "int32")
+
+# Labels that were saved as floats, or scaled, come back this close to the integer they were.
+_NEAR_AN_INTEGER = 1e-3
+
+
+def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
+    """Return a label map as integers, nothing wrapped and nothing truncated.
+
+    Parameters
+    ----------
+    voxels : Voxels
+        (n_slices, height, width); values within 1e-3 of an integer are rounded.
+    dtype : {"uint8", "uint16", "int32"}
+        Of the result.
+
+    Returns
+    -------
+    (n_slices, height, width) ndarray
+        A view of what is stored where that is all it takes.
+
+    Raises
+    ------
+    LabelValues
+        If a value is not an integer, or does not fit `dtype`.
+
+    Examples
+    --------
+    >>> soft = Voxels(stored=np.array([[[0.0, 0.9999, 2.0]]]))
+    >>> convert_label(soft, "uint8").tolist()
+    [[[0, 1, 2]]]
+    """
+    target = np.dtype(dtype)
+    if voxels.stored.dtype == target and not voxels.scaled and planes_lie_apart(voxels.stored):
+        return cast("NDArray[np.integer]", voxels.stored)
+    label = np.empty(voxels.stored.shape, dtype=target)
+    is_integer = voxels.stored.dtype.kind in "iu" and not voxels.scaled
+    for slice_index, stored in enumerate(iterate_planes(voxels.stored)):
+        plane = stored if is_integer else _rounded(stored, voxels)
+        _check_range(plane, target, voxels)
+        label[slice_index] = plane
+    return label
+
+
+def count_labels(plane: NDArray[np.integer]) -> dict[int, int]:
+    """Return how many pixels of a slice have each value other than 0, the background, by value.
+
+    Examples
+    --------
+    >>> count_labels(np.array([[0, 2], [2, 7]], dtype=np.uint8))
+    {2: 2, 7: 1}
+    """
+    labelled = plane[plane != 0]
+    if plane.dtype.itemsize <= 2:
+        counts = np.bincount(labelled)
+        values = np.flatnonzero(counts)
+        counts = counts[values]
+    else:
+        values, counts = np.unique(labelled, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]:
+    values = stored.astype(np.float64) * voxels.slope + voxels.intercept
+    nearest = np.rint(values)
+    # Written so that NaN, which is near nothing, counts as off.
+    with np.errstate(invalid="ignore"):
+        off = ~(np.abs(values - nearest) <= _NEAR_AN_INTEGER)
+    if off.any():
+        raise LabelValues(
+            f"the label value {values[off][0]:g} is not an integer{_where(voxels)}; "
+            "threshold soft masks before slicing"
+        )
+    return nearest
+
+
+def _check_range(plane: NDArray[np.generic], target: np.dtype[Any], voxels: Voxels) -> None:
+    low, high = int(plane.min()), int(plane.max())
+    limits = np.iinfo(target)
+    if limits.min <= low and high <= limits.max:
+        return
+    wider = next(
+        (name for name in LABEL_DTYPES if np.iinfo(name).min <= low and high <= np.iinfo(name).max),
+        None,
+    )
+    advice = f"use --label_dtype {wider}" if wider else "no --label_dtype holds it"
+    value = low if low < limits.min else high
+    raise LabelValues(
+        f"the label value {value if abs(value) < 1e20 else f'{value:g}'} does not fit "
+        f"--label_dtype {target.name} ({limits.min} to {limits.max}){_where(voxels)}; {advice}"
+    )
+
+
+def _where(voxels: Voxels) -> str:
+    return f" in {voxels.source}" if voxels.source else ""

@@ -1,0 +1,160 @@
+"""Slices of a case: selection, normalised planes, label and window views."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.core.intensity import Normalization, check_fits, normalization
+from dask_slicer.core.labels import convert_label, count_labels
+from dask_slicer.core.statistics import Statistics
+from dask_slicer.core.volume import Volume, Voxels, iterate_planes
+from dask_slicer.core.windows import ZERO_SLICE, window_indices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SliceStack:
+    """A volume ready to be written, its planes made only when they are asked for.
+
+    Attributes
+    ----------
+    image : tuple of Voxels
+        One per modality, (n_slices, height, width).
+    how : tuple of Normalization
+        One per modality.
+    statistics : tuple of Statistics
+        One per modality.
+    label : (n_slices, height, width) ndarray of integers, or None
+    label_counts : tuple of dict
+        Pixels by label value other than 0, one per slice; empty where there is no label.
+    kept : tuple of int
+        The slices to be written, ascending.
+    affine : (4, 4) ndarray of float64
+        (slice_index, row, column, 1) → RAS+ mm.
+    """
+
+    image: tuple[Voxels, ...]
+    how: tuple[Normalization, ...]
+    statistics: tuple[Statistics, ...]
+    label: NDArray[np.integer] | None
+    label_counts: tuple[dict[int, int], ...]
+    kept: tuple[int, ...]
+    affine: NDArray[np.float64]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (n_slices, height, width)."""
+        n_slices, height, width = self.image[0].stored.shape
+        return n_slices, height, width
+
+    def planes(self, wanted: Collection[int]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+        """Yield the wanted slices' indices and normalised planes, one per modality, ascending."""
+        for slice_index, planes in enumerate(self.stored_planes()):
+            if slice_index in wanted:
+                yield (
+                    slice_index,
+                    [how.apply(plane) for how, plane in zip(self.how, planes, strict=True)],
+                )
+
+    def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
+        """Yield every slice as the files hold it, one plane per modality."""
+        return zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
+
+    def windows(self, *, window_size: int, padding_mode: str) -> dict[int, list[int]]:
+        """Return the window's slices for every slice kept, `ZERO_SLICE` for one of zeros."""
+        return {
+            slice_index: window_indices(
+                slice_index,
+                n_slices=self.shape[0],
+                window_size=window_size,
+                padding_mode=padding_mode,
+            ).tolist()
+            for slice_index in self.kept
+        }
+
+
+def slice_volume(
+    volume: Volume,
+    *,
+    normalize: str = "zscore",
+    clip_min: float | None = None,
+    clip_max: float | None = None,
+    nonfinite: str = "error",
+    dtype: str = "float32",
+    label_dtype: str = "uint8",
+    min_foreground: float = 0.0,
+) -> SliceStack:
+    """Return a volume's slices: statistics taken, label checked, empty slices dropped.
+
+    Parameters
+    ----------
+    volume : Volume
+        Not changed.
+    normalize, clip_min, clip_max
+        As for `intensity.normalization`.
+    nonfinite : {"error", "zero"}
+        Whether NaN and Inf in images fail the case or are taken as 0.
+    dtype : {"float32", "float16"}
+        That normalised intensities must fit.
+    label_dtype : {"uint8", "uint16", "int32"}
+        That label values must fit.
+    min_foreground : float
+        Least share of labelled pixels for a slice to be kept; has no effect without a label.
+
+    Returns
+    -------
+    SliceStack
+
+    Raises
+    ------
+    NonFinite, LabelValues
+    """
+    normalized = [
+        normalization(
+            voxels,
+            normalize,
+            clip_min=clip_min,
+            clip_max=clip_max,
+            zero_nonfinite=nonfinite == "zero",
+        )
+        for voxels in volume.image
+    ]
+    for how, found in normalized:
+        check_fits(how, found, dtype)
+    label = None if volume.label is None else convert_label(volume.label, label_dtype)
+    label_counts = () if label is None else tuple(count_labels(plane) for plane in label)
+    n_slices, height, width = volume.shape
+    kept = tuple(
+        slice_index
+        for slice_index in range(n_slices)
+        if not label_counts
+        or foreground_share(label_counts[slice_index], height * width) >= min_foreground
+    )
+    return SliceStack(
+        image=volume.image,
+        how=tuple(how for how, _ in normalized),
+        statistics=tuple(found for _, found in normalized),
+        label=label,
+        label_counts=label_counts,
+        kept=kept,
+        affine=volume.affine,
+    )
+
+
+def foreground_share(counts: dict[int, int], n_pixels: int) -> float:
+    """Return the share of pixels whose label is not 0.
+
+    Examples
+    --------
+    >>> foreground_share({3: 1, 4: 1}, 8)
+    0.25
+    """
+    return sum(counts.values()) / n_pixels
+
+
+def planes_needed(windows: dict[int, list[int]]) -> frozenset[int]:
+    """Return every slice that some window holds, zeros left out."""
+    return frozenset(index for window in windows.values() for index in window) - {ZERO_SLICE}

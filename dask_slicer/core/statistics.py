@@ -1,0 +1,364 @@
+"""Mean, standard deviation and range of a volume, in one pass without a mask.
+
+Foreground is every voxel above the volume's minimum, so with sums taken of ``v - minimum`` the
+background adds nothing, wherever it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.core.volume import Voxels, in_memory_order
+from dask_slicer.errors import NonFinite
+
+# Sums are numpy's own, never a BLAS product: its last digits depend on the number of threads, and
+# the same input is to give the same bytes in this process and in a worker.
+# A slab of float64 of this many elements stays in a core's L2 cache.
+_SLAB = 1 << 16
+_SMALLEST_STD = 1e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """The intensities of a volume after clipping, in the file's units.
+
+    Attributes
+    ----------
+    mean, std : float
+        Over the foreground: voxels greater than the minimum, or all where there is none.
+        Population std; where it is below 1e-8 it is given as 1.
+    min, max : float
+        Over all voxels.
+    n_foreground : int
+        Voxels that `mean` and `std` were taken over.
+    n_nonfinite : int
+        Voxels that were NaN or Inf, and were taken as 0.
+    """
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    n_foreground: int
+    n_nonfinite: int = 0
+
+
+def statistics(
+    voxels: Voxels,
+    *,
+    clip_min: float | None = None,
+    clip_max: float | None = None,
+    percentiles: tuple[float, float] | None = None,
+    zero_nonfinite: bool = False,
+) -> Statistics:
+    """Return the statistics of a volume's intensities after clipping.
+
+    Parameters
+    ----------
+    voxels : Voxels
+        Any shape.
+    clip_min, clip_max : float, optional
+        In the file's units (HU for CT); either may stand alone.
+    percentiles : tuple of float, optional
+        Clip, in addition, to these percentiles (numpy's linear) of the foreground. Which voxels are
+        foreground is decided before.
+    zero_nonfinite : bool
+        Take NaN and Inf as 0 instead of raising.
+
+    Returns
+    -------
+    Statistics
+
+    Raises
+    ------
+    NonFinite
+        If there are NaN or Inf, with their number, or numbers too large for float64 sums.
+
+    Examples
+    --------
+    >>> found = statistics(Voxels(stored=np.array([0, 0, 2, 4], dtype=np.int16)))
+    >>> found.mean, found.std, found.n_foreground
+    (3.0, 1.0, 2)
+    """
+    low = -np.inf if clip_min is None else float(clip_min)
+    high = np.inf if clip_max is None else float(clip_max)
+    stored = in_memory_order(voxels.stored)
+    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
+        if percentiles is None and (low, high) == (-np.inf, np.inf):
+            return _statistics_by_integer_sums(stored, voxels)
+        return _statistics_by_histogram(stored, voxels, low, high, percentiles)
+    return _statistics_by_slabs(stored, voxels, low, high, percentiles, zero_nonfinite)
+
+
+# -- 8 and 16 bit integers: everything follows exactly, from sums or from the histogram ----------
+
+
+def _statistics_by_integer_sums(stored: NDArray[np.generic], voxels: Voxels) -> Statistics:
+    native = stored.dtype.newbyteorder("=")
+    # Stored where the intensity is lowest: what is greater than it is foreground.
+    darkest = np.min if voxels.slope > 0 else np.max
+    background, n_background = stored[0], 0
+    ends = [stored[0], stored[0]]
+    first = second = 0
+    for slab in _slabs(stored):
+        values = slab.astype(native, copy=False)
+        ends = [values.min(initial=ends[0]), values.max(initial=ends[1])]
+        if (darkest_yet := darkest(ends)) != background:
+            background, n_background = darkest_yet, 0
+        n_background += int(np.count_nonzero(values == background))
+        wide = values.astype(np.float64)  # a slab's sums stay below 2**53, and so are exact
+        first += int(wide.sum())
+        second += int(np.square(wide, out=wide).sum())
+    n = stored.size - n_background
+    if n:
+        first -= n_background * int(background)
+        second -= n_background * int(background) ** 2
+    else:
+        n = stored.size
+    intensities = sorted(int(end) * voxels.slope + voxels.intercept for end in ends)
+    return Statistics(
+        mean=first / n * voxels.slope + voxels.intercept,
+        std=_usable_std((n * second - first**2) / n**2 * voxels.slope**2),
+        min=intensities[0],
+        max=intensities[1],
+        n_foreground=n,
+    )
+
+
+def _statistics_by_histogram(
+    stored: NDArray[np.generic],
+    voxels: Voxels,
+    low: float,
+    high: float,
+    percentiles: tuple[float, float] | None,
+) -> Statistics:
+    values, counts = _histogram(stored)
+    intensities = (values * voxels.slope + voxels.intercept).clip(low, high)
+    if voxels.slope < 0:
+        intensities, counts = intensities[::-1], counts[::-1]
+    minimum, maximum = intensities[0], intensities[-1]
+    foreground = intensities > minimum  # of at most 65,536 values, not of voxels
+    if foreground.any():
+        intensities, counts = intensities[foreground], counts[foreground]
+    if percentiles is not None:
+        ends = counts.cumsum()
+        minimum, maximum = (
+            _percentile(
+                q, int(ends[-1]), lambda rank: intensities[ends.searchsorted(rank, "right")]
+            )
+            for q in percentiles
+        )
+        intensities = intensities.clip(minimum, maximum)
+    total = int(counts.sum())
+    shift = intensities[0]
+    mean = shift + float((counts * (intensities - shift)).sum()) / total
+    variance = float((counts * (intensities - mean) ** 2).sum()) / total
+    return Statistics(
+        mean=float(mean),
+        std=_usable_std(variance),
+        min=float(minimum),
+        max=float(maximum),
+        n_foreground=total,
+    )
+
+
+def _histogram(stored: NDArray[np.generic]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the values that occur in 8 or 16 bit integers, ascending, and how often they do."""
+    native = stored.dtype.newbyteorder("=")
+    low, counts = 0, np.zeros(0, dtype=np.int64)
+    for slab in _slabs(stored):
+        values = slab.astype(native, copy=False)
+        low, counts = _spanning(int(values.min()), int(values.max()), low, counts)
+        # A table of the values that there are, not of all 65,536: it stays in the L1 cache.
+        counts += np.bincount(np.subtract(values, low, dtype=np.intp), minlength=counts.size)
+    occurring = np.flatnonzero(counts)
+    return (occurring + low).astype(np.float64), counts[occurring]
+
+
+def _spanning(
+    first: int, last: int, low: int, counts: NDArray[np.int64]
+) -> tuple[int, NDArray[np.int64]]:
+    """Return a table of counts, and the value of its first, that has a place for first to last."""
+    if counts.size == 0:
+        return first, np.zeros(last - first + 1, dtype=np.int64)
+    above = max(last - (low + counts.size - 1), 0)
+    below = max(low - first, 0)
+    return low - below, np.pad(counts, (below, above)) if below or above else counts
+
+
+# -- everything else: slab by slab, in float64 ---------------------------------------------------
+
+
+def _statistics_by_slabs(
+    stored: NDArray[np.generic],
+    voxels: Voxels,
+    low: float,
+    high: float,
+    percentiles: tuple[float, float] | None,
+    zero_nonfinite: bool,
+) -> Statistics:
+    n_nonfinite = 0
+
+    def intensities(slab: NDArray[np.generic]) -> NDArray[np.float64]:
+        nonlocal n_nonfinite
+        values = slab.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # it is what is looked for
+            if voxels.scaled:
+                values *= voxels.slope
+                values += voxels.intercept
+            all_finite = np.isfinite(values.sum())
+        if not all_finite:
+            bad = ~np.isfinite(values)
+            n_nonfinite += int(bad.sum())
+            values[bad] = 0.0
+        return values.clip(low, high, out=values)
+
+    sums = _Sums.of(map(intensities, _slabs(stored)))
+    found_nonfinite = n_nonfinite
+    if found_nonfinite and not zero_nonfinite:
+        raise NonFinite(
+            f"{found_nonfinite} of {stored.size} voxels are NaN or Inf in "
+            f"{voxels.source or 'the image'}; repair it, or use --nonfinite zero to take them as 0"
+        )
+    minimum, maximum = sums.low, sums.high
+    n_foreground = sums.n - sums.n_low
+    clipped = intensities
+    if percentiles is not None and n_foreground:
+        everything = np.empty(stored.size)
+        for into, slab in zip(_slabs(everything), _slabs(stored), strict=True):
+            into[:] = intensities(slab)
+        minimum, maximum = _percentiles_above(everything, sums.n_low, percentiles)
+        del everything
+
+        def clipped(slab: NDArray[np.generic]) -> NDArray[np.float64]:
+            return intensities(slab).clip(minimum, maximum)
+
+        # The background now lies at the new minimum, and still adds nothing to the sums.
+        sums = _Sums.of(map(clipped, _slabs(stored)))
+    n = n_foreground or sums.n
+    mean, variance = _moments(sums, n)
+    distance = mean - sums.low
+    if variance < 1e-8 * distance * distance:
+        # So far from the minimum that sums of distances to it lost their last digits.
+        n_clipped = sums.n_low - (stored.size - n_foreground) if n_foreground else 0
+        mean, variance = _moments_within(map(clipped, _slabs(stored)), sums.low, n_clipped)
+    if not np.isfinite([mean, variance]).all():
+        raise NonFinite(
+            f"the intensities of {voxels.source or 'image'} reach {max(maximum, -minimum):g}, "
+            "too large for their mean and std; clip them with --clip_min and --clip_max"
+        )
+    return Statistics(
+        mean=mean,
+        std=_usable_std(variance),
+        min=minimum,
+        max=maximum,
+        n_foreground=n,
+        n_nonfinite=found_nonfinite,
+    )
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Running sums of ``v - low`` and its square over n values, of which n_low are equal to low."""
+
+    n: int = 0
+    n_low: int = 0
+    low: float = np.inf
+    high: float = -np.inf
+    first: float = 0.0
+    second: float = 0.0
+
+    @classmethod
+    def of(cls, slabs: Iterator[NDArray[np.float64]]) -> _Sums:
+        sums = cls()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for slab in slabs:
+                sums._add(slab)
+        return sums
+
+    def _add(self, slab: NDArray[np.float64]) -> None:
+        low, high = float(slab.min()), float(slab.max())
+        if low < self.low:
+            self._lower(low)
+        above = slab - self.low
+        self.n += above.size
+        self.n_low += above.size - int(np.count_nonzero(above))
+        self.high = max(self.high, high)
+        self.first += float(above.sum())
+        self.second += float(np.square(above).sum())
+
+    def _lower(self, low: float) -> None:
+        """Restate the sums for a new, lower minimum."""
+        if self.n:
+            step = self.low - low
+            self.second += 2 * step * self.first + self.n * step * step
+            self.first += self.n * step
+        self.low, self.n_low = low, 0
+
+
+def _moments(sums: _Sums, n: int) -> tuple[float, float]:
+    distance = sums.first / n
+    return sums.low + distance, max(sums.second / n - distance * distance, 0.0)
+
+
+def _moments_within(
+    slabs: Iterator[NDArray[np.float64]], low: float, n_clipped: int
+) -> tuple[float, float]:
+    """Return mean and variance of the values above low, and of n_clipped that are equal to it.
+
+    Sums are shifted by one of the values themselves: then, whatever it is, no more than n times
+    the last digit is lost.
+    """
+    n, first, second, shift = 0, 0.0, 0.0, np.nan
+    for slab in slabs:
+        above = slab[slab > low]
+        if n == 0 and above.size:
+            shift = float(above[0])
+        above -= shift
+        n += above.size
+        first += float(above.sum())
+        second += float(np.square(above).sum())
+    n += n_clipped
+    first += n_clipped * (low - shift)
+    second += n_clipped * (low - shift) ** 2
+    return shift + first / n, max(second / n - (first / n) ** 2, 0.0)
+
+
+def _percentiles_above(
+    values: NDArray[np.float64], n_low: int, percentiles: tuple[float, float]
+) -> tuple[float, float]:
+    """Return percentiles of the values above the n_low lowest ones; reorders `values`."""
+    n = values.size - n_low
+    ranks = {rank for q in percentiles for rank in _ranks(q, n)}
+    values.partition(sorted(n_low + rank for rank in ranks))
+    low, high = (_percentile(q, n, lambda rank: values[n_low + rank]) for q in percentiles)
+    return low, high
+
+
+# -- shared --------------------------------------------------------------------------------------
+
+
+def _slabs(stored: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    bounds = [*range(0, stored.size, _SLAB), stored.size]
+    return (stored[start:stop] for start, stop in pairwise(bounds))
+
+
+def _ranks(q: float, n: int) -> tuple[int, int]:
+    below = int(q / 100 * (n - 1))
+    return below, min(below + 1, n - 1)
+
+
+def _percentile(q: float, n: int, value_at: Callable[[int], np.floating]) -> float:
+    """Return the q-th percentile of n sorted values, interpolated linearly as numpy does."""
+    below, above = (float(value_at(rank)) for rank in _ranks(q, n))
+    return below + (above - below) * (q / 100 * (n - 1) % 1)
+
+
+def _usable_std(variance: float) -> float:
+    std = float(np.sqrt(variance))
+    return std if std >= _SMALLEST_STD else 1.0

@@ -1,0 +1,1 @@
+"""Running a plan as Dask graphs of load, slice and save."""

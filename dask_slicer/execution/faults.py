@@ -1,0 +1,61 @@
+"""Fault injection for tests.
+
+Only the environment variable DASK_SLICER_FAULTS switches them on: a JSON object of case id →
+fault, which strikes whenever that case is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from functools import cache
+
+FAULTS = "DASK_SLICER_FAULTS"
+_AT_ONCE = 16_000_000
+_FOR_EVER = 1_000_000
+
+
+def strike(case_id: str) -> None:
+    """Do what was asked for this case, most likely nothing."""
+    wanted = _wanted().get(case_id)
+    if wanted in _BY_NAME:
+        _BY_NAME[wanted]()
+
+
+def is_nonsense(case_id: str) -> bool:
+    """Return whether this case's result is to be none."""
+    return _wanted().get(case_id) == "nonsense"
+
+
+@cache
+def _wanted() -> dict[str, str]:
+    return dict(json.loads(os.environ.get(FAULTS, "{}")))
+
+
+def _take_all_memory() -> None:
+    taken = []
+    while True:
+        taken.append(b"x" * _AT_ONCE)
+        time.sleep(0.005)  # nannies look ten times a second
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+_BY_NAME: dict[str, Callable[[], object]] = {
+    "exit": lambda: os._exit(7),
+    "segfault": lambda: ctypes.string_at(0),
+    "memory": _take_all_memory,
+    "slow": lambda: time.sleep(1),
+    "sleep": lambda: time.sleep(_FOR_EVER),
+    "hold_gil": lambda: ctypes.PyDLL(None).sleep(_FOR_EVER),
+    "freeze": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "raise": lambda: _raise(RuntimeError("a fault on purpose")),
+    "io": lambda: _raise(OSError(errno.EIO, "Input/output error", "a disk")),
+}

@@ -1,0 +1,336 @@
+"""Running a plan: take the output directory, compute cases, finish the output."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, as_case_error
+from dask_slicer.execution.executor import Execute, check_report_place, executor
+from dask_slicer.execution.partitions import (
+    Agreement,
+    agree,
+    check_agreement,
+    forget_shares,
+    take_over,
+)
+from dask_slicer.execution.prepare import prepare_plan
+from dask_slicer.execution.resume import Earlier, out_of_reach
+from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.monitoring.publisher import Telling
+from dask_slicer.output import directory, layout
+from dask_slicer.output.journal import Journal
+from dask_slicer.output.layout import files_of, journals_of_shares
+from dask_slicer.output.lock import locked
+from dask_slicer.output.summary import sum_up
+from dask_slicer.planning.estimate import output_bytes
+from dask_slicer.planning.plan import CasePlan, RunPlan, Share, share_of
+from dask_slicer.records import CommittedCase, FailedCase
+from dask_slicer.utils import signals
+from dask_slicer.utils.formatting import count, size
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+_LOG = logging.getLogger(__name__)
+
+
+def run(
+    config: RunConfig, client: Client | None = None, *, observer: Observer | None = None
+) -> RunReport:
+    """Make slices of a dataset; what an earlier run completed is kept.
+
+    Parameters
+    ----------
+    config : RunConfig
+    client : distributed.Client, optional
+        Run there; without, where `config` says.
+    observer : Observer, optional
+        Is told what happens.
+
+    Returns
+    -------
+    RunReport
+
+    Raises
+    ------
+    UsageError
+        Nothing was written.
+    SchedulerError
+        The scheduler cannot be reached. One that is lost during the run ends it, with a report.
+    KeyboardInterrupt
+        After what was done has been made usable and reported; the same call continues.
+    """
+    telling = Telling(observer or Observer())
+    started = time.monotonic()
+    check_report_place(config.performance_report)
+    directory.existing_config(config.output_dir)  # refused before there is a lock in it
+    share = share_of(config.shard)
+    with locked(config.output_dir, share) as notes:
+        plan = prepare_plan(config)
+        if plan.problems:
+            raise DatasetError("; ".join(plan.problems))
+        for note in notes:
+            telling.note(note)
+        return _Run(plan, client, telling, started, share).execute()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run into an output directory that it holds."""
+
+    plan: RunPlan
+    client: Client | None
+    observer: Telling
+    started: float
+    share: Share | None
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    earlier: Earlier = field(init=False)
+    has_started: bool = False
+    out_of_reach: set[str] = field(default_factory=set)
+    unjournaled: list[FailedCase] = field(default_factory=list)
+    failed: list[FailedCase] = field(default_factory=list)
+    n_skipped: int = 0
+    n_committed: int = 0
+    n_slices: int = 0
+    n_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.earlier = Earlier(self.plan, self.share)
+
+    def execute(self) -> RunReport:
+        try:
+            self._settle_and_run()
+            report = self._finish()
+        except KeyboardInterrupt:
+            self.observer.finished(self._finish(interrupted=True))
+            raise
+        except SchedulerError as error:
+            if not self.has_started:
+                raise
+            report = self._finish(stopped=f"{error}; the same command continues")
+            if not self.n_committed:
+                raise
+        except Exception:
+            with suppress(OSError):  # whatever it was, what is done stays usable
+                self._finish()
+            raise
+        self.observer.finished(report)
+        return report
+
+    def _settle_and_run(self) -> None:
+        signals.check()
+        config = self.plan.config
+        if self.share is not None:
+            check_agreement(self.plan)
+        done = {} if config.overwrite else self.earlier.done()
+        todo = [case for case in self.plan.selected if case.case_id not in done]
+        self.n_skipped = len(self.plan.selected) - len(todo)
+        # The largest first: begun last, one of them would be waited for in the end.
+        queue = deque(
+            sorted((case for case in todo if case.problem is None), key=lambda case: -case.work)
+        )
+        # Nothing of an earlier run is touched before there is something to run on.
+        with executor(
+            self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
+        ) as execute:
+            # Cases of a share that disagrees may be those of another.
+            agreed = None if self.share is None else agree(self.plan)
+            self.has_started = True
+            if config.overwrite:
+                self._clear()
+            elif self.share is None and journals_of_shares(config.output_dir):
+                take_over(config.output_dir)
+                forget_shares(config.output_dir)
+                self.observer.note("took over what shares wrote and was not merged yet")
+            self._start(agreed)
+            path = config.output_dir / files_of(self.share).journal
+            with Journal(path, fsync=config.fsync) as journal:
+                for record in filter(None, done.values()):
+                    journal.append(replace(record, at=0.0))
+                known = self.earlier.known()
+                self.out_of_reach = out_of_reach(todo, known)
+                gone = {case.case_id for case in todo} - self.out_of_reach
+                stuck = self.earlier.clear_away(gone, known, journal, self.observer)
+                self.observer.planned(self.plan, todo=todo, skipped=self.n_skipped)
+                self._run_cases(todo, queue, stuck, execute, journal)
+
+    def _clear(self) -> None:
+        if lost := self.earlier.lost_by_overwriting():
+            self.observer.note(
+                f"--overwrite removed {count(lost, 'case')} that this command does not write"
+            )
+        directory.clear(self.plan.config.output_dir)
+
+    def _start(self, agreed: Agreement | None) -> None:
+        own = files_of(self.share)
+        if agreed is None:
+            forget_shares(self.plan.config.output_dir)
+            directory.start(self.plan.config, self.plan.splits, temporary=own.temporary)
+        else:
+            directory.start(agreed.config, agreed.splits, temporary=own.temporary)
+
+    def _run_cases(
+        self,
+        todo: list[CasePlan],
+        queue: deque[CasePlan],
+        stuck: Mapping[str, CaseError],
+        execute: Execute,
+        journal: Journal,
+    ) -> None:
+        """Run cases, and journal what became of each."""
+        config = self.plan.config
+        attempts: Counter[str] = Counter()
+        without_room: list[CasePlan] = []
+        for case in todo:
+            if case.problem is not None:
+                if case.case_id in self.out_of_reach and self.share is None:
+                    self.unjournaled.append(case.problem)  # what was written still counts
+                    self.observer.ended(case.problem)
+                else:
+                    self._record(case.problem, journal)
+            elif case.case_id in stuck:
+                queue.remove(case)
+                self._fail(case, stuck[case.case_id], journal)
+            else:
+                continue
+            if config.fail_fast:
+                return
+        for case, outcome in execute(lambda: queue.popleft() if queue else None):
+            if isinstance(outcome, CommittedCase):
+                self._check(case, outcome.run_id)
+                try:
+                    journal.append(outcome)
+                except OSError as error:  # what has no line is not committed
+                    outcome = as_case_error(error, step="save")
+                else:
+                    self._tell(outcome)
+                    continue
+            self._check(case, outcome.run_id or self.run_id)  # of what no task raised: ours
+            attempts[case.case_id] += 1
+            if outcome.retriable and attempts[case.case_id] <= config.retries:
+                _LOG.warning("case %s: %s; again", case.case_id, outcome.one_line)
+                queue.append(case)  # last, when there are fewest others to suffer with it
+                continue
+            self._fail(case, outcome, journal)
+            if config.fail_fast:
+                return
+            if isinstance(outcome, DiskFull):
+                without_room += [case, *queue]
+                queue.clear()
+        if without_room:
+            needed = sum(output_bytes(case, config)[1] for case in without_room)
+            self.observer.note(
+                f"the disk is full: {count(len(without_room), 'case')} not written, which need "
+                f"about {size(needed)}; make room, and the same command continues"
+            )
+
+    def _check(self, case: CasePlan, run_id: str) -> None:
+        if run_id != self.run_id:
+            raise SchedulerError(
+                f"another run is using this scheduler for a case of the same id "
+                f"({case.case_id}); wait for it, or use another scheduler"
+            )
+
+    def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
+        # It may have failed half way through moving its files into their place.
+        self.earlier.remove(layout.entries_of(case, self.plan.config))
+        record = FailedCase(
+            case_id=case.case_id,
+            step=failure.step,
+            kind=failure.kind,
+            message=failure.one_line,
+            details=failure.details,
+        )
+        self._record(record, journal)
+
+    def _record(self, record: FailedCase, journal: Journal) -> None:
+        try:
+            journal.append(record)
+            self.failed.append(record)
+        except OSError as error:
+            _LOG.warning("no line in the journal for %s: %s", record.case_id, error)
+            self.unjournaled.append(record)
+        self._tell(record)
+
+    def _tell(self, record: CommittedCase | FailedCase) -> None:
+        if isinstance(record, CommittedCase):
+            self.n_committed += 1
+            self.n_slices += len(record.slices)
+            self.n_bytes += record.n_bytes
+            if not record.slices:
+                self.observer.note(
+                    f"{record.case_id}: no slice reaches --min_foreground, none is written"
+                )
+            _LOG.info("case %s: wrote %d slices", record.case_id, len(record.slices))
+        else:
+            _LOG.error("case %s: %s: %s", record.case_id, record.kind, record.message)
+            if record.details:
+                _LOG.debug("case %s: %s", record.case_id, record.details)
+        self.observer.ended(record)
+        signals.check()
+
+    def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
+        """Write what is said of the whole, if a run has begun there; return the report."""
+        # A run of the whole has those of its journal from there, earlier ones too.
+        failures = self.unjournaled + ([] if self.share is None else self.failed)
+        elapsed = time.monotonic() - self.started
+        if self.has_started and (self.plan.config.output_dir / layout.CONFIG).exists():
+            try:
+                if self.share is None:
+                    self._sum_up(failures, elapsed)
+                else:
+                    self._tidy(self.share)
+            except OSError as error:
+                if not self._remaining:
+                    raise
+                what = "index and summary are not written" if self.share is None else "not tidied"
+                self.observer.note(f"{what} ({as_case_error(error, step='save')})")
+        return RunReport(
+            output_dir=str(self.plan.config.output_dir),
+            n_committed=self.n_committed,
+            n_skipped=self.n_skipped,
+            n_slices=self.n_slices,
+            n_bytes=self.n_bytes,
+            remaining=self._remaining,
+            failures=tuple(failures),
+            elapsed_seconds=elapsed,
+            interrupted=interrupted,
+            share="" if self.share is None else str(self.share),
+            stopped=stopped,
+        )
+
+    @property
+    def _remaining(self) -> int:
+        return len(self.plan.selected) - self.n_skipped - self.n_committed
+
+    def _sum_up(self, failures: list[FailedCase], elapsed: float) -> None:
+        """Write index, failures and summary from the journal, whose failures are added."""
+        sum_up(
+            self.plan.config,
+            failures,
+            planned={case.case_id for case in self.plan.cases},
+            n_modalities=self.plan.n_modalities,
+            elapsed_seconds=elapsed,
+            slices_this_run=self.n_slices,
+            is_complete=not self._remaining,
+        )
+
+    def _tidy(self, share: Share) -> None:
+        """Remove what this share leaves that is of no use to anyone."""
+        output_dir = self.plan.config.output_dir
+        if self._remaining:
+            self.earlier.remove_uncommitted()
+        shutil.rmtree(output_dir / files_of(share).temporary, ignore_errors=True)
+        journal = output_dir / files_of(share).journal
+        if journal.exists() and not journal.stat().st_size:
+            journal.unlink()  # no case was left for it: there is nothing to merge

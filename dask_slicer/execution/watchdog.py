@@ -1,0 +1,353 @@
+"""Timeouts, lost workers and stalled runs."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+
+from dask_slicer.cluster import jobqueue
+from dask_slicer.cluster.client import address
+from dask_slicer.cluster.local import EXIT_EVENTS, tells_exits
+from dask_slicer.errors import (
+    CaseError,
+    OutOfMemory,
+    SchedulerError,
+    Timeout,
+    WorkerLost,
+    as_case_error,
+)
+from dask_slicer.utils import system
+from dask_slicer.utils.formatting import count
+
+if TYPE_CHECKING:
+    from distributed import Client, Future, Scheduler
+    from distributed.scheduler import WorkerState
+
+
+_LOG = logging.getLogger(__name__)
+
+_MEMORY_EVENTS = "worker-restart-memory"
+# That a result may take on its way.
+_RESULT_SECONDS = 5
+# Within which a nanny of ours says how its worker ended.
+_EXITCODE_SECONDS = 10.0
+# What a result is that was lost with its worker.
+LOST = object()
+_KILLED = -9
+# What multiprocessing says of a process whose status was read elsewhere, which it does itself where
+# another one is started as this one ends.
+_UNREAD = 255
+_KEY_LENGTH = 2  # step and name
+_LESS = "use fewer workers, or a machine with more memory"
+# How often the scheduler is asked what runs, and how long it may take to answer.
+_LOOK_SECONDS, _SHORTEST_LOOK_SECONDS = 5.0, 0.2
+_ANSWER_SECONDS = 60
+# That a worker's nanny may take to answer; its host may be frozen, or cut off.
+_TRY_SECONDS = 10
+# After which a run ends in which nothing has ended and nothing runs.
+_STALLED_SECONDS = 120.0
+
+
+class _Running(NamedTuple):
+    """A task of ours that runs, or may: its step, its worker, and whether that has a nanny."""
+
+    step: str
+    worker: str
+    has_nanny: bool
+    is_certain: bool
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks after what is in flight: stops what takes too long, notices when nothing happens.
+
+    Attributes
+    ----------
+    stopped : dict
+        Why a graph was stopped, by its key.
+    """
+
+    client: Client
+    timeout: float | None
+    stopped: dict[Any, CaseError] = field(default_factory=dict)
+    _address: str = field(init=False)
+    _began: dict[tuple[str, str], float] = field(default_factory=dict)
+    _last_look: float = field(default_factory=time.monotonic)
+    _last_sign_of_life: float = field(default_factory=time.monotonic)
+    _n_oom_kills: int = field(default_factory=system.n_oom_kills)
+
+    def __post_init__(self) -> None:
+        self._address = address(self.client)
+
+    def look(self, in_flight: Iterable[Future[Any]]) -> None:
+        """Look what runs, if it is time to.
+
+        Raises
+        ------
+        SchedulerError
+            If the scheduler does not answer, or nothing runs and nothing has ended for long.
+        """
+        now = time.monotonic()
+        wanted = _LOOK_SECONDS if self.timeout is None else self.timeout / 4
+        if now - self._last_look < min(max(wanted, _SHORTEST_LOOK_SECONDS), _LOOK_SECONDS):
+            return
+        running, is_busy = self._ask_what_runs()
+        now = self._last_look = time.monotonic()
+        ours = {_step_and_name(future.key)[1]: future for future in in_flight}
+        self._began = {
+            (name, one.worker): self._began.get((name, one.worker), now)
+            for name, one in running.items()
+            if name in ours
+        }
+        if is_busy or jobqueue.are_coming(self.client):
+            self._last_sign_of_life = now
+        elif now - self._last_sign_of_life > _STALLED_SECONDS:
+            raise SchedulerError(
+                f"nothing has run for {_STALLED_SECONDS:.0f} s; the scheduler has "
+                f"{count(len(self.client.nthreads()), 'worker')}"
+            )
+        if self.timeout is None:
+            return
+        late: defaultdict[str, list[tuple[Future[Any], _Running]]] = defaultdict(list)
+        for (name, worker), began in self._began.items():
+            if now - began > self.timeout and ours[name].key not in self.stopped:
+                late[worker].append((ours[name], running[name]))
+        for worker, graphs in late.items():
+            self._stop(worker, graphs)
+
+    def result(self, future: Future[Any]) -> Any:
+        """Return the result of a graph that has ended, or what it raised; LOST if it is not there.
+
+        May be called from any thread.
+        """
+        from distributed import CancelledError
+
+        if future.key in self.stopped:
+            return None
+        try:
+            return future.result(timeout=_RESULT_SECONDS)
+        except Exception as raised:
+            if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
+                return self._cancelled()
+            if future.status == "error":
+                return self._error(future)
+            # The last: of a client that is closing, distributed takes a result that there is not.
+            if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
+                return LOST
+            return raised
+
+    @staticmethod
+    def _error(future: Future[Any]) -> Any:
+        try:
+            return future.exception(timeout=_RESULT_SECONDS)
+        except Exception:
+            return LOST
+
+    def outcome(self, future: Future[Any], result: Any) -> Any:
+        """Return what a graph that has ended came to, of its result as `result` returned it.
+
+        Raises
+        ------
+        SchedulerError
+        """
+        from distributed.scheduler import KilledWorker
+
+        outcome = self.stopped.pop(future.key, result)
+        self._last_sign_of_life = time.monotonic()
+        _, name = _step_and_name(future.key)
+        # Run again, it begins again.
+        self._began = {key: began for key, began in self._began.items() if key[0] != name}
+        if isinstance(outcome, CaseError) or not isinstance(outcome, Exception):
+            return outcome
+        if isinstance(outcome, SchedulerError):
+            raise outcome
+        if isinstance(outcome, KilledWorker):
+            self._check_that_it_is_ours(future.key)
+            return self._lost(outcome)
+        if isinstance(outcome, RuntimeError) and "deserialization" in str(outcome):
+            raise SchedulerError(
+                "the scheduler or a worker cannot import dask_slicer; install this version there "
+                f"too ({outcome})"
+            )
+        return as_case_error(outcome, step="load")
+
+    def _check_that_it_is_ours(self, key: Any) -> None:
+        """Raise if another client keeps the error of a task, which then may be none of ours."""
+        call = self.client._run_on_scheduler
+        if self._try(call, _is_wanted_by_others, key=key, client=self.client.id):
+            raise SchedulerError(
+                f"another run is using this scheduler for a case of the same id "
+                f"({_step_and_name(key)[1]}); wait for it, or use another scheduler"
+            )
+
+    def _lost(self, error: Any) -> CaseError:
+        """Return why a case's worker died: for its memory, or by itself."""
+        # The task is named by its key, ("save", case_id).
+        step = error.task[0] if isinstance(error.task, tuple) else "load"
+        worker = error.last_worker
+        exitcode = self._exitcode(worker)
+        lost: CaseError
+        if self._passed_its_limit(worker):
+            lost = OutOfMemory(f"its worker passed its memory limit and was stopped; {_LESS}")
+        elif exitcode in (_KILLED, _UNREAD) and system.n_oom_kills() > self._n_oom_kills:
+            self._n_oom_kills = system.n_oom_kills()
+            lost = OutOfMemory(f"the system was out of memory and ended its worker; {_LESS}")
+        else:
+            lost = WorkerLost(f"the worker that ran it {_how_it_ended(exitcode)}")
+        return as_case_error(lost, step=step)
+
+    def _passed_its_limit(self, worker: WorkerState) -> bool:
+        """Return whether a worker's nanny stopped it for its memory."""
+        # Not by address: a nanny learns that of a new worker late, and until then names the last.
+        return any(
+            event["pid"] == worker.pid and _host(event["worker"]) == _host(worker.address)
+            for _, event in self._events(_MEMORY_EVENTS)
+        )
+
+    def _exitcode(self, worker: WorkerState) -> int | None:
+        """Return how a worker ended; None if it has no nanny of ours to say so."""
+        if not tells_exits(self.client):
+            return None
+        began = min((at for at, _ in self._events(worker.address)), default=0.0)
+        deadline = time.monotonic() + _EXITCODE_SECONDS
+        while True:
+            for at, event in self._events(EXIT_EVENTS):
+                if event["name"] == worker.name and at > began:
+                    return int(event["exitcode"])
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+
+    def _events(self, topic: str) -> list[tuple[float, dict[str, Any]]]:
+        # Only the wording depends on them.
+        return list(self._try(self.client._run_on_scheduler, _events, topic=topic) or ())
+
+    def _try(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Ask for something that may not be answered; None if it is not."""
+        try:
+            return self.client.sync(call, *args, **options, callback_timeout=_TRY_SECONDS)
+        except Exception as error:  # a worker, or a host, that is gone or does not answer
+            _LOG.debug("no answer to %s: %s", call, error)
+            return None
+
+    def _stop(self, worker: str, graphs: list[tuple[Future[Any], _Running]]) -> None:
+        """Stop graphs of a worker for good.
+
+        Cancelling leaves the thread as it is, and the worker's slot blocked; so the worker goes,
+        after it was told not to take on another case, and after the graphs were cancelled, which
+        would be run elsewhere otherwise.
+        """
+        has_nanny = all(one.has_nanny for _, one in graphs)
+        stays = "" if has_nanny else f"; {worker} has no nanny, and stays busy with it"
+        for future, one in graphs:
+            # Of a worker that is stuck so that it cannot say what it runs, any may be the one.
+            said = "took" if one.is_certain else "was on a worker that took"
+            kind = Timeout if one.is_certain else WorkerLost
+            failure = kind(
+                f"{said} longer than --timeout {self.timeout:g} s and was stopped{stays}"
+            )
+            self.stopped[future.key] = as_case_error(failure, step=one.step)
+        self._try(self.client._run_on_scheduler, _pause, worker=worker)
+        self.client.cancel([future for future, _ in graphs], force=True)
+        if has_nanny:
+            self._try(self.client._run, _kill_worker, workers=[worker], nanny=True)
+
+    def _ask_what_runs(self) -> tuple[dict[str, _Running], bool]:
+        try:
+            found: tuple[dict[str, _Running], bool] = self.client.sync(
+                self.client._run_on_scheduler, _what_runs, callback_timeout=_ANSWER_SECONDS
+            )
+        except TimeoutError:
+            if self.client.status != "running":
+                raise self._scheduler_lost() from None
+            raise SchedulerError(
+                f"the Dask scheduler at {self._address} has not answered for {_ANSWER_SECONDS} s"
+            ) from None
+        except OSError as error:  # the client may yet find it again; if not, it says so
+            _LOG.debug("the scheduler cannot be asked: %s", error)
+            return {}, False
+        return found
+
+    def _cancelled(self) -> SchedulerError:
+        lost = self._scheduler_lost()
+        if self.client.status == "running":
+            return SchedulerError(f"its graphs were cancelled: by somebody, or {lost} for a moment")
+        return lost
+
+    def _scheduler_lost(self) -> SchedulerError:
+        return SchedulerError(f"the connection to the Dask scheduler at {self._address} was lost")
+
+
+def _host(address: str | None) -> str:
+    from distributed.comm.addressing import get_address_host
+
+    return str(get_address_host(address)) if address else ""
+
+
+def _how_it_ended(exitcode: int | None) -> str:
+    if exitcode in (None, _UNREAD):
+        return "died; the system's log may say why"
+    if exitcode >= 0:
+        return f"exited with status {exitcode}"
+    try:
+        return f"was killed by signal {-exitcode} ({signal.Signals(-exitcode).name})"
+    except ValueError:
+        return f"was killed by signal {-exitcode}"
+
+
+def _step_and_name(key: Any) -> tuple[str, str]:
+    """Return what a key of ours says; of another's, nothing."""
+    if isinstance(key, tuple) and len(key) == _KEY_LENGTH:
+        return str(key[0]), str(key[1])
+    return "", ""
+
+
+def _what_runs(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool]:
+    """Return which graphs run, by name, and whether anything does; runs on the scheduler."""
+    found = {}
+    is_busy = False
+    for worker in dask_scheduler.workers.values():
+        tasks = list(worker.processing)
+        is_busy = is_busy or bool(tasks)
+        if len(tasks) > worker.nthreads:
+            # A scheduler with settings of its own put one more in front of a busy worker. Which of
+            # them run, the worker says, unless it is stuck.
+            tasks = [task for task in tasks if task in worker.executing] or tasks
+        is_certain = len(tasks) <= worker.nthreads
+        for task in tasks:
+            step, name = _step_and_name(task.key)
+            if name:
+                has_nanny = worker.nanny is not None
+                found[name] = _Running(step, worker.address, has_nanny, is_certain)
+    return found, is_busy
+
+
+def _events(topic: str, dask_scheduler: Scheduler) -> tuple[Any, ...]:
+    """Return what was logged; runs on the scheduler."""
+    found: tuple[Any, ...] = tuple(dask_scheduler.get_events(topic))
+    return found
+
+
+def _is_wanted_by_others(key: Any, client: str, dask_scheduler: Scheduler) -> bool:
+    """Return whether other clients than one hold a task; runs on the scheduler."""
+    task = dask_scheduler.tasks.get(key)
+    return task is not None and any(one.client_key != client for one in task.who_wants or ())
+
+
+def _pause(worker: str, dask_scheduler: Scheduler) -> None:
+    """Give a worker no more tasks; runs on the scheduler."""
+    if worker in dask_scheduler.workers:
+        dask_scheduler.handle_worker_status_change("paused", worker, stimulus_id="dask-slicer-stop")
+
+
+def _kill_worker(dask_worker: Any) -> None:
+    """End a worker at once, whatever it is doing; runs in its nanny."""
+    if dask_worker.pid:
+        psutil.Process(dask_worker.pid).kill()

@@ -1,0 +1,231 @@
+"""Starting or connecting to the workers of a run."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from dask_slicer.cluster.preflight import Needs, check
+from dask_slicer.cluster.rpc import deaf_to_ctrl_c
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.errors import UsageError
+from dask_slicer.execution import tasks
+from dask_slicer.monitoring.events import Observer
+from dask_slicer.output.layout import shares_with_lock
+from dask_slicer.utils import system
+from dask_slicer.utils.formatting import count, size
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+# Ids of clients that a run of this program is at work on.
+_in_use: set[str] = set()
+_LOCK = threading.Lock()
+
+
+class _Place(NamedTuple):
+    client: Client
+    where: str
+    dashboard: str
+
+
+@contextmanager
+def workers(
+    config: RunConfig,
+    n_cases: int,
+    *,
+    peak_bytes: int,
+    needs: Needs,
+    client: Client | None,
+    observer: Observer,
+) -> Iterator[Client | None]:
+    """Start workers, here or in jobs, or connect to those of a scheduler: as a configuration says.
+
+    Parameters
+    ----------
+    config : RunConfig
+    n_cases : int
+        No more workers than that are started, and none for none.
+    peak_bytes : int
+        Memory that a worker needs for the largest case.
+    needs : Needs
+        What is looked at before the first case, where workers are not processes of this machine.
+    client : Client, optional
+        Wins over the configuration.
+    observer : Observer
+        Is told where, and the link of the dashboard.
+
+    Yields
+    ------
+    Client or None
+        None: in this process.
+    """
+    is_remote = client is None and bool(config.scheduler or config.scheduler_file)
+    in_jobs = client is None and config.cluster is not None
+    is_local = client is None and not is_remote and not in_jobs
+    if n_cases == 0 or (is_local and config.num_workers == 0):
+        observer.connected("", "in this process")
+        if config.performance_report is not None:
+            observer.note("--performance_report has no effect without workers: Dask writes none")
+        yield None
+        return
+    from dask_slicer.cluster import jobqueue
+    from dask_slicer.cluster.client import (
+        dashboard_link,
+        has_our_page,
+        page_link,
+        performance_report,
+    )
+
+    with ExitStack() as stack:
+        if client is not None:
+            stack.enter_context(_alone_on(client))
+            place = _Place(client, "on the workers of the given client", dashboard_link(client))
+        elif is_remote:
+            place = stack.enter_context(_on_scheduler(config, observer))
+        elif in_jobs:
+            place = stack.enter_context(_in_jobs(config, n_cases, peak_bytes, observer))
+        else:
+            place = stack.enter_context(_here(config, n_cases, peak_bytes, observer))
+        dashboard = "" if config.dashboard_address == "none" else place.dashboard
+        observer.connected(dashboard, place.where)
+        page = page_link(dashboard)
+        if page and (is_local or in_jobs or has_our_page(place.client)):
+            observer.paged(page)
+        for note in _without_effect(
+            config, is_remote=is_remote, in_jobs=in_jobs, is_local=is_local
+        ):
+            observer.note(note)
+        if in_jobs:
+            jobqueue.wait_for_workers(place.client, observer.note)
+        if not is_local:
+            check(
+                place.client,
+                needs,
+                observer.note,
+                module=tasks.__name__,
+                upload=config.upload_code,
+            )
+        if client is not None:
+            stack.enter_context(deaf_to_ctrl_c(client))
+        if config.performance_report is not None:
+            stack.enter_context(performance_report(place.client, config.performance_report))
+        yield place.client
+
+
+def _without_effect(
+    config: RunConfig, *, is_remote: bool, in_jobs: bool, is_local: bool
+) -> Iterator[str]:
+    """Yield what is said of settings that mean nothing where the run is."""
+    if config.num_workers != RunConfig.model_fields["num_workers"].default:
+        if is_remote:
+            yield "--num_workers is ignored: the scheduler has its own workers"
+        elif in_jobs:
+            yield "--num_workers is ignored: --jobs and --cores say how many there are"
+    if is_local and config.upload_code:
+        yield "--upload_code has no effect: workers on this machine have this code"
+
+
+@contextmanager
+def _on_scheduler(config: RunConfig, observer: Observer) -> Iterator[_Place]:
+    from dask_slicer.cluster import remote
+    from dask_slicer.cluster.client import (
+        address,
+        count_threads,
+        dashboard_link,
+    )
+
+    with remote.remote_client(config, observer.note) as client:
+        threads = count(count_threads(client), "thread")
+        where = f"on {threads} of {address(client)}"
+        yield _Place(client, where, dashboard_link(client))
+
+
+@contextmanager
+def _in_jobs(
+    config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
+) -> Iterator[_Place]:
+    from dask_slicer.cluster import jobqueue
+
+    memory = config.memory // config.cores
+    if memory < peak_bytes:
+        observer.note(
+            f"a case may need {size(peak_bytes)} of memory, a worker has {size(memory)}; "
+            f"--memory {math.ceil(peak_bytes * config.cores / 1e9)}GB fits"
+        )
+    n_jobs = min(config.jobs, math.ceil(n_cases / config.cores))
+    each = f", {config.cores} workers each" if config.cores > 1 else ""
+    with jobqueue.job_client(
+        config,
+        n_jobs=n_jobs,
+        dashboard_address=config.dashboard_address,
+        output_dir=config.output_dir,
+        keep_logs=bool(shares_with_lock(config.output_dir)),
+        note=observer.note,
+    ) as client:
+        where = f"in {count(n_jobs, 'job')} of {config.cluster}{each}"
+        yield _Place(client, where, jobqueue.dashboard_link(client, config.dashboard_address))
+
+
+@contextmanager
+def _alone_on(client: Client) -> Iterator[None]:
+    """Keep another run of this program off a client, on which equal keys are one task.
+
+    Raises
+    ------
+    UsageError
+        If one is at work there.
+    """
+    with _LOCK:
+        if client.id in _in_use:
+            raise UsageError(
+                "another run of this program is at work on this client; wait until it is over, or "
+                "give this one a client of another scheduler"
+            )
+        _in_use.add(client.id)
+    try:
+        yield
+    finally:
+        _in_use.discard(client.id)
+
+
+@contextmanager
+def _here(config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer) -> Iterator[_Place]:
+    from dask_slicer.cluster import local
+    from dask_slicer.cluster.client import (
+        dashboard_link,
+    )
+
+    n_workers = _n_workers(config, n_cases, peak_bytes, observer)
+    with local.local_client(
+        n_workers,
+        memory_limit=system.memory_bytes() // n_workers,
+        dashboard_address=config.dashboard_address,
+        imported=["dask_slicer.output.formats.zarr_writer"] if config.format == "zarr" else [],
+    ) as client:
+        yield _Place(client, f"on {count(n_workers, 'worker')}", dashboard_link(client))
+
+
+def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
+    """Return how many workers to start: as asked, but no more than cases, or than fit for -1."""
+    wanted = config.num_workers
+    memory = system.memory_bytes()
+    fitting = max(memory // peak, 1)
+    if wanted == -1:
+        wanted = system.cpu_count()
+        if fitting < min(wanted, n_cases):
+            observer.note(
+                f"{fitting} of {wanted} CPUs are used: memory of {size(memory)} holds no more "
+                f"cases of {size(peak)}"
+            )
+            wanted = fitting
+    elif fitting < min(wanted, n_cases):
+        observer.note(
+            f"{wanted} workers may need {size(wanted * peak)} of memory, there is "
+            f"{size(memory)}; --num_workers {fitting} fits"
+        )
+    return max(min(wanted, n_cases), 1)

@@ -1,0 +1,1 @@
+"""Finding the cases of a dataset and reading their volumes."""

@@ -1,0 +1,162 @@
+"""Cases, their ids, and the file names that ids are made of."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dask_slicer.utils.formatting import count
+from dask_slicer.utils.repr_html import _MOST_ROWS, card, facts
+
+if TYPE_CHECKING:
+    pass
+
+
+_SUFFIXES = (".nii.gz", ".nii")
+_CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
+# Names that Windows keeps for devices, whatever their suffix.
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+# Room for the slice number and the suffix in the 255 bytes that file systems give a name.
+_LONGEST_ID = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One scan: images of one grid, and the label map if there is one.
+
+    Attributes
+    ----------
+    case_id : str
+    images : tuple of str
+        Absolute paths, one per modality.
+    label : str or None
+        Absolute path.
+    group : str or None
+        The patient, where the dataset names one.
+    split : str or None
+        Where the dataset fixes one.
+    """
+
+    case_id: str
+    images: tuple[str, ...]
+    label: str | None = None
+    group: str | None = None
+    split: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Return every file of the case, the label last."""
+        return self.images if self.label is None else (*self.images, self.label)
+
+    def _repr_html_(self) -> str:
+        return case_card(self)
+
+
+def is_nifti_name(name: str) -> bool:
+    """Return whether a file name is that of a NIfTI volume; hidden files are not.
+
+    Examples
+    --------
+    >>> is_nifti_name("liver.nii.gz"), is_nifti_name("._liver.nii.gz")
+    (True, False)
+    """
+    return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+
+
+def stem_of(name: str) -> str:
+    """Return a NIfTI file's name without its suffix.
+
+    Examples
+    --------
+    >>> stem_of("liver.v2.nii.gz"), stem_of("liver.nii")
+    ('liver.v2', 'liver')
+    """
+    for suffix in _SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def split_channel(name: str) -> tuple[str, int] | None:
+    """Return case id and channel of an nnU-Net image's file name, None if it has no channel.
+
+    Examples
+    --------
+    >>> split_channel("liver_007_0001.nii.gz")
+    ('liver_007', 1)
+    >>> split_channel("liver_007.nii.gz") is None
+    True
+    """
+    match = _CHANNEL.fullmatch(stem_of(name))
+    return (match["case_id"], int(match["channel"])) if match else None
+
+
+def case_id_problem(case_id: str) -> str | None:
+    """Return why a case id cannot be a file name on every system, None if it can.
+
+    Examples
+    --------
+    >>> case_id_problem("../liver")
+    "case id '../liver' is not a plain file name: it holds '/'"
+    >>> case_id_problem("liver_007") is None
+    True
+    """
+    reason = None
+    bad = re.search(r'[/\\:*?"<>|\x00-\x1f\x7f]', case_id)
+    if not case_id.strip():
+        reason = "it is empty"
+    elif bad:
+        reason = f"it holds {bad.group()!r}"
+    elif case_id.startswith(".") or case_id.endswith((".", " ")) or case_id.startswith(" "):
+        reason = "it starts or ends with a dot or a space"
+    elif _DEVICES.fullmatch(case_id):
+        reason = "it is a device on Windows"
+    elif len(case_id.encode("utf-8", "surrogatepass")) > _LONGEST_ID:
+        reason = f"it is longer than {_LONGEST_ID} bytes"
+    elif not case_id.isprintable():
+        reason = "it holds characters that cannot be printed"
+    if reason is None:
+        return None
+    return f"case id {case_id[:80]!r} is not a plain file name: {reason}"
+
+
+def case_id_problems(case_ids: Iterable[str]) -> list[str]:
+    """Return what is wrong with a dataset's case ids: not plain, or not unique.
+
+    Ids that differ in case only are one file on macOS and Windows, so they count as equal.
+
+    Examples
+    --------
+    >>> case_id_problems(["a", "b", "A"])
+    ["case ids must be unique, also when case is ignored: 'a', 'A'"]
+    """
+    case_ids = list(case_ids)
+    problems = [problem for problem in map(case_id_problem, dict.fromkeys(case_ids)) if problem]
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for case_id in case_ids:
+        # One letter with an accent, or a letter and an accent: macOS does not tell them apart.
+        alike[unicodedata.normalize("NFC", case_id).casefold()].append(case_id)
+    for spellings in alike.values():
+        if len(spellings) > 1:
+            counts = Counter(spellings)
+            named = ", ".join(
+                f"{name!r}" + (f" ({n} times)" if n > 1 else "") for name, n in counts.items()
+            )
+            problems.append(f"case ids must be unique, also when case is ignored: {named}")
+    return problems
+
+
+def case_card(case: Case) -> str:
+    """Return a case as HTML."""
+    return card(f"Case {case.case_id}", facts(_files(case)))
+
+
+def _files(case: Case) -> list[tuple[str, object]]:
+    images = [("image", path) for path in case.images[:_MOST_ROWS]]
+    more = len(case.images) - _MOST_ROWS
+    rest = [("", f"… and {count(more, 'more image')}")] if more > 0 else []
+    return [*images, *rest, ("label", case.label or "none")]

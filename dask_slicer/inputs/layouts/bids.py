@@ -1,0 +1,72 @@
+"""BIDS: sub-*/[ses-*/]anat, labels in derivatives/."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from dask_slicer.inputs.case import Case, is_nifti_name, stem_of
+from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_text, volume_files
+from dask_slicer.utils.formatting import count, some
+
+# BIDS entities that derivatives add to those of the scan.
+_DERIVED = {"atlas", "den", "desc", "label", "res", "seg", "space"}
+
+
+def bids(root: Path) -> LayoutMatch:
+    """Recognise sub-*/[ses-*/]anat/*.nii.gz, labels in derivatives/."""
+    finding = LayoutMatch("BIDS")
+    images = [
+        path
+        for subject in sorted(root.glob("sub-*"))
+        for anat in (subject / "anat", *sorted(subject.glob("ses-*/anat")))
+        for path in volume_files(anat)
+    ]
+    finding.seen = len(images)
+    if not images:
+        finding.miss = "no NIfTI file in sub-*/anat or sub-*/ses-*/anat"
+        return finding
+    labels: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in sorted((root / "derivatives").glob("**/anat/sub-*")):
+        words = re.split(r"[_-]", stem_of(path.name))
+        if is_nifti_name(path.name) and words[0] == "sub" and LABEL_WORDS & set(words[2:]):
+            labels[words[1]].append(path)
+    finding.reason = f"{count(len(images), 'image')} in sub-*/anat, each a case, grouped by subject"
+    for path in images:
+        case_id = stem_of(path.name)
+        subject = re.split(r"[_-]", case_id)[1] if "-" in case_id else case_id
+        # Labels repeat the image's entities, with or without its suffix: sub-01_T1w_label-x_mask
+        # and sub-01_dseg both belong to sub-01_T1w.
+        candidates = [
+            label
+            for label in labels[subject]
+            if stem_of(label.name).startswith((f"{case_id}_", f"{case_id}-"))
+        ] or [label for label in labels[subject] if _entities(label.name) == _entities(path.name)]
+        if len(candidates) > 1:
+            finding.problems.append(
+                f"case {case_id} has {len(candidates)} labels: "
+                f"{some([label.name for label in candidates])}; name one in a manifest"
+            )
+        finding.cases.append(
+            Case(
+                case_id=case_id,
+                images=(str(path),),
+                label=optional_text(candidates[0] if candidates else None),
+                group=f"sub-{subject}",
+            )
+        )
+    used = {case.label for case in finding.cases}
+    orphans = [path.name for paths in labels.values() for path in paths if str(path) not in used]
+    if orphans:
+        finding.notes.append(f"{count(len(orphans), 'label')} without an image: {some(orphans)}")
+    return finding
+
+
+def _entities(name: str) -> frozenset[str]:
+    """Return what a BIDS name says of the scan; what it says of the making of a label left out."""
+    return frozenset(
+        word
+        for word in stem_of(name).split("_")
+        if "-" in word and word.partition("-")[0] not in _DERIVED
+    )

@@ -1,0 +1,78 @@
+"""One folder per case, as in BraTS."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from dask_slicer.inputs.case import Case, stem_of
+from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_text, volume_files
+from dask_slicer.utils.formatting import count, some
+
+
+def folder_a_case(root: Path) -> LayoutMatch:
+    """Recognise <case>/*.nii.gz, as BraTS has it."""
+    finding = LayoutMatch("a folder a case")
+    folders = {
+        folder.name: volumes
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".") and (volumes := volume_files(folder))
+    }
+    # A layout of which only half is there is named by its own recogniser.
+    standing = {"imagesTr", "imagesTs", "labelsTr", "labelsTs", "images", "labels"}
+    if not folders or standing & set(folders):
+        finding.miss = "no folder with an image in it"
+        loose = volume_files(root)
+        if loose:
+            finding.seen = len(loose)
+            finding.miss = (
+                f"found {count(len(loose), 'NIfTI file')} beside each other, not in folders"
+            )
+        return finding
+    named = {case_id: _by_role(case_id, paths, finding) for case_id, paths in folders.items()}
+    counts = Counter(name for images, _ in named.values() for name in images)
+    # A name that few folders have is a stray; where no name is common, each has its own.
+    modalities = sorted(name for name, count in counts.items() if 2 * count >= len(named))
+    strays = [
+        f"{case_id}/{path.name}"
+        for case_id, (images, _) in named.items()
+        for name, path in images.items()
+        if modalities and name not in modalities
+    ]
+    if strays:
+        finding.notes.append(f"{count(len(strays), 'stray file')} left out: {some(strays)}")
+    finding.reason = f"{count(len(folders), 'folder')} with " + (
+        f"the images {', '.join(modalities)}" if len(modalities) > 1 else "an image each"
+    )
+    finding.cases = [
+        Case(
+            case_id=case_id,
+            images=tuple(
+                str(images.get(name, root / case_id / f"{case_id}_{name}.nii.gz"))
+                for name in modalities or images
+            ),
+            label=optional_text(label),
+        )
+        for case_id, (images, label) in named.items()
+    ]
+    return finding
+
+
+def _by_role(
+    case_id: str, paths: list[Path], finding: LayoutMatch
+) -> tuple[dict[str, Path], Path | None]:
+    images: dict[str, Path] = {}
+    label: Path | None = None
+    for path in paths:
+        name = re.sub(rf"^{re.escape(case_id)}([_\- ]+|$)", "", stem_of(path.name)) or "image"
+        is_label = bool(LABEL_WORDS & set(re.split(r"[_\W]+", name.lower())))
+        other = label if is_label else images.get(name)
+        if other is not None:
+            what = "labels" if is_label else "files for one modality"
+            finding.problems.append(f"case {case_id} has two {what}: {other.name} and {path.name}")
+        if is_label:
+            label = path
+        else:
+            images[name] = path
+    return images, label

@@ -1,0 +1,35 @@
+"""Two folders, images/ and labels/, with files of equal names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.layouts.base import (
+    LayoutMatch,
+    by_stem,
+    note_orphans,
+    optional_text,
+    volume_files,
+)
+from dask_slicer.utils.formatting import count
+
+
+def images_and_labels(root: Path) -> LayoutMatch:
+    """Recognise images/<case>.nii.gz and labels/<case>.nii.gz."""
+    finding = LayoutMatch("images/ and labels/")
+    images = by_stem(volume_files(root / "images"), finding)
+    finding.seen = len(images)
+    if not images:
+        finding.miss = "no NIfTI file in images"
+        return finding
+    labels = by_stem(volume_files(root / "labels"), finding)
+    finding.reason = (
+        f"images holds {count(len(images), 'volume')}, labels {len(labels)} of equal names"
+    )
+    finding.cases = [
+        Case(case_id=case_id, images=(str(path),), label=optional_text(labels.get(case_id)))
+        for case_id, path in images.items()
+    ]
+    note_orphans(labels, images, finding)
+    return finding

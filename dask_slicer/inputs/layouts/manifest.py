@@ -1,0 +1,153 @@
+"""CSV and JSON manifests: case_id, image, image_2…, label, group, split."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.errors import DatasetError
+from dask_slicer.inputs.case import Case
+
+_NAMES = ("manifest.csv", "manifest.json")
+_IMAGE = re.compile(r"image(_\d+)?")
+
+
+def find_manifest(input_dir: Path) -> Path | None:
+    """Return the manifest that describes a dataset, None if it has none.
+
+    That is `input_dir` itself if it is a file, else manifest.csv or manifest.json in it, else the
+    only CSV file there whose header has case_id and image.
+    """
+    if input_dir.is_file():
+        return input_dir if input_dir.suffix.lower() in (".csv", ".json") else None
+    for name in _NAMES:
+        if (input_dir / name).is_file():
+            return input_dir / name
+    tables = [path for path in sorted(input_dir.glob("*.csv")) if _has_columns(path)]
+    return tables[0] if len(tables) == 1 else None
+
+
+def read_manifest(path: Path) -> tuple[list[Case], list[str]]:
+    """Return the cases that a manifest names, in its order, and notes about it.
+
+    Parameters
+    ----------
+    path : Path
+        CSV with a header, or JSON: a list of objects, or such a list under `cases`. Relative paths
+        are relative to the manifest.
+
+    Returns
+    -------
+    cases : list of Case
+    notes : list of str
+
+    Raises
+    ------
+    DatasetError
+        If it cannot be read; names the row.
+    """
+    try:
+        rows = list(_rows(path))
+    except UnicodeDecodeError:
+        raise DatasetError(f"the manifest {path} is not UTF-8 text") from None
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
+        raise DatasetError(f"cannot read the manifest {path}: {error}") from None
+    columns = list(dict.fromkeys(name for _, row in rows for name in row))
+    images = sorted(
+        (name for name in columns if _IMAGE.fullmatch(name)),
+        key=lambda name: int(name.partition("_")[2] or 1),
+    )
+    if rows and ("case_id" not in columns or "image" not in columns):
+        raise DatasetError(
+            f"the manifest {path} must have the columns case_id and image, has {', '.join(columns)}"
+        )
+    cases = [_case(where, row, images, path) for where, row in rows]
+    splits = {case.split is not None for case in cases}
+    if len(splits) == 2:
+        without = [case.case_id for case in cases if case.split is None]
+        raise DatasetError(
+            f"the manifest {path} gives a split to some cases but not to {without[0]}"
+            f" ({len(without)} in all); give every case one, or none"
+        )
+    unknown = [
+        name for name in columns if name not in ("case_id", "label", "group", "split", *images)
+    ]
+    notes = (
+        [f"columns of {path.name} that mean nothing here: {', '.join(unknown)}"] if unknown else []
+    )
+    return cases, notes
+
+
+def _has_columns(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            header = next(csv.reader(lines), [])
+    except (OSError, ValueError, csv.Error):
+        return False
+    return {"case_id", "image"} <= {name.strip() for name in header}
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Yield where a row stands and what it holds; cells that are empty or null are left out."""
+    if path.suffix.lower() == ".json":
+        described = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = described.get("cases") if isinstance(described, dict) else described
+        if not isinstance(entries, list):
+            raise ValueError("expected a list of cases, or one under the key `cases`")
+        for number, entry in enumerate(entries, start=1):
+            if not isinstance(entry, dict):
+                raise ValueError(f"case {number} is not an object")
+            for name, value in entry.items():
+                # A case may be called 7; a file may not.
+                if not isinstance(value, str | None) and (
+                    name not in ("case_id", "group") or isinstance(value, dict | list)
+                ):
+                    raise ValueError(f"{name} of case {number} must be text, got {value!r}")
+            yield f"case {number}", _cells(entry)
+        return
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
+        names = [name.strip() for name in reader.fieldnames or ()]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"the column {twice[0]} is there twice")
+        for row in reader:
+            if None in row:
+                raise ValueError(f"line {reader.line_num} has more fields than the header")
+            yield f"line {reader.line_num}", _cells(row)
+
+
+def _cells(row: Mapping[Any, Any]) -> dict[str, str]:
+    return {
+        str(name).strip(): str(value).strip()
+        for name, value in row.items()
+        if value is not None and str(value).strip()
+    }
+
+
+def _case(where: str, row: Mapping[str, str], images: list[str], manifest: Path) -> Case:
+    if "case_id" not in row:
+        raise DatasetError(f"the manifest {manifest} has no case_id in {where}")
+    split = row.get("split")
+    if split is not None and split not in SPLITS:
+        raise DatasetError(
+            f"split must be one of {', '.join(SPLITS)}, got {split} in {where} of {manifest}"
+        )
+    label = row.get("label")
+    return Case(
+        case_id=row["case_id"],
+        images=tuple(_located(row[name], manifest) for name in images if name in row),
+        label=None if label is None else _located(label, manifest),
+        group=row.get("group"),
+        split=split,
+    )
+
+
+def _located(path: str, manifest: Path) -> str:
+    return os.path.normpath(manifest.parent / path)

@@ -1,0 +1,112 @@
+"""nnU-Net raw datasets: imagesTr, labelsTr and dataset.json."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+from dask_slicer.inputs.case import Case, split_channel
+from dask_slicer.inputs.layouts.base import (
+    LayoutMatch,
+    by_stem,
+    note_orphans,
+    optional_text,
+    read_json,
+    test_images_note,
+    volume_files,
+)
+from dask_slicer.utils.formatting import count, some
+
+
+def nnunet_raw(root: Path, include_test: bool) -> LayoutMatch:
+    """Recognise imagesTr/<case>_0000.nii.gz, one file a modality; labelsTr/<case>.nii.gz."""
+    finding = LayoutMatch("nnU-Net raw")
+    images = volume_files(root / "imagesTr")
+    finding.seen = len(images)
+    channels = _by_channel(images, finding)
+    if not any(0 in found for found in channels.values()):
+        finding.miss = (
+            f"found {len(images)} NIfTI files in imagesTr, none ends in _0000.nii.gz"
+            if images
+            else "no NIfTI file in imagesTr"
+        )
+        return finding
+    n_channels = _declared_channels(root) or 1 + max(max(found) for found in channels.values())
+    labels = by_stem(volume_files(root / "labelsTr"), finding)
+    finding.reason = "imagesTr holds <case>_0000.nii.gz" + (
+        f" to _{n_channels - 1:04d}" if n_channels > 1 else ""
+    )
+    finding.cases = _nnunet_cases(channels, labels, root / "imagesTr", n_channels)
+    surplus = [
+        path.name for found in channels.values() for n, path in found.items() if n >= n_channels
+    ]
+    if surplus:
+        finding.notes.append(
+            f"{count(len(surplus), 'file')} left out, dataset.json has {n_channels} channels: "
+            f"{some(surplus)}"
+        )
+    note_orphans(labels, channels, finding)
+    test_images = volume_files(root / "imagesTs")
+    test_channels = _by_channel(test_images, finding) if include_test else {}
+    if test_channels:
+        test_labels = by_stem(volume_files(root / "labelsTs"), finding)
+        finding.cases += _nnunet_cases(
+            test_channels, test_labels, root / "imagesTs", n_channels, split="test"
+        )
+    elif test_images and not include_test:
+        finding.notes.append(test_images_note(len(test_images)))
+    return finding
+
+
+def _by_channel(images: list[Path], finding: LayoutMatch) -> dict[str, dict[int, Path]]:
+    channels: defaultdict[str, dict[int, Path]] = defaultdict(dict)
+    odd = []
+    for path in images:
+        found = split_channel(path.name)
+        if found is None:
+            odd.append(path.name)
+            continue
+        case_id, channel = found
+        if channel in channels[case_id]:
+            finding.problems.append(
+                f"two files for one modality: {channels[case_id][channel].name} and {path.name}"
+            )
+        channels[case_id][channel] = path
+    if odd and channels:
+        finding.notes.append(
+            f"{count(len(odd), 'file')} in {images[0].parent.name} left out, no _0000 in the name: "
+            f"{some(odd)}"
+        )
+    return dict(channels)
+
+
+def _nnunet_cases(
+    channels: dict[str, dict[int, Path]],
+    labels: dict[str, Path],
+    folder: Path,
+    n_channels: int,
+    *,
+    split: str | None = None,
+) -> list[Case]:
+    # A channel that is not there keeps its place: reading it will name the file that is missing.
+    return [
+        Case(
+            case_id=case_id,
+            images=tuple(
+                str(found.get(channel, folder / f"{case_id}_{channel:04d}.nii.gz"))
+                for channel in range(n_channels)
+            ),
+            label=optional_text(labels.get(case_id)),
+            split=split,
+        )
+        for case_id, found in channels.items()
+    ]
+
+
+def _declared_channels(root: Path) -> int | None:
+    description = read_json(root / "dataset.json")
+    if isinstance(description, dict):
+        names = description.get("channel_names", description.get("modality"))
+        if isinstance(names, dict) and names:
+            return len(names)
+    return None

@@ -1,0 +1,43 @@
+"""Loading the volume of a case from its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dask_slicer.core.geometry import Grid, align, reorient
+from dask_slicer.core.volume import Volume, Voxels
+from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.readers.nifti import NiftiHeader, read_voxels
+
+
+def grids_of(headers: Sequence[NiftiHeader], *, has_label: bool) -> list[Grid]:
+    """Return where a case's files lie, images first, the label last."""
+    grids = []
+    for number, header in enumerate(headers):
+        is_label = has_label and number == len(headers) - 1
+        name = f"{'label' if is_label else 'image'} {header.path}"
+        grids.append(Grid(shape=header.shape, affine=header.affine, name=name))
+    return grids
+
+
+def load_volume(case: Case, plane: str) -> Volume:
+    """Return the voxels of a case, as stored, with axes in the order of a plane.
+
+    Raises
+    ------
+    MissingFile, PermissionDenied, CorruptFile, UnsupportedImage, GeometryMismatch
+    """
+    headers, arrays = zip(*map(read_voxels, case.files), strict=True)
+    has_label = case.label is not None
+    orientations, grid = align(grids_of(headers, has_label=has_label), plane)
+    voxels = [
+        Voxels(
+            stored=reorient(array, orientation),
+            slope=header.slope,
+            intercept=header.intercept,
+            source=header.path,
+        )
+        for header, array, orientation in zip(headers, arrays, orientations, strict=True)
+    ]
+    label = voxels.pop() if has_label else None
+    return Volume(image=tuple(voxels), label=label, affine=grid.affine)

@@ -1,0 +1,1 @@
+"""Readers of volumes: one module for each family of file formats."""

@@ -1,0 +1,1 @@
+"""Progress of runs: terminal, notebook, `dask-slicer watch` and the run page."""

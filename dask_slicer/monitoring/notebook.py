@@ -1,0 +1,200 @@
+"""Progress of a run in a notebook cell."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from html import escape
+from types import TracebackType
+from typing import Any, Self
+
+from dask_slicer.monitoring.counter import Tally
+from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.monitoring.links import proxied, ways_to_see
+from dask_slicer.monitoring.tables import progress_words
+from dask_slicer.monitoring.terminal import report_lines
+from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.records import CommittedCase, FailedCase, failure_line
+from dask_slicer.utils.formatting import count
+
+# Between two drawings, in seconds; without news, as time goes by.
+_EVERY, _AT_LEAST_EVERY = 0.25, 1.0
+# Notes and failures shown one by one, before the rest is only counted.
+_MOST_LINES = 10
+# The theme's own colour where there is one, else that of the text.
+_COLOR = "var(--jp-brand-color1, var(--vscode-progressBar-background, currentColor))"
+
+
+def is_notebook() -> bool:
+    """Return whether this process is a Jupyter kernel; nothing is imported to find out."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
+
+
+class RunProgress(Observer):
+    """Counts what a run tells, from whatever thread, so that it can be drawn at any time.
+
+    Parameters
+    ----------
+    output_dir : str
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.output_dir = output_dir
+        self.report: RunReport | None = None
+        self._dashboard = self._page = self._where = ""
+        self._ways: list[str] = []
+        self._notes: list[str] = []
+        self._failures: list[FailedCase] = []
+        self._tally = Tally()
+
+    def connected(self, dashboard: str, where: str) -> None:
+        """Keep where it runs, and how to get to its dashboard."""
+        self._dashboard, self._where = dashboard, where
+        if dashboard:
+            self._ways = ways_to_see(dashboard, os.environ, host=socket.gethostname())
+
+    def paged(self, link: str) -> None:
+        """Keep where the page of runs is."""
+        self._page = link
+
+    def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
+        """Keep how much there is to do; time starts to count."""
+        self._notes += plan.notes
+        self._tally.begin(todo, skipped=skipped)
+
+    def note(self, text: str) -> None:
+        """Keep what the user should know."""
+        self._notes.append(text)
+
+    def ended(self, record: CommittedCase | FailedCase) -> None:
+        """Count a case."""
+        self._tally.count(record)
+        if isinstance(record, FailedCase):
+            self._failures.append(record)
+
+    def finished(self, report: RunReport) -> None:
+        """Keep the report."""
+        self.report = report
+
+    @property
+    def words(self) -> str:
+        """Return how far the run is, in words."""
+        if self.report is not None:
+            return report_lines(self.report)[0]
+        if not self._tally.has_begun:
+            return "reading headers"
+        return progress_words(self._tally.state(output_dir=self.output_dir))
+
+    def html(self) -> str:
+        """Return how far the run is, as one block; it takes its colours from the page."""
+        place = f"to <code>{_cut(self.output_dir)}</code>"
+        head = f"<strong>Slicing</strong> {escape(self._where)} {place}"
+        if self._dashboard:
+            head += f" · {_anchor(self._dashboard, 'Dask dashboard')}"
+        if self._page:
+            head += f" · {_anchor(self._page, 'run page')}"
+        lines = self._ways + [f"Note: {note}" for note in self._notes[-_MOST_LINES:]]
+        lines += [f"Failed: {failure_line(one)}" for one in self._failures[:_MOST_LINES]]
+        if (more := len(self._failures) - _MOST_LINES) > 0:
+            lines.append(f"… and {count(more, 'more failed case')}")
+        if self.report is not None and self.report.stopped:
+            lines.append(f"Error: {self.report.stopped}")
+        said = "".join(f"<div>{_cut(line)}</div>" for line in lines)
+        return (
+            f'<div style="max-width: 60em"><div>{head}</div>{self._bar()}'
+            f"<div>{escape(self.words)}</div>{said}</div>"
+        )
+
+    def _bar(self) -> str:
+        state = self._tally.state(output_dir=self.output_dir)
+        n_ended, n_todo = state.n_ended, state.n_todo
+        share = n_ended / n_todo if n_todo else float(self.report is not None)
+        return (
+            '<div style="border: 1px solid currentColor; border-radius: 4px; height: 10px; '
+            'margin: 4px 0; overflow: hidden; opacity: 0.8" role="progressbar" '
+            f'aria-valuemin="0" aria-valuemax="{n_todo}" aria-valuenow="{n_ended}">'
+            f'<div style="width: {100 * share:.1f}%; height: 100%; background: {_COLOR}"></div>'
+            "</div>"
+        )
+
+
+class NotebookDisplay(RunProgress):
+    """Draws a run below the cell that it is in, from when there is something to draw."""
+
+    def __init__(self, output_dir: str) -> None:
+        super().__init__(output_dir)
+        self._handle: Any = None
+        self._over = threading.Event()
+        self._drawn = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        if self._handle is not None:
+            self._draw()
+
+    def connected(self, dashboard: str, where: str) -> None:
+        """Begin to draw."""
+        super().connected(dashboard, where)
+        if self._handle is None:
+            self._begin()
+
+    def finished(self, report: RunReport) -> None:
+        """Draw the end."""
+        super().finished(report)
+        self._over.set()
+        if self._handle is None:
+            self._begin()
+        self._draw()
+
+    def _begin(self) -> None:
+        from IPython.display import HTML, display
+
+        self._drawn = self.html()
+        self._handle = display(HTML(self._drawn), display_id=True)
+        # The run's own thread only counts.
+        threading.Thread(target=self._keep_drawing, daemon=True).start()
+
+    def _keep_drawing(self) -> None:
+        drawn_at = time.monotonic()
+        n_ended = -1
+        while not self._over.wait(_EVERY):
+            now = time.monotonic()
+            if (
+                self._tally.n_done + self._tally.n_failed != n_ended
+                or now - drawn_at > _AT_LEAST_EVERY
+            ):
+                n_ended, drawn_at = self._tally.n_done + self._tally.n_failed, now
+                self._draw()
+
+    def _draw(self) -> None:
+        from IPython.display import HTML
+
+        html = self.html()
+        if html != self._drawn:
+            self._drawn = html
+            self._handle.update(HTML(html))
+
+
+def _anchor(link: str, text: str) -> str:
+    link = proxied(link, os.environ) or link
+    if not link.startswith(("http://", "https://", "/")):
+        return escape(link)  # whatever it is, it is not to run
+    return f'<a href="{escape(link)}" target="_blank" rel="noopener">{text}</a>'
+
+
+def _cut(text: str, most: int = 300) -> str:
+    return escape(text if len(text) <= most else f"{text[:most]} …")

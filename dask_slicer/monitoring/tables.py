@@ -1,0 +1,260 @@
+"""Tables and text of progress: rates, time left, rows of runs and workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dask_slicer.monitoring.snapshot import View, WorkerView, natural
+from dask_slicer.monitoring.state import FailureEvent, RunState, SlowCase
+from dask_slicer.utils.formatting import count, duration, size, some
+
+_MOST_WORKERS, _MOST_FAILURES = 200, 10
+
+
+def content(view: View) -> dict[str, Any]:
+    """Return what the page shows: plain data, texts that the page escapes.
+
+    Parameters
+    ----------
+    view : View
+
+    Returns
+    -------
+    dict
+        `runs`, each with its `figures` and `tables`; and the `workers`, as one table.
+    """
+    return {
+        "runs": [_run(run, since_told, view.failures) for run, since_told in view.runs],
+        "workers": {
+            "title": "Workers",
+            "head": list(COLUMNS),
+            "rows": [list(row) for row in worker_rows(view.workers, most=_MOST_WORKERS)],
+            "foot": workers_words(view),
+        },
+    }
+
+
+def _run(run: RunState, since_told: float, failures: Sequence[FailureEvent]) -> dict[str, Any]:
+    since_told = 0.0 if run.ending else since_told
+    own = [one for one in failures if one.run_id == run.run_id][-_MOST_FAILURES:]
+    tables = [_splits(run), _kinds(run), _slowest(run.slowest), _failures(own)]
+    return {
+        "title": run.output_dir,
+        "where": f"process {run.process} on {run.host}",
+        "is_over": bool(run.ending),
+        "n_todo": run.n_todo,
+        "n_done": run.n_done,
+        "n_failed": run.n_failed,
+        "figures": _figures(run, since_told),
+        "tables": [table for table in tables if table["rows"]],
+    }
+
+
+def _figures(run: RunState, since_told: float) -> list[tuple[str, str]]:
+    """Return names and values of what is shown in large."""
+    seconds = max(run.seconds + since_told, 1e-3)
+    left = seconds_left(run, since_told)
+    figures = [
+        ("cases", f"{run.n_ended} of {run.n_todo}"),
+        ("failed", f"{run.n_failed}"),
+        ("slices/s", f"{slices_per_second(run, since_told):.0f}"),
+        ("read", f"{size(run.n_bytes_in / seconds)}/s"),
+        ("written", f"{size(run.n_bytes / seconds)}/s"),
+    ]
+    if run.n_skipped:
+        figures.insert(1, ("written before", f"{run.n_skipped}"))
+    if run.ending:
+        return [*figures, (f"{run.ending} after", duration(run.seconds))]
+    return [
+        *figures,
+        ("so far", duration(seconds)),
+        ("left, about", "?" if left is None else duration(left)),
+    ]
+
+
+def _splits(run: RunState) -> dict[str, Any]:
+    return {
+        "title": "Splits",
+        "head": ["split", "cases done", "failed", "slices"],
+        "rows": [
+            [name or "none", f"{one.n_done} of {one.n_todo}", str(one.n_failed), str(one.n_slices)]
+            for name, one in run.splits.items()
+        ],
+    }
+
+
+def _kinds(run: RunState) -> dict[str, Any]:
+    return {
+        "title": "Failures by kind",
+        "head": ["kind", "cases"],
+        "rows": [[kind, str(n)] for kind, n in failures_by_kind(run)],
+    }
+
+
+def _slowest(cases: Sequence[SlowCase]) -> dict[str, Any]:
+    return {
+        "title": "Slowest cases",
+        "head": ["case", "load", "slice", "save", "in all"],
+        "rows": [
+            [one.case_id, *map(duration, (one.load, one.slice, one.save, one.seconds))]
+            for one in cases
+        ],
+    }
+
+
+def _failures(failures: Sequence[FailureEvent]) -> dict[str, Any]:
+    return {
+        "title": "Last failures",
+        "head": ["case", "step", "kind", "message"],
+        "rows": [[one.case_id, one.step, one.kind, one.message] for one in failures[::-1]],
+    }
+
+
+def slices_per_second(run: RunState, since_told: float = 0.0) -> float:
+    """Return how many slices a run has written per second."""
+    return run.n_slices / max(run.seconds + since_told, 1e-3)
+
+
+def seconds_left(run: RunState, since_told: float = 0.0) -> float | None:
+    """Return about how long a run will take yet; None while no case has told.
+
+    A case that fails mostly does so at once, and says nothing.
+    """
+    if run.ending or run.n_ended == run.n_todo:
+        return 0.0
+    if not run.work_done:
+        return None
+    return (run.seconds + since_told) * (run.work - run.work_done) / run.work_done
+
+
+def left_words(run: RunState, since_told: float = 0.0) -> str:
+    """Return about how long a run will take yet, in words."""
+    left = seconds_left(run, since_told)
+    return "time left not known yet" if left is None else f"about {duration(left)} left"
+
+
+def progress_words(run: RunState, since_told: float = 0.0) -> str:
+    """Return how far a run is, in words.
+
+    Parameters
+    ----------
+    run : RunState
+    since_told : float
+        Seconds since that was its state; while it goes on, its rate falls.
+    """
+    since_told = 0.0 if run.ending else since_told
+    seconds = max(run.seconds + since_told, 1e-3)
+    words = [
+        f"{run.n_ended} of {count(run.n_todo, 'case')}",
+        f"{run.n_failed} failed",
+        f"{slices_per_second(run, since_told):.0f} slices/s",
+        f"{size(run.n_bytes / seconds)}/s",
+    ]
+    if run.n_skipped:
+        words.insert(1, f"{run.n_skipped} written before")
+    if run.ending:
+        words.append(f"{run.ending} after {duration(run.seconds)}")
+    else:
+        words += [f"{duration(seconds)} so far", left_words(run, since_told)]
+    return ", ".join(words)
+
+
+def detail_words(run: RunState) -> str:
+    """Return how far a run is with each split, and what failed there, in words.
+
+    Examples
+    --------
+    >>> from dask_slicer.monitoring.state import SplitState
+    >>> detail_words(
+    ...     RunState(
+    ...         run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
+    ...         n_cases=12, n_skipped=2, splits={"train": SplitState(n_todo=10, n_done=3)},
+    ...         kinds={"NonFinite": 1, "CorruptFile": 2},
+    ...     )
+    ... )
+    'train 3 of 10; failed: 2 CorruptFile, 1 NonFinite'
+    """
+    splits = [f"{name} {one.n_done} of {one.n_todo}" for name, one in run.splits.items() if name]
+    failed = [f"{n} {kind}" for kind, n in failures_by_kind(run)]
+    words = [", ".join(splits), f"failed: {', '.join(failed)}" if failed else ""]
+    return "; ".join(filter(None, words))
+
+
+def failures_by_kind(run: RunState) -> list[tuple[str, int]]:
+    """Return kinds of failures with their numbers, the most frequent first."""
+    return sorted(run.kinds.items(), key=lambda one: (-one[1], one[0]))
+
+
+Row = tuple[str, str, str, str, str, str]
+COLUMNS: Row = ("worker", "CPU", "memory", "step", "case", "for")
+# Beyond which the silence of a worker is worth a word; it is heard of about twice a second.
+_SILENT_SECONDS = 10.0
+
+
+def worker_rows(workers: Sequence[WorkerView], *, most: int) -> list[Row]:
+    """Return what each worker is at, a row a task; what does not fit is summed up in the last row.
+
+    Parameters
+    ----------
+    workers : sequence of WorkerView
+    most : int
+        Rows that fit, at least 1.
+    """
+    shown: list[Row] = []
+    for number, worker in enumerate(workers):
+        rows = _rows(worker)
+        is_last = number == len(workers) - 1
+        if len(shown) + len(rows) + (not is_last) > most:
+            return [*shown, _summed_up(workers[number:], is_all=not shown)]
+        shown += rows
+    return shown
+
+
+def _rows(worker: WorkerView) -> list[Row]:
+    limit = f" of {size(worker.memory_limit)}" if worker.memory_limit else ""
+    memory = "" if worker.status == "gone" else f"{size(worker.memory)}{limit}"
+    cpu = "" if worker.status == "gone" else f"{worker.cpu:.0f}%"
+    tasks = [
+        (task.step, task.name, "" if task.seconds is None else duration(task.seconds))
+        for task in worker.tasks
+    ] or [("", "", "")]
+    step, name, seconds = tasks[0]
+    if worker.status == "running" and not worker.tasks:
+        step = "idle"
+    elif worker.status != "running":
+        step = f"{worker.status} {step}".strip()
+    if worker.status == "gone" or worker.unseen > _SILENT_SECONDS:
+        seconds = f"unheard for {duration(worker.unseen)}"
+    first = (worker.name, cpu, memory, step, name, seconds)
+    return [first, *(("", "", "", *task) for task in tasks[1:])]
+
+
+def _summed_up(workers: Sequence[WorkerView], *, is_all: bool) -> Row:
+    here = [worker for worker in workers if worker.status != "gone"]
+    n_busy = sum(bool(worker.tasks) for worker in here)
+    words = f"{count(len(here), 'worker')}" if is_all else f"… {len(here)} more"
+    return (
+        words,
+        f"{sum(worker.cpu for worker in here):.0f}%",
+        size(sum(worker.memory for worker in here)),
+        "",
+        f"{n_busy} busy",
+        "",
+    )
+
+
+def workers_words(view: View) -> str:
+    """Return what all workers come to, in words."""
+    here = [worker for worker in view.workers if worker.status != "gone"]
+    hosts = sorted({worker.host for worker in here}, key=natural)
+    where = f" on {count(len(hosts), 'host')} ({some(hosts)})" if len(hosts) > 1 else ""
+    waiting = f"; {count(view.n_waiting, 'graph')} handed out and waiting" if view.n_waiting else ""
+    if not here:
+        return f"no worker{waiting}"
+    threads = count(sum(worker.n_threads for worker in here), "thread")
+    return (
+        f"{count(len(here), 'worker')}{where} of {threads}, "
+        f"{sum(worker.cpu for worker in here):.0f}% CPU, "
+        f"{size(sum(worker.memory for worker in here))}{waiting}"
+    )

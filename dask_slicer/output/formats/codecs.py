@@ -1,0 +1,78 @@
+"""Compression of planes in a Zarr store.
+
+`benchmarks/compressors.py` measures it. Shuffling brings together the bytes that say little: the
+high ones of integers, sign and exponent of floats. It does not help integers that were normalised,
+few different float32, which zstd finds again as they are; nor labels, long runs of one value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numcodecs
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+if TYPE_CHECKING:
+    from zarr.abc.codec import BytesBytesCodec
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How a chunk is compressed, and how the store's metadata says so."""
+
+    described: tuple[BytesBytesCodec, ...]
+    encode: Callable[[NDArray[np.generic]], bytes]
+
+
+def image_codec(compression: str, dtype: np.dtype[Any], *, source: bool) -> Codec:
+    """Return the codec for planes of an image.
+
+    Parameters
+    ----------
+    compression : {"auto", "lz4", "zstd", "none"}
+        auto: what reads fastest where that is small as well, which is lz4 for integers of several
+        bytes; zstd for the rest.
+    dtype : numpy.dtype
+    source : bool
+        Whether planes are as the file has them: then floats are no normalised integers.
+    """
+    if compression == "auto":
+        compression = "lz4" if dtype.kind in "iu" and dtype.itemsize > 1 else "zstd"
+    if dtype.itemsize > 1 and (source or dtype == np.float16):
+        if compression == "lz4":
+            return _blosc("lz4", 5, dtype.itemsize, shuffled=True)
+        if compression == "zstd":
+            return _blosc("zstd", 1, dtype.itemsize, shuffled=True)
+    return _AS_THEY_ARE[compression]
+
+
+def label_codec(compression: str) -> Codec:
+    """Return the codec for planes of a label map; auto is zstd."""
+    return _AS_THEY_ARE["zstd" if compression == "auto" else compression]
+
+
+def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int, *, shuffled: bool) -> Codec:
+    described = BloscCodec(
+        typesize=itemsize,
+        cname=name,
+        clevel=level,
+        shuffle="shuffle" if shuffled else "noshuffle",
+        blocksize=0,
+    )
+    shuffle = blosc.SHUFFLE if shuffled else blosc.NOSHUFFLE
+    return Codec(
+        (described, Crc32cCodec()),
+        lambda plane: blosc.compress(plane, name.encode(), level, shuffle),
+    )
+
+
+_AS_THEY_ARE = {
+    "zstd": Codec((ZstdCodec(level=3), Crc32cCodec()), numcodecs.Zstd(level=3).encode),
+    "lz4": _blosc("lz4", 9, 1, shuffled=False),
+    "none": Codec((Crc32cCodec(),), lambda plane: plane.tobytes()),
+}

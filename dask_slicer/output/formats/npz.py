@@ -1,0 +1,186 @@
+"""Slices as .npz files, writing and reading."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.config.schema import SliceSettings
+from dask_slicer.core.slices import SliceStack, planes_needed
+from dask_slicer.core.windows import ZERO_SLICE
+from dask_slicer.errors import CorruptFile
+from dask_slicer.output.formats.base import Slice, _described, case_metadata
+from dask_slicer.output.formats.npz_archive import (
+    Piece,
+    archive,
+    npy_header,
+    npy_of_text,
+    piece,
+    write_parts,
+)
+from dask_slicer.output.layout import slice_name
+from dask_slicer.planning.plan import CasePlan
+from dask_slicer.records import WrittenSlice
+
+if TYPE_CHECKING:
+    pass
+
+
+def write_slices(
+    stack: SliceStack, case: CasePlan, settings: SliceSettings, folder: Path, *, fsync: bool
+) -> tuple[WrittenSlice, ...]:
+    """Write the slices of a case into a folder, one file each.
+
+    Parameters
+    ----------
+    stack : SliceStack
+    case : CasePlan
+        For the names and the metadata.
+    settings : SliceSettings
+    folder : Path
+        Exists, and holds nothing.
+    fsync : bool
+        Force each file to disk.
+
+    Returns
+    -------
+    tuple of WrittenSlice
+    """
+    writer = _Writer(stack, case, settings)
+    n_slices = stack.shape[0]
+    written = []
+    for slice_index in stack.kept:
+        parts, crc32 = writer.archive(slice_index)
+        path = folder / slice_name(case.case_id, slice_index, n_slices)
+        size = write_parts(path, parts, fsync=fsync)
+        labels = stack.label_counts[slice_index] if stack.label_counts else None
+        written.append(WrittenSlice(slice_index, size, crc32, labels))
+    return tuple(written)
+
+
+class _Writer:
+    """Makes archives for ascending slices; holds the deflated planes that windows still need."""
+
+    def __init__(self, stack: SliceStack, case: CasePlan, settings: SliceSettings) -> None:
+        self._stack = stack
+        self._settings = settings
+        self._level = settings.compression_level
+        self._windows = stack.windows(
+            window_size=settings.window_size, padding_mode=settings.padding_mode
+        )
+        self._planes = stack.planes(planes_needed(self._windows))
+        self._pieces: dict[int, list[Piece]] = {}
+        _, height, width = stack.shape
+        self._metadata = case_metadata(stack, case, settings)
+        channels = self._metadata["num_channels"]
+        self._image_header = self._piece(npy_header((channels, height, width), settings.dtype))
+        zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))
+        self._zeros = [zeros] * len(stack.image)
+        self._label_header: Piece | None = None
+        self._empty_label: Piece | None = None
+        if stack.label is not None:
+            self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
+
+    def archive(self, slice_index: int) -> tuple[list[bytes], int]:
+        """Return the file of one slice, in parts, and its CRC-32."""
+        window = self._windows[slice_index]
+        # Neither this window nor a later one reaches further down.
+        for passed in [i for i in self._pieces if i < slice_index - self._settings.window_size]:
+            del self._pieces[passed]
+        image = [self._image_header]
+        for index in window:
+            image += self._plane(index)
+        members = [("image.npy", image)]
+        if self._stack.label is not None and self._label_header is not None:
+            members.append(
+                ("label.npy", [self._label_header, self._label(self._stack.label, slice_index)])
+            )
+        text = json.dumps({"slice_index": slice_index} | self._metadata, ensure_ascii=False)
+        members.append(("metadata.npy", [self._piece(npy_of_text(text))]))
+        return archive(members, level=self._level)
+
+    def _label(self, label: np.ndarray[Any, Any], slice_index: int) -> Piece:
+        if self._stack.label_counts[slice_index]:
+            return self._piece(np.ascontiguousarray(label[slice_index]))
+        if self._empty_label is None:  # the same for every slice that has none
+            self._empty_label = self._piece(np.zeros_like(label[0], order="C"))
+        return self._empty_label
+
+    def _plane(self, index: int) -> list[Piece]:
+        if index == ZERO_SLICE:
+            return self._zeros
+        while index not in self._pieces:
+            made, planes = next(self._planes)
+            self._pieces[made] = [
+                self._piece(plane.astype(self._settings.dtype, copy=False)) for plane in planes
+            ]
+        return self._pieces[index]
+
+    def _piece(self, content: bytes | np.ndarray[Any, Any]) -> Piece:
+        return piece(content, level=self._level)
+
+
+class NpzReader:
+    """Reads a case whose slices are .npz files.
+
+    Parameters
+    ----------
+    path_of : callable
+        From slice_index to the file.
+
+    Raises
+    ------
+    CorruptFile, OSError
+        From its methods, naming the file.
+    """
+
+    def __init__(self, path_of: Callable[[int], Path]) -> None:
+        self._path_of = path_of
+
+    def read(self, slice_index: int, window_size: int | None) -> Slice:
+        """Return a window, or the middle of it, and its label."""
+        members = self._members(slice_index)
+        image = members["image"]
+        if window_size is not None:
+            written = json.loads(members["metadata"].item())["window_size"]
+            outside = max(written - window_size, 0) * (len(image) // (2 * written + 1))
+            image = image[outside : len(image) - outside]
+        return image.astype(np.float32, copy=False), members.get("label")
+
+    def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
+        """Return dtype and shape of image and label, and the label; the image is not inflated."""
+        path = self._path_of(slice_index)
+        with _damage_told(path), np.load(path, allow_pickle=False) as found:
+            with found.zip.open("image.npy") as member:
+                np.lib.format.read_magic(member)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            label = found["label"] if "label" in found.files else None
+        return _described(shape, dtype, label), label
+
+    def metadata(self, slice_index: int) -> dict[str, Any]:
+        """Return what is said of a slice."""
+        return dict(json.loads(self._members(slice_index)["metadata"].item()))
+
+    def _members(self, slice_index: int) -> dict[str, NDArray[Any]]:
+        path = self._path_of(slice_index)
+        with _damage_told(path), np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in ("image", "metadata")} | {
+                name: found[name] for name in found.files if name == "label"
+            }
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Name the file whose bits were flipped, whatever zipfile and numpy raise of it."""
+    try:
+        yield
+    except (ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+        raise CorruptFile(f"{path} is damaged ({error})") from None

@@ -1,0 +1,255 @@
+"""npz archives in which one deflated plane serves many slices.
+
+A raw deflate stream may be cut where it was fully flushed, and the pieces put together in another
+order: none refers to bytes before it. So a plane is deflated by itself, and every window that holds
+it uses the same piece; CRCs are combined, not recomputed. What comes out is a plain zip archive
+that `numpy.load`, `zipfile` and `unzip` read. Sources: RFC 1951 (deflate), APPNOTE 6.3 (zip).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import DTypeLike, NDArray
+
+# The end of a deflate stream: a last block that holds nothing.
+_LAST_BLOCK = b"\x03\x00"
+_RAW = -15
+_STORED, _DEFLATED = 0, 8
+# Levels up to this one are ISA-L's, higher ones zlib's.
+_MOST_ISAL = 2
+# What ISA-L deflates first, by itself: the least after which it knows that its history has begun.
+_ISAL_BEGINNING = 4
+# 1980-01-01 00:00, the earliest a zip can say: the same input gives the same bytes.
+_DOS_TIME, _DOS_DATE = 0, (1 << 5) | 1
+_UNIX = 3 << 8
+_REGULAR_FILE = 0o100644 << 16
+# That one call takes: IOV_MAX of Linux and macOS.
+_MOST_PARTS = 1024
+# Sizes and offsets from here on need the zip64 fields.
+_ZIP64_FROM = 0xFFFFFFFF
+
+
+class Bytes(NamedTuple):
+    """Bytes and their CRC-32."""
+
+    data: bytes
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of an archive member: its bytes as stored, length and CRC-32 of what they stand for."""
+
+    stored: Bytes
+    length: int
+    crc32: int
+
+
+def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
+    """Return content deflated so that it can stand anywhere in a member.
+
+    Parameters
+    ----------
+    content : bytes or C-contiguous ndarray
+    level : int
+        0 stored; 1 and 2 ISA-L; 3 to 9 zlib.
+
+    Returns
+    -------
+    Piece
+    """
+    if isinstance(content, np.ndarray):
+        view = content.reshape(-1).view(np.uint8).data
+    else:
+        view = memoryview(content)
+    crc32 = isal_zlib.crc32(view)
+    if level == 0:
+        return Piece(Bytes(bytes(view), crc32), len(view), crc32)
+    data = _isal_deflated(view, level) if level <= _MOST_ISAL else _zlib_deflated(view, level)
+    return Piece(_bytes(data), len(view), crc32)
+
+
+def _zlib_deflated(view: memoryview, level: int) -> bytes:
+    compressor = zlib.compressobj(level, zlib.DEFLATED, _RAW)
+    return compressor.compress(view) + compressor.flush(zlib.Z_FULL_FLUSH)
+
+
+def _isal_deflated(view: memoryview, level: int) -> bytes:
+    """Return the same bytes for the same content, which ISA-L by itself does not.
+
+    Where it begins a long stream (`.write_first_byte` of igzip_icf_body_h1_gr_bt.asm, 2.32), it
+    files the third byte's position under a hash of the stream's address, not of the bytes there.
+    Later matches are then found or missed by where in memory the stream happens to lie. The code
+    for the last bytes before a flush begins without this fault, so it does the first few; that
+    takes 7 bytes more, 40 where a plane has but one value.
+    """
+    compressor = isal_zlib.compressobj(level, isal_zlib.DEFLATED, _RAW)
+    begun = compressor.compress(view[:_ISAL_BEGINNING]) + compressor.flush(isal_zlib.Z_SYNC_FLUSH)
+    return (
+        begun
+        + compressor.compress(view[_ISAL_BEGINNING:])
+        + compressor.flush(isal_zlib.Z_FULL_FLUSH)
+    )
+
+
+@cache
+def npy_header(shape: tuple[int, ...], dtype: DTypeLike) -> bytes:
+    """Return what stands before the elements of a C-ordered array in an .npy file."""
+    buffer = BytesIO()
+    described = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
+
+
+def npy_of_text(text: str) -> bytes:
+    """Return an .npy file that holds a text as a 0-d string array."""
+    array = np.array(text)
+    return npy_header((), array.dtype) + array.tobytes()
+
+
+def archive(
+    members: Iterable[tuple[str, Sequence[Piece]]], *, level: int
+) -> tuple[list[bytes], int]:
+    """Return a zip archive, in parts to be put together, and its CRC-32.
+
+    Parameters
+    ----------
+    members : iterable of (name, pieces)
+        The pieces make up the member's content, in order; all made with the same `level`.
+    level : int
+        As for `piece`.
+
+    Returns
+    -------
+    parts : list of bytes
+    crc32 : int
+        Combined from those of the pieces.
+    """
+    parts: list[Bytes] = []
+    directory: list[bytes] = []
+    offset = 0
+    for name, pieces in members:
+        member = _Member(name, pieces, offset, deflated=level > 0)
+        parts += member.parts
+        directory.append(member.directory_entry)
+        offset += sum(len(part.data) for part in member.parts)
+    parts.append(_bytes(b"".join(directory) + _end(len(directory), _length(directory), offset)))
+    return [part.data for part in parts], _combine((p.crc32, len(p.data)) for p in parts)
+
+
+def write_parts(path: Path, parts: list[bytes], *, fsync: bool) -> int:
+    """Write a new file from parts, in one call and without putting them together where that goes.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist.
+    parts : list of bytes
+    fsync : bool
+        Force it to disk.
+
+    Returns
+    -------
+    int
+        Bytes written: all of them.
+    """
+    size = _length(parts)
+    with open(path, "xb") as file:
+        written = 0
+        if hasattr(os, "writev") and len(parts) <= _MOST_PARTS:
+            written = os.writev(file.fileno(), parts)
+        if written < size:  # over 2 GiB, or a disk that is nearly full
+            file.write(memoryview(b"".join(parts))[written:])
+        if fsync:
+            file.flush()
+            os.fsync(file.fileno())
+    return size
+
+
+class _Member:
+    """One file of an archive: its local header, its bytes, and its line in the directory."""
+
+    def __init__(self, name: str, pieces: Sequence[Piece], offset: int, *, deflated: bool) -> None:
+        content = [piece.stored for piece in pieces]
+        if deflated:
+            content.append(_bytes(_LAST_BLOCK))
+        size = sum(piece.length for piece in pieces)
+        stored = sum(len(part.data) for part in content)
+        crc32 = _combine((piece.crc32, piece.length) for piece in pieces)
+        encoded = name.encode("ascii")
+        method = _DEFLATED if deflated else _STORED
+        large = max(size, stored) >= _ZIP64_FROM
+        far = offset >= _ZIP64_FROM
+        version = 45 if large or far else 20
+        sizes = struct.pack("<QQ", size, stored) if large else b""
+        shown = (_ZIP64_FROM, _ZIP64_FROM) if large else (stored, size)
+        common = (0, method, _DOS_TIME, _DOS_DATE, crc32, *shown, len(encoded))
+        extra = _zip64_extra(sizes)
+        local = struct.pack("<4s5H3L2H", b"PK\x03\x04", version, *common, len(extra))
+        self.parts = [_bytes(local + encoded + extra), *content]
+        extra = _zip64_extra(sizes + (struct.pack("<Q", offset) if far else b""))
+        self.directory_entry = (
+            struct.pack(
+                "<4s6H3L5H2L",
+                b"PK\x01\x02",
+                _UNIX | version,
+                version,
+                *common,
+                len(extra),
+                0,
+                0,
+                0,
+                _REGULAR_FILE,
+                _ZIP64_FROM if far else offset,
+            )
+            + encoded
+            + extra
+        )
+
+
+def _zip64_extra(fields: bytes) -> bytes:
+    return struct.pack("<2H", 1, len(fields)) + fields if fields else b""
+
+
+def _end(n_members: int, directory_size: int, offset: int) -> bytes:
+    zip64 = b""
+    if offset >= _ZIP64_FROM:
+        zip64 = struct.pack(
+            "<4sQ2H2L4Q", b"PK\x06\x06", 44, _UNIX | 45, 45, 0, 0, n_members, n_members,
+            directory_size, offset,
+        ) + struct.pack("<4sLQL", b"PK\x06\x07", 0, offset + directory_size, 1)  # fmt: skip
+    shown = min(offset, _ZIP64_FROM)
+    return zip64 + struct.pack(
+        "<4s4H2LH", b"PK\x05\x06", 0, 0, n_members, n_members, directory_size, shown, 0
+    )
+
+
+def _bytes(data: bytes) -> Bytes:
+    return Bytes(data, isal_zlib.crc32(data))
+
+
+def _length(parts: Iterable[bytes]) -> int:
+    return sum(map(len, parts))
+
+
+def _combine(parts: Iterable[tuple[int, int]]) -> int:
+    """Return the CRC-32 of parts put together, from (CRC-32, length) of each."""
+    crc32 = 0
+    for part, length in parts:
+        crc32 = isal_zlib.crc32_combine(crc32, part, length)
+    return crc32

@@ -1,0 +1,250 @@
+"""Cases as groups of a Zarr v3 store: every plane once, one shard per array.
+
+    slices.zarr/<split>/<case_id>/     group; its attributes hold what is said of the case
+        image/        (n_slices, modalities, height, width), chunks of one slice
+        label/        (n_slices, height, width), chunks of one slice
+        slice_index/  (n_kept,)
+
+The metadata is zarr-python's, and so is what plain readers see; shards are written by `shards`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec
+
+from dask_slicer.config.schema import SliceSettings
+from dask_slicer.core.intensity import Normalization
+from dask_slicer.core.slices import SliceStack
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
+from dask_slicer.output.formats.base import case_metadata, read_json
+from dask_slicer.output.formats.codecs import Codec, image_codec, label_codec
+from dask_slicer.output.formats.zarr_reader import one_thread
+from dask_slicer.output.formats.zarr_shards import ShardWriter, shard_path
+from dask_slicer.planning.plan import FORMAT_VERSION, CasePlan
+from dask_slicer.records import WrittenFile, WrittenSlice
+
+# Raw bytes of one shard, at most.
+_SHARD_BYTES = 1 << 30
+_METADATA = "zarr.json"
+_GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+# That a Zarr array holds, in bytes.
+_LARGEST_NUMBER = 8
+
+
+def write_group(
+    stack: SliceStack, case: CasePlan, settings: SliceSettings, folder: Path, *, fsync: bool
+) -> tuple[tuple[WrittenSlice, ...], tuple[WrittenFile, ...]]:
+    """Write a case as a Zarr group.
+
+    Parameters
+    ----------
+    stack : SliceStack
+    case : CasePlan
+        For the metadata.
+    settings : SliceSettings
+    folder : Path
+        Becomes the group; must not exist.
+    fsync : bool
+        Force each file to disk.
+
+    Returns
+    -------
+    slices : tuple of WrittenSlice
+    files : tuple of WrittenFile
+    """
+    n_slices, height, width = stack.shape
+    dtype = _image_dtype(stack, settings)
+    group = zarr.create_group(folder, attributes=_attributes(stack, case, settings), zarr_format=3)
+    written = _write_array(
+        group,
+        folder / "image",
+        (n_slices, len(stack.image), height, width),
+        dtype,
+        _image_planes(stack, settings, dtype),
+        image_codec(settings.compression, dtype, source=settings.dtype == "source"),
+        ("slice", "modality", "row", "column"),
+        fsync=fsync,
+    )
+    if stack.label is not None:
+        written |= _write_array(
+            group,
+            folder / "label",
+            stack.shape,
+            stack.label.dtype.newbyteorder("<"),
+            stack.label,
+            label_codec(settings.compression),
+            ("slice", "row", "column"),
+            fsync=fsync,
+        )
+    group.create_array(
+        "slice_index",
+        data=np.array(stack.kept, dtype=np.int32),
+        chunks=(max(len(stack.kept), 1),),
+        compressors=None,
+        dimension_names=("kept_slice",),
+    )
+    labels = stack.label_counts
+    return (
+        tuple(WrittenSlice(index, 0, 0, labels[index] if labels else None) for index in stack.kept),
+        tuple(_files(folder, written, fsync=fsync)),
+    )
+
+
+def _write_array(
+    group: zarr.Group,
+    folder: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    planes: Iterable[NDArray[np.generic]],
+    codec: Codec,
+    dimension_names: tuple[str, ...],
+    *,
+    fsync: bool,
+) -> dict[str, tuple[int, int]]:
+    """Write an array, a chunk for each plane; return size and CRC-32 of its shards, by path."""
+    chunk = (1, *shape[1:])
+    per_shard = min(shape[0], max(_SHARD_BYTES // (math.prod(chunk) * dtype.itemsize), 1))
+    group.create_array(
+        folder.name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunk,
+        shards=(per_shard, *shape[1:]),
+        serializer=BytesCodec(endian="little"),
+        compressors=codec.described,
+        filters=None,
+        fill_value=0,
+        dimension_names=dimension_names,
+    )
+    written = {}
+    remaining = iter(planes)
+    for number in range(math.ceil(shape[0] / per_shard)):
+        path = shard_path(folder, number, len(shape))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file, one_thread():
+            shard = ShardWriter(file, per_shard)
+            for _ in range(min(per_shard, shape[0] - number * per_shard)):
+                shard.append(codec.encode(np.ascontiguousarray(next(remaining), dtype=dtype)))
+            written[path.relative_to(folder.parent).as_posix()] = shard.finish(fsync=fsync)
+    return written
+
+
+def _image_dtype(stack: SliceStack, settings: SliceSettings) -> np.dtype[Any]:
+    if settings.dtype != "source":
+        return np.dtype(settings.dtype)
+    dtype = np.result_type(*(voxels.stored.dtype for voxels in stack.image)).newbyteorder("<")
+    if dtype.itemsize > _LARGEST_NUMBER:
+        raise UnsupportedImage(f"--dtype source cannot hold {dtype.name}; use --dtype float32")
+    return dtype
+
+
+def _image_planes(
+    stack: SliceStack, settings: SliceSettings, dtype: np.dtype[Any]
+) -> Iterator[NDArray[np.generic]]:
+    """Yield (modality, height, width) for every slice, dropped ones too: windows need them."""
+    if settings.dtype == "source":
+        for stored in stack.stored_planes():
+            kept = [how.kept(plane) for how, plane in zip(stack.how, stored, strict=True)]
+            yield np.stack(kept, dtype=dtype)
+    else:
+        for _, planes in stack.planes(range(stack.shape[0])):
+            yield np.stack(planes, dtype=dtype, casting="same_kind")
+
+
+def _attributes(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
+    attributes = case_metadata(stack, case, settings)
+    attributes["format_version"] = FORMAT_VERSION
+    if settings.dtype == "source":
+        attributes |= _readable(stack.how)
+    return attributes
+
+
+def _readable(normalized: Iterable[Normalization]) -> dict[str, Any]:
+    """Return what turns stored numbers into normalised ones, for each modality.
+
+    In full as `normalization`, and for whoever reads the array without us: clip to `clip_range`,
+    times `scale`, plus `offset`. An end that is open is None.
+    """
+    how = list(normalized)
+    ends = [sorted((end - h.intercept) / h.slope for end in (h.low, h.high)) for h in how]
+    return {
+        "normalization": [{name: _finite(value) for name, value in asdict(h).items()} for h in how],
+        "scale": [h.slope / h.scale for h in how],
+        "offset": [(h.intercept - h.center) / h.scale for h in how],
+        "clip_range": [[_finite(end) for end in pair] for pair in ends],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return a number as JSON has it, which knows no Inf."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _files(
+    folder: Path, known: dict[str, tuple[int, int]], *, fsync: bool
+) -> Iterator[WrittenFile]:
+    # A run that was thought dead may find that the next one has tidied up after it.
+    for name in (_METADATA, *known):
+        if not (folder / name).is_file():
+            raise Unexpected(f"{folder / name} has gone while its case was being written")
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name in known:
+            yield WrittenFile(name, *known[name])
+            continue
+        data = path.read_bytes()
+        if fsync:
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        yield WrittenFile(name, len(data), zlib.crc32(data))
+
+
+# -- the store as a whole --------------------------------------------------------------------------
+
+
+def group_files(store: Path) -> Iterator[tuple[Path, str]]:
+    """Yield what makes a Zarr group of the store and of each split: path and content."""
+    for folder in (store, *(store / split for split in SPLITS)):
+        yield folder / _METADATA, json.dumps(_GROUP, indent=2) + "\n"
+
+
+def consolidated(store: Path, cases: Iterable[tuple[str, str]]) -> str:
+    """Return the root's metadata with that of all groups and arrays in it.
+
+    zarr-python's own function lists the directory, in no order, and takes minutes over thousands
+    of cases. How it is written down is zarr-python's convention; Zarr v3 has none yet.
+
+    Parameters
+    ----------
+    store : Path
+    cases : iterable of (split, case_id)
+    """
+    nodes: dict[str, Any] = {split: dict(_GROUP) for split in SPLITS}
+    for split, case_id in sorted(cases):
+        group = f"{split}/{case_id}"
+        for name in (group, *(f"{group}/{array}" for array in ("image", "label", "slice_index"))):
+            # One that has no label, or that somebody damaged: whoever reads it is told.
+            with suppress(FileNotFoundError, CorruptFile):
+                nodes[name] = read_json(store / name / _METADATA)
+    for node in nodes.values():
+        if node.get("node_type") == "group":
+            node["consolidated_metadata"] = _inline({})
+    return json.dumps({**_GROUP, "consolidated_metadata": _inline(nodes)}) + "\n"
+
+
+def _inline(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": metadata}

@@ -1,0 +1,278 @@
+"""slices.csv: one row per slice, written, read, filtered and weighted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.core.slices import foreground_share
+from dask_slicer.errors import OutputError, UsageError
+from dask_slicer.output.formats.base import CaseReader
+from dask_slicer.output.formats.npz import NpzReader
+from dask_slicer.output.formats.zarr_reader import ZarrReader
+from dask_slicer.output.journal import last_records
+from dask_slicer.output.layout import COLUMNS, INDEX, JOURNAL, TEMPORARY, slice_paths
+from dask_slicer.records import CommittedCase
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedCase:
+    """A case, its split, and how its slices are called.
+
+    Attributes
+    ----------
+    case_id, split : str
+    folder : str
+        Relative to the output: where its .npz files are, or its Zarr group.
+    digits : int
+        Of the slice number in names of files; 0 where it is a Zarr group.
+    """
+
+    case_id: str
+    split: str
+    folder: str
+    digits: int
+
+    def path_of(self, slice_index: int) -> str:
+        """Return where a slice is, relative to the output."""
+        if not self.digits:
+            return self.folder
+        return f"{self.folder}/{self.case_id}_{slice_index:0{self.digits}d}.npz"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SliceIndex:
+    """One row a slice, by case and slice.
+
+    Attributes
+    ----------
+    cases : tuple of IndexedCase
+    case : (n,) ndarray of int32
+        Which of them.
+    slice_index : (n,) ndarray of int32
+    foreground : (n,) ndarray of float32
+        Share of labelled pixels; NaN without a label.
+    label_ends : (n + 1,) ndarray of int64
+        Label values of slice i are `label_values[label_ends[i] : label_ends[i + 1]]`.
+    label_values, label_counts : (m,) ndarray of int64
+        Values other than 0, and their pixels.
+    n_committed : int or None
+        Cases written, also those of which no slice was kept, where the journal was read.
+    """
+
+    cases: tuple[IndexedCase, ...]
+    case: NDArray[np.int32]
+    slice_index: NDArray[np.int32]
+    foreground: NDArray[np.float32]
+    label_ends: NDArray[np.int64]
+    label_values: NDArray[np.int64]
+    label_counts: NDArray[np.int64]
+    n_committed: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.case)
+
+    def labels(self, row: int) -> dict[int, int]:
+        """Return pixels by label value of one slice."""
+        own = slice(self.label_ends[row], self.label_ends[row + 1])
+        return dict(
+            zip(self.label_values[own].tolist(), self.label_counts[own].tolist(), strict=True)
+        )
+
+    def rows_with(self, values: Collection[int]) -> NDArray[np.bool_]:
+        """Return which slices hold at least one of some label values."""
+        wanted = np.isin(self.label_values, list(values))
+        return np.diff(np.concatenate(([0], wanted.cumsum()))[self.label_ends]) > 0
+
+    def select(self, rows: NDArray[np.bool_]) -> SliceIndex:
+        """Return some of the rows, and the cases that are left."""
+        used, case = np.unique(self.case[rows], return_inverse=True)
+        lengths = np.diff(self.label_ends)
+        labels = np.repeat(rows, lengths)
+        return SliceIndex(
+            cases=tuple(self.cases[number] for number in used),
+            case=case.astype(np.int32),
+            slice_index=self.slice_index[rows],
+            foreground=self.foreground[rows],
+            label_ends=np.concatenate(([0], lengths[rows].cumsum())),
+            label_values=self.label_values[labels],
+            label_counts=self.label_counts[labels],
+        )
+
+    def weights(
+        self, foreground: float | None, *, labels: Collection[int] | None, balanced: bool
+    ) -> NDArray[np.float64]:
+        """Return how often each slice is to be drawn; they sum to 1.
+
+        Parameters
+        ----------
+        foreground : float, optional
+            Share of draws that have foreground.
+        labels : collection of int, optional
+            The label values that count as foreground; all but 0 where they are not given.
+        balanced : bool
+            Every label value, and having none, has the same weight in all.
+
+        Raises
+        ------
+        UsageError
+            If both are asked for, or there is nothing to draw from.
+        """
+        if foreground is not None and balanced:
+            raise UsageError("weights are by foreground or balanced, not both")
+        if labels is not None and foreground is None:
+            raise UsageError(
+                "labels say what foreground is: give its share, such as foreground=0.5"
+            )
+        if balanced:
+            return self._balanced_weights()
+        if foreground is None:
+            return np.full(len(self), 1.0 / max(len(self), 1))
+        if not 0 <= foreground <= 1:
+            raise UsageError(f"foreground must be between 0 and 1, got {foreground:g}")
+        has_foreground = np.diff(self.label_ends) > 0 if labels is None else self.rows_with(labels)
+        weights = np.zeros(len(self))
+        for what, share, rows in (
+            ("with", foreground, has_foreground),
+            ("without", 1 - foreground, ~has_foreground),
+        ):
+            if share and not rows.any():
+                raise UsageError(f"no slice {what} foreground to draw {share:.0%} from")
+            weights[rows] = share / max(int(rows.sum()), 1)
+        return weights
+
+    def _balanced_weights(self) -> NDArray[np.float64]:
+        n_values = np.diff(self.label_ends)
+        empty = n_values == 0
+        _, which, n_slices = np.unique(self.label_values, return_inverse=True, return_counts=True)
+        # Of every value, and of having none, 1 is shared out among its slices.
+        weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
+        np.add.at(weights, np.repeat(np.arange(len(self)), n_values), 1.0 / n_slices[which])
+        return np.asarray(weights / weights.sum())
+
+
+def read_index(output_dir: Path) -> SliceIndex:
+    """Return the slices of an output: from slices.csv, or the journal where that is newer.
+
+    Raises
+    ------
+    OutputError
+        If slices.csv is damaged.
+    """
+    table, journal = output_dir / INDEX, output_dir / JOURNAL
+    if not table.exists() or (
+        journal.exists() and journal.stat().st_mtime_ns > table.stat().st_mtime_ns
+    ):
+        # A run is going on, or was killed before it could say what there is.
+        committed = [
+            record for record in last_records(journal) if isinstance(record, CommittedCase)
+        ]
+        index = _index(row for record in committed for row in index_rows(record))
+        return replace(index, n_committed=len(committed))
+    try:
+        with table.open(encoding="utf-8", newline="") as lines:
+            rows = csv.reader(lines, strict=True)
+            next(rows)
+            return _index(rows)
+    except (ValueError, StopIteration, csv.Error) as error:
+        raise OutputError(
+            f"{table} is damaged ({error}); remove it, the journal holds the same"
+        ) from None
+
+
+def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
+    cases: dict[tuple[str, str], IndexedCase] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    case, slice_index, foreground, ends = [], [], [], [0]
+    values: list[int] = []
+    counts: list[int] = []
+    for case_id, split, index, path, row, share, labels in rows:
+        key = (case_id, split)
+        if key not in cases:
+            folder, _, name = path.rpartition("/")
+            in_zarr = str(row) != ""
+            digits = 0 if in_zarr else len(name) - len(f"{case_id}_.npz")
+            numbers[key] = len(cases)
+            cases[key] = IndexedCase(case_id, split, path if in_zarr else folder, digits)
+        case.append(numbers[key])
+        slice_index.append(int(index))
+        foreground.append(float(share) if share else np.nan)
+        for pair in labels.split(";") if labels else ():
+            value, _, count = pair.partition(":")
+            values.append(int(value))
+            counts.append(int(count))
+        ends.append(len(values))
+    return SliceIndex(
+        cases=tuple(cases.values()),
+        case=np.array(case, dtype=np.int32),
+        slice_index=np.array(slice_index, dtype=np.int32),
+        foreground=np.array(foreground, dtype=np.float32),
+        label_ends=np.array(ends, dtype=np.int64),
+        label_values=np.array(values, dtype=np.int64),
+        label_counts=np.array(counts, dtype=np.int64),
+    )
+
+
+def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of a case."""
+    n_pixels = record.shape[2] * record.shape[3]
+    in_zarr = bool(record.files)
+    paths = list(slice_paths(record)) * (len(record.slices) if in_zarr else 1)
+    for written, path in zip(record.slices, paths, strict=True):
+        foreground = labels = ""
+        if written.labels is not None:
+            foreground = f"{foreground_share(written.labels, n_pixels):.6g}"
+            labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
+        row = written.slice_index if in_zarr else ""
+        yield record.case_id, record.split, written.slice_index, path, row, foreground, labels
+
+
+def index_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
+    """Yield rows as lines, with their ends."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        text.seek(0)
+        text.truncate()
+        writer.writerow(row)
+        yield text.getvalue()
+
+
+class IndexWriter:
+    """Writes slices.csv, case after case; `close` moves it into its place."""
+
+    def __init__(self, output_dir: Path) -> None:
+        (output_dir / TEMPORARY).mkdir(exist_ok=True)
+        self._place = output_dir / INDEX
+        self._temporary = output_dir / TEMPORARY / INDEX
+        self._file = self._temporary.open("w", encoding="utf-8", newline="")
+        self._file.writelines(index_lines([COLUMNS]))
+
+    def add(self, record: CommittedCase) -> None:
+        """Write one row for every slice of a case."""
+        self._file.writelines(index_lines(index_rows(record)))
+
+    def close(self) -> None:
+        """Move the index into its place."""
+        self._file.close()
+        os.replace(self._temporary, self._place)
+
+
+def case_reader(output_dir: Path, case: IndexedCase) -> CaseReader:
+    """Return what reads a case of an output, in the format that it has.
+
+    Raises
+    ------
+    CorruptFile, OSError
+    """
+    if case.digits:
+        return NpzReader(lambda slice_index: output_dir / case.path_of(slice_index))
+    return ZarrReader(output_dir / case.folder)

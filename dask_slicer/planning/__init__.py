@@ -1,0 +1,1 @@
+"""Plans of runs: cases, splits, disk and memory, from headers alone."""

@@ -1,0 +1,140 @@
+"""Patients and splits of cases: from a manifest, a file, or ratios."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.splits import SPLITS, assign_splits, check_groups_whole
+from dask_slicer.errors import DatasetError, OutputError
+from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.discovery import Dataset
+from dask_slicer.utils.formatting import nearest, some
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierSplits:
+    """What earlier runs into the same output have settled.
+
+    Attributes
+    ----------
+    splits : mapping of case id to split
+        A case stays in its split.
+    groups : callable
+        Returns the patient of each case that was written. It is called only if some of these cases
+        are no longer in the dataset, because reading every record of an output takes time.
+    """
+
+    splits: Mapping[str, str] = field(default_factory=dict)
+    groups: Callable[[], Mapping[str, str]] = dict
+
+
+def case_groups(dataset: Dataset, config: RunConfig, notes: list[str]) -> dict[str, str]:
+    """Return the patient of every case."""
+    groups = {}
+    unmatched = []
+    for case in dataset.cases:
+        # What a manifest says stands; what a layout suggests gives way to a regex.
+        suggested = config.group_regex is not None and dataset.layout != "manifest"
+        group = None if suggested else case.group
+        if group is None and config.group_regex is not None:
+            group = _group_by_regex(case.case_id, config.group_regex)
+            if group is None:
+                unmatched.append(case.case_id)
+        groups[case.case_id] = case.case_id if group is None else group
+    if unmatched:
+        notes.append(
+            f"group_regex does not match {len(unmatched)} case ids, each is a group of its own: "
+            f"{some(unmatched)}"
+        )
+    return groups
+
+
+def _group_by_regex(case_id: str, regex: str) -> str | None:
+    match = re.search(regex, case_id)
+    return match.group(1) if match else None
+
+
+def case_splits(
+    cases: Sequence[Case],
+    groups: Mapping[str, str],
+    config: RunConfig,
+    earlier: EarlierSplits,
+    notes: list[str],
+) -> tuple[list[Case], dict[str, str]]:
+    """Return the cases that take part, and the split of each, and of those assigned before."""
+    assigned = earlier.splits
+    given = {case.case_id: case.split for case in cases if case.split is not None}
+    if config.splits is not None and len(given) < len(cases):
+        given |= _read_splits(config.splits, config.fold, {case.case_id for case in cases})
+        left_out = [case.case_id for case in cases if case.case_id not in given]
+        if left_out:
+            notes.append(f"{len(left_out)} cases that {config.splits.name} does not name are "
+                         f"left out: {some(left_out, most=20)}")  # fmt: skip
+        cases = [case for case in cases if case.case_id in given]
+        if not cases:
+            raise DatasetError(f"{config.splits} names none of the cases")
+    check_groups_whole(given, groups)
+    moved = [name for name, split in given.items() if assigned.get(name, split) != split]
+    if moved:
+        name = moved[0]
+        raise OutputError(
+            f"{config.output_dir} was made with other splits: {name} was {assigned[name]}, is now "
+            f"{given[name]} ({len(moved)} in all); use another --output_dir, or --overwrite"
+        )
+    # Cases of earlier runs that are gone from the dataset still hold their patient's split.
+    everyone = {name: name for name in assigned}
+    if assigned.keys() - groups.keys():
+        written = earlier.groups()
+        everyone |= {name: group for name, group in written.items() if name in assigned}
+    everyone |= groups
+    check_groups_whole({**assigned, **given}, everyone)
+    if config.splits is not None or len(given) == len(cases):
+        return list(cases), {**assigned, **given}
+    splits = assign_splits(
+        everyone, ratios=config.ratios(), seed=config.seed, assigned={**assigned, **given}
+    )
+    return list(cases), splits
+
+
+def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str]:
+    described = _read_json(path)
+    if isinstance(described, list):
+        if not described:
+            raise DatasetError(f"{path} holds no folds")
+        if fold is None and len(described) > 1:
+            raise DatasetError(f"{path} holds {len(described)} folds; choose one with --fold")
+        if not (fold or 0) < len(described):
+            raise DatasetError(f"{path} holds {len(described)} folds, there is no --fold {fold}")
+        described = described[fold or 0]
+    elif fold is not None:
+        raise DatasetError(f"--fold {fold} was given, but {path} holds no list of folds")
+    if not isinstance(described, dict) or not set(described) <= set(SPLITS):
+        raise DatasetError(f"{path} must hold lists of case ids under train, val and test")
+    assigned: dict[str, str] = {}
+    for split in SPLITS:
+        names = described.get(split, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DatasetError(f"{path} must hold a list of case ids under {split}")
+        for name in names:
+            if assigned.setdefault(name, split) != split:
+                raise DatasetError(f"{path} puts {name} into {assigned[name]} and {split}")
+    unknown = sorted(set(assigned) - known)
+    if unknown:
+        raise DatasetError(
+            f"{path} names {len(unknown)} cases that do not exist: {some(unknown)}"
+            f"{nearest(unknown[0], known)}"
+        )
+    return assigned
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(f"cannot read {path}: {error}") from None

@@ -1,0 +1,326 @@
+"""Plans of runs and cases, and partitions of a run; integer arithmetic, no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
+from dask_slicer.inputs.case import Case, _files
+from dask_slicer.records import FailedCase, failure_table
+from dask_slicer.utils.formatting import count
+from dask_slicer.utils.repr_html import card, facts, table
+
+if TYPE_CHECKING:
+    from dask_slicer.config.schema import RunConfig
+    from dask_slicer.inputs.case import Case
+    from dask_slicer.records import FailedCase
+
+
+# Raised when the same settings and sources would come out as other bytes.
+FORMAT_VERSION = 1
+
+# What a case costs beside its voxels, and each of its files, in bytes of voxels that are sliced in
+# the same time: 1 ms and 0.25 ms, at 80 MB/s.
+_WORK_PER_CASE, _WORK_PER_SLICE = 80_000, 20_000
+
+# What a worker holds before its first case: Python, numpy, distributed.
+WORKER_BASE_BYTES = 200_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CasePlan:
+    """What is known of a case from its headers, and where it goes.
+
+    Attributes
+    ----------
+    case : Case
+    split : str
+    group : str
+        The patient; the case id where nothing else is known.
+    digest : str
+        Of everything that decides the output.
+    sources : tuple of str
+        The images, relative to the input root, POSIX.
+    shape : tuple of int
+        (n_slices, height, width) in the order of the plane.
+    spacing : tuple of float
+        mm, likewise.
+    orientation : str
+        Axis codes of the first image as stored, such as LPS.
+    dtypes : tuple of str
+        Of the images as stored.
+    file_bytes, voxel_bytes : int
+        Of all files of the case, on disk and inflated.
+    oriented : bool
+        Whether the first image's header says how the patient lay.
+    problem : FailedCase or None
+        Why the case cannot be run; then the header's fields may be empty.
+    """
+
+    case: Case
+    split: str = ""
+    group: str = ""
+    digest: str = ""
+    sources: tuple[str, ...] = ()
+    shape: tuple[int, int, int] = (0, 0, 0)
+    spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    orientation: str = ""
+    dtypes: tuple[str, ...] = ()
+    file_bytes: int = 0
+    voxel_bytes: int = 0
+    oriented: bool = True
+    problem: FailedCase | None = None
+
+    @property
+    def case_id(self) -> str:
+        """Return the id of the case."""
+        return self.case.case_id
+
+    def described(self) -> tuple[str, str, str, str, str]:
+        """Return slices, rows×columns, spacing in mm, orientation and dtypes, as tables show it."""
+        n_slices, height, width = self.shape
+        return (
+            str(n_slices),
+            f"{height}×{width}",
+            " × ".join(f"{step:.3g}" for step in self.spacing),
+            self.orientation,
+            "/".join(dict.fromkeys(self.dtypes)),
+        )
+
+    def _repr_html_(self) -> str:
+        return case_plan_card(self)
+
+    @property
+    def has_label(self) -> bool:
+        """Return whether slices of this case will have a label."""
+        return self.case.label is not None
+
+    @property
+    def work(self) -> int:
+        """Return about how long it takes, in bytes of voxels."""
+        return self.voxel_bytes + self.shape[0] * _WORK_PER_SLICE + _WORK_PER_CASE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What a run will do; made from headers, printable, and changed by nothing.
+
+    Attributes
+    ----------
+    config : RunConfig
+    layout, reason : str
+        Which dataset layout was recognised, and by what.
+    cases : tuple of CasePlan
+        All planned cases, also those with a problem, by case id.
+    splits : dict of split to list of str
+        What splits.json will hold: planned cases, and those it held before.
+    notes : tuple of str
+    problems : tuple of str
+        Why the dataset as a whole is refused.
+    """
+
+    config: RunConfig
+    layout: str
+    reason: str
+    cases: tuple[CasePlan, ...]
+    splits: dict[str, list[str]]
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        bad = f", {count(len(self.failures), 'case')} cannot be run" if self.failures else ""
+        return (
+            f"RunPlan({count(len(self.cases), 'case')}{bad}, {self.n_slices} "
+            f"{self.config.plane} slices, to {str(self.config.output_dir)!r})"
+        )
+
+    @property
+    def selected(self) -> tuple[CasePlan, ...]:
+        """Return the cases that this run is about: all, or those of its share named by `only`."""
+        wanted = {case.case_id for case in self.cases}
+        if (share := share_of(self.config.shard)) is not None:
+            wanted.intersection_update(share.cases(wanted))
+        if self.config.only:
+            wanted.intersection_update(self.config.only)
+        return tuple(case for case in self.cases if case.case_id in wanted)
+
+    @property
+    def failures(self) -> tuple[FailedCase, ...]:
+        """Return what is wrong with single cases, as far as headers tell."""
+        return tuple(case.problem for case in self.cases if case.problem is not None)
+
+    @property
+    def n_modalities(self) -> int:
+        """Return how many images a case has."""
+        found = Counter(len(case.case.images) for case in self.cases if case.problem is None)
+        found = found or Counter(len(case.case.images) for case in self.cases)
+        return found.most_common(1)[0][0] if found else 1
+
+    @property
+    def n_slices(self) -> int:
+        """Return how many slices all sound cases have."""
+        return sum(case.shape[0] for case in self.cases if case.problem is None)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Return the memory that a worker needs for the largest case."""
+        return WORKER_BASE_BYTES + max(
+            (peak_bytes(case, self.config) for case in self.cases if case.problem is None),
+            default=0,
+        )
+
+    def _repr_html_(self) -> str:
+        return plan_card(self)
+
+
+def case_digest(
+    settings: SliceSettings,
+    *,
+    split: str,
+    sources: Sequence[tuple[str, int, int]],
+    allow_missing_labels: bool,
+    has_label: bool,
+) -> str:
+    """Return a digest of everything that decides the bytes of a case's output.
+
+    Parameters
+    ----------
+    settings : SliceSettings
+    split : str
+    sources : sequence of (path, size, mtime_ns)
+        Paths relative to the input root, so that a dataset may be moved.
+    allow_missing_labels, has_label : bool
+        A case without a label stands only as long as such cases are allowed.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
+    # A committed case remembers whether it held NaN; if not, `nonfinite` made no difference.
+    meaningless = OF_ANOTHER_FORMAT[settings.format]
+    decisive = settings.model_dump(mode="json", exclude={"nonfinite", meaningless})
+    described = {
+        "format_version": FORMAT_VERSION,
+        "settings": decisive,
+        "split": split,
+        "sources": [list(source) for source in sources],
+        "label": "present" if has_label else f"missing, allowed: {allow_missing_labels}",
+    }
+    text = json.dumps(described, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
+    """Return the memory that one case takes while it is loaded, sliced and saved, in bytes."""
+    _, height, width = case.shape
+    voxels = int(np.prod(case.shape, dtype=object))
+    planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
+    label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
+    # The planes of a window, raw and deflated; a percentile sorts a float64 copy of one modality.
+    window = planes * len(case.case.images) * height * width * 4
+    percentile = voxels * 8 if settings.normalize == "percentile" else 0
+    return case.voxel_bytes + label + max(3 * window, percentile)
+
+
+def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the cases of each split, sorted, from the split of each case.
+
+    Examples
+    --------
+    >>> by_split({"b": "train", "a": "train", "c": "test"})
+    {'train': ['a', 'b'], 'val': [], 'test': ['c']}
+    """
+    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for case_id, split in sorted(assignment.items()):
+        splits[split].append(case_id)
+    return splits
+
+
+def case_plan_card(plan: CasePlan) -> str:
+    """Return what is planned of a case as HTML."""
+    rows: list[tuple[str, object]] = [("split", plan.split or "none yet")]
+    if plan.group and plan.group != plan.case_id:
+        rows.append(("group", plan.group))
+    if plan.problem is None:
+        names = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
+        rows += list(zip(names, plan.described(), strict=True))
+    else:
+        rows.append(("problem", f"{plan.problem.kind}: {plan.problem.message}"))
+    return card(f"Case {plan.case_id}", facts(rows + _files(plan.case)))
+
+
+def plan_card(plan: RunPlan) -> str:
+    """Return a plan as HTML: what it comes to, then its cases and what is wrong with them."""
+    config = plan.config
+    by_split = Counter(case.split for case in plan.cases)
+    shares = ", ".join(f"{by_split[split]} {split}" for split in plan.splits)
+    channels = count((2 * config.window_size + 1) * plan.n_modalities, "channel")
+    rows: list[tuple[str, object]] = [
+        ("input", config.input_dir),
+        ("layout", f"{plan.layout} ({plan.reason})"),
+        ("cases", f"{len(plan.cases)} ({shares})"),
+        ("slices", f"{plan.n_slices} {config.plane}, {channels}, {config.format}"),
+        ("output", config.output_dir),
+        *(("note", note) for note in plan.notes),
+        *(("problem", problem) for problem in plan.problems),
+    ]
+    names = ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype")
+    cases = [
+        (case.case_id, case.split, *case.described()) for case in plan.cases if not case.problem
+    ]
+    return card(
+        f"Plan of {count(len(plan.cases), 'case')}",
+        facts(rows),
+        table(names, cases, of="case"),
+        failure_table(plan.failures),
+    )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Share:
+    """The `number`-th, from 1, `of` so many shares of a run.
+
+    Examples
+    --------
+    >>> share = Share(2, 3)
+    >>> str(share)
+    '2/3'
+    """
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def cases(self, case_ids: Iterable[str]) -> list[str]:
+        """Return every `of`-th of the sorted case ids: neighbours are often of one size.
+
+        Examples
+        --------
+        >>> Share(2, 3).cases("gfedcba")
+        ['b', 'e']
+        """
+        return sorted(case_ids)[self.number - 1 :: self.of]
+
+
+def share_of(setting: str | None) -> Share | None:
+    """Return the share that I/N stands for, as the configuration has checked it.
+
+    Examples
+    --------
+    >>> share_of("2/3"), share_of(None)
+    (Share(number=2, of=3), None)
+    """
+    if setting is None:
+        return None
+    number, _, of = setting.partition("/")
+    return Share(int(number), int(of))

@@ -1,0 +1,167 @@
+"""Planning a run: find the cases, read their headers, assign splits."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig
+from dask_slicer.core.geometry import align, axis_codes, spacing
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.errors import DatasetError, MissingFile, MissingLabel, as_case_error
+from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.discovery import find_cases
+from dask_slicer.inputs.load import grids_of
+from dask_slicer.inputs.readers.nifti import read_header
+from dask_slicer.planning.assignment import EarlierSplits, case_groups, case_splits
+from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
+from dask_slicer.records import FailedCase
+from dask_slicer.utils.formatting import nearest, some
+
+# Reading a header is waiting for the disk.
+_HEADER_THREADS = 16
+
+
+def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPlan:
+    """Return what a run with this configuration would do; reads headers, writes nothing.
+
+    The output is not looked at: `prepare.prepare_plan` does that.
+
+    Parameters
+    ----------
+    config : RunConfig
+    earlier : EarlierSplits, optional
+        Without, as if there had been no earlier run.
+
+    Returns
+    -------
+    RunPlan
+        What is wrong with single cases stands in `failures`, with the dataset in `problems`.
+
+    Raises
+    ------
+    DatasetError
+        If there is no case, or splits or `only` do not fit the cases.
+    OutputError
+        If earlier runs put cases into other splits than those now given.
+    """
+    earlier = earlier or EarlierSplits()
+    dataset = find_cases(config.input_dir, include_test=config.include_test)
+    notes = list(dataset.notes)
+    if config.prune:
+        here = {case.case_id for case in dataset.cases}
+        kept = {case_id: split for case_id, split in earlier.splits.items() if case_id in here}
+        earlier = replace(earlier, splits=kept)
+    has_labels = any(case.label is not None for case in dataset.cases)
+    if config.min_foreground > 0 and not has_labels:
+        raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
+    groups = case_groups(dataset, config, notes)
+    cases, splits = case_splits(dataset.cases, groups, config, earlier, notes)
+    _check_only(config.only, cases)
+    n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
+
+    def planned(case: Case) -> CasePlan:
+        plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
+        for _ in range(config.retries + 1):
+            try:
+                if case.label is None and has_labels and not config.allow_missing_labels:
+                    raise MissingLabel(
+                        "no label for this case, though others have one; add it, "
+                        "or use --allow_missing_labels"
+                    )
+                if len(case.images) != n_modalities:
+                    raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
+                return _described(plan, config, dataset.root)
+            except Exception as error:  # whatever it is, the other cases go on
+                found = as_case_error(error, step="plan")
+                if not found.retriable:
+                    break
+        problem = FailedCase(
+            case_id=case.case_id, step="plan", kind=found.kind, message=found.one_line
+        )
+        return replace(plan, problem=problem)
+
+    with ThreadPoolExecutor(_HEADER_THREADS) as threads:
+        described = tuple(threads.map(planned, cases))
+    _note_unoriented(described, notes)
+    if not has_labels:
+        notes.append("no case has a label; slices will hold images only")
+    _note_empty_splits(described, config, notes)
+    unused = OF_ANOTHER_FORMAT[config.format]
+    if getattr(config, unused) != RunConfig.model_fields[unused].default:
+        notes.append(f"--{unused} has no effect with --format {config.format}")
+    return RunPlan(
+        config=config,
+        layout=dataset.layout,
+        reason=dataset.reason,
+        cases=described,
+        splits=by_split(splits),
+        notes=tuple(notes),
+        problems=dataset.problems,
+    )
+
+
+def _described(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
+    """Return a case's plan with what its headers say."""
+    case = plan.case
+    headers = [read_header(path) for path in case.files]
+    _, grid = align(grids_of(headers, has_label=plan.has_label), config.plane)
+    images = headers[: len(case.images)]
+    sources = [(_relative(path, root), *_size_and_mtime(path)) for path in case.files]
+    return replace(
+        plan,
+        digest=case_digest(
+            config.slice_settings,
+            split=plan.split,
+            sources=sources,
+            allow_missing_labels=config.allow_missing_labels,
+            has_label=plan.has_label,
+        ),
+        sources=tuple(path for path, _, _ in sources[: len(images)]),
+        shape=grid.shape,
+        spacing=spacing(grid.affine),
+        orientation=axis_codes(images[0].affine),
+        dtypes=tuple(str(header.dtype.newbyteorder("=")) for header in images),
+        file_bytes=sum(header.file_bytes for header in headers),
+        voxel_bytes=sum(header.voxel_bytes for header in headers),
+        oriented=images[0].oriented,
+    )
+
+
+def _relative(path: str, root: Path) -> str:
+    return PurePath(os.path.relpath(path, root)).as_posix()
+
+
+def _size_and_mtime(path: str) -> tuple[int, int]:
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _note_unoriented(cases: Iterable[CasePlan], notes: list[str]) -> None:
+    unknown = [case.case_id for case in cases if not case.oriented]
+    if unknown:
+        notes.append(
+            f"{len(unknown)} images say nothing of their orientation (sform and qform code 0), "
+            f"taken as LAS as nibabel does: {some(unknown)}"
+        )
+
+
+def _note_empty_splits(cases: Iterable[CasePlan], config: RunConfig, notes: list[str]) -> None:
+    filled = {case.split for case in cases if case.problem is None}
+    wanted = {case.split for case in cases}
+    if config.splits is None:
+        wanted |= {split for split, ratio in config.ratios().items() if ratio > 0}
+    empty = [split for split in SPLITS if split in wanted - filled]
+    if empty:
+        notes.append(f"no case that can be run is in {' or '.join(empty)}")
+
+
+def _check_only(only: Sequence[str], cases: Iterable[Case]) -> None:
+    known = {case.case_id for case in cases}
+    for name in only:
+        if name not in known:
+            raise DatasetError(f"--only {name}: there is no such case{nearest(name, known)}")

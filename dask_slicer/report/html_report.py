@@ -1,0 +1,216 @@
+"""The self-contained HTML report of an output."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings, SplitSettings
+from dask_slicer.errors import DaskSlicerError, UsageError
+from dask_slicer.output.atomic import write_aside
+from dask_slicer.output.layout import CONFIG
+from dask_slicer.output.output import Output, open_output, place_for
+from dask_slicer.report.histogram import chart, log_chart
+from dask_slicer.report.overview import Overview, overview
+from dask_slicer.utils.formatting import count, duration, one_line, size
+
+REPORT = "report.html"
+_SUFFIXES = (".html", ".htm")
+
+_MOST_FAILURES, _MOST_NAMES, _MOST_PROBLEMS = 200, 20, 10
+_N_SLICES = 12
+# Bars of fewer volumes would say no more than the numbers.
+_FEW = 5
+_STEPS = ("load", "slice", "save")
+# Pixels: as wide as the page, so that words are as large as its own; the first that leaves the page
+# small enough is taken.
+_WIDTHS = (1040, 900, 700)
+_MOST_PICTURE_BYTES = 3_000_000
+
+
+def write_report(
+    output_dir: str | Path, file: Path | None = None, *, say: Callable[[str], None]
+) -> Path:
+    """Write the report of an output; return where it is.
+
+    Parameters
+    ----------
+    output_dir : str or Path
+        That `dask-slicer run` wrote to.
+    file : Path, optional
+        Where to; `REPORT` in the output if not given.
+    say : callable
+        Prints what is missing in it.
+
+    Raises
+    ------
+    OutputError
+        If the directory is no output, or nothing came of any case so far.
+    UsageError
+        If `file` cannot be written, or would be among the output's own files.
+    """
+    output = open_output(output_dir)
+    file = place_for(output.path, file, name=REPORT, suffixes=_SUFFIXES)
+    if file.suffix.lower() not in _SUFFIXES:  # a browser would not know what it is
+        raise UsageError(f"--file must end with {' or '.join(_SUFFIXES)}, got {file.name}")
+    facts = overview(output)
+    pictures, why_none = _pictures(output, facts)
+    if why_none:
+        say(f"Note: no pictures of slices in the report: {why_none}")
+    page = _render(facts, pictures, why_none)
+    # Names of files may be in any encoding, or none; what is written is UTF-8.
+    write_aside(file, page.encode("utf-8", "backslashreplace"))
+    return file
+
+
+def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
+    """Return pictures of slices as data URIs, for light and dark, or why there are none."""
+    if not facts.n_slices:
+        return {}, ""
+    if find_spec("matplotlib") is None:
+        return {}, "matplotlib is missing, python -m pip install 'dask_slicer[plot]'"
+    from dask_slicer.report.preview import picture
+
+    try:
+        for width in _WIDTHS:
+            light, dark = (
+                picture(output, n_slices=_N_SLICES, width=width, dark=dark, window_size=0)
+                for dark in (False, True)
+            )
+            if len(light) + len(dark) <= _MOST_PICTURE_BYTES:
+                break
+    except (DaskSlicerError, OSError) as error:
+        return {}, one_line(str(error))
+    return {"light": _data_uri(light), "dark": _data_uri(dark)}, ""
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> str:
+    environment = Environment(
+        loader=PackageLoader("dask_slicer.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "line": lambda value: one_line(str(value)),
+        "number": lambda n: f"{n:,}",
+        "measure": measure,
+        "size": size,
+        "duration": duration,
+        "share": share,
+        "when": _when,
+        "iso": lambda at: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
+    }
+    environment.globals |= {
+        "count": lambda n, noun: count(n, noun).replace(str(n), f"{n:,}", 1),
+        "chart": chart,
+        "log_chart": log_chart,
+    }
+    kinds = Counter((failure.kind, failure.step) for failure in facts.failures)
+    return environment.get_template("report.html").render(
+        facts=facts,
+        pictures=pictures,
+        why_no_pictures=why_no_pictures,
+        n_pictured=min(_N_SLICES, facts.n_slices),
+        now=time.time(),
+        version=version("dask_slicer"),
+        again=_again(facts),
+        settings=_settings(facts.config),
+        steps=_STEPS,
+        kinds=kinds.most_common(),
+        most_failures=_MOST_FAILURES,
+        most_names=_MOST_NAMES,
+        few=_FEW,
+        most_problems=_MOST_PROBLEMS,
+    )
+
+
+def _again(facts: Overview) -> str:
+    """Return the command that continues or repeats the run."""
+    command = ["dask-slicer", "run", "--config", str(facts.path / CONFIG)]
+    if facts.made_in != str(facts.path):  # it has been moved
+        command += ["--output_dir", str(facts.path)]
+    return shlex.join(command)
+
+
+def _settings(config: RunConfig) -> list[tuple[str, str, bool, str]]:
+    """Return name, value, whether it is not the default, and meaning of settings.
+
+    Those that decide what is made, and others that are not as they are by default.
+    """
+    always = {"input_dir", *SliceSettings.model_fields, *SplitSettings.model_fields}
+    always.discard(OF_ANOTHER_FORMAT[config.format])
+    rows = []
+    for name in ("input_dir", *(set_ for set_ in RunConfig.model_fields if set_ != "input_dir")):
+        field = RunConfig.model_fields[name]
+        value = config.ratios()["val"] if name == "val_ratio" else getattr(config, name)
+        changed = not field.is_required() and getattr(config, name) != field.default
+        if name in always or (changed and name != "output_dir"):
+            meaning = (field.description or "").partition(" [default")[0]
+            rows.append((name, _said(value), changed, meaning))
+    return rows
+
+
+def _said(value: object) -> str:
+    match value:
+        case None | () | "":
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case tuple() | list():
+            return ", ".join(map(str, _first(value)))
+        case float():
+            return f"{value:g}"
+    return str(value)
+
+
+def _first(values: Iterable[object]) -> list[object]:
+    shown = list(values)
+    more = len(shown) - _MOST_NAMES
+    return [*shown[:_MOST_NAMES], f"and {more} more"] if more > 0 else shown
+
+
+def share(part: int, whole: int) -> str:
+    """Return a share in percent; all and none are said of nothing else.
+
+    Examples
+    --------
+    >>> share(1, 3), share(9999, 10_000), share(1, 10_000), share(0, 5), share(0, 0)
+    ('33%', 'over 99%', 'under 1%', '0%', '–')
+    """
+    if not whole:
+        return "–"
+    percent = round(100 * part / whole)
+    if percent == 100 and part < whole:
+        return "over 99%"
+    return "under 1%" if part and not percent else f"{percent}%"
+
+
+def measure(value: float) -> str:
+    """Return a measured number in four digits, without exponent where it can be read without.
+
+    Examples
+    --------
+    >>> measure(-999.9999944), measure(123456.7), measure(0.70312), measure(1.5e-7)
+    ('−1,000', '123,457', '0.7031', '1.5e−07')
+    """
+    said = f"{value:,.0f}" if 999.95 <= abs(value) < 1e9 else f"{value:.4g}"
+    return said.replace("-", "−")
+
+
+def _when(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"

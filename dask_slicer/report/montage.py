@@ -1,0 +1,289 @@
+"""Slices as pixels of a montage: selection, grey levels, label colours."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart; no black, no grey.
+_COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (213, 94, 0),
+    (204, 121, 167),
+    (0, 114, 178),
+)
+Colours = dict[int, tuple[int, int, int]]
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+# Shares of pixels that a few bright vessels, or a tube beside the patient, must not push together.
+_DARKEST, _BRIGHTEST = 0.5, 99.5
+# Where an axis leans further than this (cosine) towards a second side, both letters are said.
+_LEANS = 0.4
+_SIDES = ("LR", "PA", "IS")
+
+
+def spread(length: int, n: int) -> list[int]:
+    """Return `n` places of a row of `length`, evenly spread, none at the very ends; all if fewer.
+
+    Examples
+    --------
+    >>> spread(9, 1), spread(9, 3), spread(2, 5)
+    ([4], [1, 4, 7], [0, 1])
+    """
+    if n >= length:
+        return list(range(length))
+    return [(2 * place + 1) * length // (2 * n) for place in range(n)]
+
+
+def shares(most: Sequence[int], n: int, *, weights: Sequence[float] | None = None) -> list[int]:
+    """Return how many of `n` fall to each part: by weight, one to each before any has two.
+
+    Parameters
+    ----------
+    most : sequence of int
+        What each part has; none gets more.
+    n : int
+    weights : sequence of float, optional
+        Where they are not given, all weigh the same.
+
+    Examples
+    --------
+    >>> shares([90, 90, 90], 10, weights=[8, 1, 1]), shares([50, 1, 0], 4), shares([5, 5, 5], 2)
+    ([8, 1, 1], [3, 1, 0], [1, 1, 0])
+    """
+    weights = [1.0] * len(most) if weights is None else weights
+    taken = [0] * len(most)
+    for _ in range(min(n, sum(most))):
+        open_parts = [part for part, size in enumerate(most) if taken[part] < size]
+        # First who has none, then who has the least of what its weight would give it.
+        taken[min(open_parts, key=lambda part: (taken[part] > 0, taken[part] / weights[part]))] += 1
+    return taken
+
+
+def choose_slices(foreground: NDArray[np.floating], n: int) -> list[int]:
+    """Return the places of `n` of a case's slices: where labels are, else spread over all.
+
+    Each stands for the same share of labelled pixels, so that most are where most is labelled.
+
+    Parameters
+    ----------
+    foreground : (n_slices,) ndarray
+        Share of labelled pixels; 0 or NaN without.
+    n : int
+
+    Examples
+    --------
+    >>> choose_slices(np.array([0, 0, 0.1, 0.1, 0.8, 0.1]), 1)
+    [4]
+    >>> choose_slices(np.zeros(7), 2)
+    [1, 5]
+    """
+    weights = np.nan_to_num(foreground.astype(np.float64))
+    labelled, others = np.flatnonzero(weights), np.flatnonzero(weights == 0)
+    chosen: list[int] = []
+    if n < len(labelled):
+        shares_so_far = weights.cumsum() / weights.sum()
+        places = np.searchsorted(shares_so_far, (np.arange(n) + 0.5) / n)
+        chosen = sorted(set(places.tolist()))
+        # Much on one slice stands for several shares; others with labels take their places.
+        labelled = np.setdiff1d(labelled, chosen)
+    for left in (labelled, others):
+        chosen += [int(left[place]) for place in spread(len(left), n - len(chosen))]
+    return sorted(chosen)
+
+
+def display_range(image: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the intensities that are shown as black and as white.
+
+    Robust percentiles of what is above the minimum, which in most images is air; the minimum of a
+    constant image is black.
+
+    Examples
+    --------
+    >>> low, high = display_range(np.append(np.zeros(900), np.arange(1.0, 101.0)))
+    >>> round(low, 1), round(high, 1)
+    (1.5, 99.5)
+    >>> display_range(np.full((4, 4), 7.0))
+    (7.0, 8.0)
+    """
+    lowest = float(image.min())
+    foreground = image[image > lowest]
+    if not foreground.size:
+        return lowest, max(lowest + 1.0, float(np.nextafter(lowest, np.inf)))
+    low, high = np.percentile(foreground, (_DARKEST, _BRIGHTEST)).tolist()
+    # Two values alone: the lower one stays black.
+    return (low, high) if high > low else (lowest, high)
+
+
+def to_grey(image: NDArray[np.floating], low: float, high: float) -> NDArray[np.float64]:
+    """Return intensities as greys, 0 to 1."""
+    return ((image.astype(np.float64) - low) / (high - low)).clip(0, 1)
+
+
+def fit(image: NDArray[np.floating], height: int, width: int) -> NDArray[np.float64]:
+    """Return a 2D image on other pixels: averaged where it shrinks, linear where it grows.
+
+    Examples
+    --------
+    >>> fit(np.array([[0.0, 1.0], [0.0, 1.0]]), 1, 2).tolist()
+    [[0.0, 1.0]]
+    """
+    rows, columns = (_weights(*sizes) for sizes in zip(image.shape, (height, width), strict=True))
+    return np.asarray(rows @ image @ columns.T, dtype=np.float64)
+
+
+def _weights(n_from: int, n_to: int) -> NDArray[np.float64]:
+    """Return what every pixel counts in every new one: (n_to, n_from), rows sum to 1."""
+    per_pixel = n_from / n_to
+    centres = (np.arange(n_to) + 0.5) * per_pixel - 0.5
+    # Clamp, don't fade: at the edge, the edge pixel goes on.
+    centres = centres.clip(0, n_from - 1)
+    distances = np.abs(centres[:, None] - np.arange(n_from))
+    weights = (1 - distances / max(per_pixel, 1.0)).clip(0)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def fit_label(label: NDArray[np.integer], height: int, width: int) -> NDArray[np.integer]:
+    """Return a 2D label map on other pixels; no value is made up, and small things do not vanish.
+
+    Examples
+    --------
+    >>> fit_label(np.array([[0, 0, 0, 7]]), 1, 2).tolist()
+    [[0, 7]]
+    """
+    n_rows, n_columns = label.shape
+    # Where pixels are fewer, each looks at all that it stands for, those in its middle first.
+    passes = [
+        (row, column) for row in _offsets(n_rows / height) for column in _offsets(n_columns / width)
+    ]
+    fitted = np.zeros((height, width), dtype=label.dtype)
+    for row, column in sorted(passes, key=lambda offset: math.hypot(*offset)):
+        rows = ((np.arange(height) + 0.5 + row) * n_rows / height).astype(int)
+        columns = ((np.arange(width) + 0.5 + column) * n_columns / width).astype(int)
+        found = label[np.ix_(rows.clip(0, n_rows - 1), columns.clip(0, n_columns - 1))]
+        fitted = np.where(fitted == 0, found, fitted)
+    return fitted
+
+
+def _offsets(per_pixel: float) -> list[float]:
+    n = math.ceil(per_pixel)
+    return [(place + 0.5) / n - 0.5 for place in range(n)]
+
+
+def colours(values: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+    """Return a colour, red, green, blue of 0 to 255, for every label value but 0.
+
+    The first seven can be told apart with any colour vision; others differ in hue and lightness.
+
+    Examples
+    --------
+    >>> colours([0, 1, 7])
+    {1: (230, 159, 0), 7: (86, 180, 233)}
+    """
+    wanted = sorted(set(values) - {0})
+    return {value: _colour(number) for number, value in enumerate(wanted)}
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    if number < len(_COLOURS):
+        return _COLOURS[number]
+    lightness = (0.45, 0.6, 0.75)[number % 3]
+    rgb = colorsys.hls_to_rgb(number * _GOLDEN % 1, lightness, 0.75)
+    red, green, blue = (round(255 * part) for part in rgb)
+    return red, green, blue
+
+
+def overlay(
+    grey: NDArray[np.floating],
+    label: NDArray[np.integer] | None,
+    palette: dict[int, tuple[int, int, int]],
+    *,
+    fill: float = 0.22,
+    line: int = 1,
+) -> NDArray[np.uint8]:
+    """Return a slice in colours: its labels filled so that it is seen through them, and outlined.
+
+    Parameters
+    ----------
+    grey : (height, width) ndarray
+        0 to 1.
+    label : (height, width) ndarray of int, optional
+    palette : dict
+        Of `colours`; values that are not in it are left out.
+    fill : float
+        How much of the colour is inside the outline, 0 to 1.
+    line : int
+        Pixels that the outline is wide, all of them within.
+
+    Returns
+    -------
+    (height, width, 3) ndarray of uint8
+    """
+    rgb = np.repeat(grey[..., None] * 255.0, 3, axis=2)
+    if label is not None:
+        values, place = np.unique(label, return_inverse=True)
+        known = np.array([value in palette for value in values.tolist()])
+        table = np.array([palette.get(value, (0, 0, 0)) for value in values.tolist()], dtype=float)
+        place = place.reshape(label.shape)
+        share = np.where(edges(label, line=line), 1.0, fill) * known[place]
+        rgb += share[..., None] * (table[place] - rgb)
+    return np.rint(rgb).clip(0, 255).astype(np.uint8)
+
+
+def edges(label: NDArray[np.integer], *, line: int = 1) -> NDArray[np.bool_]:
+    """Return which labelled pixels touch another value; the border of the slice is no edge.
+
+    Examples
+    --------
+    >>> edges(np.array([[1, 1, 1, 0, 2, 2]])).astype(int).tolist()
+    [[0, 0, 1, 0, 1, 0]]
+    """
+    found = np.zeros(label.shape, dtype=bool)
+    for distance in range(1, line + 1):
+        for axis in (0, 1):
+            lower = np.moveaxis(label, axis, 0)[:-distance]
+            upper = np.moveaxis(label, axis, 0)[distance:]
+            differs, marked = lower != upper, np.moveaxis(found, axis, 0)
+            marked[:-distance] |= differs
+            marked[distance:] |= differs
+    return np.asarray(found & (label != 0))
+
+
+def sides(affine: NDArray[np.float64]) -> tuple[str, str, str, str]:
+    """Return what is at the left, right, top and bottom of a slice: R, L, A, P, S, I.
+
+    Two letters where the slice is oblique. By the world that the affine leads to, RAS+.
+
+    Parameters
+    ----------
+    affine : (4, 4) ndarray
+        (slice_index, row, column, 1) → RAS+ mm.
+
+    Examples
+    --------
+    Radiological axial slices: columns from right to left, rows from front to back.
+
+    >>> affine = np.zeros((4, 4))
+    >>> affine[0, 2], affine[1, 1], affine[2, 0] = -1, -1, 1
+    >>> sides(affine)
+    ('R', 'L', 'A', 'P')
+    """
+    (top, bottom), (left, right) = (_ends(affine[:3, axis]) for axis in (1, 2))
+    return left, right, top, bottom
+
+
+def _ends(step: NDArray[np.float64]) -> tuple[str, str]:
+    """Return where an axis comes from, and where it goes."""
+    cosines = step / np.linalg.norm(step)
+    order = np.argsort(-np.abs(cosines), kind="stable")
+    said = [axis for place, axis in enumerate(order) if place == 0 or abs(cosines[axis]) > _LEANS]
+    start = "".join(_SIDES[axis][int(cosines[axis] < 0)] for axis in said)
+    end = "".join(_SIDES[axis][int(cosines[axis] > 0)] for axis in said)
+    return start, end

@@ -1,0 +1,276 @@
+"""Panels of a figure: slices of an output, and their grey levels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.errors import CaseError, CorruptFile, UsageError
+from dask_slicer.output.formats.base import CaseReader, damage
+from dask_slicer.output.index import IndexedCase, SliceIndex, case_reader
+from dask_slicer.output.output import Output
+from dask_slicer.report.figure_layout import Panel
+from dask_slicer.report.montage import choose_slices, display_range, shares, sides, spread, to_grey
+from dask_slicer.utils.formatting import count, some
+
+# How many slices of a case say what is black and white in it.
+_SAMPLED = 5
+
+
+def choose_rows(
+    output: Output,
+    index: SliceIndex,
+    *,
+    cases: Collection[str] | None,
+    split: str | None,
+    slices: Collection[int] | None,
+    n: int,
+) -> list[int]:
+    """Return which rows of an index are shown: spread over splits, cases, and slices of a case.
+
+    The same of the same output. Slices with labels come first, those in the middle of them before
+    those at the ends.
+
+    Parameters
+    ----------
+    output : Output
+    index : SliceIndex
+        Of it, or some rows of that.
+    cases : collection of str, optional
+        Only these; each of them at least once.
+    split : str, optional
+        Only this one.
+    slices : collection of int, optional
+        These slices of every case that is shown.
+    n : int
+        How many, about.
+
+    Raises
+    ------
+    UsageError
+        If there are none, saying why.
+    """
+    _check_split(output, index, split)
+    numbers = _numbers(output, index, cases, split)
+    if slices is not None:
+        return _rows_of(output, index, numbers, sorted(set(slices)), cases is not None, n)
+    n_of = np.bincount(index.case, minlength=len(index.cases))
+    if cases is not None:
+        chosen = dict(
+            zip(numbers, shares(n_of[numbers].tolist(), max(n, len(numbers))), strict=True)
+        )
+    else:
+        chosen = _spread_over_splits(index, numbers, n_of, n)
+    rows = []
+    for number, wanted in chosen.items():
+        own = np.flatnonzero(index.case == number)
+        rows += [int(own[place]) for place in choose_slices(index.foreground[own], wanted)]
+    return rows
+
+
+def _check_split(output: Output, index: SliceIndex, split: str | None) -> None:
+    """Raise if there is nothing to show, in a split or at all."""
+    if split not in (None, *SPLITS):
+        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split}")
+    per_split = np.zeros(len(SPLITS), dtype=int)
+    for number, n_slices in enumerate(np.bincount(index.case, minlength=len(index.cases))):
+        per_split[SPLITS.index(index.cases[number].split)] += n_slices
+    if not len(index):
+        if len(output.index):
+            raise UsageError(f"no slice of {output.path} is of the kind asked for")
+        raise UsageError(_why_none(output))
+    if split is not None and not per_split[SPLITS.index(split)]:
+        others = [
+            f"{name} ({count(int(n), 'slice')})"
+            for name, n in zip(SPLITS, per_split, strict=True)
+            if n
+        ]
+        raise UsageError(f"{output.path} has no slices in {split}; it has some in {some(others)}")
+
+
+def _why_none(output: Output) -> str:
+    why = output.shortfall or "every slice was dropped, see --min_foreground"
+    why = why.removeprefix(f"{output.path} has ")
+    return f"{output.path} has no slices to show: {why}"
+
+
+def _numbers(
+    output: Output, index: SliceIndex, cases: Collection[str] | None, split: str | None
+) -> list[int]:
+    """Return the numbers of the cases that may be shown."""
+    if cases is None:
+        return [n for n, case in enumerate(index.cases) if split in (None, case.split)]
+    wanted = {cases} if isinstance(cases, str) else set(cases)
+    output.check_cases(wanted, split=split)
+    known = {case.case_id: number for number, case in enumerate(index.cases)}
+    for case_id in sorted(wanted - set(known)):
+        raise UsageError(
+            f"case {case_id} has no slices in {output.path}: it is not done yet, or none was kept"
+        )
+    return sorted(known[case_id] for case_id in wanted)
+
+
+def _spread_over_splits(
+    index: SliceIndex, numbers: list[int], n_of: NDArray[np.intp], n: int
+) -> dict[int, int]:
+    """Return how many slices are shown of every case that is."""
+    of_split = {
+        split: [number for number in numbers if index.cases[number].split == split]
+        for split in SPLITS
+    }
+    most = [int(n_of[own].sum()) if own else 0 for own in of_split.values()]
+    n_cases = [len(own) for own in of_split.values()]
+    chosen: dict[int, int] = {}
+    for own, wanted in zip(of_split.values(), shares(most, n, weights=n_cases), strict=True):
+        shown = [own[place] for place in spread(len(own), wanted)]
+        chosen |= dict(zip(shown, shares(n_of[shown].tolist(), wanted), strict=True))
+    return chosen
+
+
+def _rows_of(
+    output: Output, index: SliceIndex, numbers: list[int], slices: list[int], named: bool, n: int
+) -> list[int]:
+    """Return the rows of some slices: of every case named, else of a few that have them."""
+    if not slices:
+        raise UsageError("slices must name one slice at least")
+    rows = np.flatnonzero(np.isin(index.slice_index, slices) & np.isin(index.case, numbers))
+    n_found = np.bincount(index.case[rows], minlength=len(index.cases))
+    complete = [number for number in numbers if n_found[number] == len(slices)]
+    if named and len(complete) < len(numbers):
+        number = next(number for number in numbers if number not in complete)
+        raise UsageError(_what_lacks(output, index, number, slices))
+    if not complete:
+        there = index.slice_index[np.isin(index.case, numbers)]
+        raise UsageError(
+            f"no case has {_slices_in_words(slices)}: "
+            f"those of {output.path} are within {there.min()} to {there.max()}"
+        )
+    if not named:
+        # As if each had one slice, so that as many cases are chosen.
+        chosen = _spread_over_splits(index, complete, n_found.clip(max=1), max(n // len(slices), 1))
+        complete = sorted(chosen)
+    return [int(row) for row in rows[np.isin(index.case[rows], complete)]]
+
+
+def _what_lacks(output: Output, index: SliceIndex, number: int, slices: list[int]) -> str:
+    """Return what is said of a case without some slices: the range, or that they were dropped."""
+    case = index.cases[number]
+    own = index.slice_index[index.case == number]
+    with _damage_told(case, int(own[0])):
+        total = int(case_reader(output.path, case).metadata(int(own[0]))["total_slices"])
+    outside = [slice_index for slice_index in slices if not 0 <= slice_index < total]
+    if outside:
+        return (
+            f"case {case.case_id} has no {_slices_in_words(outside)}: "
+            f"it has {count(total, 'slice')}, 0 to {total - 1}"
+        )
+    dropped = sorted(set(slices) - set(own.tolist()))
+    return (
+        f"case {case.case_id} has no {_slices_in_words(dropped)}: dropped by --min_foreground "
+        f"{output.config.min_foreground:g}; {count(len(own), 'slice')} of {total} "
+        f"were kept, within {own.min()} to {own.max()}"
+    )
+
+
+def _slices_in_words(slices: list[int]) -> str:
+    return ("slice " if len(slices) == 1 else "slices ") + some([str(one) for one in slices])
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_panels(
+    output: Output,
+    index: SliceIndex,
+    rows: Iterable[int],
+    *,
+    window_size: int | None = None,
+    labels: bool = True,
+) -> list[Panel]:
+    """Return slices as they are shown; reads them, and a few of the same cases for their greys.
+
+    Parameters
+    ----------
+    output : Output
+    index : SliceIndex
+        Of it, or some rows of that.
+    rows : iterable of int
+        Of the index, those of a case together.
+    window_size : int, optional
+        Neighbours on each side; those that were written where it is not given.
+    labels : bool
+
+    Raises
+    ------
+    CorruptFile
+        Naming case, slice and file.
+    """
+    panels = []
+    for number, own in groupby(rows, key=lambda row: int(index.case[row])):
+        case = index.cases[number]
+        with _damage_told(case, None):
+            reader = case_reader(output.path, case)
+        ranges = _ranges(reader, case, output.index)
+        for row in own:
+            slice_index = int(index.slice_index[row])
+            with _damage_told(case, slice_index):
+                read = _panel(reader, case, slice_index, ranges, window_size)
+            panels.append(read if labels else replace(read, label=None))
+    return panels
+
+
+def _ranges(
+    reader: CaseReader, case: IndexedCase, index: SliceIndex
+) -> tuple[tuple[float, float], ...]:
+    """Return black and white of every modality, whichever slices of the case are shown."""
+    written = index.slice_index[index.case == index.cases.index(case)]
+    sampled = []
+    for place in spread(len(written), _SAMPLED):
+        slice_index = int(written[place])
+        with _damage_told(case, slice_index):
+            sampled.append(reader.read(slice_index, 0)[0])
+    return tuple(display_range(modality) for modality in np.stack(sampled, axis=1))
+
+
+def _panel(
+    reader: CaseReader,
+    case: IndexedCase,
+    slice_index: int,
+    ranges: tuple[tuple[float, float], ...],
+    window_size: int | None,
+) -> Panel:
+    metadata = reader.metadata(slice_index)
+    image, label = reader.read(slice_index, window_size)
+    # Channels are by offset, and within an offset by modality.
+    by_modality = image.reshape(-1, len(ranges), *image.shape[1:]).swapaxes(0, 1)
+    grey = [to_grey(one, low, high) for one, (low, high) in zip(by_modality, ranges, strict=True)]
+    _, per_row, per_column = metadata["spacing"]
+    return Panel(
+        case_id=case.case_id,
+        split=case.split,
+        slice_index=slice_index,
+        total_slices=metadata["total_slices"],
+        image=np.array(grey),
+        label=label,
+        has_label=label is not None,
+        spacing=(per_row, per_column),
+        sides=sides(np.array(metadata["affine"], dtype=np.float64)),
+    )
+
+
+@contextmanager
+def _damage_told(case: IndexedCase, slice_index: int | None) -> Iterator[None]:
+    """Name the case and slice that cannot be read, and what to do."""
+    try:
+        yield
+    except KeyError as error:
+        told = CorruptFile(f"its metadata lacks {error}")
+        raise damage(case.case_id, slice_index, told) from None
+    except (CaseError, OSError) as error:
+        raise damage(case.case_id, slice_index, error) from None

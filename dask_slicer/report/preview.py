@@ -1,0 +1,237 @@
+"""Preview pictures of an output, with label overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dask_slicer.errors import UsageError
+from dask_slicer.output.atomic import write_aside
+from dask_slicer.output.layout import PREVIEW
+from dask_slicer.output.output import Output, open_output, place_for
+from dask_slicer.report.figure_layout import Panel
+from dask_slicer.report.montage import colours
+from dask_slicer.report.panels import choose_rows, read_panels
+from dask_slicer.training.dataset import SliceDataset
+from dask_slicer.utils.formatting import count, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+N_SLICES = 16
+# More would be stamps, or a wall.
+_MOST_SLICES = 400
+_WIDTH = 1600
+_NARROWEST, _WIDEST = 200, 10_000
+_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
+
+
+def show_slices(
+    output: str | Path | Output | SliceDataset,
+    *,
+    cases: Collection[str] | None = None,
+    split: str | None = None,
+    slices: Collection[int] | None = None,
+    n_slices: int = N_SLICES,
+    labels: bool = True,
+    dark: bool = False,
+) -> Figure:
+    """Return a figure of slices, spread over splits and cases, with their labels over them.
+
+    In a notebook, it is shown as the last value of a cell. Greys are the same in all slices of a
+    case, pixels are as wide and high as the spacing says, letters say where the patient's right and
+    left are. With a window, its channels are side by side, the slice itself in a frame.
+
+    Parameters
+    ----------
+    output : str, Path, Output or SliceDataset
+        What `dask-slicer run` wrote to; also while it does. Of a dataset, the slices selected,
+        before its transform.
+    cases : collection of str, optional
+        Only these case ids, each of them at least once.
+    split : {"train", "val", "test"}, optional
+        Only this split.
+    slices : collection of int, optional
+        These slices of every case that is shown.
+    n_slices : int
+        How many.
+    labels : bool
+        Draw the labels.
+    dark : bool
+        For dark pages.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    UsageError
+        If there is no such case, split or slice; or without Matplotlib.
+    OutputError
+        If the directory is not an output, or one of shares that are not merged yet.
+    CorruptFile
+
+    Examples
+    --------
+    >>> import tempfile, dask_slicer as ds
+    >>> from dask_slicer.inputs.phantom import write_dataset
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_dataset(Path(folder, "scans"), n_cases=2, shape=(24, 20, 12))
+    ...     config = ds.RunConfig(input_dir=f"{folder}/scans", output_dir=f"{folder}/slices",
+    ...                           num_workers=0, window_size=0)
+    ...     _ = ds.run(config, progress=False)
+    ...     figure = ds.show_slices(config.output_dir, n_slices=6)
+    >>> len(figure.axes)
+    6
+    """
+    return _figure(
+        output,
+        cases=cases,
+        split=split,
+        slices=slices,
+        n_slices=n_slices,
+        labels=labels,
+        dark=dark,
+        width=_WIDTH,
+    )
+
+
+def picture(
+    output: Output,
+    *,
+    n_slices: int,
+    width: int,
+    dark: bool = False,
+    window_size: int | None = None,
+) -> bytes:
+    """Return a PNG of slices of an output, about `width` pixels wide.
+
+    With as many neighbours as were written, or `window_size` of them.
+
+    Raises
+    ------
+    UsageError
+        If there are no slices, or no Matplotlib.
+    CorruptFile
+    """
+    figure = _figure(output, n_slices=n_slices, width=width, dark=dark, window_size=window_size)
+    from dask_slicer.report.figure import to_bytes
+
+    return to_bytes(figure)
+
+
+def _figure(
+    output: str | Path | Output | SliceDataset,
+    *,
+    cases: Collection[str] | None = None,
+    split: str | None = None,
+    slices: Collection[int] | None = None,
+    n_slices: int,
+    labels: bool = True,
+    width: int,
+    dark: bool,
+    window_size: int | None = None,
+) -> Figure:
+    for name, value, least, most in (
+        ("n_slices", n_slices, 1, _MOST_SLICES),
+        ("width", width, _NARROWEST, _WIDEST),
+    ):
+        if not least <= value <= most:
+            raise UsageError(f"{name} must be {least} to {most}, got {value}")
+    try:
+        from dask_slicer.report.figure import draw
+    except ImportError as error:
+        raise UsageError(
+            f"pictures need Matplotlib ({error}): pip install 'dask_slicer[plot]'"
+        ) from None
+    if isinstance(output, SliceDataset):
+        index, window_size = output.index, output.window_size
+        output = open_output(output.output_dir)
+    else:
+        output = output if isinstance(output, Output) else open_output(output)
+        index = output.index
+    rows = choose_rows(output, index, cases=cases, split=split, slices=slices, n=n_slices)
+    if len(rows) > _MOST_SLICES:
+        raise UsageError(f"{len(rows)} slices are more than the {_MOST_SLICES} of one picture")
+    panels = read_panels(output, index, rows, window_size=window_size, labels=labels)
+    return draw(
+        panels,
+        # The same of one output, whichever slices are shown.
+        colours(np.unique(output.index.label_values).tolist()),
+        title=one_line(output.path.name),
+        facts=_facts(output, panels),
+        warning=one_line(output.shortfall.removeprefix(f"{output.path} has ")),
+        width=width,
+        dark=dark,
+    )
+
+
+def _facts(output: Output, panels: Collection[Panel]) -> list[str]:
+    config, index = output.config, output.index
+    n_cases = len({panel.case_id for panel in panels})
+    return [
+        config.plane,
+        f"window_size {config.window_size}",
+        f"normalize {config.normalize}",
+        f"{config.format} {config.dtype}",
+        f"{len(panels)} of {count(len(index), 'slice')}",
+        f"{n_cases} of {count(len(index.cases), 'written case')}",
+    ]
+
+
+def place_of_preview(output: Output, file: Path | None) -> Path:
+    """Return where a picture of an output goes: a .png, .jpg, .pdf or .svg; `PREVIEW` in it.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be there, or is of another kind.
+    """
+    path = place_for(output.path, file, name=PREVIEW, suffixes=_SUFFIXES)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"--file must end with {', '.join(_SUFFIXES)}, got {path.name}")
+    return path
+
+
+def write_preview(figure: Figure, path: Path) -> None:
+    """Write what `show_slices` drew, in the format that the path's suffix says.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be written there.
+    """
+    from dask_slicer.report.figure import to_bytes
+
+    write_aside(path, to_bytes(figure, suffix=path.suffix.lower()[1:]))
+
+
+def parse_slices(text: str) -> list[int]:
+    """Return the slices that a text names: numbers with commas between, and ranges.
+
+    Raises
+    ------
+    UsageError
+
+    Examples
+    --------
+    >>> parse_slices("3,10-12")
+    [3, 10, 11, 12]
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (not dash or last.isdecimal())):
+            raise UsageError(f"--slices must be such as 3,10,20-30, got {text}")
+        start, end = int(first), int(last or first)
+        if not 0 <= end - start < _MOST_SLICES:
+            raise UsageError(
+                f"--slices {part.strip()} must be a range of 1 to {_MOST_SLICES} slices, upwards"
+            )
+        found += range(start, end + 1)
+    return sorted(set(found))

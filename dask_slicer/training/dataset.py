@@ -1,0 +1,330 @@
+"""A map-style dataset of slices for training, over both formats."""
+
+from __future__ import annotations
+
+import operator
+import random
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.errors import CaseError, UsageError
+from dask_slicer.output.formats.base import CaseReader, damage
+from dask_slicer.output.index import SliceIndex, case_reader
+from dask_slicer.output.output import Output, open_output
+from dask_slicer.utils.formatting import count
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+Sample = dict[str, Any]
+
+# Cases that stay open: in a Zarr store, each is two mapped files.
+_MOST_OPEN = 64
+
+
+class SliceDataset:
+    """The slices of an output, as samples for training.
+
+    Map-style: `len`, `[i]`, iteration; what torch's DataLoader wants, without torch. Nothing is
+    opened before a sample is asked for, and nothing is kept open across a fork or a pickle.
+
+    Parameters
+    ----------
+    output_dir : str or Path
+        That `dask-slicer run` wrote to; also while it does, or after it was killed.
+    split : {"train", "val", "test"}, optional
+        None: all of them.
+    cases : collection of str, optional
+        Only these case ids.
+    labels : collection of int, optional
+        Only slices that hold at least one of these label values.
+    min_foreground : float, optional
+        Only slices with at least this share of labelled pixels.
+    channels : {"window", "center"}
+        The whole window, or the slice alone.
+    window_size : int, optional
+        Neighbours on each side: for Zarr any, for npz not more than were written. Where it is not
+        given, that of the output.
+    transform : callable, optional
+        Applied to every sample; must be picklable for DataLoader's workers, where they are spawned.
+
+    Raises
+    ------
+    OutputError
+        If the directory is not an output, or one of a newer version.
+    UsageError
+        If a case id or split is unknown.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        split: str | None = "train",
+        *,
+        cases: Collection[str] | None = None,
+        labels: Collection[int] | None = None,
+        min_foreground: float | None = None,
+        channels: Literal["window", "center"] = "window",
+        window_size: int | None = None,
+        transform: Callable[[Sample], Any] | None = None,
+    ) -> None:
+        if split is not None and split not in SPLITS:
+            raise UsageError(f"split must be one of {', '.join(SPLITS)} or None, got {split}")
+        if channels not in ("window", "center"):
+            raise UsageError(f"channels must be window or center, got {channels}")
+        if window_size is not None and (int(window_size) != window_size or window_size < 0):
+            raise UsageError(f"window_size must be an integer from 0 up, got {window_size}")
+        for name, wanted in (("cases", cases), ("labels", labels)):
+            if isinstance(wanted, str | int):
+                raise UsageError(f"{name} must be a list, got {wanted!r}")
+        if labels is not None and 0 in labels:
+            raise UsageError("labels are values other than 0, which is background")
+        output = open_output(output_dir)
+        self.output_dir = output.path
+        self.transform = transform
+        self._window_size = 0 if channels == "center" else window_size
+        output.check_window_size(self._window_size)
+        self._index = _selected(output, split, cases, labels, min_foreground)
+        self._readers: OrderedDict[int, CaseReader] = OrderedDict()
+        if output.shortfall:
+            warnings.warn(output.shortfall, stacklevel=2)
+        if not len(self._index):
+            warnings.warn(f"no slice of {output.path} is of the kind asked for", stacklevel=2)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, number: int) -> Any:
+        """Return a sample.
+
+        Returns
+        -------
+        dict
+            `image` (channel, row, column) float32; `label` (row, column), where the case has one;
+            `case_id`; `slice_index`. Or what `transform` makes of it.
+
+        Raises
+        ------
+        IndexError
+        CorruptFile
+            Naming case, slice and file.
+        """
+        n, number = len(self), operator.index(number)
+        if not -n <= number < n:
+            raise IndexError(f"there are {n} slices, got index {number}")
+        row = range(n)[number]
+        case_number, slice_index = int(self._index.case[row]), int(self._index.slice_index[row])
+        case = self._index.cases[case_number]
+        try:
+            image, label = self._reader(case_number).read(slice_index, self._window_size)
+        except (CaseError, OSError) as error:
+            raise damage(case.case_id, slice_index, error) from None
+        sample: Sample = {"image": image}
+        if label is not None:
+            sample["label"] = label
+        sample |= {"case_id": case.case_id, "slice_index": slice_index}
+        return sample if self.transform is None else self.transform(sample)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[number] for number in range(len(self)))
+
+    def __repr__(self) -> str:
+        return (
+            f"SliceDataset({str(self.output_dir)!r}: {count(len(self), 'slice')} of "
+            f"{count(len(self._index.cases), 'case')})"
+        )
+
+    @property
+    def index(self) -> SliceIndex:
+        """Return which slices they are, as columns."""
+        return self._index
+
+    @property
+    def window_size(self) -> int | None:
+        """Return the neighbours on each side; None for what the output was written with."""
+        return self._window_size
+
+    def weights(
+        self,
+        foreground: float | None = None,
+        *,
+        labels: Collection[int] | None = None,
+        balanced: bool = False,
+    ) -> NDArray[np.float64]:
+        """Return sampling weights, one a slice, from the index alone.
+
+        For torch's WeightedRandomSampler; they sum to 1.
+
+        Parameters
+        ----------
+        foreground : float, optional
+            Share of draws that have foreground: 0.5 for half of them.
+        labels : collection of int, optional
+            The label values that count as foreground; all but 0 where they are not given.
+        balanced : bool
+            Every label value, and having none, weighs the same in all; a slice with several values
+            has the weight of each, so that values that come together come more often.
+
+        Raises
+        ------
+        UsageError
+            If both are asked for, or no slice is of the kind wanted.
+        """
+        return self._index.weights(foreground, labels=labels, balanced=balanced)
+
+    def shuffled(self, *, buffer_size: int = 256, seed: int = 0) -> ShuffledSlices:
+        """Return the samples as a stream that reads case after case, for network disks.
+
+        Parameters
+        ----------
+        buffer_size : int
+            Samples that are held, to be drawn from at random.
+        seed : int
+            Of the drawing, and of the order of cases.
+
+        Returns
+        -------
+        ShuffledSlices
+        """
+        return ShuffledSlices(self, buffer_size=buffer_size, seed=seed)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the index as a pandas data frame: what slices.csv has, of the slices selected.
+
+        Returns
+        -------
+        pandas.DataFrame
+
+        Raises
+        ------
+        UsageError
+            Without pandas.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise UsageError("to_dataframe needs pandas: python -m pip install pandas") from None
+        index = self._index
+        cases = [index.cases[number] for number in index.case]
+        return pd.DataFrame(
+            {
+                "case_id": [case.case_id for case in cases],
+                "split": [case.split for case in cases],
+                "slice_index": index.slice_index,
+                "path": [
+                    case.path_of(int(slice_index))
+                    for case, slice_index in zip(cases, index.slice_index, strict=True)
+                ],
+                "foreground": index.foreground,
+                "labels": [index.labels(row) for row in range(len(index))],
+            }
+        )
+
+    def _reader(self, case_number: int) -> CaseReader:
+        reader = self._readers.get(case_number)
+        if reader is None:
+            reader = case_reader(self.output_dir, self._index.cases[case_number])
+            self._readers[case_number] = reader
+            if len(self._readers) > _MOST_OPEN:
+                self._readers.popitem(last=False)
+        if case_number in self._readers:  # unless another thread has just closed it
+            self._readers.move_to_end(case_number)
+        return reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": OrderedDict()}
+
+
+class ShuffledSlices:
+    """Samples as a stream: cases in random order, slices of a few of them mixed in a buffer.
+
+    For torch's DataLoader, import torch before it is made.
+
+    Reads each case from front to back, once an epoch. Every iteration is the next epoch. Inside
+    torch's DataLoader, every worker takes its share of the cases, and torch's seed has a say in the
+    order.
+
+    Parameters
+    ----------
+    dataset : SliceDataset
+    buffer_size : int
+        Samples held in memory, of which each next one is drawn.
+    seed : int
+    """
+
+    def __init__(self, dataset: SliceDataset, *, buffer_size: int, seed: int) -> None:
+        if buffer_size < 1:
+            raise UsageError(f"buffer_size must be 1 or more, got {buffer_size}")
+        self.dataset = dataset
+        self.buffer_size = buffer_size
+        self.seed = seed
+        self.epoch = 0
+        _known_to_torch()
+
+    def __iter__(self) -> Iterator[Any]:
+        worker, n_workers, torch_seed = _torch_worker() or (0, 1, 0)
+        order = random.Random(f"{self.seed} {torch_seed} {self.epoch}")  # noqa: S311  # no secret
+        self.epoch += 1
+        index = self.dataset._index
+        cases = list(range(len(index.cases)))
+        order.shuffle(cases)
+        samples = (
+            self.dataset[int(row)]
+            for case in cases[worker::n_workers]
+            for row in np.flatnonzero(index.case == case)
+        )
+        buffer = list(islice(samples, self.buffer_size))
+        for sample in samples:
+            place = order.randrange(len(buffer))
+            yield buffer[place]
+            buffer[place] = sample
+        order.shuffle(buffer)
+        yield from buffer
+
+
+def _known_to_torch() -> None:
+    """Let DataLoader know a stream for what it is, where torch is in use."""
+    data = sys.modules.get("torch.utils.data")
+    if data is not None:
+        data.IterableDataset.register(ShuffledSlices)
+
+
+def _torch_worker() -> tuple[int, int, int] | None:
+    """Return which of DataLoader's workers this is, of how many, and the seed that they share.
+
+    None in another process.
+    """
+    data = sys.modules.get("torch.utils.data")
+    info = None if data is None else data.get_worker_info()
+    return None if info is None else (info.id, info.num_workers, info.seed - info.id)
+
+
+def _selected(
+    output: Output,
+    split: str | None,
+    cases: Collection[str] | None,
+    labels: Collection[int] | None,
+    min_foreground: float | None,
+) -> SliceIndex:
+    index = output.index
+    of_case = np.array([split is None or case.split == split for case in index.cases], dtype=bool)
+    if cases is not None:
+        wanted = set(cases)
+        output.check_cases(wanted, split=split)
+        of_case &= np.array([case.case_id in wanted for case in index.cases], dtype=bool)
+    rows = of_case[index.case]
+    if labels is not None:
+        rows &= index.rows_with(labels)
+    if min_foreground is not None:
+        rows &= index.foreground >= min_foreground
+    return index.select(rows)

@@ -1,0 +1,1 @@
+"""Text, HTML tables, signals and CPUs; nothing here knows of slices."""

@@ -1,0 +1,138 @@
+"""Text for messages: plurals, sizes, durations, suggestions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+# What a message may quote of a damaged file is as long as that likes.
+_LONGEST_LINE = 2000
+
+
+def count(n: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    Examples
+    --------
+    >>> count(1, "case"), count(2, "case")
+    ('1 case', '2 cases')
+    """
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes in words.
+
+    Examples
+    --------
+    >>> size(153_400_000), size(512)
+    ('153.4 MB', '512 bytes')
+    """
+    if n_bytes < 1000:
+        return f"{n_bytes:.0f} bytes"
+    for unit in ("kB", "MB", "GB", "TB"):
+        n_bytes /= 1000
+        if n_bytes < 1000 or unit == "TB":
+            break
+    return f"{n_bytes:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words.
+
+    Examples
+    --------
+    >>> duration(2.51), duration(7384)
+    ('2.5 s', '2 h 3 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def one_line(text: str) -> str:
+    r"""Return a text on one line, with what a terminal would not show, but obey, escaped.
+
+    Examples
+    --------
+    >>> one_line(f"a.nii:\n{chr(7)} bad")
+    'a.nii: \\x07 bad'
+    """
+    line = " ".join(text.split())
+    if len(line) > _LONGEST_LINE:
+        line = line[:_LONGEST_LINE] + " …"
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in line
+    )
+
+
+def times(lengths: Sequence[float]) -> str:
+    """Return a shape or spacing in words.
+
+    Examples
+    --------
+    >>> times((512, 512, 40)), times((5.0, 0.5703125, 0.5703125))
+    ('512×512×40', '5×0.57×0.57')
+    """
+    return "×".join(
+        f"{length:.0f}" if isinstance(length, int) or length >= 1000 else f"{length:.3g}"
+        for length in lengths
+    )
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of many names, and how many more there are.
+
+    Examples
+    --------
+    >>> some(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def why_not_written(n_failed: int, n_left: int) -> str:
+    """Return why planned cases have no slices: some failed, others were not run.
+
+    Examples
+    --------
+    >>> why_not_written(1, 4)
+    '1 failed, see failures.csv; 4 not run yet, the run command continues'
+    """
+    why = [f"{n_failed} failed, see failures.csv"] if n_failed else []
+    why += [f"{n_left} not run yet, the run command continues"] if n_left > 0 else []
+    return "; ".join(why)
+
+
+# Of a name: less is a part of too many.
+_SHORTEST_PART = 3
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the known one that it is nearest to.
+
+    Examples
+    --------
+    >>> nearest("windowsize", ["window_size", "plane"])
+    '; did you mean window_size?'
+    >>> nearest("x", ["window_size", "plane"])
+    ''
+    >>> nearest("brain", ["abdomen_1", "mr_brain_1", "mr_brain_2"])
+    '; did you mean mr_brain_1?'
+    """
+    known = sorted(known)
+    holding = [one for one in known if len(name) >= _SHORTEST_PART and name in one]
+    if holding:
+        return f"; did you mean {holding[0]}?"
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def in_a_word(value: object) -> str:
+    """Return a setting's value as messages show it."""
+    if isinstance(value, list | dict | set):
+        return f"a {type(value).__name__}"  # as long as the file that it is from likes
+    return "none" if value is None else str(value)

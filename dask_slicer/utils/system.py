@@ -1,0 +1,83 @@
+"""CPUs, memory and disk available to this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import psutil
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def cpu_count() -> int:
+    """Return the CPUs that this process may use: affinity and cgroup quota respected."""
+    from dask.system import CPU_COUNT
+
+    return int(CPU_COUNT)
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use: the machine's, or less by cgroup."""
+    limit = int(psutil.virtual_memory().total)
+    for path in _cgroup_limits():
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():  # "max" means no limit
+            limit = min(limit, int(text))
+    return limit
+
+
+def _cgroup_limits() -> Iterator[Path]:
+    """Yield where limits of this process's control group and those above it are written."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        own = PurePosixPath(group.lstrip("/"))
+        for part in (own, *own.parents):
+            if not controllers:  # version 2
+                yield _CGROUPS / part / "memory.max"
+            elif "memory" in controllers.split(","):
+                yield _CGROUPS / "memory" / part / "memory.limit_in_bytes"
+
+
+def n_oom_kills() -> int:
+    """Return how many processes Linux has ended for want of memory; 0 where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
+def free_bytes(directory: Path) -> int:
+    """Return the bytes free to this user where a directory is, or will be made."""
+    return int(psutil.disk_usage(str(_existing(directory))).free)
+
+
+def is_rotational(directory: Path) -> bool:
+    """Return whether a directory lies on a spinning disk; False where that cannot be known."""
+    device = _existing(directory).stat().st_dev
+    folder = (
+        Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}") if os.name != "nt" else None
+    )
+    if folder is None or not folder.exists():
+        return False
+    for place in (folder, folder.resolve().parent):  # a partition's queue is its disk's
+        try:
+            return (place / "queue" / "rotational").read_text(encoding="ascii").strip() == "1"
+        except OSError:
+            continue
+    return False
+
+
+def _existing(directory: Path) -> Path:
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return directory

@@ -1,0 +1,90 @@
+"""Every command and option: help at once, and names with dashes or underscores."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import click
+import pytest
+
+from dask_slicer.cli.main import main
+from dask_slicer.config.schema import RunConfig
+
+# What the command promises, as far as they are settings of one run with npz slices.
+RUN_OPTIONS = [
+    *("input_dir", "output_dir", "config", "num_workers", "scheduler", "scheduler_file", "format"),
+    *("window_size", "padding_mode", "plane", "clip_min", "clip_max", "normalize", "no_normalize"),
+    *("dtype", "label_dtype", "nonfinite", "allow_missing_labels", "train_ratio", "val_ratio"),
+    *("group_regex", "seed", "splits", "fold", "min_foreground", "overwrite", "only", "fsync"),
+    *("compression_level", "retries", "fail_fast", "dashboard_address", "performance_report"),
+    *("log_file", "prune", "include_test", "verbose", "quiet"),
+]
+COMMANDS = sorted(main.commands)
+
+
+def options_of(command: str) -> dict[str, click.Option]:
+    parameters = main.commands[command].get_params(click.Context(main))
+    return {found.name: found for found in parameters if isinstance(found, click.Option)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_every_option_has_help(invoke, command) -> None:
+    assert {"run", "plan", "demo"} <= set(COMMANDS)
+    for arguments in ([command, "--help"], [command, "-h"]):
+        result = invoke(*arguments)
+        assert result.exit_code == 0
+        assert result.stdout.startswith("Usage: ")
+    assert main.commands[command].help
+    for name, option in options_of(command).items():
+        assert option.help, name
+        assert all(spelled in result.stdout for spelled in option.opts)
+
+
+@pytest.mark.parametrize("name", RUN_OPTIONS)
+def test_run_has_the_option(name) -> None:
+    assert name in options_of("run")
+
+
+def test_every_setting_is_an_option_of_run_and_plan() -> None:
+    for command in ("run", "plan"):
+        assert set(RunConfig.model_fields) <= set(options_of(command))
+
+
+def test_help_does_not_wait_for_numpy_and_dask() -> None:
+    program = """
+import sys
+from dask_slicer.cli.main import main
+main(["run", "--help"], standalone_mode=False)
+heavy = {"distributed", "dask", "zarr", "nibabel", "numpy"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_version_is_that_of_the_package(invoke) -> None:
+    assert version("dask_slicer") in invoke("--version").stdout
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RUN_OPTIONS if "_" in name], ids=lambda name: name
+)
+def test_options_are_spelled_with_underscores_or_dashes(invoke, tmp_path, name) -> None:
+    # An option that exists complains of something else than of its name.
+    for spelled in (f"--{name}", f"--{name.replace('_', '-')}"):
+        result = invoke("plan", spelled)
+        assert "No such option" not in result.output
+
+
+def test_dashes_mean_what_underscores_mean(dataset, tmp_path, invoke) -> None:
+    dataset.add("ct")
+    directories = ["--input-dir", dataset.root, "--output-dir", tmp_path / "slices"]
+    result = invoke("run", *directories, "--num-workers", 0, "--window-size=0", "--no-normalize")
+    assert result.exit_code == 0
+    config = (tmp_path / "slices" / "config.yaml").read_text()
+    assert "window_size: 0\n" in config
+    assert "normalize: none\n" in config

@@ -1,0 +1,247 @@
+"""A scheduler that cannot be talked to is one line, within seconds: what was tried, what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import trustme
+
+from dask_slicer.cluster.address import VARIABLE, TlsFiles, check_reachable, scheduler_address
+from dask_slicer.errors import ConfigError, DaskSlicerError, SchedulerError
+
+pytestmark = pytest.mark.versions
+
+
+class Certificates(NamedTuple):
+    """PEM files of two authorities, and of a node of each."""
+
+    ours: TlsFiles
+    foreign: TlsFiles
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Certificates:
+    folder = tmp_path_factory.mktemp("certificates")
+    return Certificates(*(_issued(folder, name) for name in ("ours", "foreign")))
+
+
+def _issued(folder: Path, name: str) -> TlsFiles:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    files = TlsFiles(
+        ca=folder / f"{name}_ca.pem", cert=folder / f"{name}.pem", key=folder / f"{name}.key"
+    )
+    authority.cert_pem.write_to_path(files.ca)
+    issued.private_key_pem.write_to_path(files.key)
+    for number, pem in enumerate(issued.cert_chain_pems):
+        pem.write_to_path(files.cert, append=number > 0)
+    return files
+
+
+@contextmanager
+def listening(serve: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Listen on loopback, and serve whoever connects; yield host:port."""
+    held = []
+
+    def accept(server: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:  # closed
+                return
+            held.append(connection)
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=accept, args=(server,), daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+    for connection in held:
+        connection.close()
+
+
+def refusal(address: str, tls: TlsFiles | None = None) -> str:
+    with pytest.raises(DaskSlicerError) as caught:
+        check_reachable(address, tls)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -- which address ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "address"),
+    [
+        ("tcp://host:8786", "tcp://host:8786"),
+        ("host:8786", "tcp://host:8786"),
+        ("tls://[::1]:8786", "tls://[::1]:8786"),
+        ("ucx://host:13337", "ucx://host:13337"),
+    ],
+)
+def test_an_address_has_a_protocol(said, address, monkeypatch, tmp_path) -> None:
+    assert scheduler_address(said, None) == address
+    monkeypatch.setenv(VARIABLE, said)
+    assert scheduler_address("env", None) == address
+    (tmp_path / "scheduler.json").write_text(json.dumps({"address": said}))
+    assert scheduler_address(None, tmp_path / "scheduler.json") == address
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "host", "tcp://host", "host:port", ":8786", "tcp://h:99999", "http://h:1", "TCP://h:1"],
+)
+def test_what_is_no_address_is_refused(said, monkeypatch) -> None:
+    with pytest.raises(ConfigError, match="must be an address such as tcp://host:8786"):
+        scheduler_address(said, None)
+
+
+def test_the_variable_that_env_stands_for_must_be_set(monkeypatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match=f"{VARIABLE}, which is not set"):
+        scheduler_address("env", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "does not exist"), ("{", "holds no address"), ('{"id": 1}', "holds no address")],
+)
+def test_a_scheduler_file_must_hold_an_address(tmp_path, content, said) -> None:
+    path = tmp_path / "scheduler.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SchedulerError, match=said):
+        scheduler_address(None, path)
+
+
+# -- who answers there -----------------------------------------------------------------------------
+
+
+def test_nobody() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+    assert "(connection refused)" in refusal(f"tcp://127.0.0.1:{port}")
+
+
+def test_a_host_that_is_not_known() -> None:
+    assert "tcp://no.such.host.invalid:8786 (no.such.host.invalid: " in refusal(
+        "tcp://no.such.host.invalid:8786"
+    )
+
+
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.b"])
+def test_what_can_be_no_host(host) -> None:
+    assert f"({host}: not a host name)" in refusal(f"tcp://{host}:8786")
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2p1\r\n", b"220 mail.example.org\r\n", b""])
+def test_somebody_who_says_something_else_or_hangs_up(said) -> None:
+    def serve(connection: socket.socket) -> None:
+        with suppress(OSError):  # who reads enough hangs up, too
+            connection.sendall(said)
+            connection.shutdown(socket.SHUT_RDWR)
+
+    with listening(serve) as place:
+        assert "is no Dask scheduler" in refusal(f"tcp://{place}")
+
+
+def test_somebody_who_does_not_talk(monkeypatch) -> None:
+    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
+    monkeypatch.setattr("dask_slicer.cluster.address._CONNECT_SECONDS", 1.0)
+    with listening(lambda _: None) as place:
+        assert "has said nothing for 1 s" in refusal(f"tcp://{place}")
+
+
+def test_somebody_who_is_slow(monkeypatch) -> None:
+    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
+
+    def serve(connection: socket.socket) -> None:
+        time.sleep(1)
+        with suppress(OSError):
+            connection.sendall((100).to_bytes(8, "little"))
+
+    with listening(serve) as place:
+        check_reachable(f"tcp://{place}", None)
+
+
+def test_somebody_who_talks_tls(monkeypatch, certificates) -> None:
+    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 1.0)
+    with listening(_tls_server(certificates.ours)) as place:
+        assert f"talks TLS: use tls://{place} with --tls_ca" in refusal(f"tcp://{place}")
+
+
+def test_somebody_who_does_not_talk_tls(certificates) -> None:
+    def serve(connection: socket.socket) -> None:
+        with suppress(OSError):
+            connection.sendall(b"\0" * 64)
+
+    with listening(serve) as place:
+        assert "does not talk TLS" in refusal(f"tls://{place}", certificates.ours)
+
+
+def test_a_certificate_of_another_authority(certificates) -> None:
+    with listening(_tls_server(certificates.foreign)) as place:
+        assert "its certificate is not one of --tls_ca" in refusal(
+            f"tls://{place}", certificates.ours
+        )
+
+
+def test_a_client_of_another_authority(certificates) -> None:
+    files = certificates.foreign
+    mixed = TlsFiles(ca=certificates.ours.ca, cert=files.cert, key=files.key)
+    with listening(_tls_server(certificates.ours)) as place:
+        assert "the certificate of --tls_cert" in refusal(f"tls://{place}", mixed)
+
+
+def test_right_certificates(certificates) -> None:
+    with listening(_tls_server(certificates.ours)) as place:
+        check_reachable(f"tls://{place}", certificates.ours)
+
+
+def _tls_server(files: TlsFiles) -> Callable[[socket.socket], None]:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+    context.load_verify_locations(files.ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    def serve(connection: socket.socket) -> None:
+        try:
+            with context.wrap_socket(connection, server_side=True) as secured:
+                secured.sendall(b"hello")
+                secured.recv(1)
+        except OSError:
+            pass
+
+    return serve
+
+
+# -- files of TLS ----------------------------------------------------------------------------------
+
+
+def test_files_of_tls_that_cannot_be_used_are_named(tmp_path, certificates) -> None:
+    ours, foreign = certificates
+    nonsense = tmp_path / "nonsense.pem"
+    nonsense.write_text("certificate")
+    there_is_none = TlsFiles(ca=tmp_path / "none.pem", cert=ours.cert, key=ours.key)
+    assert "cannot read tls_ca" in refusal("tls://127.0.0.1:1", there_is_none)
+    no_authority = TlsFiles(ca=nonsense, cert=ours.cert, key=ours.key)
+    assert "nonsense.pem is no PEM certificate" in refusal("tls://127.0.0.1:1", no_authority)
+    for cert, key in ((ours.cert, foreign.key), (ours.key, ours.cert), (nonsense, ours.key)):
+        mismatched = TlsFiles(ca=ours.ca, cert=cert, key=key)
+        assert "are no certificate and its key" in refusal("tls://127.0.0.1:1", mismatched)
+
+
+def test_tls_takes_an_address_and_files(certificates) -> None:
+    assert "tls://127.0.0.1:1 needs tls_ca, tls_cert and tls_key" in refusal("tls://127.0.0.1:1")
+    assert "need a tls:// address" in refusal("tcp://127.0.0.1:1", certificates.ours)

@@ -1,0 +1,207 @@
+"""Which jobs are submitted again, and when there is no point: on a cluster that is made up."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dask_slicer.cluster import job_monitor
+from dask_slicer.cluster.batch_system import SYSTEMS
+from dask_slicer.cluster.job_monitor import Keeper
+
+
+class Cluster:
+    """Jobs and workers as a test wants them; every look happens at once."""
+
+    def __init__(self, *, n_jobs: int, n_workers: int = 1, logs: Path = Path("/nowhere")) -> None:
+        self.workers: dict[str, SimpleNamespace] = {}
+        self.worker_spec: dict[str, dict[str, object]] = {}
+        self.scheduler = SimpleNamespace(workers={})
+        self.job_cls = self
+        self.listing = ""
+        self.refusal = ""
+        self.cancelled: list[str] = []
+        self.notes: list[str] = []
+        self._numbers = itertools.count(1)
+        self._group = {"group": [f"-{n}" for n in range(n_workers)]} if n_workers > 1 else {}
+        self.keeper = Keeper(
+            self, system=SYSTEMS["slurm"], n_jobs=n_jobs, logs=logs, note=self.notes.append
+        )
+
+    def look(self, *, times: int = 1) -> None:
+        for _ in range(times):
+            asyncio.run(self.keeper._look())
+
+    def list(self, *lines: str) -> None:
+        self.listing = "\n".join(lines)
+
+    def join(self, *names: str) -> None:
+        self.scheduler.workers |= {name: SimpleNamespace(name=name) for name in names}
+
+    def leave(self, *names: str) -> None:
+        for name in names:
+            del self.scheduler.workers[name]
+
+    # What a cluster of dask-jobqueue does, as far as the keeper asks it to.
+
+    def scale(self, *, jobs: int) -> None:
+        while len(self.worker_spec) < jobs:
+            number = next(self._numbers)
+            self.worker_spec[f"job-{number}"] = self._group
+            self.workers[f"job-{number}"] = SimpleNamespace(
+                job_id=None if self.refusal else str(number),
+                refusal=self.refusal,
+                end="",
+                has_joined=False,
+                n_times_unlisted=0,
+                last_seen=time.monotonic(),
+            )
+
+    async def scale_down(self, names: list[str]) -> None:
+        for name in list(names):
+            del self.worker_spec[name]
+            self.cancelled.append(self.workers.pop(name).job_id)
+
+    async def _call(self, command: list[str]) -> str:
+        assert command[0] == "squeue"
+        if self.listing.startswith("!"):
+            raise RuntimeError(f"Command\nstdout:\n\nstderr:\nsqueue: error: {self.listing[1:]}\n")
+        return self.listing
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_ASK_SECONDS", "_SHORTEST_ASK_SECONDS", "_AGAIN_SECONDS"):
+        monkeypatch.setattr(job_monitor, name, 0.0)
+
+
+def test_jobs_that_are_queued_are_left_alone_however_long_that_takes() -> None:
+    cluster = Cluster(n_jobs=2)
+    cluster.look()
+    cluster.list("1 PD Priority", "2 PD Resources")
+    cluster.look(times=100)
+    assert list(cluster.workers) == ["job-1", "job-2"]
+    assert cluster.keeper.standing() == (
+        "2 jobs submitted, 2 queued (Priority, Resources), 0 running"
+    )
+    assert (cluster.notes, cluster.keeper.failure) == ([], "")
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_job_that_had_workers_and_is_not_listed_any_more_is_replaced(n_workers: int) -> None:
+    cluster = Cluster(n_jobs=1, n_workers=n_workers)
+    cluster.look()
+    cluster.list("1 R None")
+    names = ["job-1"] if n_workers == 1 else ["job-1-0", "job-1-1"]
+    cluster.join(*names)
+    cluster.look()
+    assert cluster.keeper.n_joined == 1
+    cluster.leave(*names)
+    cluster.look(times=3)
+    assert cluster.notes == []  # a nanny may be starting another worker
+    cluster.list()
+    cluster.look(times=2)
+    assert cluster.notes == ["job 1 has ended; another one is submitted"]
+    assert (list(cluster.workers), cluster.keeper.n_joined) == (["job-2"], 0)
+    assert cluster.keeper.failure == ""
+
+
+def test_a_job_of_several_workers_is_kept_while_one_of_them_is_there() -> None:
+    cluster = Cluster(n_jobs=1, n_workers=2)
+    cluster.look()
+    cluster.join("job-1-0", "job-1-1")
+    cluster.look()
+    cluster.leave("job-1-0")
+    cluster.look(times=5)
+    assert list(cluster.workers) == ["job-1"]
+
+
+def test_a_job_that_runs_without_a_worker_for_long_is_cancelled_and_replaced() -> None:
+    cluster = Cluster(n_jobs=1)
+    cluster.look()
+    cluster.list("1 R None")
+    cluster.join("job-1")
+    cluster.look()
+    cluster.leave("job-1")
+    cluster.workers["job-1"].last_seen -= 3600
+    cluster.look()
+    assert cluster.cancelled == ["1"]
+    assert list(cluster.workers) == ["job-2"]
+
+
+def test_what_is_refused_at_first_ends_it_at_once() -> None:
+    cluster = Cluster(n_jobs=2)
+    cluster.refusal = "sbatch refused the job: no such partition"
+    cluster.look(times=2)
+    assert cluster.keeper.failure == "sbatch refused the job: no such partition"
+    assert cluster.notes == []
+
+
+def test_what_is_refused_later_is_tried_again_a_few_times() -> None:
+    cluster = Cluster(n_jobs=1)
+    cluster.look()
+    cluster.join("job-1")
+    cluster.look()
+    cluster.leave("job-1")
+    cluster.refusal = "sbatch refused the job: maintenance"
+    cluster.look(times=2)
+    cluster.look(times=2)
+    assert cluster.keeper.failure == ""
+    assert cluster.notes[-1] == f"{cluster.refusal}; another one is submitted"
+    cluster.look(times=3)
+    assert cluster.keeper.failure == cluster.refusal
+
+
+def test_a_refusal_while_others_work_ends_nothing() -> None:
+    cluster = Cluster(n_jobs=2)
+    cluster.look()
+    cluster.list("1 R None", "2 R None")
+    cluster.join("job-1", "job-2")
+    cluster.look()
+    cluster.leave("job-2")
+    cluster.list("1 R None")
+    cluster.refusal = "sbatch refused the job: too many"
+    cluster.look(times=20)
+    assert cluster.keeper.failure == ""
+    assert cluster.keeper.n_joined == 1
+
+
+def test_jobs_that_end_before_their_workers_come_end_it_after_the_third(tmp_path: Path) -> None:
+    (tmp_path / "dask-slicer-13.log").write_text("of another job")
+    (tmp_path / "dask-slicer-3.log").write_text("first\nno module of that name\n\n")
+    cluster = Cluster(n_jobs=1, logs=tmp_path)
+    for _ in range(3):
+        assert cluster.keeper.failure == ""
+        cluster.look(times=2)
+    cluster.look()
+    assert cluster.notes[0] == (
+        f"job 1 ended before its worker came; it left nothing in {tmp_path}; another one is "
+        "submitted"
+    )
+    assert cluster.keeper.failure == (
+        f"job 3 ended before its worker came; {tmp_path}/dask-slicer-3.log ends with: "
+        "no module of that name"
+    )
+
+
+def test_a_batch_system_that_does_not_answer_says_nothing_of_its_jobs() -> None:
+    cluster = Cluster(n_jobs=1)
+    cluster.look()
+    cluster.list("!Unable to contact slurm controller")
+    cluster.look(times=10)
+    assert list(cluster.workers) == ["job-1"]
+    assert cluster.keeper.standing() == (
+        "1 job submitted (squeue: Unable to contact slurm controller)"
+    )
+
+
+def test_nothing_is_submitted_when_it_is_over() -> None:
+    cluster = Cluster(n_jobs=1)
+    cluster.keeper.is_over.set()
+    cluster.look(times=3)
+    assert cluster.workers == {}

@@ -1,0 +1,107 @@
+"""Statistics of a volume, against exact arithmetic and where float64 runs out of digits."""
+
+from __future__ import annotations
+
+import statistics as exact
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from dask_slicer.core.statistics import statistics
+from dask_slicer.core.volume import Voxels
+from dask_slicer.errors import NonFinite
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "float32"])
+@pytest.mark.parametrize(
+    ("values", "clips", "mean", "std", "low", "high", "n_foreground"),
+    [
+        pytest.param([0, 0, 2, 4], (None, None), 3, 1, 0, 4, 2, id="background_is_left_out"),
+        pytest.param([9, 9, 9], (None, None), 9, 1, 9, 9, 3, id="no_foreground"),
+        pytest.param([0, 1, 4, 6], (3, None), 5, 1, 3, 6, 2, id="clipped_to_background"),
+        pytest.param([0, 1, 3, 9], (None, 3), 7 / 3, 8**0.5 / 3, 0, 3, 3, id="clipped_from_above"),
+        pytest.param([0, 1, 4, 6], (7, None), 7, 1, 7, 7, 4, id="all_below_the_clip"),
+        pytest.param([0, 1, 4, 6], (2, 5), 4.5, 0.5, 2, 5, 2, id="clipped_from_both_sides"),
+        pytest.param([0, 5, 5, 5], (None, None), 5, 1, 0, 5, 3, id="foreground_without_spread"),
+    ],
+)
+def test_foreground_is_what_lies_above_the_minimum_after_clipping(
+    values: list, clips: tuple, mean: float, std: float, low, high, n_foreground, dtype: str
+) -> None:
+    stored = np.array(values, dtype=dtype)
+    found = statistics(Voxels(stored=stored), clip_min=clips[0], clip_max=clips[1])
+    assert (found.mean, found.std) == pytest.approx((mean, std), rel=1e-12)
+    assert (found.min, found.max, found.n_foreground) == (low, high, n_foreground)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "float64"])
+def test_foreground_is_decided_before_clipping_to_percentiles(dtype: str) -> None:
+    # Foreground is 1 to 201, its percentiles 2 and 200: background comes to lie at 2, too.
+    stored = np.concatenate([np.zeros(500), np.arange(1, 202)]).astype(dtype)
+    found = statistics(Voxels(stored=stored), percentiles=(0.5, 99.5))
+    clipped = [2, *range(2, 201), 200]
+    assert (found.min, found.max, found.n_foreground) == (2, 200, 201)
+    expected = (exact.fmean(clipped), exact.pstdev(clipped))
+    assert (found.mean, found.std) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [1e9 + 0.1, 1e-3, 12345678.9, 1e30], ids=str)
+def test_a_constant_foreground_has_no_spread_however_large_it_is(value: float) -> None:
+    stored = np.where(np.arange(300_000) < 1000, 0, value)
+    found = statistics(Voxels(stored=stored))
+    assert (found.mean, found.std) == pytest.approx((value, 1.0), rel=1e-12)
+
+
+@pytest.mark.parametrize("spread", [4e-9, 9e-9, 1.1e-8, 1e-6], ids=str)
+def test_a_std_below_1e_8_is_taken_as_1(spread: float) -> None:
+    stored = np.array([0.0, 1 - spread, 1 + spread])
+    expected = 1.0 if spread < 1e-8 else spread
+    assert statistics(Voxels(stored=stored)).std == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e200, 1e308], ids=str)
+def test_values_too_large_for_float64_sums_are_refused_by_name(scale: float) -> None:
+    stored = np.array([0.0, 0.5, 1.0]) * scale
+    with pytest.raises(NonFinite, match=r"too large .*clip them"):
+        statistics(Voxels(stored=stored))
+
+
+def test_a_volume_of_nothing_but_nan_is_taken_as_constant_0() -> None:
+    stored = np.full((2, 3, 4), np.nan, dtype=np.float32)
+    found = statistics(Voxels(stored=stored), zero_nonfinite=True)
+    assert (found.mean, found.std, found.min, found.max) == (0, 1, 0, 0)
+    assert (found.n_foreground, found.n_nonfinite) == (24, 24)
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.int32, np.int64, np.float64]),
+        hnp.array_shapes(min_dims=3, max_dims=3, max_side=4),
+        elements=st.integers(-(2**31), 2**31 - 1) | st.integers(-5, 5),
+    )
+)
+def test_statistics_are_those_of_exact_arithmetic(stored: np.ndarray) -> None:
+    values = [int(value) for value in stored.flat]
+    foreground = [value for value in values if value > min(values)] or values
+    found = statistics(Voxels(stored=stored))
+    assert found.mean == pytest.approx(exact.fmean(foreground), rel=1e-6, abs=1e-5)
+    assert found.std == pytest.approx(exact.pstdev(foreground) or 1.0, rel=1e-6)
+    assert (found.min, found.max) == (min(values), max(values))
+    assert found.n_foreground == len(foreground)
+
+
+@pytest.mark.parametrize("slope", [2.0, -0.5])
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8", ">i2"])
+def test_sums_of_the_largest_integers_are_exact(dtype: str, slope: float) -> None:
+    limits = np.iinfo(np.dtype(dtype).str)
+    stored = np.full(1 << 20, limits.max, dtype)
+    stored[:1000], stored[1000:3000] = limits.min, limits.min + 1
+    found = statistics(Voxels(stored=stored, slope=slope, intercept=3.0))
+    above = stored[stored > limits.min] if slope > 0 else stored[stored < limits.max]
+    intensities = above.astype(np.float64) * slope + 3
+    assert found.n_foreground == above.size
+    assert found.mean == pytest.approx(intensities.mean(), rel=1e-13)
+    assert found.std == pytest.approx(intensities.std(), rel=1e-10)

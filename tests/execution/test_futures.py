@@ -1,0 +1,183 @@
+"""Graphs that run on workers: their results come back once, in order, and not from memory."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from unittest.mock import Mock
+
+import cloudpickle
+import pytest
+from dask.delayed import Delayed, delayed
+
+from dask_slicer.cluster import local
+from dask_slicer.errors import CaseError, Unexpected, WorkerLost
+from dask_slicer.execution import futures as futures_module
+from dask_slicer.execution import watchdog
+from dask_slicer.execution.tasks import Lot
+from dask_slicer.inputs.case import Case
+from dask_slicer.planning.plan import CasePlan
+from dask_slicer.records import CommittedCase
+
+pytestmark = pytest.mark.versions
+
+
+def _fail_twice(case_id: str, folder: Path) -> CommittedCase:
+    attempt = len(list(folder.iterdir()))
+    (folder / str(attempt)).touch()
+    if attempt < 2:
+        failure = Unexpected(f"attempt {attempt}")
+        failure.retriable = True
+        raise failure
+    return CommittedCase(
+        case_id=case_id, split="train", digest="", shape=(1, 1, 1, 1), spacing=(1.0, 1.0, 1.0),
+        statistics=(), slices=(), seconds={},
+    )  # fmt: skip
+
+
+def test_a_case_that_failed_is_computed_anew_under_the_same_key(tmp_path: Path) -> None:
+    # Workers cannot import this file: the function travels by value.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+    def graph_of(lot: Lot) -> Delayed:
+        (case,) = lot
+        return delayed(_fail_twice)(case.case_id, tmp_path, dask_key_name=("save", case.case_id))
+
+    queue = deque([(CasePlan(case=Case(case_id="liver", images=())),)])
+    outcomes = []
+    with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        for lot, outcome in futures_module.execute(
+            client, lambda _: queue.popleft() if queue else (), graph_of
+        ):
+            outcomes.append(outcome)
+            if isinstance(outcome, CaseError):
+                queue.append(lot)
+    assert [getattr(outcome, "one_line", "committed") for outcome in outcomes] == [
+        "attempt 0",
+        "attempt 1",
+        "committed",
+    ]
+
+
+class _DiesWhenSent:
+    """A result with which its worker goes down as it is sent."""
+
+    def __reduce__(self):
+        os._exit(7)
+
+
+def _lost_then_bad(folder: Path) -> _DiesWhenSent:
+    if any(folder.iterdir()):
+        raise Unexpected("bad when made again")
+    (folder / "made").touch()
+    return _DiesWhenSent()
+
+
+@pytest.mark.timeout(60)
+def test_a_result_that_is_lost_on_its_way_and_cannot_be_made_again_is_a_failure(tmp_path) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    queue = deque(["liver"])
+    with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        ((_, outcome),) = futures_module.execute(
+            client,
+            lambda _: queue.popleft() if queue else None,
+            lambda name: delayed(_lost_then_bad)(tmp_path, dask_key_name=("save", name)),
+        )
+    assert isinstance(outcome, Unexpected)
+    assert outcome.one_line == "bad when made again"
+
+
+class _StuckWhenSent:
+    """A result that keeps its worker busy when it is first sent; that answers nobody meanwhile."""
+
+    def __reduce__(self):
+        if not getattr(self, "was_sent", False):
+            self.was_sent = True
+            time.sleep(10)
+        return str, ("sent",)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(watchdog, "_RESULT_SECONDS", 1)
+    names = ["stuck", *map(str, range(20))]
+    queue = deque(names)
+
+    def graph_of(name: str) -> Delayed:
+        made = _StuckWhenSent if name == "stuck" else partial(time.sleep, 0.05)
+        return delayed(made, pure=False)(dask_key_name=("save", name))
+
+    with local.local_client(2, memory_limit=2**30, dashboard_address="none") as client:
+        outcomes = dict(
+            futures_module.execute(client, lambda _: queue.popleft() if queue else None, graph_of)
+        )
+    assert outcomes == {"stuck": "sent"} | dict.fromkeys(names[1:])
+
+
+@pytest.mark.timeout(60)
+def test_graphs_run_about_in_the_order_in_which_they_are_dealt() -> None:
+    # Named so that no order of names is that in which they are dealt.
+    names = [f"case_{(number * 7) % 60:03d}" for number in range(60)]
+    queue = deque(names)
+
+    def graph_of(name: str) -> Delayed:
+        loaded = delayed(time.sleep, pure=False)(0.005, dask_key_name=("load", name))
+        return delayed(bool, pure=False)(loaded, dask_key_name=("save", name))
+
+    with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        ended = [
+            name
+            for name, _ in futures_module.execute(
+                client, lambda _: queue.popleft() if queue else None, graph_of
+            )
+        ]
+    assert sorted(ended) == sorted(names)
+    # Not one of the first to be sent waits until all that were sent later have run.
+    assert max(abs(ended.index(name) - place) for place, name in enumerate(names)) < 12
+
+
+class _Ended(deque):
+    """Graphs that have ended, as `as_completed` has them."""
+
+    has_ready = deque.__len__
+    __next__ = deque.popleft
+    add = deque.append
+
+
+def test_results_of_graphs_that_have_ended_are_fetched_together_and_lost_ones_again() -> None:
+    all_are_asked_for = threading.Barrier(4, timeout=60)  # one by one, the second would never be
+    futures = [Mock(key=("save", str(number))) for number in range(4)]
+
+    def result(future: Mock) -> object:
+        all_are_asked_for.wait()
+        return watchdog.LOST if future is futures[1] else future.key[1]
+
+    ended = _Ended(futures)
+    with ThreadPoolExecutor(4) as fetchers:
+        fetched = futures_module._fetched(ended, Mock(result=result), fetchers)
+    assert fetched == [(futures[number], str(number)) for number in (0, 2, 3)]
+    assert list(ended) == [futures[1]]
+    assert [future.release.call_count for future in futures] == [1, 0, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_how_a_worker_ended_is_told_although_its_nanny_did_not_know_it_yet(monkeypatch) -> None:
+    monkeypatch.setattr("distributed.nanny.WorkerProcess._init_msg_interval", 3)
+    queue = deque(["liver"])
+    with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
+        ((_, outcome),) = futures_module.execute(
+            client,
+            lambda _: queue.popleft() if queue else None,
+            lambda name: delayed(os._exit)(7, dask_key_name=("save", name)),
+        )
+    assert isinstance(outcome, WorkerLost)
+    assert "exited with status 7" in outcome.one_line

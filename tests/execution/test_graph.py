@@ -1,0 +1,272 @@
+"""Small cases share a graph; large ones, and those that failed in company, have their own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import deque
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import dask_slicer
+from dask_slicer.errors import DiskFull
+from dask_slicer.execution import executor, futures
+from dask_slicer.execution.graph import Lots, enough_work, lot_graph, target_of
+from dask_slicer.execution.tasks import Target
+from dask_slicer.inputs.case import Case
+from dask_slicer.output.journal import last_records
+from dask_slicer.planning.plan import CasePlan
+
+SMALL, MEDIUM, LARGE = 4_000, 2_000_000, 20_000_000
+
+
+def lots_of(sizes: list[int], *, n_threads: int = 1, enough: int = enough_work(1, None)) -> Lots:
+    cases = iter(
+        CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=size, shape=(8, 16, 16))
+        for number, size in enumerate(sizes)
+    )
+    return Lots(lambda: next(cases, None), n_cases=len(sizes), n_threads=n_threads, enough=enough)
+
+
+def lengths(lots: Lots) -> list[int]:
+    dealt = []
+    while lot := lots.next():
+        dealt.append(len(lot))
+    return dealt
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_threads", "expected"),
+    [
+        pytest.param([], 1, [], id="none"),
+        pytest.param([LARGE] * 3, 1, [1, 1, 1], id="large"),
+        pytest.param([SMALL] * 400, 1, [32] * 12 + [16], id="small"),
+        pytest.param([SMALL] * 400, 20, [5] * 80, id="every_thread_gets_four"),
+        pytest.param([SMALL] * 8, 4, [1] * 8, id="few"),
+        pytest.param([MEDIUM] * 14, 1, [3, 3, 3, 3, 2], id="medium"),
+        pytest.param([SMALL, LARGE] * 8, 1, [1] * 16, id="a_large_one_ends_a_lot"),
+        pytest.param([LARGE, *[SMALL] * 11], 1, [1, 3, 3, 3, 2], id="small_ones_after_a_large"),
+    ],
+)
+def test_cases_are_put_together_until_they_are_worth_a_graph(sizes, n_threads, expected) -> None:
+    assert lengths(lots_of(sizes, n_threads=n_threads)) == expected
+
+
+@pytest.mark.parametrize(
+    ("n_threads", "memory_limit", "expected"),
+    [
+        pytest.param(0, None, 8_000_000, id="none_yet"),
+        pytest.param(1, None, 8_000_000, id="one"),
+        pytest.param(2, None, 8_000_000, id="two"),
+        pytest.param(16, None, 64_000_000, id="a_node"),
+        pytest.param(64, None, 256_000_000, id="many"),
+        pytest.param(1000, None, 256_000_000, id="very_many"),
+        pytest.param(64, 1_600_000_000, 100_000_000, id="little_memory"),
+        pytest.param(64, 32_000_000, 8_000_000, id="hardly_any_memory"),
+    ],
+)
+def test_the_more_threads_a_scheduler_serves_the_more_each_gets_at_once(
+    n_threads, memory_limit, expected
+) -> None:
+    assert enough_work(n_threads, memory_limit) == expected
+
+
+def test_a_lot_is_filled_up_to_what_is_enough() -> None:
+    lots = lots_of([LARGE] * 1000, n_threads=64, enough=64_000_000)
+    assert lengths(lots) == [3] * 333 + [1]
+
+
+def test_cases_are_dealt_to_a_cluster_whose_workers_are_still_to_come() -> None:
+    assert lengths(lots_of([SMALL] * 8, n_threads=0)) == [2, 2, 2, 2]
+
+
+class _Client:
+    """A client of workers that are there, or still to come."""
+
+    def __init__(self, n_threads: int, limits: Sequence[int], planned: int = 0) -> None:
+        self._limits = limits
+        self._n_threads = n_threads
+        self.cluster = SimpleNamespace(plan=range(planned))
+
+    def scheduler_info(self, n_workers: int) -> dict[str, object]:
+        workers = [{"memory_limit": limit, "nthreads": 1} for limit in self._limits]
+        return {"workers": dict(enumerate(workers))}
+
+    def nthreads(self) -> dict[str, int]:
+        return {"": self._n_threads} if self._n_threads else {}
+
+
+def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None = None):
+    """Run a thousand cases of 2 MB on workers that are none; return lots, and what is yielded."""
+    lots = []
+
+    def execute(client, next_lot, graph_of, **options):
+        while lot := next_lot(0):
+            lots.append(lot)
+            yield lot, outcome_of(lot)
+
+    monkeypatch.setattr(futures, "execute", execute)
+    queue = deque(
+        CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=MEDIUM, shape=(8, 16, 16))
+        for number in range(1000)
+    )
+    target = Target(
+        output_dir="",
+        temporary=".tmp",
+        settings=dask_slicer.RunConfig(input_dir="a", output_dir="b"),
+    )
+    found = []
+    for case, outcome in executor._execute_on(
+        client, lambda: queue.popleft() if queue else None, 100_000, target, timeout
+    ):
+        found.append((case, outcome))
+        if isinstance(outcome, DiskFull):
+            queue.clear()
+    return lots, found
+
+
+@pytest.mark.parametrize(
+    ("client", "timeout", "expected"),
+    [
+        pytest.param(_Client(2, [0, 0]), None, 3, id="two_workers"),
+        pytest.param(_Client(64, [0] * 64), None, 114, id="many_workers"),
+        pytest.param(_Client(64, [10**12] * 64), None, 114, id="of_much_memory"),
+        pytest.param(_Client(64, [10**12, 10**9, 0]), None, 27, id="one_has_little_memory"),
+        pytest.param(_Client(64, [0] * 64), 5, 3, id="with_a_time_limit"),
+        pytest.param(_Client(0, [], planned=64), None, 3, id="workers_still_to_come"),
+    ],
+)
+def test_a_run_deals_lots_that_suit_its_workers(monkeypatch, client, timeout, expected) -> None:
+    lots, _ = _execute(monkeypatch, client, lambda lot: [None] * len(lot), timeout=timeout)
+    assert len(lots[0]) == expected
+
+
+def test_a_full_disk_is_told_at_once_and_no_case_is_tried_again_for_it(monkeypatch) -> None:
+    lots, found = _execute(
+        monkeypatch, _Client(64, [0] * 64), lambda lot: [DiskFull("full") for _ in lot]
+    )
+    assert [len(lot) for lot in lots] == [114, 1]  # the last was taken from the queue already
+    assert [case for case, _ in found] == [*lots[0], *lots[1]]
+
+
+def test_every_case_is_dealt_once_and_in_order() -> None:
+    lots = lots_of([SMALL, SMALL, LARGE, MEDIUM, SMALL, LARGE, LARGE, SMALL] * 5)
+    dealt = []
+    while lot := lots.next():
+        dealt += [int(case.case_id) for case in lot]
+    assert dealt == list(range(40))
+
+
+def test_a_case_that_failed_in_company_comes_next_and_by_itself() -> None:
+    lots = lots_of([SMALL] * 64)
+    first = lots.next()
+    assert len(first) == 16
+    lots.singly(first[3])
+    lots.singly(first[5])
+    assert (lots.next(), lots.next()) == ((first[3],), (first[5],))
+    assert lengths(lots) == [16, 16, 16]
+
+
+def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> None:
+    first = CasePlan(case=Case(case_id="a", images=()), voxel_bytes=SMALL, shape=(8, 16, 16))
+    others = [
+        CasePlan(case=Case(case_id=name, images=()), voxel_bytes=SMALL, shape=(8, 16, 16))
+        for name in "bcdefgh"
+    ]
+    queue = [first, *others]
+    lots = Lots(lambda: queue.pop(0) if queue else None, n_cases=8, n_threads=0)
+    assert len(lots.next()) == 2
+    lots.singly(first)
+    assert lots.next() == (first,)
+    queue.insert(0, first)  # a run tries it again
+    assert lots.next() == (first,)
+
+
+def test_a_suspect_runs_when_nothing_else_does_and_nothing_else_then() -> None:
+    lots = lots_of([SMALL] * 8)
+    (suspect, _), *_ = taken = [lots.next(), lots.next()]
+    lots.suspect(suspect)
+    assert not lots.was_alone(taken[0])
+    assert len(lots.next(1)) == len(lots.next(2)) == 2
+    assert lots.next(3) == ()  # others are in flight
+    assert lots.next(0) == (suspect,)
+    assert lots.was_alone((suspect,))
+    lots.singly(taken[1][0])
+    assert lots.next(1) == ()  # it must be alone
+    assert lots.next(0) == (taken[1][0],)
+
+
+def test_a_graph_of_several_cases_has_three_tasks_named_after_the_steps(dataset, tmp_path) -> None:
+    for case_id in "abc":
+        dataset.add(case_id)
+    config = dask_slicer.RunConfig(input_dir=dataset.root, output_dir=tmp_path / "slices")
+    config.output_dir.mkdir()
+    graph = lot_graph(dask_slicer.plan(config).cases, target_of(config))
+    assert sorted(graph.__dask_graph__().keys()) == [
+        (step, "a / 2 more") for step in ("load", "save", "slice")
+    ]
+    records = graph.compute(scheduler="synchronous")
+    assert [record.case_id for record in records] == ["a", "b", "c"]
+    assert len(list(config.output_dir.glob("*/*.npz"))) == sum(len(r.slices) for r in records) > 0
+
+
+def test_a_bad_case_fails_by_itself_and_the_others_of_its_lot_are_written(
+    dataset, tmp_path, invoke
+) -> None:
+    names = [f"c{number:02d}" for number in range(24)]
+    for name in names:
+        dataset.add(name)
+    for name in ("c04", "c05"):  # the header is fine, the voxels are not: the worker finds out
+        whole = bytearray(dataset.image_path(name).read_bytes())
+        whole[-8] ^= 0xFF
+        dataset.image_path(name).write_bytes(whole)
+    output = tmp_path / "slices"
+    result = invoke(
+        *("run", "--input_dir", dataset.root, "--output_dir", output, "--num_workers", 2),
+        *("--dashboard_address", "none"),
+    )
+    assert result.exit_code == 1
+    failures = list(csv.DictReader((output / "failures.csv").open()))
+    assert [(f["case_id"], f["step"], f["kind"]) for f in failures] == [
+        ("c04", "load", "CorruptFile"),
+        ("c05", "load", "CorruptFile"),
+    ]
+    records = [json.loads(line) for line in (output / "journal.jsonl").read_text().splitlines()]
+    assert sorted(record["case_id"] for record in records) == names
+    good = {record["case_id"] for record in records if record["status"] == "committed"}
+    assert good == set(names) - {"c04", "c05"}
+    assert {path.name[:3] for path in output.glob("*/*.npz")} == good
+
+
+def test_a_case_may_be_named_like_a_lot(dataset, tmp_path, invoke) -> None:
+    # The first lot holds four cases; the last case has a lot, and so a graph, of its own.
+    names = ["a", *(f"a {number:02d}" for number in range(15)), "a and 3 more"]
+    assert names == sorted(names)
+    for name in names:
+        dataset.add(name)
+    result = invoke(
+        *("run", "--input_dir", dataset.root, "--output_dir", tmp_path / "slices"),
+        *("--num_workers", 1, "--dashboard_address", "none"),
+    )
+    assert result.exit_code == 0, result.output
+    assert {path.name[:-8] for path in (tmp_path / "slices").glob("*/*.npz")} == set(names)
+
+
+def test_graphs_computed_by_hand_leave_nothing_but_slices(dataset, tmp_path) -> None:
+    dataset.add("a")
+    config = dask_slicer.RunConfig(input_dir=dataset.root, output_dir=tmp_path / "slices")
+    config.output_dir.mkdir()
+    (graph,) = dask_slicer.build_graphs(dask_slicer.plan(config)).values()
+    graph.compute(scheduler="synchronous")
+    assert [path.name for path in config.output_dir.iterdir()] == ["train"]
+
+
+def test_the_largest_cases_are_run_first(dataset, slice_dataset) -> None:
+    for name, n_slices in (("a", 4), ("b", 9), ("c", 6), ("d", 9)):
+        dataset.add(name, np.zeros((8, 9, n_slices), np.int16))
+    output = slice_dataset()
+    records = sorted(last_records(output / "journal.jsonl"), key=lambda record: record.at)
+    assert [record.case_id for record in records] == ["b", "d", "c", "a"]

@@ -1,0 +1,902 @@
+"""Shares of a run, one after another or side by side, and what `merge` makes of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dask_slicer
+from dask_slicer.errors import OutputError
+from dask_slicer.execution import partitions
+from dask_slicer.execution.partitions import agree
+from dask_slicer.output import atomic, directory, layout, lock
+from dask_slicer.output.journal import Journal, histories, last_records
+from dask_slicer.output.layout import files_of, journals, temporaries
+from dask_slicer.output.lock import locked
+from dask_slicer.planning.plan import Share, share_of
+from dask_slicer.records import RemovedCase
+
+CASES = ("a", "b", "c", "d", "e", "f", "g")
+FORMATS = pytest.mark.parametrize("format_", ["npz", "zarr"])
+N_ROUNDS = int(os.environ.get("DASK_SLICER_SHARE_ROUNDS", "5"))
+# What tells of times, or where it is.
+TOLD = {"dataset_info.json", "journal.jsonl", "config.yaml"}
+# In CPU-starved surroundings, a process may take long to start.
+PATIENCE = 120
+
+
+# -- which cases -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case_ids", "shard", "expected"),
+    [
+        ("abcdefg", "1/3", "adg"),
+        ("abcdefg", "3/3", "cf"),
+        ("gfedcba", "2/3", "be"),
+        ("abc", "1/1", "abc"),
+        ("abc", "4/5", ""),
+        ("", "1/2", ""),
+    ],
+)
+def test_a_share_is_every_nth_of_the_sorted_cases(case_ids, shard, expected) -> None:
+    assert share_of(shard).cases(case_ids) == list(expected)
+
+
+@given(st.sets(st.text(min_size=1)), st.integers(1, 20))
+def test_shares_partition_the_cases_and_differ_by_one_at_most(case_ids, n_shares) -> None:
+    shares = [Share(number, n_shares).cases(case_ids) for number in range(1, n_shares + 1)]
+    assert sorted(case for share in shares for case in share) == sorted(case_ids)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_only_chooses_among_the_cases_of_the_share(shares, output_dir) -> None:
+    assert shares("1/3", "--only", "a", "b").exit_code == 0
+    assert committed(output_dir) == ["a"]
+
+
+# -- the same bytes --------------------------------------------------------------------------------
+
+
+@FORMATS
+def test_shares_and_merge_write_what_one_run_writes(shares, whole, invoke, output_dir, format_):
+    for number in (3, 1, 2):
+        result = shares(f"{number}/3", "--format", format_)
+        assert result.exit_code == 0, result.output
+        assert f"of share {number}/3 in this process" in result.stdout
+        assert f"dask-slicer merge {output_dir}" in result.stdout
+        for name in ("slices.csv", "dataset_info.json", "failures.csv", "journal.jsonl"):
+            assert not (output_dir / name).exists(), name
+    result = invoke("merge", output_dir)
+    assert result.exit_code == 0, result.output
+    assert "Merged 3 shares: 70 slices of 7 cases" in result.stdout
+    assert_same(output_dir, whole("--format", format_))
+    assert invoke("verify", output_dir, "--num_workers", 0).exit_code == 0
+
+
+@pytest.mark.slow
+@FORMATS
+def test_shares_that_run_at_once_write_what_one_run_writes(
+    start, whole, invoke, output_dir, format_
+) -> None:
+    running = [start(f"{number}/3", "--format", format_) for number in (1, 2, 3)]
+    for process in running:
+        assert process.wait(PATIENCE) == 0
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, whole("--format", format_))
+
+
+def test_more_shares_than_cases_leave_some_with_nothing_to_do(shares, whole, invoke, output_dir):
+    for number in range(1, 10):
+        result = shares(f"{number}/9")
+        assert result.exit_code == 0
+    assert "No case falls to share 9/9" in result.stdout
+    assert len(journals(output_dir)) == 1 + len(CASES)
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, whole())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.slow
+def test_shares_may_start_at_the_same_moment_into_a_new_directory(
+    dataset_of_seven, whole, invoke, tmp_path
+) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", START_AT_ONCE, dataset_of_seven, tmp_path / "rounds", str(N_ROUNDS)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert result.returncode == 0, result.stderr
+    expected = whole("--format", "zarr")
+    for number in range(N_ROUNDS):
+        made = tmp_path / "rounds" / str(number)
+        assert invoke("merge", made).exit_code == 0
+        assert_same(made, expected)
+
+
+# Forked when everything is imported, they begin within a millisecond of each other.
+START_AT_ONCE = """
+import multiprocessing, sys
+import dask_slicer
+from dask_slicer.execution import partitions, pipeline
+from dask_slicer.output.formats import zarr_writer
+
+N = 4
+context = multiprocessing.get_context("fork")
+
+def run(number, output_dir, barrier):
+    config = dask_slicer.RunConfig(
+        input_dir=sys.argv[1], output_dir=output_dir, num_workers=0, format="zarr", train_ratio=0.5,
+        shard=f"{number}/{N}",
+    )
+    barrier.wait()
+    dask_slicer.run(config)
+
+for round_ in range(int(sys.argv[3])):
+    barrier = context.Barrier(N)
+    output_dir = f"{sys.argv[2]}/{round_}"
+    processes = [
+        context.Process(target=run, args=(number, output_dir, barrier))
+        for number in range(1, N + 1)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        sys.exit(1)
+"""
+
+
+# -- failures --------------------------------------------------------------------------------------
+
+
+@FORMATS
+def test_failures_are_told_by_their_share_and_listed_by_merge(
+    shares, whole, invoke, dataset, output_dir, format_
+) -> None:
+    dataset.image_path("b").write_bytes(b"")  # the plan sees it
+    damage_voxels(dataset.image_path("f"))  # only who loads it sees it
+    options = ("--format", format_, "--retries", 0)
+    assert [shares(f"{n}/3", *options).exit_code for n in (1, 2)] == [0, 1]
+    result = shares("3/3", *options)
+    assert result.exit_code == 1
+    assert "1 case failed (1 CorruptFile):" in result.stdout
+    assert "failures.csv" not in result.output
+    result = invoke("merge", output_dir)
+    assert result.exit_code == 1
+    assert f"2 cases failed (2 CorruptFile), see {output_dir}/failures.csv:" in result.stdout
+    assert [row["case_id"] for row in rows(output_dir / "failures.csv")] == ["b", "f"]
+    assert_same(output_dir, whole(*options))
+
+
+def test_what_failed_is_tried_again_and_the_last_attempt_counts(
+    shares, invoke, dataset, output_dir
+) -> None:
+    sound = dataset.image_path("b").read_bytes()
+    dataset.image_path("b").write_bytes(b"")
+    for number in (1, 2):
+        shares(f"{number}/2")
+    assert invoke("merge", output_dir).exit_code == 1
+    dataset.image_path("b").write_bytes(b"text")
+    assert shares("2/2").exit_code == 1
+    result = invoke("merge", output_dir)
+    assert result.exit_code == 1
+    (row,) = rows(output_dir / "failures.csv")
+    (failure,) = (one for one in last_records(output_dir / "journal.jsonl") if one.case_id == "b")
+    assert row["message"] == failure.message
+    dataset.image_path("b").write_bytes(sound)
+    assert shares("2/2").exit_code == 0
+    assert invoke("merge", output_dir).exit_code == 0
+    assert not (output_dir / "failures.csv").exists()
+    assert committed(output_dir) == list(CASES)
+
+
+def test_a_case_whose_scan_has_changed_is_written_anew_and_the_new_one_counts(
+    shares, whole, invoke, dataset, output_dir
+) -> None:
+    for number in (1, 2, 3):
+        shares(f"{number}/3", "--compression_level", 0)
+    dataset.add("b", dataset_volume(seed=99))  # stored, its slices are as long as before
+    assert shares("1/2", "--compression_level", 0).exit_code == 0
+    assert shares("2/2", "--compression_level", 0).exit_code == 0
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, whole("--compression_level", 0))
+    again = shares("2/2", "--compression_level", 0)
+    assert "Nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize("merged_before", [False, True])
+def test_what_is_written_of_a_case_stays_when_its_scan_is_out_of_reach(
+    shares, whole, invoke, dataset, output_dir, merged_before
+) -> None:
+    whole()
+    for number in (1, 2):
+        shares(f"{number}/2")
+    if merged_before:
+        invoke("merge", output_dir)
+    label = dataset.label_path("b")
+    label.rename(label.with_suffix(".away"))
+    assert shares("1/2").exit_code == 0
+    assert shares("2/2").exit_code == 1
+    result = invoke("merge", output_dir)
+    assert result.exit_code == 1
+    assert "b: MissingLabel" in result.stdout
+    assert committed(output_dir) == list(CASES)
+    assert_same(output_dir, whole())
+
+
+def test_a_scan_that_is_within_reach_again_is_no_failure_any_more(
+    shares, whole, invoke, dataset, output_dir
+) -> None:
+    for number in (1, 2):
+        shares(f"{number}/2")
+    label = dataset.label_path("b")
+    label.rename(label.with_suffix(".away"))
+    assert shares("2/2").exit_code == 1
+    label.with_suffix(".away").rename(label)
+    assert shares("2/2").exit_code == 0
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, whole())
+
+
+# -- shares that died, other numbers of them, a run of the whole -----------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills")
+def test_a_killed_share_is_repeated(start, shares, whole, invoke, output_dir) -> None:
+    for number in (1, 3):
+        assert shares(f"{number}/3").exit_code == 0
+    kill_within(start("2/3", faults={"e": "sleep"}), output_dir / "journal.2of3.jsonl")
+    leave_unfinished(output_dir, Share(2, 3))
+    result = invoke("merge", output_dir)
+    assert result.exit_code == 1
+    assert "1 case in no share's journal: e; run the missing shares" in result.stdout
+    result = shares("2/3")
+    assert result.exit_code == 0
+    assert "1 case of share 2/3 in this process, 1 written already" in result.stdout
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, whole())
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.skipif(sys.platform != "linux", reason="kills")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", range(N_ROUNDS))
+def test_shares_and_merges_that_are_killed_again_and_again(
+    start, whole, invoke, output_dir, number
+) -> None:
+    chosen = random.Random(number)
+    options = ("--format", ("npz", "zarr")[number % 2])
+    for n_shares in (3, 2):
+        for _ in range(3):
+            running = [start(f"{one}/{n_shares}", *options) for one in range(1, n_shares + 1)]
+            time.sleep(chosen.uniform(0, 3))
+            for process in chosen.sample(running, chosen.randint(0, n_shares)):
+                process.kill()
+            assert {process.wait(PATIENCE) for process in running} <= {0, -signal.SIGKILL}
+        merge = [sys.executable, "-m", "dask_slicer", "merge", str(output_dir)]
+        with subprocess.Popen(merge, stdout=subprocess.DEVNULL) as process:
+            time.sleep(chosen.uniform(0.5, 2))
+            process.kill()
+    assert [start(f"{one}/2", *options).wait(PATIENCE) for one in (1, 2)] == [0, 0]
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, whole(*options))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills")
+def test_the_lock_of_a_share_that_died_is_taken_over_with_a_note(
+    start, shares, whole, invoke, output_dir
+) -> None:
+    kill_within(start("2/3", faults={"e": "sleep"}), output_dir / "journal.2of3.jsonl")
+    leave_unfinished(output_dir, Share(2, 3))
+    assert (output_dir / ".dask_slicer.2of3.lock").exists()
+    result = shares("2/3")
+    assert "took over the lock of a run that died" in result.stdout
+    assert result.exit_code == 0
+    assert list(output_dir.glob(".dask_slicer.*of3.*")) == []
+    for number in (1, 3):
+        shares(f"{number}/3")
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, whole())
+
+
+@pytest.mark.parametrize("ends_with", ["merge", "run"])
+def test_what_a_process_was_writing_beside_a_lock_when_it_died_goes_and_that_of_others_stays(
+    shares, whole, invoke, output_dir, ends_with
+) -> None:
+    expected = whole()
+    for number in (1, 2, 3):
+        shares(f"{number}/3")
+    died = f"{socket.gethostname()} {os.getpid()} born-at-another-time"
+    for name, text in (
+        (".dask_slicer.2of3.lock.86c9423e", f"{died} tcp://127.0.0.1:1"),
+        (".dask_slicer.lock.0123abcd", ""),
+        (".dask_slicer.shares.json.0123abcd", "{"),
+    ):
+        (output_dir / name).write_text(text)
+    living = output_dir / ".dask_slicer.lock.89abcdef"
+    living.write_text(lock.own_mark())
+    if ends_with == "merge":
+        assert invoke("merge", output_dir).exit_code == 0
+    else:
+        assert shares(None).exit_code == 0
+    living.unlink()
+    assert_same(output_dir, expected)
+
+
+def test_a_share_leaves_alone_what_others_are_writing(shares, output_dir) -> None:
+    others = [output_dir / files_of(share).temporary for share in (Share(1, 3), Share(3, 3))]
+    for aside in (*others, output_dir / "train", output_dir / "val"):
+        aside.mkdir(parents=True, exist_ok=True)
+    (others[0] / "a_000.npz").write_bytes(b"half")
+    for aside in (output_dir / "train", output_dir / "val"):
+        aside.rmdir()
+    assert shares("2/3").exit_code == 0
+    assert (others[0] / "a_000.npz").read_bytes() == b"half"
+    assert others[1].is_dir()
+
+
+@pytest.mark.parametrize("then", ["other shares", "whole"])
+def test_what_shares_did_is_continued_by(shares, whole, invoke, output_dir, then) -> None:
+    shares("1/3")
+    shares("3/3")
+    before = written_at(output_dir)
+    if then == "whole":
+        result = shares(None)
+        assert "took over what shares wrote" in result.stdout
+        assert "2 cases in this process, 5 written already" in result.stdout
+    else:
+        assert [shares(f"{number}/2").exit_code for number in (1, 2)] == [0, 0]
+        assert len(journals(output_dir)) == 1 + 4
+        result = invoke("merge", output_dir)
+    assert result.exit_code == 0
+    assert before.items() <= written_at(output_dir).items()
+    assert_same(output_dir, whole())
+
+
+def test_a_run_of_the_whole_that_is_refused_leaves_what_shares_did(
+    shares, invoke, output_dir
+) -> None:
+    shares("1/3")
+    before = sorted(path.name for path in output_dir.iterdir())
+    assert shares(None, "--plane", "sagittal").exit_code == 2
+    assert sorted(path.name for path in output_dir.iterdir()) == before
+    assert "not merged yet" in invoke("verify", output_dir).stderr
+
+
+def test_shares_continue_a_run_of_the_whole(shares, whole, invoke, output_dir) -> None:
+    assert shares(None, "--only", "a", "b").exit_code == 0
+    before = written_at(output_dir)
+    for number in (1, 2):
+        assert shares(f"{number}/2").exit_code == 0
+    assert invoke("merge", output_dir).exit_code == 0
+    assert before.items() <= written_at(output_dir).items()
+    assert_same(output_dir, whole())
+
+
+def test_a_run_that_starts_anew_removes_what_shares_left(shares, whole, output_dir) -> None:
+    shares("1/2")
+    result = shares(None, "--overwrite", "--only", "a")
+    assert "--overwrite removed 3 cases that this command does not write" in result.stdout
+    assert committed(output_dir) == ["a"]
+    assert shares(None).exit_code == 0
+    assert_same(output_dir, whole())
+
+
+# -- who may run beside whom -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("holder", "command", "refused"),
+    [
+        (None, "1/3", "in use by another run"),
+        ("1/3", None, "in use by share 1/3 of a run"),
+        ("1/3", "1/3", "in use by another run of share 1/3"),
+        ("1/3", "1/2", "in use by share 1/3 of a run"),
+        ("1/3", "merge", "in use by share 1/3 of a run"),
+        ("1/3", "verify", "in use by share 1/3 of a run"),
+        ("1/3", "repair", "in use by share 1/3 of a run"),
+        (None, "merge", "in use by another run"),
+    ],
+)
+def test_refused_side_by_side(shares, invoke, output_dir, holder, command, refused) -> None:
+    shares(None)
+    before = contents_of(output_dir)
+    commands = {
+        "merge": ("merge", output_dir),
+        "verify": ("verify", output_dir, "--num_workers", 0),
+        "repair": ("verify", output_dir, "--num_workers", 0, "--repair"),
+    }
+    with locked(output_dir, share_of(holder)):
+        result = invoke(*commands[command]) if command in commands else shares(command)
+    assert result.exit_code == 2
+    assert refused in result.stderr
+    assert f"process {os.getpid()} on {socket.gethostname()}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert contents_of(output_dir) == before
+
+
+def test_shares_of_one_number_run_side_by_side(shares, output_dir) -> None:
+    with locked(output_dir, Share(1, 3)), locked(output_dir, Share(3, 3)):
+        assert shares("2/3").exit_code == 0
+
+
+def test_of_several_shares_that_hold_it_each_is_named(shares, invoke, output_dir) -> None:
+    shares(None)
+    with locked(output_dir, Share(1, 3)), locked(output_dir, Share(3, 3)):
+        result = invoke("merge", output_dir)
+    assert "in use by 2 shares of a run: 1/3 (process" in result.stderr
+    assert ".dask_slicer.1of3.lock, .dask_slicer.3of3.lock" in result.stderr
+
+
+def test_the_lock_of_a_share_on_another_host_is_respected(shares, invoke, output_dir) -> None:
+    shares("1/3")
+    (output_dir / ".dask_slicer.2of3.lock").write_text("node17.cluster 4711 1700000000.0")
+    result = invoke("merge", output_dir)
+    assert result.exit_code == 2
+    assert "process 4711 on node17.cluster" in result.stderr
+    assert "remove .dask_slicer.2of3.lock if it is gone" in result.stderr
+    assert shares("2/3").exit_code == 2
+    assert shares("3/3").exit_code == 0
+
+
+def test_a_refused_share_leaves_no_lock_behind(output_dir) -> None:
+    with (
+        locked(output_dir),
+        pytest.raises(OutputError, match="another run"),
+        locked(output_dir, Share(1, 2)),
+    ):
+        pass
+    assert not output_dir.exists()
+
+
+def test_a_new_directory_that_another_takes_away_again_is_made_again(
+    monkeypatch, output_dir
+) -> None:
+    taken_away = []
+    write_first = atomic.write_first
+
+    def after_another(path: Path, text: str) -> None:
+        if not taken_away:  # what comes to nothing removes the directory that it has made
+            taken_away.append(output_dir.rmdir())
+        write_first(path, text)
+
+    monkeypatch.setattr(lock, "write_first", after_another)
+    with locked(output_dir, Share(1, 2)):
+        assert [path.name for path in output_dir.iterdir()] == [".dask_slicer.1of2.lock"]
+    assert taken_away
+
+
+def test_a_directory_that_is_marked_as_ours_while_it_is_listed_is_ours(
+    shares, monkeypatch, output_dir
+) -> None:
+    shares("1/2")
+    listed = iter([["splits.json"], ["config.yaml", "splits.json"]])
+    monkeypatch.setattr(directory, "_names", lambda _: next(listed))
+    assert directory.existing_config(output_dir) is not None
+
+
+# -- shares that do not agree ----------------------------------------------------------------------
+
+
+def test_a_share_that_finds_other_cases_is_told_to_merge_first(
+    shares, whole, invoke, dataset, output_dir
+) -> None:
+    shares("1/2")
+    dataset.add("aa")
+    dataset.image_path("g").unlink()
+    dataset.label_path("g").unlink()
+    before = contents_of(output_dir)
+    result = shares("2/2")
+    assert result.exit_code == 2
+    assert "1 case more (aa), 1 case fewer (g); run dask-slicer merge" in result.stderr
+    assert contents_of(output_dir) == before
+    assert invoke("merge", output_dir).exit_code == 1
+    for number in (1, 2):
+        assert shares(f"{number}/2").exit_code == 0
+    assert invoke("merge", output_dir).exit_code == 0
+    assert committed(output_dir) == ["a", "aa", *CASES[1:]]  # g stays, as in a run of the whole
+
+
+@pytest.mark.parametrize("at_the_same_moment", [False, True])
+def test_a_share_that_disagrees_touches_no_file_of_a_case(
+    shares, dataset, output_dir, monkeypatch, at_the_same_moment
+) -> None:
+    if at_the_same_moment:  # then it is seen only when it would write down its own
+        monkeypatch.setattr("dask_slicer.execution.pipeline.check_agreement", lambda plan: None)
+    shares("1/2")
+    dataset.add("aa")  # now b is the third, and falls to the first share
+    moving = output_dir / "train" / "b_000.npz"  # of the second share, not journaled yet
+    moving.parent.mkdir(exist_ok=True)
+    moving.write_bytes(b"just moved there")
+    assert shares("1/2").exit_code == 2
+    assert moving.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        (("--nonfinite", "zero"), "nonfinite was error, is now zero"),
+        (("--window_size", 1), "window_size was 2, is now 1"),
+        (("--allow_missing_labels",), "allow_missing_labels was False, is now True"),
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_share_with_other_settings_is_refused(shares, output_dir, options, changed) -> None:
+    shares("1/2")
+    result = shares("2/2", *options)
+    assert result.exit_code == 2
+    assert changed in result.stderr
+
+
+def test_one_of_two_that_disagree_at_the_same_moment_is_refused(
+    dataset_of_seven, output_dir
+) -> None:
+    plans = [
+        dask_slicer.plan(
+            dask_slicer.RunConfig(
+                input_dir=dataset_of_seven, output_dir=output_dir, window_size=size, shard="1/2"
+            )
+        )
+        for size in (1, 2)
+    ]
+    output_dir.mkdir()
+    assert agree(plans[0]).config.window_size == 1
+    with pytest.raises(OutputError, match="window_size was 1, is now 2"):
+        agree(plans[1])
+
+
+def test_how_a_share_runs_may_differ_and_the_first_is_remembered(
+    shares, whole, invoke, output_dir
+) -> None:
+    shares("2/2", "--retries", 7)
+    shares("1/2", "--retries", 1, "--fail_fast")
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, whole("--retries", 7))
+
+
+@pytest.mark.parametrize("setting", ["--overwrite", "--prune"])
+def test_what_concerns_the_whole_is_not_for_a_share(shares, output_dir, setting) -> None:
+    result = shares("1/2", setting)
+    assert result.exit_code == 2
+    assert "shard one share of it" in result.stderr
+
+
+def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) -> None:
+    monkeypatch.setattr("dask_slicer.execution.partitions._WAIT_SECONDS", 0.001)
+    shares("1/2")
+    (output_dir / layout.AGREEMENT).write_text("{")
+    result = shares("2/2")
+    assert result.exit_code == 2
+    assert f"{layout.AGREEMENT} is damaged" in result.stderr
+
+
+# -- merge -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["dask_slicer.execution.partitions.sum_up", "dask_slicer.execution.partitions.forget_shares",
+     "dask_slicer.execution.partitions.remove_stale_locks",
+     "dask_slicer.output.journal.Journal.append"],
+)  # fmt: skip
+def test_a_merge_that_was_stopped_may_be_repeated(
+    shares, whole, invoke, monkeypatch, output_dir, broken
+) -> None:
+    for number in (1, 2):
+        shares(f"{number}/2")
+    with monkeypatch.context() as patched:
+        patched.setattr(broken, stop)
+        with pytest.raises(Stopped):
+            partitions.merge(output_dir)
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, whole())
+    lines = (output_dir / "journal.jsonl").read_text().splitlines()
+    assert len(lines) == len(CASES)  # none twice
+
+
+def test_where_nothing_is_to_merge_the_index_is_written_again(shares, invoke, output_dir) -> None:
+    shares(None)
+    before = contents_of(output_dir)
+    (output_dir / "slices.csv").unlink()
+    result = invoke("merge", output_dir)
+    assert result.exit_code == 0
+    assert "No share was left to merge" in result.stdout
+    assert contents_of(output_dir) == before
+
+
+def test_a_merge_names_the_cases_that_are_missing(shares, invoke, output_dir) -> None:
+    shares("1/3")
+    result = invoke("merge", "--quiet", output_dir)
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "4 cases in no share's journal: b, c, e and 1 more; run the missing shares, or the same "
+        "command without --shard\n"
+    )
+    verified = invoke("verify", output_dir, "--num_workers", 0)
+    assert verified.exit_code == 0
+    missing = "4 planned cases not written: 4 not run yet, the run command continues"
+    assert missing in verified.stdout
+
+
+def test_a_merge_needs_no_scan(shares, whole, invoke, dataset, output_dir) -> None:
+    expected = whole()
+    for number in (1, 2):
+        shares(f"{number}/2")
+    dataset.root.rename(dataset.root.with_name("away"))
+    assert invoke("merge", output_dir).exit_code == 0
+    assert_same(output_dir, expected)
+
+
+def test_an_output_may_be_moved_before_it_is_merged(shares, whole, invoke, output_dir) -> None:
+    for number in (1, 2):
+        shares(f"{number}/2")
+    moved = output_dir.rename(output_dir.with_name("moved"))
+    assert invoke("merge", moved).exit_code == 0
+    assert_same(moved, whole())
+
+
+def test_an_output_may_be_moved_between_two_shares(
+    shares, whole, invoke, dataset_of_seven, output_dir
+) -> None:
+    shares("1/2")
+    moved = output_dir.rename(output_dir.with_name("moved"))
+    assert invoke(*command(dataset_of_seven, moved), "--shard", "2/2").exit_code == 0
+    assert not output_dir.exists()
+    assert invoke("merge", moved).exit_code == 0
+    assert_same(moved, whole())
+    assert f"output_dir: {moved}\n" in (moved / "config.yaml").read_text()
+
+
+def test_files_that_have_gone_since_are_not_merged(shares, whole, invoke, output_dir) -> None:
+    for number in (1, 2):
+        shares(f"{number}/2")
+    next(output_dir.glob("*/b_*.npz")).unlink()
+    result = invoke("merge", output_dir)
+    assert result.exit_code == 1
+    assert "1 case in no share's journal: b;" in result.stdout
+    assert list(output_dir.glob("*/b_*.npz")) == []
+    assert shares(None).exit_code == 0
+    assert_same(output_dir, whole())
+
+
+@pytest.mark.parametrize("what", ["foreign", "missing", "empty", "a file"])
+def test_what_is_no_output_is_refused_in_one_line(invoke, tmp_path, what) -> None:
+    place = tmp_path / "place"
+    if what in ("foreign", "empty"):
+        place.mkdir()
+    if what == "foreign":
+        (place / "thesis.tex").write_text("mine")
+    if what == "a file":
+        place.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    result = invoke("merge", place)
+    assert result.exit_code == 2
+    assert "is not an output of dask-slicer" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# -- before it is merged ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "look", [dask_slicer.open_output, dask_slicer.SliceDataset], ids=lambda look: look.__name__
+)
+def test_who_reads_before_the_merge_is_told_to_merge(shares, output_dir, look) -> None:
+    shares("1/2")
+    with pytest.raises(OutputError, match=r"journal\.1of2\.jsonl.*run dask-slicer merge "):
+        look(output_dir)
+
+
+def test_verify_takes_nothing_for_a_stray_before_the_merge(shares, invoke, output_dir) -> None:
+    shares("1/2")
+    for repair in ((), ("--repair",)):
+        result = invoke("verify", output_dir, *repair)
+        assert result.exit_code == 2
+        assert "is not merged yet" in result.stderr
+    assert list(output_dir.glob("*/a_*.npz"))
+
+
+def test_benchmarks_are_of_whole_runs(invoke, dataset_of_seven, tmp_path) -> None:
+    result = invoke(
+        *("benchmark", "--input_dir", dataset_of_seven, "--output_dir", tmp_path / "b"),
+        *("--shard", "1/2"),
+    )
+    assert result.exit_code == 2
+    assert "--shard" in result.stderr
+
+
+# -- what journals say together --------------------------------------------------------------------
+
+
+def test_of_several_journals_the_newest_record_comes_first(shares, output_dir) -> None:
+    shares(None, "--only", "a")
+    (done,) = last_records(output_dir / "journal.jsonl")
+    removed = RemovedCase(case_id="a", at=done.at - 1000)  # by a clock that is behind
+    with Journal(output_dir / "journal.1of2.jsonl") as journal:
+        journal.append(removed)
+    (history,) = histories(journals(output_dir))
+    # A share's record is newer than the output's own, whatever clocks say.
+    assert history.records == (removed, done)
+    assert history.own == done
+    assert history.committed == ()
+    with Journal(output_dir / "journal.2of3.jsonl") as journal:
+        journal.append(done)
+    (history,) = histories(journals(output_dir))
+    assert history.committed == (done,)
+
+
+# -- helpers ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset_of_seven(dataset) -> Path:
+    for case_id in CASES:
+        dataset.add(case_id)
+    return dataset.root
+
+
+@pytest.fixture
+def output_dir(tmp_path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def shares(dataset_of_seven, invoke, output_dir) -> Callable[..., Result]:
+    """Return what runs a share, or the whole, in this process."""
+
+    def run(shard: str | None, *options: object) -> Result:
+        own = () if shard is None else ("--shard", shard)
+        return invoke(*command(dataset_of_seven, output_dir), *own, *options)
+
+    return run
+
+
+@pytest.fixture
+def start(dataset_of_seven, output_dir) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Return what starts a share in a process of its own."""
+    started = []
+
+    def run(shard: str, *options: object, faults: dict[str, str] | None = None):
+        arguments = [*command(dataset_of_seven, output_dir), "--quiet", "--shard", shard, *options]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dask_slicer", *map(str, arguments)],
+            env=os.environ | {"DASK_SLICER_FAULTS": json.dumps(faults or {})},
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def whole(dataset_of_seven, invoke, tmp_path) -> Callable[..., Path]:
+    """Return what runs the whole, into a directory of its own."""
+
+    def run(*options: object) -> Path:
+        invoke(*command(dataset_of_seven, tmp_path / "whole"), *options)
+        return tmp_path / "whole"
+
+    return run
+
+
+def command(input_dir: Path, output_dir: Path) -> tuple[object, ...]:
+    return (
+        *("run", "--input_dir", input_dir, "--output_dir", output_dir),
+        *("--num_workers", 0, "--train_ratio", 0.5),
+    )
+
+
+def dataset_volume(seed: int):
+    import numpy as np
+
+    return np.random.default_rng(seed).integers(-1000, 1000, (8, 9, 10)).astype(np.int16)
+
+
+def damage_voxels(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 0xFF  # the checksum of the gzip stream
+    path.write_bytes(content)
+
+
+def contents_of(output_dir: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(output_dir).as_posix(): path.read_bytes()
+        for path in output_dir.rglob("*")
+        if path.is_file() and path.name not in TOLD and not path.name.endswith(".lock")
+    }
+
+
+def assert_same(made: Path, expected: Path) -> None:
+    """Assert that nothing differs but times and places."""
+    contents, wanted = contents_of(made), contents_of(expected)
+    assert contents.keys() == wanted.keys()
+    assert [name for name in contents if contents[name] != wanted[name]] == []
+    assert summary(made) == summary(expected)
+    assert settings(made) == settings(expected)
+    assert sorted(path.name for path in made.iterdir()) == sorted(
+        path.name for path in expected.iterdir()
+    )
+
+
+def summary(output_dir: Path) -> dict:
+    told = json.loads((output_dir / "dataset_info.json").read_text())
+    for name in ("elapsed_seconds", "slices_per_second"):
+        assert told.pop(name) >= 0
+    assert told["config"].pop("output_dir") == str(output_dir)
+    return told
+
+
+def settings(output_dir: Path) -> list[str]:
+    lines = (output_dir / "config.yaml").read_text().splitlines()
+    return [line for line in lines if not line.startswith("output_dir:")]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def committed(output_dir: Path) -> list[str]:
+    """Return the cases that are written, whichever journal has them."""
+    return sorted(
+        history.case_id for history in histories(journals(output_dir)) if history.committed
+    )
+
+
+def written_at(output_dir: Path) -> dict[str, int]:
+    return {
+        path.relative_to(output_dir).as_posix(): path.stat().st_mtime_ns
+        for path in output_dir.glob("*/*.npz")
+    }
+
+
+def kill_within(process: subprocess.Popen[bytes], journal: Path) -> None:
+    """Kill a share when it has written its first case, and hangs in the next."""
+    deadline = time.monotonic() + PATIENCE
+    while not (journal.exists() and journal.read_bytes().endswith(b"\n")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def leave_unfinished(output_dir: Path, share: Share) -> None:
+    """Leave what a share leaves that is killed while it moves a case's files."""
+    aside = output_dir / files_of(share).temporary
+    aside.mkdir(exist_ok=True)
+    (aside / "e_001.npz").write_bytes(b"half")
+    (output_dir / "train").mkdir(exist_ok=True)
+    (output_dir / "train" / "e_000.npz").write_bytes(b"not journaled")
+    assert aside in temporaries(output_dir)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop(*_: object, **__: object) -> None:
+    raise Stopped

@@ -1,0 +1,291 @@
+"""`verify` finds whatever is not as it was written, and lets the next run mend it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+import dask_slicer
+from dask_slicer.execution.verify import VerifyReport, verify
+from dask_slicer.inputs.phantom import write_dataset
+
+FORMATS = ["npz", "zarr"]
+WRITTEN = ("train", "val", "test", "slices.zarr", "slices.csv", "splits.json")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("scans")
+    write_dataset(root, n_cases=6, shape=(20, 18, 7), seed=11, varied=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def outputs(scans, tmp_path_factory) -> dict[str, Path]:
+    made = {}
+    for format_ in FORMATS:
+        made[format_] = tmp_path_factory.mktemp(format_) / "out"
+        slice_scans(scans, made[format_], format_)
+    return made
+
+
+def slice_scans(scans: Path, output: Path, format_: str) -> None:
+    dask_slicer.run(
+        dask_slicer.RunConfig(
+            input_dir=scans, output_dir=output, num_workers=0, format=format_,
+            train_ratio=0.5, val_ratio=0.25,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture(params=FORMATS)
+def output(request, outputs, tmp_path) -> Path:
+    """Return a copy of an output, to be damaged."""
+    # At the same place as the original in its configuration: --deep reads the scans.
+    return Path(shutil.copytree(outputs[request.param], tmp_path / "out"))
+
+
+def check(output: Path, **options: object) -> VerifyReport:
+    return verify(output, num_workers=0, **options)
+
+
+def paths_of(report: VerifyReport) -> str:
+    return " ".join(map(str, report.findings))
+
+
+def files_of(output: Path) -> list[Path]:
+    found = (path for name in WRITTEN for path in [output / name, *(output / name).rglob("*")])
+    return sorted(path for path in found if path.is_file())
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    return {path.relative_to(output).as_posix(): path.read_bytes() for path in files_of(output)}
+
+
+def a_slice_file(output: Path) -> Path:
+    """Return a file that holds pixels."""
+    return next(iter(sorted([*output.rglob("*.npz"), *output.rglob("image/c/*/*/*/0")])))
+
+
+def flips(output: Path, n: int) -> Iterator[tuple[Path, int]]:
+    """Yield files and bits of them, at random, of every kind of file as often."""
+    by_kind: dict[str, list[Path]] = {}
+    for path in files_of(output):
+        by_kind.setdefault(path.suffix + path.parent.name, []).append(path)
+    chosen = random.Random(5)
+    for number in range(n):
+        kind = sorted(by_kind)[number % len(by_kind)]
+        path = chosen.choice(by_kind[kind])
+        yield path, chosen.randrange(path.stat().st_size * 8)
+
+
+def test_what_was_written_is_as_it_was_written(output) -> None:
+    report = check(output, deep=1000)
+    assert report.findings == ()
+    assert (report.n_cases, report.n_slices, report.n_derived) == (6, 42, 42)
+
+
+@pytest.mark.parametrize("n", [15, pytest.param(100, marks=pytest.mark.slow)])
+def test_one_flipped_bit_is_found_wherever_it_is(output, n) -> None:
+    for path, bit in flips(output, n):
+        written = path.read_bytes()
+        damaged = bytearray(written)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        name = path.relative_to(output).as_posix()
+        report = check(output)
+        assert name in [finding.path for finding in report.findings], (name, bit)
+        path.write_bytes(written)
+    assert check(output).findings == ()
+
+
+def remove(output: Path) -> str:
+    path = a_slice_file(output)
+    path.unlink()
+    return f"{path.relative_to(output).as_posix()}: is missing"
+
+
+def add(output: Path) -> str:
+    path = a_slice_file(output)
+    shutil.copy(path, path.with_name(path.name.replace("_00", "_09") + ".x"))
+    return ".x: is nothing that the journal has; remove it"
+
+
+def add_one_more_slice(output: Path) -> str:
+    path = a_slice_file(output)
+    more = path.with_name(path.name[:-7] + "099.npz") if path.suffix else path.with_name("1")
+    shutil.copy(path, more)
+    return f"{more.name}: is nothing that the journal has; remove it"
+
+
+def swap(output: Path) -> str:
+    one, other = sorted([*output.rglob("*.npz"), *output.rglob("image/c/*/*/*/0")])[:2]
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+    return one.relative_to(output).as_posix()
+
+
+def edit_the_index(output: Path) -> str:
+    path = output / "slices.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], lines[3].replace(",2,", ",5,", 1), *lines[4:]]))
+    return "slices.csv: line 4 is not what the journal has"
+
+
+def drop_a_row_of_the_index(output: Path) -> str:
+    path = output / "slices.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    return "slices.csv: line 43 is not what the journal has, but 'nothing'"
+
+
+def move_a_case_to_another_split(output: Path) -> str:
+    in_zarr = (output / "slices.zarr").exists()
+    root = output / "slices.zarr" if in_zarr else output
+    case_id = sorted((root / "train").glob("phantom*"))[0].name[:11]
+    for path in sorted((root / "train").glob(f"{case_id}*")):
+        path.rename(root / "val" / path.name)
+    return "train/phantom"
+
+
+def edit_the_summary(output: Path) -> str:
+    path = output / "dataset_info.json"
+    path.write_text(path.read_text().replace('"num_slices": 42', '"num_slices": 41'))
+    return "dataset_info.json: num_slices"
+
+
+def a_case_in_two_splits(output: Path) -> str:
+    path = output / "splits.json"
+    splits = json.loads(path.read_text())
+    splits["val"].append(splits["train"][0])
+    path.write_text(json.dumps(splits, indent=2) + "\n")
+    return "splits.json: puts cases into several splits"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove, add, add_one_more_slice, swap, edit_the_index, drop_a_row_of_the_index,
+        move_a_case_to_another_split, edit_the_summary, a_case_in_two_splits,
+    ],
+)  # fmt: skip
+def test_damage_is_named_and_mended_by_repair_and_the_same_run(scans, output, damage) -> None:
+    undisturbed = contents(output)
+    said = damage(output)
+    assert said in paths_of(check(output))
+    check(output, repair=True)
+    slice_scans_again(scans, output)
+    for path in output.rglob("*.x"):  # a file of nobody's is left alone
+        path.unlink()
+    assert contents(output) == undisturbed
+    assert check(output).findings == ()
+
+
+def slice_scans_again(scans: Path, output: Path) -> None:
+    slice_scans(scans, output, "zarr" if (output / "slices.zarr").exists() else "npz")
+
+
+def change_a_pixel(output: Path) -> tuple[Path, str, int, str | int]:
+    """Change one, and its file's own checksums; return file, case, slice, and name in a record."""
+    if (output / "slices.zarr").exists():
+        path = sorted(output.glob("slices.zarr/*/*/image/c/*/*/*/*"))[2]
+        image = zarr.open_array(path.parents[4])
+        image[3, 0, 5, 5] += 0.5
+        return path, path.parents[5].name, 3, path.relative_to(path.parents[5]).as_posix()
+    path = sorted((output / "train").iterdir())[10]
+    with np.load(path) as members:
+        arrays = {name: members[name] for name in members.files}
+    arrays["image"][2, 5, 5] += 0.5
+    np.savez_compressed(path, **arrays)
+    return path, path.stem[:-4], int(path.stem[-3:]), int(path.stem[-3:])
+
+
+def test_only_deep_finds_pixels_that_were_changed_with_their_checksum(output) -> None:
+    path, case_id, slice_index, name = change_a_pixel(output)
+    journal = output / "journal.jsonl"
+    now = path.stat().st_size, zlib.crc32(path.read_bytes())
+    grown = 0
+    lines = []
+    for line in journal.read_text().splitlines():
+        record = json.loads(line)
+        if record["case_id"] == case_id:
+            listed = record["files"] or record["slices"]
+            one = next(one for one in listed if one[0] == name)
+            grown = now[0] - one[1]
+            one[1:3] = now
+        lines.append(json.dumps(record) + "\n")
+    journal.write_text("".join(lines))
+    summary = json.loads((output / "dataset_info.json").read_text())
+    summary["bytes_written"] += grown
+    (output / "dataset_info.json").write_text(json.dumps(summary))
+    assert check(output).findings == ()
+    (finding,) = check(output, deep=1000).findings
+    assert f"slice {slice_index} is up to 0.5 from what its scan gives" in str(finding)
+
+
+def test_a_group_in_two_splits_is_found(output) -> None:
+    journal = output / "journal.jsonl"
+    text = journal.read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    for record in records:
+        record["group"] = "patient"
+    journal.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "splits.json: the cases of patient are in" in paths_of(check(output))
+
+
+def test_deep_says_when_the_scans_have_changed(scans, output, tmp_path) -> None:
+    config = output / "config.yaml"
+    moved = tmp_path / "scans"
+    shutil.copytree(scans, moved)
+    for path in moved.glob("*/*"):
+        os.utime(path, (0, 0))
+    config.write_text(config.read_text().replace(str(scans), str(moved)))
+    report = check(output, deep=1)
+    assert "cannot be made again: its scan, or how it is sliced, has changed" in paths_of(report)
+
+
+class TestCommand:
+    def test_exit_status_and_what_is_printed(self, output, invoke):
+        quiet = ("--num_workers", 0)
+        result = invoke("verify", output, *quiet)
+        assert result.exit_code == 0
+        assert "Checked 42 slices of 6 cases" in result.stdout
+        path = a_slice_file(output)
+        path.unlink()
+        result = invoke("verify", output, *quiet)
+        assert result.exit_code == 1
+        assert f"Wrong: {path.relative_to(output).as_posix()}: is missing" in result.stdout
+        assert "--repair lets the next run write them anew" in result.stdout
+        result = invoke("verify", output, *quiet, "--repair")
+        assert "Forgot 1 case" in result.stdout
+        assert invoke("verify", output, *quiet).exit_code == 1  # the index still has it
+
+    def test_what_is_no_output_is_one_line(self, tmp_path, invoke):
+        result = invoke("verify", tmp_path)
+        assert result.exit_code == 2
+        assert "is not an output of dask-slicer" in result.stderr
+
+    def test_an_output_that_is_being_written_is_left_alone(self, output, invoke):
+        from dask_slicer.output.lock import locked
+
+        with locked(output):
+            result = invoke("verify", output)
+        assert result.exit_code == 2
+        assert "is in use by another run" in result.stderr
+
+    @pytest.mark.slow
+    def test_on_workers(self, output, invoke):
+        options = ("--num_workers", 2, "--dashboard_address", "none", "--deep", 5)
+        assert invoke("verify", output, *options).exit_code == 0
+        a_slice_file(output).unlink()
+        assert invoke("verify", output, *options).exit_code == 1

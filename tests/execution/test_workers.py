@@ -1,0 +1,149 @@
+"""Where cases run changes nothing in what is written: here, on workers, on somebody's scheduler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dask_slicer
+from dask_slicer.cluster import client
+from dask_slicer.execution import workers
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring.events import Observer
+
+pytestmark = pytest.mark.versions
+
+N_CASES = 12
+QUIET_DASHBOARD = ("--dashboard_address", "none")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scans")
+    write_dataset(root, n_cases=N_CASES, shape=(24, 22, 9), seed=5)
+    return root
+
+
+@pytest.fixture(scope="module")
+def written_here(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return what a run in this process writes."""
+    output = tmp_path_factory.mktemp("here") / "slices"
+    dask_slicer.run(dask_slicer.RunConfig(input_dir=scans, output_dir=output, num_workers=0))
+    return contents(output)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    paths = [*output.rglob("*.npz"), output / "slices.csv", output / "splits.json"]
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize(
+    "n_workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, -1))]
+)
+def test_any_number_of_workers_writes_the_same_bytes(
+    scans, written_here, tmp_path, invoke, n_workers
+) -> None:
+    result = invoke(
+        *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices"),
+        *("--num_workers", n_workers, *QUIET_DASHBOARD),
+    )
+    assert result.exit_code == 0, result.output
+    assert contents(tmp_path / "slices") == written_here
+
+
+@pytest.mark.slow
+def test_a_process_can_run_twice_on_workers(scans, written_here, tmp_path) -> None:
+    # In a process of its own, so that distributed is first imported by the first run.
+    program = f"""
+import dask_slicer
+if __name__ == "__main__":
+    for name in ("first", "second"):
+        config = dask_slicer.RunConfig(
+            input_dir={str(scans)!r}, output_dir=name, num_workers=2, dashboard_address="none"
+        )
+        dask_slicer.run(config)
+"""
+    (tmp_path / "twice.py").write_text(program)
+    result = subprocess.run(
+        [sys.executable, "twice.py"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert contents(tmp_path / "first") == contents(tmp_path / "second") == written_here
+
+
+def test_the_settings_of_dask_are_left_as_they_were(scans, tmp_path, invoke) -> None:
+    import dask
+    import distributed  # noqa: F401, its import adds defaults
+
+    before = dask.config.serialize(dask.config.config)
+    result = invoke(
+        *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices"),
+        *("--num_workers", 1, *QUIET_DASHBOARD, "--only", "phantom_001"),
+    )
+    assert result.exit_code == 0, result.output
+    assert dask.config.serialize(dask.config.config) == before
+
+
+def test_a_client_notices_soon_that_its_scheduler_is_lost_unless_told_otherwise() -> None:
+    import dask
+
+    tcp, connect = "distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect"
+    with client.settings_of_clients():
+        assert (dask.config.get(tcp), dask.config.get(connect)) == ("20s", "10s")
+    with dask.config.set({tcp: "40s"}), client.settings_of_clients():
+        assert (dask.config.get(tcp), dask.config.get(connect)) == ("40s", "10s")
+    assert (dask.config.get(tcp), dask.config.get(connect)) == ("30s", "30s")
+
+
+# -- somebody's scheduler ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory, started_scheduler):
+    with started_scheduler(tmp_path_factory.mktemp("dask"), n_workers=2) as started:
+        yield started
+
+
+@pytest.mark.parametrize("option", ["--scheduler", "--scheduler_file"])
+def test_a_running_scheduler_is_used_and_left_running(
+    scans, written_here, scheduler, tmp_path, invoke, option
+) -> None:
+    where = scheduler.address if option == "--scheduler" else scheduler.file
+    result = invoke(
+        *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices", option, where),
+        *("--num_workers", 7),
+    )
+    assert result.exit_code == 0, result.output
+    assert "--num_workers is ignored" in result.stdout
+    assert scheduler.address in result.stdout
+    assert contents(tmp_path / "slices") == written_here
+    assert scheduler.process.poll() is None
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "memory", "expected", "said"),
+    [(-1, 64 * GB, 8, ""), (-1, GB // 2, 2, "2 of 8 CPUs are used"), (4, GB // 2, 4, "2 fits")],
+    ids=["room for all CPUs", "lowered to what fits", "as asked, with a warning"],
+)
+def test_workers_are_lowered_to_what_memory_holds_only_where_none_were_asked_for(
+    dataset, tmp_path: Path, monkeypatch, num_workers: int, memory: int, expected: int, said: str
+) -> None:
+    dataset.add("small")
+    notes: list[str] = []
+    observer = Observer()
+    monkeypatch.setattr(observer, "note", notes.append)
+    monkeypatch.setattr(workers.system, "cpu_count", lambda: 8)
+    monkeypatch.setattr(workers.system, "memory_bytes", lambda: memory)
+    config = dask_slicer.RunConfig(
+        input_dir=dataset.root, output_dir=tmp_path / "slices", num_workers=num_workers
+    )
+    plan = dask_slicer.plan(config)
+    assert workers._n_workers(config, 20, plan.peak_bytes, observer) == expected
+    assert said in " ".join(notes)
+    assert bool(notes) == bool(said)

@@ -1,0 +1,75 @@
+"""What a dataset holds beside its cases is left out, and that is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dask_slicer.inputs.discovery import Dataset, find_cases
+
+
+def _find(root: Path, files: list[str], *, include_test: bool = False, **described) -> Dataset:
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    if described:
+        (root / "dataset.json").write_text(json.dumps(described))
+    return find_cases(root, include_test=include_test)
+
+
+@pytest.mark.parametrize(
+    ("files", "described", "n_images", "said"),
+    [
+        pytest.param(
+            ["a/ct.nii", "b/ct.nii", "c/ct.nii", "d/ct.nii", "d/ct_old.nii"],
+            {},
+            1,
+            "1 stray file left out: d/ct_old.nii",
+            id="an image that one folder has",
+        ),
+        pytest.param(
+            ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0000.nii.gz"],
+            {"channel_names": {"0": "CT"}},
+            1,
+            "1 file left out, dataset.json has 1 channels: a_0001.nii.gz",
+            id="a channel that dataset.json does not have",
+        ),
+        pytest.param(
+            ["sub-01/anat/sub-01_T1w.nii.gz", "derivatives/m/sub-01/anat/sub-01_acq-x_dseg.nii.gz"],
+            {},
+            1,
+            "1 label without an image: sub-01_acq-x_dseg.nii.gz",
+            id="a BIDS label of another scan",
+        ),
+    ],
+)
+def test_what_belongs_to_no_case_is_left_out_and_named(
+    tmp_path: Path, files: list[str], described: dict[str, object], n_images: int, said: str
+) -> None:
+    dataset = _find(tmp_path, files, **described)
+    assert {len(case.images) for case in dataset.cases} == {n_images}
+    assert said in dataset.notes
+    assert not dataset.problems
+
+
+def test_where_every_folder_names_its_image_otherwise_all_are_taken(tmp_path: Path) -> None:
+    dataset = _find(tmp_path, ["a/scan_of_a.nii", "b/scan_of_b.nii", "c/scan_of_c.nii"])
+    assert [len(case.images) for case in dataset.cases] == [1, 1, 1]
+    assert not dataset.notes
+
+
+def test_a_modality_that_half_the_folders_have_is_missed_in_the_others(tmp_path: Path) -> None:
+    dataset = _find(tmp_path, ["a/t1.nii", "a/t2.nii", "b/t1.nii"])
+    assert [len(case.images) for case in dataset.cases] == [2, 2]
+
+
+def test_decathlon_test_images_are_left_out_with_a_note_or_put_into_test(tmp_path: Path) -> None:
+    files = ["imagesTr/a.nii.gz", "imagesTs/b.nii.gz"]
+    described = {"training": [{"image": "./imagesTr/a.nii.gz"}], "test": ["./imagesTs/b.nii.gz"]}
+    without = _find(tmp_path, files, **described)
+    assert [case.case_id for case in without.cases] == ["a"]
+    assert any("--include_test" in note for note in without.notes)
+    with_test = _find(tmp_path, files, include_test=True, **described)
+    assert {case.case_id: case.split for case in with_test.cases} == {"a": None, "b": "test"}

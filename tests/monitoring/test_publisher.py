@@ -1,0 +1,171 @@
+"""What a run publishes on its scheduler, from begin to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import dask_slicer
+from dask_slicer.execution.faults import FAULTS
+from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.monitoring.publisher import Telling
+from dask_slicer.monitoring.state import TOPIC, FailureEvent, RunState, from_event
+from dask_slicer.planning.plan import CasePlan
+from dask_slicer.records import CommittedCase, FailedCase
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+# Few enough that each has a graph of its own.
+N_CASES = 10
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scans")
+    write_dataset(root, n_cases=N_CASES, shape=(24, 22, 9), seed=5)
+    return root
+
+
+@pytest.mark.slow
+def test_a_scheduler_is_told_how_a_run_goes_from_begin_to_end(
+    scans, tmp_path, invoke, started_scheduler
+) -> None:
+    from distributed import Client
+
+    poison = {FAULTS: json.dumps({"phantom_001": "raise", "phantom_007": "slow"})}
+    with started_scheduler(tmp_path, n_workers=1, **poison) as started:
+        result = invoke(
+            *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices", "--retries", 0),
+            *("--scheduler", started.address),
+        )
+        assert result.exit_code == 1, result.output
+        with Client(started.address, set_as_default=False) as client:
+            told = [from_event(event) for _, event in client.get_events(TOPIC)]
+        shown = invoke("watch", started.address, "--once").stdout
+    states = [one for one in told if isinstance(one, RunState)]
+    assert len({one.run_id for one in states}) == 1
+    assert [one.n_ended for one in states] == sorted(one.n_ended for one in states)
+    last = states[-1]
+    assert (last.n_cases, last.n_skipped, last.n_done, last.n_failed) == (10, 0, 9, 1)
+    written = [path.stat().st_size for path in tmp_path.rglob("*.npz")]
+    assert (last.n_slices, last.n_bytes, last.ending) == (len(written), sum(written), "ended")
+    assert [one.ending for one in states[:-1]] == [""] * (len(states) - 1)
+    assert len(states) <= 2 + 2 * last.seconds
+    (failure,) = [one for one in told if isinstance(one, FailureEvent)]
+    assert (failure.case_id, failure.step, failure.kind) == ("phantom_001", "load", "Unexpected")
+    assert "10 of 10 cases, 1 failed" in shown
+    assert "ended after" in shown
+
+
+class _Noting(Observer):
+    """Takes note of the names of what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __getattribute__(self, name: str) -> object:
+        if not name.startswith("_") and name != "told":
+            self.told.append(name)
+        return super().__getattribute__(name)
+
+
+def cases(names: str) -> list[CasePlan]:
+    return [CasePlan(case=Case(case_id=name, images=()), split="train") for name in names]
+
+
+def test_all_that_an_observer_is_told_passes_through() -> None:
+    noting = _Noting()
+    telling = Telling(noting)
+    plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
+    failed = FailedCase(case_id="a", step="load", kind="CorruptFile", message="cut")
+    report = RunReport(
+        output_dir="", n_committed=0, n_skipped=0, n_slices=0, n_bytes=0, remaining=0,
+        failures=(), elapsed_seconds=0.0,
+    )  # fmt: skip
+    telling.connected("", "here")
+    telling.paged("")
+    telling.planned(plan, todo=cases("a"), skipped=0)
+    telling.note("a note")
+    telling.ended(failed)
+    telling.finished(report)
+    public = [name for name in vars(Observer) if not name.startswith("_")]
+    assert sorted(noting.told) == sorted(public)
+
+
+class _Client:
+    """A client whose scheduler is told something, or not."""
+
+    id = "Client-1"
+
+    def __init__(self, log_event: Callable[[str, object], None]) -> None:
+        self.log_event = log_event
+
+
+def _run_through(client: _Client) -> None:
+    telling = Telling(Observer())
+    plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
+    with telling.through(client, run_id="1f", output_dir="/out"):
+        telling.planned(plan, todo=cases("abc"), skipped=1)
+        for case_id in "abc":
+            telling.ended(
+                FailedCase(case_id=case_id, step="load", kind="CorruptFile", message="cut")
+            )
+
+
+@pytest.mark.timeout(60)
+def test_a_scheduler_that_never_answers_does_not_hold_up_a_run() -> None:
+    answer = threading.Event()
+    try:
+        _run_through(_Client(lambda topic, event: answer.wait()))
+    finally:
+        answer.set()
+
+
+def test_what_a_scheduler_did_not_hear_is_made_good_by_the_next_telling() -> None:
+    heard: list[object] = []
+    refusals = iter([True])
+
+    def log_event(topic: str, event: object) -> None:
+        if next(refusals, False):
+            raise OSError("broken")
+        heard.append(from_event(event))
+
+    telling = Telling(Observer())
+    plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
+    with telling.through(_Client(log_event), run_id="1f", output_dir="/out"):
+        telling.planned(plan, todo=cases("abc"), skipped=1)
+        deadline = time.monotonic() + 60
+        while not heard:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        telling.ended(FailedCase(case_id="a", step="plan", kind="CorruptFile", message="cut"))
+    (begun, failure, last) = heard
+    assert (begun.n_cases, begun.n_skipped, begun.n_ended, begun.ending) == (4, 1, 0, "")
+    assert failure.case_id == "a"
+    assert (last.n_failed, last.ending) == (1, "ended")
+    assert begun.work * 2 == last.work * 3
+
+
+def test_a_case_that_is_written_counts_with_its_slices() -> None:
+    heard: list[RunState] = []
+    telling = Telling(Observer())
+    plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
+    case = CommittedCase(
+        case_id="a", split="train", digest="", shape=(1, 1, 1, 1), spacing=(1.0, 1.0, 1.0),
+        statistics=(), slices=(), seconds={},
+    )  # fmt: skip
+    client = _Client(lambda topic, event: heard.append(from_event(event)))
+    with suppress(KeyboardInterrupt), telling.through(client, run_id="1f", output_dir="/out"):
+        telling.planned(plan, todo=cases("a"), skipped=0)
+        telling.ended(case)
+        raise KeyboardInterrupt
+    assert (heard[-1].n_done, heard[-1].n_bytes, heard[-1].ending) == (1, case.n_bytes, "stopped")

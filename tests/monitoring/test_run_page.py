@@ -1,0 +1,275 @@
+"""The page of runs on a scheduler's own server: what it says, where it is, and that it is light."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client
+from repository import ROOT
+
+from dask_slicer.cluster import client as client_module
+from dask_slicer.cluster import local
+from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.monitoring import run_page
+from dask_slicer.monitoring.snapshot import Heard, TaskView, View, WorkerView
+from dask_slicer.monitoring.state import (
+    TOPIC,
+    FailureEvent,
+    RunState,
+    SlowCase,
+    SplitState,
+    to_event,
+)
+from dask_slicer.monitoring.tables import content
+
+pytestmark = pytest.mark.versions
+
+NAME = "<img src=x onerror=alert(1)>"
+RUN = RunState(
+    run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
+    n_cases=120, n_skipped=20, n_done=30, n_failed=10, n_slices=600,
+    n_bytes=20_000_000, work=190, work_done=70, seconds=100.0, n_bytes_in=70_000_000,
+    splits={"train": SplitState(n_todo=80, n_done=25, n_failed=10, n_slices=500),
+            "": SplitState(n_todo=20, n_done=5, n_slices=100)},
+    kinds={"Timeout": 2, "CorruptFile": 8},
+    slowest=(SlowCase(case_id=NAME, load=1.5, slice=0.5, save=10.0),),
+)  # fmt: skip
+FAILURES = tuple(
+    FailureEvent(run_id=run_id, case_id=f"ct_{n}", step="load", kind="CorruptFile", message="cut")
+    for n in range(12)
+    for run_id in ("1f", "2e")
+)
+WORKER = WorkerView(name="0", tasks=(TaskView(step="save", name="ct_031", seconds=1.24),))
+VIEW = View(runs=((RUN, 0.0),), failures=FAILURES, workers=(WORKER,), n_waiting=2)
+
+
+def rows(title: str, view: View = VIEW) -> list[list[str]]:
+    (run,) = content(view)["runs"]
+    return [row for table in run["tables"] if table["title"] == title for row in table["rows"]]
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ("Splits", [["train", "25 of 80", "10", "500"], ["none", "5 of 20", "0", "100"]]),
+        ("Failures by kind", [["CorruptFile", "8"], ["Timeout", "2"]]),
+        ("Slowest cases", [[NAME, "1.5 s", "0.5 s", "10.0 s", "12.0 s"]]),
+        ("Last failures", [[f"ct_{n}", "load", "CorruptFile", "cut"] for n in range(11, 1, -1)]),
+    ],
+)
+def test_a_run_has_a_table_of_each(title, expected) -> None:
+    assert rows(title) == expected
+
+
+def test_what_there_is_nothing_of_has_no_table() -> None:
+    early = replace(RUN, splits={}, kinds={}, slowest=())
+    (run,) = content(View(runs=((early, 0.0),)))["runs"]
+    assert run["tables"] == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "since_told", "expected"),
+    [
+        (
+            {}, 100.0,
+            {"cases": "40 of 100", "written before": "20", "failed": "10", "slices/s": "3",
+             "read": "350.0 kB/s", "written": "100.0 kB/s", "so far": "3 min 20 s",
+             "left, about": "5 min 43 s"},
+        ),
+        (
+            {"ending": "stopped", "n_skipped": 0}, 100.0,
+            {"cases": "40 of 120", "failed": "10", "slices/s": "6", "read": "700.0 kB/s",
+             "written": "200.0 kB/s", "stopped after": "1 min 40 s"},
+        ),
+        (
+            {"n_done": 0, "n_failed": 0, "n_skipped": 0, "n_slices": 0, "n_bytes": 0,
+             "n_bytes_in": 0, "work_done": 0}, 0.0,
+            {"cases": "0 of 120", "failed": "0", "slices/s": "0", "read": "0 bytes/s",
+             "written": "0 bytes/s", "so far": "1 min 40 s", "left, about": "?"},
+        ),
+    ],
+)  # fmt: skip
+def test_the_figures_of_a_run(changed, since_told, expected) -> None:
+    (run,) = content(View(runs=((replace(RUN, **changed), since_told),)))["runs"]
+    assert dict(run["figures"]) == expected
+
+
+def test_workers_are_there_with_the_case_that_they_are_at() -> None:
+    workers = content(VIEW)["workers"]
+    assert workers["rows"] == [["0", "0%", "0 bytes", "save", "ct_031", "1.2 s"]]
+    assert workers["foot"].endswith("2 graphs handed out and waiting")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with local.local_client(1, memory_limit=2**30, dashboard_address="127.0.0.1:0") as client:
+        yield client
+
+
+def answer(client: Client, path: str) -> str:
+    link = client.dashboard_link.replace("/status", path)
+    with urllib.request.urlopen(link, timeout=30) as response:
+        assert response.status == 200
+        return response.read().decode("utf-8")
+
+
+def runs_of(client: Client) -> list[dict[str, Any]]:
+    return json.loads(answer(client, "/dask-slicer/state.json"))["runs"]
+
+
+def test_the_page_of_a_scheduler_started_here_says_what_runs_have_told_it(client) -> None:
+    assert "dask-slicer" in client_module.page_link(client_module.dashboard_link(client))
+    assert answer(client, "/dask-slicer") == answer(client, "/dask-slicer/")
+    assert runs_of(client) == []
+    client.log_event(TOPIC, "nonsense")
+    client.log_event(TOPIC, to_event(replace(RUN, client=client.id)))
+    client.log_event(TOPIC, to_event(FAILURES[0]))
+    deadline = time.monotonic() + 60
+    while not (found := runs_of(client)) or len(found[0]["tables"]) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (run,) = found
+    assert run["title"] == "/out"
+    assert not run["is_over"]
+    assert run["tables"][-1]["rows"] == [["ct_0", "load", "CorruptFile", "cut"]]
+
+
+class _Counting(Heard):
+    """Counts what it is told."""
+
+    n_told = 0
+
+    def hear(self, at: float, content: object) -> None:
+        type(self).n_told += 1
+        Heard.hear(self, at, content)
+
+
+def test_what_was_told_is_read_once_however_often_somebody_asks() -> None:
+    log = [(float(n), to_event(replace(RUN, n_done=n, seconds=float(n)))) for n in range(1, 4)]
+    scheduler = SimpleNamespace(
+        get_events=lambda _: tuple(log), clients=(), workers={}, queued=(), unrunnable=()
+    )
+    known = run_page._Known(heard=_Counting())
+    known.look(scheduler)
+    known.look(scheduler)
+    assert _Counting.n_told == 3
+    log.append((4.0, to_event(replace(RUN, n_done=9, seconds=4.0))))
+    known.look(scheduler)
+    assert _Counting.n_told == 4
+    assert known.heard.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
+
+
+def test_the_last_failures_of_each_run_are_kept_and_the_last_runs() -> None:
+    heard = Heard()
+    heard.hear(0.0, to_event(replace(RUN, run_id="first")))
+    heard.hear(0.0, to_event(replace(FAILURES[0], run_id="first")))
+    for n in range(50):
+        heard.hear(1.0, to_event(replace(FAILURES[0], run_id="other", case_id=f"ct_{n}")))
+    by_run = Counter(run_id for run_id, _ in heard.failures)
+    assert by_run == {"first": 1, "other": 20}
+    assert ("other", "ct_49") in heard.failures
+    for n in range(100):
+        heard.hear(2.0, to_event(replace(RUN, run_id=str(n))))
+    assert set(heard.runs) == {str(n) for n in range(100)}
+    assert "first" not in {run_id for run_id, _ in heard.failures}
+
+
+def test_a_run_whose_client_is_gone_has_stopped(client) -> None:
+    client.log_event(TOPIC, to_event(replace(RUN, run_id="3d", client="Client-gone")))
+    client.log_event(TOPIC, to_event(replace(RUN, client=client.id, ending="ended", seconds=101)))
+    deadline = time.monotonic() + 60
+    while ["stopped after", "1 min 40 s"] not in runs_of(client)[0]["figures"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (run,) = runs_of(client)
+    assert run["is_over"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/status", "/info/main/workers.html", "/health", "/json/counts.json"]
+)
+def test_the_pages_of_dask_are_still_there(client, path) -> None:
+    assert answer(client, path)
+
+
+def test_a_setting_that_names_the_page_already_stays_as_it_is() -> None:
+    with dask.config.set({"distributed.scheduler.http.routes": ["one", client_module.OUR_ROUTES]}):
+        assert list(client_module.with_our_page().values()) == [["one", client_module.OUR_ROUTES]]
+
+
+def test_a_scheduler_imports_little_for_it() -> None:
+    program = "import sys, dask_slicer.monitoring.run_page; print(*sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    imported = {name.partition(".")[0] for name in shown.stdout.split()}
+    assert "tornado" in imported
+    assert not imported & {"numpy", "dask", "nibabel", "zarr", "pydantic", "rich", "click"}
+
+
+ROUTES = "DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES"
+
+
+def variable_of_the_docs() -> str:
+    """Return the line of docs/hpc.md that gives a scheduler of one's own the page."""
+    text = (ROOT / "docs" / "hpc.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if ROUTES in line]
+    return line
+
+
+@pytest.mark.slow
+def test_a_scheduler_of_ones_own_has_the_page_by_what_the_docs_say(
+    tmp_path, invoke, started_scheduler
+) -> None:
+    script = f'{variable_of_the_docs()}; printf "%s" "${ROUTES}"'
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    shown = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True,
+        env=os.environ | {"PATH": path},
+    )  # fmt: skip
+    routes = {ROUTES: shown.stdout}
+    write_dataset(tmp_path / "scans", n_cases=2, shape=(24, 22, 9))
+    with started_scheduler(tmp_path, n_workers=1, everywhere=routes) as started:
+        result = invoke(
+            *("run", "--input_dir", tmp_path / "scans", "--output_dir", tmp_path / "slices"),
+            *("--scheduler", started.address),
+        )
+        assert result.exit_code == 0, result.output
+        (page,) = [
+            line.removeprefix("Run page: ")
+            for line in result.output.splitlines()
+            if line.startswith("Run page: ")
+        ]
+        with Client(started.address) as client:
+            (run,) = runs_of(client)
+            assert (run["n_done"], run["is_over"]) == (2, True)
+            assert answer(client, "/health")
+        with urllib.request.urlopen(page, timeout=30) as response:
+            assert response.status == 200
+
+
+@pytest.mark.slow
+def test_a_scheduler_without_the_page_is_not_said_to_have_it(
+    tmp_path, invoke, started_scheduler
+) -> None:
+    write_dataset(tmp_path / "scans", n_cases=2, shape=(24, 22, 9))
+    with started_scheduler(tmp_path, n_workers=1) as started:
+        result = invoke(
+            *("run", "--input_dir", tmp_path / "scans", "--output_dir", tmp_path / "slices"),
+            *("--scheduler", started.address),
+        )
+    assert result.exit_code == 0, result.output
+    assert "Run page" not in result.output

@@ -1,0 +1,88 @@
+"""The state of a run as an event of its scheduler, there and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import msgpack
+import pytest
+
+from dask_slicer.monitoring.snapshot import chosen
+from dask_slicer.monitoring.state import (
+    FailureEvent,
+    RunState,
+    SlowCase,
+    SplitState,
+    from_event,
+    to_event,
+)
+
+RUN = RunState(
+    run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
+    n_cases=120, n_skipped=20, n_done=30, n_failed=10, n_slices=600,
+    n_bytes=20_000_000, work=190, work_done=70, seconds=70.0,
+)  # fmt: skip
+DETAILED = replace(
+    RUN,
+    n_bytes_in=70_000_000,
+    splits={"train": SplitState(n_todo=80, n_done=25, n_failed=10, n_slices=500),
+            "val": SplitState(n_todo=20, n_done=5, n_slices=100)},
+    kinds={"Timeout": 1, "CorruptFile": 8, "NonFinite": 1},
+    slowest=(SlowCase(case_id="ct_3", load=1.5, slice=0.5, save=10.0),),
+)  # fmt: skip
+FAILURE = FailureEvent(run_id="1f", case_id="ct_7", step="load", kind="CorruptFile", message="cut")
+
+
+@pytest.mark.parametrize("told", [RUN, DETAILED, FAILURE, replace(RUN, ending="ended")])
+def test_what_is_told_is_read_again_also_with_what_a_later_version_adds(told) -> None:
+    assert from_event(to_event(told)) == told
+    assert from_event(to_event(told) | {"mood": "good"}) == told
+
+
+def test_what_an_earlier_version_told_of_a_run_lacks_the_details() -> None:
+    later = {"n_bytes_in", "work", "work_done", "splits", "kinds", "slowest"}
+    event = {name: value for name, value in to_event(DETAILED).items() if name not in later}
+    assert from_event(event) == replace(RUN, work=0, work_done=0)
+
+
+def test_an_event_passes_through_the_scheduler_as_plain_data() -> None:
+    event = msgpack.unpackb(msgpack.packb(to_event(DETAILED)), use_list=False)
+    assert from_event(event) == DETAILED
+    assert from_event(json.loads(json.dumps(event))) == DETAILED
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        *[None, "run", 7, [], {}, {"about": "run"}, {"about": ["run"]}, {"about": None}],
+        to_event(DETAILED) | {"splits": ["train"]},
+        to_event(DETAILED) | {"splits": {"train": 7}},
+        to_event(DETAILED) | {"kinds": {"Timeout": "many"}},
+        to_event(DETAILED) | {"slowest": [None]},
+    ],
+)
+def test_what_others_say_under_our_topic_is_passed_over(event) -> None:
+    assert from_event(event) is None
+
+
+OTHER = replace(RUN, run_id="2e", process="12", client="Client-2")
+OVER = replace(RUN, run_id="0a", client="Client-0", ending="ended")
+KILLED = replace(OTHER, ending="stopped")
+
+
+@pytest.mark.parametrize(
+    ("told", "process", "expected"),
+    [
+        ([OVER, RUN], None, [RUN]),
+        ([RUN, OTHER], None, [RUN, KILLED][:1]),
+        ([OVER], None, [OVER]),
+        ([OVER, OTHER], None, [KILLED]),
+        ([RUN, OTHER], ("node7", "12"), [KILLED]),
+        ([RUN, OVER], ("node8", "4711"), []),
+        ([], None, []),
+    ],
+)
+def test_runs_that_go_on_are_shown_else_the_last_one(told, process, expected) -> None:
+    # Client-2 is not there any more.
+    assert chosen(told, {"Client-1", "Client-0"}, process=process) == expected

@@ -1,0 +1,177 @@
+"""The words and rows in which a run and its workers are shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from dask_slicer.monitoring.snapshot import TaskView, View, WorkerView, with_gone
+from dask_slicer.monitoring.state import RunState, SlowCase, SplitState
+from dask_slicer.monitoring.tables import (
+    detail_words,
+    progress_words,
+    seconds_left,
+    worker_rows,
+    workers_words,
+)
+
+RUN = RunState(
+    run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
+    n_cases=120, n_skipped=20, n_done=30, n_failed=10, n_slices=600,
+    n_bytes=20_000_000, work=190, work_done=70, seconds=70.0,
+)  # fmt: skip
+DETAILED = replace(
+    RUN,
+    n_bytes_in=70_000_000,
+    splits={"train": SplitState(n_todo=80, n_done=25, n_failed=10, n_slices=500),
+            "val": SplitState(n_todo=20, n_done=5, n_slices=100)},
+    kinds={"Timeout": 1, "CorruptFile": 8, "NonFinite": 1},
+    slowest=(SlowCase(case_id="ct_3", load=1.5, slice=0.5, save=10.0),),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "since_told", "expected"),
+    [
+        ({}, 0.0, 120.0),
+        ({}, 35.0, 180.0),
+        ({"work_done": 0}, 0.0, None),
+        ({"n_done": 90, "work_done": 190}, 0.0, 0.0),
+        ({"n_done": 0, "n_failed": 100, "work": 0, "work_done": 0}, 0.0, 0.0),
+        ({"work": 0, "work_done": 0}, 0.0, None),  # told by an earlier version
+        ({"ending": "stopped"}, 0.0, 0.0),
+        ({"n_cases": 20}, 0.0, 0.0),
+    ],
+)
+def test_the_time_left_is_that_of_the_work_left_at_the_rate_so_far(
+    changed, since_told, expected
+) -> None:
+    run = replace(RUN, **changed)
+    if run.n_todo == 0:
+        run = replace(run, n_done=0, n_failed=0)
+    assert seconds_left(run, since_told) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "since_told", "expected"),
+    [
+        (
+            {}, 30.0,
+            "40 of 100 cases, 20 written before, 10 failed, 6 slices/s, 200.0 kB/s, "
+            "1 min 40 s so far, about 2 min 51 s left",
+        ),
+        (
+            {"n_skipped": 0, "ending": "ended"}, 30.0,
+            "40 of 120 cases, 10 failed, 9 slices/s, 285.7 kB/s, ended after 1 min 10 s",
+        ),
+        (
+            {"n_done": 0, "n_failed": 0, "n_slices": 0, "n_bytes": 0, "work_done": 0}, 0.0,
+            "0 of 100 cases, 20 written before, 0 failed, 0 slices/s, 0 bytes/s, "
+            "1 min 10 s so far, time left not known yet",
+        ),
+    ],
+)  # fmt: skip
+def test_how_far_a_run_is_in_words(changed, since_told, expected) -> None:
+    assert progress_words(replace(RUN, **changed), since_told) == expected
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (RUN, ""),
+        (DETAILED, "train 25 of 80, val 5 of 20; failed: 8 CorruptFile, 1 NonFinite, 1 Timeout"),
+        (replace(DETAILED, kinds={}), "train 25 of 80, val 5 of 20"),
+        (replace(DETAILED, splits={}, kinds={"Timeout": 1}), "failed: 1 Timeout"),
+    ],
+)
+def test_splits_and_failures_in_words(run, expected) -> None:
+    assert detail_words(run) == expected
+
+
+GB = 1_000_000_000
+BUSY = WorkerView(
+    name="0", host="node7", cpu=98.6, memory=GB, memory_limit=4 * GB,
+    tasks=(TaskView(step="save", name="ct_031", seconds=1.24),),
+)  # fmt: skip
+IDLE = WorkerView(name="1", host="node7", cpu=1.0, memory=GB // 2)
+PAUSED = replace(BUSY, name="2", host="node8", status="paused")
+SILENT = replace(BUSY, name="3", unseen=75.0)
+TWO = replace(
+    BUSY, name="4", n_threads=2, tasks=(*BUSY.tasks, TaskView(step="load", name="ct_032"))
+)  # fmt: skip
+GONE = replace(IDLE, name="5", status="gone", cpu=0.0, memory=0, unseen=4.0)
+
+
+@pytest.mark.parametrize(
+    ("worker", "expected"),
+    [
+        (BUSY, [("0", "99%", "1.0 GB of 4.0 GB", "save", "ct_031", "1.2 s")]),
+        (IDLE, [("1", "1%", "500.0 MB", "idle", "", "")]),
+        (PAUSED, [("2", "99%", "1.0 GB of 4.0 GB", "paused save", "ct_031", "1.2 s")]),
+        (SILENT, [("3", "99%", "1.0 GB of 4.0 GB", "save", "ct_031", "unheard for 1 min 15 s")]),
+        (
+            TWO,
+            [
+                ("4", "99%", "1.0 GB of 4.0 GB", "save", "ct_031", "1.2 s"),
+                ("", "", "", "load", "ct_032", ""),
+            ],
+        ),
+        (GONE, [("5", "", "", "gone", "", "unheard for 4.0 s")]),
+    ],
+)
+def test_a_worker_is_a_row_a_task(worker, expected) -> None:
+    assert worker_rows([worker], most=10) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "n_whole", "last"),
+    [
+        (7, 7, ("5", "", "", "gone", "", "unheard for 4.0 s")),
+        (6, 4, ("… 1 more", "99%", "1.0 GB", "", "1 busy", "")),
+        (4, 3, ("… 2 more", "197%", "2.0 GB", "", "2 busy", "")),
+        (1, 0, ("5 workers", "395%", "4.5 GB", "", "4 busy", "")),
+    ],
+)
+def test_workers_that_do_not_fit_are_summed_up_in_the_last_row(most, n_whole, last) -> None:
+    rows = worker_rows([BUSY, IDLE, PAUSED, SILENT, TWO, GONE], most=most)
+    assert rows[-1] == last
+    assert len(rows) == min(n_whole + (most < 7), most)
+
+
+def test_a_thousand_workers_are_as_many_rows_as_fit() -> None:
+    workers = [replace(BUSY, name=str(number)) for number in range(1000)]
+    for most in range(1, 30):
+        assert len(worker_rows(workers, most=most)) == most
+
+
+def test_workers_are_in_the_order_of_their_names_and_gone_ones_are_shown_for_a_while() -> None:
+    before = [replace(IDLE, name=name) for name in ("w-2", "w-10", "w-9")]
+    seen = with_gone(before, [before[1]], passed=40.0)
+    assert [(one.name, one.status) for one in seen] == [
+        ("w-2", "gone"),
+        ("w-9", "gone"),
+        ("w-10", "running"),
+    ]
+    # One comes back under its name; what has been gone for over a minute is forgotten.
+    assert with_gone(seen, [before[0]], passed=40.0) == (
+        before[0],
+        replace(before[1], status="gone", cpu=0.0, memory=0, unseen=40.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (View(), "no worker"),
+        (View(n_waiting=3), "no worker; 3 graphs handed out and waiting"),
+        (View(workers=(BUSY,)), "1 worker of 1 thread, 99% CPU, 1.0 GB"),
+        (
+            View(workers=(BUSY, PAUSED, TWO, GONE), n_waiting=1),
+            "3 workers on 2 hosts (node7, node8) of 4 threads, 296% CPU, 3.0 GB; "
+            "1 graph handed out and waiting",
+        ),
+    ],
+)
+def test_what_all_workers_come_to_in_words(view, expected) -> None:
+    assert workers_words(view) == expected

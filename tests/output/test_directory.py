@@ -1,0 +1,211 @@
+"""What an output directory holds, as the documentation promises it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import dask_slicer
+from dask_slicer.inputs.phantom import write_dataset
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def journal(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "journal.jsonl").read_text().splitlines()]
+
+
+def test_the_directory_holds_what_is_promised_and_nothing_else(output) -> None:
+    names = {path.name for path in output.iterdir()}
+    assert names - {"train", "val", "test"} == {
+        *("config.yaml", "dataset_info.json", "failures.csv", "journal.jsonl"),
+        *("slices.csv", "splits.json"),
+    }
+    for path in output.glob("*/*"):
+        assert path.suffix == ".npz"
+
+
+def test_slices_csv_has_one_row_a_slice_in_order(output) -> None:
+    found = rows(output / "slices.csv")
+    columns = ["case_id", "split", "slice_index", "path", "row", "foreground", "labels"]
+    assert list(found[0]) == columns
+    places = [(row["case_id"], int(row["slice_index"])) for row in found]
+    assert places == [(c, i) for c in ("ct_a", "ct_b", "ct_c", "ct_d") for i in range(9)]
+    on_disk = {str(path.relative_to(output)) for path in output.rglob("*.npz")}
+    assert {row["path"] for row in found} == on_disk
+    assert len(on_disk) == len(found)
+    splits = read_json(output / "splits.json")
+    for row in found:
+        assert row["case_id"] in splits[row["split"]]
+        assert row["path"] == f"{row['split']}/{row['case_id']}_{int(row['slice_index']):03d}.npz"
+        assert row["row"] == ""
+        with np.load(output / row["path"]) as npz:
+            if row["case_id"] == "ct_d":
+                assert "label" not in npz
+                assert row["foreground"] == row["labels"] == ""
+                continue
+            label = npz["label"]
+        values, counts = np.unique(label[label > 0], return_counts=True)
+        assert row["labels"] == ";".join(f"{v}:{n}" for v, n in zip(values, counts, strict=True))
+        assert float(row["foreground"]) == pytest.approx((label > 0).mean(), rel=1e-5)
+
+
+def test_splits_json_holds_every_planned_case_also_the_failed_one(output) -> None:
+    splits = read_json(output / "splits.json")
+    assert list(splits) == ["train", "val", "test"]
+    assert all(names == sorted(names) for names in splits.values())
+    everyone = [name for names in splits.values() for name in names]
+    assert sorted(everyone) == ["ct_a", "ct_b", "ct_bad", "ct_c", "ct_d"]
+    # 5 cases: shares of 2.5, 0.5 and 2; the tie goes to train, but no split stays empty.
+    assert [len(names) for names in splits.values()] == [2, 1, 2]
+
+
+def test_dataset_info_sums_up_what_was_written(output) -> None:
+    info = read_json(output / "dataset_info.json")
+    assert set(info) == {
+        *("window_size", "total_channels", "padding_mode", "normalized", "clip_range"),
+        *("num_cases", "num_slices", "case_names", "format", "format_version", "plane", "dtype"),
+        *("splits", "num_failed", "failures", "label_voxels", "intensity", "elapsed_seconds"),
+        *("slices_per_second", "bytes_written", "versions", "config"),
+    }
+    assert info["window_size"] == 1
+    assert info["total_channels"] == 3
+    assert info["clip_range"] == [-500.0, None]
+    assert info["normalized"] is True
+    assert (info["num_cases"], info["num_slices"], info["num_failed"]) == (4, 36, 1)
+    assert info["case_names"] == ["ct_a", "ct_b", "ct_c", "ct_d"]
+    assert (info["format"], info["plane"], info["dtype"]) == ("npz", "coronal", "float32")
+    found = rows(output / "slices.csv")
+    for split, counts in info["splits"].items():
+        mine = [row for row in found if row["split"] == split]
+        assert counts == {"cases": len({row["case_id"] for row in mine}), "slices": len(mine)}
+    assert info["failures"] == rows(output / "failures.csv")
+    assert info["bytes_written"] == sum(path.stat().st_size for path in output.rglob("*.npz"))
+    assert {"dask_slicer", "dask", "numpy", "nibabel", "python"} <= set(info["versions"])
+    assert info["elapsed_seconds"] > 0
+    totals: dict[str, int] = {}
+    for row in found:
+        for value, count in (pair.split(":") for pair in row["labels"].split(";") if pair):
+            totals[value] = totals.get(value, 0) + int(count)
+    assert info["label_voxels"] == totals
+    assert totals["7"] == 6
+    assert totals["200"] == 1
+
+
+def test_intensity_is_that_of_all_foreground_voxels_together(output, dataset) -> None:
+    import nibabel as nib
+
+    foreground, everything = [], []
+    for case_id in ("ct_a", "ct_b", "ct_c", "ct_d"):
+        image = nib.load(dataset.image_path(case_id)).get_fdata().clip(-500)
+        foreground.append(image[image > image.min()])
+        everything.append(image.ravel())
+    pooled = np.concatenate(foreground)
+    intensity = read_json(output / "dataset_info.json")["intensity"]
+    assert intensity["mean"] == pytest.approx(pooled.mean())
+    assert intensity["std"] == pytest.approx(pooled.std())
+    assert intensity["min"] == -500
+    assert intensity["max"] == np.concatenate(everything).max()
+
+
+def test_failures_csv_is_there_only_where_a_case_failed(output, dataset, invoke) -> None:
+    (failure,) = rows(output / "failures.csv")
+    assert list(failure) == ["case_id", "step", "kind", "message"]
+    assert (failure["case_id"], failure["kind"]) == ("ct_bad", "UnsupportedImage")
+    dataset.add("ct_bad")
+    assert invoke("run", "--config", output / "config.yaml").exit_code == 0
+    assert not (output / "failures.csv").exists()
+    assert read_json(output / "dataset_info.json")["failures"] == []
+
+
+def test_config_yaml_is_plain_complete_and_has_absolute_paths(output, dataset, chosen) -> None:
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    assert config["input_dir"] == str(dataset.root)
+    assert config["output_dir"] == str(output)
+    assert config.items() >= chosen.items()
+    assert {"seed", "padding_mode", "normalize", "num_workers"} <= set(config)
+    assert not {"overwrite", "only", "prune", "fail_fast"} & set(config)
+
+
+def test_the_journal_has_a_line_a_case_with_the_checksum_of_every_file(output) -> None:
+    records = {record["case_id"]: record for record in journal(output)}
+    assert len(journal(output)) == len(records) == 5
+    assert records["ct_bad"]["status"] == "failed"
+    for case_id in ("ct_a", "ct_b", "ct_c", "ct_d"):
+        record = records[case_id]
+        assert record["status"] == "committed"
+        paths = sorted(output.glob(f"*/{case_id}_*.npz"))
+        described = [(path.stat().st_size, zlib.crc32(path.read_bytes())) for path in paths]
+        assert [tuple(written[1:3]) for written in record["slices"]] == described
+
+
+def test_an_npz_holds_image_label_and_metadata_and_needs_no_pickle(output) -> None:
+    (path,) = output.glob("*/ct_b_004.npz")
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["image.npy", "label.npy", "metadata.npy"]
+        assert archive.testzip() is None
+    with np.load(path, allow_pickle=False) as npz:
+        image, label, metadata = npz["image"], npz["label"], npz["metadata"]
+    assert (image.shape, image.dtype) == ((3, 10, 8), np.float32)
+    assert (label.shape, label.dtype) == ((10, 8), np.uint8)
+    assert metadata.shape == ()
+    assert metadata.dtype.kind == "U"
+    described = json.loads(str(metadata))
+    assert set(described) == {
+        *("source_file", "slice_index", "total_slices", "window_size", "padding_mode"),
+        *("num_channels", "spacing", "normalized", "norm_stats", "shape", "case_id", "split"),
+        *("plane", "affine"),
+    }
+    assert described["source_file"] == "imagesTr/ct_b_0000.nii.gz"
+    assert (described["slice_index"], described["total_slices"]) == (4, 9)
+    assert described["num_channels"] == 3
+    assert described["shape"] == {"image": [3, 10, 8], "label": [10, 8]}
+    assert set(described["norm_stats"]) == {"mean", "std", "min", "max"}
+    assert described["norm_stats"]["min"] == -500
+    assert described["spacing"] == pytest.approx([1.5, 3.0, 2.0])
+
+
+# -- fsync -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what a descriptor stands for")
+@pytest.mark.parametrize("format_", ["npz", "zarr"])
+def test_fsync_forces_every_file_of_a_case_and_every_directory_that_leads_to_it(
+    tmp_path, monkeypatch, format_
+) -> None:
+    synced = set()
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        synced.add(os.stat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_dataset(tmp_path / "scans", n_cases=1, shape=(12, 10, 4), seed=0)
+    output = tmp_path / "out"
+    dask_slicer.run(
+        dask_slicer.RunConfig(
+            input_dir=tmp_path / "scans", output_dir=output, num_workers=0, format=format_,
+            fsync=True, train_ratio=1.0, val_ratio=0.0,
+        )
+    )  # fmt: skip
+    place = output / "slices.zarr" / "train" if format_ == "zarr" else output / "train"
+    wanted = [output, place, *place.parents, *place.rglob("*"), output / "journal.jsonl"]
+    wanted = [path for path in wanted if path == output or output in path.parents]
+    assert [path for path in wanted if path.stat().st_ino not in synced] == []

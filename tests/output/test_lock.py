@@ -1,0 +1,55 @@
+"""The lock of an output directory: one run at a time, and what is left by a run that died."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dask_slicer.output.lock import locked
+
+LOCK = ".dask_slicer.lock"
+
+
+def run_again(output: Path, invoke):
+    return invoke("run", "--config", output / "config.yaml")
+
+
+def test_a_second_run_at_the_same_time_is_refused_naming_host_and_process(output, invoke) -> None:
+    with locked(output):
+        result = run_again(output, invoke)
+        assert (output / LOCK).exists()
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert str(os.getpid()) in result.stderr
+    assert socket.gethostname() in result.stderr
+
+
+def test_the_lock_of_another_host_is_respected(output, invoke) -> None:
+    (output / LOCK).write_text("node17.cluster 4711 1700000000.0")
+    result = run_again(output, invoke)
+    assert result.exit_code == 2
+    assert "process 4711 on node17.cluster" in result.stderr
+    assert LOCK in result.stderr
+
+
+@pytest.mark.parametrize("holder", ["dead", "reused", "garbage", "empty"])
+def test_the_lock_of_a_dead_process_is_taken_over_with_a_note(output, invoke, holder) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    texts = {
+        "dead": f"{socket.gethostname()} {dead.pid} {1_700_000_000.0}",
+        # A later process may have been given the same number.
+        "reused": f"{socket.gethostname()} {os.getpid()} {1_700_000_000.0}",
+        "garbage": "not a lock",
+        "empty": "",
+    }
+    (output / LOCK).write_text(texts[holder])
+    result = run_again(output, invoke)
+    assert result.exit_code == 1  # ct_bad
+    assert "took over the lock of a run that died" in result.stdout
+    assert not (output / LOCK).exists()

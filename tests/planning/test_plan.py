@@ -1,0 +1,52 @@
+"""A plan: the memory of a case, and all problems at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from click.testing import Result
+
+import dask_slicer
+from dask_slicer.inputs.case import Case
+from dask_slicer.planning.plan import CasePlan, peak_bytes
+
+
+def test_a_case_is_planned_to_take_its_voxels_and_little_more() -> None:
+    case = CasePlan(
+        case=Case(case_id="ct", images=("ct.nii.gz",)),
+        shape=(275, 512, 512),
+        voxel_bytes=275 * 512 * 512 * 2,
+        file_bytes=60_000_000,
+    )
+    settings = dask_slicer.RunConfig(input_dir="a", output_dir="b").slice_settings
+    planned = peak_bytes(case, settings)
+    assert case.voxel_bytes < planned < case.voxel_bytes + 4 * 275 * 512 * 512
+
+
+def test_the_plan_names_every_problem_at_once_and_writes_nothing(
+    dataset, tmp_path: Path, invoke: Callable[..., Result]
+) -> None:
+    dataset.add("good")
+    dataset.add("no_label", label=None)
+    dataset.add("other_shape", label=np.zeros((8, 9, 11), dtype=np.uint8))
+    shifted = np.eye(4)
+    shifted[2, 3] = 3.0
+    dataset.add("shifted", affine=np.eye(4), label_affine=shifted)
+    dataset.image_path("cut").write_bytes(dataset.image_path("good").read_bytes()[:40])
+    output = tmp_path / "slices"
+    result = invoke("plan", "--input_dir", dataset.root, "--output_dir", output, "--json")
+    described = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert {problem["case_id"]: problem["kind"] for problem in described["problems"]} == {
+        "cut": "MissingLabel",
+        "no_label": "MissingLabel",
+        "other_shape": "GeometryMismatch",
+        "shifted": "GeometryMismatch",
+    }
+    (shift,) = [p["message"] for p in described["problems"] if p["case_id"] == "shifted"]
+    assert "3 mm" in shift
+    assert described["num_cases"] == 5
+    assert not output.exists()

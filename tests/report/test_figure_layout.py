@@ -1,0 +1,94 @@
+"""Where panels, legend and facts lie in a picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dask_slicer.report.figure_layout import (
+    Panel,
+    compose,
+    lay_out,
+    legend_lines,
+    tile_size,
+    wrapped,
+)
+
+
+def _panel(
+    shape: tuple[int, int, int, int] = (1, 1, 20, 30),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    label: np.ndarray | None = None,
+) -> Panel:
+    return Panel(
+        case_id="case",
+        split="train",
+        slice_index=3,
+        total_slices=9,
+        image=np.random.default_rng(0).random(shape),
+        label=label,
+        has_label=label is not None,
+        spacing=spacing,
+        sides=("R", "L", "A", "P"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape"),
+    [((1.0, 1.0), (20, 30)), ((5.0, 0.7), (48, 512)), ((0.5, 4.0), (300, 40))],
+)
+def test_tiles_have_the_proportions_that_the_spacing_gives(
+    spacing: tuple[float, float], shape: tuple[int, int]
+) -> None:
+    height, width = tile_size(_panel((1, 1, *shape), spacing), 400, 300)
+    assert height <= 300
+    assert width <= 400
+    in_mm = shape[0] * spacing[0] / (shape[1] * spacing[1])
+    assert height / width == pytest.approx(in_mm, rel=0.02)
+
+
+def test_only_the_slice_in_the_middle_of_a_window_wears_the_label_in_every_modality() -> None:
+    panel = _panel((2, 5, 10, 10), label=np.ones((10, 10), np.uint8))
+    canvas = compose(panel, {1: (0, 0, 255)}, tile=(10, 10), background="#ffffff")
+    assert canvas.shape == (22, 58, 3)
+    coloured = canvas[..., 2] > canvas[..., 0]
+    for modality in range(2):
+        for offset in range(5):
+            tile = coloured[modality * 12 : modality * 12 + 10, offset * 12 : offset * 12 + 10]
+            assert tile.all() if offset == 2 else not tile.any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 16, 61])
+@pytest.mark.parametrize("shape", [(1, 1, 20, 30), (2, 5, 90, 30), (1, 21, 512, 512)])
+@pytest.mark.parametrize("width", [200, 800, 1600])
+def test_panels_lie_within_the_page_and_none_over_another(
+    n: int, shape: tuple[int, int, int, int], width: int
+) -> None:
+    panels = [_panel(shape)] * (n - 1) + [_panel((1, 1, 50, 7))]
+    layout = lay_out(panels, width=width)
+    taken = np.zeros((layout.height, layout.width), dtype=int)
+    for panel, (height, wide), (x, y) in zip(panels, layout.tiles, layout.places, strict=True):
+        n_modalities, n_offsets = panel.image.shape[:2]
+        bottom = y + layout.title_height + n_modalities * (height + 2) - 2
+        right = x + n_offsets * (wide + 2) - 2
+        assert bottom <= layout.height
+        assert right <= layout.width
+        taken[y:bottom, x:right] += 1
+    assert taken.max() == 1
+    assert layout.width <= max(width, 420)
+
+
+def test_a_legend_names_all_values_or_says_how_many_it_has_no_room_for() -> None:
+    few = legend_lines([1, 2, 70_000], 800)
+    assert [[text for _, text, _ in line] for line in few] == [["label", "1", "2", "70000"]]
+    many = legend_lines(range(1, 3001), 800)
+    named = [value for line in many for _, _, value in line if value is not None]
+    assert named == list(range(1, len(named) + 1))
+    assert many[-1][-1][1] == f"and {3000 - len(named)} more"
+    assert all(x < 800 for line in many for x, _, _ in line)
+    assert legend_lines([], 800) == []
+
+
+def test_facts_are_wrapped_between_not_within() -> None:
+    assert wrapped(["axial", "window_size 2", "npz"], 1000) == ["axial · window_size 2 · npz"]
+    assert wrapped(["axial", "window_size 2", "npz"], 150) == ["axial", "window_size 2 · npz"]

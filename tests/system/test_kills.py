@@ -1,0 +1,133 @@
+"""Whatever is killed, and whenever: the same command completes to the bytes of a quiet run."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+import dask_slicer
+from dask_slicer.inputs.phantom import write_dataset
+
+# More of them: DASK_SLICER_KILL_ROUNDS=200 python -m pytest -m faults tests/system/test_kills.py
+N_ROUNDS = int(os.environ.get("DASK_SLICER_KILL_ROUNDS", "10"))
+WITHIN_SECONDS = 3.5
+MOST_KILLS = 3
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.faults,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only"),
+]
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("scans")
+    write_dataset(root, n_cases=24, shape=(96, 88, 30), seed=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scans, tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    contents = {}
+    for format_ in ("npz", "zarr"):
+        output = tmp_path_factory.mktemp(format_) / "out"
+        dask_slicer.run(
+            dask_slicer.RunConfig(input_dir=scans, output_dir=output, num_workers=0, format=format_)
+        )
+        contents[format_] = contents_of(output)
+    return contents
+
+
+def contents_of(output: Path) -> dict[str, bytes]:
+    """Return every file but those that tell of times."""
+    told = {"dataset_info.json", "journal.jsonl", "config.yaml"}
+    return {
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for path in output.rglob("*")
+        if path.is_file() and path.name not in told
+    }
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        found = psutil.Process(process.pid).children(recursive=True)
+        return [child for child in found if child.ppid() != process.pid]  # forked by another
+    return []
+
+
+@pytest.mark.parametrize("number", range(N_ROUNDS))
+def test_killed_again_and_again(scans, undisturbed, tmp_path, number) -> None:
+    chosen = random.Random(number)
+    format_ = ("npz", "zarr")[number % 2]
+    command = [
+        sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans, "--output_dir",
+        tmp_path / "out", "--format", format_, "--num_workers", "2", "--quiet",
+        "--dashboard_address", "none",
+    ]  # fmt: skip
+    for n_kills in range(MOST_KILLS + 1):
+        process = subprocess.Popen([str(part) for part in command])
+        if n_kills < MOST_KILLS:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(chosen.uniform(0, WITHIN_SECONDS))
+            victims = [process] if chosen.random() < 0.5 else workers_of(process)
+            if victims:
+                with suppress(psutil.NoSuchProcess):
+                    chosen.choice(victims).kill()
+        if process.wait() == 0:
+            break
+    assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert contents_of(tmp_path / "out") == undisturbed[format_]
+    time.sleep(0.5)  # for what a worker whose driver is gone may still do
+    assert contents_of(tmp_path / "out").keys() == undisturbed[format_].keys()
+
+
+@pytest.mark.parametrize("format_", ["npz", "zarr"])
+def test_a_disk_that_is_full_is_named_and_the_run_completes_with_room(
+    scans, undisturbed, tmp_path, format_
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={_SMALL[format_]}", "tmpfs", disk],
+        check=False,
+        capture_output=True,
+    )
+    if mounted.returncode:
+        pytest.skip("this user cannot mount a small disk")
+    try:
+        output = disk / "out"
+        command = [
+            sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans, "--output_dir",
+            output, "--format", format_, "--num_workers", "2", "--dashboard_address", "none",
+        ]  # fmt: skip
+        command = [str(part) for part in command]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 1, result.stderr
+        assert "DiskFull" in result.stdout
+        assert "not written, which need about" in result.stdout
+        assert not (output / ".dask_slicer.tmp").exists()
+        whole = contents_of(output)
+        kept = [name for name in whole if name.endswith((".npz", "/0"))]
+        assert kept
+        for name in kept:
+            assert whole[name] == undisturbed[format_][name], name
+        subprocess.run(["mount", "-o", "remount,size=300m", disk], check=True)
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        assert contents_of(output) == undisturbed[format_]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# Less than the slices take, and more than half.
+_SMALL = {"npz": "20m", "zarr": "6m"}
