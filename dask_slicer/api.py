@@ -19,7 +19,7 @@ from dask_slicer.execution.logs import logged_to
 from dask_slicer.execution.prepare import prepare_plan
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.output.lock import check_free
-from dask_slicer.planning.plan import RunPlan, share_of
+from dask_slicer.planning.plan import RunPlan, parse_partition
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def submit(
     """
     wanted = config_of(config, settings)
     found = client_for(wanted, client)
-    check_free(wanted.output_dir, share_of(wanted.shard))
+    check_free(wanted.output_dir, parse_partition(wanted.shard))
     return RunHandle(wanted, found)
 
 
@@ -208,5 +208,5 @@ def _ctrl_c_heard_once() -> AbstractContextManager[None]:
     """Let a second Ctrl-C not disturb the tidying up, unless Ctrl-C is somebody else's to hear."""
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours and threading.current_thread() is threading.main_thread():
-        return signals.heard_once([signal.SIGINT])
+        return signals.interrupt_once([signal.SIGINT])
     return nullcontext()

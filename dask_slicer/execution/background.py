@@ -139,7 +139,7 @@ class RunHandle:
 
     def _repr_html_(self) -> str:
         if self._error is not None:
-            return repr_html.card(f"Run failed: {self._words}")
+            return repr_html.html_card(f"Run failed: {self._words}")
         return f"<div><strong>{escape(self.status)}</strong></div>{self._progress.html()}"
 
     @property
