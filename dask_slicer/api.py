@@ -46,7 +46,7 @@ def plan(config: Settings | None = None, **settings: Any) -> RunPlan:
     Returns
     -------
     RunPlan
-        What is wrong with single cases stands in `failures`, with the dataset in `problems`.
+        `failures` has the problems of single cases, `problems` those of the dataset.
 
     Raises
     ------
@@ -70,8 +70,8 @@ def run(
 ) -> RunReport:
     """Make slices of a dataset; what an earlier run completed is kept.
 
-    Shows how far it is: in a notebook as a bar below the cell, elsewhere as ``dask-slicer run``
-    does. To interrupt it leaves what is done; the same call continues.
+    Progress is a bar below the cell in a notebook, and elsewhere the lines of ``dask-slicer run``.
+    After an interrupt, finished cases are kept and the same call continues.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def run(
     progress : bool
         False: show nothing.
     observer : Observer, optional
-        Is told what happens, in place of what would be shown.
+        Receives the progress; nothing is shown then.
     **settings
         Names of `RunConfig`; they win over `config`. None means not given.
 

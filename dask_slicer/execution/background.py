@@ -31,7 +31,7 @@ Status = Literal["running", "cancelling", "done", "cancelled", "stopped", "faile
 
 
 class RunHandle:
-    """A run in the background, as `submit` returns it; made by nothing else.
+    """A run in the background; `submit` returns it.
 
     Two runs at once need two outputs, and two schedulers: another run on the same client, or into
     the same directory, is refused. When Python ends, the run is cancelled.
@@ -72,7 +72,7 @@ class RunHandle:
 
     @property
     def status(self) -> Status:
-        """Return how it stands.
+        """Return the state of the run.
 
         Returns
         -------

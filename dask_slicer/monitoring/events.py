@@ -19,10 +19,14 @@ class RunReport:
     Attributes
     ----------
     output_dir : str
-    n_committed, n_skipped : int
-        Cases written by this run, and found already written.
-    n_slices, n_bytes : int
-        Written by this run.
+    n_committed : int
+        Cases that this run wrote.
+    n_skipped : int
+        Cases that an earlier run wrote.
+    n_slices : int
+        Slices that this run wrote.
+    n_bytes : int
+        Bytes that this run wrote.
     remaining : int
         Cases that this run was about and that are still not written, failed ones included.
     failures : tuple of FailedCase

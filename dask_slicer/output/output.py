@@ -49,7 +49,7 @@ class Output:
 
     @cached_property
     def splits(self) -> dict[str, list[str]]:
-        """Return the case ids of every split, as planned: failing ones too."""
+        """Return the planned case ids of each split, failed cases included."""
         splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
         for case_id, split in existing_splits(self.path).items():
             splits[split].append(case_id)
@@ -57,7 +57,7 @@ class Output:
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:
-        """Return what failed: case_id, step, kind, message."""
+        """Return the failed cases, each with case_id, step, kind and message."""
         path = self.path / FAILURES
         try:
             with path.open(encoding="utf-8", newline="") as lines:

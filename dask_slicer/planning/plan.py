@@ -115,8 +115,10 @@ class RunPlan:
     Attributes
     ----------
     config : RunConfig
-    layout, reason : str
-        Which dataset layout was recognised, and by what.
+    layout : str
+        The dataset layout that was recognised.
+    reason : str
+        By what it was recognised.
     cases : tuple of CasePlan
         All planned cases, also those with a problem, by case id.
     splits : dict of split to list of str
@@ -143,7 +145,7 @@ class RunPlan:
 
     @property
     def selected(self) -> tuple[CasePlan, ...]:
-        """Return the cases that this run is about: all, or those of its share named by `only`."""
+        """Return the cases to run, all or the ones chosen by `shard` and `only`."""
         wanted = {case.case_id for case in self.cases}
         if (share := parse_partition(self.config.shard)) is not None:
             wanted.intersection_update(share.cases(wanted))
