@@ -30,9 +30,9 @@ from datasets import ct
 
 import dask_slicer
 from dask_slicer.cluster.client import SETTINGS, settings_of_clients
-from dask_slicer.execution.futures import execute
-from dask_slicer.execution.graph import Lots, enough_work, target_of
-from dask_slicer.execution.tasks import Lot, Target
+from dask_slicer.execution.futures import run_graphs
+from dask_slicer.execution.graph import Batcher, batch_work, target_of
+from dask_slicer.execution.tasks import CaseBatch, Target
 from dask_slicer.output.journal import Journal, last_records
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
@@ -50,7 +50,7 @@ _Span = tuple[float, float]
 _Spans = tuple[_Span, ...]
 
 
-def load(lot: Lot, target: Target, seconds: float) -> _Spans:
+def load(lot: CaseBatch, target: Target, seconds: float) -> _Spans:
     """Sleep as long as the loads of a lot take; return when it began and ended."""
     return (_sleep(seconds * _STEPS["load"]),)
 
@@ -61,7 +61,7 @@ def slice_(loaded: _Spans, target: Target, seconds: float) -> _Spans:
 
 
 def save(
-    sliced: _Spans, lot: Lot, target: Target, seconds: float
+    sliced: _Spans, lot: CaseBatch, target: Target, seconds: float
 ) -> tuple[_Spans, list[CommittedCase]]:
     """Sleep as long as the saves of a lot take; return when all three were, and real records."""
     spans = (*sliced, _sleep(seconds * _STEPS["save"]))
@@ -89,21 +89,21 @@ class _Feed:
     target: Target
     n_workers: int
     seconds_a_case: float
-    _lots: Lots = field(init=False)
+    _lots: Batcher = field(init=False)
     _numbers: Iterator[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
-        self._lots = Lots(
+        self._lots = Batcher(
             self._next_case,
             n_cases=_VERY_MANY,
             n_threads=self.n_workers,
-            enough=enough_work(self.n_workers, None),
+            enough=batch_work(self.n_workers, None),
         )
 
-    def next_lot(self, n_in_flight: int) -> Lot:
+    def next_lot(self, n_in_flight: int) -> CaseBatch:
         return self._lots.next(n_in_flight)
 
-    def graph(self, lot: Lot) -> Delayed:
+    def graph(self, lot: CaseBatch) -> Delayed:
         number = next(self._numbers)
         what = {"target": self.target, "seconds": self.seconds_a_case * len(lot)}
         loaded = delayed(partial(load, lot, **what), pure=False)(dask_key_name=("load", number))
@@ -208,7 +208,7 @@ def _measure(
         Client(address, set_as_default=False) as client,
         tempfile.TemporaryDirectory() as folder,
         Journal(Path(folder) / _JOURNAL) as journal,
-        closing(execute(client, feed.next_lot, feed.graph)) as outcomes,
+        closing(run_graphs(client, feed.next_lot, feed.graph)) as outcomes,
     ):
         client.wait_for_workers(n_workers, timeout=300)
         for n_ended, (lot, (of_lot, records)) in enumerate(outcomes, start=1):

@@ -13,7 +13,7 @@ import time
 from dask.delayed import Delayed, delayed
 
 from dask_slicer.cluster.local import local_client
-from dask_slicer.execution.futures import execute
+from dask_slicer.execution.futures import run_graphs
 
 
 def nothing(number: object) -> object:
@@ -45,7 +45,7 @@ def main() -> None:
         options.num_workers, memory_limit=2_000_000_000, dashboard_address="127.0.0.1:0"
     ) as client:
         started = time.perf_counter()
-        for _ in execute(client, next_graph, graph):
+        for _ in run_graphs(client, next_graph, graph):
             pass
         print(time.perf_counter() - started)
 

@@ -1,9 +1,8 @@
-"""What was measured, as a page, a plot, and a table in the README."""
+"""What was measured, as a page and a plot."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,11 @@ _PARTS = {
     *("many_workers", "pages"),
 }
 _BLUE, _GREY = "tab:blue", "0.65"
-_TABLE = re.compile(r"(<!-- performance -->\n).*?(<!-- /performance -->)", re.DOTALL)
 _Rows = Iterable[tuple[str, ...]]
 
 
 def write_report(results: Path, root: Path) -> None:
-    """Write docs/performance.md, docs/images/performance.png and the README's table.
+    """Write docs/performance.md and docs/images/performance.png.
 
     Parameters
     ----------
@@ -37,12 +35,6 @@ def write_report(results: Path, root: Path) -> None:
         return
     _plot(found, root / "docs" / "images" / "performance.png")
     (root / "docs" / "performance.md").write_text(_page(found), encoding="utf-8")
-    readme = root / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    if not _TABLE.search(text):
-        raise RuntimeError("README.md has no place for the table of results")
-    table = f"{_machine(found['compare'])}:\n\n{_short_table(found)}\n"
-    readme.write_text(_TABLE.sub(rf"\g<1>{table}\g<2>", text), encoding="utf-8")
 
 
 def _page(found: dict[str, Any]) -> str:
@@ -51,6 +43,7 @@ def _page(found: dict[str, Any]) -> str:
     template = Path(__file__).with_name("performance.md.in").read_text(encoding="utf-8")
     return template.format(
         machine=_machine(compare),
+        short_table=_short_table(found),
         repeats=compare["repeats"],
         cases=compare["cases"],
         twice_the_cases=2 * compare["cases"],
@@ -88,12 +81,14 @@ def _compare_rows(found: dict[str, Any]) -> _Rows:
     said = {
         "usual / ours, wall, included": "the usual script takes longer, start-up included",
         "usual / ours, CPU, included": "the usual script takes more CPU time, start-up included",
-        "usual / ours, CPU, excluded": "the usual script takes more CPU time a case",
-        "uncompressed / ours, CPU, excluded": "without compression it takes more CPU time a case",
+        "usual / ours, CPU, excluded": "the usual script takes more CPU time for a case",
+        "uncompressed / ours, CPU, excluded": (
+            "without compression it takes more CPU time for a case"
+        ),
         "uncompressed / ours, bytes": "and its files are larger",
-        "ours / limit, CPU, excluded": "we take more CPU time a case than the limit",
+        "ours / limit, CPU, excluded": "we take more CPU time for a case than the limit",
         "usual / zarr, source, CPU, excluded": (
-            "the usual script takes more CPU time a case than `--format zarr --dtype source`"
+            "the usual script takes more CPU time for a case than `--format zarr --dtype source`"
         ),
         "zarr, source / ours, CPU, excluded": "which takes, of the CPU time for `.npz`",
         "ours / zarr, source, bytes": "and whose files are smaller than `.npz`",
@@ -215,7 +210,7 @@ def _short_table(found: dict[str, Any]) -> str:
         ("compared", "ratio"),
         [
             (
-                "CPU time of the usual script (`get_fdata`, `savez_compressed`), a case",
+                "CPU time of the usual script (`get_fdata`, `savez_compressed`) for a case",
                 f"{ratios['usual / ours, CPU, excluded']:.0f} × ours",
             ),
             (
@@ -223,12 +218,12 @@ def _short_table(found: dict[str, Any]) -> str:
                 f"{ratios['usual / ours, wall, included']:.0f} × ours",
             ),
             (
-                "CPU time of the script without compression, a case",
+                "CPU time of the script without compression for a case",
                 f"{ratios['uncompressed / ours, CPU, excluded']:.1f} × ours, "
                 f"files {ratios['uncompressed / ours, bytes']:.1f} × as large",
             ),
             (
-                "our CPU time against inflating, deflating once and writing by themselves",
+                "our CPU time against inflating, deflating once and writing alone",
                 f"{ratios['ours / limit, CPU, excluded']:.2f} ×",
             ),
             (

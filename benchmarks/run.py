@@ -5,8 +5,7 @@
     python benchmarks/run.py --work /tmp/benchmarks compare   one part
     python benchmarks/run.py --work /tmp/benchmarks --quick   every part in small, to see it work
 
-Results go to benchmarks/results/; `report` makes docs/performance.md, its plot, and the README's
-table of them.
+Results go to benchmarks/results/; `report` makes docs/performance.md and its plot of them.
 """
 
 from __future__ import annotations

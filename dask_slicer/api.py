@@ -19,7 +19,7 @@ from dask_slicer.execution.logs import logged_to
 from dask_slicer.execution.prepare import prepare_plan
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.output.lock import check_free
-from dask_slicer.planning.plan import RunPlan, share_of
+from dask_slicer.planning.plan import RunPlan, parse_partition
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plan(config: Settings | None = None, **settings: Any) -> RunPlan:
     Returns
     -------
     RunPlan
-        What is wrong with single cases stands in `failures`, with the dataset in `problems`.
+        `failures` has the problems of single cases, `problems` those of the dataset.
 
     Raises
     ------
@@ -70,8 +70,8 @@ def run(
 ) -> RunReport:
     """Make slices of a dataset; what an earlier run completed is kept.
 
-    Shows how far it is: in a notebook as a bar below the cell, elsewhere as ``dask-slicer run``
-    does. To interrupt it leaves what is done; the same call continues.
+    Progress is a bar below the cell in a notebook, and elsewhere the lines of ``dask-slicer run``.
+    After an interrupt, finished cases are kept and the same call continues.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def run(
     progress : bool
         False: show nothing.
     observer : Observer, optional
-        Is told what happens, in place of what would be shown.
+        Receives the progress; nothing is shown then.
     **settings
         Names of `RunConfig`; they win over `config`. None means not given.
 
@@ -142,7 +142,7 @@ def submit(
     """
     wanted = config_of(config, settings)
     found = client_for(wanted, client)
-    check_free(wanted.output_dir, share_of(wanted.shard))
+    check_free(wanted.output_dir, parse_partition(wanted.shard))
     return RunHandle(wanted, found)
 
 
@@ -208,5 +208,5 @@ def _ctrl_c_heard_once() -> AbstractContextManager[None]:
     """Let a second Ctrl-C not disturb the tidying up, unless Ctrl-C is somebody else's to hear."""
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours and threading.current_thread() is threading.main_thread():
-        return signals.heard_once([signal.SIGINT])
+        return signals.interrupt_once([signal.SIGINT])
     return nullcontext()

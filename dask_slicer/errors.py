@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from dask_slicer.utils.formatting import one_line as on_one_line
+from dask_slicer.utils.formatting import escape_line as on_one_line
 
 
 class DaskSlicerError(Exception):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from dask_slicer.core.statistics import Statistics
-from dask_slicer.utils.repr_html import table
+from dask_slicer.utils.repr_html import html_table
 
 if TYPE_CHECKING:
     pass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def failure_table(failures: Sequence[FailedCase]) -> str:
     """Return a table of cases that failed, and why."""
     rows = [(one.case_id, one.kind, one.step, one.message) for one in failures]
-    return table(("failed case", "kind", "step", "message"), rows, of="failed case")
+    return html_table(("failed case", "kind", "step", "message"), rows, of="failed case")
 
 
 class WrittenSlice(NamedTuple):

@@ -215,14 +215,14 @@ class Gate:
         from dask_slicer.monitoring import notebook
 
         self.reached, self._opened = threading.Event(), threading.Event()
-        count = notebook.RunProgress.ended
+        count = notebook.RunProgress.case_finished
 
-        def ended(progress, record) -> None:
+        def case_finished(progress, record) -> None:
             count(progress, record)
             self.reached.set()
             assert self._opened.wait(NEVER)
 
-        monkeypatch.setattr(notebook.RunProgress, "ended", ended)
+        monkeypatch.setattr(notebook.RunProgress, "case_finished", case_finished)
 
     def open(self) -> None:
         self._opened.set()

@@ -26,7 +26,7 @@ from dask_slicer.execution.benchmark import (
 )
 from dask_slicer.inputs.phantom import ensure_dataset
 from dask_slicer.utils import system
-from dask_slicer.utils.formatting import count, size, some
+from dask_slicer.utils.formatting import first_few, format_bytes, plural
 
 PHANTOMS = "phantoms"
 _MOST_PHANTOMS = 64
@@ -89,20 +89,20 @@ def run_benchmark(
     config, files = choose_cases(config, n_cases=n_cases)
     numbers = [n for n in wanted if n <= len(config.only)]
     if left_out := [str(n) for n in wanted if n not in numbers]:
-        say(f"Note: {count(len(config.only), 'case')}, too few for {some(left_out)} workers")
+        say(f"Note: {plural(len(config.only), 'case')}, too few for {first_few(left_out)} workers")
     found = sweep(
         config,
         files,
         workers=numbers or [1],
         repeats=repeats,
-        tell=lambda one: say(f"{count(one.n_workers, 'worker')}: {one.seconds:.2f} s"),
+        tell=lambda one: say(f"{plural(one.n_workers, 'worker')}: {one.seconds:.2f} s"),
     )
     table = rows(found, n_cpus=n_cpus)
     verdict = judge(table, n_cpus=n_cpus)
     (folder / RESULTS).write_text(_as_json(config, found, table, verdict), encoding="utf-8")
     what = (
-        f"{count(found[0].n_cases, 'case')}, {count(found[0].n_slices, 'slice')}, "
-        f"{count(n_cpus, 'CPU')}"
+        f"{plural(found[0].n_cases, 'case')}, {plural(found[0].n_slices, 'slice')}, "
+        f"{plural(n_cpus, 'CPU')}"
     )
     say(f"{what}, medians of {repeats}; start-up excluded")
     say(_as_table(table))
@@ -132,7 +132,7 @@ def _as_table(table: Sequence[Row]) -> Table:
             f"{row.slices_per_second:.0f}",
             f"{row.megabytes_in_per_second:.1f}",
             f"{row.megabytes_out_per_second:.1f}",
-            size(row.peak_rss),
+            format_bytes(row.peak_rss),
         )
     return shown
 

@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from dask_slicer.execution.partitions import MergeReport
 from dask_slicer.execution.verify import VerifyReport
 from dask_slicer.monitoring.terminal import _Display, _failure_lines
-from dask_slicer.output.checks import Finding
+from dask_slicer.output.checks import Issue
 from dask_slicer.records import CommittedCase
-from dask_slicer.utils.formatting import count, duration, size, some, why_not_written
+from dask_slicer.utils.formatting import (
+    first_few,
+    format_bytes,
+    format_time,
+    plural,
+    why_not_written,
+)
 
 
 class MergeDisplay(_Display):
@@ -28,7 +34,7 @@ class VerifyDisplay(_Display):
 
     doing = "Checking"
 
-    def checked(self, record: CommittedCase, total: int, findings: Sequence[Finding]) -> None:
+    def checked(self, record: CommittedCase, total: int, findings: Sequence[Issue]) -> None:
         """Count a case."""
         tally = self._tally
         if not tally.has_begun:
@@ -47,16 +53,16 @@ class VerifyDisplay(_Display):
         for finding in report.findings:
             self._print(f"Wrong: {finding}", style="red")
         self._say(
-            f"Checked {count(report.n_slices, 'slice')} of {count(report.n_cases, 'case')} "
-            f"({size(report.n_bytes)}) in {duration(report.elapsed_seconds)}"
+            f"Checked {plural(report.n_slices, 'slice')} of {plural(report.n_cases, 'case')} "
+            f"({format_bytes(report.n_bytes)}) in {format_time(report.elapsed_seconds)}"
             + (f", {report.n_derived} of them against their scans" if report.n_derived else "")
         )
         if report.n_missing:
             why = why_not_written(report.n_failed, report.n_missing - report.n_failed)
-            self._print(f"{count(report.n_missing, 'planned case')} not written: {why}")
+            self._print(f"{plural(report.n_missing, 'planned case')} not written: {why}")
         if report.forgotten:
             self._print(
-                f"Forgot {count(len(report.forgotten), 'case')}; the run command that made "
+                f"Forgot {plural(len(report.forgotten), 'case')}; the run command that made "
                 f"{report.output_dir} writes them anew"
             )
         if not report.findings:
@@ -64,28 +70,29 @@ class VerifyDisplay(_Display):
         elif not report.forgotten:
             damaged = {finding.case_id for finding in report.findings if finding.is_damage} - {""}
             in_cases = (
-                f", in {count(len(damaged), 'case')}; --repair lets the next run write them anew"
+                f", in {plural(len(damaged), 'case')}; --repair lets the next run write them anew"
                 if damaged
                 else ""
             )
-            self._print(f"{count(len(report.findings), 'thing')} wrong{in_cases}")
+            self._print(f"{plural(len(report.findings), 'thing')} wrong{in_cases}")
 
 
 def merge_lines(report: MergeReport) -> list[str]:
     """Return what a merge came to in a few lines."""
     merged = (
-        f"Merged {count(report.n_journals, 'share')}"
+        f"Merged {plural(report.n_journals, 'share')}"
         if report.n_journals
         else ("No share was left to merge; wrote index and summary again")
     )
     lines = [
-        f"{merged}: {count(report.n_slices, 'slice')} of {count(report.n_cases, 'case')} "
-        f"({size(report.n_bytes)}) in {report.output_dir}"
+        f"{merged}: {plural(report.n_slices, 'slice')} of {plural(report.n_cases, 'case')} "
+        f"({format_bytes(report.n_bytes)}) in {report.output_dir}"
     ]
     lines += _failure_lines(report.failures, f", see {report.output_dir}/failures.csv")
     if report.missing:
         lines.append(
-            f"{count(len(report.missing), 'case')} in no share's journal: {some(report.missing)}; "
+            f"{plural(len(report.missing), 'case')} in no share's journal: "
+            f"{first_few(report.missing)}; "
             "run the missing shares, or the same command without --shard"
         )
     return lines

@@ -14,7 +14,7 @@ import click
 from dask_slicer.cli.output_commands import preview, report, verify, watch
 from dask_slicer.cli.run_commands import benchmark, demo, merge, plan, run
 from dask_slicer.errors import DaskSlicerError, PreflightError, UsageError
-from dask_slicer.utils.formatting import one_line
+from dask_slicer.utils.formatting import escape_line
 from dask_slicer.utils.signals import Terminated
 
 _SETTINGS = {
@@ -53,7 +53,7 @@ class _Group(click.Group):
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
         findings = str(error).splitlines() if isinstance(error, PreflightError) else [str(error)]
         for finding in findings:
-            click.echo(f"Error: {one_line(finding)}", err=True)
+            click.echo(f"Error: {escape_line(finding)}", err=True)
         return status
 
 

@@ -17,8 +17,8 @@ from dask_slicer.cli.options import (
 )
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import configure_logging
-from dask_slicer.utils.formatting import one_line
-from dask_slicer.utils.signals import heard_once
+from dask_slicer.utils.formatting import escape_line
+from dask_slicer.utils.signals import interrupt_once
 
 
 @click.command()
@@ -74,7 +74,7 @@ def preview(
     write_preview(figure, path)
     if not quiet:
         if output.shortfall:
-            click.echo(f"Note: {one_line(output.shortfall)}")
+            click.echo(f"Note: {escape_line(output.shortfall)}")
         click.echo(f"Preview: {path}")
 
 
@@ -131,7 +131,7 @@ def verify(
 
     given = {name: options.pop(name) for name in SCHEDULER_OPTIONS}
     options["where"] = scheduler_settings(given)
-    with VerifyDisplay(make_console(), quiet=quiet) as display, heard_once():
+    with VerifyDisplay(make_console(), quiet=quiet) as display, interrupt_once():
         report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
         display.verified(report)
     ctx.exit(1 if report.findings else 0)
@@ -156,5 +156,5 @@ def watch(
     from dask_slicer.config.loader import scheduler_settings
     from dask_slicer.monitoring.screen import watch_run
 
-    with heard_once():
+    with interrupt_once():
         watch_run(make_console(), where, scheduler_settings(options), once=once)

@@ -17,8 +17,8 @@ from dask_slicer.cli.options import (
 )
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import configure_logging
-from dask_slicer.utils.formatting import one_line
-from dask_slicer.utils.signals import heard_once
+from dask_slicer.utils.formatting import escape_line
+from dask_slicer.utils.signals import interrupt_once
 
 
 @click.command(cls=ConfigCommand)
@@ -61,7 +61,7 @@ def merge(ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool) ->
     from dask_slicer.cli.display import MergeDisplay
     from dask_slicer.execution.partitions import merge as merge_output
 
-    with MergeDisplay(make_console(), quiet=quiet) as display, heard_once():
+    with MergeDisplay(make_console(), quiet=quiet) as display, interrupt_once():
         report = merge_output(output_dir, observer=display)
         display.merged(report)
     ctx.exit(1 if report.failures or report.missing else 0)
@@ -175,7 +175,7 @@ def benchmark(
         raise UsageError("benchmark measures whole runs; leave --shard out")
     configure_logging(verbose, config.log_file)
     console = make_console()
-    with heard_once():
+    with interrupt_once():
         verdict = run_benchmark(
             config,
             workers=numbers,
@@ -220,8 +220,8 @@ def _run(config: Any, *, verbose: int, quiet: bool) -> Any:
     from dask_slicer.execution.pipeline import run as run_pipeline
     from dask_slicer.monitoring.terminal import RunDisplay
 
-    with RunDisplay(make_console(), quiet=quiet, details=verbose > 0) as display, heard_once():
+    with RunDisplay(make_console(), quiet=quiet, details=verbose > 0) as display, interrupt_once():
         report = run_pipeline(config, observer=display)
     if report.stopped:
-        click.echo(f"Error: {one_line(report.stopped)}", err=True)
+        click.echo(f"Error: {escape_line(report.stopped)}", err=True)
     return report

@@ -13,7 +13,7 @@ from dask_slicer.planning.estimate import (
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import failure_line
-from dask_slicer.utils.formatting import size
+from dask_slicer.utils.formatting import format_bytes
 
 # Rows of the plan's table, and lines of any list, before the rest is only counted.
 _MOST_ROWS = 40
@@ -39,13 +39,14 @@ def print_plan(plan: RunPlan, console: Console) -> None:
         say(f"Odd: {text}")
     needs = plan_needs(plan)
     say(
-        f"Output: at most {needs['output_files']} files, {size(needs['output_bytes_estimate'])} "
-        f"estimated, {size(needs['output_bytes_at_most'])} at most; "
-        f"{size(needs['disk_free_bytes'])} free"
+        f"Output: at most {needs['output_files']} files, "
+        f"{format_bytes(needs['output_bytes_estimate'])} "
+        f"estimated, {format_bytes(needs['output_bytes_at_most'])} at most; "
+        f"{format_bytes(needs['disk_free_bytes'])} free"
     )
     say(
-        f"Memory: {size(needs['peak_bytes_per_worker'])} per worker at most, "
-        f"{size(needs['memory_bytes'])} in this machine"
+        f"Memory: {format_bytes(needs['peak_bytes_per_worker'])} per worker at most, "
+        f"{format_bytes(needs['memory_bytes'])} in this machine"
     )
     say(f"Suggested: --num_workers {needs['num_workers']} ({needs['num_workers_reason']})")
     print_problems(plan, console)

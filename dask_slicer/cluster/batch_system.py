@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from dask_slicer.config.fields import walltime_seconds
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.errors import UsageError
-from dask_slicer.utils.formatting import one_line
+from dask_slicer.utils.formatting import escape_line
 
 # Of jobs and, with a number, of their workers.
 NAME = "dask-slicer"
@@ -306,4 +306,4 @@ def words_of(error: Exception) -> str:
     if not words.strip():  # some say it there
         words = text.partition("stdout:\n")[2].partition("stderr:\n")[0]
     lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in words.splitlines()]
-    return one_line("; ".join(dict.fromkeys(filter(None, lines))) or text)
+    return escape_line("; ".join(dict.fromkeys(filter(None, lines))) or text)

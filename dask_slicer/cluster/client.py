@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 
 from dask_slicer.errors import SchedulerError, UsageError
-from dask_slicer.utils.formatting import in_a_word
+from dask_slicer.utils.formatting import format_value
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -111,7 +111,7 @@ def check_usable(client: Any) -> None:
     """
     if not all(hasattr(client, name) for name in ("scheduler_info", "asynchronous", "status")):
         raise UsageError(
-            f"client must be a distributed.Client, got {in_a_word(client)} of type "
+            f"client must be a distributed.Client, got {format_value(client)} of type "
             f"{type(client).__name__}; for a running scheduler, give scheduler=ADDRESS instead"
         )
     if client.asynchronous:

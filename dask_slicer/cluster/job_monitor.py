@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dask_slicer.cluster.batch_system import BatchSystem, ListedJob, fate_of, listed_jobs, words_of
-from dask_slicer.utils.formatting import count, one_line
+from dask_slicer.utils.formatting import escape_line, plural
 
 Note = Callable[[str], None]
 
@@ -92,7 +92,7 @@ class Keeper:
         reasons = ", ".join(sorted({job.reason for job in queued if job.reason}))
         n_running = sum(job is not None and not job.is_queued for job in jobs)
         because = f" ({reasons})" if reasons else ""
-        n_submitted = f"{count(len(jobs), 'job')} submitted"
+        n_submitted = f"{plural(len(jobs), 'job')} submitted"
         if self._trouble:
             return f"{n_submitted} ({self._system.listing[0]}: {self._trouble})"
         return f"{n_submitted}, {len(queued)} queued{because}, {n_running} running"
@@ -199,5 +199,5 @@ def _last_words(logs: Path, job_id: str) -> str:
         with suppress(OSError):
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             said = [line for line in lines if line.strip()]
-            return f"; {path} ends with: {one_line(said[-1])}" if said else f"; {path} is empty"
+            return f"; {path} ends with: {escape_line(said[-1])}" if said else f"; {path} is empty"
     return f"; it left nothing in {logs}"

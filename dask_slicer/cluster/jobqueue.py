@@ -30,7 +30,7 @@ from dask_slicer.cluster.job_monitor import Keeper, Note
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.utils import signals
-from dask_slicer.utils.formatting import duration
+from dask_slicer.utils.formatting import format_time
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -131,13 +131,13 @@ def wait_for_workers(client: Client, note: Note) -> None:
     keeper: Keeper = client.cluster.keeper  # type: ignore[union-attr]  # given by `job_client`
     began = told = time.monotonic()
     while not keeper.n_joined:
-        signals.check()
+        signals.raise_if_interrupted()
         if keeper.failure:
             raise SchedulerError(keeper.failure)
         now = time.monotonic()
         if now - told >= max(_TELL_SECONDS, (now - began) / _TELL_SHARE):
             told = now
-            note(f"waiting for workers: {keeper.standing()}, {duration(now - began)}")
+            note(f"waiting for workers: {keeper.standing()}, {format_time(now - began)}")
         time.sleep(0.1)
 
 

@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 _IMPORTED = ["distributed", "dask_slicer.execution.tasks", "distributed.dashboard.worker"]
 
 
-def prepare(imported: Sequence[str] = ()) -> str:
+def start_forkserver(imported: Sequence[str] = ()) -> str:
     """Start the process that workers will be forked from, if it does not run yet.
 
     It imports in the background, while this process imports what it needs itself.
@@ -99,7 +99,7 @@ def local_client(
     imported : sequence of str
         Modules that workers will need, beside those that all need.
     """
-    method = prepare(imported)
+    method = start_forkserver(imported)
     # Before the settings are made: it adds its defaults to Dask's configuration, and they must stay
     # there when the settings are taken back.
     from distributed import Client, LocalCluster

@@ -27,14 +27,14 @@ from dask_slicer.cluster.rpc import (
 )
 from dask_slicer.cluster.upload import OURS, send_package
 from dask_slicer.errors import PreflightError
-from dask_slicer.utils.formatting import count, one_line, size, some
+from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, plural
 
 if TYPE_CHECKING:
     from distributed import Client
 
 
-def check(
-    client: Client, needs: Needs, note: Callable[[str], None], *, module: str, upload: bool
+def run_preflight(
+    client: Client, needs: Requirements, note: Callable[[str], None], *, module: str, upload: bool
 ) -> None:
     """Look at a client's scheduler and workers before the first case.
 
@@ -56,19 +56,19 @@ def check(
     SchedulerError
         If the scheduler is lost, or does not answer.
     """
-    findings = Findings()
-    judge_versions(_own_versions(), versions(client, (*SAME, *ALIKE)), findings)
+    findings = Preflight()
+    check_versions(_own_versions(), versions(client, (*SAME, *ALIKE)), findings)
     findings.raise_refusals()  # code of another Python must not be sent
     found = _described(client, module)
     if upload:
         send_package(client, found, note, module=module)
         found = _described(client, module)
-    judge_code(probes.describe(module), found, findings, uploaded=upload)
+    check_code(probes.describe(module), found, findings, uploaded=upload)
     identity = ask_scheduler(client, client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
-    judge_workers(identity["workers"], needs, findings)
+    check_workers(identity["workers"], needs, findings)
     findings.raise_refusals()
-    judge_disks(_looked_around(client, needs), needs, findings)
-    judge_settings(run_on_scheduler(client, probes.settings_there, tuple(WANTED)), findings)
+    check_disks(_looked_around(client, needs), needs, findings)
+    check_settings(run_on_scheduler(client, probes.settings_there, tuple(WANTED)), findings)
     findings.raise_refusals()
     for text in findings.notes:
         note(text)
@@ -83,7 +83,7 @@ def _described(client: Client, module: str) -> dict[str, Any]:
     return {SCHEDULER: scheduler} | run_on_workers(client, probes.describe, module)
 
 
-def _looked_around(client: Client, needs: Needs) -> dict[str, Any]:
+def _looked_around(client: Client, needs: Requirements) -> dict[str, Any]:
     if not needs.temporary:
         looks = run_on_workers(client, probes.look_around, "", needs.input_file)
         return {
@@ -132,7 +132,7 @@ _SHARED = "must be on a disk that all workers share"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Requirements:
     """What cases need of a worker.
 
     Attributes
@@ -158,7 +158,7 @@ class Needs:
 
 
 @dataclass(slots=True)
-class Findings:
+class Preflight:
     """What cannot work, and what should be known, a line each."""
 
     refusals: list[str] = field(default_factory=list)
@@ -166,7 +166,7 @@ class Findings:
 
     def refuse(self, text: str) -> None:
         """Add a line that ends the run before it begins."""
-        self.refusals.append(one_line(text))
+        self.refusals.append(escape_line(text))
 
     def raise_refusals(self) -> None:
         """Raise if something cannot work.
@@ -180,7 +180,7 @@ class Findings:
             raise PreflightError("\n".join(self.refusals))
 
 
-def judge_versions(here: Mapping[str, str], there: Mapping[str, Any], findings: Findings) -> None:
+def check_versions(here: Mapping[str, str], there: Mapping[str, Any], findings: Preflight) -> None:
     """Compare versions of this process with those of others.
 
     Parameters
@@ -214,8 +214,8 @@ def judge_versions(here: Mapping[str, str], there: Mapping[str, Any], findings: 
                 findings.notes.append(f"{line}: digits or bytes may differ")
 
 
-def judge_code(
-    here: Mapping[str, str], there: Mapping[str, Any], findings: Findings, *, uploaded: bool
+def check_code(
+    here: Mapping[str, str], there: Mapping[str, Any], findings: Preflight, *, uploaded: bool
 ) -> None:
     """Compare this package with what others have of it.
 
@@ -247,7 +247,9 @@ def judge_code(
             findings.refuse(f"{OURS} {found} has other code on {who} than here; {remedy}")
 
 
-def judge_workers(infos: Mapping[str, Mapping[str, Any]], needs: Needs, findings: Findings) -> None:
+def check_workers(
+    infos: Mapping[str, Mapping[str, Any]], needs: Requirements, findings: Preflight
+) -> None:
     """Look at memory, threads and nannies of workers.
 
     Parameters
@@ -267,26 +269,28 @@ def judge_workers(infos: Mapping[str, Mapping[str, Any]], needs: Needs, findings
     }
     if len(limits) == len(infos) and limits and max(limits.values()) < needs.least_bytes:
         findings.refuse(
-            f"no worker has memory for a case: the smallest takes {size(needs.least_bytes)}, a "
-            f"thread of a worker may use {size(max(limits.values()))}; start workers with more "
+            "no worker has memory for a case: the smallest takes "
+            f"{format_bytes(needs.least_bytes)}, a "
+            f"thread of a worker may use {format_bytes(max(limits.values()))}; start workers with "
+            "more "
             "--memory-limit, or fewer --nthreads"
         )
     small = [address for address, limit in limits.items() if limit < needs.most_bytes]
     if small and not findings.refusals:
         findings.notes.append(
-            f"a thread of {count(len(small), 'worker')} may use "
-            f"{size(min(limits[address] for address in small))}, the largest case takes "
-            f"{size(needs.most_bytes)}: {some(small)}"
+            f"a thread of {plural(len(small), 'worker')} may use "
+            f"{format_bytes(min(limits[address] for address in small))}, the largest case takes "
+            f"{format_bytes(needs.most_bytes)}: {first_few(small)}"
         )
     alone = [address for address, info in infos.items() if not info.get("nanny")]
     if alone and needs.timeout is not None:
         findings.notes.append(
-            f"{count(len(alone), 'worker')} without a nanny: a case that passes --timeout keeps "
-            f"its thread busy there ({some(alone)})"
+            f"{plural(len(alone), 'worker')} without a nanny: a case that passes --timeout keeps "
+            f"its thread busy there ({first_few(alone)})"
         )
 
 
-def judge_disks(looks: Mapping[str, Any], needs: Needs, findings: Findings) -> None:
+def check_disks(looks: Mapping[str, Any], needs: Requirements, findings: Preflight) -> None:
     """Look at whether workers see, and write to, the disks of this process.
 
     Parameters
@@ -315,7 +319,7 @@ def _output_fault(look: Mapping[str, str]) -> str:
     return "" if look["seen"] else "another disk, at the same path"
 
 
-def judge_settings(settings: Mapping[str, Any], findings: Findings) -> None:
+def check_settings(settings: Mapping[str, Any], findings: Preflight) -> None:
     """Say how a scheduler would better have been started."""
     better = {name: good for name, (suits, good) in WANTED.items() if not suits(settings[name])}
     if better:
@@ -328,7 +332,7 @@ def judge_settings(settings: Mapping[str, Any], findings: Findings) -> None:
         )
 
 
-def _answers(there: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
+def _answers(there: Mapping[str, Any], findings: Preflight) -> dict[str, Any]:
     """Return the answers, and refuse what is none."""
     for fault, names in _grouped(there, _why_none).items():
         if fault:
@@ -368,5 +372,5 @@ def _who(names: Iterable[str]) -> str:
             hosts[name.rpartition("://")[2].rpartition(":")[0]] += 1
         else:
             words.append(name)
-    words += [f"{count(n, 'worker')} on {host}" for host, n in sorted(hosts.items())]
-    return some(words)
+    words += [f"{plural(n, 'worker')} on {host}" for host, n in sorted(hosts.items())]
+    return first_few(words)

@@ -121,7 +121,7 @@ def n_tasks(dask_scheduler: Any) -> int:
     return len(dask_scheduler.tasks)
 
 
-def hear_no_ctrl_c(host: str, group: int, dask_worker: Any) -> bool:
+def ignore_sigint(host: str, group: int, dask_worker: Any) -> bool:
     """Let a worker of a process group not hear Ctrl-C; return whether it is one, and can."""
     import os
     import signal
@@ -139,7 +139,7 @@ def hear_no_ctrl_c(host: str, group: int, dask_worker: Any) -> bool:
 
 
 def hear_ctrl_c_again(dask_worker: Any) -> None:
-    """Undo one `hear_no_ctrl_c`."""
+    """Undo one `ignore_sigint`."""
     import signal
 
     if before := getattr(dask_worker, "before_no_ctrl_c", []):

@@ -127,7 +127,7 @@ def _wait_for_workers(
 ) -> None:
     began, told = time.monotonic(), -_TELL_SECONDS
     while (found := len(worker_addresses(client))) < settings.wait_workers:
-        signals.check()
+        signals.raise_if_interrupted()
         waited = time.monotonic() - began
         wanted = f"{found} of {settings.wait_workers}"
         if waited > settings.wait_timeout:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster import probes
 from dask_slicer.errors import SchedulerError
-from dask_slicer.utils.formatting import one_line
+from dask_slicer.utils.formatting import escape_line
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -51,7 +51,7 @@ def ask_scheduler(client: Client, ask: Callable[..., Awaitable[Any]], *args: Any
     except Exception as error:  # Dask has many ways to say that it is gone
         raise SchedulerError(
             f"the Dask scheduler at {address} was lost ({type(error).__name__}: "
-            f"{one_line(str(error))})"
+            f"{escape_line(str(error))})"
         ) from error
 
 
@@ -83,7 +83,7 @@ def run_on_workers(client: Client, function: Callable[..., Any], *args: Any) -> 
 
 
 @contextmanager
-def deaf_to_ctrl_c(client: Client) -> Iterator[None]:
+def workers_ignore_sigint(client: Client) -> Iterator[None]:
     """Let no worker hear Ctrl-C that would hear it along with this process; it would end.
 
     A Jupyter server sends it to the process group of a kernel, a terminal to that of a command: the
@@ -93,7 +93,7 @@ def deaf_to_ctrl_c(client: Client) -> Iterator[None]:
         yield
         return
     group = (socket.gethostname(), os.getpgrp())
-    answers = run_on_workers(client, probes.hear_no_ctrl_c, *group)
+    answers = run_on_workers(client, probes.ignore_sigint, *group)
     try:
         yield
     finally:

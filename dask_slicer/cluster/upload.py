@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dask_slicer.cluster import probes
 from dask_slicer.cluster.rpc import run_on_scheduler, run_on_workers
 from dask_slicer.errors import SchedulerError
-from dask_slicer.utils.formatting import count, one_line
+from dask_slicer.utils.formatting import escape_line, plural
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -56,7 +56,7 @@ def send_package(
     has_other_code = any(one["code"] != here["code"] for one in answers)
     if has_other_code and (n_tasks := run_on_scheduler(client, probes.n_tasks)):
         raise SchedulerError(
-            f"--upload_code would put another {OURS} under the {count(n_tasks, 'task')} that the "
+            f"--upload_code would put another {OURS} under the {plural(n_tasks, 'task')} that the "
             "scheduler has at present; wait for them, or use another scheduler"
         )
     if has_other_code:
@@ -75,7 +75,7 @@ def send_package(
             ) from None
         except Exception as error:  # whatever the other side makes of it
             raise SchedulerError(
-                f"--upload_code: {OURS} cannot be sent ({one_line(str(error))})"
+                f"--upload_code: {OURS} cannot be sent ({escape_line(str(error))})"
             ) from error
     _LOG.info("sent %s to the scheduler and its workers", OURS)
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import ConfigError
-from dask_slicer.utils.formatting import in_a_word, nearest
+from dask_slicer.utils.formatting import did_you_mean, format_value
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -142,7 +142,7 @@ def find_config(name: str | Path) -> Path:
     shipped = shipped_configs()
     if str(name) not in shipped:
         raise ConfigError(
-            f"there is no configuration {name}{nearest(str(name), shipped)}; "
+            f"there is no configuration {name}{did_you_mean(str(name), shipped)}; "
             f"shipped are {', '.join(sorted(shipped))}, or give a YAML file"
         )
     return shipped[str(name)]
@@ -185,7 +185,7 @@ def _in_words(error: ValidationError) -> str:
 def _one_in_words(problem: dict[str, Any]) -> str:
     name = ".".join(map(str, problem["loc"][:1]))
     value, context = problem["input"], problem.get("ctx", {})
-    got = f", got {in_a_word(value)}"
+    got = f", got {format_value(value)}"
     match problem["type"]:
         case "extra_forbidden":
             return _unknown(name)
@@ -209,4 +209,4 @@ def _one_in_words(problem: dict[str, Any]) -> str:
 
 
 def _unknown(name: str) -> str:
-    return f"there is no setting {name}{nearest(name, RunConfig.model_fields)}"
+    return f"there is no setting {name}{did_you_mean(name, RunConfig.model_fields)}"

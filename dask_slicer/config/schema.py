@@ -21,8 +21,8 @@ from dask_slicer.config.fields import (
     RegexWithGroup,
 )
 from dask_slicer.config.run_settings import RunSettings
-from dask_slicer.utils.formatting import count, in_a_word, times
-from dask_slicer.utils.repr_html import card, facts, folded
+from dask_slicer.utils.formatting import format_shape, format_value, plural
+from dask_slicer.utils.repr_html import html_card, html_details, html_facts
 
 if TYPE_CHECKING:
     pass
@@ -220,7 +220,7 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     if old.format == new.format:
         fixed.discard(OF_ANOTHER_FORMAT[new.format])
     return [
-        f"{name} was {in_a_word(before[name])}, is now {in_a_word(after[name])}"
+        f"{name} was {format_value(before[name])}, is now {format_value(after[name])}"
         for name in names
         if name in fixed and before[name] != after[name]
     ]
@@ -237,10 +237,12 @@ def config_card(config: RunConfig) -> str:
     ]
     given = {name for name, _ in changed}
     others = [(name, value) for name, value in values.items() if name not in given]
-    return card(
+    return html_card(
         "Configuration of a run",
-        facts(_settings(changed)),
-        folded(f"{count(len(others), 'setting')} at the default", facts(_settings(others))),
+        html_facts(_settings(changed)),
+        html_details(
+            f"{plural(len(others), 'setting')} at the default", html_facts(_settings(others))
+        ),
     )
 
 
@@ -255,4 +257,4 @@ def _readable(value: Any) -> object:
     in_words = getattr(value, "human_readable", None)
     if in_words:
         return in_words(decimal=True)
-    return times(value) if isinstance(value, list) else value
+    return format_shape(value) if isinstance(value, list) else value

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.errors import GeometryMismatch
-from dask_slicer.utils.formatting import times
+from dask_slicer.utils.formatting import format_shape
 
 # The direction in which (slice_index, row, column) grow: radiological display order.
 #
@@ -237,7 +237,7 @@ def check_same_grid(
     """
     if shape != other_shape:
         raise GeometryMismatch(
-            f"{what} has shape {times(other_shape)}, the image {times(shape)} "
+            f"{what} has shape {format_shape(other_shape)}, the image {format_shape(shape)} "
             "(slices, rows, columns); resample it onto the image's grid"
         )
     voxels, mm = grid_distance(affine, other, shape)

@@ -41,7 +41,7 @@ class Normalization:
         # Rounding may lead out of the range by one digit of the last place.
         return values.clip(0.0, 1.0, out=values) if self.to_unit_range else values
 
-    def kept(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+    def clip_stored(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return stored numbers that `apply` makes the same of, none far outside the range.
 
         A number that is clipped becomes the nearest one not inside the range; `apply` clips again.

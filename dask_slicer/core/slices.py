@@ -37,7 +37,7 @@ class SliceStack:
     """
 
     image: tuple[Voxels, ...]
-    how: tuple[Normalization, ...]
+    normalization: tuple[Normalization, ...]
     statistics: tuple[Statistics, ...]
     label: NDArray[np.integer] | None
     label_counts: tuple[dict[int, int], ...]
@@ -56,7 +56,10 @@ class SliceStack:
             if slice_index in wanted:
                 yield (
                     slice_index,
-                    [how.apply(plane) for how, plane in zip(self.how, planes, strict=True)],
+                    [
+                        how.apply(plane)
+                        for how, plane in zip(self.normalization, planes, strict=True)
+                    ],
                 )
 
     def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
@@ -135,7 +138,7 @@ def slice_volume(
     )
     return SliceStack(
         image=volume.image,
-        how=tuple(how for how, _ in normalized),
+        normalization=tuple(how for how, _ in normalized),
         statistics=tuple(found for _, found in normalized),
         label=label,
         label_counts=label_counts,

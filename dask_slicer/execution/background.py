@@ -31,7 +31,7 @@ Status = Literal["running", "cancelling", "done", "cancelled", "stopped", "faile
 
 
 class RunHandle:
-    """A run in the background, as `submit` returns it; made by nothing else.
+    """A run in the background; `submit` returns it.
 
     Two runs at once need two outputs, and two schedulers: another run on the same client, or into
     the same directory, is refused. When Python ends, the run is cancelled.
@@ -72,7 +72,7 @@ class RunHandle:
 
     @property
     def status(self) -> Status:
-        """Return how it stands.
+        """Return the state of the run.
 
         Returns
         -------
@@ -139,7 +139,7 @@ class RunHandle:
 
     def _repr_html_(self) -> str:
         if self._error is not None:
-            return repr_html.card(f"Run failed: {self._words}")
+            return repr_html.html_card(f"Run failed: {self._words}")
         return f"<div><strong>{escape(self.status)}</strong></div>{self._progress.html()}"
 
     @property

@@ -24,7 +24,7 @@ from dask_slicer.monitoring.events import Observer
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, FailedCase
-from dask_slicer.utils.formatting import count
+from dask_slicer.utils.formatting import plural
 
 # Looking at all processes costs milliseconds, of which the workers would be short.
 _SAMPLE_EVERY = 0.25
@@ -122,7 +122,7 @@ class _Clock(Observer):
         self.cpu_at_first = self.cpu_at_last = self._watch.cpu_seconds()
         self.first = self.last = time.perf_counter()
 
-    def ended(self, record: CommittedCase | FailedCase) -> None:
+    def case_finished(self, record: CommittedCase | FailedCase) -> None:
         self.last = time.perf_counter()
         self.cpu_at_last = self._watch.cpu_seconds()
         if isinstance(record, CommittedCase):
@@ -294,7 +294,7 @@ def judge(table: Sequence[Row], *, n_cpus: int) -> Verdict:
         bottleneck = "CPU"
         reason = f"workers compute for {min(best.cpu, 1.0):.0%} of the time"
         if best.n_workers < n_cpus and best is table[-1]:
-            reason += f"; {count(n_cpus, 'CPU')} are there, more workers were not tried"
+            reason += f"; {plural(n_cpus, 'CPU')} are there, more workers were not tried"
     return Verdict(num_workers=best.n_workers, bottleneck=bottleneck, reason=reason)
 
 
@@ -374,7 +374,7 @@ def sweep(
                 shutil.rmtree(scratch, ignore_errors=True)
             if one.n_failed:
                 raise DatasetError(
-                    f"{count(one.n_failed, 'case')} failed; run them by themselves to see why, "
+                    f"{plural(one.n_failed, 'case')} failed; run them by themselves to see why, "
                     "and choose others with --only"
                 )
             tell(one)

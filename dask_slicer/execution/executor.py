@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_slicer.cluster.preflight import Needs
+from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.errors import (
     CaseError,
     DiskFull,
@@ -19,23 +19,23 @@ from dask_slicer.errors import (
     as_case_error,
 )
 from dask_slicer.execution.graph import (
-    Lots,
+    Batcher,
     NextCase,
+    batch_graph,
+    batch_work,
     case_graph,
     compute_here,
-    enough_work,
-    lot_graph,
     target_of,
 )
-from dask_slicer.execution.tasks import Lot, Target
+from dask_slicer.execution.tasks import CaseBatch, Target
 from dask_slicer.execution.workers import workers
-from dask_slicer.monitoring.publisher import Telling
+from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import lock
-from dask_slicer.output.layout import files_of
-from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes, share_of
+from dask_slicer.output.layout import partition_files
+from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition, peak_bytes
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils import system
-from dask_slicer.utils.formatting import size
+from dask_slicer.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -48,7 +48,7 @@ Execute = Callable[[NextCase], Iterator[tuple[CasePlan, Outcome]]]
 
 @contextmanager
 def executor(
-    plan: RunPlan, n_cases: int, *, run_id: str, client: Client | None, observer: Telling
+    plan: RunPlan, n_cases: int, *, run_id: str, client: Client | None, observer: ProgressPublisher
 ) -> Iterator[Execute]:
     """Start what the cases run on; yield a function that runs them.
 
@@ -61,7 +61,7 @@ def executor(
         cases with what became of them.
     """
     target = target_of(plan.config, run_id=run_id)
-    share = share_of(plan.config.shard)
+    share = parse_partition(plan.config.shard)
     with workers(
         plan.config,
         n_cases,
@@ -85,20 +85,20 @@ def executor(
             # A scheduler in this process is nobody else's to see.
             where = lock.IN_PROCESS if where.startswith("inproc://") else where
             lock.name_scheduler(plan.config.output_dir, share, where)
-            with observer.through(found, run_id=run_id, output_dir=target.output_dir):
+            with observer.publishing_to(found, run_id=run_id, output_dir=target.output_dir):
                 yield lambda next_case: _execute_on(found, next_case, n_cases, target, timeout)
 
 
-def _needs(plan: RunPlan) -> Needs:
+def _needs(plan: RunPlan) -> Requirements:
     cases = [case for case in plan.selected if case.problem is None]
     peaks = [peak_bytes(case, plan.config) for case in cases]
-    return Needs(
+    return Requirements(
         output_dir=plan.config.output_dir,
         input_file=cases[0].case.images[0] if cases else "",
         least_bytes=min(peaks, default=0),
         most_bytes=max(peaks, default=0),
         timeout=plan.config.timeout,
-        temporary=files_of(share_of(plan.config.shard)).temporary,
+        temporary=partition_files(parse_partition(plan.config.shard)).temporary,
     )
 
 
@@ -132,9 +132,9 @@ def _execute_on(
     # With a time limit, which is a case's, a graph must not take much longer than its cases do; and
     # of workers that are still to come, it is not known what they hold.
     n_served = n_threads if timeout is None and client.nthreads() else 1
-    enough = enough_work(n_served, memory_limit(client, of=min))
-    lots = Lots(fitting.next, n_cases=n_cases, n_threads=n_threads, enough=enough)
-    ended = futures.execute(
+    enough = batch_work(n_served, memory_limit(client, of=min))
+    lots = Batcher(fitting.next, n_cases=n_cases, n_threads=n_threads, enough=enough)
+    ended = futures.run_graphs(
         client,
         lots.next,
         lambda lot: _graph(lot, target),
@@ -147,18 +147,18 @@ def _execute_on(
         for case, outcome in zip(lot, outcomes, strict=True):
             if isinstance(outcome, WorkerLost | OutOfMemory) and not lots.was_alone(lot):
                 # It may have been the victim of another.
-                lots.suspect(case)
+                lots.quarantine(case)
             elif isinstance(outcome, DiskFull):
                 yield case, outcome  # the rest had better know at once
             elif isinstance(outcome, CaseError) and len(lot) > 1:
                 # Whatever failed in company is tried by itself before it is said to have failed.
-                lots.singly(case)
+                lots.retry_alone(case)
             else:
                 yield case, outcome
     yield from fitting.too_large()
 
 
-def _outcomes(lot: Lot, result: object) -> list[Outcome]:
+def _outcomes(lot: CaseBatch, result: object) -> list[Outcome]:
     """Return what became of each case of a lot."""
     if isinstance(result, CaseError):
         return [result] * len(lot)
@@ -198,7 +198,8 @@ class _Fitting:
             if needed <= self._limit:
                 break
             failure = OutOfMemory(
-                f"needs {size(needed)} of memory, a worker may use {size(self._limit)}; "
+                f"needs {format_bytes(needed)} of memory, a worker may use "
+                f"{format_bytes(self._limit)}; "
                 "use fewer workers, or a machine with more memory"
             )
             self._too_large.append((case, as_case_error(failure, step="load")))
@@ -210,8 +211,8 @@ class _Fitting:
             yield self._too_large.popleft()
 
 
-def _graph(lot: Lot, target: Target) -> Delayed:
-    return case_graph(lot[0], target) if len(lot) == 1 else lot_graph(lot, target)
+def _graph(lot: CaseBatch, target: Target) -> Delayed:
+    return case_graph(lot[0], target) if len(lot) == 1 else batch_graph(lot, target)
 
 
 def _execute_here(next_case: NextCase, target: Target) -> Iterator[tuple[CasePlan, Outcome]]:

@@ -20,7 +20,7 @@ _AT_ONCE = 16_000_000
 _FOR_EVER = 1_000_000
 
 
-def strike(case_id: str) -> None:
+def inject(case_id: str) -> None:
     """Do what was asked for this case, most likely nothing."""
     wanted = _wanted().get(case_id)
     if wanted in _BY_NAME:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dask_slicer.cluster.client import count_threads
 from dask_slicer.cluster.local import tells_exits
 from dask_slicer.errors import CaseError
-from dask_slicer.execution.watchdog import LOST, Watch
+from dask_slicer.execution.watchdog import LOST, Watchdog
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _STEPS = ("load", "slice", "save")
 _MOST_ERRED = 200
 
 
-def execute(
+def run_graphs(
     client: Client,
     next_lot: Callable[[int], L | None],
     graph_of: Callable[[L], Delayed],
@@ -84,7 +84,7 @@ def execute(
     in_flight: dict[Future[Any], L] = {}
     # Without results: of one that is lost on its way and then fails, it would never tell.
     ended = as_completed(loop=client.loop)
-    watch = Watch(client, timeout)
+    watchdog = Watchdog(client, timeout)
     fetchers = ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="dask-slicer-fetch")
     erred = _Erred(client)
     try:
@@ -102,14 +102,14 @@ def execute(
                     del futures
             if not in_flight:
                 return
-            watch.look(in_flight)
+            watchdog.poll(in_flight)
             while not ended.has_ready():
                 with ended.thread_condition:
                     ended.thread_condition.wait(timeout=0.1)
-                signals.check()
-                watch.look(in_flight)
-            for future, result in _fetched(ended, watch, fetchers):
-                outcome = watch.outcome(future, result)
+                signals.raise_if_interrupted()
+                watchdog.poll(in_flight)
+            for future, result in _fetched(ended, watchdog, fetchers):
+                outcome = watchdog.resolve(future, result)
                 lot = in_flight.pop(future)
                 if isinstance(outcome, CaseError):
                     erred.keep_or_let_go(names_of(lot), future)
@@ -129,14 +129,14 @@ def _take(next_lot: Callable[[int], L | None], n_in_flight: int, most: int) -> l
 
 
 def _fetched(
-    ended: as_completed, watch: Watch, fetchers: Executor
+    ended: as_completed, watchdog: Watchdog, fetchers: Executor
 ) -> list[tuple[Future[Any], Any]]:
     """Return some graphs that have ended, and their results; what did not fail is released."""
     ready = [next(ended)]
     while ended.has_ready() and len(ready) < _FETCHED_AT_ONCE:
         ready.append(next(ended))
     fetched = []
-    for future, result in zip(ready, fetchers.map(watch.result, ready), strict=True):
+    for future, result in zip(ready, fetchers.map(watchdog.result, ready), strict=True):
         if result is LOST:  # with its worker, and made again
             ended.add(future)
             continue

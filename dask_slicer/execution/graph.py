@@ -12,17 +12,17 @@ from dask.delayed import Delayed, delayed
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.execution.tasks import (
-    Lot,
+    CaseBatch,
     Target,
+    load_batch,
     load_case,
-    load_lot,
+    save_batch,
     save_case,
-    save_lot,
+    slice_batch,
     slice_case,
-    slice_lot,
 )
-from dask_slicer.output.layout import files_of
-from dask_slicer.planning.plan import CasePlan, RunPlan, share_of
+from dask_slicer.output.layout import partition_files
+from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition
 
 
 def target_of(config: RunConfig, *, run_id: str = "") -> Target:
@@ -32,7 +32,7 @@ def target_of(config: RunConfig, *, run_id: str = "") -> Target:
         settings=config.slice_settings,
         run_id=run_id,
         fsync=config.fsync,
-        temporary=files_of(share_of(config.shard)).temporary,
+        temporary=partition_files(parse_partition(config.shard)).temporary,
     )
 
 
@@ -65,7 +65,7 @@ def case_graph(case: CasePlan, target: Target) -> Delayed:
     )
 
 
-def lot_graph(cases: Lot, target: Target) -> Delayed:
+def batch_graph(cases: CaseBatch, target: Target) -> Delayed:
     """Return one graph of three tasks for several cases, so small that one each were too many.
 
     A case that fails does not disturb the others.
@@ -83,9 +83,9 @@ def lot_graph(cases: Lot, target: Target) -> Delayed:
     """
     return _chain(
         f"{cases[0].case_id} / {len(cases) - 1} more",  # no case id holds a slash
-        partial(load_lot, cases, target),
-        partial(slice_lot, target=target),
-        partial(save_lot, cases=cases, target=target),
+        partial(load_batch, cases, target),
+        partial(slice_batch, target=target),
+        partial(save_batch, cases=cases, target=target),
     )
 
 
@@ -156,7 +156,7 @@ _PART_OF_MEMORY = 16
 _LOTS_PER_THREAD = 4
 
 
-def enough_work(n_threads: int, memory_limit: int | None) -> int:
+def batch_work(n_threads: int, memory_limit: int | None) -> int:
     """Return up to how much work cases are put together.
 
     Parameters
@@ -173,14 +173,14 @@ def enough_work(n_threads: int, memory_limit: int | None) -> int:
 
     Examples
     --------
-    >>> [enough_work(n, 2_000_000_000) // 1_000_000 for n in (1, 16, 64)]
+    >>> [batch_work(n, 2_000_000_000) // 1_000_000 for n in (1, 16, 64)]
     [8, 64, 125]
     """
     most = _MOST_WORK if memory_limit is None else min(_MOST_WORK, memory_limit // _PART_OF_MEMORY)
     return max(_LEAST_WORK, min(n_threads * _WORK_PER_THREAD, most))
 
 
-class Lots:
+class Batcher:
     """Deals out cases: a large one by itself, small ones together.
 
     Parameters
@@ -208,7 +208,7 @@ class Lots:
         self._suspected: set[str] = set()
         self._suspect_is_out = False
 
-    def next(self, n_in_flight: int = 0) -> Lot:
+    def next(self, n_in_flight: int = 0) -> CaseBatch:
         """Return the cases of the next graph, none when there are none at present.
 
         Parameters
@@ -223,21 +223,21 @@ class Lots:
         self._suspect_is_out = not lot and not n_in_flight and bool(self._suspects)
         return (self._suspects.popleft(),) if self._suspect_is_out else lot
 
-    def singly(self, case: CasePlan) -> None:
+    def retry_alone(self, case: CasePlan) -> None:
         """Deal a case again, in a graph of its own, now and later."""
         self._single.add(case.case_id)
         self._singly.append(case)
 
-    def suspect(self, case: CasePlan) -> None:
+    def quarantine(self, case: CasePlan) -> None:
         """Deal a case again when nothing else runs: what it does to others is then no question."""
         self._suspected.add(case.case_id)
         self._suspects.append(case)
 
-    def was_alone(self, lot: Lot) -> bool:
+    def was_alone(self, lot: CaseBatch) -> bool:
         """Return whether nothing else ran when a lot did."""
         return len(lot) == 1 and lot[0].case_id in self._suspected
 
-    def _next_lot(self) -> Lot:
+    def _next_lot(self) -> CaseBatch:
         if self._singly:
             return (self._singly.popleft(),)
         lot: list[CasePlan] = []

@@ -17,12 +17,12 @@ from dask_slicer.monitoring.events import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import write_first
 from dask_slicer.output.journal import History, Journal, histories
-from dask_slicer.output.layout import AGREEMENT, journals, journals_of_shares
+from dask_slicer.output.layout import PARTITION_PLAN, journals, partition_journals
 from dask_slicer.output.lock import locked, remove_stale_locks
-from dask_slicer.output.summary import sum_up
+from dask_slicer.output.summary import finalize
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
-from dask_slicer.utils.formatting import count, some
+from dask_slicer.utils.formatting import first_few, plural
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +78,13 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
     with locked(path) as notes:
         for note in notes:
             (observer or Observer()).note(note)
-        agreed = read_agreement(path)
+        agreed = read_partition_plan(path)
         config = directory.own_config(path) if agreed is None else agreed.config
         planned = directory.existing_splits(path) if agreed is None else agreed.cases
-        n_journals = len(journals_of_shares(path))
+        n_journals = len(partition_journals(path))
         failures = take_over(path)
         failures = [failure for failure in failures if failure.case_id in set(planned)]
-        tally = sum_up(
+        tally = finalize(
             config,
             failures,
             planned=planned,
@@ -93,7 +93,7 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
             slices_this_run=0,
             is_complete=False,
         )
-        forget_shares(path)
+        remove_partition_files(path)
     known = {*tally.case_names, *(failure.case_id for failure in failures)}
     return MergeReport(
         output_dir=str(path),
@@ -115,10 +115,10 @@ def take_over(output_dir: Path) -> list[FailedCase]:
     list of FailedCase
         Of cases that stand as they were written before: their scans were out of reach.
     """
-    if not journals_of_shares(output_dir):
+    if not partition_journals(output_dir):
         return []
     failures = []
-    layout.look_afresh(output_dir)
+    layout.refresh_listing(output_dir)
     on_disk = layout.find_entries(output_dir)
     with Journal(output_dir / layout.JOURNAL) as journal:
         for history in histories(journals(output_dir)):
@@ -133,9 +133,9 @@ def take_over(output_dir: Path) -> list[FailedCase]:
     return failures
 
 
-def forget_shares(output_dir: Path) -> None:
+def remove_partition_files(output_dir: Path) -> None:
     """Remove what shares wrote beside their slices; for whoever has taken it over."""
-    for path in (*journals_of_shares(output_dir), output_dir / layout.AGREEMENT):
+    for path in (*partition_journals(output_dir), output_dir / layout.PARTITION_PLAN):
         path.unlink(missing_ok=True)
     remove_stale_locks(output_dir)
 
@@ -157,7 +157,7 @@ _TRIES, _WAIT_SECONDS = 20, 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
+class PartitionPlan:
     """What the shares of an output agreed on.
 
     Attributes
@@ -177,7 +177,7 @@ class Agreement:
     n_modalities: int
 
 
-def agree(plan: RunPlan) -> Agreement:
+def record_plan(plan: RunPlan) -> PartitionPlan:
     """Return what the first of the shares wrote down; it may be this one.
 
     Raises
@@ -191,29 +191,29 @@ def agree(plan: RunPlan) -> Agreement:
         "splits": plan.splits,
         "n_modalities": plan.n_modalities,
     }
-    path = plan.config.output_dir / AGREEMENT
+    path = plan.config.output_dir / PARTITION_PLAN
     with suppress(FileExistsError):
         write_first(path, json.dumps(mine) + "\n")
-    found = read_agreement(plan.config.output_dir)
+    found = read_partition_plan(plan.config.output_dir)
     if found is None:
         raise OutputError(f"{path} has just been removed; run the same command again")
     _check_equal(found, plan)
     return found
 
 
-def check_agreement(plan: RunPlan) -> None:
+def check_partition_plan(plan: RunPlan) -> None:
     """Raise if shares have agreed on something else; write nothing.
 
     Raises
     ------
     OutputError
     """
-    found = read_agreement(plan.config.output_dir)
+    found = read_partition_plan(plan.config.output_dir)
     if found is not None:
         _check_equal(found, plan)
 
 
-def read_agreement(output_dir: Path) -> Agreement | None:
+def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
     """Return what shares agreed on, None where there are none that are not merged yet.
 
     Raises
@@ -221,7 +221,7 @@ def read_agreement(output_dir: Path) -> Agreement | None:
     OutputError
         If it is damaged.
     """
-    path = output_dir / AGREEMENT
+    path = output_dir / PARTITION_PLAN
     for number in range(_TRIES):
         try:
             return _understood(json.loads(path.read_text(encoding="utf-8")), output_dir)
@@ -236,8 +236,8 @@ def read_agreement(output_dir: Path) -> Agreement | None:
     return None
 
 
-def _understood(said: dict[str, Any], output_dir: Path) -> Agreement:
-    return Agreement(
+def _understood(said: dict[str, Any], output_dir: Path) -> PartitionPlan:
+    return PartitionPlan(
         config=build_config({"output_dir": output_dir}, base=said["config"]),  # wherever it is now
         cases=tuple(said["cases"]),
         splits=dict(said["splits"]),
@@ -245,7 +245,7 @@ def _understood(said: dict[str, Any], output_dir: Path) -> Agreement:
     )
 
 
-def _check_equal(found: Agreement, plan: RunPlan) -> None:
+def _check_equal(found: PartitionPlan, plan: RunPlan) -> None:
     output_dir = plan.config.output_dir
     changed = changed_settings(found.config, plan.config, also=_ALSO_EQUAL)
     if changed:
@@ -255,7 +255,7 @@ def _check_equal(found: Agreement, plan: RunPlan) -> None:
         )
     mine = [case.case_id for case in plan.cases]
     differences = [
-        f"{count(len(names), 'case')} {how} ({some(names)})"
+        f"{plural(len(names), 'case')} {how} ({first_few(names)})"
         for how, names in (
             ("more", _without(mine, found.cases)),
             ("fewer", _without(found.cases, mine)),

@@ -16,26 +16,26 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, as_case_error
 from dask_slicer.execution.executor import Execute, check_report_place, executor
 from dask_slicer.execution.partitions import (
-    Agreement,
-    agree,
-    check_agreement,
-    forget_shares,
+    PartitionPlan,
+    check_partition_plan,
+    record_plan,
+    remove_partition_files,
     take_over,
 )
 from dask_slicer.execution.prepare import prepare_plan
-from dask_slicer.execution.resume import Earlier, out_of_reach
+from dask_slicer.execution.resume import EarlierRuns, unreadable
 from dask_slicer.monitoring.events import Observer, RunReport
-from dask_slicer.monitoring.publisher import Telling
+from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import Journal
-from dask_slicer.output.layout import files_of, journals_of_shares
+from dask_slicer.output.layout import partition_files, partition_journals
 from dask_slicer.output.lock import locked
-from dask_slicer.output.summary import sum_up
+from dask_slicer.output.summary import finalize
 from dask_slicer.planning.estimate import output_bytes
-from dask_slicer.planning.plan import CasePlan, RunPlan, Share, share_of
+from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, parse_partition
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.utils import signals
-from dask_slicer.utils.formatting import count, size
+from dask_slicer.utils.formatting import format_bytes, plural
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -70,11 +70,11 @@ def run(
     KeyboardInterrupt
         After what was done has been made usable and reported; the same call continues.
     """
-    telling = Telling(observer or Observer())
+    telling = ProgressPublisher(observer or Observer())
     started = time.monotonic()
     check_report_place(config.performance_report)
     directory.existing_config(config.output_dir)  # refused before there is a lock in it
-    share = share_of(config.shard)
+    share = parse_partition(config.shard)
     with locked(config.output_dir, share) as notes:
         plan = prepare_plan(config)
         if plan.problems:
@@ -90,13 +90,13 @@ class _Run:
 
     plan: RunPlan
     client: Client | None
-    observer: Telling
+    observer: ProgressPublisher
     started: float
-    share: Share | None
+    share: Partition | None
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    earlier: Earlier = field(init=False)
+    earlier: EarlierRuns = field(init=False)
     has_started: bool = False
-    out_of_reach: set[str] = field(default_factory=set)
+    unreadable: set[str] = field(default_factory=set)
     unjournaled: list[FailedCase] = field(default_factory=list)
     failed: list[FailedCase] = field(default_factory=list)
     n_skipped: int = 0
@@ -105,7 +105,7 @@ class _Run:
     n_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self.earlier = Earlier(self.plan, self.share)
+        self.earlier = EarlierRuns(self.plan, self.share)
 
     def execute(self) -> RunReport:
         try:
@@ -128,11 +128,11 @@ class _Run:
         return report
 
     def _settle_and_run(self) -> None:
-        signals.check()
+        signals.raise_if_interrupted()
         config = self.plan.config
         if self.share is not None:
-            check_agreement(self.plan)
-        done = {} if config.overwrite else self.earlier.done()
+            check_partition_plan(self.plan)
+        done = {} if config.overwrite else self.earlier.completed()
         todo = [case for case in self.plan.selected if case.case_id not in done]
         self.n_skipped = len(self.plan.selected) - len(todo)
         # The largest first: begun last, one of them would be waited for in the end.
@@ -144,37 +144,37 @@ class _Run:
             self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
         ) as execute:
             # Cases of a share that disagrees may be those of another.
-            agreed = None if self.share is None else agree(self.plan)
+            agreed = None if self.share is None else record_plan(self.plan)
             self.has_started = True
             if config.overwrite:
                 self._clear()
-            elif self.share is None and journals_of_shares(config.output_dir):
+            elif self.share is None and partition_journals(config.output_dir):
                 take_over(config.output_dir)
-                forget_shares(config.output_dir)
+                remove_partition_files(config.output_dir)
                 self.observer.note("took over what shares wrote and was not merged yet")
             self._start(agreed)
-            path = config.output_dir / files_of(self.share).journal
+            path = config.output_dir / partition_files(self.share).journal
             with Journal(path, fsync=config.fsync) as journal:
                 for record in filter(None, done.values()):
                     journal.append(replace(record, at=0.0))
-                known = self.earlier.known()
-                self.out_of_reach = out_of_reach(todo, known)
-                gone = {case.case_id for case in todo} - self.out_of_reach
-                stuck = self.earlier.clear_away(gone, known, journal, self.observer)
+                known = self.earlier.journaled()
+                self.unreadable = unreadable(todo, known)
+                gone = {case.case_id for case in todo} - self.unreadable
+                stuck = self.earlier.remove_outdated(gone, known, journal, self.observer)
                 self.observer.planned(self.plan, todo=todo, skipped=self.n_skipped)
                 self._run_cases(todo, queue, stuck, execute, journal)
 
     def _clear(self) -> None:
         if lost := self.earlier.lost_by_overwriting():
             self.observer.note(
-                f"--overwrite removed {count(lost, 'case')} that this command does not write"
+                f"--overwrite removed {plural(lost, 'case')} that this command does not write"
             )
         directory.clear(self.plan.config.output_dir)
 
-    def _start(self, agreed: Agreement | None) -> None:
-        own = files_of(self.share)
+    def _start(self, agreed: PartitionPlan | None) -> None:
+        own = partition_files(self.share)
         if agreed is None:
-            forget_shares(self.plan.config.output_dir)
+            remove_partition_files(self.plan.config.output_dir)
             directory.start(self.plan.config, self.plan.splits, temporary=own.temporary)
         else:
             directory.start(agreed.config, agreed.splits, temporary=own.temporary)
@@ -193,9 +193,9 @@ class _Run:
         without_room: list[CasePlan] = []
         for case in todo:
             if case.problem is not None:
-                if case.case_id in self.out_of_reach and self.share is None:
+                if case.case_id in self.unreadable and self.share is None:
                     self.unjournaled.append(case.problem)  # what was written still counts
-                    self.observer.ended(case.problem)
+                    self.observer.case_finished(case.problem)
                 else:
                     self._record(case.problem, journal)
             elif case.case_id in stuck:
@@ -230,8 +230,8 @@ class _Run:
         if without_room:
             needed = sum(output_bytes(case, config)[1] for case in without_room)
             self.observer.note(
-                f"the disk is full: {count(len(without_room), 'case')} not written, which need "
-                f"about {size(needed)}; make room, and the same command continues"
+                f"the disk is full: {plural(len(without_room), 'case')} not written, which need "
+                f"about {format_bytes(needed)}; make room, and the same command continues"
             )
 
     def _check(self, case: CasePlan, run_id: str) -> None:
@@ -243,7 +243,7 @@ class _Run:
 
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed half way through moving its files into their place.
-        self.earlier.remove(layout.entries_of(case, self.plan.config))
+        self.earlier.remove(layout.case_entries(case, self.plan.config))
         record = FailedCase(
             case_id=case.case_id,
             step=failure.step,
@@ -276,8 +276,8 @@ class _Run:
             _LOG.error("case %s: %s: %s", record.case_id, record.kind, record.message)
             if record.details:
                 _LOG.debug("case %s: %s", record.case_id, record.details)
-        self.observer.ended(record)
-        signals.check()
+        self.observer.case_finished(record)
+        signals.raise_if_interrupted()
 
     def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
         """Write what is said of the whole, if a run has begun there; return the report."""
@@ -315,7 +315,7 @@ class _Run:
 
     def _sum_up(self, failures: list[FailedCase], elapsed: float) -> None:
         """Write index, failures and summary from the journal, whose failures are added."""
-        sum_up(
+        finalize(
             self.plan.config,
             failures,
             planned={case.case_id for case in self.plan.cases},
@@ -325,12 +325,12 @@ class _Run:
             is_complete=not self._remaining,
         )
 
-    def _tidy(self, share: Share) -> None:
+    def _tidy(self, share: Partition) -> None:
         """Remove what this share leaves that is of no use to anyone."""
         output_dir = self.plan.config.output_dir
         if self._remaining:
             self.earlier.remove_uncommitted()
-        shutil.rmtree(output_dir / files_of(share).temporary, ignore_errors=True)
-        journal = output_dir / files_of(share).journal
+        shutil.rmtree(output_dir / partition_files(share).temporary, ignore_errors=True)
+        journal = output_dir / partition_files(share).journal
         if journal.exists() and not journal.stat().st_size:
             journal.unlink()  # no case was left for it: there is nothing to merge

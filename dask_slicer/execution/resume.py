@@ -9,16 +9,16 @@ from dask_slicer.errors import CaseError
 from dask_slicer.monitoring.events import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import History, Journal, histories
-from dask_slicer.output.layout import files_of, journals
-from dask_slicer.planning.plan import CasePlan, RunPlan, Share
+from dask_slicer.output.layout import journals, partition_files
+from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
 from dask_slicer.records import CommittedCase, RemovedCase
-from dask_slicer.utils.formatting import count, some
+from dask_slicer.utils.formatting import first_few, plural
 
 # Failures that say nothing about what an earlier run wrote.
 _OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
 
 
-def out_of_reach(todo: Iterable[CasePlan], known: Mapping[str, bool]) -> set[str]:
+def unreadable(todo: Iterable[CasePlan], known: Mapping[str, bool]) -> set[str]:
     """Return the cases that are written, and whose scans cannot be read at present."""
     return {
         case.case_id
@@ -28,16 +28,16 @@ def out_of_reach(todo: Iterable[CasePlan], known: Mapping[str, bool]) -> set[str
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class EarlierRuns:
     """The output that a run, or a share of one, goes into.
 
     A share sees what all journals say, and touches nothing of cases that are not its own.
     """
 
     plan: RunPlan
-    share: Share | None
+    share: Partition | None
 
-    def done(self) -> dict[str, CommittedCase | None]:
+    def completed(self) -> dict[str, CommittedCase | None]:
         """Return the cases that are written as this plan would write them, by whomever.
 
         With the record that is to be said again, where a failure was the last word.
@@ -54,7 +54,7 @@ class Earlier:
                     break
         return done
 
-    def known(self) -> dict[str, bool]:
+    def journaled(self) -> dict[str, bool]:
         """Return of which cases the journals know, and whether these are written."""
         return {
             history.case_id: bool(history.committed)
@@ -70,7 +70,7 @@ class Earlier:
             for history in self._histories()
         )
 
-    def clear_away(
+    def remove_outdated(
         self,
         gone: Collection[str],
         known: Mapping[str, bool],
@@ -102,11 +102,11 @@ class Earlier:
         if self.plan.config.prune and left_over:
             # Files of no known case are what a killed run left of one that is gone since.
             gone |= set(left_over) | (on_disk.keys() - planned)
-            observer.note(f"removed {count(len(left_over), 'case')} not in the dataset")
+            observer.note(f"removed {plural(len(left_over), 'case')} not in the dataset")
         elif left_over and self.share is None:
             observer.note(
-                f"{count(len(left_over), 'case')} of earlier runs not in this dataset: "
-                f"{some(left_over)}; kept, --prune removes them"
+                f"{plural(len(left_over), 'case')} of earlier runs not in this dataset: "
+                f"{first_few(left_over)}; kept, --prune removes them"
             )
         forgotten = gone & committed
         if self.plan.config.prune:
@@ -128,8 +128,10 @@ class Earlier:
 
     def remove(self, entries: Iterable[str]) -> CaseError | None:
         """Remove entries of a case; return why that is not possible."""
-        temporary = files_of(self.share).temporary
-        return directory.take_away(self.plan.config.output_dir, entries, temporary=temporary)
+        temporary = partition_files(self.share).temporary
+        return directory.remove_case_files(
+            self.plan.config.output_dir, entries, temporary=temporary
+        )
 
     def _histories(self) -> Iterator[History]:
         return histories(journals(self.plan.config.output_dir))

@@ -25,7 +25,7 @@ from dask_slicer.execution import faults
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.output.atomic import move, remove_whole
 from dask_slicer.output.formats import write_case
-from dask_slicer.output.layout import entry_names, place_of
+from dask_slicer.output.layout import entry_names, split_folder
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
 
@@ -61,7 +61,7 @@ def load_case(case: CasePlan, target: Target) -> Timed[Volume]:
     """
     seconds: dict[str, float] = {}
     with _step("load", seconds, target.run_id):
-        faults.strike(case.case_id)
+        faults.inject(case.case_id)
         volume = load_volume(case.case, target.settings.plane)
     return Timed(made=volume, seconds=seconds)
 
@@ -108,7 +108,7 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
             raise MissingFile(
                 f"{output_dir}: the output directory is not to be seen from {socket.gethostname()}"
             )
-        place = output_dir / place_of(case, target.settings)
+        place = output_dir / split_folder(case, target.settings)
         aside.mkdir(parents=True, exist_ok=True)
         place.mkdir(parents=True, exist_ok=True)
         moved: list[Path] = []
@@ -146,12 +146,12 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
     )
 
 
-def load_lot(cases: Lot, target: Target) -> list[Timed[Volume] | CaseError]:
+def load_batch(cases: CaseBatch, target: Target) -> list[Timed[Volume] | CaseError]:
     """Return what `load_case` returns for each case, or raises: the others go on."""
     return [_or_failure(load_case, case, target) for case in cases]
 
 
-def slice_lot(
+def slice_batch(
     loaded: list[Timed[Volume] | CaseError], target: Target
 ) -> list[Timed[SliceStack] | CaseError]:
     """Return what `slice_case` makes of each case that could be loaded."""
@@ -161,8 +161,8 @@ def slice_lot(
     ]
 
 
-def save_lot(
-    sliced: list[Timed[SliceStack] | CaseError], cases: Lot, target: Target
+def save_batch(
+    sliced: list[Timed[SliceStack] | CaseError], cases: CaseBatch, target: Target
 ) -> list[CommittedCase | CaseError]:
     """Return what `save_case` makes of each case that could be sliced."""
     return [
@@ -214,4 +214,4 @@ def _fsync_names(paths: Iterable[Path], output_dir: Path) -> None:
             os.close(descriptor)
 
 
-Lot = tuple[CasePlan, ...]
+CaseBatch = tuple[CasePlan, ...]

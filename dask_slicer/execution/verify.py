@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dask_slicer.cluster.preflight import Needs
+from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import CaseError, OutputError, as_case_error
 from dask_slicer.execution.graph import compute_here, target_of, verify_graph
@@ -27,7 +27,7 @@ from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.events import Observer
 from dask_slicer.output import formats, layout
 from dask_slicer.output.checks import (
-    Finding,
+    Issue,
     check_case,
     check_whole,
     compare_slices,
@@ -75,7 +75,7 @@ class VerifyReport:
     n_derived: int
     n_missing: int
     n_failed: int
-    findings: tuple[Finding, ...]
+    findings: tuple[Issue, ...]
     forgotten: tuple[str, ...]
     elapsed_seconds: float
 
@@ -91,7 +91,7 @@ def verify(
     dashboard_address: str = "127.0.0.1:8787",
     client: Client | None = None,
     observer: Observer | None = None,
-    on_case: Callable[[CommittedCase, int, Sequence[Finding]], None] = lambda *_: None,
+    on_case: Callable[[CommittedCase, int, Sequence[Issue]], None] = lambda *_: None,
 ) -> VerifyReport:
     """Check every file of an output against the journal; change nothing, unless it is to repair.
 
@@ -155,7 +155,7 @@ def verify(
                 config,
                 len(records),
                 peak_bytes=max((record.n_bytes for record in records), default=0),
-                needs=Needs(
+                needs=Requirements(
                     output_dir=output.path, input_file=str(output.path / CONFIG), temporary=""
                 ),
                 client=client,
@@ -163,7 +163,7 @@ def verify(
             )
         )
 
-        def check_of(record: CommittedCase) -> Callable[[], list[Finding]]:
+        def check_of(record: CommittedCase) -> Callable[[], list[Issue]]:
             plan, slices = plans.get(record.case_id), drawn.get(record.case_id, ())
             return partial(_check, record, plan, target, tuple(slices))
 
@@ -209,8 +209,8 @@ def _drawn(records: Sequence[CommittedCase], n: int, seed: int) -> dict[str, lis
 def _checked(
     client: Client | None,
     queue: deque[CommittedCase],
-    check_of: Callable[[CommittedCase], Callable[[], list[Finding]]],
-) -> Iterator[tuple[CommittedCase, list[Finding]]]:
+    check_of: Callable[[CommittedCase], Callable[[], list[Issue]]],
+) -> Iterator[tuple[CommittedCase, list[Issue]]]:
     """Yield cases with what was found."""
     # Another output of the same dataset may be checked on the same scheduler at the same time.
     own = uuid.uuid4().hex[:8]
@@ -225,7 +225,7 @@ def _checked(
         return
     from dask_slicer.execution import futures
 
-    for record, found in futures.execute(
+    for record, found in futures.run_graphs(
         client, lambda _: queue.popleft() if queue else None, graph_of
     ):
         if isinstance(found, CaseError):
@@ -235,7 +235,7 @@ def _checked(
 
 def _check(
     record: CommittedCase, case: CasePlan | None, target: Target, drawn: tuple[int, ...]
-) -> list[Finding]:
+) -> list[Issue]:
     """Return what is wrong with a case; runs on a worker."""
     output_dir = Path(target.output_dir)
     found = check_case(output_dir, record, target.settings)
@@ -246,7 +246,7 @@ def _check(
     where = place if record.files else f"{place}/{record.case_id}"
     if case is None or _has_changed(case, record):
         said = f"cannot be made again: {_why(case)}"
-        return [Finding(case_id=record.case_id, path=where, message=said, is_damage=False)]
+        return [Issue(case_id=record.case_id, path=where, message=said, is_damage=False)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
             stack = slice_case(load_case(case, target), target).made
@@ -256,7 +256,7 @@ def _check(
     except (CaseError, OSError) as error:
         return [not_checked(record.case_id, as_case_error(error, step="load"))]
     return [
-        Finding(case_id=record.case_id, path=where, message=f"slice {slice_index} {message}")
+        Issue(case_id=record.case_id, path=where, message=f"slice {slice_index} {message}")
         for slice_index, message in wrong
     ]
 
@@ -275,7 +275,7 @@ def _why(case: CasePlan | None) -> str:
 
 
 def _forget(
-    output_dir: Path, records: Sequence[CommittedCase], findings: Sequence[Finding]
+    output_dir: Path, records: Sequence[CommittedCase], findings: Sequence[Issue]
 ) -> tuple[str, ...]:
     """Remove cases that are damaged from journal and disk, and files too many; return which."""
     bad = sorted({finding.case_id for finding in findings if finding.is_damage} - {""})

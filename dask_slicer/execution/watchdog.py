@@ -24,7 +24,7 @@ from dask_slicer.errors import (
     as_case_error,
 )
 from dask_slicer.utils import system
-from dask_slicer.utils.formatting import count
+from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
     from distributed import Client, Future, Scheduler
@@ -65,7 +65,7 @@ class _Running(NamedTuple):
 
 
 @dataclass(slots=True)
-class Watch:
+class Watchdog:
     """Looks after what is in flight: stops what takes too long, notices when nothing happens.
 
     Attributes
@@ -86,7 +86,7 @@ class Watch:
     def __post_init__(self) -> None:
         self._address = address(self.client)
 
-    def look(self, in_flight: Iterable[Future[Any]]) -> None:
+    def poll(self, in_flight: Iterable[Future[Any]]) -> None:
         """Look what runs, if it is time to.
 
         Raises
@@ -111,7 +111,7 @@ class Watch:
         elif now - self._last_sign_of_life > _STALLED_SECONDS:
             raise SchedulerError(
                 f"nothing has run for {_STALLED_SECONDS:.0f} s; the scheduler has "
-                f"{count(len(self.client.nthreads()), 'worker')}"
+                f"{plural(len(self.client.nthreads()), 'worker')}"
             )
         if self.timeout is None:
             return
@@ -150,7 +150,7 @@ class Watch:
         except Exception:
             return LOST
 
-    def outcome(self, future: Future[Any], result: Any) -> Any:
+    def resolve(self, future: Future[Any], result: Any) -> Any:
         """Return what a graph that has ended came to, of its result as `result` returned it.
 
         Raises

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from dask_slicer.cluster.preflight import Needs, check
-from dask_slicer.cluster.rpc import deaf_to_ctrl_c
+from dask_slicer.cluster.preflight import Requirements, run_preflight
+from dask_slicer.cluster.rpc import workers_ignore_sigint
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution import tasks
 from dask_slicer.monitoring.events import Observer
-from dask_slicer.output.layout import shares_with_lock
+from dask_slicer.output.layout import locked_partitions
 from dask_slicer.utils import system
-from dask_slicer.utils.formatting import count, size
+from dask_slicer.utils.formatting import format_bytes, plural
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -39,7 +39,7 @@ def workers(
     n_cases: int,
     *,
     peak_bytes: int,
-    needs: Needs,
+    needs: Requirements,
     client: Client | None,
     observer: Observer,
 ) -> Iterator[Client | None]:
@@ -103,7 +103,7 @@ def workers(
         if in_jobs:
             jobqueue.wait_for_workers(place.client, observer.note)
         if not is_local:
-            check(
+            run_preflight(
                 place.client,
                 needs,
                 observer.note,
@@ -111,7 +111,7 @@ def workers(
                 upload=config.upload_code,
             )
         if client is not None:
-            stack.enter_context(deaf_to_ctrl_c(client))
+            stack.enter_context(workers_ignore_sigint(client))
         if config.performance_report is not None:
             stack.enter_context(performance_report(place.client, config.performance_report))
         yield place.client
@@ -140,7 +140,7 @@ def _on_scheduler(config: RunConfig, observer: Observer) -> Iterator[_Place]:
     )
 
     with remote.remote_client(config, observer.note) as client:
-        threads = count(count_threads(client), "thread")
+        threads = plural(count_threads(client), "thread")
         where = f"on {threads} of {address(client)}"
         yield _Place(client, where, dashboard_link(client))
 
@@ -154,7 +154,8 @@ def _in_jobs(
     memory = config.memory // config.cores
     if memory < peak_bytes:
         observer.note(
-            f"a case may need {size(peak_bytes)} of memory, a worker has {size(memory)}; "
+            f"a case may need {format_bytes(peak_bytes)} of memory, a worker has "
+            f"{format_bytes(memory)}; "
             f"--memory {math.ceil(peak_bytes * config.cores / 1e9)}GB fits"
         )
     n_jobs = min(config.jobs, math.ceil(n_cases / config.cores))
@@ -164,10 +165,10 @@ def _in_jobs(
         n_jobs=n_jobs,
         dashboard_address=config.dashboard_address,
         output_dir=config.output_dir,
-        keep_logs=bool(shares_with_lock(config.output_dir)),
+        keep_logs=bool(locked_partitions(config.output_dir)),
         note=observer.note,
     ) as client:
-        where = f"in {count(n_jobs, 'job')} of {config.cluster}{each}"
+        where = f"in {plural(n_jobs, 'job')} of {config.cluster}{each}"
         yield _Place(client, where, jobqueue.dashboard_link(client, config.dashboard_address))
 
 
@@ -207,7 +208,7 @@ def _here(config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer) 
         dashboard_address=config.dashboard_address,
         imported=["dask_slicer.output.formats.zarr_writer"] if config.format == "zarr" else [],
     ) as client:
-        yield _Place(client, f"on {count(n_workers, 'worker')}", dashboard_link(client))
+        yield _Place(client, f"on {plural(n_workers, 'worker')}", dashboard_link(client))
 
 
 def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
@@ -219,13 +220,14 @@ def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -
         wanted = system.cpu_count()
         if fitting < min(wanted, n_cases):
             observer.note(
-                f"{fitting} of {wanted} CPUs are used: memory of {size(memory)} holds no more "
-                f"cases of {size(peak)}"
+                f"{fitting} of {wanted} CPUs are used: memory of {format_bytes(memory)} holds no "
+                "more "
+                f"cases of {format_bytes(peak)}"
             )
             wanted = fitting
     elif fitting < min(wanted, n_cases):
         observer.note(
-            f"{wanted} workers may need {size(wanted * peak)} of memory, there is "
-            f"{size(memory)}; --num_workers {fitting} fits"
+            f"{wanted} workers may need {format_bytes(wanted * peak)} of memory, there is "
+            f"{format_bytes(memory)}; --num_workers {fitting} fits"
         )
     return max(min(wanted, n_cases), 1)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dask_slicer.utils.formatting import count
-from dask_slicer.utils.repr_html import _MOST_ROWS, card, facts
+from dask_slicer.utils.formatting import plural
+from dask_slicer.utils.repr_html import _MOST_ROWS, html_card, html_facts
 
 if TYPE_CHECKING:
     pass
@@ -152,11 +152,11 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
 
 def case_card(case: Case) -> str:
     """Return a case as HTML."""
-    return card(f"Case {case.case_id}", facts(_files(case)))
+    return html_card(f"Case {case.case_id}", html_facts(_files(case)))
 
 
 def _files(case: Case) -> list[tuple[str, object]]:
     images = [("image", path) for path in case.images[:_MOST_ROWS]]
     more = len(case.images) - _MOST_ROWS
-    rest = [("", f"… and {count(more, 'more image')}")] if more > 0 else []
+    rest = [("", f"… and {plural(more, 'more image')}")] if more > 0 else []
     return [*images, *rest, ("label", case.label or "none")]

@@ -13,7 +13,7 @@ from dask_slicer.records import CommittedCase, FailedCase
 
 
 @dataclass(slots=True)
-class Tally:
+class ProgressCounter:
     """Counts cases as they end; may be read by another thread meanwhile.
 
     Attributes

@@ -9,7 +9,7 @@ from dask_slicer import records
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.utils import repr_html
-from dask_slicer.utils.formatting import count, duration, size
+from dask_slicer.utils.formatting import format_bytes, format_time, plural
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +19,14 @@ class RunReport:
     Attributes
     ----------
     output_dir : str
-    n_committed, n_skipped : int
-        Cases written by this run, and found already written.
-    n_slices, n_bytes : int
-        Written by this run.
+    n_committed : int
+        Cases that this run wrote.
+    n_skipped : int
+        Cases that an earlier run wrote.
+    n_slices : int
+        Slices that this run wrote.
+    n_bytes : int
+        Bytes that this run wrote.
     remaining : int
         Cases that this run was about and that are still not written, failed ones included.
     failures : tuple of FailedCase
@@ -51,7 +55,7 @@ class RunReport:
         failed = f", {len(self.failures)} failed" if self.failures else ""
         how = ", interrupted" if self.interrupted else ", stopped" if self.stopped else ""
         return (
-            f"RunReport({count(self.n_slices, 'slice')} of {count(self.n_committed, 'case')} "
+            f"RunReport({plural(self.n_slices, 'slice')} of {plural(self.n_committed, 'case')} "
             f"written{skipped}{failed}, {self.remaining} remaining{how}, to {self.output_dir!r})"
         )
 
@@ -60,13 +64,13 @@ class RunReport:
         rows = [
             (
                 "written",
-                f"{count(self.n_slices, 'slice')} of {count(self.n_committed, 'case')}, "
-                f"{size(self.n_bytes)}",
+                f"{plural(self.n_slices, 'slice')} of {plural(self.n_committed, 'case')}, "
+                f"{format_bytes(self.n_bytes)}",
             ),
-            ("written before", count(self.n_skipped, "case")),
-            ("failed", count(len(self.failures), "case")),
-            ("not written", count(self.remaining, "case")),
-            ("took", f"{duration(self.elapsed_seconds)}, {rate:.0f} slices/s"),
+            ("written before", plural(self.n_skipped, "case")),
+            ("failed", plural(len(self.failures), "case")),
+            ("not written", plural(self.remaining, "case")),
+            ("took", f"{format_time(self.elapsed_seconds)}, {rate:.0f} slices/s"),
             ("output", self.output_dir),
         ]
         if self.share:
@@ -74,7 +78,9 @@ class RunReport:
         if self.stopped:
             rows.append(("stopped", self.stopped))
         title = "Run, interrupted: the same call continues" if self.interrupted else "Run"
-        return repr_html.card(title, repr_html.facts(rows), records.failure_table(self.failures))
+        return repr_html.html_card(
+            title, repr_html.html_facts(rows), records.failure_table(self.failures)
+        )
 
 
 class Observer:
@@ -92,7 +98,7 @@ class Observer:
     def note(self, text: str) -> None:
         """Take note of something the user should know."""
 
-    def ended(self, record: CommittedCase | FailedCase) -> None:
+    def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Take note of a case that ended."""
 
     def finished(self, report: RunReport) -> None:

@@ -12,14 +12,14 @@ from html import escape
 from types import TracebackType
 from typing import Any, Self
 
-from dask_slicer.monitoring.counter import Tally
+from dask_slicer.monitoring.counter import ProgressCounter
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.links import proxied, ways_to_see
 from dask_slicer.monitoring.tables import progress_words
 from dask_slicer.monitoring.terminal import report_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
-from dask_slicer.utils.formatting import count
+from dask_slicer.utils.formatting import plural
 
 # Between two drawings, in seconds; without news, as time goes by.
 _EVERY, _AT_LEAST_EVERY = 0.25, 1.0
@@ -51,7 +51,7 @@ class RunProgress(Observer):
         self._ways: list[str] = []
         self._notes: list[str] = []
         self._failures: list[FailedCase] = []
-        self._tally = Tally()
+        self._tally = ProgressCounter()
 
     def connected(self, dashboard: str, where: str) -> None:
         """Keep where it runs, and how to get to its dashboard."""
@@ -72,7 +72,7 @@ class RunProgress(Observer):
         """Keep what the user should know."""
         self._notes.append(text)
 
-    def ended(self, record: CommittedCase | FailedCase) -> None:
+    def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Count a case."""
         self._tally.count(record)
         if isinstance(record, FailedCase):
@@ -102,7 +102,7 @@ class RunProgress(Observer):
         lines = self._ways + [f"Note: {note}" for note in self._notes[-_MOST_LINES:]]
         lines += [f"Failed: {failure_line(one)}" for one in self._failures[:_MOST_LINES]]
         if (more := len(self._failures) - _MOST_LINES) > 0:
-            lines.append(f"… and {count(more, 'more failed case')}")
+            lines.append(f"… and {plural(more, 'more failed case')}")
         if self.report is not None and self.report.stopped:
             lines.append(f"Error: {self.report.stopped}")
         said = "".join(f"<div>{_cut(line)}</div>" for line in lines)

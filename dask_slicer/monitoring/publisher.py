@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.monitoring.counter import Tally
+from dask_slicer.monitoring.counter import ProgressCounter
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.state import (
     TOPIC,
@@ -25,7 +25,7 @@ from dask_slicer.monitoring.state import (
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase
-from dask_slicer.utils.formatting import one_line
+from dask_slicer.utils.formatting import escape_line
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -43,7 +43,7 @@ _MOST_SLOW = 5
 _LAST_SECONDS = 2.0
 
 
-class Telling(Observer):
+class ProgressPublisher(Observer):
     """Passes on what happens to an observer, and tells the scheduler, where there is one.
 
     The run's own thread only counts. Another tells the sums, and waits for the scheduler in its
@@ -58,7 +58,7 @@ class Telling(Observer):
         self._observer = observer
         self._over = threading.Event()
         self._ending = ""
-        self._tally = Tally()
+        self._tally = ProgressCounter()
         self._n_bytes_in = 0
         self._splits: dict[str, SplitState] = {}
         self._kinds: dict[str, int] = {}
@@ -67,11 +67,11 @@ class Telling(Observer):
         self._failures: deque[FailedCase] = deque(maxlen=_MOST_FAILURES)
 
     @contextmanager
-    def through(self, client: Client, *, run_id: str, output_dir: str) -> Iterator[None]:
+    def publishing_to(self, client: Client, *, run_id: str, output_dir: str) -> Iterator[None]:
         """Tell a client's scheduler how the run stands, until the block is left."""
         known = {
             "run_id": run_id,
-            "output_dir": one_line(output_dir),
+            "output_dir": escape_line(output_dir),
             "host": socket.gethostname(),
             "process": str(os.getpid()),
             "client": client.id,
@@ -111,7 +111,7 @@ class Telling(Observer):
         """Pass it on."""
         self._observer.note(text)
 
-    def ended(self, record: CommittedCase | FailedCase) -> None:
+    def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Count a case, and pass it on."""
         self._tally.count(record)
         if isinstance(record, CommittedCase):
@@ -120,7 +120,7 @@ class Telling(Observer):
             self._kinds[record.kind] = self._kinds.get(record.kind, 0) + 1
             self._count(record.case_id, n_failed=1)
             self._failures.append(record)
-        self._observer.ended(record)
+        self._observer.case_finished(record)
 
     def finished(self, report: RunReport) -> None:
         """Pass it on."""
@@ -131,7 +131,7 @@ class Telling(Observer):
             self._n_bytes_in += self._todo[record.case_id].file_bytes
         self._count(record.case_id, n_done=1, n_slices=len(record.slices))
         steps = {step: record.seconds.get(step, 0.0) for step in ("load", "slice", "save")}
-        took = SlowCase(case_id=one_line(record.case_id), **steps)
+        took = SlowCase(case_id=escape_line(record.case_id), **steps)
         slowest = sorted((*self._slowest, took), key=lambda one: -one.seconds)
         self._slowest = tuple(slowest[:_MOST_SLOW])
 
@@ -179,7 +179,7 @@ class Telling(Observer):
 def _failure(record: FailedCase, run_id: str) -> FailureEvent:
     return FailureEvent(
         run_id=run_id,
-        case_id=one_line(record.case_id),
+        case_id=escape_line(record.case_id),
         step=record.step,
         kind=record.kind,
         message=record.message,

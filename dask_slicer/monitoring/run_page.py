@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from tornado.web import RequestHandler
 
-from dask_slicer.monitoring.snapshot import Heard, look_around, with_gone, worker_view
+from dask_slicer.monitoring.snapshot import EventLog, scheduler_snapshot, with_gone, worker_info
 from dask_slicer.monitoring.tables import content
 
 # Nothing from elsewhere, whatever a case is called.
@@ -33,18 +33,18 @@ _ANSWER_SECONDS = 0.5
 class _Known:
     """What was found on a scheduler so far; its log of events is read once."""
 
-    heard: Heard = field(default_factory=Heard)
+    heard: EventLog = field(default_factory=EventLog)
     until: float = 0.0
     answer: dict[str, Any] = field(default_factory=dict)
     answered_at: float = -math.inf
 
-    def look(self, scheduler: Any) -> None:
+    def refresh(self, scheduler: Any) -> None:
         """Bring the answer up to date."""
-        seen = look_around(self.until, scheduler)
+        seen = scheduler_snapshot(self.until, scheduler)
         for at, told in seen["events"]:
-            self.heard.hear(at, told)
+            self.heard.add(at, told)
             self.until = at
-        workers = with_gone((), [worker_view(one) for one in seen["workers"]], passed=0.0)
+        workers = with_gone((), [worker_info(one) for one in seen["workers"]], passed=0.0)
         self.answer = content(
             self.heard.view(
                 time.time(), seen["clients"], workers=workers, n_waiting=seen["n_waiting"]
@@ -86,7 +86,7 @@ class State(_Handler):
         """Answer with what is known of runs and workers."""
         known = _KNOWN.setdefault(self.scheduler, _Known())
         if time.monotonic() > known.answered_at + _ANSWER_SECONDS:
-            known.look(self.scheduler)
+            known.refresh(self.scheduler)
         self.write(known.answer)
 
 

@@ -16,7 +16,7 @@ from dask_slicer.cluster.address import TlsFiles, scheduler_address
 from dask_slicer.cluster.remote import tls_files
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
-from dask_slicer.monitoring.snapshot import View
+from dask_slicer.monitoring.snapshot import Snapshot
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.tables import (
     COLUMNS,
@@ -26,15 +26,15 @@ from dask_slicer.monitoring.tables import (
     workers_words,
 )
 from dask_slicer.monitoring.watcher import (
-    Onlooker,
-    Place,
+    NotRunning,
     SchedulerGone,
-    Standstill,
-    onlooker,
-    place_of,
+    Watcher,
+    WatchTarget,
+    connect_watcher,
+    find_scheduler,
 )
 from dask_slicer.output import directory, layout
-from dask_slicer.utils.formatting import duration
+from dask_slicer.utils.formatting import format_time
 
 # Between two looks at the scheduler.
 _EVERY_SECONDS = 1.0
@@ -74,20 +74,20 @@ def watch_run(
     once = once or not console.is_terminal
     output_dir = _as_output(where)
     if output_dir is None:
-        place: Place | Standstill | None = Place(
+        place: WatchTarget | NotRunning | None = WatchTarget(
             address=scheduler_address(where, settings.scheduler_file)
         )
     else:
         place = _place_of(output_dir, console, once=once)
     if place is None:
         _say(console, f"The run into {output_dir} is starting, and has no workers to show yet")
-    elif isinstance(place, Standstill):
+    elif isinstance(place, NotRunning):
         _say(console, place.words)
     else:
         try:
-            with onlooker(place, tls_files(settings) or _tls_of(output_dir, place)) as one:
+            with connect_watcher(place, tls_files(settings) or _tls_of(output_dir, place)) as one:
                 if once:
-                    console.print(picture(one.look(), _title(one)))
+                    console.print(picture(one.poll(), _title(one)))
                 else:
                     _draw(console, one)
         except SchedulerError as error:  # with a run that ends, its scheduler goes
@@ -112,7 +112,7 @@ def _as_output(where: str | None) -> Path | None:
     return None
 
 
-def _tls_of(output_dir: Path | None, place: Place) -> TlsFiles | None:
+def _tls_of(output_dir: Path | None, place: WatchTarget) -> TlsFiles | None:
     """Return the files of TLS that a run itself was given, if they are needed."""
     if output_dir is None or not place.address.startswith("tls://"):
         return None
@@ -120,24 +120,24 @@ def _tls_of(output_dir: Path | None, place: Place) -> TlsFiles | None:
     return None if config is None else tls_files(config)
 
 
-def _place_of(output_dir: Path, console: Console, *, once: bool) -> Place | Standstill | None:
+def _place_of(output_dir: Path, console: Console, *, once: bool) -> WatchTarget | NotRunning | None:
     """Return where a run's scheduler is; of a run that starts, wait for it."""
-    found = place_of(output_dir)
+    found = find_scheduler(output_dir)
     if found is None and not once:
         with console.status(f"The run into {output_dir} is starting"):
-            while (found := place_of(output_dir)) is None:
+            while (found := find_scheduler(output_dir)) is None:
                 time.sleep(_START_SECONDS)
     return found
 
 
-def _draw(console: Console, one: Onlooker) -> None:
+def _draw(console: Console, one: Watcher) -> None:
     """Draw what is seen until the run is over; where none goes on, wait for one."""
     is_known = one.place.process is not None
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while True:
                 began = time.monotonic()
-                view = one.look()
+                view = one.poll()
                 _show(live, view, one)
                 is_going_on = any(not run.ending for run, _ in view.runs)
                 if is_known and view.runs and not is_going_on:
@@ -153,7 +153,7 @@ def _draw(console: Console, one: Onlooker) -> None:
         _say(console, _last_words(run))
 
 
-def _what_became(output_dir: Path, patience: float) -> Standstill | None:
+def _what_became(output_dir: Path, patience: float) -> NotRunning | None:
     """Return what a run left whose scheduler is gone; None if the run itself is still there.
 
     Parameters
@@ -163,21 +163,21 @@ def _what_became(output_dir: Path, patience: float) -> Standstill | None:
         Seconds that the run has to give its output back: it may be writing the index.
     """
     deadline = time.monotonic() + patience
-    while not isinstance(found := place_of(output_dir), Standstill):
+    while not isinstance(found := find_scheduler(output_dir), NotRunning):
         if time.monotonic() > deadline:
             return None
         time.sleep(_START_SECONDS)
     return found
 
 
-def _show(live: Live, view: View, one: Onlooker) -> None:
+def _show(live: Live, view: Snapshot, one: Watcher) -> None:
     live.update(picture(view, _title(one), height=live.console.height), refresh=True)
 
 
-def _title(one: Onlooker) -> str:
+def _title(one: Watcher) -> str:
     if one.silent_since is None:
         return one.place.address
-    silent = duration(time.monotonic() - one.silent_since)
+    silent = format_time(time.monotonic() - one.silent_since)
     return f"{one.place.address} has not answered for {silent}"
 
 
@@ -195,7 +195,7 @@ def _say(console: Console, words: str) -> None:
 # -- the picture -----------------------------------------------------------------------------------
 
 
-def picture(view: View, title: str, *, height: int | None = None) -> RenderableType:
+def picture(view: Snapshot, title: str, *, height: int | None = None) -> RenderableType:
     """Return the picture of what is seen.
 
     Parameters
@@ -237,7 +237,7 @@ def _run_lines(run: RunState, since_told: float, *, with_bar: bool) -> list[Rend
     return lines
 
 
-def _table(view: View, most: int) -> Table:
+def _table(view: Snapshot, most: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in COLUMNS:
         justify: JustifyMethod = "right" if name in ("CPU", "for") else "left"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.monitoring.state import TOPIC, FailureEvent, RunState, from_event
-from dask_slicer.utils.formatting import one_line
+from dask_slicer.utils.formatting import escape_line
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -20,7 +20,7 @@ _GONE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskView:
+class TaskInfo:
     """A step that a worker is at; its seconds are None where they are not known yet."""
 
     step: str
@@ -29,7 +29,7 @@ class TaskView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerView:
+class WorkerInfo:
     """A worker as its scheduler sees it.
 
     Attributes
@@ -55,11 +55,11 @@ class WorkerView:
     n_threads: int = 1
     status: str = "running"
     unseen: float = 0.0
-    tasks: tuple[TaskView, ...] = ()
+    tasks: tuple[TaskInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class View:
+class Snapshot:
     """All that is seen at one moment.
 
     Attributes
@@ -75,24 +75,24 @@ class View:
 
     runs: tuple[tuple[RunState, float], ...] = ()
     failures: tuple[FailureEvent, ...] = ()
-    workers: tuple[WorkerView, ...] = ()
+    workers: tuple[WorkerInfo, ...] = ()
     n_waiting: int = 0
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def natural_key(name: str) -> list[tuple[int, str]]:
     """Return what names are sorted by, so that worker 10 comes after worker 9.
 
     Examples
     --------
-    >>> sorted(["w-10", "w-9", "w-9b"], key=natural)
+    >>> sorted(["w-10", "w-9", "w-9b"], key=natural_key)
     ['w-9', 'w-9b', 'w-10']
     """
     return [(int(digits or -1), text) for digits, text in re.findall(r"(\d+)|(\D+)", name)]
 
 
 def with_gone(
-    before: Sequence[WorkerView], now: Sequence[WorkerView], *, passed: float
-) -> tuple[WorkerView, ...]:
+    before: Sequence[WorkerInfo], now: Sequence[WorkerInfo], *, passed: float
+) -> tuple[WorkerInfo, ...]:
     """Return the workers of now, and for a while those that are missing since.
 
     Parameters
@@ -108,7 +108,7 @@ def with_gone(
         if worker.name not in here
     )
     kept = (worker for worker in gone if worker.unseen < _GONE_SECONDS)
-    return tuple(sorted((*now, *kept), key=lambda worker: natural(worker.name)))
+    return tuple(sorted((*now, *kept), key=lambda worker: natural_key(worker.name)))
 
 
 # Of each run; and runs, of which a scheduler may see very many.
@@ -116,7 +116,7 @@ _MOST_FAILURES, _MOST_RUNS = 20, 100
 
 
 @dataclass(slots=True)
-class Heard:
+class EventLog:
     """Runs by their id, with when they told of themselves; and the last failures.
 
     Both may be added to by another thread while they are read.
@@ -125,7 +125,7 @@ class Heard:
     runs: dict[str, tuple[RunState, float]] = field(default_factory=dict)
     failures: dict[tuple[str, str], FailureEvent] = field(default_factory=dict)
 
-    def hear(self, at: float, content: object) -> None:
+    def add(self, at: float, content: object) -> None:
         """Take note of an event: its time, by the scheduler's clock, and what it tells."""
         told = from_event(content)
         if isinstance(told, RunState):
@@ -154,10 +154,10 @@ class Heard:
         now: float,
         connected: Iterable[str],
         *,
-        workers: Sequence[WorkerView],
+        workers: Sequence[WorkerInfo],
         n_waiting: int,
         process: tuple[str, str] | None = None,
-    ) -> View:
+    ) -> Snapshot:
         """Return what there is to see.
 
         Parameters
@@ -176,7 +176,7 @@ class Heard:
         ago = {run.run_id: max(now - at, 0.0) for run, at in told}
         runs = chosen([run for run, _ in told], connected, process=process)
         ids = {run.run_id for run in runs}
-        return View(
+        return Snapshot(
             runs=tuple((run, ago[run.run_id]) for run in runs),
             failures=tuple(one for one in list(self.failures.values()) if one.run_id in ids),
             workers=tuple(workers),
@@ -188,7 +188,7 @@ _KEY_LENGTH = 2  # step and name
 _STEPS = {"load", "slice", "save", "verify"}
 
 
-def look_around(since: float, dask_scheduler: Scheduler) -> dict[str, Any]:
+def scheduler_snapshot(since: float, dask_scheduler: Scheduler) -> dict[str, Any]:
     """Return what a scheduler knows of its workers, and of our events since; runs there."""
     events = dask_scheduler.get_events(TOPIC)
     newest = []
@@ -229,17 +229,17 @@ def _describe(worker: WorkerState, now: float) -> dict[str, Any]:
     }
 
 
-def worker_view(described: dict[str, Any]) -> WorkerView:
-    """Return a worker as it is seen, of what `look_around` says of it."""
+def worker_info(described: dict[str, Any]) -> WorkerInfo:
+    """Return a worker as it is seen, of what `scheduler_snapshot` says of it."""
     name = described["name"].rpartition("://")[2]  # of one without a name, its address
     tasks = tuple(_task_view(key, seconds) for key, seconds in described["tasks"])
-    return WorkerView(**(described | {"name": one_line(name), "tasks": tasks}))
+    return WorkerInfo(**(described | {"name": escape_line(name), "tasks": tasks}))
 
 
-def _task_view(key: Any, seconds: float | None) -> TaskView:
+def _task_view(key: Any, seconds: float | None) -> TaskInfo:
     if isinstance(key, tuple) and len(key) == _KEY_LENGTH and key[0] in _STEPS:
-        return TaskView(step=key[0], name=one_line(str(key[1])), seconds=seconds)
-    return TaskView(step="other", name=one_line(str(key)), seconds=seconds)
+        return TaskInfo(step=key[0], name=escape_line(str(key[1])), seconds=seconds)
+    return TaskInfo(step="other", name=escape_line(str(key)), seconds=seconds)
 
 
 def chosen(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dask_slicer.monitoring.snapshot import View, WorkerView, natural
+from dask_slicer.monitoring.snapshot import Snapshot, WorkerInfo, natural_key
 from dask_slicer.monitoring.state import FailureEvent, RunState, SlowCase
-from dask_slicer.utils.formatting import count, duration, size, some
+from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
 
 _MOST_WORKERS, _MOST_FAILURES = 200, 10
 
 
-def content(view: View) -> dict[str, Any]:
+def content(view: Snapshot) -> dict[str, Any]:
     """Return what the page shows: plain data, texts that the page escapes.
 
     Parameters
@@ -59,17 +59,17 @@ def _figures(run: RunState, since_told: float) -> list[tuple[str, str]]:
         ("cases", f"{run.n_ended} of {run.n_todo}"),
         ("failed", f"{run.n_failed}"),
         ("slices/s", f"{slices_per_second(run, since_told):.0f}"),
-        ("read", f"{size(run.n_bytes_in / seconds)}/s"),
-        ("written", f"{size(run.n_bytes / seconds)}/s"),
+        ("read", f"{format_bytes(run.n_bytes_in / seconds)}/s"),
+        ("written", f"{format_bytes(run.n_bytes / seconds)}/s"),
     ]
     if run.n_skipped:
         figures.insert(1, ("written before", f"{run.n_skipped}"))
     if run.ending:
-        return [*figures, (f"{run.ending} after", duration(run.seconds))]
+        return [*figures, (f"{run.ending} after", format_time(run.seconds))]
     return [
         *figures,
-        ("so far", duration(seconds)),
-        ("left, about", "?" if left is None else duration(left)),
+        ("so far", format_time(seconds)),
+        ("left, about", "?" if left is None else format_time(left)),
     ]
 
 
@@ -97,7 +97,7 @@ def _slowest(cases: Sequence[SlowCase]) -> dict[str, Any]:
         "title": "Slowest cases",
         "head": ["case", "load", "slice", "save", "in all"],
         "rows": [
-            [one.case_id, *map(duration, (one.load, one.slice, one.save, one.seconds))]
+            [one.case_id, *map(format_time, (one.load, one.slice, one.save, one.seconds))]
             for one in cases
         ],
     }
@@ -131,7 +131,7 @@ def seconds_left(run: RunState, since_told: float = 0.0) -> float | None:
 def left_words(run: RunState, since_told: float = 0.0) -> str:
     """Return about how long a run will take yet, in words."""
     left = seconds_left(run, since_told)
-    return "time left not known yet" if left is None else f"about {duration(left)} left"
+    return "time left not known yet" if left is None else f"about {format_time(left)} left"
 
 
 def progress_words(run: RunState, since_told: float = 0.0) -> str:
@@ -146,17 +146,17 @@ def progress_words(run: RunState, since_told: float = 0.0) -> str:
     since_told = 0.0 if run.ending else since_told
     seconds = max(run.seconds + since_told, 1e-3)
     words = [
-        f"{run.n_ended} of {count(run.n_todo, 'case')}",
+        f"{run.n_ended} of {plural(run.n_todo, 'case')}",
         f"{run.n_failed} failed",
         f"{slices_per_second(run, since_told):.0f} slices/s",
-        f"{size(run.n_bytes / seconds)}/s",
+        f"{format_bytes(run.n_bytes / seconds)}/s",
     ]
     if run.n_skipped:
         words.insert(1, f"{run.n_skipped} written before")
     if run.ending:
-        words.append(f"{run.ending} after {duration(run.seconds)}")
+        words.append(f"{run.ending} after {format_time(run.seconds)}")
     else:
-        words += [f"{duration(seconds)} so far", left_words(run, since_told)]
+        words += [f"{format_time(seconds)} so far", left_words(run, since_told)]
     return ", ".join(words)
 
 
@@ -192,7 +192,7 @@ COLUMNS: Row = ("worker", "CPU", "memory", "step", "case", "for")
 _SILENT_SECONDS = 10.0
 
 
-def worker_rows(workers: Sequence[WorkerView], *, most: int) -> list[Row]:
+def worker_rows(workers: Sequence[WorkerInfo], *, most: int) -> list[Row]:
     """Return what each worker is at, a row a task; what does not fit is summed up in the last row.
 
     Parameters
@@ -211,12 +211,12 @@ def worker_rows(workers: Sequence[WorkerView], *, most: int) -> list[Row]:
     return shown
 
 
-def _rows(worker: WorkerView) -> list[Row]:
-    limit = f" of {size(worker.memory_limit)}" if worker.memory_limit else ""
-    memory = "" if worker.status == "gone" else f"{size(worker.memory)}{limit}"
+def _rows(worker: WorkerInfo) -> list[Row]:
+    limit = f" of {format_bytes(worker.memory_limit)}" if worker.memory_limit else ""
+    memory = "" if worker.status == "gone" else f"{format_bytes(worker.memory)}{limit}"
     cpu = "" if worker.status == "gone" else f"{worker.cpu:.0f}%"
     tasks = [
-        (task.step, task.name, "" if task.seconds is None else duration(task.seconds))
+        (task.step, task.name, "" if task.seconds is None else format_time(task.seconds))
         for task in worker.tasks
     ] or [("", "", "")]
     step, name, seconds = tasks[0]
@@ -225,36 +225,38 @@ def _rows(worker: WorkerView) -> list[Row]:
     elif worker.status != "running":
         step = f"{worker.status} {step}".strip()
     if worker.status == "gone" or worker.unseen > _SILENT_SECONDS:
-        seconds = f"unheard for {duration(worker.unseen)}"
+        seconds = f"unheard for {format_time(worker.unseen)}"
     first = (worker.name, cpu, memory, step, name, seconds)
     return [first, *(("", "", "", *task) for task in tasks[1:])]
 
 
-def _summed_up(workers: Sequence[WorkerView], *, is_all: bool) -> Row:
+def _summed_up(workers: Sequence[WorkerInfo], *, is_all: bool) -> Row:
     here = [worker for worker in workers if worker.status != "gone"]
     n_busy = sum(bool(worker.tasks) for worker in here)
-    words = f"{count(len(here), 'worker')}" if is_all else f"… {len(here)} more"
+    words = f"{plural(len(here), 'worker')}" if is_all else f"… {len(here)} more"
     return (
         words,
         f"{sum(worker.cpu for worker in here):.0f}%",
-        size(sum(worker.memory for worker in here)),
+        format_bytes(sum(worker.memory for worker in here)),
         "",
         f"{n_busy} busy",
         "",
     )
 
 
-def workers_words(view: View) -> str:
+def workers_words(view: Snapshot) -> str:
     """Return what all workers come to, in words."""
     here = [worker for worker in view.workers if worker.status != "gone"]
-    hosts = sorted({worker.host for worker in here}, key=natural)
-    where = f" on {count(len(hosts), 'host')} ({some(hosts)})" if len(hosts) > 1 else ""
-    waiting = f"; {count(view.n_waiting, 'graph')} handed out and waiting" if view.n_waiting else ""
+    hosts = sorted({worker.host for worker in here}, key=natural_key)
+    where = f" on {plural(len(hosts), 'host')} ({first_few(hosts)})" if len(hosts) > 1 else ""
+    waiting = (
+        f"; {plural(view.n_waiting, 'graph')} handed out and waiting" if view.n_waiting else ""
+    )
     if not here:
         return f"no worker{waiting}"
-    threads = count(sum(worker.n_threads for worker in here), "thread")
+    threads = plural(sum(worker.n_threads for worker in here), "thread")
     return (
-        f"{count(len(here), 'worker')}{where} of {threads}, "
+        f"{plural(len(here), 'worker')}{where} of {threads}, "
         f"{sum(worker.cpu for worker in here):.0f}% CPU, "
-        f"{size(sum(worker.memory for worker in here))}{waiting}"
+        f"{format_bytes(sum(worker.memory for worker in here))}{waiting}"
     )

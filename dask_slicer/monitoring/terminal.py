@@ -15,14 +15,14 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from dask_slicer.monitoring.counter import Tally
+from dask_slicer.monitoring.counter import ProgressCounter
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.links import ways_to_see
 from dask_slicer.monitoring.tables import left_words, slices_per_second
 from dask_slicer.planning.estimate import plan_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
-from dask_slicer.utils.formatting import count, duration, size
+from dask_slicer.utils.formatting import format_bytes, format_time, plural
 
 # Between two lines of progress where there is no terminal to draw a bar on, in seconds.
 _LINE_EVERY = 10.0
@@ -61,7 +61,7 @@ class _Display(Observer):
         self._task: Any = None
         self._stop = threading.Event()
         self._where = ""
-        self._tally = Tally()
+        self._tally = ProgressCounter()
 
     def __enter__(self) -> Self:
         return self
@@ -125,9 +125,9 @@ class _Display(Observer):
         # What matters most comes first: a narrow terminal cuts the end off.
         now = self._tally.state(output_dir="")
         return (
-            f"{now.n_ended} of {count(now.n_todo, 'case')}, {now.n_failed} failed, "
+            f"{now.n_ended} of {plural(now.n_todo, 'case')}, {now.n_failed} failed, "
             f"{left_words(now)}, {slices_per_second(now):.0f} slices/s, "
-            f"{duration(now.seconds)} so far"
+            f"{format_time(now.seconds)} so far"
         )
 
     def _say(self, text: str) -> None:
@@ -163,11 +163,11 @@ class RunDisplay(_Display):
             self._say(line)
         already = f", {skipped} written already" if skipped else ""
         of = f" of share {plan.config.shard}" if plan.config.shard else ""
-        self._say(f"Run: {count(len(todo), 'case')}{of} {self._where}{already}")
+        self._say(f"Run: {plural(len(todo), 'case')}{of} {self._where}{already}")
         self._tally.begin(todo, skipped=skipped)
         self._start_progress()
 
-    def ended(self, record: CommittedCase | FailedCase) -> None:
+    def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Count a case, and print why it failed if it did."""
         self._tally.count(record)
         if isinstance(record, FailedCase):
@@ -200,22 +200,23 @@ def report_lines(report: RunReport) -> list[str]:
             return lines
     rate = report.n_slices / max(report.elapsed_seconds, 1e-9)
     if not report.n_committed and not report.remaining:
-        done = count(report.n_skipped, "case")
+        done = plural(report.n_skipped, "case")
         lines = [f"Nothing to do. Skipped {done} written by earlier runs to {report.output_dir}"]
         if report.share and not report.n_skipped:
             lines = [f"Nothing to do. No case falls to share {report.share}"]
         return lines + _what_merges(report)
     lines.append(
-        f"Wrote {count(report.n_slices, 'slice')} of {count(report.n_committed, 'case')} "
-        f"({size(report.n_bytes)}) in {duration(report.elapsed_seconds)}, {rate:.0f} slices/s, "
+        f"Wrote {plural(report.n_slices, 'slice')} of {plural(report.n_committed, 'case')} "
+        f"({format_bytes(report.n_bytes)}) in {format_time(report.elapsed_seconds)}, {rate:.0f} "
+        "slices/s, "
         f"to {report.output_dir}"
     )
     if report.n_skipped:
-        lines.append(f"Skipped {count(report.n_skipped, 'case')} written by earlier runs")
+        lines.append(f"Skipped {plural(report.n_skipped, 'case')} written by earlier runs")
     lines += _failure_lines(report.failures, _where_failures_are(report))
     left = report.remaining - len(report.failures)
     if left > 0 and not report.interrupted:
-        lines.append(f"{count(left, 'case')} not done; the same command continues")
+        lines.append(f"{plural(left, 'case')} not done; the same command continues")
     return lines + ([] if report.interrupted else _what_merges(report))
 
 
@@ -224,7 +225,7 @@ def _failure_lines(failures: Sequence[FailedCase], where: str) -> list[str]:
         return []
     kinds = Counter(failure.kind for failure in failures)
     shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    lines = [f"{count(len(failures), 'case')} failed ({shown}){where}:"]
+    lines = [f"{plural(len(failures), 'case')} failed ({shown}){where}:"]
     lines += [f"  {failure_line(failure)}" for failure in failures[:_MOST_FAILURES]]
     if len(failures) > _MOST_FAILURES:
         lines.append(f"  … and {len(failures) - _MOST_FAILURES} more")

@@ -18,21 +18,21 @@ from dask_slicer.cluster.client import settings_of_clients
 from dask_slicer.cluster.remote import connected
 from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.monitoring.snapshot import (
-    Heard,
-    View,
-    WorkerView,
-    look_around,
+    EventLog,
+    Snapshot,
+    WorkerInfo,
+    scheduler_snapshot,
     with_gone,
-    worker_view,
+    worker_info,
 )
 from dask_slicer.monitoring.state import TOPIC
 from dask_slicer.output.layout import (
     CONFIG,
     SUMMARY,
-    journals_of_shares,
+    partition_journals,
 )
-from dask_slicer.output.lock import IN_PROCESS, Holder, holder_of
-from dask_slicer.utils.formatting import count
+from dask_slicer.output.lock import IN_PROCESS, LockOwner, lock_owner
+from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -49,7 +49,7 @@ class SchedulerGone(SchedulerError):
 
 
 @contextmanager
-def onlooker(place: Place, tls: TlsFiles | None) -> Iterator[Onlooker]:
+def connect_watcher(place: WatchTarget, tls: TlsFiles | None) -> Iterator[Watcher]:
     """Connect to a scheduler to look on; leave it running.
 
     Raises
@@ -67,14 +67,14 @@ def onlooker(place: Place, tls: TlsFiles | None) -> Iterator[Onlooker]:
         # What becomes of the connection is said by us. Not before: its import sets these levels.
         for name in ("distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        one = Onlooker(client, place)
+        one = Watcher(client, place)
         # A scheduler that ends soon after a run's last word is not asked again in time.
-        client.subscribe_topic(TOPIC, one.hear)
+        client.subscribe_topic(TOPIC, one.add_event)
         yield one
 
 
 @dataclass(slots=True)
-class Onlooker:
+class Watcher:
     """Looks at a scheduler now and then.
 
     Attributes
@@ -86,22 +86,22 @@ class Onlooker:
     """
 
     client: Client
-    place: Place
+    place: WatchTarget
     silent_since: float | None = None
-    _heard: Heard = field(default_factory=Heard)
+    _heard: EventLog = field(default_factory=EventLog)
     _connected: frozenset[str] = frozenset()
-    _workers: tuple[WorkerView, ...] = ()
+    _workers: tuple[WorkerInfo, ...] = ()
     _n_waiting: int = 0
     _last_event: float = 0.0
     _last_look: float = 0.0
     _last_seen: float = 0.0
     _clock_ahead: float = 0.0
 
-    def hear(self, event: tuple[float, Any]) -> None:
+    def add_event(self, event: tuple[float, Any]) -> None:
         """Take note of an event: its time, by the scheduler's clock, and what it tells."""
-        self._heard.hear(*event)
+        self._heard.add(*event)
 
-    def look(self) -> View:
+    def poll(self) -> Snapshot:
         """Return what there is to see; what was seen last, where the scheduler does not answer.
 
         Raises
@@ -114,7 +114,7 @@ class Onlooker:
         try:
             seen = self.client.sync(
                 self.client._run_on_scheduler,
-                look_around,
+                scheduler_snapshot,
                 since=self._last_event,
                 callback_timeout=_ANSWER_SECONDS,
             )
@@ -133,9 +133,9 @@ class Onlooker:
             raise self._gone() from error
         self.silent_since = None
         for event in seen["events"]:
-            self.hear(event)
+            self.add_event(event)
             self._last_event = event[0]
-        workers = [worker_view(worker) for worker in seen["workers"]]
+        workers = [worker_info(worker) for worker in seen["workers"]]
         self._workers = with_gone(self._workers, workers, passed=asked - self._last_look)
         self._connected = frozenset(seen["clients"])
         self._n_waiting = seen["n_waiting"]
@@ -144,7 +144,7 @@ class Onlooker:
         self._last_look = asked
         return self.view()
 
-    def view(self) -> View:
+    def view(self) -> Snapshot:
         """Return what was seen and heard so far."""
         now = time.time() + self._clock_ahead
         return self._heard.view(
@@ -165,14 +165,14 @@ _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standstill:
+class NotRunning:
     """That nothing is going on in an output, and what the last run left."""
 
     words: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class WatchTarget:
     """Where to look: a scheduler, and the process of the only run that is meant, if there is one.
 
     Attributes
@@ -186,7 +186,7 @@ class Place:
     process: tuple[str, str] | None = None
 
 
-def place_of(output_dir: Path) -> Place | Standstill | None:
+def find_scheduler(output_dir: Path) -> WatchTarget | NotRunning | None:
     """Return where the run that holds an output can be looked at.
 
     Returns
@@ -201,11 +201,11 @@ def place_of(output_dir: Path) -> Place | Standstill | None:
     SchedulerError
         If the run cannot be watched, or not from here.
     """
-    found = holder_of(output_dir)
+    found = lock_owner(output_dir)
     if found is None or not found.is_alive:
         if found is None and not (output_dir / CONFIG).exists():
             raise OutputError(f"{output_dir} is not an output of dask-slicer: nothing to watch")
-        return Standstill(words=_what_is_left(output_dir, found))
+        return NotRunning(words=_what_is_left(output_dir, found))
     if found.scheduler == IN_PROCESS:
         raise SchedulerError(
             f"the run into {output_dir} ({found}) works in its own process, without a scheduler "
@@ -220,10 +220,10 @@ def place_of(output_dir: Path) -> Place | Standstill | None:
     if not found.scheduler:
         return None
     of_one = (found.host, found.process) if found.process else None
-    return Place(address=found.scheduler, process=of_one)
+    return WatchTarget(address=found.scheduler, process=of_one)
 
 
-def _what_is_left(output_dir: Path, died: Holder | None) -> str:
+def _what_is_left(output_dir: Path, died: LockOwner | None) -> str:
     """Return what the last run into an output left, in words."""
     begin = (
         f"No run is going on in {output_dir}"
@@ -233,12 +233,12 @@ def _what_is_left(output_dir: Path, died: Holder | None) -> str:
     try:
         info = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
         words = [
-            count(info["num_cases"], "case"),
-            count(info["num_slices"], "slice"),
+            plural(info["num_cases"], "case"),
+            plural(info["num_slices"], "slice"),
             f"{info['num_failed']} failed",
         ]
     except (OSError, ValueError, KeyError, TypeError):
-        if journals_of_shares(output_dir):
+        if partition_journals(output_dir):
             return f"{begin}. Its shares are not merged yet: dask-slicer merge {output_dir}"
         return f"{begin}. There is no {SUMMARY} yet"
     return f"{begin}. {'There are' if died is None else 'Before, there were'} {', '.join(words)}"

@@ -28,9 +28,9 @@ from dask_slicer.output.layout import (
     ZARR,
     case_folder,
     slice_name,
-    temporaries,
+    temporary_folders,
 )
-from dask_slicer.output.summary import Tally, dataset_info
+from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.records import CommittedCase
 
 _GROUP_METADATA = {"zarr.json", *(f"{split}/zarr.json" for split in SPLITS)}
@@ -42,7 +42,7 @@ _TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Issue:
     """Something that is not as it should be.
 
     Attributes
@@ -71,7 +71,7 @@ class Finding:
 # -- a case ----------------------------------------------------------------------------------------
 
 
-def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings) -> list[Finding]:
+def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings) -> list[Issue]:
     """Return what is wrong with the files of a case: size, CRC-32, shapes, dtypes, labels."""
     folder = case_folder(output_dir, record)
     n_slices = record.shape[1]
@@ -82,7 +82,7 @@ def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings)
     where = f"{_relative(folder, output_dir)}/{'' if record.files else record.case_id}".rstrip("/")
     try:
         found = [
-            Finding(
+            Issue(
                 case_id=record.case_id, path=_relative(folder / name, output_dir), message=message
             )
             for name, (size, crc32) in names.items()
@@ -95,13 +95,13 @@ def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings)
         wrong = [error.one_line]
     except OSError as error:  # it may be there, and sound, the next time
         return [not_checked(record.case_id, as_case_error(error, step="load"))]
-    return [Finding(case_id=record.case_id, path=where, message=message) for message in wrong]
+    return [Issue(case_id=record.case_id, path=where, message=message) for message in wrong]
 
 
-def not_checked(case_id: str, error: CaseError) -> Finding:
+def not_checked(case_id: str, error: CaseError) -> Issue:
     """Return that a case could not be checked."""
     said = f"could not be checked: {error.kind}: {error.one_line}"
-    return Finding(case_id=case_id, path=case_id, message=said, is_damage=False)
+    return Issue(case_id=case_id, path=case_id, message=said, is_damage=False)
 
 
 def reader_of(folder: Path, record: CommittedCase) -> NpzReader | ZarrReader:
@@ -174,7 +174,7 @@ def _relative(path: Path, output_dir: Path) -> str:
 
 def check_whole(
     output_dir: Path, config: RunConfig, written: Sequence[CommittedCase], failed: Iterable[str]
-) -> Iterator[Finding]:
+) -> Iterator[Issue]:
     """Yield what is wrong with splits, index, summary and store, and files that nobody wrote.
 
     Parameters
@@ -196,9 +196,9 @@ def check_whole(
 
 def _check_splits(
     output_dir: Path, written: Iterable[CommittedCase], failed: Iterable[str]
-) -> Iterator[Finding]:
-    def finding(message: str, case_id: str = "") -> Finding:
-        return Finding(path=SPLITS_FILE, message=message, case_id=case_id)
+) -> Iterator[Issue]:
+    def finding(message: str, case_id: str = "") -> Issue:
+        return Issue(path=SPLITS_FILE, message=message, case_id=case_id)
 
     try:
         text = (output_dir / SPLITS_FILE).read_text(encoding="utf-8")
@@ -226,11 +226,11 @@ def _check_splits(
             yield finding(f"the cases of {group} are in {' and '.join(sorted(names))}")
 
 
-def _check_index(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Finding]:
+def _check_index(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
     try:
         lines = (output_dir / INDEX).open(encoding="utf-8", newline="")
     except OSError:
-        yield Finding(path=INDEX, message="is missing; the same run command writes it")
+        yield Issue(path=INDEX, message="is missing; the same run command writes it")
         return
     rows = chain.from_iterable(map(index_rows, written))
     with lines:
@@ -239,19 +239,19 @@ def _check_index(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator
             for number, (line, expected) in enumerate(both, start=1):
                 if line != expected:
                     said = (line or "nothing").strip()
-                    yield Finding(
+                    yield Issue(
                         path=INDEX,
                         message=f"line {number} is not what the journal has, but {said!r}",
                     )
                     return
         except UnicodeDecodeError as error:
-            yield Finding(path=INDEX, message=f"is damaged ({error})")
+            yield Issue(path=INDEX, message=f"is damaged ({error})")
 
 
 def _check_summary(
     output_dir: Path, config: RunConfig, written: Iterable[CommittedCase]
-) -> Iterator[Finding]:
-    tally = Tally()
+) -> Iterator[Issue]:
+    tally = DatasetTotals()
     n_modalities = 1
     for record in written:
         tally.add(record)
@@ -274,13 +274,13 @@ def _check_summary(
             if name not in _OF_ONE_RUN and found.get(name) != json.loads(json.dumps(expected[name]))
         ]
     except (OSError, ValueError, AttributeError) as error:
-        yield Finding(path=SUMMARY, message=f"is damaged ({error})")
+        yield Issue(path=SUMMARY, message=f"is damaged ({error})")
         return
     if wrong:
-        yield Finding(path=SUMMARY, message=f"{', '.join(wrong)} are not what the journal has")
+        yield Issue(path=SUMMARY, message=f"{', '.join(wrong)} are not what the journal has")
 
 
-def _check_store(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Finding]:
+def _check_store(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
     from dask_slicer.output.formats.zarr_writer import consolidated, group_files
 
     places = [(record.split, record.case_id) for record in written]
@@ -295,10 +295,10 @@ def _check_store(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator
         except OSError:
             is_right = False
         if not is_right:
-            yield Finding(path=path.as_posix(), message="is not as it was written")
+            yield Issue(path=path.as_posix(), message="is not as it was written")
 
 
-def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Finding]:
+def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
     """Yield files among the slices that the journal does not have."""
     known = {f"{ZARR}/{name}" for name in _GROUP_METADATA}
     cases = set()
@@ -309,13 +309,13 @@ def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Find
             slice_name(record.case_id, one.slice_index, record.shape[1]) for one in record.slices
         ]
         known.update(f"{folder}/{name}" for name in names)
-    places = [*(output_dir / top for top in (*SPLITS, ZARR)), *temporaries(output_dir)]
+    places = [*(output_dir / top for top in (*SPLITS, ZARR)), *temporary_folders(output_dir)]
     for top in places:
         for path in sorted(top.rglob("*")):
             name = _relative(path, output_dir)
             if not path.is_dir() and name not in known:
                 _, _, case_id, *_ = (*Path(name).parts, "", "", "")
-                yield Finding(
+                yield Issue(
                     path=name,
                     message="is nothing that the journal has; remove it",
                     case_id=case_id if top.name == ZARR and case_id in cases else "",

@@ -19,10 +19,10 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, ConfigError, OutputError, as_case_error
 from dask_slicer.output.atomic import write_whole
 from dask_slicer.output.layout import (
-    AGREEMENT,
     CONFIG,
     FAILURES,
     INDEX,
+    PARTITION_PLAN,
     PREVIEW,
     SPLITS_FILE,
     SUMMARY,
@@ -30,13 +30,13 @@ from dask_slicer.output.layout import (
     ZARR,
     find_entries,
     journals,
-    journals_of_shares,
+    partition_journals,
     remove_entries,
-    temporaries,
+    temporary_folders,
 )
 from dask_slicer.planning.plan import FORMAT_VERSION
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.formatting import some
+from dask_slicer.utils.formatting import first_few
 
 _MARK_START = b"# Written by dask-slicer"
 _MARKED_FORMAT = re.compile(rb"# Written by dask-slicer \(format (\d+)\)")
@@ -140,10 +140,10 @@ def check_merged(output_dir: Path) -> None:
     ------
     OutputError
     """
-    left = [path.name for path in journals_of_shares(output_dir)]
+    left = [path.name for path in partition_journals(output_dir)]
     if left:
         raise OutputError(
-            f"what shares wrote to {output_dir} is not merged yet ({some(left)}): "
+            f"what shares wrote to {output_dir} is not merged yet ({first_few(left)}): "
             f"once all of them are done, run dask-slicer merge {output_dir}"
         )
 
@@ -242,14 +242,14 @@ def clear(output_dir: Path) -> None:
     for entries in find_entries(output_dir).values():
         remove_entries(output_dir, entries)
     groups = [f"{ZARR}/{folder}zarr.json" for folder in ("", *(f"{split}/" for split in SPLITS))]
-    for name in (*groups, SUMMARY, FAILURES, PREVIEW, AGREEMENT, SPLITS_FILE, CONFIG):
+    for name in (*groups, SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, CONFIG):
         (output_dir / name).unlink(missing_ok=True)
     remove_temporary(output_dir)
 
 
 def remove_temporary(output_dir: Path) -> None:
     """Remove what unfinished writing left behind, and split directories that are empty."""
-    for aside in temporaries(output_dir):
+    for aside in temporary_folders(output_dir):
         shutil.rmtree(aside, ignore_errors=True)
     store = output_dir / ZARR
     for folder in (*(parent / split for parent in (output_dir, store) for split in SPLITS), store):
@@ -257,7 +257,7 @@ def remove_temporary(output_dir: Path) -> None:
             folder.rmdir()
 
 
-def take_away(
+def remove_case_files(
     output_dir: Path, entries: Iterable[str], *, temporary: str = TEMPORARY
 ) -> CaseError | None:
     """Remove entries of a case; return why that is not possible."""

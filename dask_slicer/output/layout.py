@@ -18,7 +18,7 @@ from typing import NamedTuple
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.output.atomic import remove_whole
-from dask_slicer.planning.plan import CasePlan, Share
+from dask_slicer.planning.plan import CasePlan, Partition
 from dask_slicer.records import CommittedCase
 
 _JOURNAL = re.compile(r"journal\.(\d+)of(\d+)\.jsonl")
@@ -38,12 +38,12 @@ class OwnFiles(NamedTuple):
 WHOLE = OwnFiles("journal.jsonl", ".dask_slicer.lock", ".dask_slicer.tmp")
 
 
-def files_of(share: Share | None) -> OwnFiles:
+def partition_files(share: Partition | None) -> OwnFiles:
     """Return what a share writes alone, or a run of the whole.
 
     Examples
     --------
-    >>> files_of(Share(2, 3)).journal
+    >>> partition_files(Partition(2, 3)).journal
     'journal.2of3.jsonl'
     """
     if share is None:
@@ -54,34 +54,34 @@ def files_of(share: Share | None) -> OwnFiles:
     )
 
 
-def journals_of_shares(output_dir: Path) -> list[Path]:
+def partition_journals(output_dir: Path) -> list[Path]:
     """Return the journals that shares left, by share: what they did is not merged yet."""
-    return [output_dir / files_of(share).journal for share in _found(output_dir, _JOURNAL)]
+    return [output_dir / partition_files(share).journal for share in _found(output_dir, _JOURNAL)]
 
 
 def journals(output_dir: Path) -> list[Path]:
     """Return where records of cases are: the output's own journal, then those of shares."""
-    return [output_dir / WHOLE.journal, *journals_of_shares(output_dir)]
+    return [output_dir / WHOLE.journal, *partition_journals(output_dir)]
 
 
-def shares_with_lock(output_dir: Path) -> list[Share]:
+def locked_partitions(output_dir: Path) -> list[Partition]:
     """Return the shares that hold the output, or did when they died."""
     return _found(output_dir, _LOCK)
 
 
-def asides(output_dir: Path) -> list[Path]:
+def unfinished_locks(output_dir: Path) -> list[Path]:
     """Return locks and agreements that are being written, or were when their writer died."""
     return [output_dir / name for name in _names(output_dir) if _ASIDE.fullmatch(name)]
 
 
-def temporaries(output_dir: Path) -> list[Path]:
+def temporary_folders(output_dir: Path) -> list[Path]:
     """Return what holds, or held, unfinished writing of a run or its shares."""
     return [output_dir / name for name in _names(output_dir) if _TEMPORARY.fullmatch(name)]
 
 
-def _found(output_dir: Path, pattern: re.Pattern[str]) -> list[Share]:
+def _found(output_dir: Path, pattern: re.Pattern[str]) -> list[Partition]:
     matches = filter(None, map(pattern.fullmatch, _names(output_dir)))
-    return sorted(Share(int(match[1]), int(match[2])) for match in matches)
+    return sorted(Partition(int(match[1]), int(match[2])) for match in matches)
 
 
 def _names(output_dir: Path) -> list[str]:
@@ -98,13 +98,13 @@ ZARR = "slices.zarr"
 _SLICE = re.compile(r"(?P<case_id>.+)_\d{3,}\.npz", re.DOTALL)
 
 
-def place_of(case: CasePlan, settings: SliceSettings) -> Path:
+def split_folder(case: CasePlan, settings: SliceSettings) -> Path:
     """Return the directory, relative to the output, that what was written aside is moved to."""
     return Path(case.split) if settings.format == "npz" else Path(ZARR, case.split)
 
 
 def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str = TEMPORARY) -> None:
-    """Remove what `find_entries` found, or `entries_of` names."""
+    """Remove what `find_entries` found, or `case_entries` names."""
     aside = output_dir / temporary
     for entry in entries:
         path = output_dir / entry
@@ -133,7 +133,7 @@ def find_entries(output_dir: Path, of: Collection[str] | None = None) -> dict[st
     return dict(found)
 
 
-def look_afresh(output_dir: Path) -> None:
+def refresh_listing(output_dir: Path) -> None:
     """See to it that `find_entries` finds what other machines have just written.
 
     An NFS client lists a directory from memory, for up to a minute, unless it has changed the
@@ -147,9 +147,9 @@ def look_afresh(output_dir: Path) -> None:
                 probe.unlink()
 
 
-def entries_of(case: CasePlan, settings: SliceSettings) -> list[str]:
+def case_entries(case: CasePlan, settings: SliceSettings) -> list[str]:
     """Return what a case may have put into its place, relative to the output."""
-    place = place_of(case, settings).as_posix()
+    place = split_folder(case, settings).as_posix()
     return [f"{place}/{name}" for name in entry_names(case, settings, range(case.shape[0]))]
 
 
@@ -203,7 +203,7 @@ FAILURES = "failures.csv"
 # A picture of the slices, where one was asked for.
 PREVIEW = "preview.png"
 # What shares of one run agreed on.
-AGREEMENT = ".dask_slicer.shares.json"
+PARTITION_PLAN = ".dask_slicer.shares.json"
 
 INDEX = "slices.csv"
 COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")

@@ -21,12 +21,12 @@ from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.output.atomic import _link, write_first
 from dask_slicer.output.layout import (
     WHOLE,
-    asides,
-    files_of,
-    shares_with_lock,
+    locked_partitions,
+    partition_files,
+    unfinished_locks,
 )
-from dask_slicer.planning.plan import Share
-from dask_slicer.utils.formatting import some
+from dask_slicer.planning.plan import Partition
+from dask_slicer.utils.formatting import first_few
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _GONE = "it has just gone"
 
 
 @contextmanager
-def locked(output_dir: Path, share: Share | None = None) -> Iterator[list[str]]:
+def locked(output_dir: Path, share: Partition | None = None) -> Iterator[list[str]]:
     """Hold an output directory for one run, or a share of one; yield notes about the taking.
 
     Raises
@@ -46,7 +46,7 @@ def locked(output_dir: Path, share: Share | None = None) -> Iterator[list[str]]:
         If a run holds it that excludes this one, naming the host and process.
     """
     is_new = not output_dir.exists()
-    lock = output_dir / files_of(share).lock
+    lock = output_dir / partition_files(share).lock
     try:
         _check_others(output_dir, share)  # one that is refused anyway disturbs nobody
         notes = _take(lock, _rival(share))
@@ -71,10 +71,10 @@ def check_not_in_use(output_dir: Path) -> None:
         Naming the host and process.
     """
     _check_whole(output_dir)
-    _check_shares(output_dir, shares_with_lock(output_dir))
+    _check_shares(output_dir, locked_partitions(output_dir))
 
 
-def check_free(output_dir: Path, share: Share | None) -> None:
+def check_free(output_dir: Path, share: Partition | None) -> None:
     """Raise if a run holds an output that excludes a run of the whole, or of a share.
 
     Raises
@@ -83,7 +83,7 @@ def check_free(output_dir: Path, share: Share | None) -> None:
         Naming the host and process.
     """
     _check_others(output_dir, share)
-    own = files_of(share).lock
+    own = partition_files(share).lock
     found = read_lock(output_dir / own)
     if is_alive(found):
         raise _in_use(output_dir, _rival(share), found, own)
@@ -91,23 +91,23 @@ def check_free(output_dir: Path, share: Share | None) -> None:
 
 def remove_stale_locks(output_dir: Path) -> None:
     """Remove what shares left that died; for whoever holds the output."""
-    for share in shares_with_lock(output_dir):
-        lock = output_dir / files_of(share).lock
+    for share in locked_partitions(output_dir):
+        lock = output_dir / partition_files(share).lock
         found = read_lock(lock)
         if not is_alive(found):
             _remove_lock(lock, found)
-    for aside in asides(output_dir):
+    for aside in unfinished_locks(output_dir):
         if not is_alive(read_lock(aside)):
             aside.unlink(missing_ok=True)
 
 
-def _rival(share: Share | None) -> str:
+def _rival(share: Partition | None) -> str:
     return "another run" + ("" if share is None else f" of share {share}")
 
 
-def _check_others(output_dir: Path, share: Share | None) -> None:
+def _check_others(output_dir: Path, share: Partition | None) -> None:
     """Raise if a run holds the output that excludes this one."""
-    others = shares_with_lock(output_dir)
+    others = locked_partitions(output_dir)
     if share is None:
         _check_shares(output_dir, others)
     else:
@@ -121,17 +121,18 @@ def _check_whole(output_dir: Path) -> None:
         raise _in_use(output_dir, "another run", found, WHOLE.lock)
 
 
-def _check_shares(output_dir: Path, shares: list[Share]) -> None:
-    found = {share: read_lock(output_dir / files_of(share).lock) for share in shares}
+def _check_shares(output_dir: Path, shares: list[Partition]) -> None:
+    found = {share: read_lock(output_dir / partition_files(share).lock) for share in shares}
     alive = {share: holder for share, holder in found.items() if is_alive(holder)}
     if len(alive) == 1:
         ((share, holder),) = alive.items()
-        raise _in_use(output_dir, f"share {share} of a run", holder, files_of(share).lock)
+        raise _in_use(output_dir, f"share {share} of a run", holder, partition_files(share).lock)
     if alive:
-        who = some([f"{share} ({_who(holder)})" for share, holder in alive.items()])
+        who = first_few([f"{share} ({_who(holder)})" for share, holder in alive.items()])
         raise OutputError(
             f"{output_dir} is in use by {len(alive)} shares of a run: {who}; wait for them, or "
-            f"remove of those that are gone {some([files_of(share).lock for share in alive])}"
+            "remove of those that are gone "
+            f"{first_few([partition_files(share).lock for share in alive])}"
         )
 
 
@@ -140,7 +141,7 @@ def _take(lock: Path, rival: str) -> list[str]:
     for number in range(_TRIES):
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_first(lock, own_mark())
+            write_first(lock, lock_text())
         except FileNotFoundError:
             if number == _TRIES - 1:
                 raise
@@ -214,7 +215,7 @@ def is_alive(found: str) -> bool:
     return False
 
 
-def own_mark() -> str:
+def lock_text() -> str:
     """Return what a lock says of this process: host, number and birth."""
     return f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
 
@@ -234,7 +235,7 @@ IN_PROCESS = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class LockOwner:
     """A process that holds an output directory, or did when it died.
 
     Attributes
@@ -255,7 +256,7 @@ class Holder:
         return f"process {self.process} on {self.host}"
 
 
-def holder_of(output_dir: Path) -> Holder | None:
+def lock_owner(output_dir: Path) -> LockOwner | None:
     """Return who holds an output directory; None where nobody does.
 
     Raises
@@ -263,12 +264,12 @@ def holder_of(output_dir: Path) -> Holder | None:
     SchedulerError
         If several shares of a run do.
     """
-    names = [WHOLE.lock, *(files_of(share).lock for share in shares_with_lock(output_dir))]
+    names = [WHOLE.lock, *(partition_files(share).lock for share in locked_partitions(output_dir))]
     found = [one for name in names if (one := _holder(output_dir / name))]
     alive = [one for one in found if one.is_alive]
     seen = {one.scheduler for one in alive} - {"", IN_PROCESS}
     if len(alive) > 1 and len(seen) > 1:
-        each = some([f"{one.scheduler} ({one})" for one in alive if one.scheduler in seen], 9)
+        each = first_few([f"{one.scheduler} ({one})" for one in alive if one.scheduler in seen], 9)
         raise SchedulerError(
             f"{len(alive)} shares of a run are at work in {output_dir}; watch one of them by the "
             f"address of its scheduler: {each}"
@@ -278,23 +279,23 @@ def holder_of(output_dir: Path) -> Holder | None:
     return (*alive, *found, None)[0]
 
 
-def _holder(lock: Path) -> Holder | None:
+def _holder(lock: Path) -> LockOwner | None:
     found = read_lock(lock)
     try:
         host, process, _, scheduler = (*found.split(), "")[:4]
         int(process)
     except ValueError:  # it has just gone, or is no lock
         return None
-    return Holder(host=host, process=process, scheduler=scheduler, is_alive=is_alive(found))
+    return LockOwner(host=host, process=process, scheduler=scheduler, is_alive=is_alive(found))
 
 
-def name_scheduler(output_dir: Path, share: Share | None, address: str) -> None:
+def name_scheduler(output_dir: Path, share: Partition | None, address: str) -> None:
     """Say in the lock that this process holds where the run's scheduler is, or IN_PROCESS."""
-    lock = output_dir / files_of(share).lock
+    lock = output_dir / partition_files(share).lock
     aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
     try:
-        if read_lock(lock) == own_mark():
-            aside.write_text(f"{own_mark()} {address}", encoding="utf-8")
+        if read_lock(lock) == lock_text():
+            aside.write_text(f"{lock_text()} {address}", encoding="utf-8")
             os.replace(aside, lock)
     except OSError:  # whoever watches must name the address, then
         _LOG.debug("the lock does not name the scheduler", exc_info=True)

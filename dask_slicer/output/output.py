@@ -23,7 +23,7 @@ from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, read_index
 from dask_slicer.output.layout import FAILURES, SUMMARY
-from dask_slicer.utils.formatting import count, nearest, why_not_written
+from dask_slicer.utils.formatting import did_you_mean, plural, why_not_written
 
 _OF_A_FAILURE = ("case_id", "step", "kind", "message")
 
@@ -49,7 +49,7 @@ class Output:
 
     @cached_property
     def splits(self) -> dict[str, list[str]]:
-        """Return the case ids of every split, as planned: failing ones too."""
+        """Return the planned case ids of each split, failed cases included."""
         splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
         for case_id, split in existing_splits(self.path).items():
             splits[split].append(case_id)
@@ -57,7 +57,7 @@ class Output:
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:
-        """Return what failed: case_id, step, kind, message."""
+        """Return the failed cases, each with case_id, step, kind and message."""
         path = self.path / FAILURES
         try:
             with path.open(encoding="utf-8", newline="") as lines:
@@ -90,7 +90,7 @@ class Output:
             return ""
         failed = len(self.failures)
         why = why_not_written(failed, planned - written - failed)
-        return f"{self.path} has slices of {written} of {count(planned, 'case')}: {why}"
+        return f"{self.path} has slices of {written} of {plural(planned, 'case')}: {why}"
 
     def volume(self, case_id: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return a case's image as it was before it was sliced, normalised, and its affine.
@@ -119,7 +119,7 @@ class Output:
         number = next((n for n, case in enumerate(index.cases) if case.case_id == case_id), None)
         if number is None:
             failed = case_id in {failure["case_id"] for failure in self.failures}
-            why = f"; it failed, see {FAILURES}" if failed else nearest(case_id, self.cases)
+            why = f"; it failed, see {FAILURES}" if failed else did_you_mean(case_id, self.cases)
             raise UsageError(f"no slices of {case_id} in {self.path}{why}")
         try:
             return self._volume(number)
@@ -169,7 +169,7 @@ class Output:
             if case_id in failed:
                 raise UsageError(f"{case_id} failed, see {self.path / FAILURES}")
             if case_id not in splits:
-                raise UsageError(f"no case {case_id} in {self.path}{nearest(case_id, splits)}")
+                raise UsageError(f"no case {case_id} in {self.path}{did_you_mean(case_id, splits)}")
             if split not in (None, splits[case_id]):
                 raise UsageError(
                     f"{case_id} is in {splits[case_id]}, not in {split}; split=None has all"

@@ -23,7 +23,7 @@ _REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "
 
 
 @dataclass(slots=True)
-class Tally:
+class DatasetTotals:
     """Running totals over committed cases; its size does not grow with their number of slices."""
 
     case_names: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ def pooled(one: Statistics, other: Statistics) -> Statistics:
 
 
 def dataset_info(
-    tally: Tally,
+    tally: DatasetTotals,
     config: RunConfig,
     *,
     n_modalities: int,
@@ -131,7 +131,7 @@ def _intensity(statistics: tuple[Statistics, ...]) -> dict[str, Any]:
     return {name: of(name) for name in ("mean", "std", "min", "max")}
 
 
-def sum_up(
+def finalize(
     config: RunConfig,
     failures: list[FailedCase],
     *,
@@ -140,7 +140,7 @@ def sum_up(
     elapsed_seconds: float,
     slices_this_run: int,
     is_complete: bool,
-) -> Tally:
+) -> DatasetTotals:
     """Write index, failures, summary and the store's metadata; return the totals.
 
     Parameters
@@ -161,7 +161,7 @@ def sum_up(
     directory.remove_temporary(config.output_dir)
     try:
         planned = set(planned)
-        tally = Tally()
+        tally = DatasetTotals()
         written: list[tuple[str, str]] = []
         index = IndexWriter(config.output_dir)
         for record in last_records(config.output_dir / layout.JOURNAL):
@@ -176,7 +176,7 @@ def sum_up(
         if not is_complete and (stopped := planned.difference(tally.case_names)):
             # Their files were written before they could be committed.
             for paths in layout.find_entries(config.output_dir, of=stopped).values():
-                directory.take_away(config.output_dir, paths)
+                directory.remove_case_files(config.output_dir, paths)
         if config.format == "zarr":
             directory.write_store_metadata(config.output_dir, written)
         directory.write_summary(

@@ -14,7 +14,7 @@ from dask_slicer.core.splits import SPLITS, assign_splits, check_groups_whole
 from dask_slicer.errors import DatasetError, OutputError
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.discovery import Dataset
-from dask_slicer.utils.formatting import nearest, some
+from dask_slicer.utils.formatting import did_you_mean, first_few
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def case_groups(dataset: Dataset, config: RunConfig, notes: list[str]) -> dict[s
     if unmatched:
         notes.append(
             f"group_regex does not match {len(unmatched)} case ids, each is a group of its own: "
-            f"{some(unmatched)}"
+            f"{first_few(unmatched)}"
         )
     return groups
 
@@ -75,7 +75,7 @@ def case_splits(
         left_out = [case.case_id for case in cases if case.case_id not in given]
         if left_out:
             notes.append(f"{len(left_out)} cases that {config.splits.name} does not name are "
-                         f"left out: {some(left_out, most=20)}")  # fmt: skip
+                         f"left out: {first_few(left_out, most=20)}")  # fmt: skip
         cases = [case for case in cases if case.case_id in given]
         if not cases:
             raise DatasetError(f"{config.splits} names none of the cases")
@@ -127,8 +127,8 @@ def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str
     unknown = sorted(set(assigned) - known)
     if unknown:
         raise DatasetError(
-            f"{path} names {len(unknown)} cases that do not exist: {some(unknown)}"
-            f"{nearest(unknown[0], known)}"
+            f"{path} names {len(unknown)} cases that do not exist: {first_few(unknown)}"
+            f"{did_you_mean(unknown[0], known)}"
         )
     return assigned
 

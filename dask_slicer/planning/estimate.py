@@ -13,7 +13,7 @@ import numpy as np
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
 from dask_slicer.utils import system
-from dask_slicer.utils.formatting import count, size, times
+from dask_slicer.utils.formatting import format_bytes, format_shape, plural
 
 # Of one npz file: member names, zip headers and npy headers; the fixed part of the metadata, in
 # characters of 4 bytes, and what each modality adds to it. Deflated, all of it takes about 1 kB.
@@ -92,8 +92,12 @@ def suggest_workers(
     by_memory = max(memory_bytes // peak, 1)
     limits = [
         (n_cpus, f"CPU: this process may use {n_cpus}"),
-        (by_memory, f"memory: {size(memory_bytes)} holds {by_memory} workers of {size(peak)}"),
-        (max(n_cases, 1), f"there is only {count(n_cases, 'case')}"),
+        (
+            by_memory,
+            f"memory: {format_bytes(memory_bytes)} holds {by_memory} workers of "
+            f"{format_bytes(peak)}",
+        ),
+        (max(n_cases, 1), f"there is only {plural(n_cases, 'case')}"),
     ]
     if rotational:
         limits.append((2, "disk: a spinning disk slows down with more than 2 readers"))
@@ -116,12 +120,14 @@ def outliers(cases: Iterable[CasePlan]) -> list[str]:
     ):
         middle = [median(triple[axis] for triple in triples) for axis in range(3)]
         odd = [
-            f"{case.case_id}: {name} {times(triple)}, median {times(middle)}"
+            f"{case.case_id}: {name} {format_shape(triple)}, median {format_shape(middle)}"
             for case, triple in zip(sound, triples, strict=True)
             if any(not m / 2 <= value <= m * 2 for value, m in zip(triple, middle, strict=True))
         ]
         low, high = ([edge(t[axis] for t in triples) for axis in range(3)] for edge in (min, max))
-        found += _few_or_one(odd, len(sound), f"{name} varies from {times(low)} to {times(high)}")
+        found += _few_or_one(
+            odd, len(sound), f"{name} varies from {format_shape(low)} to {format_shape(high)}"
+        )
     for name, values in (
         ("stored as", [case.orientation for case in sound]),
         ("dtype", ["/".join(case.dtypes) for case in sound]),
@@ -147,18 +153,19 @@ def plan_lines(plan: RunPlan) -> list[str]:
     by_split = Counter(case.split for case in plan.cases)
     shares = ", ".join(f"{by_split[split]} {split}" for split in plan.splits)
     sound = len(plan.cases) - len(plan.failures)
-    bad = f", {count(len(plan.failures), 'case')} cannot be run" if plan.failures else ""
-    lines.append(f"Plan: {count(len(plan.cases), 'case')} ({shares}){bad}")
+    bad = f", {plural(len(plan.failures), 'case')} cannot be run" if plan.failures else ""
+    lines.append(f"Plan: {plural(len(plan.cases), 'case')} ({shares}){bad}")
     if sound:
         most, likely = _output_bytes(plan)
         lines.append(
             f"Slices: {plan.n_slices} {plan.config.plane}, "
-            f"{count((2 * plan.config.window_size + 1) * plan.n_modalities, 'channel')}, "
-            f"about {size(likely)} (at most {size(most)}) to {plan.config.output_dir}"
+            f"{plural((2 * plan.config.window_size + 1) * plan.n_modalities, 'channel')}, "
+            f"about {format_bytes(likely)} (at most {format_bytes(most)}) to "
+            f"{plan.config.output_dir}"
         )
     free = system.free_bytes(plan.config.output_dir)
     if sound and likely > free:
-        lines.append(f"Note: only {size(free)} of disk are free")
+        lines.append(f"Note: only {format_bytes(free)} of disk are free")
     return lines + [f"Note: {note}" for note in plan.notes]
 
 

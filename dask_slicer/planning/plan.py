@@ -14,8 +14,8 @@ import numpy as np
 from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
 from dask_slicer.inputs.case import Case, _files
 from dask_slicer.records import FailedCase, failure_table
-from dask_slicer.utils.formatting import count
-from dask_slicer.utils.repr_html import card, facts, table
+from dask_slicer.utils.formatting import plural
+from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
 if TYPE_CHECKING:
     from dask_slicer.config.schema import RunConfig
@@ -115,8 +115,10 @@ class RunPlan:
     Attributes
     ----------
     config : RunConfig
-    layout, reason : str
-        Which dataset layout was recognised, and by what.
+    layout : str
+        The dataset layout that was recognised.
+    reason : str
+        By what it was recognised.
     cases : tuple of CasePlan
         All planned cases, also those with a problem, by case id.
     splits : dict of split to list of str
@@ -135,17 +137,17 @@ class RunPlan:
     problems: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        bad = f", {count(len(self.failures), 'case')} cannot be run" if self.failures else ""
+        bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""
         return (
-            f"RunPlan({count(len(self.cases), 'case')}{bad}, {self.n_slices} "
+            f"RunPlan({plural(len(self.cases), 'case')}{bad}, {self.n_slices} "
             f"{self.config.plane} slices, to {str(self.config.output_dir)!r})"
         )
 
     @property
     def selected(self) -> tuple[CasePlan, ...]:
-        """Return the cases that this run is about: all, or those of its share named by `only`."""
+        """Return the cases to run, all or the ones chosen by `shard` and `only`."""
         wanted = {case.case_id for case in self.cases}
-        if (share := share_of(self.config.shard)) is not None:
+        if (share := parse_partition(self.config.shard)) is not None:
             wanted.intersection_update(share.cases(wanted))
         if self.config.only:
             wanted.intersection_update(self.config.only)
@@ -254,7 +256,7 @@ def case_plan_card(plan: CasePlan) -> str:
         rows += list(zip(names, plan.described(), strict=True))
     else:
         rows.append(("problem", f"{plan.problem.kind}: {plan.problem.message}"))
-    return card(f"Case {plan.case_id}", facts(rows + _files(plan.case)))
+    return html_card(f"Case {plan.case_id}", html_facts(rows + _files(plan.case)))
 
 
 def plan_card(plan: RunPlan) -> str:
@@ -262,7 +264,7 @@ def plan_card(plan: RunPlan) -> str:
     config = plan.config
     by_split = Counter(case.split for case in plan.cases)
     shares = ", ".join(f"{by_split[split]} {split}" for split in plan.splits)
-    channels = count((2 * config.window_size + 1) * plan.n_modalities, "channel")
+    channels = plural((2 * config.window_size + 1) * plan.n_modalities, "channel")
     rows: list[tuple[str, object]] = [
         ("input", config.input_dir),
         ("layout", f"{plan.layout} ({plan.reason})"),
@@ -276,21 +278,21 @@ def plan_card(plan: RunPlan) -> str:
     cases = [
         (case.case_id, case.split, *case.described()) for case in plan.cases if not case.problem
     ]
-    return card(
-        f"Plan of {count(len(plan.cases), 'case')}",
-        facts(rows),
-        table(names, cases, of="case"),
+    return html_card(
+        f"Plan of {plural(len(plan.cases), 'case')}",
+        html_facts(rows),
+        html_table(names, cases, of="case"),
         failure_table(plan.failures),
     )
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Share:
+class Partition:
     """The `number`-th, from 1, `of` so many shares of a run.
 
     Examples
     --------
-    >>> share = Share(2, 3)
+    >>> share = Partition(2, 3)
     >>> str(share)
     '2/3'
     """
@@ -306,21 +308,21 @@ class Share:
 
         Examples
         --------
-        >>> Share(2, 3).cases("gfedcba")
+        >>> Partition(2, 3).cases("gfedcba")
         ['b', 'e']
         """
         return sorted(case_ids)[self.number - 1 :: self.of]
 
 
-def share_of(setting: str | None) -> Share | None:
+def parse_partition(setting: str | None) -> Partition | None:
     """Return the share that I/N stands for, as the configuration has checked it.
 
     Examples
     --------
-    >>> share_of("2/3"), share_of(None)
-    (Share(number=2, of=3), None)
+    >>> parse_partition("2/3"), parse_partition(None)
+    (Partition(number=2, of=3), None)
     """
     if setting is None:
         return None
     number, _, of = setting.partition("/")
-    return Share(int(number), int(of))
+    return Partition(int(number), int(of))

@@ -20,7 +20,7 @@ from dask_slicer.inputs.readers.nifti import read_header
 from dask_slicer.planning.assignment import EarlierSplits, case_groups, case_splits
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.formatting import nearest, some
+from dask_slicer.utils.formatting import did_you_mean, first_few
 
 # Reading a header is waiting for the disk.
 _HEADER_THREADS = 16
@@ -146,7 +146,7 @@ def _note_unoriented(cases: Iterable[CasePlan], notes: list[str]) -> None:
     if unknown:
         notes.append(
             f"{len(unknown)} images say nothing of their orientation (sform and qform code 0), "
-            f"taken as LAS as nibabel does: {some(unknown)}"
+            f"taken as LAS as nibabel does: {first_few(unknown)}"
         )
 
 
@@ -164,4 +164,4 @@ def _check_only(only: Sequence[str], cases: Iterable[Case]) -> None:
     known = {case.case_id for case in cases}
     for name in only:
         if name not in known:
-            raise DatasetError(f"--only {name}: there is no such case{nearest(name, known)}")
+            raise DatasetError(f"--only {name}: there is no such case{did_you_mean(name, known)}")

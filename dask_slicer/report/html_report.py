@@ -21,7 +21,7 @@ from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, place_for
 from dask_slicer.report.histogram import chart, log_chart
 from dask_slicer.report.overview import Overview, overview
-from dask_slicer.utils.formatting import count, duration, one_line, size
+from dask_slicer.utils.formatting import escape_line, format_bytes, format_time, plural
 
 REPORT = "report.html"
 _SUFFIXES = (".html", ".htm")
@@ -89,7 +89,7 @@ def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
             if len(light) + len(dark) <= _MOST_PICTURE_BYTES:
                 break
     except (DaskSlicerError, OSError) as error:
-        return {}, one_line(str(error))
+        return {}, escape_line(str(error))
     return {"light": _data_uri(light), "dark": _data_uri(dark)}, ""
 
 
@@ -106,17 +106,17 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "line": lambda value: one_line(str(value)),
+        "line": lambda value: escape_line(str(value)),
         "number": lambda n: f"{n:,}",
         "measure": measure,
-        "size": size,
-        "duration": duration,
+        "size": format_bytes,
+        "duration": format_time,
         "share": share,
         "when": _when,
         "iso": lambda at: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
     }
     environment.globals |= {
-        "count": lambda n, noun: count(n, noun).replace(str(n), f"{n:,}", 1),
+        "count": lambda n, noun: plural(n, noun).replace(str(n), f"{n:,}", 1),
         "chart": chart,
         "log_chart": log_chart,
     }

@@ -17,7 +17,7 @@ from dask_slicer.output.index import IndexedCase, SliceIndex, case_reader
 from dask_slicer.output.output import Output
 from dask_slicer.report.figure_layout import Panel
 from dask_slicer.report.montage import choose_slices, display_range, shares, sides, spread, to_grey
-from dask_slicer.utils.formatting import count, some
+from dask_slicer.utils.formatting import first_few, plural
 
 # How many slices of a case say what is black and white in it.
 _SAMPLED = 5
@@ -87,11 +87,13 @@ def _check_split(output: Output, index: SliceIndex, split: str | None) -> None:
         raise UsageError(_why_none(output))
     if split is not None and not per_split[SPLITS.index(split)]:
         others = [
-            f"{name} ({count(int(n), 'slice')})"
+            f"{name} ({plural(int(n), 'slice')})"
             for name, n in zip(SPLITS, per_split, strict=True)
             if n
         ]
-        raise UsageError(f"{output.path} has no slices in {split}; it has some in {some(others)}")
+        raise UsageError(
+            f"{output.path} has no slices in {split}; it has some in {first_few(others)}"
+        )
 
 
 def _why_none(output: Output) -> str:
@@ -168,18 +170,18 @@ def _what_lacks(output: Output, index: SliceIndex, number: int, slices: list[int
     if outside:
         return (
             f"case {case.case_id} has no {_slices_in_words(outside)}: "
-            f"it has {count(total, 'slice')}, 0 to {total - 1}"
+            f"it has {plural(total, 'slice')}, 0 to {total - 1}"
         )
     dropped = sorted(set(slices) - set(own.tolist()))
     return (
         f"case {case.case_id} has no {_slices_in_words(dropped)}: dropped by --min_foreground "
-        f"{output.config.min_foreground:g}; {count(len(own), 'slice')} of {total} "
+        f"{output.config.min_foreground:g}; {plural(len(own), 'slice')} of {total} "
         f"were kept, within {own.min()} to {own.max()}"
     )
 
 
 def _slices_in_words(slices: list[int]) -> str:
-    return ("slice " if len(slices) == 1 else "slices ") + some([str(one) for one in slices])
+    return ("slice " if len(slices) == 1 else "slices ") + first_few([str(one) for one in slices])
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from dask_slicer.report.figure_layout import Panel
 from dask_slicer.report.montage import colours
 from dask_slicer.report.panels import choose_rows, read_panels
 from dask_slicer.training.dataset import SliceDataset
-from dask_slicer.utils.formatting import count, one_line
+from dask_slicer.utils.formatting import escape_line, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,9 +163,9 @@ def _figure(
         panels,
         # The same of one output, whichever slices are shown.
         colours(np.unique(output.index.label_values).tolist()),
-        title=one_line(output.path.name),
+        title=escape_line(output.path.name),
         facts=_facts(output, panels),
-        warning=one_line(output.shortfall.removeprefix(f"{output.path} has ")),
+        warning=escape_line(output.shortfall.removeprefix(f"{output.path} has ")),
         width=width,
         dark=dark,
     )
@@ -179,8 +179,8 @@ def _facts(output: Output, panels: Collection[Panel]) -> list[str]:
         f"window_size {config.window_size}",
         f"normalize {config.normalize}",
         f"{config.format} {config.dtype}",
-        f"{len(panels)} of {count(len(index), 'slice')}",
-        f"{n_cases} of {count(len(index.cases), 'written case')}",
+        f"{len(panels)} of {plural(len(index), 'slice')}",
+        f"{n_cases} of {plural(len(index.cases), 'written case')}",
     ]
 
 

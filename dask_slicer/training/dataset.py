@@ -20,7 +20,7 @@ from dask_slicer.errors import CaseError, UsageError
 from dask_slicer.output.formats.base import CaseReader, damage
 from dask_slicer.output.index import SliceIndex, case_reader
 from dask_slicer.output.output import Output, open_output
-from dask_slicer.utils.formatting import count
+from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,8 +140,8 @@ class SliceDataset:
 
     def __repr__(self) -> str:
         return (
-            f"SliceDataset({str(self.output_dir)!r}: {count(len(self), 'slice')} of "
-            f"{count(len(self._index.cases), 'case')})"
+            f"SliceDataset({str(self.output_dir)!r}: {plural(len(self), 'slice')} of "
+            f"{plural(len(self._index.cases), 'case')})"
         )
 
     @property

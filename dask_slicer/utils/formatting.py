@@ -9,23 +9,23 @@ from collections.abc import Iterable, Sequence
 _LONGEST_LINE = 2000
 
 
-def count(n: int, noun: str) -> str:
+def plural(n: int, noun: str) -> str:
     """Return a number of things in words.
 
     Examples
     --------
-    >>> count(1, "case"), count(2, "case")
+    >>> plural(1, "case"), plural(2, "case")
     ('1 case', '2 cases')
     """
     return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
-def size(n_bytes: float) -> str:
+def format_bytes(n_bytes: float) -> str:
     """Return a number of bytes in words.
 
     Examples
     --------
-    >>> size(153_400_000), size(512)
+    >>> format_bytes(153_400_000), format_bytes(512)
     ('153.4 MB', '512 bytes')
     """
     if n_bytes < 1000:
@@ -37,12 +37,12 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} {unit}"
 
 
-def duration(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """Return a time span in words.
 
     Examples
     --------
-    >>> duration(2.51), duration(7384)
+    >>> format_time(2.51), format_time(7384)
     ('2.5 s', '2 h 3 min')
     """
     if seconds < 60:
@@ -52,12 +52,12 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def one_line(text: str) -> str:
+def escape_line(text: str) -> str:
     r"""Return a text on one line, with what a terminal would not show, but obey, escaped.
 
     Examples
     --------
-    >>> one_line(f"a.nii:\n{chr(7)} bad")
+    >>> escape_line(f"a.nii:\n{chr(7)} bad")
     'a.nii: \\x07 bad'
     """
     line = " ".join(text.split())
@@ -68,12 +68,12 @@ def one_line(text: str) -> str:
     )
 
 
-def times(lengths: Sequence[float]) -> str:
+def format_shape(lengths: Sequence[float]) -> str:
     """Return a shape or spacing in words.
 
     Examples
     --------
-    >>> times((512, 512, 40)), times((5.0, 0.5703125, 0.5703125))
+    >>> format_shape((512, 512, 40)), format_shape((5.0, 0.5703125, 0.5703125))
     ('512×512×40', '5×0.57×0.57')
     """
     return "×".join(
@@ -82,12 +82,12 @@ def times(lengths: Sequence[float]) -> str:
     )
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
+def first_few(names: Sequence[str], most: int = 3) -> str:
     """Return the first of many names, and how many more there are.
 
     Examples
     --------
-    >>> some(["a", "b", "c", "d"])
+    >>> first_few(["a", "b", "c", "d"])
     'a, b, c and 1 more'
     """
     shown = ", ".join(names[:most])
@@ -111,16 +111,16 @@ def why_not_written(n_failed: int, n_left: int) -> str:
 _SHORTEST_PART = 3
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the known one that it is nearest to.
 
     Examples
     --------
-    >>> nearest("windowsize", ["window_size", "plane"])
+    >>> did_you_mean("windowsize", ["window_size", "plane"])
     '; did you mean window_size?'
-    >>> nearest("x", ["window_size", "plane"])
+    >>> did_you_mean("x", ["window_size", "plane"])
     ''
-    >>> nearest("brain", ["abdomen_1", "mr_brain_1", "mr_brain_2"])
+    >>> did_you_mean("brain", ["abdomen_1", "mr_brain_1", "mr_brain_2"])
     '; did you mean mr_brain_1?'
     """
     known = sorted(known)
@@ -131,7 +131,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def in_a_word(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a setting's value as messages show it."""
     if isinstance(value, list | dict | set):
         return f"a {type(value).__name__}"  # as long as the file that it is from likes

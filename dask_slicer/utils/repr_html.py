@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from dask_slicer.utils.formatting import count
+from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
     pass
@@ -19,17 +19,17 @@ _LONGEST = 200
 _CELL = ' style="text-align: left; vertical-align: top; padding: 1px 12px 1px 0"'
 
 
-def card(title: str, *parts: str) -> str:
+def html_card(title: str, *parts: str) -> str:
     """Return a title with tables below it, which were made by functions of this module."""
     return f"<div><strong>{_shown(title)}</strong>{''.join(parts)}</div>"
 
 
-def facts(rows: Iterable[tuple[str, object]]) -> str:
+def html_facts(rows: Iterable[tuple[str, object]]) -> str:
     """Return a table of names and values.
 
     Examples
     --------
-    >>> "a &lt;b&gt;" in facts([("case", "a <b>")])
+    >>> "a &lt;b&gt;" in html_facts([("case", "a <b>")])
     True
     """
     lines = [
@@ -39,7 +39,7 @@ def facts(rows: Iterable[tuple[str, object]]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def table(names: Sequence[str], rows: Sequence[Sequence[object]], *, of: str) -> str:
+def html_table(names: Sequence[str], rows: Sequence[Sequence[object]], *, of: str) -> str:
     """Return a table with a head; of a long one the first rows, and how many more there are.
 
     Parameters
@@ -58,11 +58,11 @@ def table(names: Sequence[str], rows: Sequence[Sequence[object]], *, of: str) ->
         for row in rows[:_MOST_ROWS]
     )
     more = len(rows) - _MOST_ROWS
-    rest = f"<div>… and {count(more, f'more {of}')}</div>" if more > 0 else ""
+    rest = f"<div>… and {plural(more, f'more {of}')}</div>" if more > 0 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"
 
 
-def folded(title: str, part: str) -> str:
+def html_details(title: str, part: str) -> str:
     """Return a part that is shown when its title is clicked."""
     return f"<details><summary>{_shown(title)}</summary>{part}</details>"
 

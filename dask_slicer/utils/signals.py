@@ -41,7 +41,7 @@ _token: ContextVar[threading.Event | None] = ContextVar("token", default=None)
 
 
 @contextmanager
-def heard_once(
+def interrupt_once(
     signals: Collection[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
 ) -> Iterator[None]:
     """Turn the first Ctrl-C or SIGTERM into an exception, and let the run tidy up in peace.
@@ -58,7 +58,7 @@ def heard_once(
     KeyboardInterrupt
         `Interrupted` for Ctrl-C, `Terminated` for SIGTERM: wherever the main thread is, or, should
         that be where Python drops exceptions (a ``__del__``, a weakref's callback), from the next
-        `check`.
+        `raise_if_interrupted`.
     """
     stopped_at = -_PATIENCE
 
@@ -94,7 +94,7 @@ def stopped_by(token: threading.Event) -> Iterator[None]:
         _token.reset(before)
 
 
-def check() -> None:
+def raise_if_interrupted() -> None:
     """Raise what a signal asked for, in case it got lost, or a token; to be called now and then.
 
     Raises

@@ -45,7 +45,7 @@ def test_where_no_socket_can_be_made_workers_are_spawned(monkeypatch) -> None:
         raise OSError("AF_UNIX path too long")
 
     monkeypatch.setattr("multiprocessing.forkserver.ensure_running", no_socket)
-    assert local.prepare() == "spawn"
+    assert local.start_forkserver() == "spawn"
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         (parent,) = client.run(os.getppid).values()
     assert parent == os.getpid()

@@ -21,15 +21,15 @@ from dask_slicer.cluster import local, probes, upload
 from dask_slicer.cluster.preflight import (
     ALIKE,
     SAME,
-    Findings,
-    Needs,
-    judge_code,
-    judge_disks,
-    judge_settings,
-    judge_versions,
-    judge_workers,
+    Preflight,
+    Requirements,
+    check_code,
+    check_disks,
+    check_settings,
+    check_versions,
+    check_workers,
 )
-from dask_slicer.cluster.preflight import check as check_of
+from dask_slicer.cluster.preflight import run_preflight as check_of
 from dask_slicer.errors import PreflightError
 
 check = partial(check_of, module="dask_slicer.execution.tasks")
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.versions
 
 HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
 OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
-NEEDS = Needs(
+NEEDS = Requirements(
     output_dir=Path("/out"),
     temporary=".tmp",
     input_file="/scans/a.nii",
@@ -54,8 +54,8 @@ def packages(**changes: str | None) -> dict[str, Any]:
 
 
 def refused_versions(**there: Any) -> list[str]:
-    findings = Findings()
-    judge_versions(HERE, {"the scheduler": packages()} | there, findings)
+    findings = Preflight()
+    check_versions(HERE, {"the scheduler": packages()} | there, findings)
     return findings.refusals
 
 
@@ -75,8 +75,8 @@ def test_versions_that_graphs_or_results_would_break_on_are_refused(changes, sai
 
 @pytest.mark.parametrize("changes", [{"numpy": "2.1"}, {"zarr": "3.2"}, {}])
 def test_versions_that_may_change_a_digit_are_told(changes) -> None:
-    findings = Findings()
-    judge_versions(HERE, {WORKER: packages(**changes)}, findings)
+    findings = Preflight()
+    check_versions(HERE, {WORKER: packages(**changes)}, findings)
     assert findings.refusals == []
     assert findings.notes == [
         f"{name} is 2.0.1 here, {value} on 1 worker on node1: digits or bytes may differ"
@@ -117,14 +117,14 @@ def test_a_worker_that_does_not_answer_or_fails_is_named(raised, said) -> None:
     ids=["same", "missing", "other_version", "other_code", "broken"],
 )  # fmt: skip
 def test_workers_must_have_this_code(changes, said) -> None:
-    findings = Findings()
-    judge_code(OWN, {"the scheduler": OWN, WORKER: OWN | changes}, findings, uploaded=False)
+    findings = Preflight()
+    check_code(OWN, {"the scheduler": OWN, WORKER: OWN | changes}, findings, uploaded=False)
     assert findings.refusals == ([] if said is None else [said])
 
 
 def test_what_was_sent_is_not_to_be_sent_again() -> None:
-    findings = Findings()
-    judge_code(OWN, {WORKER: OWN | {"code": "def"}}, findings, uploaded=True)
+    findings = Preflight()
+    check_code(OWN, {WORKER: OWN | {"code": "def"}}, findings, uploaded=True)
     assert "--upload_code" not in findings.refusals[0]
 
 
@@ -146,16 +146,18 @@ def workers(**limits: int) -> dict[str, dict[str, Any]]:
     ],
 )
 def test_memory_is_held_against_the_smallest_and_the_largest_case(infos, refused, noted) -> None:
-    findings = Findings()
-    judge_workers(infos, NEEDS, findings)
+    findings = Preflight()
+    check_workers(infos, NEEDS, findings)
     assert (len(findings.refusals), len(findings.notes)) == (refused, noted)
 
 
 @pytest.mark.parametrize(("timeout", "noted"), [(None, 0), (5.0, 1)])
 def test_a_case_can_be_stopped_only_where_there_is_a_nanny(timeout, noted) -> None:
-    findings = Findings()
+    findings = Preflight()
     infos = {"tcp://a:1": {"memory_limit": 0, "nthreads": 1, "nanny": None}}
-    judge_workers(infos, Needs(output_dir=Path("/out"), temporary="", timeout=timeout), findings)
+    check_workers(
+        infos, Requirements(output_dir=Path("/out"), temporary="", timeout=timeout), findings
+    )
     assert len(findings.notes) == noted
     assert all("1 worker without a nanny" in note for note in findings.notes)
 
@@ -181,8 +183,8 @@ LOOK = {"token": "x", "seen": "yes", "output_fault": "", "input_fault": ""}
     ids=["sound", "other_disk", "read_only", "no_scans", "silent"],
 )  # fmt: skip
 def test_a_disk_that_is_not_shared_is_refused(look, said) -> None:
-    findings = Findings()
-    judge_disks({WORKER: look, "tcp://node2:1": LOOK}, NEEDS, findings)
+    findings = Preflight()
+    check_disks({WORKER: look, "tcp://node2:1": LOOK}, NEEDS, findings)
     assert findings.refusals == said
 
 
@@ -201,10 +203,10 @@ def test_a_disk_that_is_not_shared_is_refused(look, said) -> None:
 def test_a_scheduler_is_told_how_it_would_better_have_been_started(
     saturation, stealing, failures, said
 ) -> None:
-    findings = Findings()
+    findings = Preflight()
     names = ("worker-saturation", "work-stealing", "allowed-failures")
     settings = zip(names, (saturation, stealing, failures), strict=True)
-    judge_settings({f"distributed.scheduler.{name}": value for name, value in settings}, findings)
+    check_settings({f"distributed.scheduler.{name}": value for name, value in settings}, findings)
     assert not findings.refusals
     assert (said in findings.notes[0]) if said else not findings.notes
 
@@ -318,7 +320,7 @@ def test_sound_workers_are_told_nothing_and_nothing_is_left_behind(client, tmp_p
     notes: list[str] = []
     check(
         client,
-        Needs(output_dir=tmp_path, temporary=".tmp", input_file=__file__),
+        Requirements(output_dir=tmp_path, temporary=".tmp", input_file=__file__),
         notes.append,
         upload=False,
     )
@@ -336,7 +338,7 @@ def test_workers_that_come_on_demand_are_not_missed(tmp_path) -> None:
     ):
         check(
             client,
-            Needs(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40),
+            Requirements(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40),
             notes.append,
             upload=False,
         )
@@ -344,7 +346,7 @@ def test_workers_that_come_on_demand_are_not_missed(tmp_path) -> None:
 
 
 def test_workers_without_memory_for_any_case_are_refused(client, tmp_path) -> None:
-    needs = Needs(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40, most_bytes=2**41)
+    needs = Requirements(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40, most_bytes=2**41)
     with pytest.raises(PreflightError, match=r"the smallest takes 1.1 TB"):
         check(client, needs, print, upload=False)
 
@@ -354,7 +356,7 @@ def test_a_file_that_workers_write_and_we_do_not_see_is_refused(
 ) -> None:
     monkeypatch.setattr(Path, "is_file", lambda self: False)
     with pytest.raises(PreflightError, match="another disk, at the same path"):
-        check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=False)
+        check(client, Requirements(output_dir=tmp_path, temporary=".tmp"), print, upload=False)
 
 
 def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> None:
@@ -366,12 +368,12 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
         "dask_slicer.cluster.rpc.send_by_value", lambda: pytest.fail("code was sent")
     )
     with pytest.raises(PreflightError, match=r"3\.99 on the scheduler"):
-        check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=True)
+        check(client, Requirements(output_dir=tmp_path, temporary=".tmp"), print, upload=True)
 
 
 def test_nothing_is_sent_to_this_very_process(client, tmp_path) -> None:
     notes: list[str] = []
-    check(client, Needs(output_dir=tmp_path, temporary=".tmp"), notes.append, upload=True)
+    check(client, Requirements(output_dir=tmp_path, temporary=".tmp"), notes.append, upload=True)
     assert notes == ["--upload_code has no effect: the scheduler or a worker is this very process"]
     assert not any("dask_slicer_code_" in path for path in sys.path)
 
@@ -384,6 +386,8 @@ def test_a_worker_that_is_frozen_is_named(tmp_path) -> None:
         os.kill(frozen, signal.SIGSTOP)
         try:
             with pytest.raises(PreflightError, match=r"1 worker on 127\.0\.0\.1 cannot be used"):
-                check(client, Needs(output_dir=tmp_path, temporary=".tmp"), print, upload=False)
+                check(
+                    client, Requirements(output_dir=tmp_path, temporary=".tmp"), print, upload=False
+                )
         finally:
             os.kill(frozen, signal.SIGCONT)

@@ -72,7 +72,7 @@ def check(voxels: Voxels, method: str, **options: object) -> None:
 
 def check_kept(voxels: Voxels, how: Normalization, volume: np.ndarray) -> None:
     """Hold what is stored for `--dtype source` against the range, and what is made of it."""
-    kept = how.kept(voxels.stored)
+    kept = how.clip_stored(voxels.stored)
     assert kept.dtype == voxels.stored.dtype.newbyteorder("=")
     if how.zero_nonfinite and kept.dtype == np.float16:
         return  # which has no number near enough to what stands for 0, and no NIfTI file has it

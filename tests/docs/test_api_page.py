@@ -34,6 +34,11 @@ def test_the_page_has_a_section_for_every_public_name_and_for_no_other() -> None
     assert sorted(_SECTIONS) == _NAMES
 
 
+def test_the_reference_has_every_public_name_once() -> None:
+    page = _PAGE.with_name("reference.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\.\. auto\w+:: (\w+)", page, flags=re.M)) == _NAMES
+
+
 @pytest.mark.parametrize("name", _NAMES)
 def test_a_section_has_an_example_that_runs_what_it_is_about(name: str) -> None:
     examples = "".join(re.findall(r"```pycon\n(.*?)```", _SECTIONS[name], flags=re.DOTALL))

@@ -1,40 +1,133 @@
-"""The documents say what is: options, commands, links, examples, dependencies."""
+"""Documents against the code: options, commands, links, examples, dependencies."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 import yaml
+from fences import PAGES, README, Fence, code_of, fences
 from repository import ROOT
 
+import dask_slicer
 from dask_slicer.cli.main import main
 from dask_slicer.cli.options import config_options
 from dask_slicer.config.loader import json_schema, shipped_configs
+from dask_slicer.inputs.phantom import write_dataset
 
-_README = (ROOT / "README.md").read_text(encoding="utf-8")
+_README = README.read_text(encoding="utf-8")
+_OPTIONS = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+_QUICKSTART = ROOT / "docs" / "quickstart.md"
+# The two commands that set everything up, which `.ci/run` runs.
+_SET_UP = (
+    "python -m pip install . && dask-slicer demo\n",
+    'python -m pip install ".[test]" && python -m pytest\n',
+)
+# By page, the languages whose blocks are run, each by the test that is named.
+_RUN = {
+    "README.md": {"sh": "test_the_commands_of_a_page_run"},
+    "docs/quickstart.md": {
+        "sh": "test_the_commands_of_a_page_run",
+        "python": "test_the_python_examples_run_on_the_output_of_the_demo",
+        "console": "test_the_demo_prints_what_the_quick_start_shows",
+    },
+    "docs/reliability.md": {"sh": "test_the_commands_of_a_page_run"},
+    "docs/options.md": {"yaml": "test_a_configuration_file_in_the_docs_is_valid"},
+    "docs/training.md": {"python": "test_the_examples_of_training_run"},
+    "docs/api.md": {"pycon": "test_api_page.test_the_examples_run_one_after_another"},
+    "docs/hpc.md": {
+        "sh": "test_slurm_recipes.test_every_recipe_gives_the_bytes_of_one_run",
+        "bash": "test_slurm_recipes and test_run_page, the script and the variable",
+    },
+}
 # conda-forge calls these otherwise.
 _CONDA_NAMES = {"dask": "dask-core", "isal": "python-isal"}
 
 
-def _blocks(language: str, text: str = _README) -> list[str]:
+def _blocks(language: str, text: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_the_table_of_options_names_every_option_in_the_order_of_the_help() -> None:
-    in_readme = re.findall(r"^\| `--(\w+)`", _README, flags=re.MULTILINE)
-    assert in_readme == [option.name for option in config_options()]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_code_is_run_or_marked_as_an_example(page: Path) -> None:
+    def is_known(fence: Fence) -> bool:
+        if fence.language == "text":
+            return not re.search(r"^(\$|dask|python|pip|ssh|export) ", fence.code, flags=re.M)
+        return fence.is_example or fence.language in _RUN.get(fence.page, {})
+
+    assert not [
+        (fence.page, fence.line, fence.language) for fence in fences(page) if not is_known(fence)
+    ]
 
 
-def test_the_table_of_options_gives_the_meaning_that_the_help_gives() -> None:
+def test_no_language_is_said_to_be_run_of_which_a_page_has_no_block() -> None:
+    for page, languages in _RUN.items():
+        for language in languages:
+            assert code_of(ROOT / page, language), (page, language)
+
+
+def test_the_readme_fits_and_its_first_screen_has_what_a_newcomer_needs() -> None:
+    assert len(_README.encode()) < 7_000
+    first_screen = "\n".join(_README.splitlines()[:40])
+    commands = ("plan --input_dir", "run --input_dir", "preview ")
+    wanted = (
+        *("](docs/images/preview.png)", "SliceDataset('slices')[0]"),
+        *(command.strip() for command in _SET_UP),
+        *(f"dask-slicer {command}" for command in commands),
+    )
+    assert not [text for text in wanted if text not in first_screen]
+
+
+def test_every_reason_in_the_readme_has_a_number_that_its_page_measured() -> None:
+    section = _README.partition("## Why")[2].partition("\n## ")[0]
+    reasons = re.findall(r"^- (.*?)(?=^- |\Z)", section, flags=re.DOTALL | re.M)
+    assert len(reasons) == 5
+    for reason in reasons:
+        pages = [
+            (ROOT / name).read_text(encoding="utf-8")
+            for name in re.findall(r"\((docs/\w+\.md)\)", reason)
+        ]
+        figures = re.findall(r"(?<![\w.-])\d(?:[\w.-]*\w)?(?: ×| %| ms)?", reason)
+        assert figures, reason
+        assert not [figure for figure in figures if not any(figure in page for page in pages)]
+
+
+def test_the_page_of_options_is_made_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    made = importlib.import_module("make_options").page()
+    assert made == _OPTIONS, "run: python docs/make_options.py"
+
+
+def test_the_page_of_options_names_every_option_of_run_once() -> None:
+    named = re.findall(r"^\| `--(\w+)`", _OPTIONS, flags=re.MULTILINE)
+    command = main.commands["run"]
+    options = command.get_params(click.Context(command))
+    long_names = [name for option in options for name in option.opts if name.startswith("--")]
+    assert sorted(named) == sorted(name.removeprefix("--") for name in long_names)
+
+
+def test_the_page_of_options_gives_the_meaning_that_the_help_gives() -> None:
+    plain = _OPTIONS.replace("`", "")
     for option in config_options():
-        meaning = re.sub(r" \[default: .*\]", "", option.help or "")
-        assert f"| {meaning} |" in _README, option.name
+        if option.name in ("config", "no_normalize"):
+            continue  # no settings; the page has words of its own
+        meaning = re.sub(r" \[default: .*\]", "", option.help or "").replace("`", "")
+        assert f"| {meaning} " in plain, option.name
+
+
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(code, id=page.stem) for page in PAGES for code in code_of(page, "yaml")],
+)
+def test_a_configuration_file_in_the_docs_is_valid(block: str) -> None:
+    assert dask_slicer.RunConfig(**yaml.safe_load(block)).model_fields_set
 
 
 def test_every_command_is_in_the_readme_and_has_help() -> None:
@@ -44,9 +137,7 @@ def test_every_command_is_in_the_readme_and_has_help() -> None:
 
 
 def test_the_two_commands_that_set_everything_up_are_in_the_readme_and_in_ci() -> None:
-    first, second = _blocks("sh")[:2]
-    assert first == "python -m pip install . && dask-slicer demo\n"
-    assert second == 'python -m pip install ".[test]" && python -m pytest\n'
+    assert tuple(code_of(README, "sh")[:2]) == _SET_UP
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for command in ("pip install --quiet .\n", "dask-slicer demo", '".[test]"', "-m pytest\n"):
         assert command in ci
@@ -66,7 +157,7 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
 def test_the_python_examples_run_on_the_output_of_the_demo(tmp_path: Path) -> None:
     demo = [sys.executable, "-m", "dask_slicer", "demo", "--num_workers", "0", "--quiet"]
     subprocess.run(demo, cwd=tmp_path, check=True)
-    load, train, from_python = _blocks("python")
+    load, train, from_python = code_of(_QUICKSTART, "python")
     for number, code in enumerate((load, from_python, train)):
         (tmp_path / f"example_{number}.py").write_text(code, encoding="utf-8")
     printed = [
@@ -79,8 +170,89 @@ def test_the_python_examples_run_on_the_output_of_the_demo(tmp_path: Path) -> No
         ).stdout.strip()
         for number in range(3)
     ]
-    assert f"prints `{printed[0]}`" in _README
+    assert f"prints `{printed[0]}`" in _QUICKSTART.read_text(encoding="utf-8")
     assert "6 cases," in printed[1]
+
+
+def _shell(commands: str, folder: Path) -> str:
+    """Run commands as in an environment that is activated; return what they print."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=folder,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (commands, done.stdout, done.stderr)
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [page for page, by in _RUN.items() if by.get("sh") == "test_the_commands_of_a_page_run"],
+)
+def test_the_commands_of_a_page_run(tmp_path: Path, page: str) -> None:
+    pytest.importorskip("matplotlib")
+    write_dataset(tmp_path / "scans", n_cases=6, shape=(24, 22, 9))
+    if "dask-slicer run" not in "".join(code_of(ROOT / page, "sh")):
+        settings = {"input_dir": tmp_path / "scans", "output_dir": tmp_path / "slices"}
+        dask_slicer.run(**settings, num_workers=0, progress=False)
+    for commands in code_of(ROOT / page, "sh"):
+        if commands not in _SET_UP:
+            _shell(commands, tmp_path)
+    assert (tmp_path / "slices" / "slices.csv").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_demo_prints_what_the_quick_start_shows(tmp_path: Path) -> None:
+    (session,) = code_of(_QUICKSTART, "console")
+    command, _, shown = session.removeprefix("$ ").partition("\n")
+
+    def without_figures_of_the_machine(text: str) -> list[str]:
+        text = re.sub(r"127\.0\.0\.1:\d+", "HOST", text)
+        text = re.sub(r"/\S*(?=/dask_slicer_demo)", "HOME", text)
+        text = re.sub(r"\([\d.]+ MB\) in .* slices/s", "TIMES", text)
+        return text.splitlines()
+
+    printed = without_figures_of_the_machine(_shell(command, tmp_path))
+    expected = without_figures_of_the_machine(shown)
+    assert printed[: len(expected)] == expected
+
+
+def test_the_script_for_a_job_does_not_wait_for_a_scheduler_that_did_not_start(
+    tmp_path: Path,
+) -> None:
+    (script, _) = code_of(ROOT / "docs" / "hpc.md", "bash")
+    start = re.search(r"^file=.*?^while .*?$", script, flags=re.DOTALL | re.MULTILINE)
+    assert start is not None
+    # A file, not `bash -c`: only in a script is a job that has ended kept until it is asked for.
+    (tmp_path / "start.sh").write_text(f"dask() {{ false; }}\n{start[0]}\n", encoding="utf-8")
+    subprocess.run(
+        ["bash", "start.sh"],
+        cwd=tmp_path,
+        env=os.environ | {"SLURM_JOB_ID": "1"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_broken_link(tmp_path: Path) -> None:
+    for package in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
+    done = subprocess.run(
+        [*build, "-d", str(tmp_path / "doctrees"), str(ROOT / "docs"), str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "index.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("heading", ["numpy alone", "torch", "MONAI"])
@@ -93,9 +265,7 @@ def test_the_examples_of_training_run(tmp_path: Path, heading: str) -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.M))
     start = page[: page.index("## ")]
-    others = (
-        [] if needed else ["Choose slices without reading them", "Look at the rest of an output"]
-    )
+    others = [] if needed else ["Choose slices without reading them", "Read a whole output"]
     if heading == "MONAI":
         start += "```python\nfrom torch.utils.data import DataLoader\n```"
     code = "\n".join(
@@ -117,18 +287,16 @@ def test_environment_yml_asks_for_what_pyproject_asks_for() -> None:
     assert listed - {"pip"} == wanted
 
 
-def test_the_page_and_the_table_of_measurements_are_what_was_measured(
+def test_the_page_of_measurements_is_what_was_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     report = importlib.import_module("report")
     monkeypatch.setattr(report, "_plot", lambda found, path: None)
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(_README, encoding="utf-8")
     report.write_report(ROOT / "benchmarks" / "results", tmp_path)
-    for name in ("README.md", "docs/performance.md"):
-        made = (tmp_path / name).read_text(encoding="utf-8")
-        assert made == (ROOT / name).read_text(encoding="utf-8")
+    made = (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert made == (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert (ROOT / "docs" / "images" / "performance.png").stat().st_size > 10_000
 
 
@@ -137,6 +305,6 @@ def test_the_json_schema_is_that_of_the_configuration() -> None:
     assert committed == json_schema()
 
 
-def test_every_shipped_configuration_is_named_in_the_readme() -> None:
+def test_every_shipped_configuration_is_named_on_the_page_of_options() -> None:
     for name in shipped_configs():
-        assert f"`{name}`" in _README
+        assert f"| `{name}` |" in _OPTIONS

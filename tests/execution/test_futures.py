@@ -20,7 +20,7 @@ from dask_slicer.cluster import local
 from dask_slicer.errors import CaseError, Unexpected, WorkerLost
 from dask_slicer.execution import futures as futures_module
 from dask_slicer.execution import watchdog
-from dask_slicer.execution.tasks import Lot
+from dask_slicer.execution.tasks import CaseBatch
 from dask_slicer.inputs.case import Case
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
@@ -45,14 +45,14 @@ def test_a_case_that_failed_is_computed_anew_under_the_same_key(tmp_path: Path) 
     # Workers cannot import this file: the function travels by value.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-    def graph_of(lot: Lot) -> Delayed:
+    def graph_of(lot: CaseBatch) -> Delayed:
         (case,) = lot
         return delayed(_fail_twice)(case.case_id, tmp_path, dask_key_name=("save", case.case_id))
 
     queue = deque([(CasePlan(case=Case(case_id="liver", images=())),)])
     outcomes = []
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
-        for lot, outcome in futures_module.execute(
+        for lot, outcome in futures_module.run_graphs(
             client, lambda _: queue.popleft() if queue else (), graph_of
         ):
             outcomes.append(outcome)
@@ -84,7 +84,7 @@ def test_a_result_that_is_lost_on_its_way_and_cannot_be_made_again_is_a_failure(
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     queue = deque(["liver"])
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
-        ((_, outcome),) = futures_module.execute(
+        ((_, outcome),) = futures_module.run_graphs(
             client,
             lambda _: queue.popleft() if queue else None,
             lambda name: delayed(_lost_then_bad)(tmp_path, dask_key_name=("save", name)),
@@ -117,7 +117,9 @@ def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
 
     with local.local_client(2, memory_limit=2**30, dashboard_address="none") as client:
         outcomes = dict(
-            futures_module.execute(client, lambda _: queue.popleft() if queue else None, graph_of)
+            futures_module.run_graphs(
+                client, lambda _: queue.popleft() if queue else None, graph_of
+            )
         )
     assert outcomes == {"stuck": "sent"} | dict.fromkeys(names[1:])
 
@@ -135,7 +137,7 @@ def test_graphs_run_about_in_the_order_in_which_they_are_dealt() -> None:
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         ended = [
             name
-            for name, _ in futures_module.execute(
+            for name, _ in futures_module.run_graphs(
                 client, lambda _: queue.popleft() if queue else None, graph_of
             )
         ]
@@ -174,7 +176,7 @@ def test_how_a_worker_ended_is_told_although_its_nanny_did_not_know_it_yet(monke
     monkeypatch.setattr("distributed.nanny.WorkerProcess._init_msg_interval", 3)
     queue = deque(["liver"])
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
-        ((_, outcome),) = futures_module.execute(
+        ((_, outcome),) = futures_module.run_graphs(
             client,
             lambda _: queue.popleft() if queue else None,
             lambda name: delayed(os._exit)(7, dask_key_name=("save", name)),

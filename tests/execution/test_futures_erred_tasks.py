@@ -79,7 +79,7 @@ class AtTheLast(Observer):
         self.seen: dict[Any, str] = {}
         self.held = -1
 
-    def ended(self, record) -> None:
+    def case_finished(self, record) -> None:
         self.n_left -= 1
         if self.n_left == 0:
             # What was let go of a moment ago goes a moment later.
@@ -110,7 +110,7 @@ def test_only_the_last_failures_stay(client, monkeypatch) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(futures, "_MOST_ERRED", 3)
     names = list("abcdefgh")
-    ended = futures.execute(
+    ended = futures.run_graphs(
         client,
         lambda _: names.pop(0) if names else None,
         lambda name: delayed(_fail)(name, dask_key_name=("save", name)),

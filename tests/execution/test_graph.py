@@ -14,7 +14,7 @@ import pytest
 import dask_slicer
 from dask_slicer.errors import DiskFull
 from dask_slicer.execution import executor, futures
-from dask_slicer.execution.graph import Lots, enough_work, lot_graph, target_of
+from dask_slicer.execution.graph import Batcher, batch_graph, batch_work, target_of
 from dask_slicer.execution.tasks import Target
 from dask_slicer.inputs.case import Case
 from dask_slicer.output.journal import last_records
@@ -23,15 +23,17 @@ from dask_slicer.planning.plan import CasePlan
 SMALL, MEDIUM, LARGE = 4_000, 2_000_000, 20_000_000
 
 
-def lots_of(sizes: list[int], *, n_threads: int = 1, enough: int = enough_work(1, None)) -> Lots:
+def lots_of(sizes: list[int], *, n_threads: int = 1, enough: int = batch_work(1, None)) -> Batcher:
     cases = iter(
         CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=size, shape=(8, 16, 16))
         for number, size in enumerate(sizes)
     )
-    return Lots(lambda: next(cases, None), n_cases=len(sizes), n_threads=n_threads, enough=enough)
+    return Batcher(
+        lambda: next(cases, None), n_cases=len(sizes), n_threads=n_threads, enough=enough
+    )
 
 
-def lengths(lots: Lots) -> list[int]:
+def lengths(lots: Batcher) -> list[int]:
     dealt = []
     while lot := lots.next():
         dealt.append(len(lot))
@@ -71,7 +73,7 @@ def test_cases_are_put_together_until_they_are_worth_a_graph(sizes, n_threads, e
 def test_the_more_threads_a_scheduler_serves_the_more_each_gets_at_once(
     n_threads, memory_limit, expected
 ) -> None:
-    assert enough_work(n_threads, memory_limit) == expected
+    assert batch_work(n_threads, memory_limit) == expected
 
 
 def test_a_lot_is_filled_up_to_what_is_enough() -> None:
@@ -108,7 +110,7 @@ def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None 
             lots.append(lot)
             yield lot, outcome_of(lot)
 
-    monkeypatch.setattr(futures, "execute", execute)
+    monkeypatch.setattr(futures, "run_graphs", execute)
     queue = deque(
         CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=MEDIUM, shape=(8, 16, 16))
         for number in range(1000)
@@ -164,8 +166,8 @@ def test_a_case_that_failed_in_company_comes_next_and_by_itself() -> None:
     lots = lots_of([SMALL] * 64)
     first = lots.next()
     assert len(first) == 16
-    lots.singly(first[3])
-    lots.singly(first[5])
+    lots.retry_alone(first[3])
+    lots.retry_alone(first[5])
     assert (lots.next(), lots.next()) == ((first[3],), (first[5],))
     assert lengths(lots) == [16, 16, 16]
 
@@ -177,9 +179,9 @@ def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> Non
         for name in "bcdefgh"
     ]
     queue = [first, *others]
-    lots = Lots(lambda: queue.pop(0) if queue else None, n_cases=8, n_threads=0)
+    lots = Batcher(lambda: queue.pop(0) if queue else None, n_cases=8, n_threads=0)
     assert len(lots.next()) == 2
-    lots.singly(first)
+    lots.retry_alone(first)
     assert lots.next() == (first,)
     queue.insert(0, first)  # a run tries it again
     assert lots.next() == (first,)
@@ -188,13 +190,13 @@ def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> Non
 def test_a_suspect_runs_when_nothing_else_does_and_nothing_else_then() -> None:
     lots = lots_of([SMALL] * 8)
     (suspect, _), *_ = taken = [lots.next(), lots.next()]
-    lots.suspect(suspect)
+    lots.quarantine(suspect)
     assert not lots.was_alone(taken[0])
     assert len(lots.next(1)) == len(lots.next(2)) == 2
     assert lots.next(3) == ()  # others are in flight
     assert lots.next(0) == (suspect,)
     assert lots.was_alone((suspect,))
-    lots.singly(taken[1][0])
+    lots.retry_alone(taken[1][0])
     assert lots.next(1) == ()  # it must be alone
     assert lots.next(0) == (taken[1][0],)
 
@@ -204,7 +206,7 @@ def test_a_graph_of_several_cases_has_three_tasks_named_after_the_steps(dataset,
         dataset.add(case_id)
     config = dask_slicer.RunConfig(input_dir=dataset.root, output_dir=tmp_path / "slices")
     config.output_dir.mkdir()
-    graph = lot_graph(dask_slicer.plan(config).cases, target_of(config))
+    graph = batch_graph(dask_slicer.plan(config).cases, target_of(config))
     assert sorted(graph.__dask_graph__().keys()) == [
         (step, "a / 2 more") for step in ("load", "save", "slice")
     ]

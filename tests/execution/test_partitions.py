@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 import dask_slicer
 from dask_slicer.errors import OutputError
 from dask_slicer.execution import partitions
-from dask_slicer.execution.partitions import agree
+from dask_slicer.execution.partitions import record_plan
 from dask_slicer.output import atomic, directory, layout, lock
 from dask_slicer.output.journal import Journal, histories, last_records
-from dask_slicer.output.layout import files_of, journals, temporaries
+from dask_slicer.output.layout import journals, partition_files, temporary_folders
 from dask_slicer.output.lock import locked
-from dask_slicer.planning.plan import Share, share_of
+from dask_slicer.planning.plan import Partition, parse_partition
 from dask_slicer.records import RemovedCase
 
 CASES = ("a", "b", "c", "d", "e", "f", "g")
@@ -54,12 +54,12 @@ PATIENCE = 120
     ],
 )
 def test_a_share_is_every_nth_of_the_sorted_cases(case_ids, shard, expected) -> None:
-    assert share_of(shard).cases(case_ids) == list(expected)
+    assert parse_partition(shard).cases(case_ids) == list(expected)
 
 
 @given(st.sets(st.text(min_size=1)), st.integers(1, 20))
 def test_shares_partition_the_cases_and_differ_by_one_at_most(case_ids, n_shares) -> None:
-    shares = [Share(number, n_shares).cases(case_ids) for number in range(1, n_shares + 1)]
+    shares = [Partition(number, n_shares).cases(case_ids) for number in range(1, n_shares + 1)]
     assert sorted(case for share in shares for case in share) == sorted(case_ids)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -264,7 +264,7 @@ def test_a_killed_share_is_repeated(start, shares, whole, invoke, output_dir) ->
     for number in (1, 3):
         assert shares(f"{number}/3").exit_code == 0
     kill_within(start("2/3", faults={"e": "sleep"}), output_dir / "journal.2of3.jsonl")
-    leave_unfinished(output_dir, Share(2, 3))
+    leave_unfinished(output_dir, Partition(2, 3))
     result = invoke("merge", output_dir)
     assert result.exit_code == 1
     assert "1 case in no share's journal: e; run the missing shares" in result.stdout
@@ -306,7 +306,7 @@ def test_the_lock_of_a_share_that_died_is_taken_over_with_a_note(
     start, shares, whole, invoke, output_dir
 ) -> None:
     kill_within(start("2/3", faults={"e": "sleep"}), output_dir / "journal.2of3.jsonl")
-    leave_unfinished(output_dir, Share(2, 3))
+    leave_unfinished(output_dir, Partition(2, 3))
     assert (output_dir / ".dask_slicer.2of3.lock").exists()
     result = shares("2/3")
     assert "took over the lock of a run that died" in result.stdout
@@ -333,7 +333,7 @@ def test_what_a_process_was_writing_beside_a_lock_when_it_died_goes_and_that_of_
     ):
         (output_dir / name).write_text(text)
     living = output_dir / ".dask_slicer.lock.89abcdef"
-    living.write_text(lock.own_mark())
+    living.write_text(lock.lock_text())
     if ends_with == "merge":
         assert invoke("merge", output_dir).exit_code == 0
     else:
@@ -343,7 +343,10 @@ def test_what_a_process_was_writing_beside_a_lock_when_it_died_goes_and_that_of_
 
 
 def test_a_share_leaves_alone_what_others_are_writing(shares, output_dir) -> None:
-    others = [output_dir / files_of(share).temporary for share in (Share(1, 3), Share(3, 3))]
+    others = [
+        output_dir / partition_files(share).temporary
+        for share in (Partition(1, 3), Partition(3, 3))
+    ]
     for aside in (*others, output_dir / "train", output_dir / "val"):
         aside.mkdir(parents=True, exist_ok=True)
     (others[0] / "a_000.npz").write_bytes(b"half")
@@ -425,7 +428,7 @@ def test_refused_side_by_side(shares, invoke, output_dir, holder, command, refus
         "verify": ("verify", output_dir, "--num_workers", 0),
         "repair": ("verify", output_dir, "--num_workers", 0, "--repair"),
     }
-    with locked(output_dir, share_of(holder)):
+    with locked(output_dir, parse_partition(holder)):
         result = invoke(*commands[command]) if command in commands else shares(command)
     assert result.exit_code == 2
     assert refused in result.stderr
@@ -435,13 +438,13 @@ def test_refused_side_by_side(shares, invoke, output_dir, holder, command, refus
 
 
 def test_shares_of_one_number_run_side_by_side(shares, output_dir) -> None:
-    with locked(output_dir, Share(1, 3)), locked(output_dir, Share(3, 3)):
+    with locked(output_dir, Partition(1, 3)), locked(output_dir, Partition(3, 3)):
         assert shares("2/3").exit_code == 0
 
 
 def test_of_several_shares_that_hold_it_each_is_named(shares, invoke, output_dir) -> None:
     shares(None)
-    with locked(output_dir, Share(1, 3)), locked(output_dir, Share(3, 3)):
+    with locked(output_dir, Partition(1, 3)), locked(output_dir, Partition(3, 3)):
         result = invoke("merge", output_dir)
     assert "in use by 2 shares of a run: 1/3 (process" in result.stderr
     assert ".dask_slicer.1of3.lock, .dask_slicer.3of3.lock" in result.stderr
@@ -462,7 +465,7 @@ def test_a_refused_share_leaves_no_lock_behind(output_dir) -> None:
     with (
         locked(output_dir),
         pytest.raises(OutputError, match="another run"),
-        locked(output_dir, Share(1, 2)),
+        locked(output_dir, Partition(1, 2)),
     ):
         pass
     assert not output_dir.exists()
@@ -480,7 +483,7 @@ def test_a_new_directory_that_another_takes_away_again_is_made_again(
         write_first(path, text)
 
     monkeypatch.setattr(lock, "write_first", after_another)
-    with locked(output_dir, Share(1, 2)):
+    with locked(output_dir, Partition(1, 2)):
         assert [path.name for path in output_dir.iterdir()] == [".dask_slicer.1of2.lock"]
     assert taken_away
 
@@ -521,7 +524,9 @@ def test_a_share_that_disagrees_touches_no_file_of_a_case(
     shares, dataset, output_dir, monkeypatch, at_the_same_moment
 ) -> None:
     if at_the_same_moment:  # then it is seen only when it would write down its own
-        monkeypatch.setattr("dask_slicer.execution.pipeline.check_agreement", lambda plan: None)
+        monkeypatch.setattr(
+            "dask_slicer.execution.pipeline.check_partition_plan", lambda plan: None
+        )
     shares("1/2")
     dataset.add("aa")  # now b is the third, and falls to the first share
     moving = output_dir / "train" / "b_000.npz"  # of the second share, not journaled yet
@@ -559,9 +564,9 @@ def test_one_of_two_that_disagree_at_the_same_moment_is_refused(
         for size in (1, 2)
     ]
     output_dir.mkdir()
-    assert agree(plans[0]).config.window_size == 1
+    assert record_plan(plans[0]).config.window_size == 1
     with pytest.raises(OutputError, match="window_size was 1, is now 2"):
-        agree(plans[1])
+        record_plan(plans[1])
 
 
 def test_how_a_share_runs_may_differ_and_the_first_is_remembered(
@@ -583,10 +588,10 @@ def test_what_concerns_the_whole_is_not_for_a_share(shares, output_dir, setting)
 def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) -> None:
     monkeypatch.setattr("dask_slicer.execution.partitions._WAIT_SECONDS", 0.001)
     shares("1/2")
-    (output_dir / layout.AGREEMENT).write_text("{")
+    (output_dir / layout.PARTITION_PLAN).write_text("{")
     result = shares("2/2")
     assert result.exit_code == 2
-    assert f"{layout.AGREEMENT} is damaged" in result.stderr
+    assert f"{layout.PARTITION_PLAN} is damaged" in result.stderr
 
 
 # -- merge -----------------------------------------------------------------------------------------
@@ -594,7 +599,8 @@ def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) 
 
 @pytest.mark.parametrize(
     "broken",
-    ["dask_slicer.execution.partitions.sum_up", "dask_slicer.execution.partitions.forget_shares",
+    ["dask_slicer.execution.partitions.finalize",
+     "dask_slicer.execution.partitions.remove_partition_files",
      "dask_slicer.execution.partitions.remove_stale_locks",
      "dask_slicer.output.journal.Journal.append"],
 )  # fmt: skip
@@ -884,14 +890,14 @@ def kill_within(process: subprocess.Popen[bytes], journal: Path) -> None:
     process.wait()
 
 
-def leave_unfinished(output_dir: Path, share: Share) -> None:
+def leave_unfinished(output_dir: Path, share: Partition) -> None:
     """Leave what a share leaves that is killed while it moves a case's files."""
-    aside = output_dir / files_of(share).temporary
+    aside = output_dir / partition_files(share).temporary
     aside.mkdir(exist_ok=True)
     (aside / "e_001.npz").write_bytes(b"half")
     (output_dir / "train").mkdir(exist_ok=True)
     (output_dir / "train" / "e_000.npz").write_bytes(b"not journaled")
-    assert aside in temporaries(output_dir)
+    assert aside in temporary_folders(output_dir)
 
 
 class Stopped(Exception):

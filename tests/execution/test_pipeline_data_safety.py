@@ -190,7 +190,7 @@ def test_a_header_that_could_not_be_read_is_read_again_and_costs_no_slice(
 class FullScreen(Observer):
     """Cannot say what has ended."""
 
-    def ended(self, record) -> None:
+    def case_finished(self, record) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -267,11 +267,11 @@ class _HalfFull:
 def test_a_graph_that_is_run_again_has_all_its_time_again() -> None:
     of_scheduler = {"address": "tcp://127.0.0.1:8786"}
     client = SimpleNamespace(scheduler_info=lambda **_: of_scheduler)
-    watched = watchdog.Watch(client, timeout=4)
+    watched = watchdog.Watchdog(client, timeout=4)
     watched._began = {("liver", "tcp://a"): 0.0, ("lung", "tcp://a"): 1.0}
     key = ("slice", "liver")
     watched.stopped[key] = Timeout("took longer")
-    watched.outcome(SimpleNamespace(key=key), None)
+    watched.resolve(SimpleNamespace(key=key), None)
     assert watched._began == {("lung", "tcp://a"): 1.0}
 
 
@@ -279,7 +279,7 @@ def test_a_graph_that_is_run_again_has_all_its_time_again() -> None:
 def test_stopping_a_worker_that_has_gone_or_hangs_does_not_hang_or_raise(monkeypatch) -> None:
     monkeypatch.setattr(watchdog, "_TRY_SECONDS", 1)
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
-        watched = watchdog.Watch(client, timeout=1)
+        watched = watchdog.Watchdog(client, timeout=1)
         watched._stop("tcp://127.0.0.1:1", [])
         started = time.monotonic()
         assert watched._try(client._run_on_scheduler, _sleep) is None

@@ -17,7 +17,7 @@ from dask_slicer.execution.faults import FAULTS
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.events import Observer, RunReport
-from dask_slicer.monitoring.publisher import Telling
+from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.monitoring.state import TOPIC, FailureEvent, RunState, from_event
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase, FailedCase
@@ -84,7 +84,7 @@ def cases(names: str) -> list[CasePlan]:
 
 def test_all_that_an_observer_is_told_passes_through() -> None:
     noting = _Noting()
-    telling = Telling(noting)
+    telling = ProgressPublisher(noting)
     plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
     failed = FailedCase(case_id="a", step="load", kind="CorruptFile", message="cut")
     report = RunReport(
@@ -95,7 +95,7 @@ def test_all_that_an_observer_is_told_passes_through() -> None:
     telling.paged("")
     telling.planned(plan, todo=cases("a"), skipped=0)
     telling.note("a note")
-    telling.ended(failed)
+    telling.case_finished(failed)
     telling.finished(report)
     public = [name for name in vars(Observer) if not name.startswith("_")]
     assert sorted(noting.told) == sorted(public)
@@ -111,12 +111,12 @@ class _Client:
 
 
 def _run_through(client: _Client) -> None:
-    telling = Telling(Observer())
+    telling = ProgressPublisher(Observer())
     plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
-    with telling.through(client, run_id="1f", output_dir="/out"):
+    with telling.publishing_to(client, run_id="1f", output_dir="/out"):
         telling.planned(plan, todo=cases("abc"), skipped=1)
         for case_id in "abc":
-            telling.ended(
+            telling.case_finished(
                 FailedCase(case_id=case_id, step="load", kind="CorruptFile", message="cut")
             )
 
@@ -139,15 +139,17 @@ def test_what_a_scheduler_did_not_hear_is_made_good_by_the_next_telling() -> Non
             raise OSError("broken")
         heard.append(from_event(event))
 
-    telling = Telling(Observer())
+    telling = ProgressPublisher(Observer())
     plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
-    with telling.through(_Client(log_event), run_id="1f", output_dir="/out"):
+    with telling.publishing_to(_Client(log_event), run_id="1f", output_dir="/out"):
         telling.planned(plan, todo=cases("abc"), skipped=1)
         deadline = time.monotonic() + 60
         while not heard:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        telling.ended(FailedCase(case_id="a", step="plan", kind="CorruptFile", message="cut"))
+        telling.case_finished(
+            FailedCase(case_id="a", step="plan", kind="CorruptFile", message="cut")
+        )
     (begun, failure, last) = heard
     assert (begun.n_cases, begun.n_skipped, begun.n_ended, begun.ending) == (4, 1, 0, "")
     assert failure.case_id == "a"
@@ -157,15 +159,15 @@ def test_what_a_scheduler_did_not_hear_is_made_good_by_the_next_telling() -> Non
 
 def test_a_case_that_is_written_counts_with_its_slices() -> None:
     heard: list[RunState] = []
-    telling = Telling(Observer())
+    telling = ProgressPublisher(Observer())
     plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
     case = CommittedCase(
         case_id="a", split="train", digest="", shape=(1, 1, 1, 1), spacing=(1.0, 1.0, 1.0),
         statistics=(), slices=(), seconds={},
     )  # fmt: skip
     client = _Client(lambda topic, event: heard.append(from_event(event)))
-    with suppress(KeyboardInterrupt), telling.through(client, run_id="1f", output_dir="/out"):
+    with suppress(KeyboardInterrupt), telling.publishing_to(client, run_id="1f", output_dir="/out"):
         telling.planned(plan, todo=cases("a"), skipped=0)
-        telling.ended(case)
+        telling.case_finished(case)
         raise KeyboardInterrupt
     assert (heard[-1].n_done, heard[-1].n_bytes, heard[-1].ending) == (1, case.n_bytes, "stopped")

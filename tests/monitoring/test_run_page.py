@@ -24,7 +24,7 @@ from dask_slicer.cluster import client as client_module
 from dask_slicer.cluster import local
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring import run_page
-from dask_slicer.monitoring.snapshot import Heard, TaskView, View, WorkerView
+from dask_slicer.monitoring.snapshot import EventLog, Snapshot, TaskInfo, WorkerInfo
 from dask_slicer.monitoring.state import (
     TOPIC,
     FailureEvent,
@@ -52,11 +52,11 @@ FAILURES = tuple(
     for n in range(12)
     for run_id in ("1f", "2e")
 )
-WORKER = WorkerView(name="0", tasks=(TaskView(step="save", name="ct_031", seconds=1.24),))
-VIEW = View(runs=((RUN, 0.0),), failures=FAILURES, workers=(WORKER,), n_waiting=2)
+WORKER = WorkerInfo(name="0", tasks=(TaskInfo(step="save", name="ct_031", seconds=1.24),))
+VIEW = Snapshot(runs=((RUN, 0.0),), failures=FAILURES, workers=(WORKER,), n_waiting=2)
 
 
-def rows(title: str, view: View = VIEW) -> list[list[str]]:
+def rows(title: str, view: Snapshot = VIEW) -> list[list[str]]:
     (run,) = content(view)["runs"]
     return [row for table in run["tables"] if table["title"] == title for row in table["rows"]]
 
@@ -76,7 +76,7 @@ def test_a_run_has_a_table_of_each(title, expected) -> None:
 
 def test_what_there_is_nothing_of_has_no_table() -> None:
     early = replace(RUN, splits={}, kinds={}, slowest=())
-    (run,) = content(View(runs=((early, 0.0),)))["runs"]
+    (run,) = content(Snapshot(runs=((early, 0.0),)))["runs"]
     assert run["tables"] == []
 
 
@@ -103,7 +103,7 @@ def test_what_there_is_nothing_of_has_no_table() -> None:
     ],
 )  # fmt: skip
 def test_the_figures_of_a_run(changed, since_told, expected) -> None:
-    (run,) = content(View(runs=((replace(RUN, **changed), since_told),)))["runs"]
+    (run,) = content(Snapshot(runs=((replace(RUN, **changed), since_told),)))["runs"]
     assert dict(run["figures"]) == expected
 
 
@@ -147,14 +147,14 @@ def test_the_page_of_a_scheduler_started_here_says_what_runs_have_told_it(client
     assert run["tables"][-1]["rows"] == [["ct_0", "load", "CorruptFile", "cut"]]
 
 
-class _Counting(Heard):
+class _Counting(EventLog):
     """Counts what it is told."""
 
     n_told = 0
 
-    def hear(self, at: float, content: object) -> None:
+    def add(self, at: float, content: object) -> None:
         type(self).n_told += 1
-        Heard.hear(self, at, content)
+        EventLog.add(self, at, content)
 
 
 def test_what_was_told_is_read_once_however_often_somebody_asks() -> None:
@@ -163,26 +163,26 @@ def test_what_was_told_is_read_once_however_often_somebody_asks() -> None:
         get_events=lambda _: tuple(log), clients=(), workers={}, queued=(), unrunnable=()
     )
     known = run_page._Known(heard=_Counting())
-    known.look(scheduler)
-    known.look(scheduler)
+    known.refresh(scheduler)
+    known.refresh(scheduler)
     assert _Counting.n_told == 3
     log.append((4.0, to_event(replace(RUN, n_done=9, seconds=4.0))))
-    known.look(scheduler)
+    known.refresh(scheduler)
     assert _Counting.n_told == 4
     assert known.heard.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
 
 
 def test_the_last_failures_of_each_run_are_kept_and_the_last_runs() -> None:
-    heard = Heard()
-    heard.hear(0.0, to_event(replace(RUN, run_id="first")))
-    heard.hear(0.0, to_event(replace(FAILURES[0], run_id="first")))
+    heard = EventLog()
+    heard.add(0.0, to_event(replace(RUN, run_id="first")))
+    heard.add(0.0, to_event(replace(FAILURES[0], run_id="first")))
     for n in range(50):
-        heard.hear(1.0, to_event(replace(FAILURES[0], run_id="other", case_id=f"ct_{n}")))
+        heard.add(1.0, to_event(replace(FAILURES[0], run_id="other", case_id=f"ct_{n}")))
     by_run = Counter(run_id for run_id, _ in heard.failures)
     assert by_run == {"first": 1, "other": 20}
     assert ("other", "ct_49") in heard.failures
     for n in range(100):
-        heard.hear(2.0, to_event(replace(RUN, run_id=str(n))))
+        heard.add(2.0, to_event(replace(RUN, run_id=str(n))))
     assert set(heard.runs) == {str(n) for n in range(100)}
     assert "first" not in {run_id for run_id, _ in heard.failures}
 

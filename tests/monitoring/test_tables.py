@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dask_slicer.monitoring.snapshot import TaskView, View, WorkerView, with_gone
+from dask_slicer.monitoring.snapshot import Snapshot, TaskInfo, WorkerInfo, with_gone
 from dask_slicer.monitoring.state import RunState, SlowCase, SplitState
 from dask_slicer.monitoring.tables import (
     detail_words,
@@ -90,15 +90,15 @@ def test_splits_and_failures_in_words(run, expected) -> None:
 
 
 GB = 1_000_000_000
-BUSY = WorkerView(
+BUSY = WorkerInfo(
     name="0", host="node7", cpu=98.6, memory=GB, memory_limit=4 * GB,
-    tasks=(TaskView(step="save", name="ct_031", seconds=1.24),),
+    tasks=(TaskInfo(step="save", name="ct_031", seconds=1.24),),
 )  # fmt: skip
-IDLE = WorkerView(name="1", host="node7", cpu=1.0, memory=GB // 2)
+IDLE = WorkerInfo(name="1", host="node7", cpu=1.0, memory=GB // 2)
 PAUSED = replace(BUSY, name="2", host="node8", status="paused")
 SILENT = replace(BUSY, name="3", unseen=75.0)
 TWO = replace(
-    BUSY, name="4", n_threads=2, tasks=(*BUSY.tasks, TaskView(step="load", name="ct_032"))
+    BUSY, name="4", n_threads=2, tasks=(*BUSY.tasks, TaskInfo(step="load", name="ct_032"))
 )  # fmt: skip
 GONE = replace(IDLE, name="5", status="gone", cpu=0.0, memory=0, unseen=4.0)
 
@@ -163,11 +163,11 @@ def test_workers_are_in_the_order_of_their_names_and_gone_ones_are_shown_for_a_w
 @pytest.mark.parametrize(
     ("view", "expected"),
     [
-        (View(), "no worker"),
-        (View(n_waiting=3), "no worker; 3 graphs handed out and waiting"),
-        (View(workers=(BUSY,)), "1 worker of 1 thread, 99% CPU, 1.0 GB"),
+        (Snapshot(), "no worker"),
+        (Snapshot(n_waiting=3), "no worker; 3 graphs handed out and waiting"),
+        (Snapshot(workers=(BUSY,)), "1 worker of 1 thread, 99% CPU, 1.0 GB"),
         (
-            View(workers=(BUSY, PAUSED, TWO, GONE), n_waiting=1),
+            Snapshot(workers=(BUSY, PAUSED, TWO, GONE), n_waiting=1),
             "3 workers on 2 hosts (node7, node8) of 4 threads, 296% CPU, 3.0 GB; "
             "1 graph handed out and waiting",
         ),

@@ -12,9 +12,9 @@ import dask_slicer
 from dask_slicer.cli import display
 from dask_slicer.inputs.case import Case
 from dask_slicer.monitoring import terminal
-from dask_slicer.monitoring.counter import Tally
+from dask_slicer.monitoring.counter import ProgressCounter
 from dask_slicer.monitoring.tables import seconds_left
-from dask_slicer.output.checks import Finding
+from dask_slicer.output.checks import Issue
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase
 
@@ -62,7 +62,7 @@ TO_RUN = [case("whole_body", 399), case("head", 99), case("bad", 0, problem=fail
     ],
 )
 def test_a_case_that_is_written_counts_for_as_long_as_it_takes(ended, part) -> None:
-    tally = Tally()
+    tally = ProgressCounter()
     tally.begin(TO_RUN, skipped=2)
     for record in ended:
         tally.count(record)
@@ -81,13 +81,13 @@ def test_a_line_of_progress_says_how_far_and_how_long_yet(monkeypatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     shown = terminal.RunDisplay(Console(file=io.StringIO()), quiet=True)
     shown.planned(PLAN, todo=TO_RUN, skipped=0)
-    shown.ended(failed("bad", "plan"))
+    shown.case_finished(failed("bad", "plan"))
     clock[0] = 110.0
     assert (
         shown._words()
         == "1 of 3 cases, 1 failed, time left not known yet, 0 slices/s, 10.0 s so far"
     )
-    shown.ended(written("whole_body"))
+    shown.case_finished(written("whole_body"))
     assert shown._words() == "2 of 3 cases, 1 failed, about 2.5 s left, 0 slices/s, 10.0 s so far"
 
 
@@ -98,7 +98,7 @@ def test_what_is_verified_counts_by_cases(monkeypatch) -> None:
     shown.checked(written("a"), 4, ())
     clock[0] = 102.0
     assert shown._words() == "1 of 4 cases, 0 failed, about 6.0 s left, 0 slices/s, 2.0 s so far"
-    shown.checked(written("b"), 4, [Finding(path="x", message="is gone")])
+    shown.checked(written("b"), 4, [Issue(path="x", message="is gone")])
     assert shown._words() == "2 of 4 cases, 1 failed, about 2.0 s left, 0 slices/s, 2.0 s so far"
 
 
@@ -112,7 +112,7 @@ def test_a_bar_takes_one_line_of_a_terminal_and_says_how_long_yet(width, monkeyp
     with terminal.RunDisplay(console) as shown:
         shown.planned(PLAN, todo=todo, skipped=0)
         for one in todo[:300]:
-            shown.ended(written(one.case_id))
+            shown.case_finished(written(one.case_id))
         clock[0] = 854.0
         shown._bar.refresh()
         drawn = screen.getvalue().splitlines()[-1].rpartition("\r")[2].replace("\x1b[2K", "")

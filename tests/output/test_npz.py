@@ -75,7 +75,7 @@ def naive_windows(stack: SliceStack, window_size: int, padding_mode: str) -> np.
     """Return (n_slices, channels, height, width): all planes, padded by numpy, cut apart."""
     images = [
         np.stack([how.apply(plane) for plane in voxels.stored])
-        for how, voxels in zip(stack.how, stack.image, strict=True)
+        for how, voxels in zip(stack.normalization, stack.image, strict=True)
     ]
     outside = [(window_size, window_size), (0, 0), (0, 0), (0, 0)]
     padded = np.pad(np.stack(images, axis=1), outside, mode=NUMPY_PADDING[padding_mode])

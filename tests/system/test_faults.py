@@ -168,10 +168,10 @@ def test_why_a_worker_died_is_told_by_how_it_ended(
     monkeypatch, exitcode, more_oom_kills, kind, message
 ) -> None:
     monkeypatch.setattr(watchdog, "address", str)
-    monkeypatch.setattr(watchdog.Watch, "_passed_its_limit", lambda *_: False)
-    monkeypatch.setattr(watchdog.Watch, "_exitcode", lambda *_: exitcode)
+    monkeypatch.setattr(watchdog.Watchdog, "_passed_its_limit", lambda *_: False)
+    monkeypatch.setattr(watchdog.Watchdog, "_exitcode", lambda *_: exitcode)
     monkeypatch.setattr(system, "n_oom_kills", lambda: 3)
-    watching = watchdog.Watch(Mock(), None)
+    watching = watchdog.Watchdog(Mock(), None)
     watching._n_oom_kills = 3
     monkeypatch.setattr(system, "n_oom_kills", lambda: 3 + more_oom_kills)
     lost = watching._lost(Mock(task=("load", "ct_1")))

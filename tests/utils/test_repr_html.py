@@ -70,7 +70,7 @@ def progress(n_failed: int = 1) -> RunProgress:
     shown.planned(plan(), todo=plan().cases, skipped=1)
     shown.note(EVIL)
     for one in report(n_failed).failures:
-        shown.ended(one)
+        shown.case_finished(one)
     return shown
 
 

@@ -30,16 +30,16 @@ class Signals:
 
 
 def test_a_signal_becomes_an_exception_where_the_run_is() -> None:
-    with pytest.raises(KeyboardInterrupt), signals.heard_once():
+    with pytest.raises(KeyboardInterrupt), signals.interrupt_once():
         signal.raise_signal(signal.SIGINT)
-    with pytest.raises(signals.Terminated), signals.heard_once():
+    with pytest.raises(signals.Terminated), signals.interrupt_once():
         signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_second_signal_does_not_disturb_the_tidying_up() -> None:
     tidied = []
 
-    @signals.heard_once()
+    @signals.interrupt_once()
     def stopped_while_tidying() -> None:
         try:
             signal.raise_signal(signal.SIGINT)
@@ -54,10 +54,10 @@ def test_a_second_signal_does_not_disturb_the_tidying_up() -> None:
 
 def test_handlers_are_as_before_afterwards_and_nothing_is_left_to_be_raised() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), signals.heard_once():
+    with pytest.raises(KeyboardInterrupt), signals.interrupt_once():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
-    signals.check()
+    signals.raise_if_interrupted()
 
 
 @pytest.mark.filterwarnings("error")
@@ -66,13 +66,13 @@ def test_a_signal_whose_exception_python_drops_is_raised_by_the_next_check(numbe
     expected = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: signals.Terminated}
     reached = []
 
-    @signals.heard_once()
+    @signals.interrupt_once()
     def check_before_and_after() -> None:
-        signals.check()
+        signals.raise_if_interrupted()
         Signals(number)
         gc.collect()
         reached.append(True)
-        signals.check()
+        signals.raise_if_interrupted()
 
     with pytest.raises(expected[number]):
         check_before_and_after()
@@ -88,7 +88,7 @@ def test_other_exceptions_that_python_drops_are_still_told(monkeypatch) -> None:
         def __del__(self) -> None:
             raise RuntimeError
 
-    with signals.heard_once():
+    with signals.interrupt_once():
         Fails()
         gc.collect()
     assert told == [RuntimeError]
@@ -98,7 +98,7 @@ def test_a_run_stops_before_its_next_case_after_a_signal_that_got_lost(tmp_path)
     write_dataset(tmp_path / "scans", n_cases=4, shape=(16, 16, 8))
 
     class SignalAfterTheFirst(Observer):
-        def ended(self, record) -> None:
+        def case_finished(self, record) -> None:
             Signals(signal.SIGTERM)
             gc.collect()
 
@@ -107,7 +107,7 @@ def test_a_run_stops_before_its_next_case_after_a_signal_that_got_lost(tmp_path)
 
     config = RunConfig(input_dir=tmp_path / "scans", output_dir=tmp_path / "slices", num_workers=0)
     observer = SignalAfterTheFirst()
-    with pytest.raises(signals.Terminated), signals.heard_once():
+    with pytest.raises(signals.Terminated), signals.interrupt_once():
         run(config, observer=observer)
     assert (observer.report.n_committed, observer.report.interrupted) == (1, True)
 
@@ -116,9 +116,9 @@ def test_a_run_stops_before_its_next_case_after_a_signal_that_got_lost(tmp_path)
 def test_ctrl_c_while_python_runs_text_does_not_decide_the_exit_status(tmp_path) -> None:
     (tmp_path / "stopped.py").write_text(
         "import sys\n"
-        "from dask_slicer.utils.signals import heard_once\n"
+        "from dask_slicer.utils.signals import interrupt_once\n"
         "try:\n"
-        "    with heard_once():\n"
+        "    with interrupt_once():\n"
         "        exec('import os, signal; os.kill(os.getpid(), signal.SIGINT); list(range(9))')\n"
         "except KeyboardInterrupt:\n"
         "    sys.exit(130)\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case, is_nifti_name, stem_of
-from dask_slicer.utils.formatting import count, some
+from dask_slicer.utils.formatting import first_few, plural
 
 LABEL_WORDS = {"label", "labels", "seg", "segmentation", "mask", "gt", "dseg"}
 
@@ -54,7 +54,9 @@ def note_orphans(labels: Iterable[str], images: Iterable[str], finding: LayoutMa
     """Note the labels that have no image."""
     orphans = sorted(set(labels) - set(images))
     if orphans:
-        finding.notes.append(f"{count(len(orphans), 'label')} without an image: {some(orphans)}")
+        finding.notes.append(
+            f"{plural(len(orphans), 'label')} without an image: {first_few(orphans)}"
+        )
 
 
 def read_json(path: Path) -> Any:

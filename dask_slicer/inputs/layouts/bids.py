@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dask_slicer.inputs.case import Case, is_nifti_name, stem_of
 from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_text, volume_files
-from dask_slicer.utils.formatting import count, some
+from dask_slicer.utils.formatting import first_few, plural
 
 # BIDS entities that derivatives add to those of the scan.
 _DERIVED = {"atlas", "den", "desc", "label", "res", "seg", "space"}
@@ -32,7 +32,9 @@ def bids(root: Path) -> LayoutMatch:
         words = re.split(r"[_-]", stem_of(path.name))
         if is_nifti_name(path.name) and words[0] == "sub" and LABEL_WORDS & set(words[2:]):
             labels[words[1]].append(path)
-    finding.reason = f"{count(len(images), 'image')} in sub-*/anat, each a case, grouped by subject"
+    finding.reason = (
+        f"{plural(len(images), 'image')} in sub-*/anat, each a case, grouped by subject"
+    )
     for path in images:
         case_id = stem_of(path.name)
         subject = re.split(r"[_-]", case_id)[1] if "-" in case_id else case_id
@@ -46,7 +48,7 @@ def bids(root: Path) -> LayoutMatch:
         if len(candidates) > 1:
             finding.problems.append(
                 f"case {case_id} has {len(candidates)} labels: "
-                f"{some([label.name for label in candidates])}; name one in a manifest"
+                f"{first_few([label.name for label in candidates])}; name one in a manifest"
             )
         finding.cases.append(
             Case(
@@ -59,7 +61,9 @@ def bids(root: Path) -> LayoutMatch:
     used = {case.label for case in finding.cases}
     orphans = [path.name for paths in labels.values() for path in paths if str(path) not in used]
     if orphans:
-        finding.notes.append(f"{count(len(orphans), 'label')} without an image: {some(orphans)}")
+        finding.notes.append(
+            f"{plural(len(orphans), 'label')} without an image: {first_few(orphans)}"
+        )
     return finding
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dask_slicer.inputs.case import Case, stem_of
 from dask_slicer.inputs.layouts.base import LayoutMatch, read_json, test_images_note, volume_files
-from dask_slicer.utils.formatting import count, some
+from dask_slicer.utils.formatting import first_few, plural
 
 
 def decathlon(root: Path, include_test: bool) -> LayoutMatch:
@@ -47,7 +47,8 @@ def decathlon(root: Path, include_test: bool) -> LayoutMatch:
     extra = [path.name for path in volume_files(root / "imagesTr") if str(path) not in listed]
     if extra:
         finding.notes.append(
-            f"{count(len(extra), 'image')} in imagesTr not in dataset.json, left out: {some(extra)}"
+            f"{plural(len(extra), 'image')} in imagesTr not in dataset.json, left out: "
+            f"{first_few(extra)}"
         )
     return finding
 

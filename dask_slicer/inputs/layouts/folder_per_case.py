@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dask_slicer.inputs.case import Case, stem_of
 from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_text, volume_files
-from dask_slicer.utils.formatting import count, some
+from dask_slicer.utils.formatting import first_few, plural
 
 
 def folder_a_case(root: Path) -> LayoutMatch:
@@ -27,7 +27,7 @@ def folder_a_case(root: Path) -> LayoutMatch:
         if loose:
             finding.seen = len(loose)
             finding.miss = (
-                f"found {count(len(loose), 'NIfTI file')} beside each other, not in folders"
+                f"found {plural(len(loose), 'NIfTI file')} beside each other, not in folders"
             )
         return finding
     named = {case_id: _by_role(case_id, paths, finding) for case_id, paths in folders.items()}
@@ -41,8 +41,8 @@ def folder_a_case(root: Path) -> LayoutMatch:
         if modalities and name not in modalities
     ]
     if strays:
-        finding.notes.append(f"{count(len(strays), 'stray file')} left out: {some(strays)}")
-    finding.reason = f"{count(len(folders), 'folder')} with " + (
+        finding.notes.append(f"{plural(len(strays), 'stray file')} left out: {first_few(strays)}")
+    finding.reason = f"{plural(len(folders), 'folder')} with " + (
         f"the images {', '.join(modalities)}" if len(modalities) > 1 else "an image each"
     )
     finding.cases = [

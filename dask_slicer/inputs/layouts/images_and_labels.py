@@ -12,7 +12,7 @@ from dask_slicer.inputs.layouts.base import (
     optional_text,
     volume_files,
 )
-from dask_slicer.utils.formatting import count
+from dask_slicer.utils.formatting import plural
 
 
 def images_and_labels(root: Path) -> LayoutMatch:
@@ -25,7 +25,7 @@ def images_and_labels(root: Path) -> LayoutMatch:
         return finding
     labels = by_stem(volume_files(root / "labels"), finding)
     finding.reason = (
-        f"images holds {count(len(images), 'volume')}, labels {len(labels)} of equal names"
+        f"images holds {plural(len(images), 'volume')}, labels {len(labels)} of equal names"
     )
     finding.cases = [
         Case(case_id=case_id, images=(str(path),), label=optional_text(labels.get(case_id)))

@@ -15,7 +15,7 @@ from dask_slicer.inputs.layouts.base import (
     test_images_note,
     volume_files,
 )
-from dask_slicer.utils.formatting import count, some
+from dask_slicer.utils.formatting import first_few, plural
 
 
 def nnunet_raw(root: Path, include_test: bool) -> LayoutMatch:
@@ -42,8 +42,8 @@ def nnunet_raw(root: Path, include_test: bool) -> LayoutMatch:
     ]
     if surplus:
         finding.notes.append(
-            f"{count(len(surplus), 'file')} left out, dataset.json has {n_channels} channels: "
-            f"{some(surplus)}"
+            f"{plural(len(surplus), 'file')} left out, dataset.json has {n_channels} channels: "
+            f"{first_few(surplus)}"
         )
     note_orphans(labels, channels, finding)
     test_images = volume_files(root / "imagesTs")
@@ -74,8 +74,9 @@ def _by_channel(images: list[Path], finding: LayoutMatch) -> dict[str, dict[int,
         channels[case_id][channel] = path
     if odd and channels:
         finding.notes.append(
-            f"{count(len(odd), 'file')} in {images[0].parent.name} left out, no _0000 in the name: "
-            f"{some(odd)}"
+            f"{plural(len(odd), 'file')} in {images[0].parent.name} left out, no _0000 in the "
+            "name: "
+            f"{first_few(odd)}"
         )
     return dict(channels)
 

@@ -33,7 +33,7 @@ from dask_slicer.errors import (
     UnsupportedImage,
     as_case_error,
 )
-from dask_slicer.utils.formatting import times
+from dask_slicer.utils.formatting import format_shape
 
 _GZIP = b"\x1f\x8b"
 # Bytes that hold any header.
@@ -266,10 +266,10 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
         raise CorruptFile(f"the header promises the shape {'×'.join(map(str, shape))}")
     volume, more = shape[:3], shape[3:]
     if len(volume) < 3:
-        raise UnsupportedImage(f"expected a 3D volume, found {len(volume)}D {times(shape)}")
+        raise UnsupportedImage(f"expected a 3D volume, found {len(volume)}D {format_shape(shape)}")
     if any(length > 1 for length in more):
         raise UnsupportedImage(
-            f"expected one volume, found {len(shape)}D {times(shape)}; split it into volumes"
+            f"expected one volume, found {len(shape)}D {format_shape(shape)}; split it into volumes"
         )
     return volume[0], volume[1], volume[2]
 
@@ -293,7 +293,8 @@ def _check_backed(header: NiftiHeader) -> None:
     most = header.file_bytes * (_MOST_DEFLATED if header.gzipped else 1)
     if promised > most:
         raise CorruptFile(
-            f"the header promises {promised:,} bytes ({times(header.shape)} {header.dtype}), "
+            f"the header promises {promised:,} bytes ({format_shape(header.shape)} "
+            f"{header.dtype}), "
             f"the file of {header.file_bytes:,} bytes cannot hold them; it is cut or damaged"
         )
 

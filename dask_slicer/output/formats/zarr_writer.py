@@ -158,7 +158,10 @@ def _image_planes(
     """Yield (modality, height, width) for every slice, dropped ones too: windows need them."""
     if settings.dtype == "source":
         for stored in stack.stored_planes():
-            kept = [how.kept(plane) for how, plane in zip(stack.how, stored, strict=True)]
+            kept = [
+                how.clip_stored(plane)
+                for how, plane in zip(stack.normalization, stored, strict=True)
+            ]
             yield np.stack(kept, dtype=dtype)
     else:
         for _, planes in stack.planes(range(stack.shape[0])):
@@ -169,7 +172,7 @@ def _attributes(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> d
     attributes = case_metadata(stack, case, settings)
     attributes["format_version"] = FORMAT_VERSION
     if settings.dtype == "source":
-        attributes |= _readable(stack.how)
+        attributes |= _readable(stack.normalization)
     return attributes
 
 
