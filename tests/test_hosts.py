@@ -73,7 +73,8 @@ def _why_not() -> str | None:
     return None
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.hosts]
+# There is one set of hosts on a machine.
+pytestmark = [pytest.mark.slow, pytest.mark.hosts, pytest.mark.xdist_group("hosts")]
 
 
 @dataclass

@@ -13,7 +13,12 @@ from slurm import Slurm
 
 import dask_slicer
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.slurm,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("slurm"),
+]
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "hpc.md"
 OUTPUTS = ("slices", "slices_jobs", "slices_array")
