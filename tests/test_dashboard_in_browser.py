@@ -17,12 +17,7 @@ from browser import opened_browser, opened_page
 from dask_slicer.faults import FAULTS
 from dask_slicer.phantom import write_dataset
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.timeout(300),
-    pytest.mark.xdist_group("dashboard"),  # all look at one run
-]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(300)]
 
 STEPS = {"load", "slice", "save"}
 N_CASES = 24

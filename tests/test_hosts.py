@@ -73,8 +73,7 @@ def _why_not() -> str | None:
     return None
 
 
-# There is one set of hosts on a machine.
-pytestmark = [pytest.mark.slow, pytest.mark.hosts, pytest.mark.xdist_group("hosts")]
+pytestmark = [pytest.mark.slow, pytest.mark.hosts]
 
 
 @dataclass

@@ -13,12 +13,7 @@ from slurm import Slurm
 
 import dask_slicer
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.slurm,
-    pytest.mark.timeout(600),
-    pytest.mark.xdist_group("slurm"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(600)]
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "hpc.md"
 OUTPUTS = ("slices", "slices_jobs", "slices_array")

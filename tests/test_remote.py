@@ -142,7 +142,6 @@ def two_workers(started_scheduler, tmp_path_factory) -> Iterator[Any]:
         yield started
 
 
-@pytest.mark.xdist_group("two_workers")
 @pytest.mark.parametrize("format_", ["npz", "zarr"])
 @pytest.mark.parametrize("where", ["address", "file", "env"])
 def test_the_same_bytes_as_in_this_process(
@@ -202,7 +201,6 @@ def test_workers_are_waited_for_and_then_no_longer(run, started_scheduler, tmp_p
     refused(result, "has 0 of 1 workers after 1 s; start some with `dask worker tcp://")
 
 
-@pytest.mark.xdist_group("two_workers")
 def test_fewer_workers_than_asked_for_are_not_enough(run, two_workers) -> None:
     result = run("--scheduler", two_workers.address, "--wait_workers", 3, "--wait_timeout", 1)
     refused(result, "has 2 of 3 workers after 1 s")

@@ -15,8 +15,7 @@ import dask_slicer
 from dask_slicer.page import write_report
 from dask_slicer.phantom import write_dataset
 
-# All look at one report, in one browser.
-pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.xdist_group("report")]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 _PHONE, _DESKTOP = 390, 1280
 # Relative luminance and contrast: WCAG 2.2; what lies behind a text is its nearest parent's colour.

@@ -20,7 +20,7 @@ import dask_slicer
 from dask_slicer import watch
 from dask_slicer.events import Observer
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 N_CASES = 24
 SETTINGS = ("--window_size", "4", "--plane", "sagittal", "--compression_level", "9")

@@ -153,7 +153,6 @@ def test_a_run_is_seen_with_workers_cases_failures_and_time_left(here, invoke, w
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("watched")  # all look at one run
 @pytest.mark.parametrize("where", ["output", "address", "file"])
 def test_a_run_on_somebody_s_scheduler_is_seen_likewise(there, invoke, where) -> None:
     options = {
