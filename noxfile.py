@@ -70,9 +70,9 @@ def slow(session: nox.Session) -> None:
         session.warn("atheris cannot be installed here: tests of fuzzing are skipped")
     # What waits runs beside what computes: four at a time suit two CPUs. Tests of faults share
     # nothing; of others, those of a file share what they have started.
-    pytest(session, "-m", "slow and faults", "--numprocesses=4", "--durations=10")
-    others = ("--numprocesses=4", "--dist=loadfile", "--durations=15")
-    pytest(session, "-m", "slow and not faults", *others)
+    beside = ("--numprocesses=4", "-p", "no:nbmake")  # which takes seconds to import
+    pytest(session, "-m", "slow and faults", *beside, "--durations=10")
+    pytest(session, "-m", "slow and not faults", *beside, "--dist=loadfile", "--durations=15")
 
 
 @nox.session

@@ -110,7 +110,9 @@ def there(scans, tmp_path_factory, started_scheduler) -> Iterator[Going]:
     poison = {FAULTS: json.dumps(GO_ON | {"phantom_001": "raise"})}
     with started_scheduler(folder, n_workers=3, everywhere=ONE_A_WORKER, **poison) as started:
         output = folder / "slices"
-        process = start_run(scans, output, "--scheduler", started.address)
+        # A worker that comes late finds cases put behind those that sleep.
+        all_of_them = ("--wait_workers", 3)
+        process = start_run(scans, output, "--scheduler", started.address, *all_of_them)
         try:
             wait_for(lambda: address_in(output), process)
             yield Going(output, process, started.address, started.file)
