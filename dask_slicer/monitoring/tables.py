@@ -36,7 +36,6 @@ def content(view: Snapshot) -> dict[str, Any]:
 
 
 def _run(run: RunState, since_told: float, failures: Sequence[FailureEvent]) -> dict[str, Any]:
-    since_told = 0.0 if run.ending else since_told
     own = [one for one in failures if one.run_id == run.run_id][-_MOST_FAILURES:]
     tables = [_splits(run), _kinds(run), _slowest(run.slowest), _failures(own)]
     return {
@@ -46,31 +45,45 @@ def _run(run: RunState, since_told: float, failures: Sequence[FailureEvent]) -> 
         "n_todo": run.n_todo,
         "n_done": run.n_done,
         "n_failed": run.n_failed,
-        "figures": _figures(run, since_told),
+        "figures": figures(run, since_told),
         "tables": [table for table in tables if table["rows"]],
     }
 
 
-def _figures(run: RunState, since_told: float) -> list[tuple[str, str]]:
-    """Return names and values of what is shown in large."""
-    seconds = max(run.seconds + since_told, 1e-3)
-    left = seconds_left(run, since_told)
-    figures = [
+def figures(run: RunState, since: float = 0.0) -> list[tuple[str, str]]:
+    """Return names and values of what a run has done; the most important first.
+
+    Parameters
+    ----------
+    run : RunState
+    since : float
+        Seconds since that was its state: while it goes on, its rate falls.
+    """
+    since = 0.0 if run.ending else since
+    seconds = max(run.seconds + since, 1e-3)
+    left = seconds_left(run, since)
+    return [
         ("cases", f"{run.n_ended} of {run.n_todo}"),
         ("failed", f"{run.n_failed}"),
-        ("slices/s", f"{slices_per_second(run, since_told):.0f}"),
+        *(
+            []
+            if run.ending
+            else [("left", f"about {format_time(left)}" if left is not None else "unknown time")]
+        ),
+        ("slices/s", f"{run.n_slices / seconds:.0f}"),
+        (f"{run.ending} after" if run.ending else "so far", format_time(run.seconds + since)),
         ("read", f"{format_bytes(run.n_bytes_in / seconds)}/s"),
         ("written", f"{format_bytes(run.n_bytes / seconds)}/s"),
+        *([("skipped", f"{run.n_skipped}")] if run.n_skipped else []),
     ]
-    if run.n_skipped:
-        figures.insert(1, ("written before", f"{run.n_skipped}"))
-    if run.ending:
-        return [*figures, (f"{run.ending} after", format_time(run.seconds))]
-    return [
-        *figures,
-        ("so far", format_time(seconds)),
-        ("left, about", "?" if left is None else format_time(left)),
-    ]
+
+
+def progress_words(run: RunState, since: float = 0.0, *, most: int | None = None) -> str:
+    """Return the first figures of a run, or all of them, on one line."""
+    return ", ".join(
+        f"{name} {value}" if name.endswith("after") else f"{value} {name}"
+        for name, value in figures(run, since)[:most]
+    )
 
 
 def _splits(run: RunState) -> dict[str, Any]:
@@ -111,53 +124,13 @@ def _failures(failures: Sequence[FailureEvent]) -> dict[str, Any]:
     }
 
 
-def slices_per_second(run: RunState, since_told: float = 0.0) -> float:
-    """Return how many slices a run has written per second."""
-    return run.n_slices / max(run.seconds + since_told, 1e-3)
-
-
-def seconds_left(run: RunState, since_told: float = 0.0) -> float | None:
-    """Return about how long a run will take yet; None while no case has told.
-
-    A case that fails mostly does so at once, and says nothing.
-    """
+def seconds_left(run: RunState, since: float = 0.0) -> float | None:
+    """Return about how long a run will still take; None until a case is written."""
     if run.ending or run.n_ended == run.n_todo:
         return 0.0
     if not run.work_done:
         return None
-    return (run.seconds + since_told) * (run.work - run.work_done) / run.work_done
-
-
-def left_words(run: RunState, since_told: float = 0.0) -> str:
-    """Return about how long a run will take yet, in words."""
-    left = seconds_left(run, since_told)
-    return "time left not known yet" if left is None else f"about {format_time(left)} left"
-
-
-def progress_words(run: RunState, since_told: float = 0.0) -> str:
-    """Return how far a run is, in words.
-
-    Parameters
-    ----------
-    run : RunState
-    since_told : float
-        Seconds since that was its state; while it goes on, its rate falls.
-    """
-    since_told = 0.0 if run.ending else since_told
-    seconds = max(run.seconds + since_told, 1e-3)
-    words = [
-        f"{run.n_ended} of {plural(run.n_todo, 'case')}",
-        f"{run.n_failed} failed",
-        f"{slices_per_second(run, since_told):.0f} slices/s",
-        f"{format_bytes(run.n_bytes / seconds)}/s",
-    ]
-    if run.n_skipped:
-        words.insert(1, f"{run.n_skipped} written before")
-    if run.ending:
-        words.append(f"{run.ending} after {format_time(run.seconds)}")
-    else:
-        words += [f"{format_time(seconds)} so far", left_words(run, since_told)]
-    return ", ".join(words)
+    return (run.seconds + since) * (run.work - run.work_done) / run.work_done
 
 
 def detail_words(run: RunState) -> str:

@@ -19,7 +19,7 @@ from rich.text import Text
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.links import ways_to_see
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import left_words, slices_per_second
+from dask_slicer.monitoring.tables import progress_words
 from dask_slicer.planning.estimate import plan_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
@@ -29,6 +29,8 @@ from dask_slicer.utils.formatting import format_bytes, format_time, plural
 _LINE_EVERY = 10.0
 # Failures shown one by one, before the rest is only counted.
 _MOST_FAILURES = 10
+# Figures beside the bar, which needs the rest of the line.
+_MOST_FIGURES = 5
 
 
 class _Words(ProgressColumn):
@@ -124,16 +126,10 @@ class _Display(Observer):
             self._print(self._words())
 
     def _words(self) -> str:
-        # What matters most comes first: a narrow terminal cuts the end off.
         if self._latest is None:
             return ""
-        now, at = self._latest
-        since = time.monotonic() - at
-        return (
-            f"{now.n_ended} of {plural(now.n_todo, 'case')}, {now.n_failed} failed, "
-            f"{left_words(now, since)}, {slices_per_second(now, since):.0f} slices/s, "
-            f"{format_time(now.seconds + since)} so far"
-        )
+        state, at = self._latest
+        return progress_words(state, time.monotonic() - at, most=_MOST_FIGURES)
 
     def _say(self, text: str) -> None:
         if not self._quiet:

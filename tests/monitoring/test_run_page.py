@@ -83,9 +83,9 @@ def test_what_there_is_nothing_of_has_no_table() -> None:
     [
         (
             {}, 100.0,
-            {"cases": "40 of 100", "written before": "20", "failed": "10", "slices/s": "3",
+            {"cases": "40 of 100", "skipped": "20", "failed": "10", "slices/s": "3",
              "read": "350.0 kB/s", "written": "100.0 kB/s", "so far": "3 min 20 s",
-             "left, about": "5 min 43 s"},
+             "left": "about 5 min 43 s"},
         ),
         (
             {"ending": "stopped", "n_skipped": 0}, 100.0,
@@ -96,7 +96,8 @@ def test_what_there_is_nothing_of_has_no_table() -> None:
             {"n_done": 0, "n_failed": 0, "n_skipped": 0, "n_slices": 0, "n_bytes": 0,
              "n_bytes_in": 0, "work_done": 0}, 0.0,
             {"cases": "0 of 120", "failed": "0", "slices/s": "0", "read": "0 bytes/s",
-             "written": "0 bytes/s", "so far": "1 min 40 s", "left, about": "?"},
+             "written": "0 bytes/s", "so far": "1 min 40 s",
+             "left": "unknown time"},
         ),
     ],
 )  # fmt: skip

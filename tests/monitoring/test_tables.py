@@ -58,22 +58,29 @@ def test_the_time_left_is_that_of_the_work_left_at_the_rate_so_far(
     [
         (
             {}, 30.0,
-            "40 of 100 cases, 20 written before, 10 failed, 6 slices/s, 200.0 kB/s, "
-            "1 min 40 s so far, about 2 min 51 s left",
+            "40 of 100 cases, 10 failed, about 2 min 51 s left, 6 slices/s, 1 min 40 s so far, "
+            "700.0 kB/s read, 200.0 kB/s written, 20 skipped",
         ),
         (
             {"n_skipped": 0, "ending": "ended"}, 30.0,
-            "40 of 120 cases, 10 failed, 9 slices/s, 285.7 kB/s, ended after 1 min 10 s",
+            "40 of 120 cases, 10 failed, 9 slices/s, ended after 1 min 10 s, 1.0 MB/s read, "
+            "285.7 kB/s written",
         ),
         (
-            {"n_done": 0, "n_failed": 0, "n_slices": 0, "n_bytes": 0, "work_done": 0}, 0.0,
-            "0 of 100 cases, 20 written before, 0 failed, 0 slices/s, 0 bytes/s, "
-            "1 min 10 s so far, time left not known yet",
+            {"n_done": 0, "n_failed": 0, "n_slices": 0, "n_bytes": 0, "n_bytes_in": 0,
+             "work_done": 0}, 0.0,
+            "0 of 100 cases, 0 failed, unknown time left, 0 slices/s, 1 min 10 s so far, "
+            "0 bytes/s read, 0 bytes/s written, 20 skipped",
         ),
     ],
 )  # fmt: skip
 def test_how_far_a_run_is_in_words(changed, since_told, expected) -> None:
-    assert progress_words(replace(RUN, **changed), since_told) == expected
+    run = replace(RUN, **{"n_bytes_in": 70_000_000} | changed)
+    assert progress_words(run, since_told) == expected
+
+
+def test_a_line_is_cut_after_what_matters_most() -> None:
+    assert progress_words(RUN, most=3) == "40 of 100 cases, 10 failed, about 2 min 0 s left"
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,7 @@ def test_a_line_of_progress_says_how_far_and_how_long_yet(monkeypatch) -> None:
     publisher.planned(PLAN, todo=TO_RUN, skipped=0)
     publisher.case_finished(failed("bad", "plan"))
     clock[0] = 110.0
-    assert (
-        shown._words()
-        == "1 of 3 cases, 1 failed, time left not known yet, 0 slices/s, 10.0 s so far"
-    )
+    assert shown._words() == "1 of 3 cases, 1 failed, unknown time left, 0 slices/s, 10.0 s so far"
     publisher.case_finished(written("whole_body"))
     assert shown._words() == "2 of 3 cases, 1 failed, about 2.5 s left, 0 slices/s, 10.0 s so far"
 

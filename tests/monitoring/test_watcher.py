@@ -131,7 +131,8 @@ def once_it_shows(invoke, pattern: str, *arguments: object) -> str:
 
 
 ALL_IN_IT = re.compile(
-    r"8 of 10 cases, 1 failed, \d+ slices/s, [\d.]+ \w+/s, .* so far, about .* left\n.*"
+    r"8 of 10 cases, 1 failed, about .* left, \d+ slices/s, .* so far, "
+    r"[\d.]+ \w+/s read, [\d.]+ \w+/s written\n.*"
     r" load +phantom_00[36] +[\d.]+ s\n.* load +phantom_00[36] +[\d.]+ s\n.*"
     r"3 workers of 3 threads.*Last failures:\n  phantom_001: Unexpected \(load\): RuntimeError",
     flags=re.DOTALL,
