@@ -42,7 +42,7 @@ RUN = RunState(
     n_bytes=20_000_000, work=190, work_done=70, seconds=100.0, n_bytes_in=70_000_000,
     splits={"train": SplitState(n_todo=80, n_done=25, n_failed=10, n_slices=500),
             "": SplitState(n_todo=20, n_done=5, n_slices=100)},
-    kinds={"Timeout": 2, "CorruptFile": 8},
+    kinds={"Timeout": 2, "CorruptFile": 8, "NonFinite": 2},
     slowest=(SlowCase(case_id=NAME, load=1.5, slice=0.5, save=10.0),),
 )  # fmt: skip
 FAILURES = tuple(
@@ -63,7 +63,7 @@ def rows(title: str, view: Snapshot = VIEW) -> list[list[str]]:
     ("title", "expected"),
     [
         ("Splits", [["train", "25 of 80", "10", "500"], ["none", "5 of 20", "0", "100"]]),
-        ("Failures by kind", [["CorruptFile", "8"], ["Timeout", "2"]]),
+        ("Failures by kind", [["CorruptFile", "8"], ["NonFinite", "2"], ["Timeout", "2"]]),
         ("Slowest cases", [[NAME, "1.5 s", "0.5 s", "10.0 s", "12.0 s"]]),
         ("Last failures", [[f"ct_{n}", "load", "CorruptFile", "cut"] for n in range(11, 1, -1)]),
     ],
@@ -161,14 +161,14 @@ def test_what_was_told_is_read_once_however_often_somebody_asks() -> None:
     scheduler = SimpleNamespace(
         get_events=lambda _: tuple(log), clients=(), workers={}, queued=(), unrunnable=()
     )
-    known = run_page._Known(heard=_Counting())
+    known = run_page._Known(log=_Counting())
     known.refresh(scheduler)
     known.refresh(scheduler)
     assert _Counting.n_told == 3
     log.append((4.0, to_event(replace(RUN, n_done=9, seconds=4.0))))
     known.refresh(scheduler)
     assert _Counting.n_told == 4
-    assert known.heard.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
+    assert known.log.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
 
 
 def test_the_last_failures_of_each_run_are_kept_and_the_last_runs() -> None:

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from dask_slicer.monitoring.snapshot import Snapshot, TaskInfo, WorkerInfo, with_gone
-from dask_slicer.monitoring.state import RunState, SlowCase, SplitState
+from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.tables import (
-    detail_words,
     progress_words,
     seconds_left,
     worker_rows,
@@ -20,14 +19,6 @@ RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
     n_cases=120, n_skipped=20, n_done=30, n_failed=10, n_slices=600,
     n_bytes=20_000_000, work=190, work_done=70, seconds=70.0,
-)  # fmt: skip
-DETAILED = replace(
-    RUN,
-    n_bytes_in=70_000_000,
-    splits={"train": SplitState(n_todo=80, n_done=25, n_failed=10, n_slices=500),
-            "val": SplitState(n_todo=20, n_done=5, n_slices=100)},
-    kinds={"Timeout": 1, "CorruptFile": 8, "NonFinite": 1},
-    slowest=(SlowCase(case_id="ct_3", load=1.5, slice=0.5, save=10.0),),
 )  # fmt: skip
 
 
@@ -83,19 +74,6 @@ def test_a_line_is_cut_after_what_matters_most() -> None:
     assert progress_words(RUN, most=3) == "40 of 100 cases, 10 failed, about 2 min 0 s left"
 
 
-@pytest.mark.parametrize(
-    ("run", "expected"),
-    [
-        (RUN, ""),
-        (DETAILED, "train 25 of 80, val 5 of 20; failed: 8 CorruptFile, 1 NonFinite, 1 Timeout"),
-        (replace(DETAILED, kinds={}), "train 25 of 80, val 5 of 20"),
-        (replace(DETAILED, splits={}, kinds={"Timeout": 1}), "failed: 1 Timeout"),
-    ],
-)
-def test_splits_and_failures_in_words(run, expected) -> None:
-    assert detail_words(run) == expected
-
-
 GB = 1_000_000_000
 BUSY = WorkerInfo(
     name="0", host="node7", cpu=98.6, memory=GB, memory_limit=4 * GB,
@@ -116,7 +94,10 @@ GONE = replace(IDLE, name="5", status="gone", cpu=0.0, memory=0, unseen=4.0)
         (BUSY, [("0", "99%", "1.0 GB of 4.0 GB", "save", "ct_031", "1.2 s")]),
         (IDLE, [("1", "1%", "500.0 MB", "idle", "", "")]),
         (PAUSED, [("2", "99%", "1.0 GB of 4.0 GB", "paused save", "ct_031", "1.2 s")]),
-        (SILENT, [("3", "99%", "1.0 GB of 4.0 GB", "save", "ct_031", "unheard for 1 min 15 s")]),
+        (
+            SILENT,
+            [("3", "99%", "1.0 GB of 4.0 GB", "save", "ct_031", "no heartbeat for 1 min 15 s")],
+        ),
         (
             TWO,
             [
@@ -124,7 +105,7 @@ GONE = replace(IDLE, name="5", status="gone", cpu=0.0, memory=0, unseen=4.0)
                 ("", "", "", "load", "ct_032", ""),
             ],
         ),
-        (GONE, [("5", "", "", "gone", "", "unheard for 4.0 s")]),
+        (GONE, [("5", "", "", "gone", "", "no heartbeat for 4.0 s")]),
     ],
 )
 def test_a_worker_is_a_row_a_task(worker, expected) -> None:
@@ -134,7 +115,7 @@ def test_a_worker_is_a_row_a_task(worker, expected) -> None:
 @pytest.mark.parametrize(
     ("most", "n_whole", "last"),
     [
-        (7, 7, ("5", "", "", "gone", "", "unheard for 4.0 s")),
+        (7, 7, ("5", "", "", "gone", "", "no heartbeat for 4.0 s")),
         (6, 4, ("… 1 more", "99%", "1.0 GB", "", "1 busy", "")),
         (4, 3, ("… 2 more", "197%", "2.0 GB", "", "2 busy", "")),
         (1, 0, ("5 workers", "395%", "4.5 GB", "", "4 busy", "")),
