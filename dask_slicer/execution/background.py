@@ -154,15 +154,7 @@ class RunHandle:
                 self._report = run(config, client, observer=self._progress)
         except KeyboardInterrupt:  # cancelled, perhaps before there was anything to report
             self._report = self._progress.report or RunReport(
-                output_dir=self.output_dir,
-                n_committed=0,
-                n_skipped=0,
-                n_slices=0,
-                n_bytes=0,
-                remaining=0,
-                failures=(),
-                elapsed_seconds=0.0,
-                interrupted=True,
+                output_dir=self.output_dir, interrupted=True
             )
         except BaseException as error:  # it is raised where somebody asks for the result
             self._error = error

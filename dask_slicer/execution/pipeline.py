@@ -100,9 +100,6 @@ class _Run:
     unjournaled: list[FailedCase] = field(default_factory=list)
     failed: list[FailedCase] = field(default_factory=list)
     n_skipped: int = 0
-    n_committed: int = 0
-    n_slices: int = 0
-    n_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.earlier = EarlierRuns(self.plan, self.share)
@@ -118,7 +115,7 @@ class _Run:
             if not self.has_started:
                 raise
             report = self._finish(stopped=f"{error}; the same command continues")
-            if not self.n_committed:
+            if not self.observer.state.n_done:
                 raise
         except Exception:
             with suppress(OSError):  # whatever it was, what is done stays usable
@@ -264,9 +261,6 @@ class _Run:
 
     def _tell(self, record: CommittedCase | FailedCase) -> None:
         if isinstance(record, CommittedCase):
-            self.n_committed += 1
-            self.n_slices += len(record.slices)
-            self.n_bytes += record.n_bytes
             if not record.slices:
                 self.observer.note(
                     f"{record.case_id}: no slice reaches --min_foreground, none is written"
@@ -295,12 +289,13 @@ class _Run:
                     raise
                 what = "index and summary are not written" if self.share is None else "not tidied"
                 self.observer.note(f"{what} ({as_case_error(error, step='save')})")
+        state = self.observer.state
         return RunReport(
             output_dir=str(self.plan.config.output_dir),
-            n_committed=self.n_committed,
+            n_committed=state.n_done,
             n_skipped=self.n_skipped,
-            n_slices=self.n_slices,
-            n_bytes=self.n_bytes,
+            n_slices=state.n_slices,
+            n_bytes=state.n_bytes,
             remaining=self._remaining,
             failures=tuple(failures),
             elapsed_seconds=elapsed,
@@ -311,7 +306,7 @@ class _Run:
 
     @property
     def _remaining(self) -> int:
-        return len(self.plan.selected) - self.n_skipped - self.n_committed
+        return len(self.plan.selected) - self.n_skipped - self.observer.state.n_done
 
     def _sum_up(self, failures: list[FailedCase], elapsed: float) -> None:
         """Write index, failures and summary from the journal, whose failures are added."""
@@ -321,7 +316,7 @@ class _Run:
             planned={case.case_id for case in self.plan.cases},
             n_modalities=self.plan.n_modalities,
             elapsed_seconds=elapsed,
-            slices_this_run=self.n_slices,
+            slices_this_run=self.observer.state.n_slices,
             is_complete=not self._remaining,
         )
 
