@@ -249,7 +249,7 @@ def _check(
         return [Issue(case_id=record.case_id, path=where, message=said, is_damage=False)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            stack = slice_case(load_case(case, target), target).made
+            stack = slice_case(load_case(case, target), target).result
             formats.write_case(stack, case, target.settings, Path(scratch), fsync=False)
             again = Path(scratch, record.case_id) if record.files else Path(scratch)
             wrong = list(compare_slices(reader_of(folder, record), reader_of(again, record), drawn))
