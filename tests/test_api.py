@@ -241,7 +241,7 @@ def test_a_submitted_run_says_how_it_stands_until_it_is_done(places, gate) -> No
     assert handle.status == "running"
     assert "1 of 6 cases, 0 failed" in repr(handle)
     assert 'aria-valuenow="1"' in handle._repr_html_()
-    with pytest.raises(TimeoutError, match="still goes on: 1 of 6 cases"):
+    with pytest.raises(TimeoutError, match="still running: 1 of 6 cases"):
         handle.result(timeout=0.01)
     gate.open()
     assert handle.result(NEVER).n_committed == 6
@@ -303,7 +303,7 @@ def test_of_two_runs_on_one_client_the_second_is_refused(
     first = ds.submit(places, local_client)
     assert gate.reached.wait(NEVER)
     others = places | {"output_dir": tmp_path / "others"}
-    with pytest.raises(UsageError, match="another run of this program is at work on this client"):
+    with pytest.raises(UsageError, match="another run of this program is using this client"):
         ds.run(others, local_client, progress=False)
     second = ds.submit(others, local_client)
     with pytest.raises(UsageError, match="wait until it is over"):
