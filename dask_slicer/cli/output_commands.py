@@ -52,7 +52,10 @@ def preview(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Draw slices of an output, spread over splits and cases, with their labels over them."""
+    """Draw slices with their labels, as a picture.
+
+    The slices are spread over splits and cases.
+    """
     ctx.meta["verbose"] = verbose
     from dask_slicer.output.output import open_output
     from dask_slicer.report.preview import (
@@ -90,7 +93,10 @@ def preview(
 def report(
     ctx: click.Context, /, output_dir: Path, file: Path | None, verbose: int, quiet: bool
 ) -> None:
-    """Write one HTML page about an output: what was run, counts, charts, pictures, failures."""
+    """Write an HTML page about an output.
+
+    It shows settings, counts, charts, pictures and failures.
+    """
     ctx.meta["verbose"] = verbose
     from dask_slicer.report.html_report import write_report
 
@@ -122,7 +128,7 @@ def report(
 def verify(
     ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool, **options: Any
 ) -> None:
-    """Read again all that `run` wrote, and check it against the journal."""
+    """Check every file of an output against its recorded checksum."""
     ctx.meta["verbose"] = verbose
     configure_logging(verbose, None)
     from dask_slicer.cli.display import VerifyDisplay
@@ -145,7 +151,9 @@ def verify(
 def watch(
     ctx: click.Context, /, where: str | None, once: bool, verbose: int, **options: Any
 ) -> None:
-    """Draw a run that goes on, from another shell: workers, cases, rate, failures, time left.
+    """Show the progress of a run, from another shell.
+
+    Shows workers, cases, rate, failures and time left.
 
     OUT is the output directory of the run, ADDR the address of its scheduler, tcp://host:8786.
     """

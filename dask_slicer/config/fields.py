@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
@@ -83,6 +83,20 @@ HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 Walltime = Annotated[str, BeforeValidator(_walltime)]
 Memory = Annotated[ByteSize, AfterValidator(_memory)]
 Share = Annotated[str, AfterValidator(_share)]
+
+
+def plain_type(annotation: Any) -> Any:
+    """Return the type behind ``X | None`` and ``Annotated[X, ...]``.
+
+    Examples
+    --------
+    >>> plain_type(Positive | None)
+    <class 'int'>
+    """
+    if get_origin(annotation) in (Literal, tuple):
+        return annotation
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    return plain_type(inner[0]) if inner else annotation
 
 
 def walltime_seconds(walltime: str) -> int:
