@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 
 from dask_slicer.errors import UsageError
+from dask_slicer.utils.formatting import did_you_mean
 
 # First in the help of a command.
 MOST_USED = (
@@ -19,6 +20,18 @@ MOST_USED = (
 _SHORT = {"input_dir": "-i", "output_dir": "-o", "config": "-c"}
 # With these, a command finds a running scheduler.
 SCHEDULER_OPTIONS = ("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key")
+
+
+class Choice(click.Choice[str]):
+    """A choice in upper or lower case; the message about a wrong one suggests the nearest."""
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        super().__init__(choices, case_sensitive=False)
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return the error message for a value that is no choice."""
+        message = super().get_invalid_choice_message(value, ctx)
+        return message.rstrip(".") + did_you_mean(str(value).lower(), self.choices)
 
 
 class ConfigCommand(click.Command):
@@ -103,7 +116,7 @@ def _option(name: str, field: Any) -> click.Option:
     if annotation is bool:
         settings = {"is_flag": True}
     elif get_origin(annotation) is Literal:
-        settings = {"type": click.Choice(get_args(annotation))}
+        settings = {"type": Choice(get_args(annotation))}
     elif get_origin(annotation) is tuple:
         settings = {"multiple": True, "metavar": "CASE_ID..." if name == "only" else "TEXT"}
     names = [*([_SHORT[name]] if name in _SHORT else []), f"--{name}"]

@@ -11,6 +11,7 @@ from dask_slicer.cli.console import make_console
 from dask_slicer.cli.options import (
     SCHEDULER_OPTIONS,
     AddressCommand,
+    Choice,
     SchedulerCommand,
     num_workers_option,
     verbosity_options,
@@ -24,9 +25,7 @@ from dask_slicer.utils.signals import interrupt_once
 @click.command()
 @click.argument("output_dir", type=click.Path(path_type=Path))
 @click.option("--case", "cases", multiple=True, metavar="CASE_ID", help="Only this; repeatable.")
-@click.option(
-    "--split", type=click.Choice(["train", "val", "test"]), help="Only slices of this split."
-)
+@click.option("--split", type=Choice(["train", "val", "test"]), help="Only slices of this split.")
 @click.option(
     "--slices", metavar="N,N-N...", help="These slices of every case shown, such as 3,10,20-30."
 )

@@ -21,6 +21,10 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _absolute(path: Path) -> Path:
     # Not resolve(): a symlinked data directory keeps the name by which its user knows it.
     try:
@@ -83,6 +87,17 @@ HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 Walltime = Annotated[str, BeforeValidator(_walltime)]
 Memory = Annotated[ByteSize, AfterValidator(_memory)]
 Share = Annotated[str, AfterValidator(_share)]
+
+_AnyCase = BeforeValidator(_lower)
+Plane = Annotated[Literal["axial", "coronal", "sagittal", "i", "j", "k"], _AnyCase]
+PaddingMode = Annotated[Literal["zero", "replicate", "mirror"], _AnyCase]
+Normalize = Annotated[Literal["zscore", "minmax", "percentile", "none"], _AnyCase]
+ImageType = Annotated[Literal["float32", "float16", "source"], _AnyCase]
+LabelType = Annotated[Literal["uint8", "uint16", "int32"], _AnyCase]
+Nonfinite = Annotated[Literal["error", "zero"], _AnyCase]
+SliceFormat = Annotated[Literal["npz", "zarr"], _AnyCase]
+Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], _AnyCase]
+BatchSystem = Annotated[Literal["slurm", "pbs", "sge", "lsf"], _AnyCase]
 
 
 def plain_type(annotation: Any) -> Any:

@@ -197,7 +197,8 @@ def _one_in_words(problem: dict[str, Any]) -> str:
             return f"{name} must be {context['le']:g} or less{got}"
         case "literal_error":
             allowed = context["expected"].replace("'", "").replace(" or ", ", ")
-            return f"{name} must be one of {allowed}{got}"
+            nearest = did_you_mean(value, allowed.split(", ")) if isinstance(value, str) else ""
+            return f"{name} must be one of {allowed}{got}{nearest}"
         case "byte_size":
             return f"{name} must be a size such as 4GB{got}"
         case "finite_number":

@@ -86,6 +86,16 @@ def test_the_most_used_options_have_short_forms(dataset, tmp_path, invoke) -> No
     assert (result.exit_code, result.output) == (0, "")
 
 
+def test_a_choice_is_matched_without_regard_to_case(dataset, tmp_path, invoke) -> None:
+    dataset.add("ct")
+    choices = ["--plane", "Coronal", "--normalize=MinMax"]
+    directories = ["-i", dataset.root, "-o", tmp_path / "slices", "--num_workers", 0]
+    assert invoke("run", *directories, *choices, "-q").exit_code == 0
+    config = (tmp_path / "slices" / "config.yaml").read_text()
+    assert "plane: coronal\n" in config
+    assert "normalize: minmax\n" in config
+
+
 def test_commands_are_listed_by_use_with_whole_sentences(invoke) -> None:
     shown = invoke("--help").stdout
     rows = re.findall(r"^  (\w+) +([A-Z].*)$", shown.partition("Make slices:")[2], re.MULTILINE)
