@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def run(
         return
     configure_logging(verbose, config.log_file)
     report = _run(config, verbose=verbose, quiet=quiet)
+    ended_early = report.interrupted or report.stopped
+    if (report.n_slices or report.n_skipped) and not (report.share or ended_early or quiet):
+        make_console().print(_next_steps(config.output_dir), markup=False, soft_wrap=True)
     ctx.exit(1 if report.remaining else 0)
 
 
@@ -139,7 +143,7 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     configure_logging(verbose, None)
     report = _run(config, verbose=verbose, quiet=quiet)
     if not quiet and not report.remaining:
-        click.echo(_next_commands(phantoms, slices))
+        click.echo(_demo_commands(phantoms, slices))
     ctx.exit(1 if report.remaining else 0)
 
 
@@ -215,7 +219,19 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _next_commands(phantoms: Path, slices: Path) -> str:
+def _next_steps(output_dir: Path) -> str:
+    """Return what the user may do with an output, in two lines."""
+    # Forward slashes work on Windows too, in every shell.
+    path = output_dir.as_posix()
+    look = "report" if find_spec("matplotlib") is None else "preview"
+    return (
+        f"To look at the slices: dask-slicer {look} {shlex.quote(path)}\n"
+        f"To load one in Python: from dask_slicer import SliceDataset; SliceDataset({path!r})[0]"
+    )
+
+
+def _demo_commands(phantoms: Path, slices: Path) -> str:
+    """Return commands that a user may try after the demo."""
     rows = (slices / "slices.csv").read_text(encoding="utf-8").splitlines()
     _, _, _, path, *_ = rows[len(rows) // 2].split(",")
     again = f"--input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal"
