@@ -95,7 +95,8 @@ def lasting_settings(config: RunConfig) -> dict[str, Any]:
 
 def json_schema() -> str:
     """Return the JSON schema of the configuration, for editors that check YAML as it is typed."""
-    return json.dumps(RunConfig.model_json_schema(), indent=2, sort_keys=True) + "\n"
+    schema = RunConfig.model_json_schema() | {"description": "Settings of a dask_slicer run."}
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

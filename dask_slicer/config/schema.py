@@ -5,8 +5,11 @@ One frozen model; the command line, YAML files and Python all build it, nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Self
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from inspect import Parameter, Signature
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
 
 from pydantic import Field, model_validator
 
@@ -26,7 +29,9 @@ from dask_slicer.config.fields import (
     Ratio,
     RegexWithGroup,
     SliceFormat,
+    plain_type,
 )
+from dask_slicer.config.keywords import GROUPS, OptionalKeywords, StrPath
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.utils.formatting import format_shape, format_value, plural
 from dask_slicer.utils.repr_html import html_card, html_details, html_facts
@@ -144,13 +149,23 @@ class SplitSettings(Frozen):
 
 
 class RunConfig(RunSettings, SplitSettings, SliceSettings):
-    """Everything that decides a run.
+    """Settings of a run, checked when they are given and never changed.
 
     Examples
     --------
     >>> RunConfig(input_dir="scans", output_dir="slices", window_size=1).padding_mode
     'replicate'
     """
+
+    if TYPE_CHECKING:  # type checkers would take a path for `input_dir`, and no string
+
+        def __init__(
+            self,
+            *,
+            input_dir: StrPath,
+            output_dir: StrPath,
+            **settings: Unpack[OptionalKeywords[Never]],
+        ) -> None: ...
 
     input_dir: AbsolutePath = Field(
         description="Dataset root (its layout is recognised), or a CSV or JSON manifest."
@@ -178,6 +193,36 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
 
     def _repr_html_(self) -> str:
         return config_card(self)
+
+
+def _parameters() -> Iterator[Parameter]:
+    """Yield the settings as keyword arguments, required ones first, then by group."""
+    names = ("input_dir", "output_dir", *chain.from_iterable(GROUPS.values()))
+    for name in dict.fromkeys(names):
+        field = RunConfig.model_fields[name]
+        default = Parameter.empty if field.is_required() else field.default
+        kind = plain_type(field.annotation)
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _described(parameter: Parameter) -> str:
+    """Return the entry of a setting in a docstring."""
+    kind = str(getattr(parameter.annotation, "__name__", parameter.annotation))
+    if choices := get_args(parameter.annotation):
+        kind = "sequence of str" if Ellipsis in choices else f"{{{str(choices)[1:-1]}}}"
+    kind = {"Path": "str or Path", "ByteSize": "int or str"}.get(kind, kind)
+    return f"{parameter.name} : {kind}\n    {RunConfig.model_fields[parameter.name].description}\n"
+
+
+# For help() and notebooks: pydantic's own signature shows every rule.
+_PARAMETERS = list(_parameters())
+RunConfig.__signature__ = Signature(
+    [parameter.replace(annotation=Parameter.empty) for parameter in _PARAMETERS]
+)
+RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
+    "Examples\n",
+    "Parameters\n----------\n" + "".join(map(_described, _PARAMETERS)) + "\nExamples\n",
+)
 
 
 # By format, the setting that means nothing to it.
