@@ -7,9 +7,10 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from dask_slicer.cluster.client import check_usable, default_client
+from dask_slicer.config.keywords import RunKeywords
 from dask_slicer.config.loader import build_config
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
@@ -33,7 +34,7 @@ Settings = RunPlan | RunConfig | Mapping[str, Any] | str | Path
 _PLACES = ("num_workers", "scheduler", "scheduler_file", "cluster")
 
 
-def plan(config: Settings | None = None, **settings: Any) -> RunPlan:
+def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> RunPlan:
     """Return what a run would do; read headers only, and write nothing.
 
     Parameters
@@ -66,7 +67,7 @@ def run(
     *,
     progress: bool = True,
     observer: Observer | None = None,
-    **settings: Any,
+    **settings: Unpack[RunKeywords],
 ) -> RunReport:
     """Make slices of a dataset; cases that an earlier run wrote are skipped.
 
@@ -116,7 +117,7 @@ def run(
 
 
 def submit(
-    config: Settings | None = None, client: Client | None = None, **settings: Any
+    config: Settings | None = None, client: Client | None = None, **settings: Unpack[RunKeywords]
 ) -> RunHandle:
     """Start a run in the background, and return a handle to it at once.
 

@@ -5,28 +5,36 @@ One frozen model; the command line, YAML files and Python all build it, nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from inspect import Parameter, Signature
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
 
 from pydantic import Field, model_validator
 
 from dask_slicer.config.fields import (
     AbsolutePath,
+    Compression,
     Finite,
     Frozen,
+    ImageType,
     Integer,
+    LabelType,
+    Nonfinite,
     NonNegative,
+    Normalize,
+    PaddingMode,
+    Plane,
     Ratio,
     RegexWithGroup,
+    SliceFormat,
+    plain_type,
 )
+from dask_slicer.config.keywords import GROUPS, OptionalKeywords, StrPath
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.utils.formatting import format_shape, format_value, plural
 from dask_slicer.utils.repr_html import html_card, html_details, html_facts
-
-if TYPE_CHECKING:
-    pass
-
 
 # 1 - 0.8 - 0.2 is not 0 in binary.
 _RATIO_SLACK = 1e-9
@@ -35,17 +43,17 @@ _RATIO_SLACK = 1e-9
 class SliceSettings(Frozen):
     """What a slice looks like: every setting that decides the bytes of a case's output."""
 
-    format: Literal["npz", "zarr"] = Field(
+    format: SliceFormat = Field(
         "npz",
         description="How slices are stored: a file each, or every plane once, in a Zarr store.",
     )
     window_size: NonNegative = Field(2, description="Neighbouring slices on each side.")
-    padding_mode: Literal["zero", "replicate", "mirror"] = Field(
+    padding_mode: PaddingMode = Field(
         "replicate",
         description="What stands for slices outside the volume: zeros, the edge slice, or the "
         "reflection about the edge slice.",
     )
-    plane: Literal["axial", "coronal", "sagittal", "i", "j", "k"] = Field(
+    plane: Plane = Field(
         "axial",
         description="Anatomical plane (by the affine, in radiological display order), or the "
         "file's own array axis.",
@@ -54,22 +62,20 @@ class SliceSettings(Frozen):
         None, description="Lowest intensity kept, in the file's units (HU for CT)."
     )
     clip_max: Finite | None = Field(None, description="Highest intensity kept.")
-    normalize: Literal["zscore", "minmax", "percentile", "none"] = Field(
+    normalize: Normalize = Field(
         "zscore",
         description="zscore over the foreground, the voxels above the lowest; minmax to [0, 1]; "
         "percentile: clip to the 0.5 and 99.5 percentiles, then zscore; none.",
     )
-    dtype: Literal["float32", "float16", "source"] = Field(
+    dtype: ImageType = Field(
         "float32",
         description="Of the image on disk; source (zarr): the file's own numbers, normalised when "
         "they are read.",
     )
-    label_dtype: Literal["uint8", "uint16", "int32"] = Field(
+    label_dtype: LabelType = Field(
         "uint8", description="Of the label on disk; a value that does not fit fails the case."
     )
-    nonfinite: Literal["error", "zero"] = Field(
-        "error", description="What to do with NaN and Inf in images."
-    )
+    nonfinite: Nonfinite = Field("error", description="What to do with NaN and Inf in images.")
     min_foreground: Ratio = Field(
         0.0,
         description="Drop slices whose labelled share is below this; neighbours stay in windows.",
@@ -77,7 +83,7 @@ class SliceSettings(Frozen):
     compression_level: Integer = Field(
         1, ge=0, le=9, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
     )
-    compression: Literal["auto", "lz4", "zstd", "none"] = Field(
+    compression: Compression = Field(
         "auto", description="zarr: auto is lz4 for integers, zstd for floats and labels."
     )
 
@@ -143,13 +149,23 @@ class SplitSettings(Frozen):
 
 
 class RunConfig(RunSettings, SplitSettings, SliceSettings):
-    """Everything that decides a run.
+    """Settings of a run, checked when they are given and never changed.
 
     Examples
     --------
     >>> RunConfig(input_dir="scans", output_dir="slices", window_size=1).padding_mode
     'replicate'
     """
+
+    if TYPE_CHECKING:  # type checkers would take a path for `input_dir`, and no string
+
+        def __init__(
+            self,
+            *,
+            input_dir: StrPath,
+            output_dir: StrPath,
+            **settings: Unpack[OptionalKeywords[Never]],
+        ) -> None: ...
 
     input_dir: AbsolutePath = Field(
         description="Dataset root (its layout is recognised), or a CSV or JSON manifest."
@@ -177,6 +193,36 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
 
     def _repr_html_(self) -> str:
         return config_card(self)
+
+
+def _parameters() -> Iterator[Parameter]:
+    """Yield the settings as keyword arguments, required ones first, then by group."""
+    names = ("input_dir", "output_dir", *chain.from_iterable(GROUPS.values()))
+    for name in dict.fromkeys(names):
+        field = RunConfig.model_fields[name]
+        default = Parameter.empty if field.is_required() else field.default
+        kind = plain_type(field.annotation)
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _described(parameter: Parameter) -> str:
+    """Return the entry of a setting in a docstring."""
+    kind = str(getattr(parameter.annotation, "__name__", parameter.annotation))
+    if choices := get_args(parameter.annotation):
+        kind = "sequence of str" if Ellipsis in choices else f"{{{str(choices)[1:-1]}}}"
+    kind = {"Path": "str or Path", "ByteSize": "int or str"}.get(kind, kind)
+    return f"{parameter.name} : {kind}\n    {RunConfig.model_fields[parameter.name].description}\n"
+
+
+# For help() and notebooks: pydantic's own signature shows every rule.
+_PARAMETERS = list(_parameters())
+RunConfig.__signature__ = Signature(
+    [parameter.replace(annotation=Parameter.empty) for parameter in _PARAMETERS]
+)
+RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
+    "Examples\n",
+    "Parameters\n----------\n" + "".join(map(_described, _PARAMETERS)) + "\nExamples\n",
+)
 
 
 # By format, the setting that means nothing to it.
