@@ -7,16 +7,11 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from dask_slicer.inputs.readers import volume_suffixes
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.repr_html import _MOST_ROWS, html_card, html_facts
 
-if TYPE_CHECKING:
-    pass
-
-
-_SUFFIXES = (".nii.gz", ".nii")
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 # Names that Windows keeps for devices, whatever their suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -56,26 +51,26 @@ class Case:
         return case_card(self)
 
 
-def is_nifti_name(name: str) -> bool:
-    """Return whether a file name is that of a NIfTI volume; hidden files are not.
+def is_volume_name(name: str) -> bool:
+    """Return whether a file name is that of a volume that a reader reads, and not hidden.
 
     Examples
     --------
-    >>> is_nifti_name("liver.nii.gz"), is_nifti_name("._liver.nii.gz")
+    >>> is_volume_name("liver.nii.gz"), is_volume_name("._liver.nii.gz")
     (True, False)
     """
-    return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(volume_suffixes()) and not name.startswith(".")
 
 
 def stem_of(name: str) -> str:
-    """Return a NIfTI file's name without its suffix.
+    """Return a volume's file name without its suffix.
 
     Examples
     --------
     >>> stem_of("liver.v2.nii.gz"), stem_of("liver.nii")
     ('liver.v2', 'liver')
     """
-    for suffix in _SUFFIXES:
+    for suffix in volume_suffixes():
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dask_slicer.core.geometry import Grid, align, reorient
 from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.readers.nifti import NiftiHeader, read_voxels
+from dask_slicer.inputs.readers import read_voxels
+from dask_slicer.inputs.readers.base import VolumeHeader
 
 
-def grids_of(headers: Sequence[NiftiHeader], *, has_label: bool) -> list[Grid]:
+def grids_of(headers: Sequence[VolumeHeader], *, has_label: bool) -> list[Grid]:
     """Return where a case's files lie, images first, the label last."""
     grids = []
     for number, header in enumerate(headers):

@@ -13,9 +13,21 @@ from typing import Any
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.layouts.base import LayoutMatch
 
 _NAMES = ("manifest.csv", "manifest.json")
 _IMAGE = re.compile(r"image(_\d+)?")
+
+
+def match(root: Path, *, include_test: bool) -> LayoutMatch:
+    """Match a folder with a manifest; `root` may be the manifest itself."""
+    path = find_manifest(root)
+    if path is None:
+        return LayoutMatch("manifest", miss="no manifest.csv or manifest.json")
+    cases, notes = read_manifest(path)
+    if not cases:
+        raise DatasetError(f"the manifest {path} names no case")
+    return LayoutMatch("manifest", f"{path.name} has the columns case_id and image", cases, notes)
 
 
 def find_manifest(input_dir: Path) -> Path | None:

@@ -18,47 +18,47 @@ from dask_slicer.inputs.layouts.base import (
 from dask_slicer.utils.formatting import first_few, plural
 
 
-def nnunet_raw(root: Path, include_test: bool) -> LayoutMatch:
-    """Recognise imagesTr/<case>_0000.nii.gz, one file a modality; labelsTr/<case>.nii.gz."""
-    finding = LayoutMatch("nnU-Net raw")
+def match(root: Path, *, include_test: bool) -> LayoutMatch:
+    """Match imagesTr/<case>_0000.nii.gz, one file for each modality, and labelsTr/<case>.nii.gz."""
+    result = LayoutMatch("nnU-Net raw")
     images = volume_files(root / "imagesTr")
-    finding.seen = len(images)
-    channels = _by_channel(images, finding)
+    result.seen = len(images)
+    channels = _by_channel(images, result)
     if not any(0 in found for found in channels.values()):
-        finding.miss = (
+        result.miss = (
             f"found {len(images)} NIfTI files in imagesTr, none ends in _0000.nii.gz"
             if images
             else "no NIfTI file in imagesTr"
         )
-        return finding
+        return result
     n_channels = _declared_channels(root) or 1 + max(max(found) for found in channels.values())
-    labels = by_stem(volume_files(root / "labelsTr"), finding)
-    finding.reason = "imagesTr holds <case>_0000.nii.gz" + (
+    labels = by_stem(volume_files(root / "labelsTr"), result)
+    result.reason = "imagesTr holds <case>_0000.nii.gz" + (
         f" to _{n_channels - 1:04d}" if n_channels > 1 else ""
     )
-    finding.cases = _nnunet_cases(channels, labels, root / "imagesTr", n_channels)
+    result.cases = _nnunet_cases(channels, labels, root / "imagesTr", n_channels)
     surplus = [
         path.name for found in channels.values() for n, path in found.items() if n >= n_channels
     ]
     if surplus:
-        finding.notes.append(
+        result.notes.append(
             f"{plural(len(surplus), 'file')} left out, dataset.json has {n_channels} channels: "
             f"{first_few(surplus)}"
         )
-    note_orphans(labels, channels, finding)
+    note_orphans(labels, channels, result)
     test_images = volume_files(root / "imagesTs")
-    test_channels = _by_channel(test_images, finding) if include_test else {}
+    test_channels = _by_channel(test_images, result) if include_test else {}
     if test_channels:
-        test_labels = by_stem(volume_files(root / "labelsTs"), finding)
-        finding.cases += _nnunet_cases(
+        test_labels = by_stem(volume_files(root / "labelsTs"), result)
+        result.cases += _nnunet_cases(
             test_channels, test_labels, root / "imagesTs", n_channels, split="test"
         )
     elif test_images and not include_test:
-        finding.notes.append(test_images_note(len(test_images)))
-    return finding
+        result.notes.append(test_images_note(len(test_images)))
+    return result
 
 
-def _by_channel(images: list[Path], finding: LayoutMatch) -> dict[str, dict[int, Path]]:
+def _by_channel(images: list[Path], result: LayoutMatch) -> dict[str, dict[int, Path]]:
     channels: defaultdict[str, dict[int, Path]] = defaultdict(dict)
     odd = []
     for path in images:
@@ -68,12 +68,12 @@ def _by_channel(images: list[Path], finding: LayoutMatch) -> dict[str, dict[int,
             continue
         case_id, channel = found
         if channel in channels[case_id]:
-            finding.problems.append(
+            result.problems.append(
                 f"two files for one modality: {channels[case_id][channel].name} and {path.name}"
             )
         channels[case_id][channel] = path
     if odd and channels:
-        finding.notes.append(
+        result.notes.append(
             f"{plural(len(odd), 'file')} in {images[0].parent.name} left out, no _0000 in the "
             "name: "
             f"{first_few(odd)}"

@@ -33,7 +33,10 @@ from dask_slicer.errors import (
     UnsupportedImage,
     as_case_error,
 )
+from dask_slicer.inputs.readers.base import VolumeHeader
 from dask_slicer.utils.formatting import format_shape
+
+SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii")
 
 _GZIP = b"\x1f\x8b"
 # Bytes that hold any header.
@@ -54,43 +57,18 @@ _TRAILER = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NiftiHeader:
-    """What a volume's header says, checked.
+class NiftiHeader(VolumeHeader):
+    """A NIfTI header, checked; its affine is the sform if its code is over 0, else the qform.
 
     Attributes
     ----------
-    path : str
-    shape : tuple of 3 int
-        Trailing axes of length 1 dropped.
-    dtype : dtype
-        With its byte order.
-    affine : (4, 4) ndarray of float64
-        Voxel → RAS+ mm: sform if its code is over 0, else qform.
-    oriented : bool
-        Whether the header has an orientation at all; without, the affine is nibabel's guess.
-    slope, intercept : float
     offset : int
         Of the first voxel, in bytes.
-    file_bytes : int
-        On disk.
     gzipped : bool
     """
 
-    path: str
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    affine: NDArray[np.float64]
-    oriented: bool
-    slope: float
-    intercept: float
     offset: int
-    file_bytes: int
     gzipped: bool
-
-    @property
-    def voxel_bytes(self) -> int:
-        """Return the bytes that the voxels take, uncompressed."""
-        return self.shape[0] * self.shape[1] * self.shape[2] * self.dtype.itemsize
 
 
 def read_header(path: str | Path) -> NiftiHeader:
