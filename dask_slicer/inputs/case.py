@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dask_slicer.inputs.readers import volume_suffixes
 from dask_slicer.utils.formatting import plural
-from dask_slicer.utils.repr_html import _MOST_ROWS, html_card, html_facts
+from dask_slicer.utils.repr_html import MOST_ROWS, html_card, html_facts
 
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 # Names that Windows keeps for devices, whatever their suffix.
@@ -151,7 +151,7 @@ def case_card(case: Case) -> str:
 
 
 def _files(case: Case) -> list[tuple[str, object]]:
-    images = [("image", path) for path in case.images[:_MOST_ROWS]]
-    more = len(case.images) - _MOST_ROWS
+    images = [("image", path) for path in case.images[:MOST_ROWS]]
+    more = len(case.images) - MOST_ROWS
     rest = [("", f"… and {plural(more, 'more image')}")] if more > 0 else []
     return [*images, *rest, ("label", case.label or "none")]
