@@ -56,8 +56,8 @@ class SliceSettings(Frozen):
     )
     dtype: Literal["float32", "float16", "source"] = Field(
         "float32",
-        description="Data type of the image on disk; source (zarr): as in the file, normalised when "
-        "read.",
+        description="Data type of the image on disk; source (zarr): as in the file, normalised "
+        "when read.",
     )
     label_dtype: Literal["uint8", "uint16", "int32"] = Field(
         "uint8",
@@ -68,7 +68,7 @@ class SliceSettings(Frozen):
     )
     min_foreground: Ratio = Field(
         0.0,
-        description="Drop slices with a smaller fraction of labelled pixels; they stay in windows.",
+        description="Drop slices with a smaller labelled fraction; windows of others keep them.",
     )
     compression_level: Integer = Field(
         1, ge=0, le=9, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
@@ -162,7 +162,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
         try:
             same = self.input_dir.resolve() == self.output_dir.resolve()
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"input_dir and output_dir must lead somewhere: {error}") from None
+            raise ValueError(f"input_dir and output_dir cannot be resolved: {error}") from None
         if same:
             raise ValueError("output_dir must not be the input_dir; nothing is written among scans")
         return self

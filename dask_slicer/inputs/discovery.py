@@ -1,4 +1,4 @@
-"""Finding the cases of a dataset with the first layout that matches."""
+"""Discovery of the cases of a dataset, with the first layout that matches."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dask_slicer.inputs.layouts.base import LayoutMatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """The cases that were found, and what was noticed on the way.
+    """The cases of a dataset, and the layout that found them.
 
     Attributes
     ----------
     root : Path
-        What source paths are relative to.
+        Source paths of the output are relative to it.
     layout, reason : str
-        Which layout was recognised, and by what.
+        Name of the layout, and by what it was recognised.
     cases : tuple of Case
-        In the order of their ids.
+        Sorted by id.
     notes : tuple of str
-        Left out or odd, but no reason to stop.
+        Files left out, and oddities that stop no run.
     problems : tuple of str
-        Why the cases cannot be told apart; a run refuses them.
+        Reasons to refuse the run, such as two cases with one id.
     """
 
     root: Path
@@ -38,23 +38,9 @@ class Dataset:
 
 
 def find_cases(input_dir: Path, *, include_test: bool = False) -> Dataset:
-    """Return the cases of a dataset in any of the known layouts.
+    """Return the cases of a folder in a known layout, or of a CSV or JSON manifest.
 
-    Parameters
-    ----------
-    input_dir : Path
-        A folder, or a CSV or JSON manifest.
-    include_test : bool
-        Put images that a layout keeps apart for testing into the test split.
-
-    Returns
-    -------
-    Dataset
-
-    Raises
-    ------
-    DatasetError
-        If no layout fits; names those that were tried, the nearest first.
+    Without any, the DatasetError names the layouts that were tried, the nearest first.
     """
     if not input_dir.exists():
         raise DatasetError(f"input_dir {input_dir} does not exist")

@@ -91,7 +91,7 @@ class Layout(Protocol):
 
 def test_images_note(n_images: int) -> str:
     """Return the note on images that have no label because they are for testing."""
-    return f"{n_images} images in imagesTs are left out; --include_test puts them into test"
+    return f"{plural(n_images, 'image')} in imagesTs left out; --include_test uses them for test"
 
 
 def volume_files(folder: Path) -> list[Path]:

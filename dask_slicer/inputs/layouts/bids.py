@@ -1,4 +1,4 @@
-"""BIDS: sub-*/[ses-*/]anat, labels in derivatives/."""
+"""BIDS: sub-*/[ses-*/]anat, with labels in derivatives/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dask_slicer.inputs.case import Case, is_volume_name, stem_of
 from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_text, volume_files
 from dask_slicer.utils.formatting import first_few, plural
 
-# BIDS entities that derivatives add to those of the scan.
+# BIDS entities that describe a derivative, not the scan.
 _DERIVED = {"atlas", "den", "desc", "label", "res", "seg", "space"}
 
 
@@ -66,7 +66,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
 
 
 def _entities(name: str) -> frozenset[str]:
-    """Return what a BIDS name says of the scan; what it says of the making of a label left out."""
+    """Return the BIDS entities of a name that describe the scan."""
     return frozenset(
         word
         for word in stem_of(name).split("_")

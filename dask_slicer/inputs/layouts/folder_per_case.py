@@ -32,7 +32,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         return result
     named = {case_id: _by_role(case_id, paths, result) for case_id, paths in folders.items()}
     counts = Counter(name for images, _ in named.values() for name in images)
-    # A name that few folders have is a stray; where no name is common, each has its own.
+    # A name in few folders is a stray file; if no name is common, each folder has its own.
     modalities = sorted(name for name, count in counts.items() if 2 * count >= len(named))
     strays = [
         f"{case_id}/{path.name}"
