@@ -176,7 +176,7 @@ def has_our_page(client: Client) -> bool:
     """Return whether the scheduler of somebody was told to have our page."""
     try:
         found = client.sync(
-            client._run_on_scheduler, dask.config.get, _ROUTES, callback_timeout=_PAGE_SECONDS
+            client.run_on_scheduler, dask.config.get, _ROUTES, callback_timeout=_PAGE_SECONDS
         )
     except Exception as error:  # it may be busy, or of another version; the page is a nicety
         _LOG.debug("the scheduler does not say which pages it has: %s", error)

@@ -138,7 +138,7 @@ def ignore_sigint(host: str, group: int, dask_worker: Any) -> bool:
     return True
 
 
-def hear_ctrl_c_again(dask_worker: Any) -> None:
+def restore_sigint(dask_worker: Any) -> None:
     """Undo one `ignore_sigint`."""
     import signal
 

@@ -205,7 +205,7 @@ def _wait_until_left_alone(client: Client) -> None:
     """Give cases that a worker is in the middle of, which nothing stops, a moment to end."""
     deadline = time.monotonic() + _LEAVE_SECONDS
     while (left := deadline - time.monotonic()) > 0:
-        busy = client.sync(client._run, _runs_ours, on_error="return", callback_timeout=left)
+        busy = client.sync(client.run, _runs_ours, on_error="return", callback_timeout=left)
         if not any(answer is True for answer in busy.values()):
             return
         time.sleep(0.05)

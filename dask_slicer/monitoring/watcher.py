@@ -113,7 +113,7 @@ class Watcher:
         asked = time.monotonic()
         try:
             seen = self.client.sync(
-                self.client._run_on_scheduler,
+                self.client.run_on_scheduler,
                 scheduler_snapshot,
                 since=self._last_event,
                 callback_timeout=_ANSWER_SECONDS,

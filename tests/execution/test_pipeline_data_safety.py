@@ -282,7 +282,7 @@ def test_stopping_a_worker_that_has_gone_or_hangs_does_not_hang_or_raise(monkeyp
         watched = watchdog.Watchdog(client, timeout=1)
         watched._stop("tcp://127.0.0.1:1", [])
         started = time.monotonic()
-        assert watched._try(client._run_on_scheduler, _sleep) is None
+        assert watched._try(client.run_on_scheduler, _sleep) is None
         assert time.monotonic() - started < 5
 
 
