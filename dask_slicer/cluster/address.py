@@ -62,21 +62,9 @@ class TlsFiles:
 
 
 def scheduler_address(address: str | None, scheduler_file: Path | None) -> str:
-    """Return the address of a scheduler, with its protocol.
+    """Return the address in a scheduler file, else `address`, with its protocol.
 
-    Parameters
-    ----------
-    address : str, optional
-        env: the variable DASK_SCHEDULER_ADDRESS.
-    scheduler_file : Path, optional
-        Written by a scheduler; wins over the address.
-
-    Raises
-    ------
-    ConfigError
-        If the address is not valid, or the variable is not set.
-    SchedulerError
-        If the file has no address.
+    The address `env` is that in the variable DASK_SCHEDULER_ADDRESS.
 
     Examples
     --------
@@ -119,21 +107,9 @@ def _address_in(scheduler_file: Path) -> str:
 def check_reachable(
     address: str, tls: TlsFiles | None, default: ssl.SSLContext | None = None
 ) -> None:
-    """Raise if no Dask scheduler answers at an address with its protocol; probe tcp and tls only.
+    """Raise an error of one line if no Dask scheduler answers at a tcp or tls address.
 
-    Parameters
-    ----------
-    address : str
-    tls : TlsFiles, optional
-    default : SSLContext, optional
-        For a tls address without files.
-
-    Raises
-    ------
-    SchedulerError
-        One line: what was tried, and what to do.
-    ConfigError
-        If TLS files are missing or cannot be used.
+    Other protocols are not probed. A tls address without files needs a default context.
     """
     protocol, _, location = address.partition("://")
     if protocol == _TLS:

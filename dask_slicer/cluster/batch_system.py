@@ -33,41 +33,19 @@ _SILENT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSystem:
-    """A batch system: its commands, and the keywords of dask-jobqueue.
+    """A batch system: its commands, and the keywords of dask-jobqueue."""
 
-    Attributes
-    ----------
-    cluster : str
-        Class of dask-jobqueue.
-    account : str
-        Keyword of the account that pays for a job.
-    submit, cancel : str
-        Commands.
-    listing : tuple of str
-        Command that lists the jobs of a user, {user}.
-    state : int
-        Column of the state in that list; the first column is the job's number.
-    queued, ended : str
-        Patterns of that column; any other state is a job that runs.
-    log : str
-        Name of a job's log file; empty: the batch system makes one up.
-    directives : tuple of str
-        Lines of every job script.
-    reason : int, optional
-        Column of the reason why a job is queued; it extends to the end of the line.
-    """
-
-    cluster: str
-    account: str
+    cluster: str  # class of dask-jobqueue
+    account: str  # keyword of the account that pays for a job
     submit: str
     cancel: str
-    listing: tuple[str, ...]
-    state: int
-    queued: str
+    listing: tuple[str, ...]  # command that lists the jobs of a {user}, their numbers first
+    state: int  # column of the state in that list
+    queued: str  # pattern of states; a job runs in a state that is neither queued nor ended
     ended: str
-    log: str = ""
-    directives: tuple[str, ...] = ()
-    reason: int | None = None
+    log: str = ""  # name of a job's log file; empty: the batch system makes one up
+    directives: tuple[str, ...] = ()  # lines of every job script
+    reason: int | None = None  # column of the reason why a job is queued, to the end of the line
 
 
 SYSTEMS = {
@@ -250,21 +228,8 @@ def job_status(
 ) -> JobStatus:
     """Return the status of a job that has no worker at present.
 
-    Parameters
-    ----------
-    refused : bool
-        The batch system did not accept it.
-    has_joined : bool
-        It had a worker before.
-    silent_seconds : float
-        Since it had one, or was submitted.
-    n_times_unlisted : int
-        How many lists in a row lacked it.
-
-    Returns
-    -------
-    {"running", "refused", "failed_to_start", "ended"}
-        running: also a job that is still queued, or whose worker is being restarted.
+    It is running, too, while it is queued or its worker is being restarted. `silent_seconds` count
+    since it had a worker or was submitted; `n_times_unlisted` are lists in a row without it.
     """
     if refused:
         return "refused"

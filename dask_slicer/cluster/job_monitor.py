@@ -44,33 +44,15 @@ _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 10.0, 60.0
 class JobMonitor:
     """Keeps a number of jobs submitted; runs in the event loop of a cluster.
 
-    Parameters
-    ----------
-    cluster : dask_jobqueue.JobQueueCluster
-        Its jobs are of the class that `jobqueue` makes.
-    system : BatchSystem
-    n_jobs : int
-    logs : Path
-        Folder of the output of jobs.
-    note : callable
-        Called with a line when a job is replaced.
-
-    Attributes
-    ----------
-    n_joined : int
-        Jobs with a worker.
-    failure : str
-        Why no worker will start; empty while one may.
-    is_over : asyncio.Event
-        Set when no more jobs are to be submitted.
+    The cluster is one of dask-jobqueue, with jobs of the class that `jobqueue` makes.
     """
 
     def __init__(
         self, cluster: Any, *, system: BatchSystem, n_jobs: int, logs: Path, note: Note
     ) -> None:
-        self.n_joined = 0
-        self.failure = ""
-        self.is_over = asyncio.Event()
+        self.n_joined = 0  # jobs with a worker
+        self.failure = ""  # why no worker will start
+        self.is_over = asyncio.Event()  # no more jobs are to be submitted
         self._cluster, self._system, self._n_jobs = cluster, system, n_jobs
         self._logs, self._note = logs, note
         self._task: asyncio.Future[None] | None = None

@@ -61,27 +61,8 @@ def job_client(
 ) -> Iterator[Client]:
     """Start a scheduler here and workers in batch jobs; yield the client.
 
-    The jobs are only submitted by then: `wait_for_workers` waits for the first worker.
-
-    Parameters
-    ----------
-    settings : JobSettings
-    n_jobs : int
-        At most the number in `settings`.
-    dashboard_address : str
-        host:port; a busy port falls back to a free one. none: no dashboard.
-    output_dir : Path
-        Gets a folder with the output of jobs.
-    keep_logs : bool
-        Keep that folder even if it is empty: jobs of another run may be about to print there.
-    note : callable
-        Called with a line when a job is replaced.
-
-    Raises
-    ------
-    UsageError
-        If this machine has no commands of that batch system.
-    SchedulerError
+    The jobs are only submitted by then: `wait_for_workers` waits for the first worker. With
+    `keep_logs`, an empty folder of logs stays: jobs of another run may be about to print there.
     """
     system = system_of(settings)
     cluster_class = _cluster_class(settings)
@@ -130,10 +111,7 @@ def job_client(
 def wait_for_workers(client: Client, note: Note) -> None:
     """Wait until the first job has a worker, with a note now and then.
 
-    Raises
-    ------
-    SchedulerError
-        If the batch system refuses the jobs, in its words, or they end too soon.
+    Raises a SchedulerError if the batch system refuses the jobs, or they end too soon.
     """
     monitor: JobMonitor = client.cluster.job_monitor  # type: ignore[union-attr]  # by `job_client`
     began = noted = time.monotonic()
@@ -151,10 +129,7 @@ def wait_for_workers(client: Client, note: Note) -> None:
 def are_coming(client: Client) -> bool:
     """Return whether a client still waits for its first worker, whose job is queued or starting.
 
-    Raises
-    ------
-    SchedulerError
-        If no worker will start.
+    Raises a SchedulerError if no worker will start.
     """
     monitor = getattr(client.cluster, "job_monitor", None)
     if not isinstance(monitor, JobMonitor):

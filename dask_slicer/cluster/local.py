@@ -78,17 +78,10 @@ _CLOSE_SECONDS = 3
 def local_client(
     n_workers: int, *, memory_limit: int, dashboard_address: str, imported: Sequence[str] = ()
 ) -> Iterator[Client]:
-    """Start a cluster of one-thread processes on this machine, bound to loopback; yield its client.
+    """Start one-thread worker processes on this machine, bound to loopback; yield the client.
 
-    Parameters
-    ----------
-    n_workers : int
-    memory_limit : int
-        Bytes for each worker, which is restarted when it uses more.
-    dashboard_address : str
-        host:port; a busy port falls back to a free one. none: no dashboard.
-    imported : sequence of str
-        More modules that workers need.
+    Each has `memory_limit` bytes, and is restarted when it uses more. A busy port of the dashboard
+    falls back to a free one; `none` is no dashboard. Workers import the modules `imported`, too.
     """
     method = start_forkserver(imported)
     # Before the settings: this import adds defaults to Dask's configuration, which must stay when

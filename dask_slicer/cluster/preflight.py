@@ -37,25 +37,10 @@ if TYPE_CHECKING:
 def run_preflight(
     client: Client, needs: Requirements, note: Callable[[str], None], *, module: str, upload: bool
 ) -> None:
-    """Check a client's scheduler and workers before the first case.
+    """Check a client's scheduler and workers before the first case; note what is useful to know.
 
-    Parameters
-    ----------
-    client : Client
-    needs : Requirements
-    note : callable
-        Called with each line that the user should know.
-    module : str
-        The module that workers import to compute cases.
-    upload : bool
-        Send this package where it is missing or has other code.
-
-    Raises
-    ------
-    PreflightError
-        A line for each problem.
-    SchedulerError
-        If the scheduler is lost, or does not answer.
+    Raises a PreflightError with a line for each problem. `module` is what computes cases there;
+    `upload` sends this package first, where it is missing or has other code.
     """
     result = Preflight()
     check_versions(_own_versions(), versions(client, (*SAME, *ALIKE)), result)
@@ -131,28 +116,14 @@ _SHARED = "must be on a disk that all workers share"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """Requirements of cases for a worker.
-
-    Attributes
-    ----------
-    output_dir : Path
-        An existing folder.
-    temporary : str
-        Folder in `output_dir` for temporary files; empty if workers write nothing.
-    input_file : str
-        A file that workers must be able to read; empty for none.
-    least_bytes, most_bytes : int
-        Memory of the smallest and of the largest case; 0 if unknown.
-    timeout : float or None
-        Seconds after which a case is stopped.
-    """
+    """Requirements of cases for a worker."""
 
     output_dir: Path
-    temporary: str
-    input_file: str = ""
-    least_bytes: int = 0
-    most_bytes: int = 0
-    timeout: float | None = None
+    temporary: str  # folder in output_dir for temporary files; empty if workers write nothing
+    input_file: str = ""  # a file that workers must be able to read
+    least_bytes: int = 0  # memory of the smallest case; 0 if unknown
+    most_bytes: int = 0  # of the largest
+    timeout: float | None = None  # seconds after which a case is stopped
 
 
 @dataclass(slots=True)

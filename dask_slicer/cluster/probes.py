@@ -11,18 +11,9 @@ from typing import Any
 
 
 def describe(module: str) -> dict[str, str]:
-    """Return this process, and its version and code of this package.
+    """Return this process, and the version and the code (a digest) of this package in it.
 
-    Parameters
-    ----------
-    module : str
-        Imported, to find out whether this process could compute a case.
-
-    Returns
-    -------
-    dict
-        process: host and number; version: empty if the package is missing; code: a digest of its
-        sources; fault: why the module cannot be imported.
+    The version is empty if the package is missing; `fault` says why the module cannot be imported.
     """
     import hashlib
     import importlib
@@ -51,12 +42,7 @@ def describe(module: str) -> dict[str, str]:
 def package_files(package: Any, *, below: str = "") -> dict[str, Any]:
     """Return the files of a package and its subfolders by path, sorted; without bytecode.
 
-    Parameters
-    ----------
-    package : importlib.resources.abc.Traversable
-        A folder, or one in a zip file, which has no `rglob` before Python 3.12.
-    below : str
-        The beginning of paths, which have "/" on every system.
+    A package in a zip file has no `rglob` before Python 3.12. Paths begin with `below`.
     """
     files: dict[str, Any] = {}
     for entry in package.iterdir():

@@ -30,18 +30,7 @@ _POLL_SECONDS, _NOTE_SECONDS = 0.2, 5.0
 def remote_client(settings: SchedulerSettings, note: Callable[[str], None]) -> Iterator[Client]:
     """Connect to a running scheduler, wait for its workers, and yield the client.
 
-    Parameters
-    ----------
-    settings : SchedulerSettings
-    note : callable
-        Called with a line while workers are missing.
-
-    Raises
-    ------
-    SchedulerError
-        If it does not answer within 10 seconds, or has too few workers within `wait_timeout`.
-    ConfigError
-        If address or TLS files cannot be used.
+    Raises a SchedulerError if it does not answer within 10 s, or has too few workers in time.
     """
     address = _wait_for_address(settings)
     with settings_of_clients(), connected(address, tls_files(settings)) as client:
@@ -51,14 +40,9 @@ def remote_client(settings: SchedulerSettings, note: Callable[[str], None]) -> I
 
 @contextmanager
 def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Client]:
-    """Connect to a running scheduler, which keeps running; yield a client with these options.
+    """Connect to a running scheduler; yield a client with these options.
 
-    Raises
-    ------
-    SchedulerError
-        If it does not answer within 10 seconds.
-    ConfigError
-        If the TLS files cannot be used.
+    Raises a SchedulerError if it does not answer within 10 s. The scheduler keeps running.
     """
     from distributed import Client, Security
 

@@ -27,10 +27,7 @@ _ANSWER_SECONDS = 10.0
 def ask_scheduler(client: Client, ask: Callable[..., Any], *args: Any, **kw: Any) -> Any:
     """Return the answer to a method of a client, called in its event loop.
 
-    Raises
-    ------
-    SchedulerError
-        If it does not answer within 10 seconds, or is lost.
+    Raises a SchedulerError if there is none within 10 s, or the scheduler is lost.
     """
     address = client.scheduler.address if client.scheduler is not None else "an unknown address"
     try:

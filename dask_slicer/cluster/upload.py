@@ -34,20 +34,7 @@ def send_package(
 ) -> None:
     """Send this package to a scheduler and its workers, also those that start later.
 
-    Parameters
-    ----------
-    client : Client
-    descriptions : mapping
-        What `probes.describe` returned on the scheduler and each worker.
-    note : callable
-        Called with the reason if nothing is sent.
-    module : str
-        The module that workers import to compute cases.
-
-    Raises
-    ------
-    SchedulerError
-        If the scheduler has tasks and other code, or the package cannot be sent.
+    Raises a SchedulerError if tasks run there with other code (see `probes.describe`).
     """
     own = probes.describe(module)
     answers = [answer for answer in descriptions.values() if isinstance(answer, Mapping)]
