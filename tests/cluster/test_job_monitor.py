@@ -134,7 +134,7 @@ def test_a_job_that_runs_without_a_worker_for_long_is_cancelled_and_replaced() -
     assert list(cluster.workers) == ["job-2"]
 
 
-def test_what_is_refused_at_first_ends_it_at_once() -> None:
+def test_a_run_ends_when_its_first_jobs_are_refused() -> None:
     cluster = Cluster(n_jobs=2)
     cluster.refusal = "sbatch refused the job: no such partition"
     cluster.look(times=2)
@@ -142,7 +142,7 @@ def test_what_is_refused_at_first_ends_it_at_once() -> None:
     assert cluster.notes == []
 
 
-def test_what_is_refused_later_is_tried_again_a_few_times() -> None:
+def test_later_refusals_are_tried_again_a_few_times() -> None:
     cluster = Cluster(n_jobs=1)
     cluster.look()
     cluster.join("job-1")
@@ -171,7 +171,7 @@ def test_a_refusal_while_others_work_ends_nothing() -> None:
     assert cluster.monitor.n_joined == 1
 
 
-def test_jobs_that_end_before_their_workers_come_end_it_after_the_third(tmp_path: Path) -> None:
+def test_a_run_ends_after_three_jobs_that_failed_to_start(tmp_path: Path) -> None:
     (tmp_path / "dask-slicer-13.log").write_text("of another job")
     (tmp_path / "dask-slicer-3.log").write_text("first\nno module of that name\n\n")
     cluster = Cluster(n_jobs=1, logs=tmp_path)
@@ -189,7 +189,7 @@ def test_jobs_that_end_before_their_workers_come_end_it_after_the_third(tmp_path
     )
 
 
-def test_a_batch_system_that_does_not_answer_says_nothing_of_its_jobs() -> None:
+def test_jobs_are_left_alone_while_the_batch_system_does_not_answer() -> None:
     cluster = Cluster(n_jobs=1)
     cluster.look()
     cluster.list("!Unable to contact slurm controller")
@@ -200,7 +200,7 @@ def test_a_batch_system_that_does_not_answer_says_nothing_of_its_jobs() -> None:
     )
 
 
-def test_nothing_is_submitted_when_it_is_over() -> None:
+def test_no_job_is_submitted_at_the_end_of_a_run() -> None:
     cluster = Cluster(n_jobs=1)
     cluster.monitor.is_over.set()
     cluster.look(times=3)

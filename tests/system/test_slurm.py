@@ -1,4 +1,4 @@
-"""Workers that are jobs of a real Slurm: lost ones are replaced, and none is left behind."""
+"""Workers in jobs of a real Slurm: lost ones are replaced, and none is left behind."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_a_run_that_fails_leaves_no_job(slurm, tmp_path, dataset) -> None:
     for number in range(6):
         dataset.add(f"case_{number}")
         image = dataset.image_path(f"case_{number}")
-        image.write_bytes(image.read_bytes()[:-300])  # its header tells nothing of it
+        image.write_bytes(image.read_bytes()[:-300])  # its header does not show it
     output = tmp_path / "slices"
     run = subprocess.run(
         command(dataset.root, output, *IN_JOBS, "--jobs", 2, "--retries", 0),
