@@ -178,7 +178,7 @@ def _wait_until_idle(client: Client) -> None:
     """Give cases that a worker computes, which Dask cannot stop, some seconds to end."""
     deadline = time.monotonic() + _LEAVE_SECONDS
     while (left := deadline - time.monotonic()) > 0:
-        busy = client.sync(client._run, _runs_ours, on_error="return", callback_timeout=left)
+        busy = client.sync(client.run, _runs_ours, on_error="return", callback_timeout=left)
         if not any(answer is True for answer in busy.values()):
             return
         time.sleep(0.05)

@@ -280,7 +280,7 @@ def test_stopping_a_worker_that_has_gone_or_hangs_does_not_hang_or_raise(monkeyp
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         watched = watchdog.Watchdog(client, timeout=1)
         watched._stop("tcp://127.0.0.1:1", [])
-        assert watched._try(client._run_on_scheduler, _sleep) is None
+        assert watched._try(client.run_on_scheduler, _sleep) is None
 
 
 async def _sleep() -> str:
