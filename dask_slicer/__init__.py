@@ -65,7 +65,9 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'dask_slicer' has no attribute {name!r}")
     module, attribute = _HOMES[name]
-    return getattr(import_module(module), attribute)
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value  # asked for once, then an ordinary name of the module
+    return value
 
 
 def __dir__() -> list[str]:

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from dask_slicer.cluster.client import check_usable, default_client
+from dask_slicer.config.keywords import RunKeywords
 from dask_slicer.config.loader import build_config
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-# What says which cases are to be run, how, and where.
+# Everything that describes a run: its cases, its settings, its place.
 Settings = RunPlan | RunConfig | Mapping[str, Any] | str | Path
 
-# Any of these, given by the user, is where a run is to be.
+# Settings that name the workers of a run.
 _PLACES = ("num_workers", "scheduler", "scheduler_file", "cluster")
 
 
-def plan(config: Settings | None = None, **settings: Any) -> RunPlan:
-    """Return what a run would do; reads headers, writes nothing.
+def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> RunPlan:
+    """Return what a run would do; read headers only, and write nothing.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ def plan(config: Settings | None = None, **settings: Any) -> RunPlan:
     Returns
     -------
     RunPlan
-        `failures` has the problems of single cases, `problems` those of the dataset.
+        Problems of single cases are in `failures`, those of the dataset in `problems`.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def plan(config: Settings | None = None, **settings: Any) -> RunPlan:
     DatasetError
         If there is no case, or splits or `only` do not fit the cases.
     OutputError
-        If the output directory is not ours, or was made with other settings.
+        If the output directory has files of other programs, or was made with other settings.
     """
     return prepare_plan(config_of(config, settings))
 
@@ -66,26 +67,26 @@ def run(
     *,
     progress: bool = True,
     observer: Observer | None = None,
-    **settings: Any,
+    **settings: Unpack[RunKeywords],
 ) -> RunReport:
-    """Make slices of a dataset; what an earlier run completed is kept.
+    """Make slices of a dataset; cases that an earlier run wrote are skipped.
 
     Progress is a bar below the cell in a notebook, and elsewhere the lines of ``dask-slicer run``.
-    After an interrupt, finished cases are kept and the same call continues.
+    After Ctrl-C, finished cases are kept and the same call continues.
 
     Parameters
     ----------
     config : RunPlan, RunConfig, mapping, str or Path, optional
-        As for `plan`. Of a plan, the settings count: scans and output are looked at again once
-        the output is locked, since it may be hours old.
+        As for `plan`. Only the settings of a plan are used: it may be hours old, so scans and
+        output are read again once the output is locked.
     client : distributed.Client, optional
-        Run on its workers. Without, on those of this program's own client, if it has made one
-        and the settings name no place (`num_workers`, `scheduler`, `scheduler_file`, `cluster`);
-        else where the settings say.
+        Run on its workers. Without it, the run uses the Dask client that this program has made,
+        unless the settings name other workers (`num_workers`, `scheduler`, `scheduler_file`,
+        `cluster`).
     progress : bool
-        False: show nothing.
+        False shows nothing.
     observer : Observer, optional
-        Receives the progress; nothing is shown then.
+        Receives the progress, and nothing is shown.
     **settings
         Names of `RunConfig`; they win over `config`. None means not given.
 
@@ -96,29 +97,29 @@ def run(
     Raises
     ------
     UsageError
-        If settings, dataset, output or client are not as they must be; nothing was written.
+        If settings, dataset, output or client cannot be used; nothing was written.
     SchedulerError
-        If the scheduler cannot be reached. One that is lost after some case was done ends the
-        run, and its report says so (`stopped`).
+        If the scheduler cannot be reached. If it is lost after a case was written, the run ends
+        with a report whose `stopped` says so.
     KeyboardInterrupt
-        After what was done has been made usable.
+        After Ctrl-C, when the finished cases are usable.
     """
-    wanted = config_of(config, settings)
-    found = client_for(wanted, client)
-    shown = _display(str(wanted.output_dir), progress=progress, observer=observer)
-    with logged_to(wanted.log_file), shown as told, _ctrl_c_heard_once():
+    run_config = config_of(config, settings)
+    run_client = client_for(run_config, client)
+    display = _display(str(run_config.output_dir), progress=progress, observer=observer)
+    with logged_to(run_config.log_file), display as run_observer, _interrupt_once():
         try:
-            return pipeline.run(wanted, found, observer=told)
+            return pipeline.run(run_config, run_client, observer=run_observer)
         except KeyboardInterrupt:
             pass
-    # Another one: the first would keep alive what its traceback holds, futures among it.
-    raise signals.Interrupted("stopped; what is done is kept, and the same call continues")
+    # A new exception: the traceback of the first one would keep futures alive.
+    raise signals.Interrupted("stopped; finished cases are kept, and the same call continues")
 
 
 def submit(
-    config: Settings | None = None, client: Client | None = None, **settings: Any
+    config: Settings | None = None, client: Client | None = None, **settings: Unpack[RunKeywords]
 ) -> RunHandle:
-    """Begin a run in the background, and return at once with a handle to it.
+    """Start a run in the background, and return a handle to it at once.
 
     Parameters
     ----------
@@ -137,30 +138,23 @@ def submit(
     Raises
     ------
     UsageError
-        If settings or client are not as they must be, or the output is in use. What is found
-        wrong later, `RunHandle.result` raises.
+        If settings or client cannot be used, or the output is in use. Later errors are raised
+        by `RunHandle.result`.
     """
-    wanted = config_of(config, settings)
-    found = client_for(wanted, client)
-    check_free(wanted.output_dir, parse_partition(wanted.shard))
-    return RunHandle(wanted, found)
+    run_config = config_of(config, settings)
+    run_client = client_for(run_config, client)
+    check_free(run_config.output_dir, parse_partition(run_config.shard))
+    return RunHandle(run_config, run_client)
 
 
 def config_of(config: Settings | None, settings: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration that `config` and the settings over it amount to.
-
-    Raises
-    ------
-    ConfigError
-    UsageError
-        If `config` is nothing of the kind.
-    """
+    """Return the configuration made of `config` and the settings, which win."""
     if isinstance(config, RunPlan):
         config = config.config
     if isinstance(config, RunConfig):
         if not settings:
             return config
-        # What was not set stays so: it decides whether this program's own client is used.
+        # Unset fields stay unset: `client_for` asks which fields were set.
         config = config.model_dump(exclude_unset=True)
     if not isinstance(config, Mapping | str | Path | None):
         raise UsageError(
@@ -171,16 +165,13 @@ def config_of(config: Settings | None, settings: Mapping[str, Any]) -> RunConfig
 
 
 def client_for(config: RunConfig, client: Client | None) -> Client | None:
-    """Return the client to run on: the one given, or this program's; None: as the settings say.
+    """Return the given client, or that of this program; None to start or connect as `config` says.
 
-    Raises
-    ------
-    UsageError
-        If the client cannot be run on.
+    Raises UsageError if the client cannot be used.
     """
     if client is None:
-        asked = config.model_fields_set.intersection(_PLACES)
-        if any(getattr(config, name) is not None for name in asked):
+        places = config.model_fields_set.intersection(_PLACES)
+        if any(getattr(config, name) is not None for name in places):
             return None
         client = default_client()
     if client is not None:
@@ -204,9 +195,9 @@ def _display(
     return RunDisplay(Console())
 
 
-def _ctrl_c_heard_once() -> AbstractContextManager[None]:
-    """Let a second Ctrl-C not disturb the tidying up, unless Ctrl-C is somebody else's to hear."""
-    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if is_ours and threading.current_thread() is threading.main_thread():
+def _interrupt_once() -> AbstractContextManager[None]:
+    """Keep a second Ctrl-C from disturbing the tidying up, unless other code handles Ctrl-C."""
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default and threading.current_thread() is threading.main_thread():
         return signals.interrupt_once([signal.SIGINT])
     return nullcontext()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pydoc
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ from dask_slicer.errors import ConfigError, OutputError, UsageError
 from dask_slicer.execution import pipeline
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.events import Observer
+
+pytestmark = pytest.mark.versions
 
 NEVER = 240.0
 
@@ -91,6 +94,31 @@ def test_plan_run_and_submit_take_every_kind_of_configuration(places, given) -> 
     assert (report.n_committed, report.n_slices) == (6, plan.n_slices)
     again = ds.submit(config, **settings).result(NEVER)
     assert (again.n_committed, again.n_skipped) == (0, 6)
+
+
+def test_the_names_of_the_package_are_listed_and_loaded_on_first_use() -> None:
+    program = """
+import sys, dask_slicer as ds
+assert "numpy" not in sys.modules and "pydantic" not in sys.modules
+for name in dir(ds):
+    value = getattr(ds, name)
+    assert vars(ds).get(name, value) is value
+assert set(dir(ds)) - {"__version__"} <= set(vars(ds))
+assert ds.run.__module__ == "dask_slicer.api"
+assert ds.run.__doc__.startswith("Make slices")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_help_on_settings_starts_with_their_names_defaults_and_meanings() -> None:
+    text = pydoc.plain(pydoc.render_doc(ds.RunConfig))
+    signature, _, described = text.partition("Parameters\n")
+    assert "RunConfig(*, input_dir, output_dir, include_test=False, only=(), plane='axial'" in text
+    assert "Annotated" not in signature
+    settings = described.partition("Examples\n")[0]
+    for name, field in ds.RunConfig.model_fields.items():
+        assert f" {name} : " in settings
+        assert field.description in settings
 
 
 def test_settings_win_over_a_configuration(places) -> None:
@@ -239,7 +267,7 @@ def test_a_submitted_run_says_how_it_stands_until_it_is_done(places, gate) -> No
     assert handle.status == "running"
     assert "1 of 6 cases, 0 failed" in repr(handle)
     assert 'aria-valuenow="1"' in handle._repr_html_()
-    with pytest.raises(TimeoutError, match="still goes on: 1 of 6 cases"):
+    with pytest.raises(TimeoutError, match="still running: 1 of 6 cases"):
         handle.result(timeout=0.01)
     gate.open()
     assert handle.result(NEVER).n_committed == 6
@@ -301,7 +329,7 @@ def test_of_two_runs_on_one_client_the_second_is_refused(
     first = ds.submit(places, local_client)
     assert gate.reached.wait(NEVER)
     others = places | {"output_dir": tmp_path / "others"}
-    with pytest.raises(UsageError, match="another run of this program is at work on this client"):
+    with pytest.raises(UsageError, match="another run of this program is using this client"):
         ds.run(others, local_client, progress=False)
     second = ds.submit(others, local_client)
     with pytest.raises(UsageError, match="wait until it is over"):

@@ -15,7 +15,6 @@ from rich.table import Table
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.benchmark import (
-    Measurement,
     Row,
     Verdict,
     choose_cases,
@@ -49,113 +48,83 @@ def run_benchmark(
     n_cases: int | None,
     say: Callable[[RenderableType], None],
 ) -> Verdict:
-    """Slice some cases of a dataset with several numbers of workers, and report what it took.
+    """Run some cases of a dataset with several numbers of workers; print and save the results.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Its output directory gets `RESULTS` and `PLOT`, and scratch directories for a while. An
-        input directory named `PHANTOMS` within it is filled with made-up scans first.
-    workers : sequence of int, optional
-        Numbers to try.
-    repeats : int
-    n_cases : int, optional
-        At most; by default enough for the numbers of workers.
-    say : callable
-        Prints.
-
-    Returns
-    -------
-    Verdict
-
-    Raises
-    ------
-    UsageError
-        If the configuration is for a scheduler, or for jobs.
+    The output directory gets `RESULTS` and `PLOT`. An input directory `PHANTOMS` in it is filled
+    with made-up scans first. Raises UsageError for a configuration of a scheduler or of jobs.
     """
     if config.scheduler is not None or config.scheduler_file is not None:
         raise UsageError("benchmark starts workers of its own; leave out --scheduler")
     if config.cluster is not None:
         raise UsageError("benchmark starts workers on this machine; leave out --cluster")
     n_cpus = system.cpu_count()
-    wanted = default_workers(n_cpus) if workers is None else workers
+    numbers = default_workers(n_cpus) if workers is None else workers
     # Fewer would say little: with a case each, all but one worker wait for the slowest.
-    n_cases = n_cases or max(_FEWEST_CASES, _CASES_PER_WORKER * max(wanted))
+    n_cases = n_cases or max(_FEWEST_CASES, _CASES_PER_WORKER * max(numbers))
     folder = config.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if config.input_dir == folder / PHANTOMS:
         say(f"Phantoms: made-up CTs in {config.input_dir}")
         ensure_dataset(config.input_dir, n_cases=min(n_cases, _MOST_PHANTOMS), **_LIKE_CT)
     config, files = choose_cases(config, n_cases=n_cases)
-    numbers = [n for n in wanted if n <= len(config.only)]
-    if left_out := [str(n) for n in wanted if n not in numbers]:
-        say(f"Note: {plural(len(config.only), 'case')}, too few for {first_few(left_out)} workers")
-    found = sweep(
+    too_many = [str(n) for n in numbers if n > len(config.only)]
+    if too_many:
+        say(f"Note: {plural(len(config.only), 'case')}, too few for {first_few(too_many)} workers")
+    runs = sweep(
         config,
         files,
-        workers=numbers or [1],
+        workers=[n for n in numbers if n <= len(config.only)] or [1],
         repeats=repeats,
-        tell=lambda one: say(f"{plural(one.n_workers, 'worker')}: {one.seconds:.2f} s"),
+        on_run=lambda run: say(f"{plural(run.n_workers, 'worker')}: {run.seconds:.2f} s"),
     )
-    table = rows(found, n_cpus=n_cpus)
+    table = rows(runs, n_cpus=n_cpus)
     verdict = judge(table, n_cpus=n_cpus)
-    (folder / RESULTS).write_text(_as_json(config, found, table, verdict), encoding="utf-8")
-    what = (
-        f"{plural(found[0].n_cases, 'case')}, {plural(found[0].n_slices, 'slice')}, "
+    results = {
+        "machine": {"cpus": n_cpus, "memory_bytes": system.memory_bytes()},
+        "config": config.model_dump(mode="json", exclude={"num_workers", "output_dir"}),
+        "cases": runs[0].n_cases,
+        "slices": runs[0].n_slices,
+        "bytes_in": runs[0].bytes_in,
+        "bytes_out": runs[0].bytes_out,
+        "runs": [asdict(run) for run in runs],
+        "rows": [asdict(row) for row in table],
+    } | asdict(verdict)
+    (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    title = (
+        f"{plural(runs[0].n_cases, 'case')}, {plural(runs[0].n_slices, 'slice')}, "
         f"{plural(n_cpus, 'CPU')}"
     )
-    say(f"{what}, medians of {repeats}; start-up excluded")
+    say(f"{title}, medians of {repeats}; start-up excluded")
     say(_as_table(table))
     say(f"Results: {folder / RESULTS}")
     if find_spec("matplotlib") is None:
         say("Note: no plot without matplotlib; pip install 'dask_slicer[plot]'")
     else:
-        _write_plot(table, folder / PLOT, title=what)
+        _write_plot(table, folder / PLOT, title=title)
         say(f"Plot: {folder / PLOT}")
     return verdict
 
 
-def _as_table(table: Sequence[Row]) -> Table:
-    """Return rows for a terminal."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "workers", "seconds", "speed-up", "efficiency", "slices/s", "MB/s in", "MB/s out",
-        "peak RSS",
-    ):  # fmt: skip
-        shown.add_column(name, justify="right", no_wrap=True)
-    for row in table:
-        shown.add_row(
-            str(row.n_workers),
-            f"{row.seconds:.2f}",
-            f"{row.speedup:.2f}",
-            f"{row.efficiency:.0%}",
-            f"{row.slices_per_second:.0f}",
-            f"{row.megabytes_in_per_second:.1f}",
-            f"{row.megabytes_out_per_second:.1f}",
-            format_bytes(row.peak_rss),
-        )
-    return shown
+# Of each column of the table: its heading, the field of a row, and how that is shown.
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("workers", "n_workers", str),
+    ("seconds", "seconds", "{:.2f}".format),
+    ("speed-up", "speedup", "{:.2f}".format),
+    ("efficiency", "efficiency", "{:.0%}".format),
+    ("slices/s", "slices_per_second", "{:.0f}".format),
+    ("MB/s in", "megabytes_in_per_second", "{:.1f}".format),
+    ("MB/s out", "megabytes_out_per_second", "{:.1f}".format),
+    ("peak RSS", "peak_rss", format_bytes),
+)
 
 
-def _as_json(
-    config: RunConfig,
-    measurements: Sequence[Measurement],
-    table: Sequence[Row],
-    verdict: Verdict,
-) -> str:
-    """Return everything that was measured, and what follows from it."""
-    first = measurements[0]
-    described: dict[str, Any] = {
-        "machine": {"cpus": system.cpu_count(), "memory_bytes": system.memory_bytes()},
-        "config": config.model_dump(mode="json", exclude={"num_workers", "output_dir"}),
-        "cases": first.n_cases,
-        "slices": first.n_slices,
-        "bytes_in": first.bytes_in,
-        "bytes_out": first.bytes_out,
-        "runs": [asdict(one) for one in measurements],
-        "rows": [asdict(row) for row in table],
-    } | asdict(verdict)
-    return json.dumps(described, indent=2) + "\n"
+def _as_table(rows: Sequence[Row]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, _, _ in _COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(show(getattr(row, field)) for _, field, show in _COLUMNS))
+    return table
 
 
 def _write_plot(table: Sequence[Row], path: Path, *, title: str) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.console import Console
 
 from dask_slicer.execution.partitions import MergeReport
 from dask_slicer.execution.verify import VerifyReport
+from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.terminal import _Display, _failure_lines
 from dask_slicer.output.checks import Issue
 from dask_slicer.records import CommittedCase
@@ -34,18 +39,30 @@ class VerifyDisplay(_Display):
 
     doing = "Checking"
 
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        super().__init__(console, quiet=quiet)
+        self._began = 0.0
+        self._state = RunState(
+            run_id="", output_dir="", host="", process="", client="", n_cases=0, n_skipped=0
+        )
+
     def checked(self, record: CommittedCase, total: int, findings: Sequence[Issue]) -> None:
         """Count a case."""
-        tally = self._tally
-        if not tally.has_begun:
-            tally.begin((), skipped=0)
-            tally.n_cases = tally.work = total  # one takes as long as another
-            self._start_progress()
-        tally.n_done += not findings
-        tally.n_failed += bool(findings)
-        tally.work_done += 1
-        tally.n_slices += len(record.slices)
-        self._show_progress()
+        state = self._state
+        if not state.n_cases:
+            self._began = time.monotonic()
+            self._start_progress(total)
+        self._state = replace(
+            state,
+            n_cases=total,
+            n_done=state.n_done + (not findings),
+            n_failed=state.n_failed + bool(findings),
+            n_slices=state.n_slices + len(record.slices),
+            work=total,  # all cases take about the same time
+            work_done=state.work_done + 1,
+            seconds=time.monotonic() - self._began,
+        )
+        self.progress(self._state)
 
     def verified(self, report: VerifyReport) -> None:
         """Print what was found, one line each."""

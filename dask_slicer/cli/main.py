@@ -24,6 +24,12 @@ _SETTINGS = {
     "max_content_width": 100,
 }
 _INTERRUPTED, _TERMINATED = 130, 143
+# The commands by use, in the order of the help.
+_COMMANDS = {
+    "Make slices": ("demo", "plan", "run", "merge"),
+    "Look at an output": ("preview", "report", "verify"),
+    "Runs and performance": ("watch", "benchmark"),
+}
 
 
 class _Group(click.Group):
@@ -47,6 +53,14 @@ class _Group(click.Group):
             status = _INTERRUPTED
         ctx.exit(status)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by use, each with its first sentence."""
+        for heading, names in _COMMANDS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(name, self.commands[name].get_short_help_str(limit=80)) for name in names]
+                )
+
     @staticmethod
     def _tell(error: Exception, ctx: click.Context, status: int) -> int:
         if ctx.meta.get("verbose"):
@@ -66,5 +80,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that lacks × must not stop a run
 
 
-for _command in (run, merge, plan, demo, verify, watch, preview, report, benchmark):
+for _command in (demo, plan, run, merge, preview, report, verify, watch, benchmark):
     main.add_command(_command)

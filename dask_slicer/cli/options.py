@@ -3,24 +3,71 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 
 from dask_slicer.errors import UsageError
+from dask_slicer.utils.formatting import did_you_mean
 
+# First in the help of a command.
+MOST_USED = (
+    *("input_dir", "output_dir", "config", "plane", "window_size"),
+    *("clip_min", "clip_max", "normalize", "format", "num_workers"),
+)
+_SHORT = {"input_dir": "-i", "output_dir": "-o", "config": "-c"}
 # With these, a command finds a running scheduler.
 SCHEDULER_OPTIONS = ("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key")
 
 
+class Choice(click.Choice[str]):
+    """A choice in upper or lower case; the message about a wrong one suggests the nearest."""
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        super().__init__(choices, case_sensitive=False)
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return the error message for a value that is no choice."""
+        message = super().get_invalid_choice_message(value, ctx)
+        return message.rstrip(".") + did_you_mean(str(value).lower(), self.choices)
+
+
 class ConfigCommand(click.Command):
-    """A command with an option for every setting; they are made when first needed."""
+    """A command with an option for every setting, and help in groups."""
+
+    required_settings: tuple[str, ...] = ("input_dir", "output_dir")
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options of the configuration, then the command's own."""
         return [*config_options(), *super().get_params(ctx)]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options that most people need, the other settings by group, and the rest."""
+        from dask_slicer.config.keywords import GROUPS
+
+        rows = {
+            parameter.name: row
+            for parameter in self.get_params(ctx)
+            if isinstance(parameter, click.Option) and (row := parameter.get_help_record(ctx))
+        }
+        for name in self.required_settings:
+            spelled, text = rows[name]
+            rows[name] = (spelled, f"{text} [required]")
+        sections = {"Most used": MOST_USED, **GROUPS}
+        sections["Intensities"] += ("no_normalize",)
+        in_a_section = {name for names in sections.values() for name in names}
+        sections["Other options"] = tuple(name for name in rows if name not in in_a_section)
+        for heading, names in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([rows.pop(name) for name in names if name in rows])
+
+
+class BenchmarkCommand(ConfigCommand):
+    """The same, for a command that can make its input."""
+
+    required_settings = ()
 
 
 class SchedulerCommand(click.Command):
@@ -50,7 +97,7 @@ def config_options() -> tuple[click.Option, ...]:
     order = ("input_dir", "output_dir", *RunConfig.model_fields)
     options = [_option(name, RunConfig.model_fields[name]) for name in dict.fromkeys(order)]
     config = click.Option(
-        ["--config"],
+        ["-c", "--config"],
         metavar="FILE|NAME",
         help="YAML file, or one of the shipped configurations. The command line wins over it.",
     )
@@ -61,38 +108,30 @@ def config_options() -> tuple[click.Option, ...]:
 
 
 def _option(name: str, field: Any) -> click.Option:
-    annotation = _plain(field.annotation)
-    text = field.description
-    default = field.get_default()
+    from dask_slicer.config.fields import plain_type
+
+    annotation = plain_type(field.annotation)
+    kind: Any = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(annotation)
+    settings: dict[str, Any] = {"type": kind}
     if annotation is bool:
-        return click.Option([f"--{name}"], is_flag=True, default=None, help=text)
-    if default not in (None, ()) and not field.is_required():
-        text += f" [default: {_shown(default)}]"
-    kind: Any = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(
-        annotation, click.STRING
-    )
-    if get_origin(annotation) is Literal:
-        kind = click.Choice(get_args(annotation))
-    if get_origin(annotation) is tuple:
-        metavar = "CASE_ID..." if name == "only" else "TEXT"
-        return click.Option([f"--{name}"], multiple=True, default=None, metavar=metavar, help=text)
-    return click.Option([f"--{name}"], type=kind, default=None, help=text)
+        settings = {"is_flag": True}
+    elif get_origin(annotation) is Literal:
+        settings = {"type": Choice(get_args(annotation))}
+    elif get_origin(annotation) is tuple:
+        settings = {"multiple": True, "metavar": "CASE_ID..." if name == "only" else "TEXT"}
+    names = [*([_SHORT[name]] if name in _SHORT else []), f"--{name}"]
+    text = field.description + _default_words(field)
+    return click.Option(names, default=None, help=text, **settings)
 
 
-def _shown(default: object) -> object:
-    """Return a default as it would be typed."""
-    in_words = getattr(default, "human_readable", None)
-    return in_words(decimal=True, separator="").replace(".0", "") if in_words else default
-
-
-def _plain(annotation: Any) -> Any:
-    """Return the type behind `X | None` and `Annotated[X, ...]`."""
-    if get_origin(annotation) in (Literal, tuple):
-        return annotation
-    for inner in get_args(annotation):
-        if inner is not type(None):
-            return _plain(inner)
-    return annotation
+def _default_words(field: Any) -> str:
+    """Return the end of a help text: the default as the user would type it."""
+    default = field.get_default()
+    if field.is_required() or default in (None, ()) or default is False:
+        return ""
+    if readable := getattr(default, "human_readable", None):  # a number of bytes
+        default = readable(decimal=True, separator="").replace(".0", "")
+    return f" [default: {default}]"
 
 
 def num_workers_option(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -11,6 +11,7 @@ from dask_slicer.cli.console import make_console
 from dask_slicer.cli.options import (
     SCHEDULER_OPTIONS,
     AddressCommand,
+    Choice,
     SchedulerCommand,
     num_workers_option,
     verbosity_options,
@@ -24,9 +25,7 @@ from dask_slicer.utils.signals import interrupt_once
 @click.command()
 @click.argument("output_dir", type=click.Path(path_type=Path))
 @click.option("--case", "cases", multiple=True, metavar="CASE_ID", help="Only this; repeatable.")
-@click.option(
-    "--split", type=click.Choice(["train", "val", "test"]), help="Only slices of this split."
-)
+@click.option("--split", type=Choice(["train", "val", "test"]), help="Only slices of this split.")
 @click.option(
     "--slices", metavar="N,N-N...", help="These slices of every case shown, such as 3,10,20-30."
 )
@@ -52,7 +51,10 @@ def preview(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Draw slices of an output, spread over splits and cases, with their labels over them."""
+    """Draw slices with their labels, as a picture.
+
+    The slices are spread over splits and cases.
+    """
     ctx.meta["verbose"] = verbose
     from dask_slicer.output.output import open_output
     from dask_slicer.report.preview import (
@@ -90,7 +92,10 @@ def preview(
 def report(
     ctx: click.Context, /, output_dir: Path, file: Path | None, verbose: int, quiet: bool
 ) -> None:
-    """Write one HTML page about an output: what was run, counts, charts, pictures, failures."""
+    """Write an HTML page about an output.
+
+    It shows settings, counts, charts, pictures and failures.
+    """
     ctx.meta["verbose"] = verbose
     from dask_slicer.report.html_report import write_report
 
@@ -122,7 +127,7 @@ def report(
 def verify(
     ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool, **options: Any
 ) -> None:
-    """Read again all that `run` wrote, and check it against the journal."""
+    """Check every file of an output against its recorded checksum."""
     ctx.meta["verbose"] = verbose
     configure_logging(verbose, None)
     from dask_slicer.cli.display import VerifyDisplay
@@ -145,7 +150,9 @@ def verify(
 def watch(
     ctx: click.Context, /, where: str | None, once: bool, verbose: int, **options: Any
 ) -> None:
-    """Draw a run that goes on, from another shell: workers, cases, rate, failures, time left.
+    """Show the progress of a run, from another shell.
+
+    Shows workers, cases, rate, failures and time left.
 
     OUT is the output directory of the run, ADDR the address of its scheduler, tcp://host:8786.
     """

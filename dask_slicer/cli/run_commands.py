@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import click
 
 from dask_slicer.cli.console import make_console
 from dask_slicer.cli.options import (
+    BenchmarkCommand,
     ConfigCommand,
     build_config_of,
     num_workers_option,
@@ -20,8 +22,16 @@ from dask_slicer.execution.logs import configure_logging
 from dask_slicer.utils.formatting import escape_line
 from dask_slicer.utils.signals import interrupt_once
 
+# Backspace: click must not join the lines after it.
+_EXAMPLES = """
+\b
+Examples:
+  dask-slicer run -i scans -o slices --plane sagittal
+  dask-slicer run -i scans -o slices -c ct_abdomen --num_workers 8
+"""
 
-@click.command(cls=ConfigCommand)
+
+@click.command(cls=ConfigCommand, epilog=_EXAMPLES)
 @click.option(
     "--print_job_script", is_flag=True, help="Print what --cluster would submit; do nothing."
 )
@@ -37,7 +47,10 @@ def run(
     more_cases: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Make slices of a dataset; the same command again continues where it stopped."""
+    """Make slices of a dataset, or continue an interrupted run.
+
+    Give the directories here or in the file of --config.
+    """
     ctx.meta["verbose"] = verbose
     config = build_config_of(options, more_cases)
     if print_job_script:
@@ -47,6 +60,9 @@ def run(
         return
     configure_logging(verbose, config.log_file)
     report = _run(config, verbose=verbose, quiet=quiet)
+    ended_early = report.interrupted or report.stopped
+    if (report.n_slices or report.n_skipped) and not (report.share or ended_early or quiet):
+        make_console().print(_next_steps(config.output_dir), markup=False, soft_wrap=True)
     ctx.exit(1 if report.remaining else 0)
 
 
@@ -55,7 +71,7 @@ def run(
 @verbosity_options
 @click.pass_context
 def merge(ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool) -> None:
-    """Put together what the shares of a run (--shard) wrote, once all of them are done."""
+    """Merge the partitions of a run (--shard) when all are done."""
     ctx.meta["verbose"] = verbose
     configure_logging(verbose, None)
     from dask_slicer.cli.display import MergeDisplay
@@ -81,7 +97,10 @@ def plan(
     more_cases: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Show what `run` would do, from headers alone: cases, problems, disk, memory, workers."""
+    """Show what a run would do, from headers only.
+
+    Lists the cases and their problems, and estimates disk space, memory and a number of workers.
+    """
     ctx.meta["verbose"] = verbose
     config = build_config_of(options, more_cases)
     from dask_slicer.cli.tables import print_plan, print_problems
@@ -110,7 +129,7 @@ def plan(
 @verbosity_options
 @click.pass_context
 def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:
-    """Write a small dataset of made-up scans, slice it, and say where to look."""
+    """Make phantom scans, slice them, and suggest what to try next."""
     ctx.meta["verbose"] = verbose
     from dask_slicer.config.loader import build_config
     from dask_slicer.inputs.phantom import ensure_dataset
@@ -124,11 +143,11 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     configure_logging(verbose, None)
     report = _run(config, verbose=verbose, quiet=quiet)
     if not quiet and not report.remaining:
-        click.echo(_next_commands(phantoms, slices))
+        click.echo(_demo_commands(phantoms, slices))
     ctx.exit(1 if report.remaining else 0)
 
 
-@click.command(cls=ConfigCommand)
+@click.command(cls=BenchmarkCommand)
 @click.option(
     "--workers",
     metavar="N,N...",
@@ -156,10 +175,10 @@ def benchmark(
     more_cases: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Try several numbers of workers on a dataset, or on phantoms, and say which to use.
+    """Find the number of workers that suits your scans and machine.
 
-    Slices go to scratch directories in --output_dir [default: dask_slicer_benchmark], which gets
-    results.json and speedup.png.
+    Without --input_dir it slices phantoms. Slices go to temporary directories in --output_dir
+    [default: dask_slicer_benchmark], where results.json and speedup.png are written.
     """
     ctx.meta["verbose"] = verbose
     if options["num_workers"] is not None:
@@ -200,7 +219,19 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _next_commands(phantoms: Path, slices: Path) -> str:
+def _next_steps(output_dir: Path) -> str:
+    """Return what the user may do with an output, in two lines."""
+    # Forward slashes work on Windows too, in every shell.
+    path = output_dir.as_posix()
+    look = "report" if find_spec("matplotlib") is None else "preview"
+    return (
+        f"To look at the slices: dask-slicer {look} {shlex.quote(path)}\n"
+        f"To load one in Python: from dask_slicer import SliceDataset; SliceDataset({path!r})[0]"
+    )
+
+
+def _demo_commands(phantoms: Path, slices: Path) -> str:
+    """Return commands that a user may try after the demo."""
     rows = (slices / "slices.csv").read_text(encoding="utf-8").splitlines()
     _, _, _, path, *_ = rows[len(rows) // 2].split(",")
     again = f"--input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal"

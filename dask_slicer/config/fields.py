@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
@@ -19,6 +19,10 @@ def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):  # which is an int in Python
         raise ValueError("must be a number")
     return value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
 
 
 def _absolute(path: Path) -> Path:
@@ -83,6 +87,31 @@ HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 Walltime = Annotated[str, BeforeValidator(_walltime)]
 Memory = Annotated[ByteSize, AfterValidator(_memory)]
 Shard = Annotated[str, AfterValidator(_shard)]
+
+_AnyCase = BeforeValidator(_lower)
+Plane = Annotated[Literal["axial", "coronal", "sagittal", "i", "j", "k"], _AnyCase]
+PaddingMode = Annotated[Literal["zero", "replicate", "mirror"], _AnyCase]
+Normalize = Annotated[Literal["zscore", "minmax", "percentile", "none"], _AnyCase]
+ImageType = Annotated[Literal["float32", "float16", "source"], _AnyCase]
+LabelType = Annotated[Literal["uint8", "uint16", "int32"], _AnyCase]
+Nonfinite = Annotated[Literal["error", "zero"], _AnyCase]
+SliceFormat = Annotated[Literal["npz", "zarr"], _AnyCase]
+Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], _AnyCase]
+BatchSystem = Annotated[Literal["slurm", "pbs", "sge", "lsf"], _AnyCase]
+
+
+def plain_type(annotation: Any) -> Any:
+    """Return the type behind ``X | None`` and ``Annotated[X, ...]``.
+
+    Examples
+    --------
+    >>> plain_type(Positive | None)
+    <class 'int'>
+    """
+    if get_origin(annotation) in (Literal, tuple):
+        return annotation
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    return plain_type(inner[0]) if inner else annotation
 
 
 def walltime_seconds(walltime: str) -> int:

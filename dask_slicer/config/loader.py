@@ -77,7 +77,8 @@ def lasting_settings(config: RunConfig) -> dict[str, Any]:
 
 def json_schema() -> str:
     """Return the JSON schema of the configuration, for editors that check YAML files."""
-    return json.dumps(RunConfig.model_json_schema(), indent=2, sort_keys=True) + "\n"
+    schema = RunConfig.model_json_schema() | {"description": "Settings of a dask_slicer run."}
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -164,7 +165,8 @@ def _message(problem: ErrorDetails) -> str:
             return f"{name} must be {context['le']:g} or less{got}"
         case "literal_error":
             allowed = context["expected"].replace("'", "").replace(" or ", ", ")
-            return f"{name} must be one of {allowed}{got}"
+            nearest = did_you_mean(value, allowed.split(", ")) if isinstance(value, str) else ""
+            return f"{name} must be one of {allowed}{got}{nearest}"
         case "byte_size":
             return f"{name} must be a size such as 4GB{got}"
         case "value_error":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import ByteSize, Field, model_validator
 
 from dask_slicer.config.fields import (
     AbsolutePath,
+    BatchSystem,
     Frozen,
     HostAndPort,
     Integer,
@@ -79,7 +80,7 @@ class SchedulerSettings(Frozen):
 class JobSettings(Frozen):
     """Workers that are jobs of a batch system."""
 
-    cluster: Literal["slurm", "pbs", "sge", "lsf"] | None = Field(
+    cluster: BatchSystem | None = Field(
         None, description="Batch system in whose jobs the workers run (extra hpc)."
     )
     jobs: Positive = Field(1, description="Jobs to keep running; a lost job is replaced.")

@@ -5,20 +5,34 @@ The command line, YAML files and Python all build this one frozen model.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from inspect import Parameter, Signature
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
 
 from pydantic import ByteSize, Field, model_validator
 
 from dask_slicer.config.fields import (
     AbsolutePath,
+    Compression,
     Finite,
     Frozen,
+    ImageType,
     Integer,
+    LabelType,
+    Nonfinite,
     NonNegative,
+    Normalize,
+    PaddingMode,
+    Plane,
     Ratio,
     RegexWithGroup,
+    SliceFormat,
+    plain_type,
 )
+from dask_slicer.config.keywords import GROUPS, OptionalKeywords, StrPath
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.repr_html import html_card, html_details, html_facts
@@ -30,17 +44,17 @@ _RATIO_SLACK = 1e-9
 class SliceSettings(Frozen):
     """Settings that decide the bytes of a case's output."""
 
-    format: Literal["npz", "zarr"] = Field(
+    format: SliceFormat = Field(
         "npz",
         description="How slices are stored: npz, one file per slice; zarr, every plane once.",
     )
     window_size: NonNegative = Field(2, description="Neighbouring slices on each side.")
-    padding_mode: Literal["zero", "replicate", "mirror"] = Field(
+    padding_mode: PaddingMode = Field(
         "replicate",
         description="Slices outside the volume: zeros, copies of the edge slice, or a reflection "
         "about the edge slice.",
     )
-    plane: Literal["axial", "coronal", "sagittal", "i", "j", "k"] = Field(
+    plane: Plane = Field(
         "axial",
         description="Anatomical plane (by the affine, in radiological display order), or the "
         "file's own array axis.",
@@ -49,21 +63,21 @@ class SliceSettings(Frozen):
         None, description="Lowest intensity kept, in the file's units (HU for CT)."
     )
     clip_max: Finite | None = Field(None, description="Highest intensity kept.")
-    normalize: Literal["zscore", "minmax", "percentile", "none"] = Field(
+    normalize: Normalize = Field(
         "zscore",
         description="zscore over the foreground, the voxels above the lowest; minmax to [0, 1]; "
         "percentile: clip to the 0.5 and 99.5 percentiles, then zscore; none.",
     )
-    dtype: Literal["float32", "float16", "source"] = Field(
+    dtype: ImageType = Field(
         "float32",
         description="Data type of the image on disk; source (zarr): as in the file, normalised "
         "when read.",
     )
-    label_dtype: Literal["uint8", "uint16", "int32"] = Field(
+    label_dtype: LabelType = Field(
         "uint8",
         description="Data type of the label on disk; a value that does not fit fails the case.",
     )
-    nonfinite: Literal["error", "zero"] = Field(
+    nonfinite: Nonfinite = Field(
         "error", description="NaN and Inf in images: fail the case, or count as 0."
     )
     min_foreground: Ratio = Field(
@@ -73,7 +87,7 @@ class SliceSettings(Frozen):
     compression_level: Integer = Field(
         1, ge=0, le=9, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
     )
-    compression: Literal["auto", "lz4", "zstd", "none"] = Field(
+    compression: Compression = Field(
         "auto", description="zarr: auto is lz4 for integers, zstd for floats and labels."
     )
 
@@ -140,13 +154,23 @@ class SplitSettings(Frozen):
 
 
 class RunConfig(RunSettings, SplitSettings, SliceSettings):
-    """Everything that decides a run.
+    """Settings of a run, checked when they are given and never changed.
 
     Examples
     --------
     >>> RunConfig(input_dir="scans", output_dir="slices", window_size=1).padding_mode
     'replicate'
     """
+
+    if TYPE_CHECKING:  # type checkers would take a path for `input_dir`, and no string
+
+        def __init__(
+            self,
+            *,
+            input_dir: StrPath,
+            output_dir: StrPath,
+            **settings: Unpack[OptionalKeywords[Never]],
+        ) -> None: ...
 
     input_dir: AbsolutePath = Field(
         description="Folder of the dataset, in a known layout, or a CSV or JSON manifest."
@@ -160,7 +184,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
         try:
-            same = self.input_dir.resolve() == self.output_dir.resolve()
+            same = _resolved(self.input_dir) == _resolved(self.output_dir)
         except (RuntimeError, OSError) as error:
             raise ValueError(f"input_dir and output_dir cannot be resolved: {error}") from None
         if same:
@@ -188,6 +212,36 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
         )
 
 
+def _parameters() -> Iterator[Parameter]:
+    """Yield the settings as keyword arguments, required ones first, then by group."""
+    names = ("input_dir", "output_dir", *chain.from_iterable(GROUPS.values()))
+    for name in dict.fromkeys(names):
+        field = RunConfig.model_fields[name]
+        default = Parameter.empty if field.is_required() else field.default
+        kind = plain_type(field.annotation)
+        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _described(parameter: Parameter) -> str:
+    """Return the entry of a setting in a docstring."""
+    kind = str(getattr(parameter.annotation, "__name__", parameter.annotation))
+    if choices := get_args(parameter.annotation):
+        kind = "sequence of str" if Ellipsis in choices else f"{{{str(choices)[1:-1]}}}"
+    kind = {"Path": "str or Path", "ByteSize": "int or str"}.get(kind, kind)
+    return f"{parameter.name} : {kind}\n    {RunConfig.model_fields[parameter.name].description}\n"
+
+
+# For help() and notebooks: pydantic's own signature shows every rule.
+_PARAMETERS = list(_parameters())
+RunConfig.__signature__ = Signature(
+    [parameter.replace(annotation=Parameter.empty) for parameter in _PARAMETERS]
+)
+RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
+    "Examples\n",
+    "Parameters\n----------\n" + "".join(map(_described, _PARAMETERS)) + "\nExamples\n",
+)
+
+
 # By format, the setting that has no effect on it.
 OF_ANOTHER_FORMAT = {"npz": "compression", "zarr": "compression_level"}
 
@@ -201,6 +255,14 @@ _FIXED = (
     "group_regex",
     "seed",
 )
+
+
+def _resolved(path: Path) -> Path:
+    """Return the target of a path; raise OSError if its links form a loop."""
+    target = path.resolve()
+    if target.is_symlink():  # from Python 3.13 on, resolve() does not raise
+        raise OSError(f"Symlink loop from {str(path)!r}")
+    return target
 
 
 def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()) -> list[str]:

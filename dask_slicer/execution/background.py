@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-# That a run has to tidy up when Python ends.
+# How long a run may tidy up when Python ends.
 _EXIT_SECONDS = 10.0
 
-# Outputs, and shares, that submitted runs write to.
+# Outputs, with their partitions, that submitted runs write to.
 _in_use: set[tuple[Path, str | None]] = set()
 _LOCK = threading.Lock()
 
@@ -33,8 +33,8 @@ Status = Literal["running", "cancelling", "done", "cancelled", "stopped", "faile
 class RunHandle:
     """A run in the background; `submit` returns it.
 
-    Two runs at once need two outputs, and two schedulers: another run on the same client, or into
-    the same directory, is refused. When Python ends, the run is cancelled.
+    Two runs at once need two outputs and two schedulers: a second run on the same client, or into
+    the same directory, is refused. The run is cancelled when Python ends.
 
     Parameters
     ----------
@@ -44,22 +44,22 @@ class RunHandle:
     Raises
     ------
     OutputError
-        If another one writes there.
+        If another run of this program writes there.
     """
 
     def __init__(self, config: RunConfig, client: Client | None = None) -> None:
-        # Its thread takes the lock a moment later: two that are submitted at once would both begin.
-        self._place = (config.output_dir.resolve(), config.shard)
+        # The thread locks the output a moment later: two runs submitted at once would both begin.
+        self._key = (config.output_dir.resolve(), config.shard)
         with _LOCK:
-            if self._place in _in_use:
+            if self._key in _in_use:
                 raise OutputError(f"{config.output_dir} is in use by another run of this program")
-            _in_use.add(self._place)
+            _in_use.add(self._key)
         self._progress = RunProgress(str(config.output_dir))
-        self._token, self._over = threading.Event(), threading.Event()
+        self._stop, self._ended = threading.Event(), threading.Event()
         self._report: RunReport | None = None
         self._error: BaseException | None = None
         atexit.register(self._end)
-        # A daemon: Python would wait for another before it comes to cancel it.
+        # A daemon: Python waits for other threads before it calls `_end`.
         thread = threading.Thread(
             target=self._run, args=(config, client), name="dask_slicer.submit", daemon=True
         )
@@ -67,7 +67,7 @@ class RunHandle:
 
     @property
     def output_dir(self) -> str:
-        """Return where it writes to."""
+        """Return the output directory."""
         return self._progress.output_dir
 
     @property
@@ -77,11 +77,11 @@ class RunHandle:
         Returns
         -------
         str
-            running, cancelling, and in the end done (also with failed cases), cancelled, stopped
-            (the scheduler was lost; the report says so) or failed (`result` raises).
+            running, cancelling, and at the end done (also with failed cases), cancelled, stopped
+            (the scheduler was lost, see the report) or failed (`result` raises the error).
         """
-        if not self._over.is_set():
-            return "cancelling" if self._token.is_set() else "running"
+        if not self._ended.is_set():
+            return "cancelling" if self._stop.is_set() else "running"
         if self._report is None:
             return "failed"
         if self._report.interrupted:
@@ -89,26 +89,26 @@ class RunHandle:
         return "stopped" if self._report.stopped else "done"
 
     def cancel(self, timeout: float | None = None) -> None:
-        """Stop the run, and wait until it has tidied up; what is done is kept.
+        """Stop the run, and wait until it has tidied up; finished cases are kept.
 
-        Of a run that is over, nothing changes. A case that runs in this process is first done.
+        A run that has ended does not change. A case that runs in this process is finished first.
 
         Parameters
         ----------
         timeout : float, optional
-            Seconds to wait; 0 only asks.
+            Seconds to wait; 0 does not wait.
 
         Raises
         ------
         TimeoutError
-            If it is still tidying up then; unless nothing was to be waited for.
+            If the run has not ended after a timeout above 0.
         """
-        self._token.set()
-        if not self._over.wait(timeout) and timeout:
+        self._stop.set()
+        if not self._ended.wait(timeout) and timeout:
             raise TimeoutError(f"the run into {self.output_dir} has not stopped in {timeout:g} s")
 
     def result(self, timeout: float | None = None) -> RunReport:
-        """Return the report, once the run is over; to interrupt the waiting does not stop the run.
+        """Wait for the end of the run and return its report; Ctrl-C stops only the waiting.
 
         Parameters
         ----------
@@ -118,20 +118,19 @@ class RunHandle:
         Returns
         -------
         RunReport
-            Of a cancelled run too: of what it did.
+            A cancelled run has one too.
 
         Raises
         ------
         TimeoutError
-            If the run still goes on then.
+            If the run is not over by then.
         DaskSlicerError
-            What the run raised.
+            The error of the run.
         """
-        if not self._over.wait(timeout):
-            raise TimeoutError(f"the run into {self.output_dir} still goes on: {self._words}")
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"the run into {self.output_dir} is still running: {self._words}")
         if self._report is None:
-            # Made by `_run`, which sets one of both.
-            raise self._error or AssertionError
+            raise self._error or AssertionError  # `_run` sets one of them
         return self._report
 
     def __repr__(self) -> str:
@@ -150,27 +149,19 @@ class RunHandle:
 
     def _run(self, config: RunConfig, client: Client | None) -> None:
         try:
-            with logged_to(config.log_file), signals.stopped_by(self._token):
+            with logged_to(config.log_file), signals.stopped_by(self._stop):
                 self._report = run(config, client, observer=self._progress)
         except KeyboardInterrupt:  # cancelled, perhaps before there was anything to report
             self._report = self._progress.report or RunReport(
-                output_dir=self.output_dir,
-                n_committed=0,
-                n_skipped=0,
-                n_slices=0,
-                n_bytes=0,
-                remaining=0,
-                failures=(),
-                elapsed_seconds=0.0,
-                interrupted=True,
+                output_dir=self.output_dir, interrupted=True
             )
-        except BaseException as error:  # it is raised where somebody asks for the result
+        except BaseException as error:  # `result` raises it
             self._error = error
         finally:
-            _in_use.discard(self._place)
-            self._over.set()
+            _in_use.discard(self._key)
+            self._ended.set()
             atexit.unregister(self._end)
 
     def _end(self) -> None:
-        self._token.set()
-        self._over.wait(_EXIT_SECONDS)
+        self._stop.set()
+        self._ended.wait(_EXIT_SECONDS)

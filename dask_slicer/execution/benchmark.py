@@ -1,4 +1,4 @@
-"""Measuring runs with several numbers of workers, and choosing one."""
+"""Measuring runs with several numbers of workers, and choosing a number."""
 
 from __future__ import annotations
 
@@ -26,125 +26,97 @@ from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.utils.formatting import plural
 
-# Looking at all processes costs milliseconds, of which the workers would be short.
+# Sampling all processes costs milliseconds of CPU, which the workers would lack.
 _SAMPLE_EVERY = 0.25
+# Below this share of the time with a case in hand, workers wait for the scheduler.
+_BUSY = 0.75
+# Below this share of that time on the CPU, they wait for the disk.
+_COMPUTING = 0.75
+# Seconds between runs. For 5 s after files were deleted, ext4 takes a millisecond more for each
+# new file, because it avoids the blocks of the deleted ones.
+_PAUSE = 6.0
+# More workers must be this much faster to be worth their memory.
+_WORTH = 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One run. Its start-up, until workers are there, is not part of `seconds`.
+    """One run: time in seconds, memory and files in bytes. `runs` in results.json."""
 
-    Attributes
-    ----------
-    n_workers : int
-        0: in this process.
-    seconds : float
-        From the first case handed out to the last one written.
-    start_seconds : float
-        Before that: planning, starting workers.
-    busy_seconds : float
-        Of all workers together, with a case in hand.
-    cpu_seconds : float
-        Of all workers together, meanwhile.
-    n_cases, n_slices : int
-        Written.
-    n_failed : int
-        Cases.
-    bytes_in, bytes_out : int
-        Of the source files and of the slices, on disk.
-    peak_rss : int
-        Bytes resident in the largest worker.
-    """
-
-    n_workers: int
-    seconds: float
-    start_seconds: float
-    busy_seconds: float
-    cpu_seconds: float
+    n_workers: int  # 0: in this process
+    seconds: float  # from the first case submitted to the last one written
+    start_seconds: float  # before that: planning, and starting workers
+    busy_seconds: float  # with a case in hand, all workers together
+    cpu_seconds: float  # on the CPU in `seconds`, all workers together
     n_cases: int
     n_slices: int
     n_failed: int
     bytes_in: int
     bytes_out: int
+    peak_rss: int  # of the largest worker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Medians of the runs with one number of workers, and rates. `rows` in results.json."""
+
+    n_workers: int
+    seconds: float
+    speedup: float  # against one worker, or against the fewest that were tried
+    efficiency: float  # speed-up per worker
+    slices_per_second: float
+    megabytes_in_per_second: float
+    megabytes_out_per_second: float
     peak_rss: int
+    busy: float  # share of the time with a case in hand
+    cpu: float  # share of the time on the CPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The number of workers to use, and what limits the speed."""
+
+    num_workers: int
+    bottleneck: str
+    reason: str
 
 
 def measure(config: RunConfig) -> Measurement:
-    """Run a configuration, and return what it cost.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Writes into a new directory, with workers of its own or in this process.
-
-    Returns
-    -------
-    Measurement
-
-    Raises
-    ------
-    DaskSlicerError
-        As `pipeline.run`.
-    """
-    _write_back()
-    with closing(_Watch(workers=config.num_workers > 0)) as watch:
-        observer = _Clock(watch)
+    """Run a configuration into a new directory, and return what it took."""
+    if hasattr(os, "sync"):
+        os.sync()  # or this run would also pay for what earlier runs wrote
+    with closing(_Meter(config.num_workers)) as meter:
         started = time.perf_counter()
-        report = run(config, observer=observer)
+        report = run(config, observer=meter)
     return Measurement(
         n_workers=config.num_workers,
-        seconds=max(observer.last - observer.first, 1e-9),
-        start_seconds=observer.first - started,
-        busy_seconds=observer.busy,
-        cpu_seconds=observer.cpu_at_last - observer.cpu_at_first,
+        seconds=max(meter.last - meter.first, 1e-9),
+        start_seconds=meter.first - started,
+        busy_seconds=meter.busy,
+        cpu_seconds=meter.cpu_at_last - meter.cpu_at_first,
         n_cases=report.n_committed,
         n_slices=report.n_slices,
         n_failed=len(report.failures),
-        bytes_in=observer.bytes_in,
+        bytes_in=meter.bytes_in,
         bytes_out=report.n_bytes,
-        peak_rss=watch.peak_rss,
+        peak_rss=meter.peak_rss,
     )
 
 
-class _Clock(Observer):
-    """Notes when slicing begins and ends."""
+class _Meter(Observer):
+    """Times a run, and samples CPU and memory of its workers, whose figures end with them."""
 
-    def __init__(self, watch: _Watch) -> None:
-        self._watch = watch
+    def __init__(self, n_workers: int) -> None:
+        self._n_workers = n_workers
         self._file_bytes: dict[str, int] = {}
+        self._cpu: dict[int, float] = defaultdict(float)
         self.first = self.last = 0.0
         self.cpu_at_first = self.cpu_at_last = 0.0
         self.busy = 0.0
         self.bytes_in = 0
-
-    def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
-        self._file_bytes = {case.case_id: case.file_bytes for case in todo}
-        self.cpu_at_first = self.cpu_at_last = self._watch.cpu_seconds()
-        self.first = self.last = time.perf_counter()
-
-    def case_finished(self, record: CommittedCase | FailedCase) -> None:
-        self.last = time.perf_counter()
-        self.cpu_at_last = self._watch.cpu_seconds()
-        if isinstance(record, CommittedCase):
-            self.busy += sum(record.seconds.values())
-            self.bytes_in += self._file_bytes[record.case_id]
-
-
-class _Watch:
-    """Samples CPU and memory of worker processes, which take their figures with them as they end.
-
-    Parameters
-    ----------
-    workers : bool
-        Whether the children of this process do the work, or this process itself.
-    """
-
-    def __init__(self, *, workers: bool) -> None:
-        self._workers = workers
-        self._cpu: dict[int, float] = defaultdict(float)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample_on, daemon=True)
         self.peak_rss = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep_sampling, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -152,18 +124,29 @@ class _Watch:
         self._stop.set()
         self._thread.join()
 
-    def cpu_seconds(self) -> float:
-        """Return the CPU time of all workers so far."""
+    def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
+        self._file_bytes = {case.case_id: case.file_bytes for case in todo}
+        self.cpu_at_first = self.cpu_at_last = self._cpu_seconds()
+        self.first = self.last = time.perf_counter()
+
+    def case_finished(self, record: CommittedCase | FailedCase) -> None:
+        self.last = time.perf_counter()
+        self.cpu_at_last = self._cpu_seconds()
+        if isinstance(record, CommittedCase):
+            self.busy += sum(record.seconds.values())
+            self.bytes_in += self._file_bytes[record.case_id]
+
+    def _cpu_seconds(self) -> float:
         self._sample()
         return sum(self._cpu.values())
 
-    def _sample_on(self) -> None:
+    def _keep_sampling(self) -> None:
         while not self._stop.wait(_SAMPLE_EVERY):
             self._sample()
 
     def _sample(self) -> None:
-        this = psutil.Process()
-        for process in this.children(recursive=True) if self._workers else [this]:
+        driver = psutil.Process()
+        for process in driver.children(recursive=True) if self._n_workers else [driver]:
             try:
                 times = process.cpu_times()
                 self._cpu[process.pid] = times.user + times.system
@@ -173,109 +156,47 @@ class _Watch:
 
 
 def peak_rss(process: psutil.Process) -> int:
-    """Return the most bytes that a process has had resident, or has now where that is not known."""
+    """Return the peak resident bytes of a process, or its present ones where Linux is missing."""
     try:
-        text = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     except OSError:
         return int(process.memory_info().rss)
-    found = re.search(r"^VmHWM:\s+(\d+) kB", text, flags=re.MULTILINE)
-    return int(found[1]) * 1024 if found else int(process.memory_info().rss)
-
-
-def _write_back() -> None:
-    """Have what earlier runs wrote on disk, so that this one does not pay for it."""
-    if hasattr(os, "sync"):
-        os.sync()
-
-
-# A worker that has a case in hand for less of the time is waiting for the scheduler.
-_BUSY = 0.75
-# One that has, and uses its CPU for less of the time, is waiting for the disk.
-_COMPUTING = 0.75
-# Seconds between runs. For 5 s after files were deleted, ext4 takes a millisecond more for every
-# new one, as it steers clear of the deleted.
-_PAUSE = 6.0
-# More workers must be this much faster to be worth their memory.
-_WORTH = 1.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """Repeats with one number of workers: medians, and what follows from them.
-
-    Attributes
-    ----------
-    speedup : float
-        Against one worker, or against the fewest that were tried.
-    efficiency : float
-        Speed-up per worker.
-    """
-
-    n_workers: int
-    seconds: float
-    speedup: float
-    efficiency: float
-    slices_per_second: float
-    megabytes_in_per_second: float
-    megabytes_out_per_second: float
-    peak_rss: int
-    busy: float
-    cpu: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What holds the best run back, and how many workers to use."""
-
-    num_workers: int
-    bottleneck: str
-    reason: str
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, flags=re.MULTILINE)
+    return int(peak[1]) * 1024 if peak else int(process.memory_info().rss)
 
 
 def rows(measurements: Iterable[Measurement], *, n_cpus: int) -> list[Row]:
-    """Return a row for each number of workers, fewest first.
-
-    Parameters
-    ----------
-    measurements : iterable of Measurement
-    n_cpus : int
-        Of this machine: more workers than that cannot compute at once.
-    """
-    by_workers: dict[int, list[Measurement]] = {}
-    for one in measurements:
-        by_workers.setdefault(one.n_workers, []).append(one)
-    made = {n: _medians(by_workers[n]) for n in sorted(by_workers)}
-    base = 1 if 1 in made else min(made)
-    found = []
-    for n_workers, figures in made.items():
-        one = by_workers[n_workers][0]
-        seconds = figures["seconds"]
+    """Return a row for each number of workers, fewest first."""
+    runs_of: dict[int, list[Measurement]] = defaultdict(list)
+    for trial in measurements:
+        runs_of[trial.n_workers].append(trial)
+    seconds_of = {n: median(trial.seconds for trial in runs_of[n]) for n in sorted(runs_of)}
+    base = 1 if 1 in seconds_of else min(seconds_of)
+    table = []
+    for n_workers, seconds in seconds_of.items():
+        runs = runs_of[n_workers]
         at_once = max(n_workers, 1)
-        speedup = made[base]["seconds"] / seconds
-        found.append(
+        speedup = seconds_of[base] / seconds
+        table.append(
             Row(
                 n_workers=n_workers,
                 seconds=seconds,
                 speedup=speedup,
                 efficiency=speedup * max(base, 1) / at_once,
-                slices_per_second=one.n_slices / seconds,
-                megabytes_in_per_second=one.bytes_in / seconds / 1e6,
-                megabytes_out_per_second=one.bytes_out / seconds / 1e6,
-                peak_rss=int(figures["peak_rss"]),
-                busy=figures["busy_seconds"] / seconds / at_once,
-                cpu=figures["cpu_seconds"] / seconds / min(at_once, n_cpus),
+                slices_per_second=runs[0].n_slices / seconds,
+                megabytes_in_per_second=runs[0].bytes_in / seconds / 1e6,
+                megabytes_out_per_second=runs[0].bytes_out / seconds / 1e6,
+                peak_rss=int(median(trial.peak_rss for trial in runs)),
+                busy=median(trial.busy_seconds for trial in runs) / seconds / at_once,
+                # More workers than CPUs cannot compute at once.
+                cpu=median(trial.cpu_seconds for trial in runs) / seconds / min(at_once, n_cpus),
             )
         )
-    return found
-
-
-def _medians(repeats: Sequence[Measurement]) -> dict[str, float]:
-    names = ("seconds", "busy_seconds", "cpu_seconds", "peak_rss")
-    return {name: median(getattr(one, name) for one in repeats) for name in names}
+    return table
 
 
 def judge(table: Sequence[Row], *, n_cpus: int) -> Verdict:
-    """Return the fewest workers that are about as fast as any, and what holds them back."""
+    """Return the fewest workers that are about as fast as any, and what limits them."""
     fastest = min(row.seconds for row in table)
     best = next(row for row in table if row.seconds <= fastest * _WORTH)
     if best.busy < _BUSY:
@@ -298,20 +219,9 @@ def judge(table: Sequence[Row], *, n_cpus: int) -> Verdict:
     return Verdict(num_workers=best.n_workers, bottleneck=bottleneck, reason=reason)
 
 
-def _forget(files: Iterable[str]) -> None:
-    """Ask the system to read files from the disk the next time, where it can be asked."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for path in files:
-        with open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def default_workers(n_cpus: int) -> tuple[int, ...]:
-    """Return numbers of workers worth trying: 0, 1, 2, 4 … and all CPUs.
+    """Return the numbers of workers to try: 0, powers of two, all CPUs.
 
-    Examples
-    --------
     >>> default_workers(2), default_workers(12)
     ((0, 1, 2), (0, 1, 2, 4, 8, 12))
     """
@@ -320,22 +230,20 @@ def default_workers(n_cpus: int) -> tuple[int, ...]:
 
 
 def choose_cases(config: RunConfig, *, n_cases: int) -> tuple[RunConfig, list[str]]:
-    """Return a configuration of so many sound cases of a dataset, and the files they are read from.
+    """Return a configuration of at most `n_cases` readable cases, and the files they are read from.
 
-    Raises
-    ------
-    DatasetError
-        If no case can be run.
+    Raises DatasetError if no case can be run.
     """
-    made = make_plan(config)  # every run goes into a new directory: there are no earlier ones
-    sound = [case for case in made.selected if case.problem is None]
-    if made.problems or not sound:
-        raise DatasetError("; ".join(made.problems) or "no case of the dataset can be run")
+    plan = make_plan(config)  # each run goes into a new directory: there are no earlier runs
+    readable = [case for case in plan.selected if case.problem is None]
+    if plan.problems or not readable:
+        raise DatasetError("; ".join(plan.problems) or "no case of the dataset can be run")
     # Spread over the dataset, which may be sorted by scanner or by size.
-    step = max(len(sound) / n_cases, 1.0)
-    chosen = [sound[int(number * step)] for number in range(min(n_cases, len(sound)))]
-    only = tuple(case.case_id for case in chosen)
-    return config.model_copy(update={"only": only}), [p for c in chosen for p in c.case.files]
+    step = max(len(readable) / n_cases, 1.0)
+    cases = [readable[int(number * step)] for number in range(min(n_cases, len(readable)))]
+    only = tuple(case.case_id for case in cases)
+    files = [path for case in cases for path in case.case.files]
+    return config.model_copy(update={"only": only}), files
 
 
 def sweep(
@@ -344,39 +252,36 @@ def sweep(
     *,
     workers: Sequence[int],
     repeats: int,
-    tell: Callable[[Measurement], None],
+    on_run: Callable[[Measurement], None],
 ) -> list[Measurement]:
-    """Run a configuration with several numbers of workers, in turn, into scratch directories.
+    """Run a configuration with each number of workers in turn, into scratch directories.
 
-    Parameters
-    ----------
-    config : RunConfig
-        Its output directory is where scratch directories are made; they are removed.
-    files : sequence of str
-        What is read; before every run, the system is asked to forget that it has read them.
-    workers : sequence of int
-    repeats : int
-        A B C A B C …: a machine that slows down meanwhile hits all alike.
-    tell : callable
-        Is given every measurement as it is made.
+    The order is A B C A B C …, so that a machine that slows down affects all numbers alike.
     """
-    found: list[Measurement] = []
-    for _ in range(repeats):
-        for n_workers in workers:
-            if found:
-                time.sleep(_PAUSE)
-            scratch = Path(tempfile.mkdtemp(prefix="scratch_", dir=config.output_dir))
-            try:
-                _forget(files)
-                changes = {"num_workers": n_workers, "output_dir": scratch / "slices"}
-                one = measure(config.model_copy(update=changes))
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-            if one.n_failed:
-                raise DatasetError(
-                    f"{plural(one.n_failed, 'case')} failed; run them by themselves to see why, "
-                    "and choose others with --only"
-                )
-            tell(one)
-            found.append(one)
-    return found
+    runs: list[Measurement] = []
+    for n_workers in [*workers] * repeats:
+        if runs:
+            time.sleep(_PAUSE)
+        scratch = Path(tempfile.mkdtemp(prefix="scratch_", dir=config.output_dir))
+        try:
+            _drop_from_cache(files)
+            changes = {"num_workers": n_workers, "output_dir": scratch / "slices"}
+            runs.append(measure(config.model_copy(update=changes)))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if runs[-1].n_failed:
+            raise DatasetError(
+                f"{plural(runs[-1].n_failed, 'case')} failed; run them by themselves to see why, "
+                "and choose others with --only"
+            )
+        on_run(runs[-1])
+    return runs
+
+
+def _drop_from_cache(files: Iterable[str]) -> None:
+    """Ask the system, where it can be asked, to read files from the disk the next time."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in files:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

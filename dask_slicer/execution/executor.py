@@ -50,46 +50,43 @@ Execute = Callable[[NextCase], Iterator[tuple[CasePlan, Outcome]]]
 def executor(
     plan: RunPlan, n_cases: int, *, run_id: str, client: Client | None, observer: ProgressPublisher
 ) -> Iterator[Execute]:
-    """Start what the cases run on; yield a function that runs them.
+    """Start or connect to workers; yield a function that runs cases there.
 
-    See `workers` for where that is.
-
-    Yields
-    ------
-    callable
-        Takes a function that returns the next case, or None when there is none at present; yields
-        cases with what became of them.
+    It takes a function that returns the next case, or None when there is none at present, and
+    yields each case with its outcome.
     """
     target = target_of(plan.config, run_id=run_id)
-    share = parse_partition(plan.config.shard)
+    partition = parse_partition(plan.config.shard)
     with workers(
         plan.config,
         n_cases,
         peak_bytes=plan.peak_bytes,
-        needs=_needs(plan),
+        needs=_requirements(plan),
         client=client,
         observer=observer,
-    ) as found:
-        if found is None:
+    ) as used_client:
+        if used_client is None:
             if plan.config.timeout is not None:
                 observer.note(
-                    "--timeout has no effect in this process: it takes a worker to stop a case"
+                    "--timeout has no effect in this process: only a worker can be stopped"
                 )
-            lock.name_scheduler(plan.config.output_dir, share, lock.IN_PROCESS)
+            lock.name_scheduler(plan.config.output_dir, partition, lock.IN_PROCESS)
             yield lambda next_case: _execute_here(next_case, target)
         else:
             from dask_slicer.cluster.client import address
 
             timeout = plan.config.timeout
-            where = address(found)
-            # A scheduler in this process is nobody else's to see.
-            where = lock.IN_PROCESS if where.startswith("inproc://") else where
-            lock.name_scheduler(plan.config.output_dir, share, where)
-            with observer.publishing_to(found, run_id=run_id, output_dir=target.output_dir):
-                yield lambda next_case: _execute_on(found, next_case, n_cases, target, timeout)
+            scheduler = address(used_client)
+            if scheduler.startswith("inproc://"):  # other processes cannot reach it
+                scheduler = lock.IN_PROCESS
+            lock.name_scheduler(plan.config.output_dir, partition, scheduler)
+            with observer.publishing_to(used_client, run_id=run_id, output_dir=target.output_dir):
+                yield lambda next_case: _execute_on(
+                    used_client, next_case, n_cases, target, timeout
+                )
 
 
-def _needs(plan: RunPlan) -> Requirements:
+def _requirements(plan: RunPlan) -> Requirements:
     cases = [case for case in plan.selected if case.problem is None]
     peaks = [peak_bytes(case, plan.config) for case in cases]
     return Requirements(
@@ -103,18 +100,13 @@ def _needs(plan: RunPlan) -> Requirements:
 
 
 def check_report_place(path: Path | None) -> None:
-    """Raise now, not after hours, if the performance report cannot be written.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Raise UsageError now, not after hours, if the performance report cannot be written."""
     if path is not None:
-        was_there = path.exists()
+        existed = path.exists()
         try:
             path.open("ab").close()
-            if not was_there:
-                path.unlink()  # a run that comes to no report leaves no empty one
+            if not existed:
+                path.unlink()  # a run that ends without a report leaves no empty file
         except OSError as error:
             raise UsageError(
                 f"cannot write the performance_report {path}: {error.strerror}"
@@ -128,62 +120,51 @@ def _execute_on(
     from dask_slicer.execution import futures
 
     limit, n_threads = memory_limit(client), count_threads(client)
-    fitting = _Fitting(next_case, target, limit)
-    # With a time limit, which is a case's, a graph must not take much longer than its cases do; and
-    # of workers that are still to come, it is not known what they hold.
+    fitting = _FittingCases(next_case, target, limit)
+    # The time limit is that of a case: a graph must not take much longer than its cases do. The
+    # memory of workers that are still to come is unknown.
     n_served = n_threads if timeout is None and client.nthreads() else 1
     enough = batch_work(n_served, memory_limit(client, of=min))
-    lots = Batcher(fitting.next, n_cases=n_cases, n_threads=n_threads, enough=enough)
-    ended = futures.run_graphs(
+    batcher = Batcher(fitting.next, n_cases=n_cases, n_threads=n_threads, enough=enough)
+    results = futures.run_graphs(
         client,
-        lots.next,
-        lambda lot: _graph(lot, target),
+        batcher.next,
+        lambda batch: _graph(batch, target),
         timeout=timeout,
-        names_of=lambda lot: [case.case_id for case in lot],
+        names_of=lambda batch: [case.case_id for case in batch],
     )
-    for lot, result in ended:
+    for batch, result in results:
         yield from fitting.too_large()
-        outcomes = _outcomes(lot, result)
-        for case, outcome in zip(lot, outcomes, strict=True):
-            if isinstance(outcome, WorkerLost | OutOfMemory) and not lots.was_alone(lot):
-                # It may have been the victim of another.
-                lots.quarantine(case)
+        for case, outcome in zip(batch, _outcomes(batch, result), strict=True):
+            if isinstance(outcome, WorkerLost | OutOfMemory) and not batcher.was_alone(batch):
+                batcher.quarantine(case)  # another case may have killed its worker
             elif isinstance(outcome, DiskFull):
-                yield case, outcome  # the rest had better know at once
-            elif isinstance(outcome, CaseError) and len(lot) > 1:
-                # Whatever failed in company is tried by itself before it is said to have failed.
-                lots.retry_alone(case)
+                yield case, outcome  # without a retry: the run must stop at once
+            elif isinstance(outcome, CaseError) and len(batch) > 1:
+                batcher.retry_alone(case)  # before it counts as failed
             else:
                 yield case, outcome
     yield from fitting.too_large()
 
 
-def _outcomes(lot: CaseBatch, result: object) -> list[Outcome]:
-    """Return what became of each case of a lot."""
+def _outcomes(batch: CaseBatch, result: object) -> list[Outcome]:
+    """Return the outcome of each case of a batch."""
     if isinstance(result, CaseError):
-        return [result] * len(lot)
-    outcomes = [result] if len(lot) == 1 else result
-    if isinstance(outcomes, list) and len(outcomes) == len(lot):
-        return [one if isinstance(one, Outcome) else _nonsense(one) for one in outcomes]
-    return [_nonsense(result)] * len(lot)
+        return [result] * len(batch)
+    outcomes = [result] if len(batch) == 1 else result
+    if isinstance(outcomes, list) and len(outcomes) == len(batch):
+        return [item if isinstance(item, Outcome) else _unexpected(item) for item in outcomes]
+    return [_unexpected(result)] * len(batch)
 
 
-def _nonsense(result: object) -> CaseError:
+def _unexpected(result: object) -> CaseError:
     return as_case_error(
         Unexpected(f"its task returned no record but {type(result).__name__}"), step="save"
     )
 
 
-class _Fitting:
-    """Cases that a worker's memory holds, and those that it does not.
-
-    Parameters
-    ----------
-    next_case : callable
-    target : Target
-    limit : int or None
-        Bytes that a worker may use; None for any amount.
-    """
+class _FittingCases:
+    """Cases that fit into a worker's memory of `limit` bytes, and those that do not."""
 
     def __init__(self, next_case: NextCase, target: Target, limit: int | None) -> None:
         self._next_case = next_case
@@ -206,17 +187,17 @@ class _Fitting:
         return case
 
     def too_large(self) -> Iterator[tuple[CasePlan, Outcome]]:
-        """Yield the cases passed over since, with what failed."""
+        """Yield the cases that `next` has skipped, with the error."""
         while self._too_large:
             yield self._too_large.popleft()
 
 
-def _graph(lot: CaseBatch, target: Target) -> Delayed:
-    return case_graph(lot[0], target) if len(lot) == 1 else batch_graph(lot, target)
+def _graph(batch: CaseBatch, target: Target) -> Delayed:
+    return case_graph(batch[0], target) if len(batch) == 1 else batch_graph(batch, target)
 
 
 def _execute_here(next_case: NextCase, target: Target) -> Iterator[tuple[CasePlan, Outcome]]:
-    fitting = _Fitting(next_case, target, system.memory_bytes())
+    fitting = _FittingCases(next_case, target, system.memory_bytes())
     while (case := fitting.next()) is not None:
         result: object
         try:

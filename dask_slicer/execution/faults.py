@@ -1,7 +1,7 @@
 """Fault injection for tests.
 
-Only the environment variable DASK_SLICER_FAULTS switches them on: a JSON object of case id →
-fault, which strikes whenever that case is loaded.
+Only the environment variable DASK_SLICER_FAULTS switches faults on: a JSON object of case id →
+fault, which happens each time that case is loaded.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from collections.abc import Callable
 from functools import cache
 
 FAULTS = "DASK_SLICER_FAULTS"
-_AT_ONCE = 16_000_000
+_BLOCK_BYTES = 16_000_000
 _FOR_EVER = 1_000_000
 
 
 def inject(case_id: str) -> None:
-    """Do what was asked for this case, most likely nothing."""
-    wanted = _wanted().get(case_id)
-    if wanted in _BY_NAME:
-        _BY_NAME[wanted]()
+    """Do what the variable asks for this case, most likely nothing."""
+    fault = _faults().get(case_id)
+    if fault in _BY_NAME:
+        _BY_NAME[fault]()
 
 
-def is_nonsense(case_id: str) -> bool:
-    """Return whether this case's result is to be none."""
-    return _wanted().get(case_id) == "nonsense"
+def returns_no_record(case_id: str) -> bool:
+    """Return whether the last task of this case is to return an unexpected result."""
+    return _faults().get(case_id) == "nonsense"
 
 
 @cache
-def _wanted() -> dict[str, str]:
+def _faults() -> dict[str, str]:
     return dict(json.loads(os.environ.get(FAULTS, "{}")))
 
 
 def _take_all_memory() -> None:
-    taken = []
+    blocks = []
     while True:
-        taken.append(b"x" * _AT_ONCE)
-        time.sleep(0.005)  # nannies look ten times a second
+        blocks.append(b"x" * _BLOCK_BYTES)
+        time.sleep(0.005)  # nannies check ten times a second
 
 
 def _raise(error: Exception) -> None:

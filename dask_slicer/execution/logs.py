@@ -16,15 +16,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 @contextmanager
 def logged_to(path: Path | None) -> Iterator[None]:
-    """Write what this thread logs to a file, if there is to be one, until the block is left.
-
-    A run logs in the thread that it was called in, so that two at once do not mix.
-
-    Raises
-    ------
-    UsageError
-        If it cannot be written.
-    """
+    """Write the log of this thread, which is that of its run, to a file; None: to none."""
     if path is None:
         yield
         return
@@ -33,11 +25,11 @@ def logged_to(path: Path | None) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"cannot write to log_file {path}: {error.strerror}") from None
     handler.setFormatter(logging.Formatter(FORMAT))
-    own = threading.get_ident()
-    handler.addFilter(lambda record: record.thread == own)
+    thread = threading.get_ident()
+    handler.addFilter(lambda record: record.thread == thread)
     logger = logging.getLogger("dask_slicer")
     logger.addHandler(handler)
-    with _level():
+    with _info_level():
         try:
             yield
         finally:
@@ -46,27 +38,27 @@ def logged_to(path: Path | None) -> Iterator[None]:
 
 
 _LOCK = threading.Lock()
-_before: list[int] = []
+_levels_before: list[int] = []
 
 
 @contextmanager
-def _level() -> Iterator[None]:
-    """Let what a run says be logged, until the last that wants it is over."""
+def _info_level() -> Iterator[None]:
+    """Lower the level to INFO; the last of several runs at once restores it."""
     logger = logging.getLogger("dask_slicer")
     with _LOCK:
-        _before.append(logger.level if not _before else _before[0])
+        _levels_before.append(logger.level if not _levels_before else _levels_before[0])
         logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
     try:
         yield
     finally:
         with _LOCK:
-            level = _before.pop()
-            if not _before:
+            level = _levels_before.pop()
+            if not _levels_before:
                 logger.setLevel(level)
 
 
 def configure_logging(verbose: int, log_file: Path | None) -> None:
-    """Send the log to a file, or with -v to the terminal; Dask's own with -vv."""
+    """Send the log to a file, and with -v to the terminal; that of Dask too with -vv."""
     level = logging.DEBUG if verbose > 1 else logging.INFO
     handlers: list[logging.Handler] = []
     if log_file:
@@ -81,6 +73,6 @@ def configure_logging(verbose: int, log_file: Path | None) -> None:
         logging.getLogger("dask_slicer").addHandler(handler)
     logging.getLogger("dask_slicer").setLevel(level if handlers else logging.ERROR)
     if verbose < 2:
-        # When workers are stopped, the machinery below tells of every broken connection.
+        # They log every connection that breaks when workers are stopped.
         for name in ("asyncio", "tornado"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

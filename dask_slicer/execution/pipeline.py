@@ -47,52 +47,34 @@ _LOG = logging.getLogger(__name__)
 def run(
     config: RunConfig, client: Client | None = None, *, observer: Observer | None = None
 ) -> RunReport:
-    """Make slices of a dataset; what an earlier run completed is kept.
+    """Make slices of a dataset, on the client or as `config` says; skip cases already written.
 
-    Parameters
-    ----------
-    config : RunConfig
-    client : distributed.Client, optional
-        Run there; without, where `config` says.
-    observer : Observer, optional
-        Is told what happens.
-
-    Returns
-    -------
-    RunReport
-
-    Raises
-    ------
-    UsageError
-        Nothing was written.
-    SchedulerError
-        The scheduler cannot be reached. One that is lost during the run ends it, with a report.
-    KeyboardInterrupt
-        After what was done has been made usable and reported; the same call continues.
+    Raises UsageError before anything is written, SchedulerError if the scheduler cannot be reached,
+    and KeyboardInterrupt after the finished cases are usable and reported.
     """
-    telling = ProgressPublisher(observer or Observer())
+    publisher = ProgressPublisher(observer or Observer())
     started = time.monotonic()
     check_report_place(config.performance_report)
-    directory.existing_config(config.output_dir)  # refused before there is a lock in it
-    share = parse_partition(config.shard)
-    with locked(config.output_dir, share) as notes:
+    directory.existing_config(config.output_dir)  # before a lock is put into a foreign directory
+    partition = parse_partition(config.shard)
+    with locked(config.output_dir, partition) as notes:
         plan = prepare_plan(config)
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
         for note in notes:
-            telling.note(note)
-        return _Run(plan, client, telling, started, share).execute()
+            publisher.note(note)
+        return _Run(plan, client, publisher, started, partition).execute()
 
 
 @dataclass(slots=True)
 class _Run:
-    """One run into an output directory that it holds."""
+    """A run into an output directory that it has locked."""
 
     plan: RunPlan
     client: Client | None
     observer: ProgressPublisher
     started: float
-    share: Partition | None
+    partition: Partition | None
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     earlier: EarlierRuns = field(init=False)
     has_started: bool = False
@@ -100,16 +82,13 @@ class _Run:
     unjournaled: list[FailedCase] = field(default_factory=list)
     failed: list[FailedCase] = field(default_factory=list)
     n_skipped: int = 0
-    n_committed: int = 0
-    n_slices: int = 0
-    n_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self.earlier = EarlierRuns(self.plan, self.share)
+        self.earlier = EarlierRuns(self.plan, self.partition)
 
     def execute(self) -> RunReport:
         try:
-            self._settle_and_run()
+            self._prepare_and_run()
             report = self._finish()
         except KeyboardInterrupt:
             self.observer.finished(self._finish(interrupted=True))
@@ -118,42 +97,42 @@ class _Run:
             if not self.has_started:
                 raise
             report = self._finish(stopped=f"{error}; the same command continues")
-            if not self.n_committed:
+            if not self.observer.state.n_done:
                 raise
         except Exception:
-            with suppress(OSError):  # whatever it was, what is done stays usable
+            with suppress(OSError):  # so that finished cases stay usable
                 self._finish()
             raise
         self.observer.finished(report)
         return report
 
-    def _settle_and_run(self) -> None:
+    def _prepare_and_run(self) -> None:
         signals.raise_if_interrupted()
         config = self.plan.config
-        if self.share is not None:
+        if self.partition is not None:
             check_partition_plan(self.plan)
         done = {} if config.overwrite else self.earlier.completed()
         todo = [case for case in self.plan.selected if case.case_id not in done]
         self.n_skipped = len(self.plan.selected) - len(todo)
-        # The largest first: begun last, one of them would be waited for in the end.
+        # The largest first, so that the run does not wait for one of them at the end.
         queue = deque(
             sorted((case for case in todo if case.problem is None), key=lambda case: -case.work)
         )
-        # Nothing of an earlier run is touched before there is something to run on.
+        # The workers come first: without them, earlier runs must stay as they are.
         with executor(
             self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
         ) as execute:
-            # Cases of a share that disagrees may be those of another.
-            agreed = None if self.share is None else record_plan(self.plan)
+            # Before any case: with another plan, a partition may have cases of others.
+            shared_plan = None if self.partition is None else record_plan(self.plan)
             self.has_started = True
             if config.overwrite:
                 self._clear()
-            elif self.share is None and partition_journals(config.output_dir):
+            elif self.partition is None and partition_journals(config.output_dir):
                 take_over(config.output_dir)
                 remove_partition_files(config.output_dir)
-                self.observer.note("took over what shares wrote and was not merged yet")
-            self._start(agreed)
-            path = config.output_dir / partition_files(self.share).journal
+                self.observer.note("merged the partitions that earlier runs left unmerged")
+            self._start(shared_plan)
+            path = config.output_dir / partition_files(self.partition).journal
             with Journal(path, fsync=config.fsync) as journal:
                 for record in filter(None, done.values()):
                     journal.append(replace(record, at=0.0))
@@ -171,13 +150,13 @@ class _Run:
             )
         directory.clear(self.plan.config.output_dir)
 
-    def _start(self, agreed: PartitionPlan | None) -> None:
-        own = partition_files(self.share)
-        if agreed is None:
+    def _start(self, shared_plan: PartitionPlan | None) -> None:
+        temporary = partition_files(self.partition).temporary
+        if shared_plan is None:
             remove_partition_files(self.plan.config.output_dir)
-            directory.start(self.plan.config, self.plan.splits, temporary=own.temporary)
+            directory.start(self.plan.config, self.plan.splits, temporary=temporary)
         else:
-            directory.start(agreed.config, agreed.splits, temporary=own.temporary)
+            directory.start(shared_plan.config, shared_plan.splits, temporary=temporary)
 
     def _run_cases(
         self,
@@ -187,14 +166,14 @@ class _Run:
         execute: Execute,
         journal: Journal,
     ) -> None:
-        """Run cases, and journal what became of each."""
+        """Run cases, and write a journal record of each."""
         config = self.plan.config
         attempts: Counter[str] = Counter()
-        without_room: list[CasePlan] = []
+        unwritten: list[CasePlan] = []
         for case in todo:
             if case.problem is not None:
-                if case.case_id in self.unreadable and self.share is None:
-                    self.unjournaled.append(case.problem)  # what was written still counts
+                if case.case_id in self.unreadable and self.partition is None:
+                    self.unjournaled.append(case.problem)  # its earlier record stays valid
                     self.observer.case_finished(case.problem)
                 else:
                     self._record(case.problem, journal)
@@ -210,28 +189,34 @@ class _Run:
                 self._check(case, outcome.run_id)
                 try:
                     journal.append(outcome)
-                except OSError as error:  # what has no line is not committed
+                except OSError as error:  # without a record it is not committed
                     outcome = as_case_error(error, step="save")
                 else:
                     self._tell(outcome)
                     continue
-            self._check(case, outcome.run_id or self.run_id)  # of what no task raised: ours
+            self._check(case, outcome.run_id or self.run_id)  # empty if no task raised it
             attempts[case.case_id] += 1
             if outcome.retriable and attempts[case.case_id] <= config.retries:
-                _LOG.warning("case %s: %s; again", case.case_id, outcome.one_line)
-                queue.append(case)  # last, when there are fewest others to suffer with it
+                _LOG.warning(
+                    "Retrying case %s (%d of %d): %s",
+                    case.case_id,
+                    attempts[case.case_id],
+                    config.retries,
+                    outcome.one_line,
+                )
+                queue.append(case)  # last, so that it disturbs as few others as possible
                 continue
             self._fail(case, outcome, journal)
             if config.fail_fast:
                 return
             if isinstance(outcome, DiskFull):
-                without_room += [case, *queue]
+                unwritten += [case, *queue]
                 queue.clear()
-        if without_room:
-            needed = sum(output_bytes(case, config)[1] for case in without_room)
+        if unwritten:
+            needed = sum(output_bytes(case, config)[1] for case in unwritten)
             self.observer.note(
-                f"the disk is full: {plural(len(without_room), 'case')} not written, which need "
-                f"about {format_bytes(needed)}; make room, and the same command continues"
+                f"the disk is full: {plural(len(unwritten), 'case')} not written, which need "
+                f"about {format_bytes(needed)}; free some space, then run the same command again"
             )
 
     def _check(self, case: CasePlan, run_id: str) -> None:
@@ -242,7 +227,7 @@ class _Run:
             )
 
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
-        # It may have failed half way through moving its files into their place.
+        # It may have failed after it had moved some of its files into place.
         self.earlier.remove(layout.case_entries(case, self.plan.config))
         record = FailedCase(
             case_id=case.case_id,
@@ -258,15 +243,12 @@ class _Run:
             journal.append(record)
             self.failed.append(record)
         except OSError as error:
-            _LOG.warning("no line in the journal for %s: %s", record.case_id, error)
+            _LOG.warning("Could not write the journal record of case %s: %s", record.case_id, error)
             self.unjournaled.append(record)
         self._tell(record)
 
     def _tell(self, record: CommittedCase | FailedCase) -> None:
         if isinstance(record, CommittedCase):
-            self.n_committed += 1
-            self.n_slices += len(record.slices)
-            self.n_bytes += record.n_bytes
             if not record.slices:
                 self.observer.note(
                     f"{record.case_id}: no slice reaches --min_foreground, none is written"
@@ -280,57 +262,60 @@ class _Run:
         signals.raise_if_interrupted()
 
     def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
-        """Write what is said of the whole, if a run has begun there; return the report."""
-        # A run of the whole has those of its journal from there, earlier ones too.
-        failures = self.unjournaled + ([] if self.share is None else self.failed)
+        """Write the files of the whole output, if the run has started; return the report."""
+        # `finalize` reads the others from the journal.
+        failures = self.unjournaled + ([] if self.partition is None else self.failed)
         elapsed = time.monotonic() - self.started
         if self.has_started and (self.plan.config.output_dir / layout.CONFIG).exists():
             try:
-                if self.share is None:
-                    self._sum_up(failures, elapsed)
+                if self.partition is None:
+                    self._finalize(failures, elapsed)
                 else:
-                    self._tidy(self.share)
+                    self._clean_up(self.partition)
             except OSError as error:
                 if not self._remaining:
                     raise
-                what = "index and summary are not written" if self.share is None else "not tidied"
+                what = "index and summary are not written"
+                if self.partition is not None:
+                    what = "temporary files are not removed"
                 self.observer.note(f"{what} ({as_case_error(error, step='save')})")
+        state = self.observer.state
         return RunReport(
             output_dir=str(self.plan.config.output_dir),
-            n_committed=self.n_committed,
+            n_committed=state.n_done,
             n_skipped=self.n_skipped,
-            n_slices=self.n_slices,
-            n_bytes=self.n_bytes,
+            n_slices=state.n_slices,
+            n_bytes=state.n_bytes,
             remaining=self._remaining,
             failures=tuple(failures),
             elapsed_seconds=elapsed,
             interrupted=interrupted,
-            share="" if self.share is None else str(self.share),
+            share="" if self.partition is None else str(self.partition),
             stopped=stopped,
         )
 
     @property
     def _remaining(self) -> int:
-        return len(self.plan.selected) - self.n_skipped - self.n_committed
+        return len(self.plan.selected) - self.n_skipped - self.observer.state.n_done
 
-    def _sum_up(self, failures: list[FailedCase], elapsed: float) -> None:
-        """Write index, failures and summary from the journal, whose failures are added."""
+    def _finalize(self, failures: list[FailedCase], elapsed: float) -> None:
+        """Write index, failures and summary from the journal; `failures` are not in it."""
         finalize(
             self.plan.config,
             failures,
             planned={case.case_id for case in self.plan.cases},
             n_modalities=self.plan.n_modalities,
             elapsed_seconds=elapsed,
-            slices_this_run=self.n_slices,
+            slices_this_run=self.observer.state.n_slices,
             is_complete=not self._remaining,
         )
 
-    def _tidy(self, share: Partition) -> None:
-        """Remove what this share leaves that is of no use to anyone."""
+    def _clean_up(self, partition: Partition) -> None:
+        """Remove temporary files of this partition, and its journal if that is empty."""
         output_dir = self.plan.config.output_dir
         if self._remaining:
             self.earlier.remove_uncommitted()
-        shutil.rmtree(output_dir / partition_files(share).temporary, ignore_errors=True)
-        journal = output_dir / partition_files(share).journal
+        shutil.rmtree(output_dir / partition_files(partition).temporary, ignore_errors=True)
+        journal = output_dir / partition_files(partition).journal
         if journal.exists() and not journal.stat().st_size:
-            journal.unlink()  # no case was left for it: there is nothing to merge
+            journal.unlink()  # it had no case to run: there is nothing to merge

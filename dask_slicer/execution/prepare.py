@@ -16,23 +16,9 @@ from dask_slicer.records import CommittedCase
 
 
 def prepare_plan(config: RunConfig) -> RunPlan:
-    """Return what a run into its output directory, as it is now, would do; writes nothing.
+    """Return what a run into the present output directory would do; write nothing.
 
-    Parameters
-    ----------
-    config : RunConfig
-
-    Returns
-    -------
-    RunPlan
-        What is wrong with single cases stands in `failures`, with the dataset in `problems`.
-
-    Raises
-    ------
-    DatasetError
-        If there is no case, or splits or `only` do not fit the cases.
-    OutputError
-        If the output directory is not ours, or was made with other settings.
+    Problems of single cases are in `failures`, those of the dataset in `problems`.
     """
     old = existing_config(config.output_dir)
     if old is None or config.overwrite:
@@ -45,7 +31,7 @@ def prepare_plan(config: RunConfig) -> RunPlan:
 
 
 def _groups(output_dir: Path) -> dict[str, str]:
-    """Return the patient of each case that was written."""
+    """Return the group, such as a patient, of each case that was written."""
     return {
         record.case_id: record.group or record.case_id
         for record in last_records(output_dir / JOURNAL)

@@ -1,4 +1,4 @@
-"""Re-reading an output on workers, and comparing it with the journal and the scans."""
+"""Checking an output on workers: its files against the journal, and against the scans."""
 
 from __future__ import annotations
 
@@ -49,34 +49,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What was found.
-
-    Attributes
-    ----------
-    output_dir : str
-    n_cases, n_slices, n_bytes : int
-        Checked.
-    n_derived : int
-        Slices that were made of their scans again, and compared.
-    n_missing : int
-        Cases that were planned and are not written.
-    n_failed : int
-        Those of them that failed.
-    findings : tuple of Finding
-    forgotten : tuple of str
-        Cases that the next run writes anew.
-    elapsed_seconds : float
-    """
+    """Numbers of checked cases, slices and bytes, and the problems found."""
 
     output_dir: str
     n_cases: int
     n_slices: int
     n_bytes: int
-    n_derived: int
-    n_missing: int
-    n_failed: int
+    n_derived: int  # slices that were made from their scans again, and compared
+    n_missing: int  # cases that were planned and are not written
+    n_failed: int  # of these, the failed ones
     findings: tuple[Issue, ...]
-    forgotten: tuple[str, ...]
+    forgotten: tuple[str, ...]  # cases that the next run writes again
     elapsed_seconds: float
 
 
@@ -93,37 +76,14 @@ def verify(
     observer: Observer | None = None,
     on_case: Callable[[CommittedCase, int, Sequence[Issue]], None] = lambda *_: None,
 ) -> VerifyReport:
-    """Check every file of an output against the journal; change nothing, unless it is to repair.
+    """Check every file of an output against the journal; change nothing, except with `repair`.
 
-    Parameters
-    ----------
-    output_dir : str or Path
-    deep : int
-        So many slices, drawn at random, are made of their scans again and compared.
-    repair : bool
-        Forget cases that are not as they should be: the next run writes them anew.
-    seed : int
-        Of the drawing.
-    num_workers, dashboard_address
-        As for a run.
-    where : SchedulerSettings, optional
-        A running scheduler, if it is to be there.
-    client : distributed.Client, optional
-    observer : Observer, optional
-        Is told where it runs.
-    on_case : callable
-        Told, as cases end, which, of how many, and what was found.
+    `deep` slices, drawn with `seed`, are made from their scans again and compared. With `repair`,
+    the next run writes damaged cases again. `where` names a running scheduler. `on_case` gets each
+    checked case, the number of cases, and the problems of the case.
 
-    Returns
-    -------
-    VerifyReport
-
-    Raises
-    ------
-    OutputError
-        If the directory is no output, or a run is writing to it.
-    DatasetError
-        If `deep` is asked for and the dataset cannot be planned.
+    Raises OutputError if the directory is no output, or if a run is writing to it; DatasetError if
+    the scans cannot be planned for `deep`.
     """
     started = time.monotonic()
     output = open_output(output_dir)
@@ -138,19 +98,19 @@ def verify(
         }
     )
     with ExitStack() as stack:
-        if repair:  # what a run commits from now on would be taken for damage
+        if repair:  # cases that a run writes at the same time would look damaged
             stack.enter_context(locked(output.path))
         else:
             check_not_in_use(output.path)
-        last = list(last_records(output.path / JOURNAL))
-        records = [record for record in last if isinstance(record, CommittedCase)]
-        failed = [record.case_id for record in last if isinstance(record, FailedCase)]
+        journaled = list(last_records(output.path / JOURNAL))
+        records = [record for record in journaled if isinstance(record, CommittedCase)]
+        failed = [record.case_id for record in journaled if isinstance(record, FailedCase)]
         missing = _planned(output.path) - {record.case_id for record in records}
         findings = list(check_whole(output.path, config, records, failed))
         drawn = _drawn(records, deep, seed)
         plans = {case.case_id: case for case in prepare_plan(config).cases} if drawn else {}
         target = target_of(config)
-        found_client = stack.enter_context(
+        used_client = stack.enter_context(
             workers(
                 config,
                 len(records),
@@ -167,11 +127,11 @@ def verify(
             plan, slices = plans.get(record.case_id), drawn.get(record.case_id, ())
             return partial(_check, record, plan, target, tuple(slices))
 
-        for record, found in _checked(found_client, deque(records), check_of):
-            findings += found
-            on_case(record, len(records), found)
+        for record, issues in _checked(used_client, deque(records), check_of):
+            findings += issues
+            on_case(record, len(records), issues)
         findings.sort(key=lambda finding: (finding.path, finding.case_id))
-        forgotten = _forget(output.path, records, findings) if repair and findings else ()
+        forgotten = _repair(output.path, records, findings) if repair and findings else ()
     return VerifyReport(
         output_dir=str(output.path),
         n_cases=len(records),
@@ -187,7 +147,7 @@ def verify(
 
 
 def _planned(output_dir: Path) -> set[str]:
-    """Return the cases that splits.json names; none if it is damaged, which is a finding."""
+    """Return the cases in splits.json; none if it is damaged, which `check_whole` reports."""
     try:
         return set(existing_splits(output_dir))
     except OutputError:
@@ -195,14 +155,15 @@ def _planned(output_dir: Path) -> set[str]:
 
 
 def _drawn(records: Sequence[CommittedCase], n: int, seed: int) -> dict[str, list[int]]:
-    """Return slices drawn at random, by case."""
+    """Return the indices of `n` slices drawn at random, by case."""
     ends = list(accumulate(len(record.slices) for record in records))
     total = ends[-1] if ends else 0
     drawn: defaultdict[str, list[int]] = defaultdict(list)
     for number in sorted(random.Random(seed).sample(range(total), min(n, total))):  # noqa: S311
-        which = int(np.searchsorted(ends, number, side="right"))
-        first = ends[which] - len(records[which].slices)
-        drawn[records[which].case_id].append(records[which].slices[number - first].slice_index)
+        position = int(np.searchsorted(ends, number, side="right"))
+        record = records[position]
+        first = ends[position] - len(record.slices)
+        drawn[record.case_id].append(record.slices[number - first].slice_index)
     return dict(drawn)
 
 
@@ -211,12 +172,12 @@ def _checked(
     queue: deque[CommittedCase],
     check_of: Callable[[CommittedCase], Callable[[], list[Issue]]],
 ) -> Iterator[tuple[CommittedCase, list[Issue]]]:
-    """Yield cases with what was found."""
+    """Yield cases with their problems."""
     # Another output of the same dataset may be checked on the same scheduler at the same time.
-    own = uuid.uuid4().hex[:8]
+    verify_id = uuid.uuid4().hex[:8]
 
     def graph_of(record: CommittedCase) -> Delayed:
-        return verify_graph(f"{record.case_id} of {own}", check_of(record))
+        return verify_graph(f"{record.case_id} of {verify_id}", check_of(record))
 
     if client is None:
         while queue:
@@ -225,76 +186,75 @@ def _checked(
         return
     from dask_slicer.execution import futures
 
-    for record, found in futures.run_graphs(
+    for record, issues in futures.run_graphs(
         client, lambda _: queue.popleft() if queue else None, graph_of
     ):
-        if isinstance(found, CaseError):
-            found = [not_checked(record.case_id, found)]
-        yield record, found
+        if isinstance(issues, CaseError):
+            issues = [not_checked(record.case_id, issues)]
+        yield record, issues
 
 
 def _check(
     record: CommittedCase, case: CasePlan | None, target: Target, drawn: tuple[int, ...]
 ) -> list[Issue]:
-    """Return what is wrong with a case; runs on a worker."""
+    """Return the problems of a case; called on a worker."""
     output_dir = Path(target.output_dir)
-    found = check_case(output_dir, record, target.settings)
-    if found or not drawn:
-        return found
+    issues = check_case(output_dir, record, target.settings)
+    if issues or not drawn:
+        return issues
     folder = case_folder(output_dir, record)
-    place = folder.relative_to(output_dir).as_posix()
-    where = place if record.files else f"{place}/{record.case_id}"
-    if case is None or _has_changed(case, record):
-        said = f"cannot be made again: {_why(case)}"
-        return [Issue(case_id=record.case_id, path=where, message=said, is_damage=False)]
+    path = folder.relative_to(output_dir).as_posix() + (
+        "" if record.files else f"/{record.case_id}"
+    )
+    if case is None or case.problem is not None or case.digest != record.digest:
+        message = f"cannot be made again: {_why_not(case)}"
+        return [Issue(case_id=record.case_id, path=path, message=message, is_damage=False)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            stack = slice_case(load_case(case, target), target).made
+            stack = slice_case(load_case(case, target), target).result
             formats.write_case(stack, case, target.settings, Path(scratch), fsync=False)
             again = Path(scratch, record.case_id) if record.files else Path(scratch)
-            wrong = list(compare_slices(reader_of(folder, record), reader_of(again, record), drawn))
+            differences = list(
+                compare_slices(reader_of(folder, record), reader_of(again, record), drawn)
+            )
     except (CaseError, OSError) as error:
         return [not_checked(record.case_id, as_case_error(error, step="load"))]
     return [
-        Issue(case_id=record.case_id, path=where, message=f"slice {slice_index} {message}")
-        for slice_index, message in wrong
+        Issue(case_id=record.case_id, path=path, message=f"slice {slice_index} {message}")
+        for slice_index, message in differences
     ]
 
 
-def _has_changed(case: CasePlan, record: CommittedCase) -> bool:
-    return case.problem is not None or case.digest != record.digest
-
-
-def _why(case: CasePlan | None) -> str:
+def _why_not(case: CasePlan | None) -> str:
     """Return why a case cannot be made again."""
     if case is None:
-        return "its scan is not in the dataset any more"
+        return "its scan is no longer in the dataset"
     if case.problem is not None:
         return case.problem.message
     return "its scan, or how it is sliced, has changed since"
 
 
-def _forget(
+def _repair(
     output_dir: Path, records: Sequence[CommittedCase], findings: Sequence[Issue]
 ) -> tuple[str, ...]:
-    """Remove cases that are damaged from journal and disk, and files too many; return which."""
-    bad = sorted({finding.case_id for finding in findings if finding.is_damage} - {""})
+    """Remove damaged cases and unknown files, so that a run writes them again; return the cases."""
+    damaged = sorted({finding.case_id for finding in findings if finding.is_damage} - {""})
     entries = layout.find_entries(output_dir)
     with Journal(output_dir / JOURNAL) as journal:
-        for case_id in bad:
+        for case_id in damaged:
             journal.append(RemovedCase(case_id=case_id))
             layout.remove_entries(output_dir, entries.get(case_id, {}))
         for record in records:
-            if record.case_id not in bad:
+            if record.case_id not in damaged:
                 extra = entries.get(record.case_id, {}).keys() - layout.slice_paths(record).keys()
                 layout.remove_entries(output_dir, extra)
-        # What looks like a slice, of a case that was never written.
+        # Files named like slices of cases that were never written.
         for case_id in entries.keys() - {record.case_id for record in records}:
             layout.remove_entries(output_dir, entries[case_id])
         for finding in findings:
-            if finding.is_stray and finding.case_id not in {"", *bad}:  # within a Zarr group
+            if finding.is_stray and finding.case_id not in {"", *damaged}:  # within a Zarr group
                 (output_dir / finding.path).unlink(missing_ok=True)
         if any(finding.path == SPLITS_FILE for finding in findings):
-            kept = [record for record in records if record.case_id not in bad]
+            kept = [record for record in records if record.case_id not in damaged]
             restore_splits(output_dir, {record.case_id: record.split for record in kept})
-    return tuple(bad)
+    return tuple(damaged)

@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _MEMORY_EVENTS = "worker-restart-memory"
-# That a result may take on its way.
+# How long to wait for a result.
 _RESULT_SECONDS = 5
-# Within which a nanny of ours says how its worker ended.
+# How long to wait for a nanny of this run to report its worker's exit status.
 _EXITCODE_SECONDS = 10.0
-# What a result is that was lost with its worker.
+# Stands for a result that was lost with its worker.
 LOST = object()
 _KILLED = -9
-# What multiprocessing says of a process whose status was read elsewhere, which it does itself where
-# another one is started as this one ends.
+# The exit status from multiprocessing when other code has read the status of the process before;
+# multiprocessing does so itself when it starts a process while this one ends.
 _UNREAD = 255
 _KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
-# How often the scheduler is asked what runs, and how long it may take to answer.
+# How often to ask the scheduler which tasks run, and how long to wait for its answer.
 _LOOK_SECONDS, _SHORTEST_LOOK_SECONDS = 5.0, 0.2
 _ANSWER_SECONDS = 60
-# That a worker's nanny may take to answer; its host may be frozen, or cut off.
+# How long to wait for a worker's nanny; its host may be frozen, or cut off.
 _TRY_SECONDS = 10
-# After which a run ends in which nothing has ended and nothing runs.
+# The run ends after this time in which nothing has run and nothing has ended.
 _STALLED_SECONDS = 120.0
 
 
 class _Running(NamedTuple):
-    """A task of ours that runs, or may: its step, its worker, and whether that has a nanny."""
+    """A task of ours that runs, or that may (not `is_certain`)."""
 
     step: str
     worker: str
@@ -66,16 +66,11 @@ class _Running(NamedTuple):
 
 @dataclass(slots=True)
 class Watchdog:
-    """Looks after what is in flight: stops what takes too long, notices when nothing happens.
-
-    Attributes
-    ----------
-    stopped : dict
-        Why a graph was stopped, by its key.
-    """
+    """Stops graphs that take too long, explains lost workers, and notices when nothing runs."""
 
     client: Client
     timeout: float | None
+    # Why a graph was stopped, by its key.
     stopped: dict[Any, CaseError] = field(default_factory=dict)
     _address: str = field(init=False)
     _began: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -87,23 +82,20 @@ class Watchdog:
         self._address = address(self.client)
 
     def poll(self, in_flight: Iterable[Future[Any]]) -> None:
-        """Look what runs, if it is time to.
+        """Ask the scheduler which tasks run, if it is time to, and stop those that are late.
 
-        Raises
-        ------
-        SchedulerError
-            If the scheduler does not answer, or nothing runs and nothing has ended for long.
+        Raises SchedulerError if it does not answer, or if nothing has run for too long.
         """
         now = time.monotonic()
-        wanted = _LOOK_SECONDS if self.timeout is None else self.timeout / 4
-        if now - self._last_look < min(max(wanted, _SHORTEST_LOOK_SECONDS), _LOOK_SECONDS):
+        interval = _LOOK_SECONDS if self.timeout is None else self.timeout / 4
+        if now - self._last_look < min(max(interval, _SHORTEST_LOOK_SECONDS), _LOOK_SECONDS):
             return
-        running, is_busy = self._ask_what_runs()
+        running, is_busy = self._running_tasks()
         now = self._last_look = time.monotonic()
         ours = {_step_and_name(future.key)[1]: future for future in in_flight}
         self._began = {
-            (name, one.worker): self._began.get((name, one.worker), now)
-            for name, one in running.items()
+            (name, task.worker): self._began.get((name, task.worker), now)
+            for name, task in running.items()
             if name in ours
         }
         if is_busy or jobqueue.are_coming(self.client):
@@ -123,10 +115,7 @@ class Watchdog:
             self._stop(worker, graphs)
 
     def result(self, future: Future[Any]) -> Any:
-        """Return the result of a graph that has ended, or what it raised; LOST if it is not there.
-
-        May be called from any thread.
-        """
+        """Return the result or error of a graph that has ended, or LOST; from any thread."""
         from distributed import CancelledError
 
         if future.key in self.stopped:
@@ -134,11 +123,11 @@ class Watchdog:
         try:
             return future.result(timeout=_RESULT_SECONDS)
         except Exception as raised:
-            if future.status == "cancelled":  # which is what a lost scheduler makes of all of them
+            if future.status == "cancelled":  # a lost scheduler cancels all of them
                 return self._cancelled()
             if future.status == "error":
                 return self._error(future)
-            # The last: of a client that is closing, distributed takes a result that there is not.
+            # UnboundLocalError: distributed, when its client is closing.
             if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
                 return LOST
             return raised
@@ -151,25 +140,20 @@ class Watchdog:
             return LOST
 
     def resolve(self, future: Future[Any], result: Any) -> Any:
-        """Return what a graph that has ended came to, of its result as `result` returned it.
-
-        Raises
-        ------
-        SchedulerError
-        """
+        """Turn what `result` returned for a graph into its outcome: a result or a CaseError."""
         from distributed.scheduler import KilledWorker
 
         outcome = self.stopped.pop(future.key, result)
         self._last_sign_of_life = time.monotonic()
         _, name = _step_and_name(future.key)
-        # Run again, it begins again.
+        # If it runs again, its time begins again.
         self._began = {key: began for key, began in self._began.items() if key[0] != name}
         if isinstance(outcome, CaseError) or not isinstance(outcome, Exception):
             return outcome
         if isinstance(outcome, SchedulerError):
             raise outcome
         if isinstance(outcome, KilledWorker):
-            self._check_that_it_is_ours(future.key)
+            self._check_not_shared(future.key)
             return self._lost(outcome)
         if isinstance(outcome, RuntimeError) and "deserialization" in str(outcome):
             raise SchedulerError(
@@ -178,8 +162,8 @@ class Watchdog:
             )
         return as_case_error(outcome, step="load")
 
-    def _check_that_it_is_ours(self, key: Any) -> None:
-        """Raise if another client keeps the error of a task, which then may be none of ours."""
+    def _check_not_shared(self, key: Any) -> None:
+        """Raise SchedulerError if another client holds the same task: it may be that of its run."""
         call = self.client._run_on_scheduler
         if self._try(call, _is_wanted_by_others, key=key, client=self.client.id):
             raise SchedulerError(
@@ -188,7 +172,7 @@ class Watchdog:
             )
 
     def _lost(self, error: Any) -> CaseError:
-        """Return why a case's worker died: for its memory, or by itself."""
+        """Return the error of a case whose worker died."""
         # The task is named by its key, ("save", case_id).
         step = error.task[0] if isinstance(error.task, tuple) else "load"
         worker = error.last_worker
@@ -204,15 +188,15 @@ class Watchdog:
         return as_case_error(lost, step=step)
 
     def _passed_its_limit(self, worker: WorkerState) -> bool:
-        """Return whether a worker's nanny stopped it for its memory."""
-        # Not by address: a nanny learns that of a new worker late, and until then names the last.
+        """Return whether a worker's nanny stopped it because of its memory."""
+        # Not by address: until a nanny knows that of a new worker, it names the one before.
         return any(
             event["pid"] == worker.pid and _host(event["worker"]) == _host(worker.address)
             for _, event in self._events(_MEMORY_EVENTS)
         )
 
     def _exitcode(self, worker: WorkerState) -> int | None:
-        """Return how a worker ended; None if it has no nanny of ours to say so."""
+        """Return the exit status of a worker; None if no nanny of this run reports it."""
         if not tells_exits(self.client):
             return None
         began = min((at for at, _ in self._events(worker.address)), default=0.0)
@@ -226,43 +210,42 @@ class Watchdog:
             time.sleep(0.05)
 
     def _events(self, topic: str) -> list[tuple[float, dict[str, Any]]]:
-        # Only the wording depends on them.
+        # Only the wording of errors depends on them.
         return list(self._try(self.client._run_on_scheduler, _events, topic=topic) or ())
 
     def _try(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Ask for something that may not be answered; None if it is not."""
+        """Return the answer to a call; None if there is none."""
         try:
             return self.client.sync(call, *args, **options, callback_timeout=_TRY_SECONDS)
-        except Exception as error:  # a worker, or a host, that is gone or does not answer
-            _LOG.debug("no answer to %s: %s", call, error)
+        except Exception as error:  # a worker or a host is gone, or does not answer
+            _LOG.debug("No answer to %s: %s", call, error)
             return None
 
     def _stop(self, worker: str, graphs: list[tuple[Future[Any], _Running]]) -> None:
-        """Stop graphs of a worker for good.
+        """Stop graphs of a worker, by the end of the worker.
 
-        Cancelling leaves the thread as it is, and the worker's slot blocked; so the worker goes,
-        after it was told not to take on another case, and after the graphs were cancelled, which
-        would be run elsewhere otherwise.
+        Cancelling does not stop its thread. The worker is paused first, so that it takes no other
+        case; the graphs are cancelled, so that no other worker runs them.
         """
-        has_nanny = all(one.has_nanny for _, one in graphs)
+        has_nanny = all(task.has_nanny for _, task in graphs)
         stays = "" if has_nanny else f"; {worker} has no nanny, and stays busy with it"
-        for future, one in graphs:
-            # Of a worker that is stuck so that it cannot say what it runs, any may be the one.
-            said = "took" if one.is_certain else "was on a worker that took"
-            kind = Timeout if one.is_certain else WorkerLost
+        for future, task in graphs:
+            # A worker that hangs may not say which of its tasks run: each may be the late one.
+            subject = "took" if task.is_certain else "was on a worker that took"
+            kind = Timeout if task.is_certain else WorkerLost
             failure = kind(
-                f"{said} longer than --timeout {self.timeout:g} s and was stopped{stays}"
+                f"{subject} longer than --timeout {self.timeout:g} s and was stopped{stays}"
             )
-            self.stopped[future.key] = as_case_error(failure, step=one.step)
+            self.stopped[future.key] = as_case_error(failure, step=task.step)
         self._try(self.client._run_on_scheduler, _pause, worker=worker)
         self.client.cancel([future for future, _ in graphs], force=True)
         if has_nanny:
             self._try(self.client._run, _kill_worker, workers=[worker], nanny=True)
 
-    def _ask_what_runs(self) -> tuple[dict[str, _Running], bool]:
+    def _running_tasks(self) -> tuple[dict[str, _Running], bool]:
         try:
-            found: tuple[dict[str, _Running], bool] = self.client.sync(
-                self.client._run_on_scheduler, _what_runs, callback_timeout=_ANSWER_SECONDS
+            running: tuple[dict[str, _Running], bool] = self.client.sync(
+                self.client._run_on_scheduler, _running_tasks, callback_timeout=_ANSWER_SECONDS
             )
         except TimeoutError:
             if self.client.status != "running":
@@ -270,15 +253,17 @@ class Watchdog:
             raise SchedulerError(
                 f"the Dask scheduler at {self._address} has not answered for {_ANSWER_SECONDS} s"
             ) from None
-        except OSError as error:  # the client may yet find it again; if not, it says so
-            _LOG.debug("the scheduler cannot be asked: %s", error)
+        except OSError as error:  # the client may connect again; if not, it raises
+            _LOG.debug("Could not ask the scheduler which tasks run: %s", error)
             return {}, False
-        return found
+        return running
 
     def _cancelled(self) -> SchedulerError:
         lost = self._scheduler_lost()
         if self.client.status == "running":
-            return SchedulerError(f"its graphs were cancelled: by somebody, or {lost} for a moment")
+            return SchedulerError(
+                f"its graphs were cancelled: by another client, or {lost} for a moment"
+            )
         return lost
 
     def _scheduler_lost(self) -> SchedulerError:
@@ -303,51 +288,51 @@ def _how_it_ended(exitcode: int | None) -> str:
 
 
 def _step_and_name(key: Any) -> tuple[str, str]:
-    """Return what a key of ours says; of another's, nothing."""
+    """Return the step and the name in a key of ours; empty for other keys."""
     if isinstance(key, tuple) and len(key) == _KEY_LENGTH:
         return str(key[0]), str(key[1])
     return "", ""
 
 
-def _what_runs(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool]:
-    """Return which graphs run, by name, and whether anything does; runs on the scheduler."""
-    found = {}
+def _running_tasks(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool]:
+    """Return our running tasks by name, and whether any task runs; called on the scheduler."""
+    running = {}
     is_busy = False
     for worker in dask_scheduler.workers.values():
         tasks = list(worker.processing)
         is_busy = is_busy or bool(tasks)
         if len(tasks) > worker.nthreads:
-            # A scheduler with settings of its own put one more in front of a busy worker. Which of
-            # them run, the worker says, unless it is stuck.
+            # Some schedulers are configured to queue one more task on a busy worker. The worker
+            # says which of its tasks run, unless it hangs.
             tasks = [task for task in tasks if task in worker.executing] or tasks
         is_certain = len(tasks) <= worker.nthreads
         for task in tasks:
             step, name = _step_and_name(task.key)
             if name:
                 has_nanny = worker.nanny is not None
-                found[name] = _Running(step, worker.address, has_nanny, is_certain)
-    return found, is_busy
+                running[name] = _Running(step, worker.address, has_nanny, is_certain)
+    return running, is_busy
 
 
 def _events(topic: str, dask_scheduler: Scheduler) -> tuple[Any, ...]:
-    """Return what was logged; runs on the scheduler."""
-    found: tuple[Any, ...] = tuple(dask_scheduler.get_events(topic))
-    return found
+    """Return the logged events; called on the scheduler."""
+    events: tuple[Any, ...] = tuple(dask_scheduler.get_events(topic))
+    return events
 
 
 def _is_wanted_by_others(key: Any, client: str, dask_scheduler: Scheduler) -> bool:
-    """Return whether other clients than one hold a task; runs on the scheduler."""
+    """Return whether clients other than `client` hold a task; called on the scheduler."""
     task = dask_scheduler.tasks.get(key)
-    return task is not None and any(one.client_key != client for one in task.who_wants or ())
+    return task is not None and any(other.client_key != client for other in task.who_wants or ())
 
 
 def _pause(worker: str, dask_scheduler: Scheduler) -> None:
-    """Give a worker no more tasks; runs on the scheduler."""
+    """Give a worker no more tasks; called on the scheduler."""
     if worker in dask_scheduler.workers:
         dask_scheduler.handle_worker_status_change("paused", worker, stimulus_id="dask-slicer-stop")
 
 
 def _kill_worker(dask_worker: Any) -> None:
-    """End a worker at once, whatever it is doing; runs in its nanny."""
+    """Kill a worker at once; called in its nanny."""
     if dask_worker.pid:
         psutil.Process(dask_worker.pid).kill()

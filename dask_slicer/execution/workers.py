@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-# Ids of clients that a run of this program is at work on.
+# Ids of clients that a run of this program uses.
 _in_use: set[str] = set()
 _LOCK = threading.Lock()
 
 
-class _Place(NamedTuple):
+class _Workers(NamedTuple):
     client: Client
     where: str
     dashboard: str
@@ -43,26 +43,11 @@ def workers(
     client: Client | None,
     observer: Observer,
 ) -> Iterator[Client | None]:
-    """Start workers, here or in jobs, or connect to those of a scheduler: as a configuration says.
+    """Start workers here or in jobs, or connect to a scheduler; yield the client, None for none.
 
-    Parameters
-    ----------
-    config : RunConfig
-    n_cases : int
-        No more workers than that are started, and none for none.
-    peak_bytes : int
-        Memory that a worker needs for the largest case.
-    needs : Needs
-        What is looked at before the first case, where workers are not processes of this machine.
-    client : Client, optional
-        Wins over the configuration.
-    observer : Observer
-        Is told where, and the link of the dashboard.
-
-    Yields
-    ------
-    Client or None
-        None: in this process.
+    A given client wins over the configuration. At most `n_cases` workers are started; `peak_bytes`
+    is the memory that one needs for the largest case. `needs` is checked where workers are not
+    processes of this machine.
     """
     is_remote = client is None and bool(config.scheduler or config.scheduler_file)
     in_jobs = client is None and config.cluster is not None
@@ -84,27 +69,27 @@ def workers(
     with ExitStack() as stack:
         if client is not None:
             stack.enter_context(_alone_on(client))
-            place = _Place(client, "on the workers of the given client", dashboard_link(client))
+            used = _Workers(client, "on the workers of the given client", dashboard_link(client))
         elif is_remote:
-            place = stack.enter_context(_on_scheduler(config, observer))
+            used = stack.enter_context(_on_scheduler(config, observer))
         elif in_jobs:
-            place = stack.enter_context(_in_jobs(config, n_cases, peak_bytes, observer))
+            used = stack.enter_context(_in_jobs(config, n_cases, peak_bytes, observer))
         else:
-            place = stack.enter_context(_here(config, n_cases, peak_bytes, observer))
-        dashboard = "" if config.dashboard_address == "none" else place.dashboard
-        observer.connected(dashboard, place.where)
+            used = stack.enter_context(_here(config, n_cases, peak_bytes, observer))
+        dashboard = "" if config.dashboard_address == "none" else used.dashboard
+        observer.connected(dashboard, used.where)
         page = page_link(dashboard)
-        if page and (is_local or in_jobs or has_our_page(place.client)):
+        if page and (is_local or in_jobs or has_our_page(used.client)):
             observer.paged(page)
-        for note in _without_effect(
+        for note in _ignored_settings(
             config, is_remote=is_remote, in_jobs=in_jobs, is_local=is_local
         ):
             observer.note(note)
         if in_jobs:
-            jobqueue.wait_for_workers(place.client, observer.note)
+            jobqueue.wait_for_workers(used.client, observer.note)
         if not is_local:
             run_preflight(
-                place.client,
+                used.client,
                 needs,
                 observer.note,
                 module=tasks.__name__,
@@ -113,42 +98,38 @@ def workers(
         if client is not None:
             stack.enter_context(workers_ignore_sigint(client))
         if config.performance_report is not None:
-            stack.enter_context(performance_report(place.client, config.performance_report))
-        yield place.client
+            stack.enter_context(performance_report(used.client, config.performance_report))
+        yield used.client
 
 
-def _without_effect(
+def _ignored_settings(
     config: RunConfig, *, is_remote: bool, in_jobs: bool, is_local: bool
 ) -> Iterator[str]:
-    """Yield what is said of settings that mean nothing where the run is."""
+    """Yield a note for each setting that has no effect on these workers."""
     if config.num_workers != RunConfig.model_fields["num_workers"].default:
         if is_remote:
             yield "--num_workers is ignored: the scheduler has its own workers"
         elif in_jobs:
-            yield "--num_workers is ignored: --jobs and --cores say how many there are"
+            yield "--num_workers is ignored: --jobs and --cores set the number of workers"
     if is_local and config.upload_code:
         yield "--upload_code has no effect: workers on this machine have this code"
 
 
 @contextmanager
-def _on_scheduler(config: RunConfig, observer: Observer) -> Iterator[_Place]:
+def _on_scheduler(config: RunConfig, observer: Observer) -> Iterator[_Workers]:
     from dask_slicer.cluster import remote
-    from dask_slicer.cluster.client import (
-        address,
-        count_threads,
-        dashboard_link,
-    )
+    from dask_slicer.cluster.client import address, count_threads, dashboard_link
 
     with remote.remote_client(config, observer.note) as client:
         threads = plural(count_threads(client), "thread")
         where = f"on {threads} of {address(client)}"
-        yield _Place(client, where, dashboard_link(client))
+        yield _Workers(client, where, dashboard_link(client))
 
 
 @contextmanager
 def _in_jobs(
     config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
-) -> Iterator[_Place]:
+) -> Iterator[_Workers]:
     from dask_slicer.cluster import jobqueue
 
     memory = config.memory // config.cores
@@ -169,23 +150,17 @@ def _in_jobs(
         note=observer.note,
     ) as client:
         where = f"in {plural(n_jobs, 'job')} of {config.cluster}{each}"
-        yield _Place(client, where, jobqueue.dashboard_link(client, config.dashboard_address))
+        yield _Workers(client, where, jobqueue.dashboard_link(client, config.dashboard_address))
 
 
 @contextmanager
 def _alone_on(client: Client) -> Iterator[None]:
-    """Keep another run of this program off a client, on which equal keys are one task.
-
-    Raises
-    ------
-    UsageError
-        If one is at work there.
-    """
+    """Refuse a second run on a client, on which equal keys would be one task."""
     with _LOCK:
         if client.id in _in_use:
             raise UsageError(
-                "another run of this program is at work on this client; wait until it is over, or "
-                "give this one a client of another scheduler"
+                "another run of this program is using this client; wait until it is over, or give "
+                "this run a client of another scheduler"
             )
         _in_use.add(client.id)
     try:
@@ -195,11 +170,11 @@ def _alone_on(client: Client) -> Iterator[None]:
 
 
 @contextmanager
-def _here(config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer) -> Iterator[_Place]:
+def _here(
+    config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
+) -> Iterator[_Workers]:
     from dask_slicer.cluster import local
-    from dask_slicer.cluster.client import (
-        dashboard_link,
-    )
+    from dask_slicer.cluster.client import dashboard_link
 
     n_workers = _n_workers(config, n_cases, peak_bytes, observer)
     with local.local_client(
@@ -208,26 +183,25 @@ def _here(config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer) 
         dashboard_address=config.dashboard_address,
         imported=["dask_slicer.output.formats.zarr_writer"] if config.format == "zarr" else [],
     ) as client:
-        yield _Place(client, f"on {plural(n_workers, 'worker')}", dashboard_link(client))
+        yield _Workers(client, f"on {plural(n_workers, 'worker')}", dashboard_link(client))
 
 
 def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
-    """Return how many workers to start: as asked, but no more than cases, or than fit for -1."""
-    wanted = config.num_workers
+    """Return how many workers to start: at most one a case, and with -1 what fits into memory."""
+    n_workers = config.num_workers
     memory = system.memory_bytes()
     fitting = max(memory // peak, 1)
-    if wanted == -1:
-        wanted = system.cpu_count()
-        if fitting < min(wanted, n_cases):
+    if n_workers == -1:
+        n_workers = system.cpu_count()
+        if fitting < min(n_workers, n_cases):
             observer.note(
-                f"{fitting} of {wanted} CPUs are used: memory of {format_bytes(memory)} holds no "
-                "more "
-                f"cases of {format_bytes(peak)}"
+                f"{fitting} of {n_workers} CPUs are used: memory of {format_bytes(memory)} holds "
+                f"no more cases of {format_bytes(peak)}"
             )
-            wanted = fitting
-    elif fitting < min(wanted, n_cases):
+            n_workers = fitting
+    elif fitting < min(n_workers, n_cases):
         observer.note(
-            f"{wanted} workers may need {format_bytes(wanted * peak)} of memory, there is "
+            f"{n_workers} workers may need {format_bytes(n_workers * peak)} of memory, there is "
             f"{format_bytes(memory)}; --num_workers {fitting} fits"
         )
-    return max(min(wanted, n_cases), 1)
+    return max(min(n_workers, n_cases), 1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dask_slicer import records
+from dask_slicer.monitoring.state import RunState
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.utils import repr_html
@@ -39,13 +40,13 @@ class RunReport:
     """
 
     output_dir: str
-    n_committed: int
-    n_skipped: int
-    n_slices: int
-    n_bytes: int
-    remaining: int
-    failures: tuple[FailedCase, ...]
-    elapsed_seconds: float
+    n_committed: int = 0
+    n_skipped: int = 0
+    n_slices: int = 0
+    n_bytes: int = 0
+    remaining: int = 0
+    failures: tuple[FailedCase, ...] = ()
+    elapsed_seconds: float = 0.0
     interrupted: bool = False
     share: str = ""
     stopped: str = ""
@@ -97,6 +98,9 @@ class Observer:
 
     def note(self, text: str) -> None:
         """Take note of something the user should know."""
+
+    def progress(self, state: RunState) -> None:
+        """Show the state of the run; called before `planned`, and before each `case_finished`."""
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Take note of a case that ended."""

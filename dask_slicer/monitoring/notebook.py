@@ -12,9 +12,9 @@ from html import escape
 from types import TracebackType
 from typing import Any, Self
 
-from dask_slicer.monitoring.counter import ProgressCounter
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.links import proxied, ways_to_see
+from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.tables import progress_words
 from dask_slicer.monitoring.terminal import report_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
@@ -51,7 +51,7 @@ class RunProgress(Observer):
         self._ways: list[str] = []
         self._notes: list[str] = []
         self._failures: list[FailedCase] = []
-        self._tally = ProgressCounter()
+        self._latest: tuple[RunState, float] | None = None
 
     def connected(self, dashboard: str, where: str) -> None:
         """Keep where it runs, and how to get to its dashboard."""
@@ -64,17 +64,19 @@ class RunProgress(Observer):
         self._page = link
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
-        """Keep how much there is to do; time starts to count."""
+        """Keep the notes of the plan."""
         self._notes += plan.notes
-        self._tally.begin(todo, skipped=skipped)
 
     def note(self, text: str) -> None:
         """Keep what the user should know."""
         self._notes.append(text)
 
+    def progress(self, state: RunState) -> None:
+        """Keep the state, and when it came."""
+        self._latest = (state, time.monotonic())
+
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
-        """Count a case."""
-        self._tally.count(record)
+        """Keep what failed."""
         if isinstance(record, FailedCase):
             self._failures.append(record)
 
@@ -87,9 +89,10 @@ class RunProgress(Observer):
         """Return how far the run is, in words."""
         if self.report is not None:
             return report_lines(self.report)[0]
-        if not self._tally.has_begun:
+        if self._latest is None:
             return "reading headers"
-        return progress_words(self._tally.state(output_dir=self.output_dir))
+        state, since = self._latest
+        return progress_words(state, time.monotonic() - since)
 
     def html(self) -> str:
         """Return how far the run is, as one block; it takes its colours from the page."""
@@ -111,9 +114,12 @@ class RunProgress(Observer):
             f"<div>{escape(self.words)}</div>{said}</div>"
         )
 
+    @property
+    def _n_ended(self) -> int:
+        return 0 if self._latest is None else self._latest[0].n_ended
+
     def _bar(self) -> str:
-        state = self._tally.state(output_dir=self.output_dir)
-        n_ended, n_todo = state.n_ended, state.n_todo
+        n_ended, n_todo = self._n_ended, 0 if self._latest is None else self._latest[0].n_todo
         share = n_ended / n_todo if n_todo else float(self.report is not None)
         return (
             '<div style="border: 1px solid currentColor; border-radius: 4px; height: 10px; '
@@ -173,11 +179,8 @@ class NotebookDisplay(RunProgress):
         n_ended = -1
         while not self._over.wait(_EVERY):
             now = time.monotonic()
-            if (
-                self._tally.n_done + self._tally.n_failed != n_ended
-                or now - drawn_at > _AT_LEAST_EVERY
-            ):
-                n_ended, drawn_at = self._tally.n_done + self._tally.n_failed, now
+            if self._n_ended != n_ended or now - drawn_at > _AT_LEAST_EVERY:
+                n_ended, drawn_at = self._n_ended, now
                 self._draw()
 
     def _draw(self) -> None:

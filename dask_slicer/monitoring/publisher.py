@@ -1,4 +1,4 @@
-"""Publishing the progress of a run as events on the Dask scheduler."""
+"""Counting the cases of a run, and publishing its progress as events on the Dask scheduler."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.monitoring.counter import ProgressCounter
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.state import (
     TOPIC,
@@ -33,59 +33,62 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-# Between two tellings: a scheduler has better things to do.
+# Between two events of a run, to keep the load of its scheduler low.
 _EVERY_SECONDS = 0.5
-# Failures told one by one each time; of others only the number, failures.csv has them all.
+# Failures sent with one event; failures.csv has all of them.
 _MOST_FAILURES = 20
-# Told of each time: an event stays small.
+# Slowest cases sent with each event, to keep it small.
 _MOST_SLOW = 5
-# That the run waits for its last word to be heard.
+# How long the run waits until its last event is sent.
 _LAST_SECONDS = 2.0
 
 
 class ProgressPublisher(Observer):
-    """Passes on what happens to an observer, and tells the scheduler, where there is one.
+    """Counts the cases of a run; passes its events on to an observer, and its state to a scheduler.
 
-    The run's own thread only counts. Another tells the sums, and waits for the scheduler in its
-    place; whatever is not heard is made good by the next telling.
-
-    Parameters
-    ----------
-    observer : Observer
+    The thread of the run only counts: a second thread sends, and waits for the scheduler. What it
+    could not send is part of the next event.
     """
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._over = threading.Event()
-        self._ending = ""
-        self._tally = ProgressCounter()
-        self._n_bytes_in = 0
-        self._splits: dict[str, SplitState] = {}
-        self._kinds: dict[str, int] = {}
-        self._slowest: tuple[SlowCase, ...] = ()
+        self._state = RunState(
+            run_id="", output_dir="", host="", process="", client="", n_cases=0, n_skipped=0
+        )
+        self._began: float | None = None
         self._todo: dict[str, CasePlan] = {}
         self._failures: deque[FailedCase] = deque(maxlen=_MOST_FAILURES)
+        self._over = threading.Event()
+
+    @property
+    def state(self) -> RunState:
+        """Return the progress of the run so far."""
+        if self._began is None:
+            return self._state
+        return replace(self._state, seconds=round(time.monotonic() - self._began, 3))
 
     @contextmanager
     def publishing_to(self, client: Client, *, run_id: str, output_dir: str) -> Iterator[None]:
-        """Tell a client's scheduler how the run stands, until the block is left."""
-        known = {
-            "run_id": run_id,
-            "output_dir": escape_line(output_dir),
-            "host": socket.gethostname(),
-            "process": str(os.getpid()),
-            "client": client.id,
-        }
+        """Publish progress on a client's scheduler until the block is left."""
+        self._state = replace(
+            self._state,
+            run_id=run_id,
+            output_dir=escape_line(output_dir),
+            host=socket.gethostname(),
+            process=str(os.getpid()),
+            client=client.id,
+        )
         # A daemon: it may be waiting for a scheduler that never answers.
-        teller = threading.Thread(target=self._tell, args=(client, known), daemon=True)
-        teller.start()
-        self._ending = "stopped"
+        sender = threading.Thread(target=self._publish, args=(client,), daemon=True)
+        sender.start()
+        ending = "stopped"
         try:
             yield
-            self._ending = "ended"
+            ending = "ended"
         finally:
+            self._state = replace(self._state, ending=ending)
             self._over.set()
-            teller.join(_LAST_SECONDS)
+            sender.join(_LAST_SECONDS)
 
     def connected(self, dashboard: str, where: str) -> None:
         """Pass it on."""
@@ -96,15 +99,22 @@ class ProgressPublisher(Observer):
         self._observer.paged(link)
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
-        """Pass it on; time starts to count."""
+        """Start counting cases and time, and pass it on."""
         self._todo = {case.case_id: case for case in todo}
         counts = Counter(case.split for case in todo)
-        self._splits = {
-            split: SplitState(n_todo=counts[split])
-            for split in (*SPLITS, "")  # a case that cannot be run may have none
-            if counts[split]
-        }
-        self._tally.begin(todo, skipped=skipped)
+        self._state = replace(
+            self._state,
+            n_cases=len(self._todo) + skipped,
+            n_skipped=skipped,
+            work=sum(case.work for case in todo),
+            splits={
+                split: SplitState(n_todo=counts[split])
+                for split in (*SPLITS, "")  # a case that cannot be run may have none
+                if counts[split]
+            },
+        )
+        self._began = time.monotonic()
+        self._observer.progress(self.state)
         self._observer.planned(plan, todo=todo, skipped=skipped)
 
     def note(self, text: str) -> None:
@@ -113,70 +123,81 @@ class ProgressPublisher(Observer):
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Count a case, and pass it on."""
-        self._tally.count(record)
+        case = self._todo.get(record.case_id)
         if isinstance(record, CommittedCase):
-            self._written(record)
+            self._state = _with_written(self._state, record, case)
         else:
-            self._kinds[record.kind] = self._kinds.get(record.kind, 0) + 1
-            self._count(record.case_id, n_failed=1)
+            self._state = _with_failed(self._state, record, case)
             self._failures.append(record)
+        self._observer.progress(self.state)
         self._observer.case_finished(record)
 
     def finished(self, report: RunReport) -> None:
         """Pass it on."""
         self._observer.finished(report)
 
-    def _written(self, record: CommittedCase) -> None:
-        if record.case_id in self._todo:
-            self._n_bytes_in += self._todo[record.case_id].file_bytes
-        self._count(record.case_id, n_done=1, n_slices=len(record.slices))
-        steps = {step: record.seconds.get(step, 0.0) for step in ("load", "slice", "save")}
-        took = SlowCase(case_id=escape_line(record.case_id), **steps)
-        slowest = sorted((*self._slowest, took), key=lambda one: -one.seconds)
-        self._slowest = tuple(slowest[:_MOST_SLOW])
-
-    def _count(self, case_id: str, **more: int) -> None:
-        """Count a case in its split."""
-        case = self._todo.get(case_id)
-        if case is not None and case.split in self._splits:
-            before = self._splits[case.split]
-            counts = {name: getattr(before, name) + n for name, n in more.items()}
-            self._splits[case.split] = replace(before, **counts)
-
-    def _tell(self, client: Client, known: dict[str, str]) -> None:
-        """Tell how the run stands, now and then, when there is news; runs in a thread."""
-        told: RunState | None = None
+    def _publish(self, client: Client) -> None:
+        """Send the state now and then, if it has changed; runs in a thread."""
+        sent: RunState | None = None
         is_over = False
         while not is_over:
             is_over = self._over.wait(_EVERY_SECONDS)
-            if not self._tally.has_begun:
+            if self._began is None:
                 continue
-            state = self._state(known, ending=self._ending if is_over else "")
-            if told is not None and (state.n_ended, state.ending) == (told.n_ended, told.ending):
+            state = self.state
+            if sent is not None and (state.n_ended, state.ending) == (sent.n_ended, sent.ending):
                 continue
             try:
                 while self._failures:
-                    failure = to_event(_failure(self._failures.popleft(), known["run_id"]))
-                    client.log_event(TOPIC, failure)
+                    failure = _failure_event(self._failures.popleft(), state.run_id)
+                    client.log_event(TOPIC, to_event(failure))
                 client.log_event(TOPIC, to_event(state))
             except Exception:  # the run itself notices if the scheduler is lost
-                _LOG.debug("the scheduler could not be told", exc_info=True)
+                _LOG.debug("Could not publish progress to the scheduler", exc_info=True)
             else:
-                told = state
-
-    def _state(self, known: dict[str, str], *, ending: str) -> RunState:
-        return self._tally.state(
-            **known,
-            ending=ending,
-            n_bytes_in=self._n_bytes_in,
-            # Copies: the run goes on counting while this is sent.
-            splits=self._splits.copy(),
-            kinds=self._kinds.copy(),
-            slowest=self._slowest,
-        )
+                sent = state
 
 
-def _failure(record: FailedCase, run_id: str) -> FailureEvent:
+def _with_written(state: RunState, record: CommittedCase, case: CasePlan | None) -> RunState:
+    """Return a state in which a written case is counted."""
+    seconds = {step: record.seconds.get(step, 0.0) for step in ("load", "slice", "save")}
+    slow_case = SlowCase(case_id=escape_line(record.case_id), **seconds)
+    slowest = sorted((*state.slowest, slow_case), key=lambda slow: -slow.seconds)
+    return replace(
+        state,
+        n_done=state.n_done + 1,
+        n_slices=state.n_slices + len(record.slices),
+        n_bytes=state.n_bytes + record.n_bytes,
+        n_bytes_in=state.n_bytes_in + (case.file_bytes if case else 0),
+        work_done=state.work_done + (case.work if case else 0),
+        splits=_with_counts(state.splits, case, n_done=1, n_slices=len(record.slices)),
+        slowest=tuple(slowest[:_MOST_SLOW]),
+    )
+
+
+def _with_failed(state: RunState, record: FailedCase, case: CasePlan | None) -> RunState:
+    """Return a state in which a failed case is counted."""
+    return replace(
+        state,
+        n_failed=state.n_failed + 1,
+        # Most cases fail at once, or before they begin: their time says nothing about the others.
+        work=state.work - (case.work if case else 0),
+        splits=_with_counts(state.splits, case, n_failed=1),
+        kinds=state.kinds | {record.kind: state.kinds.get(record.kind, 0) + 1},
+    )
+
+
+def _with_counts(
+    splits: dict[str, SplitState], case: CasePlan | None, **counts: int
+) -> dict[str, SplitState]:
+    if case is None or case.split not in splits:
+        return splits
+    split = splits[case.split]
+    sums = {name: getattr(split, name) + n for name, n in counts.items()}
+    return splits | {case.split: replace(split, **sums)}
+
+
+def _failure_event(record: FailedCase, run_id: str) -> FailureEvent:
     return FailureEvent(
         run_id=run_id,
         case_id=escape_line(record.case_id),

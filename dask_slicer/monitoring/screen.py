@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,13 +21,7 @@ from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.monitoring.snapshot import Snapshot
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import (
-    COLUMNS,
-    detail_words,
-    progress_words,
-    worker_rows,
-    workers_words,
-)
+from dask_slicer.monitoring.tables import COLUMNS, content, in_words
 from dask_slicer.monitoring.watcher import (
     NotRunning,
     SchedulerGone,
@@ -36,149 +33,151 @@ from dask_slicer.monitoring.watcher import (
 from dask_slicer.output import directory, layout
 from dask_slicer.utils.formatting import format_time
 
-# Between two looks at the scheduler.
+# Between two polls of the scheduler.
 _EVERY_SECONDS = 1.0
 # Between two looks at an output whose run has no scheduler yet.
 _START_SECONDS = 2.0
-# That a run may take to give its output back once its scheduler is gone.
+# How long a run may take to release its output after its scheduler has gone.
 _ENDING_SECONDS = 10.0
-_FAILURES_SHOWN = 5
-_FEWEST_ROWS = 3
-# What workers are told of in, beside names and numbers.
+_NO_RUN = "No dask-slicer run on this scheduler"
+_LAST_FAILURES, _FAILURES_SHOWN = "Last failures", 5
+# Rows of workers that there are always, and that other tables leave room for.
+_FEWEST_ROWS, _ENOUGH_ROWS = 3, 8
+# Of workers whose row needs attention.
 _STYLES = {"gone": "red", "paused": "yellow", "closing_gracefully": "yellow"}
 
 
 def watch_run(
     console: Console, where: str | None, settings: SchedulerSettings, *, once: bool
 ) -> None:
-    """Draw a run until it is over, or print how it stands.
+    """Draw a run until it is over; or print its progress once.
 
     Parameters
     ----------
     console : Console
-        One that is no terminal is printed to once.
+        If it is no terminal, progress is printed once.
     where : str or None
-        An output directory, or the address of a scheduler; None where the settings name one.
+        An output directory, or the address of a scheduler; None where the settings have one.
     settings : SchedulerSettings
-        How to get to the scheduler.
+        How to connect to the scheduler.
     once : bool
-        Print how it stands, and end.
+        Print progress once.
 
     Raises
     ------
     UsageError
-        If there is neither such an output nor such an address.
+        If there is no such output, or the address is malformed.
     SchedulerError
-        If the scheduler cannot be reached, or is lost before the run has said that it ended.
+        If the scheduler cannot be reached, or is lost while its run may still be in progress.
     """
     once = once or not console.is_terminal
     output_dir = _as_output(where)
     if output_dir is None:
-        place: WatchTarget | NotRunning | None = WatchTarget(
+        target: WatchTarget | NotRunning | None = WatchTarget(
             address=scheduler_address(where, settings.scheduler_file)
         )
     else:
-        place = _place_of(output_dir, console, once=once)
-    if place is None:
-        _say(console, f"The run into {output_dir} is starting, and has no workers to show yet")
-    elif isinstance(place, NotRunning):
-        _say(console, place.words)
+        target = _target_of(output_dir, console, once=once)
+    if target is None:
+        _print(console, f"The run into {output_dir} is starting, and has no workers to show yet")
+    elif isinstance(target, NotRunning):
+        _print(console, target.words)
     else:
+        tls = tls_files(settings) or _tls_of(output_dir, target)
         try:
-            with connect_watcher(place, tls_files(settings) or _tls_of(output_dir, place)) as one:
+            with connect_watcher(target, tls) as watcher:
                 if once:
-                    console.print(picture(one.poll(), _title(one)))
+                    console.print(picture(watcher.poll(), _title(watcher), console))
                 else:
-                    _draw(console, one)
-        except SchedulerError as error:  # with a run that ends, its scheduler goes
+                    _draw(console, watcher)
+        except SchedulerError as error:  # a run that ends may take its scheduler with it
             patience = _ENDING_SECONDS if isinstance(error, SchedulerGone) else 0.0
-            became = None if output_dir is None else _what_became(output_dir, patience)
-            if became is None:
+            last = None if output_dir is None else _wait_for_end(output_dir, patience)
+            if last is None:
                 raise
-            _say(console, became.words)
+            _print(console, last.words)
 
 
 def _as_output(where: str | None) -> Path | None:
-    """Return the output directory that is meant; None if it is an address."""
+    """Return `where` as an output directory; None if it is an address."""
     if where is None or "://" in where:
         return None
     path = Path(where)
-    if path.is_dir() or ":" not in where:
-        if not path.is_dir():
-            raise UsageError(
-                f"{where} is neither an output directory nor an address such as tcp://host:8786"
-            )
+    if path.is_dir():
         return path.absolute()
+    if ":" not in where:
+        raise UsageError(
+            f"{where} is neither an output directory nor an address such as tcp://host:8786"
+        )
     return None
 
 
-def _tls_of(output_dir: Path | None, place: WatchTarget) -> TlsFiles | None:
-    """Return the files of TLS that a run itself was given, if they are needed."""
-    if output_dir is None or not place.address.startswith("tls://"):
+def _tls_of(output_dir: Path | None, target: WatchTarget) -> TlsFiles | None:
+    """Return the TLS files in the configuration of the run, if they are needed."""
+    if output_dir is None or not target.address.startswith("tls://"):
         return None
     config = directory.existing_config(output_dir)
     return None if config is None else tls_files(config)
 
 
-def _place_of(output_dir: Path, console: Console, *, once: bool) -> WatchTarget | NotRunning | None:
-    """Return where a run's scheduler is; of a run that starts, wait for it."""
-    found = find_scheduler(output_dir)
-    if found is None and not once:
+def _target_of(
+    output_dir: Path, console: Console, *, once: bool
+) -> WatchTarget | NotRunning | None:
+    """Return the scheduler of a run; wait for it, unless it is to be shown once."""
+    target = find_scheduler(output_dir)
+    if target is None and not once:
         with console.status(f"The run into {output_dir} is starting"):
-            while (found := find_scheduler(output_dir)) is None:
+            while (target := find_scheduler(output_dir)) is None:
                 time.sleep(_START_SECONDS)
-    return found
+    return target
 
 
-def _draw(console: Console, one: Watcher) -> None:
-    """Draw what is seen until the run is over; where none goes on, wait for one."""
-    is_known = one.place.process is not None
+def _draw(console: Console, watcher: Watcher) -> None:
+    """Draw runs until they are over; without any, wait for one."""
+    has_begun = watcher.target.process is not None
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while True:
                 began = time.monotonic()
-                view = one.poll()
-                _show(live, view, one)
-                is_going_on = any(not run.ending for run, _ in view.runs)
-                if is_known and view.runs and not is_going_on:
+                view = watcher.poll()
+                _show(live, view, watcher)
+                is_active = any(not run.ending for run, _ in view.runs)
+                if has_begun and view.runs and not is_active:
                     break
-                is_known = is_known or is_going_on
+                has_begun = has_begun or is_active
                 time.sleep(max(_EVERY_SECONDS - (time.monotonic() - began), 0.1))
         except SchedulerGone:
-            view = one.view()
-            _show(live, view, one)
+            view = watcher.view()
+            _show(live, view, watcher)
             if not view.runs or any(not run.ending for run, _ in view.runs):
                 raise
     for run, _ in view.runs:
-        _say(console, _last_words(run))
+        _print(console, _last_words(run))
 
 
-def _what_became(output_dir: Path, patience: float) -> NotRunning | None:
-    """Return what a run left whose scheduler is gone; None if the run itself is still there.
+def _wait_for_end(output_dir: Path, patience: float) -> NotRunning | None:
+    """Return what a run left whose scheduler has gone; None if it still holds its output.
 
-    Parameters
-    ----------
-    output_dir : Path
-    patience : float
-        Seconds that the run has to give its output back: it may be writing the index.
+    It may take `patience` seconds, since it may be writing the index.
     """
     deadline = time.monotonic() + patience
-    while not isinstance(found := find_scheduler(output_dir), NotRunning):
+    while not isinstance(target := find_scheduler(output_dir), NotRunning):
         if time.monotonic() > deadline:
             return None
         time.sleep(_START_SECONDS)
-    return found
+    return target
 
 
-def _show(live: Live, view: Snapshot, one: Watcher) -> None:
-    live.update(picture(view, _title(one), height=live.console.height), refresh=True)
+def _show(live: Live, view: Snapshot, watcher: Watcher) -> None:
+    console = live.console
+    live.update(picture(view, _title(watcher), console, height=console.height), refresh=True)
 
 
-def _title(one: Watcher) -> str:
-    if one.silent_since is None:
-        return one.place.address
-    silent = format_time(time.monotonic() - one.silent_since)
-    return f"{one.place.address} has not answered for {silent}"
+def _title(watcher: Watcher) -> str:
+    if watcher.silent_since is None:
+        return watcher.target.address
+    silent = format_time(time.monotonic() - watcher.silent_since)
+    return f"{watcher.target.address} has not answered for {silent}"
 
 
 def _last_words(run: RunState) -> str:
@@ -188,62 +187,72 @@ def _last_words(run: RunState) -> str:
     return f"The run into {run.output_dir} has ended{failed}"
 
 
-def _say(console: Console, words: str) -> None:
+def _print(console: Console, words: str) -> None:
     console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 # -- the picture -----------------------------------------------------------------------------------
 
 
-def picture(view: Snapshot, title: str, *, height: int | None = None) -> RenderableType:
-    """Return the picture of what is seen.
-
-    Parameters
-    ----------
-    view : View
-    title : str
-    height : int, optional
-        Lines that there are; without, it is as long as it likes, and plain.
-    """
-    above: list[RenderableType] = [_line(title, "dim")]
-    for run, since_told in view.runs:
-        above += _run_lines(run, since_told, with_bar=height is not None)
-    if not view.runs:
-        above.append(_line("no run of dask-slicer has told of itself here"))
-    below = [_line(workers_words(view))]
-    if view.failures:
-        below.append(_line("Last failures:", "red"))
-        below += [
-            _line(f"  {one.case_id}: {one.kind} ({one.step}): {one.message}")
-            for one in view.failures[-_FAILURES_SHOWN:]
-        ]
-    most = sys.maxsize
-    if height is not None:  # two lines for the head of the table, and one for the cursor
-        most = max(height - len(above) - len(below) - 3, _FEWEST_ROWS)
-    return Group(*above, _line(""), _table(view, most), *below)
+def picture(
+    view: Snapshot, title: str, console: Console, *, height: int | None = None
+) -> RenderableType:
+    """Return runs and workers, in plain lines, or in a number of lines with a bar for each run."""
+    is_live, room = height is not None, height or sys.maxsize
+    shown = content(view)
+    for n_tables in (3, 2, 1, 0):  # as many as leave room for workers
+        above = Group(
+            _line(title, "dim"),
+            *(
+                line
+                for run in shown["runs"]
+                for line in _run_lines(run, n_tables, with_bar=is_live)
+            ),
+            *([] if shown["runs"] else [_line(_NO_RUN)]),
+            _line(""),
+        )
+        below = Group(_line(shown["workers"]["foot"]), *_failure_tables(shown["runs"]))
+        # Two lines for the head of the workers' table and the cursor.
+        rows = room - 2 - sum(len(console.render_lines(part)) for part in (above, below))
+        if rows >= min(len(shown["workers"]["rows"]), _ENOUGH_ROWS):
+            break
+    workers = content(view, most_workers=max(rows, _FEWEST_ROWS))["workers"]
+    return Group(above, _table(workers), below)
 
 
-def _run_lines(run: RunState, since_told: float, *, with_bar: bool) -> list[RenderableType]:
-    lines: list[RenderableType] = [
-        _line(f"{run.output_dir} (process {run.process} on {run.host})", "bold")
-    ]
+def _run_lines(run: dict[str, Any], n_tables: int, *, with_bar: bool) -> Iterator[RenderableType]:
+    yield _line(f"{run['title']} ({run['where']})", "bold")
     if with_bar:
         bar = Table.grid(expand=True)  # alone, it would not end its line
-        bar.add_row(ProgressBar(total=max(run.n_todo, 1), completed=run.n_ended))
-        lines.append(bar)
-    lines.append(_line(progress_words(run, since_told)))
-    if details := detail_words(run):
-        lines.append(_line(details, "dim"))
-    return lines
+        bar.add_row(
+            ProgressBar(total=max(run["n_todo"], 1), completed=run["n_done"] + run["n_failed"])
+        )
+        yield bar
+    yield _line(in_words(run["figures"]))
+    small = [table for table in run["tables"] if table["title"] != _LAST_FAILURES][:n_tables]
+    if small:
+        yield Columns([_titled(table) for table in small], padding=(0, 4))
 
 
-def _table(view: Snapshot, most: int) -> Table:
+def _failure_tables(runs: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
+    for run in runs:
+        for table in run["tables"]:
+            if table["title"] == _LAST_FAILURES:
+                yield _titled(table | {"rows": table["rows"][:_FAILURES_SHOWN]})
+
+
+def _titled(table: dict[str, Any]) -> RenderableType:
+    return Group(_line(table["title"], "dim"), _table(table))
+
+
+def _table(shown: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in COLUMNS:
+    for name in shown["head"]:
         justify: JustifyMethod = "right" if name in ("CPU", "for") else "left"
         table.add_column(name, no_wrap=True, overflow="ellipsis", justify=justify)
-    for row in worker_rows(view.workers, most=most):
-        style = next((style for word, style in _STYLES.items() if row[3].startswith(word)), None)
+    for row in shown["rows"]:
+        status = row[3] if shown["head"] == list(COLUMNS) else ""
+        style = next((_STYLES[word] for word in _STYLES if status.startswith(word)), None)
         table.add_row(*map(Text, row), style=style)
     return table
 

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from distributed import Scheduler
     from distributed.scheduler import WorkerState
 
-# For which a worker that has gone is still shown.
+# How long a worker that has gone is still shown.
 _GONE_SECONDS = 60.0
+# Failures kept of each run; and runs, of which a scheduler may see very many.
+_MOST_FAILURES, _MOST_RUNS = 20, 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskInfo:
-    """A step that a worker is at; its seconds are None where they are not known yet."""
+    """A step that a worker runs; its seconds are None where they are not known yet."""
 
     step: str
     name: str
@@ -43,8 +45,8 @@ class WorkerInfo:
     status : str
         running, paused, …, or gone.
     unseen : float
-        Seconds since it last was heard of.
-    tasks : tuple of TaskView
+        Seconds since its last heartbeat.
+    tasks : tuple of TaskInfo
     """
 
     name: str
@@ -60,15 +62,15 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """All that is seen at one moment.
+    """Runs and workers at one moment.
 
     Attributes
     ----------
     runs : tuple of (RunState, float)
-        With the seconds since each said so.
+        Each with its age in seconds.
     failures : tuple of FailureEvent
         The last ones.
-    workers : tuple of WorkerView
+    workers : tuple of WorkerInfo
     n_waiting : int
         Graphs that wait for a worker.
     """
@@ -80,7 +82,7 @@ class Snapshot:
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
-    """Return what names are sorted by, so that worker 10 comes after worker 9.
+    """Return a sort key that puts worker 10 after worker 9.
 
     Examples
     --------
@@ -93,50 +95,65 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 def with_gone(
     before: Sequence[WorkerInfo], now: Sequence[WorkerInfo], *, passed: float
 ) -> tuple[WorkerInfo, ...]:
-    """Return the workers of now, and for a while those that are missing since.
-
-    Parameters
-    ----------
-    before, now : sequence of WorkerView
-    passed : float
-        Seconds between the two.
-    """
-    here = {worker.name for worker in now}
+    """Return the workers of now, and for a while those that have gone in the seconds `passed`."""
+    names = {worker.name for worker in now}
     gone = (
         replace(worker, status="gone", cpu=0.0, memory=0, tasks=(), unseen=worker.unseen + passed)
         for worker in before
-        if worker.name not in here
+        if worker.name not in names
     )
     kept = (worker for worker in gone if worker.unseen < _GONE_SECONDS)
     return tuple(sorted((*now, *kept), key=lambda worker: natural_key(worker.name)))
 
 
-# Of each run; and runs, of which a scheduler may see very many.
-_MOST_FAILURES, _MOST_RUNS = 20, 100
-
-
 @dataclass(slots=True)
 class EventLog:
-    """Runs by their id, with when they told of themselves; and the last failures.
+    """Events and workers of a scheduler so far; another thread may add events while it is read.
 
-    Both may be added to by another thread while they are read.
+    Attributes
+    ----------
+    runs : dict of run id to (RunState, float)
+        The latest state of each run, with its time by the scheduler's clock, in seconds.
+    failures : dict of (run id, case id) to FailureEvent
+        The last ones of each run.
+    workers, clients, n_waiting
+        As of the last `update`.
+    last_event, last_update : float
+        Times by the scheduler's clock.
     """
 
     runs: dict[str, tuple[RunState, float]] = field(default_factory=dict)
     failures: dict[tuple[str, str], FailureEvent] = field(default_factory=dict)
+    workers: tuple[WorkerInfo, ...] = ()
+    clients: frozenset[str] = frozenset()
+    n_waiting: int = 0
+    last_event: float = 0.0
+    last_update: float = 0.0
+
+    def update(self, answer: dict[str, Any]) -> None:
+        """Add what `scheduler_snapshot` returned."""
+        for at, content in answer["events"]:
+            self.add(at, content)
+            self.last_event = at
+        workers = [worker_info(worker) for worker in answer["workers"]]
+        passed = max(answer["now"] - self.last_update, 0.0)
+        self.workers = with_gone(self.workers, workers, passed=passed)
+        self.clients = frozenset(answer["clients"])
+        self.n_waiting = answer["n_waiting"]
+        self.last_update = answer["now"]
 
     def add(self, at: float, content: object) -> None:
-        """Take note of an event: its time, by the scheduler's clock, and what it tells."""
-        told = from_event(content)
-        if isinstance(told, RunState):
-            known = self.runs.get(told.run_id)
-            if known is None or known[0].seconds <= told.seconds:
-                self.runs[told.run_id] = (told, at)
+        """Add an event and its scheduler time."""
+        event = from_event(content)
+        if isinstance(event, RunState):
+            known = self.runs.get(event.run_id)
+            if known is None or known[0].seconds <= event.seconds:
+                self.runs[event.run_id] = (event, at)
             if len(self.runs) > _MOST_RUNS:
                 self._forget(min(self.runs, key=lambda run_id: self.runs[run_id][1]))
-        elif isinstance(told, FailureEvent):
-            self.failures[told.run_id, told.case_id] = told
-            of_run = [key for key in self.failures if key[0] == told.run_id]
+        elif isinstance(event, FailureEvent):
+            self.failures[event.run_id, event.case_id] = event
+            of_run = [key for key in self.failures if key[0] == event.run_id]
             if len(of_run) > _MOST_FAILURES:
                 del self.failures[of_run[0]]
 
@@ -145,54 +162,65 @@ class EventLog:
         for key in [key for key in self.failures if key[0] == run_id]:
             del self.failures[key]
 
-    def clients_since(self, at: float) -> set[str]:
-        """Return the clients of runs that have told of themselves since: they are there."""
-        return {run.client for run, told in list(self.runs.values()) if told > at}
-
-    def view(
-        self,
-        now: float,
-        connected: Iterable[str],
-        *,
-        workers: Sequence[WorkerInfo],
-        n_waiting: int,
-        process: tuple[str, str] | None = None,
-    ) -> Snapshot:
-        """Return what there is to see.
+    def view(self, now: float, *, process: tuple[str, str] | None = None) -> Snapshot:
+        """Return the runs to show, with their failures and the workers.
 
         Parameters
         ----------
         now : float
             By the scheduler's clock.
-        connected : iterable of str
-            Clients that the scheduler has.
-        workers : sequence of WorkerView
-        n_waiting : int
-            Graphs that wait for a worker.
         process : (str, str), optional
-            Host and number of the only process whose runs are meant.
+            Host and number of a process: show its runs only.
         """
-        told = list(self.runs.values())
-        ago = {run.run_id: max(now - at, 0.0) for run, at in told}
-        runs = chosen([run for run, _ in told], connected, process=process)
+        known = list(self.runs.values())
+        ages = {run.run_id: max(now - at, 0.0) for run, at in known}
+        # A run that has published since the last update has a client, too.
+        newer = {run.client for run, at in known if at > self.last_update}
+        runs = chosen([run for run, _ in known], self.clients | newer, process=process)
         ids = {run.run_id for run in runs}
+        failures = list(self.failures.values())
         return Snapshot(
-            runs=tuple((run, ago[run.run_id]) for run in runs),
-            failures=tuple(one for one in list(self.failures.values()) if one.run_id in ids),
-            workers=tuple(workers),
-            n_waiting=n_waiting,
+            runs=tuple((run, ages[run.run_id]) for run in runs),
+            failures=tuple(failure for failure in failures if failure.run_id in ids),
+            workers=self.workers,
+            n_waiting=self.n_waiting,
         )
 
+
+def chosen(
+    runs: Iterable[RunState], connected: Iterable[str], *, process: tuple[str, str] | None
+) -> list[RunState]:
+    """Return the runs to show: those in progress, or else the last one.
+
+    Parameters
+    ----------
+    runs : iterable of RunState
+        The latest state of each run, in the order in which they began.
+    connected : iterable of str
+        Clients of the scheduler. A run whose client is not among them has stopped, also when it
+        could not publish that.
+    process : (str, str), optional
+        Host and number of a process: only its runs.
+    """
+    clients = set(connected)
+    of_process = [
+        run if run.ending or run.client in clients else replace(run, ending="stopped")
+        for run in runs
+        if process in (None, (run.host, run.process))
+    ]
+    return [run for run in of_process if not run.ending] or of_process[-1:]
+
+
+# -- asked of the scheduler ------------------------------------------------------------------------
 
 _KEY_LENGTH = 2  # step and name
 _STEPS = {"load", "slice", "save", "verify"}
 
 
 def scheduler_snapshot(since: float, dask_scheduler: Scheduler) -> dict[str, Any]:
-    """Return what a scheduler knows of its workers, and of our events since; runs there."""
-    events = dask_scheduler.get_events(TOPIC)
+    """Return workers, clients and our events since a time, as plain data; runs on the scheduler."""
     newest = []
-    for event in reversed(events):
+    for event in reversed(dask_scheduler.get_events(TOPIC)):
         if event[0] <= since:
             break
         newest.append(event)
@@ -207,10 +235,10 @@ def scheduler_snapshot(since: float, dask_scheduler: Scheduler) -> dict[str, Any
 
 
 def _describe(worker: WorkerState, now: float) -> dict[str, Any]:
-    """Return what a scheduler knows of a worker, as plain data; runs there."""
+    """Return a worker as plain data; runs on the scheduler."""
     tasks = list(worker.processing)
     if len(tasks) > worker.nthreads:
-        # Some wait there for the others; which ones, the worker says, a moment later.
+        # Some wait on the worker for the others. The worker reports a moment later which ones run.
         tasks = [task for task in tasks if task in worker.executing] or tasks[: worker.nthreads]
     unseen = max(now - worker.last_seen, 0.0)
     return {
@@ -230,37 +258,13 @@ def _describe(worker: WorkerState, now: float) -> dict[str, Any]:
 
 
 def worker_info(described: dict[str, Any]) -> WorkerInfo:
-    """Return a worker as it is seen, of what `scheduler_snapshot` says of it."""
-    name = described["name"].rpartition("://")[2]  # of one without a name, its address
-    tasks = tuple(_task_view(key, seconds) for key, seconds in described["tasks"])
+    """Return the worker that `scheduler_snapshot` describes."""
+    name = described["name"].rpartition("://")[2]  # without a name, it is the address
+    tasks = tuple(_task_info(key, seconds) for key, seconds in described["tasks"])
     return WorkerInfo(**(described | {"name": escape_line(name), "tasks": tasks}))
 
 
-def _task_view(key: Any, seconds: float | None) -> TaskInfo:
+def _task_info(key: Any, seconds: float | None) -> TaskInfo:
     if isinstance(key, tuple) and len(key) == _KEY_LENGTH and key[0] in _STEPS:
         return TaskInfo(step=key[0], name=escape_line(str(key[1])), seconds=seconds)
     return TaskInfo(step="other", name=escape_line(str(key)), seconds=seconds)
-
-
-def chosen(
-    told: Iterable[RunState], connected: Iterable[str], *, process: tuple[str, str] | None
-) -> list[RunState]:
-    """Return the runs to show: those that go on, else the last one told of.
-
-    Parameters
-    ----------
-    told : iterable of RunState
-        The latest of each run, in the order in which they began.
-    connected : iterable of str
-        Clients that the scheduler has. A run whose client is not among them has stopped, whether
-        it could say so or not.
-    process : (str, str), optional
-        Host and number of the only process whose runs are meant.
-    """
-    known = set(connected)
-    runs = [
-        run if run.ending or run.client in known else replace(run, ending="stopped")
-        for run in told
-        if process in (None, (run.host, run.process))
-    ]
-    return [run for run in runs if not run.ending] or runs[-1:]

@@ -2,43 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dask_slicer.monitoring.snapshot import Snapshot, WorkerInfo, natural_key
-from dask_slicer.monitoring.state import FailureEvent, RunState, SlowCase
+from dask_slicer.monitoring.state import FailureEvent, RunState
 from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
 
+Figures = Sequence[tuple[str, str]]
+Row = tuple[str, str, str, str, str, str]
+COLUMNS: Row = ("worker", "CPU", "memory", "step", "case", "for")
+
 _MOST_WORKERS, _MOST_FAILURES = 200, 10
+# After which the silence of a worker is shown; it has about two heartbeats a second.
+_SILENT_SECONDS = 10.0
 
 
-def content(view: Snapshot) -> dict[str, Any]:
-    """Return what the page shows: plain data, texts that the page escapes.
+def content(view: Snapshot, *, most_workers: int = _MOST_WORKERS) -> dict[str, Any]:
+    """Return what `watch` and the run page show, as plain data: `runs`, and a table of `workers`.
 
-    Parameters
-    ----------
-    view : View
-
-    Returns
-    -------
-    dict
-        `runs`, each with its `figures` and `tables`; and the `workers`, as one table.
+    Each table has a `title`, a `head` and `rows`; no text in it is escaped.
     """
     return {
-        "runs": [_run(run, since_told, view.failures) for run, since_told in view.runs],
+        "runs": [_run(run, since, view.failures) for run, since in view.runs],
         "workers": {
-            "title": "Workers",
-            "head": list(COLUMNS),
-            "rows": [list(row) for row in worker_rows(view.workers, most=_MOST_WORKERS)],
+            **_table("Workers", COLUMNS, worker_rows(view.workers, most=most_workers)),
             "foot": workers_words(view),
         },
     }
 
 
-def _run(run: RunState, since_told: float, failures: Sequence[FailureEvent]) -> dict[str, Any]:
-    since_told = 0.0 if run.ending else since_told
-    own = [one for one in failures if one.run_id == run.run_id][-_MOST_FAILURES:]
-    tables = [_splits(run), _kinds(run), _slowest(run.slowest), _failures(own)]
+def _run(run: RunState, since: float, failures: Sequence[FailureEvent]) -> dict[str, Any]:
+    of_run = [failure for failure in failures if failure.run_id == run.run_id]
+    kinds = sorted(run.kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+    tables = [
+        _table(
+            "Splits",
+            ("split", "cases done", "failed", "slices"),
+            [
+                (
+                    name or "none",
+                    f"{split.n_done} of {split.n_todo}",
+                    split.n_failed,
+                    split.n_slices,
+                )
+                for name, split in run.splits.items()
+            ],
+        ),
+        _table("Failures by kind", ("kind", "cases"), kinds),
+        _table(
+            "Slowest cases",
+            ("case", "load", "slice", "save", "in all"),
+            [
+                (slow.case_id, *map(format_time, (slow.load, slow.slice, slow.save, slow.seconds)))
+                for slow in run.slowest
+            ],
+        ),
+        _table(
+            "Last failures",
+            ("case", "step", "kind", "message"),
+            [
+                (failure.case_id, failure.step, failure.kind, failure.message)
+                for failure in of_run[: -_MOST_FAILURES - 1 : -1]
+            ],
+        ),
+    ]
     return {
         "title": run.output_dir,
         "where": f"process {run.process} on {run.host}",
@@ -46,160 +74,82 @@ def _run(run: RunState, since_told: float, failures: Sequence[FailureEvent]) -> 
         "n_todo": run.n_todo,
         "n_done": run.n_done,
         "n_failed": run.n_failed,
-        "figures": _figures(run, since_told),
+        "figures": figures(run, since),
         "tables": [table for table in tables if table["rows"]],
     }
 
 
-def _figures(run: RunState, since_told: float) -> list[tuple[str, str]]:
-    """Return names and values of what is shown in large."""
-    seconds = max(run.seconds + since_told, 1e-3)
-    left = seconds_left(run, since_told)
-    figures = [
-        ("cases", f"{run.n_ended} of {run.n_todo}"),
-        ("failed", f"{run.n_failed}"),
-        ("slices/s", f"{slices_per_second(run, since_told):.0f}"),
-        ("read", f"{format_bytes(run.n_bytes_in / seconds)}/s"),
-        ("written", f"{format_bytes(run.n_bytes / seconds)}/s"),
-    ]
-    if run.n_skipped:
-        figures.insert(1, ("written before", f"{run.n_skipped}"))
-    if run.ending:
-        return [*figures, (f"{run.ending} after", format_time(run.seconds))]
-    return [
-        *figures,
-        ("so far", format_time(seconds)),
-        ("left, about", "?" if left is None else format_time(left)),
-    ]
-
-
-def _splits(run: RunState) -> dict[str, Any]:
+def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) -> dict[str, Any]:
     return {
-        "title": "Splits",
-        "head": ["split", "cases done", "failed", "slices"],
-        "rows": [
-            [name or "none", f"{one.n_done} of {one.n_todo}", str(one.n_failed), str(one.n_slices)]
-            for name, one in run.splits.items()
-        ],
+        "title": title,
+        "head": list(head),
+        "rows": [[str(cell) for cell in row] for row in rows],
     }
 
 
-def _kinds(run: RunState) -> dict[str, Any]:
-    return {
-        "title": "Failures by kind",
-        "head": ["kind", "cases"],
-        "rows": [[kind, str(n)] for kind, n in failures_by_kind(run)],
-    }
+# -- progress --------------------------------------------------------------------------------------
 
 
-def _slowest(cases: Sequence[SlowCase]) -> dict[str, Any]:
-    return {
-        "title": "Slowest cases",
-        "head": ["case", "load", "slice", "save", "in all"],
-        "rows": [
-            [one.case_id, *map(format_time, (one.load, one.slice, one.save, one.seconds))]
-            for one in cases
-        ],
-    }
-
-
-def _failures(failures: Sequence[FailureEvent]) -> dict[str, Any]:
-    return {
-        "title": "Last failures",
-        "head": ["case", "step", "kind", "message"],
-        "rows": [[one.case_id, one.step, one.kind, one.message] for one in failures[::-1]],
-    }
-
-
-def slices_per_second(run: RunState, since_told: float = 0.0) -> float:
-    """Return how many slices a run has written per second."""
-    return run.n_slices / max(run.seconds + since_told, 1e-3)
-
-
-def seconds_left(run: RunState, since_told: float = 0.0) -> float | None:
-    """Return about how long a run will take yet; None while no case has told.
-
-    A case that fails mostly does so at once, and says nothing.
-    """
-    if run.ending or run.n_ended == run.n_todo:
-        return 0.0
-    if not run.work_done:
-        return None
-    return (run.seconds + since_told) * (run.work - run.work_done) / run.work_done
-
-
-def left_words(run: RunState, since_told: float = 0.0) -> str:
-    """Return about how long a run will take yet, in words."""
-    left = seconds_left(run, since_told)
-    return "time left not known yet" if left is None else f"about {format_time(left)} left"
-
-
-def progress_words(run: RunState, since_told: float = 0.0) -> str:
-    """Return how far a run is, in words.
+def figures(run: RunState, since: float = 0.0) -> list[tuple[str, str]]:
+    """Return names and values of what a run has done, the most important first.
 
     Parameters
     ----------
     run : RunState
-    since_told : float
-        Seconds since that was its state; while it goes on, its rate falls.
+    since : float
+        Seconds since that was its state: the rate of a run in progress falls.
     """
-    since_told = 0.0 if run.ending else since_told
-    seconds = max(run.seconds + since_told, 1e-3)
-    words = [
-        f"{run.n_ended} of {plural(run.n_todo, 'case')}",
-        f"{run.n_failed} failed",
-        f"{slices_per_second(run, since_told):.0f} slices/s",
-        f"{format_bytes(run.n_bytes / seconds)}/s",
+    since = 0.0 if run.ending else since
+    seconds = max(run.seconds + since, 1e-3)
+    left = seconds_left(run, since)
+    shown = [
+        ("cases", f"{run.n_ended} of {run.n_todo}"),
+        ("failed", f"{run.n_failed}"),
+        ("left", "unknown time" if left is None else f"about {format_time(left)}"),
+        ("slices/s", f"{run.n_slices / seconds:.0f}"),
+        (f"{run.ending} after" if run.ending else "so far", format_time(run.seconds + since)),
+        ("read", f"{format_bytes(run.n_bytes_in / seconds)}/s"),
+        ("written", f"{format_bytes(run.n_bytes / seconds)}/s"),
+        ("skipped", f"{run.n_skipped}"),
     ]
-    if run.n_skipped:
-        words.insert(1, f"{run.n_skipped} written before")
-    if run.ending:
-        words.append(f"{run.ending} after {format_time(run.seconds)}")
-    else:
-        words += [f"{format_time(seconds)} so far", left_words(run, since_told)]
-    return ", ".join(words)
+    hidden = {"left" if run.ending else "", "" if run.n_skipped else "skipped"}
+    return [figure for figure in shown if figure[0] not in hidden]
 
 
-def detail_words(run: RunState) -> str:
-    """Return how far a run is with each split, and what failed there, in words.
+def in_words(shown: Figures) -> str:
+    """Return figures on one line.
 
     Examples
     --------
-    >>> from dask_slicer.monitoring.state import SplitState
-    >>> detail_words(
-    ...     RunState(
-    ...         run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
-    ...         n_cases=12, n_skipped=2, splits={"train": SplitState(n_todo=10, n_done=3)},
-    ...         kinds={"NonFinite": 1, "CorruptFile": 2},
-    ...     )
-    ... )
-    'train 3 of 10; failed: 2 CorruptFile, 1 NonFinite'
+    >>> in_words([("cases", "2 of 8"), ("failed", "0"), ("stopped after", "4.0 s")])
+    '2 of 8 cases, 0 failed, stopped after 4.0 s'
     """
-    splits = [f"{name} {one.n_done} of {one.n_todo}" for name, one in run.splits.items() if name]
-    failed = [f"{n} {kind}" for kind, n in failures_by_kind(run)]
-    words = [", ".join(splits), f"failed: {', '.join(failed)}" if failed else ""]
-    return "; ".join(filter(None, words))
+    return ", ".join(
+        f"{name} {value}" if name.endswith(" after") else f"{value} {name}" for name, value in shown
+    )
 
 
-def failures_by_kind(run: RunState) -> list[tuple[str, int]]:
-    """Return kinds of failures with their numbers, the most frequent first."""
-    return sorted(run.kinds.items(), key=lambda one: (-one[1], one[0]))
+def progress_words(run: RunState, since: float = 0.0, *, most: int | None = None) -> str:
+    """Return the first `most` figures of a run, or all of them, on one line."""
+    return in_words(figures(run, since)[:most])
 
 
-Row = tuple[str, str, str, str, str, str]
-COLUMNS: Row = ("worker", "CPU", "memory", "step", "case", "for")
-# Beyond which the silence of a worker is worth a word; it is heard of about twice a second.
-_SILENT_SECONDS = 10.0
+def seconds_left(run: RunState, since: float = 0.0) -> float | None:
+    """Return about how long a run will still take; None until a case is written."""
+    if run.ending or run.n_ended == run.n_todo:
+        return 0.0
+    if not run.work_done:
+        return None
+    return (run.seconds + since) * (run.work - run.work_done) / run.work_done
+
+
+# -- workers ---------------------------------------------------------------------------------------
 
 
 def worker_rows(workers: Sequence[WorkerInfo], *, most: int) -> list[Row]:
-    """Return what each worker is at, a row a task; what does not fit is summed up in the last row.
+    """Return a row for each task of each worker, at most `most` of them, which is at least 1.
 
-    Parameters
-    ----------
-    workers : sequence of WorkerView
-    most : int
-        Rows that fit, at least 1.
+    The last row sums up the workers that do not fit.
     """
     shown: list[Row] = []
     for number, worker in enumerate(workers):
@@ -225,38 +175,34 @@ def _rows(worker: WorkerInfo) -> list[Row]:
     elif worker.status != "running":
         step = f"{worker.status} {step}".strip()
     if worker.status == "gone" or worker.unseen > _SILENT_SECONDS:
-        seconds = f"unheard for {format_time(worker.unseen)}"
+        seconds = f"no heartbeat for {format_time(worker.unseen)}"
     first = (worker.name, cpu, memory, step, name, seconds)
     return [first, *(("", "", "", *task) for task in tasks[1:])]
 
 
 def _summed_up(workers: Sequence[WorkerInfo], *, is_all: bool) -> Row:
-    here = [worker for worker in workers if worker.status != "gone"]
-    n_busy = sum(bool(worker.tasks) for worker in here)
-    words = f"{plural(len(here), 'worker')}" if is_all else f"… {len(here)} more"
-    return (
-        words,
-        f"{sum(worker.cpu for worker in here):.0f}%",
-        format_bytes(sum(worker.memory for worker in here)),
-        "",
-        f"{n_busy} busy",
-        "",
-    )
+    present = [worker for worker in workers if worker.status != "gone"]
+    n_busy = sum(bool(worker.tasks) for worker in present)
+    words = f"{plural(len(present), 'worker')}" if is_all else f"… {len(present)} more"
+    cpu, memory = _cpu_and_memory(present)
+    return (words, cpu, memory, "", f"{n_busy} busy", "")
+
+
+def _cpu_and_memory(workers: Sequence[WorkerInfo]) -> tuple[str, str]:
+    cpu, memory = sum(worker.cpu for worker in workers), sum(worker.memory for worker in workers)
+    return f"{cpu:.0f}%", format_bytes(memory)
 
 
 def workers_words(view: Snapshot) -> str:
-    """Return what all workers come to, in words."""
-    here = [worker for worker in view.workers if worker.status != "gone"]
-    hosts = sorted({worker.host for worker in here}, key=natural_key)
-    where = f" on {plural(len(hosts), 'host')} ({first_few(hosts)})" if len(hosts) > 1 else ""
+    """Return the sums of all workers on one line."""
+    present = [worker for worker in view.workers if worker.status != "gone"]
     waiting = (
         f"; {plural(view.n_waiting, 'graph')} handed out and waiting" if view.n_waiting else ""
     )
-    if not here:
+    if not present:
         return f"no worker{waiting}"
-    threads = plural(sum(worker.n_threads for worker in here), "thread")
-    return (
-        f"{plural(len(here), 'worker')}{where} of {threads}, "
-        f"{sum(worker.cpu for worker in here):.0f}% CPU, "
-        f"{format_bytes(sum(worker.memory for worker in here))}{waiting}"
-    )
+    hosts = sorted({worker.host for worker in present}, key=natural_key)
+    where = f" on {plural(len(hosts), 'host')} ({first_few(hosts)})" if len(hosts) > 1 else ""
+    threads = plural(sum(worker.n_threads for worker in present), "thread")
+    cpu, memory = _cpu_and_memory(present)
+    return f"{plural(len(present), 'worker')}{where} of {threads}, {cpu} CPU, {memory}{waiting}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -15,10 +16,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from dask_slicer.monitoring.counter import ProgressCounter
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.links import ways_to_see
-from dask_slicer.monitoring.tables import left_words, slices_per_second
+from dask_slicer.monitoring.state import RunState
+from dask_slicer.monitoring.tables import progress_words
 from dask_slicer.planning.estimate import plan_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
@@ -28,6 +29,8 @@ from dask_slicer.utils.formatting import format_bytes, format_time, plural
 _LINE_EVERY = 10.0
 # Failures shown one by one, before the rest is only counted.
 _MOST_FAILURES = 10
+# Figures beside the bar, which needs the rest of the line.
+_MOST_FIGURES = 5
 
 
 class _Words(ProgressColumn):
@@ -61,7 +64,7 @@ class _Display(Observer):
         self._task: Any = None
         self._stop = threading.Event()
         self._where = ""
-        self._tally = ProgressCounter()
+        self._latest: tuple[RunState, float] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -90,8 +93,13 @@ class _Display(Observer):
         """Print something the user should know."""
         self._say(f"Note: {text}")
 
-    def _start_progress(self) -> None:
-        total = self._tally.state(output_dir="").n_todo
+    def progress(self, state: RunState) -> None:
+        """Keep the state, and when it came; move the bar, if there is one."""
+        self._latest = (state, time.monotonic())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.n_ended)
+
+    def _start_progress(self, total: int) -> None:
         if not total or self._quiet:
             return
         if not self._console.is_terminal:
@@ -107,10 +115,6 @@ class _Display(Observer):
         self._task = self._bar.add_task("", total=total)
         self._bar.start()
 
-    def _show_progress(self) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._tally.n_done + self._tally.n_failed)
-
     def _end_progress(self) -> None:
         self._stop.set()
         if self._bar is not None:
@@ -122,13 +126,10 @@ class _Display(Observer):
             self._print(self._words())
 
     def _words(self) -> str:
-        # What matters most comes first: a narrow terminal cuts the end off.
-        now = self._tally.state(output_dir="")
-        return (
-            f"{now.n_ended} of {plural(now.n_todo, 'case')}, {now.n_failed} failed, "
-            f"{left_words(now)}, {slices_per_second(now):.0f} slices/s, "
-            f"{format_time(now.seconds)} so far"
-        )
+        if self._latest is None:
+            return ""
+        state, at = self._latest
+        return progress_words(state, time.monotonic() - at, most=_MOST_FIGURES)
 
     def _say(self, text: str) -> None:
         if not self._quiet:
@@ -164,20 +165,17 @@ class RunDisplay(_Display):
         already = f", {skipped} written already" if skipped else ""
         of = f" of share {plan.config.shard}" if plan.config.shard else ""
         self._say(f"Run: {plural(len(todo), 'case')}{of} {self._where}{already}")
-        self._tally.begin(todo, skipped=skipped)
-        self._start_progress()
+        self._start_progress(len(todo))
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
-        """Count a case, and print why it failed if it did."""
-        self._tally.count(record)
+        """Print why a case failed, if it did."""
         if isinstance(record, FailedCase):
             # What the plan saw is said once, in the end.
-            is_said = record.step != "plan" and self._tally.n_failed <= _MOST_FAILURES
-            if is_said and not self._quiet:
+            n_failed = 1 if self._latest is None else self._latest[0].n_failed
+            if record.step != "plan" and n_failed <= _MOST_FAILURES and not self._quiet:
                 self._print(f"Failed: {failure_line(record)}", style="red")
             if self._details and record.details:
                 self._print(record.details)
-        self._show_progress()
 
     def finished(self, report: RunReport) -> None:
         """Print what was made, where, how long it took, and what failed and why."""

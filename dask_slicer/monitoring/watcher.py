@@ -17,20 +17,9 @@ from dask_slicer.cluster.address import TlsFiles
 from dask_slicer.cluster.client import settings_of_clients
 from dask_slicer.cluster.remote import connected
 from dask_slicer.errors import OutputError, SchedulerError
-from dask_slicer.monitoring.snapshot import (
-    EventLog,
-    Snapshot,
-    WorkerInfo,
-    scheduler_snapshot,
-    with_gone,
-    worker_info,
-)
+from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
 from dask_slicer.monitoring.state import TOPIC
-from dask_slicer.output.layout import (
-    CONFIG,
-    SUMMARY,
-    partition_journals,
-)
+from dask_slicer.output.layout import CONFIG, SUMMARY, partition_journals
 from dask_slicer.output.lock import IN_PROCESS, LockOwner, lock_owner
 from dask_slicer.utils.formatting import plural
 
@@ -40,17 +29,17 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-# That a scheduler may take to answer before the screen says that it does not.
+# How long a scheduler may take to answer before the screen shows that it does not.
 _ANSWER_SECONDS = 3
 
 
 class SchedulerGone(SchedulerError):
-    """The connection to the scheduler that is looked at was lost."""
+    """The connection to the watched scheduler was lost."""
 
 
 @contextmanager
-def connect_watcher(place: WatchTarget, tls: TlsFiles | None) -> Iterator[Watcher]:
-    """Connect to a scheduler to look on; leave it running.
+def connect_watcher(target: WatchTarget, tls: TlsFiles | None) -> Iterator[Watcher]:
+    """Connect to a scheduler, and leave it running.
 
     Raises
     ------
@@ -62,47 +51,41 @@ def connect_watcher(place: WatchTarget, tls: TlsFiles | None) -> Iterator[Watche
     with ExitStack() as stack:
         stack.enter_context(settings_of_clients())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other versions there
-            client = stack.enter_context(connected(place.address, tls, name="dask-slicer-watch"))
-        # What becomes of the connection is said by us. Not before: its import sets these levels.
+            warnings.simplefilter("ignore")  # about other versions of packages there
+            client = stack.enter_context(connected(target.address, tls, name="dask-slicer-watch"))
+        # We report a lost connection ourselves. Not earlier: importing Dask sets these levels.
         for name in ("distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        one = Watcher(client, place)
-        # A scheduler that ends soon after a run's last word is not asked again in time.
-        client.subscribe_topic(TOPIC, one.add_event)
-        yield one
+        watcher = Watcher(client, target)
+        # A scheduler may end before the next poll: its run's last event comes by subscription.
+        client.subscribe_topic(TOPIC, watcher.add_event)
+        yield watcher
 
 
 @dataclass(slots=True)
 class Watcher:
-    """Looks at a scheduler now and then.
+    """A read-only connection to a scheduler.
 
     Attributes
     ----------
     client : Client
-    place : Place
+    target : WatchTarget
     silent_since : float or None
-        When the scheduler was asked what it has not answered yet, in monotonic seconds.
+        When the question was sent that the scheduler has not answered yet, in monotonic seconds.
     """
 
     client: Client
-    place: WatchTarget
+    target: WatchTarget
     silent_since: float | None = None
-    _heard: EventLog = field(default_factory=EventLog)
-    _connected: frozenset[str] = frozenset()
-    _workers: tuple[WorkerInfo, ...] = ()
-    _n_waiting: int = 0
-    _last_event: float = 0.0
-    _last_look: float = 0.0
-    _last_seen: float = 0.0
+    _log: EventLog = field(default_factory=EventLog)
     _clock_ahead: float = 0.0
 
     def add_event(self, event: tuple[float, Any]) -> None:
-        """Take note of an event: its time, by the scheduler's clock, and what it tells."""
-        self._heard.add(*event)
+        """Add an event and its scheduler time."""
+        self._log.add(*event)
 
     def poll(self) -> Snapshot:
-        """Return what there is to see; what was seen last, where the scheduler does not answer.
+        """Ask the scheduler; return what is known then, also if it does not answer.
 
         Raises
         ------
@@ -112,10 +95,10 @@ class Watcher:
         """
         asked = time.monotonic()
         try:
-            seen = self.client.sync(
+            answer = self.client.sync(
                 self.client._run_on_scheduler,
                 scheduler_snapshot,
-                since=self._last_event,
+                since=self._log.last_event,
                 callback_timeout=_ANSWER_SECONDS,
             )
         except TimeoutError:
@@ -125,40 +108,25 @@ class Watcher:
             return self.view()
         except (ImportError, AttributeError) as error:
             raise SchedulerError(
-                f"the scheduler at {self.place.address} does not have this version of dask_slicer, "
-                f"so no run of it is going on there ({error})"
+                f"the scheduler at {self.target.address} does not have this version of "
+                f"dask_slicer, so it has no run of it ({error})"
             ) from None
-        except Exception as error:  # whatever a connection that breaks comes to
-            _LOG.debug("the scheduler cannot be asked", exc_info=True)
+        except Exception as error:  # a broken connection raises errors of many kinds
+            _LOG.debug("Could not ask the scheduler", exc_info=True)
             raise self._gone() from error
         self.silent_since = None
-        for event in seen["events"]:
-            self.add_event(event)
-            self._last_event = event[0]
-        workers = [worker_info(worker) for worker in seen["workers"]]
-        self._workers = with_gone(self._workers, workers, passed=asked - self._last_look)
-        self._connected = frozenset(seen["clients"])
-        self._n_waiting = seen["n_waiting"]
-        self._last_seen = seen["now"]
-        self._clock_ahead = seen["now"] - time.time()
-        self._last_look = asked
+        self._log.update(answer)
+        self._clock_ahead = answer["now"] - time.time()
         return self.view()
 
     def view(self) -> Snapshot:
-        """Return what was seen and heard so far."""
-        now = time.time() + self._clock_ahead
-        return self._heard.view(
-            now,
-            self._connected | self._heard.clients_since(self._last_seen),
-            workers=self._workers,
-            n_waiting=self._n_waiting,
-            process=self.place.process,
-        )
+        """Return what is known so far."""
+        return self._log.view(time.time() + self._clock_ahead, process=self.target.process)
 
     def _gone(self) -> SchedulerGone:
-        self._workers = tuple(replace(worker, tasks=()) for worker in self._workers)
-        self._n_waiting = 0
-        return SchedulerGone(f"the scheduler at {self.place.address} is gone")
+        self._log.workers = tuple(replace(worker, tasks=()) for worker in self._log.workers)
+        self._log.n_waiting = 0
+        return SchedulerGone(f"the scheduler at {self.target.address} is gone")
 
 
 _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
@@ -166,67 +134,55 @@ _LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotRunning:
-    """That nothing is going on in an output, and what the last run left."""
+    """No run writes to an output; `words` has what the last one left."""
 
     words: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchTarget:
-    """Where to look: a scheduler, and the process of the only run that is meant, if there is one.
-
-    Attributes
-    ----------
-    address : str
-    process : (str, str) or None
-        Its host and number.
-    """
+    """The scheduler to watch; and, to watch one run only, host and number of its process."""
 
     address: str
     process: tuple[str, str] | None = None
 
 
 def find_scheduler(output_dir: Path) -> WatchTarget | NotRunning | None:
-    """Return where the run that holds an output can be looked at.
-
-    Returns
-    -------
-    Place, Standstill or None
-        None while the run has not got that far.
+    """Return the scheduler of the run that writes to an output; None while it has none yet.
 
     Raises
     ------
     OutputError
-        If it is not ours.
+        If the directory is no output.
     SchedulerError
-        If the run cannot be watched, or not from here.
+        If the run cannot be watched, or not from this host.
     """
-    found = lock_owner(output_dir)
-    if found is None or not found.is_alive:
-        if found is None and not (output_dir / CONFIG).exists():
+    owner = lock_owner(output_dir)
+    if owner is None or not owner.is_alive:
+        if owner is None and not (output_dir / CONFIG).exists():
             raise OutputError(f"{output_dir} is not an output of dask-slicer: nothing to watch")
-        return NotRunning(words=_what_is_left(output_dir, found))
-    if found.scheduler == IN_PROCESS:
+        return NotRunning(words=_last_run(output_dir, owner))
+    if owner.scheduler == IN_PROCESS:
         raise SchedulerError(
-            f"the run into {output_dir} ({found}) works in its own process, without a scheduler "
+            f"the run into {output_dir} ({owner}) works in its own process, without a scheduler "
             "to watch; see what it prints, or run with --num_workers 1 or more"
         )
-    place = found.scheduler.rpartition("://")[2]
-    if found.host != socket.gethostname() and place.startswith(_LOOPBACK):
+    address = owner.scheduler.rpartition("://")[2]
+    if owner.host != socket.gethostname() and address.startswith(_LOOPBACK):
         raise SchedulerError(
-            f"the run into {output_dir} is on {found.host}, and so is all that can reach its "
-            f"scheduler ({found.scheduler}): ssh -t {found.host} dask-slicer watch {output_dir}"
+            f"the scheduler of the run into {output_dir} ({owner.scheduler}) can be reached from "
+            f"{owner.host} only: ssh -t {owner.host} dask-slicer watch {output_dir}"
         )
-    if not found.scheduler:
+    if not owner.scheduler:
         return None
-    of_one = (found.host, found.process) if found.process else None
-    return WatchTarget(address=found.scheduler, process=of_one)
+    process = (owner.host, owner.process) if owner.process else None
+    return WatchTarget(address=owner.scheduler, process=process)
 
 
-def _what_is_left(output_dir: Path, died: LockOwner | None) -> str:
+def _last_run(output_dir: Path, died: LockOwner | None) -> str:
     """Return what the last run into an output left, in words."""
     begin = (
-        f"No run is going on in {output_dir}"
+        f"No run writes to {output_dir}"
         if died is None
         else f"The run into {output_dir} died ({died}); the same command continues"
     )
@@ -239,6 +195,6 @@ def _what_is_left(output_dir: Path, died: LockOwner | None) -> str:
         ]
     except (OSError, ValueError, KeyError, TypeError):
         if partition_journals(output_dir):
-            return f"{begin}. Its shares are not merged yet: dask-slicer merge {output_dir}"
+            return f"{begin}. Its partitions are not merged yet: dask-slicer merge {output_dir}"
         return f"{begin}. There is no {SUMMARY} yet"
     return f"{begin}. {'There are' if died is None else 'Before, there were'} {', '.join(words)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,6 +11,8 @@ import click
 import pytest
 
 from dask_slicer.cli.main import main
+from dask_slicer.cli.options import MOST_USED
+from dask_slicer.config.keywords import GROUPS
 from dask_slicer.config.schema import RunConfig
 
 # What the command promises, as far as they are settings of one run with npz slices.
@@ -52,10 +55,63 @@ def test_every_setting_is_an_option_of_run_and_plan() -> None:
         assert set(RunConfig.model_fields) <= set(options_of(command))
 
 
+def test_every_setting_is_in_one_group_of_the_help() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "benchmark"])
+def test_the_help_groups_options_with_the_ten_that_most_people_need_first(invoke, command) -> None:
+    sections = re.split(r"^(\S.*):\n", invoke(command, "--help").stdout, flags=re.MULTILINE)
+    headings, texts = sections[1::2], sections[2::2]
+    assert headings == ["Most used", *GROUPS, "Other options"]
+    first = re.findall(r"--(\w+)", texts[0])
+    assert tuple(dict.fromkeys(first))[:10] == MOST_USED
+    spelled = re.findall(r"^  (?:-\w, )?(--\w+)", "".join(texts), flags=re.MULTILINE)
+    own = {f"--{option.name}" for option in main.commands[command].params} - {"--more_cases"}
+    settings = {f"--{name}" for name in (*RunConfig.model_fields, "config", "no_normalize")}
+    own = {"--json" if name == "--as_json" else name for name in own}
+    assert sorted(spelled) == sorted({*own, *settings, "--help"})
+
+
+def test_the_help_of_run_marks_what_is_required_and_shows_two_commands(invoke) -> None:
+    for command, count in (("run", 2), ("plan", 2), ("benchmark", 0)):
+        assert invoke(command, "--help").stdout.count("[required]") == count
+    assert invoke("run", "--help").stdout.count("  dask-slicer run -i ") == 2
+
+
+def test_the_most_used_options_have_short_forms(dataset, tmp_path, invoke) -> None:
+    dataset.add("ct")
+    result = invoke("plan", "-i", dataset.root, "-o", tmp_path / "slices", "-c", "ct_abdomen", "-q")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_a_choice_is_matched_without_regard_to_case(dataset, tmp_path, invoke) -> None:
+    dataset.add("ct")
+    choices = ["--plane", "Coronal", "--normalize=MinMax"]
+    directories = ["-i", dataset.root, "-o", tmp_path / "slices", "--num_workers", 0]
+    assert invoke("run", *directories, *choices, "-q").exit_code == 0
+    config = (tmp_path / "slices" / "config.yaml").read_text()
+    assert "plane: coronal\n" in config
+    assert "normalize: minmax\n" in config
+
+
+def test_commands_are_listed_by_use_with_whole_sentences(invoke) -> None:
+    shown = invoke("--help").stdout
+    rows = re.findall(r"^  (\w+) +([A-Z].*)$", shown.partition("Make slices:")[2], re.MULTILINE)
+    assert sorted(name for name, _ in rows) == COMMANDS
+    for name, sentence in rows:
+        assert main.commands[name].help.startswith(sentence)
+        assert sentence.endswith(".")
+        assert not sentence.endswith("..")
+
+
 def test_help_does_not_wait_for_numpy_and_dask() -> None:
     program = """
 import sys
 from dask_slicer.cli.main import main
+from dask_slicer.cli.options import MOST_USED
+from dask_slicer.config.keywords import GROUPS
 main(["run", "--help"], standalone_mode=False)
 heavy = {"distributed", "dask", "zarr", "nibabel", "numpy"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)

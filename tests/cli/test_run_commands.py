@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dask_slicer.cli import run_commands
+
 # -- plan ------------------------------------------------------------------------------------
 
 
@@ -82,6 +84,43 @@ def test_quiet_prints_only_what_went_wrong(dataset, tmp_path, invoke) -> None:
     assert result.exit_code == 1
     (line,) = result.output.splitlines()
     assert "flat: UnsupportedImage" in line
+
+
+def test_a_run_ends_with_two_lines_about_what_to_do_next(
+    dataset, tmp_path, invoke, monkeypatch
+) -> None:
+    dataset.add("fine")
+    dataset.add("flat", np.zeros((8, 9), np.int16))
+    output = tmp_path / "my slices"
+    command = ["run", "--input_dir", dataset.root, "--output_dir", output, "--num_workers", 0]
+    for available, look in ((object(), "preview"), (None, "report")):
+        monkeypatch.setattr(run_commands, "find_spec", lambda _, available=available: available)
+        *_, first, second = invoke(*command).stdout.splitlines()
+        assert first.endswith(f"dask-slicer {look} '{output}'")
+        program, *arguments = shlex.split(first.partition(": ")[2])
+        assert program == "dask-slicer"
+        if look == "report":
+            assert invoke(*arguments).exit_code == 0
+    sample = {}
+    code = second.partition(": ")[2].replace("SliceDataset(", "sample = SliceDataset(")
+    with pytest.warns(UserWarning, match="1 of 2 cases"):
+        exec(code, sample)
+    assert sample["sample"]["case_id"] == "fine"
+
+
+@pytest.mark.parametrize("shard", ["1/2", "2/2"])
+def test_a_partition_ends_with_the_command_that_merges(dataset, tmp_path, invoke, shard) -> None:
+    for name in ("a", "b"):
+        dataset.add(name)
+    directories = ["--input_dir", dataset.root, "--output_dir", tmp_path / "slices"]
+    result = invoke("run", *directories, "--num_workers", 0, "--shard", shard)
+    assert result.stdout.splitlines()[-1].endswith(f"dask-slicer merge {tmp_path / 'slices'}")
+
+
+def test_a_run_that_wrote_nothing_suggests_nothing(dataset, tmp_path, invoke) -> None:
+    dataset.add("flat", np.zeros((8, 9), np.int16))
+    directories = ["--input_dir", dataset.root, "--output_dir", tmp_path / "slices"]
+    assert "To look" not in invoke("run", *directories, "--num_workers", 0).stdout
 
 
 def test_verbose_adds_the_traceback_of_a_usage_error(tmp_path, invoke) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture
 def refused(dataset, tmp_path, invoke):
@@ -63,6 +65,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
         (["--window_size", "1.5"], "'1.5' is not a valid integer"),
         (["--windw_size", "1"], "--window_size"),
         (["--plane", "oblique"], "'oblique' is not one of 'axial'"),
+        (["--normalize", "z-score"], "did you mean zscore?"),
+        (["--plane", "Axal"], "did you mean axial?"),
         (["--padding_mode", "wrap"], "'wrap' is not one of 'zero'"),
         (["--train_ratio", "0.8", "--val_ratio", "0.3"], "train_ratio + val_ratio must be 1"),
         (["--train_ratio", "1.1"], "train_ratio must be 1 or less, got 1.1"),
@@ -102,6 +106,7 @@ def test_options_out_of_range_are_refused_with_field_rule_and_value(
         ("window_size: two", "window_size"),
         ("window_size: true", "window_size"),
         ("plane: [axial]", "plane must be one of axial, coronal, sagittal, i, j, k"),
+        ("normalize: Z-score", "none, got z-score; did you mean zscore?"),
         ("overwrite: perhaps", "overwrite"),
         ("- a\n- list", "must be a mapping"),
         ("a: [1,", "is not YAML"),

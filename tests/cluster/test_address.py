@@ -17,6 +17,8 @@ import trustme
 from dask_slicer.cluster.address import VARIABLE, TlsFiles, check_reachable, scheduler_address
 from dask_slicer.errors import ConfigError, DaskSlicerError, SchedulerError
 
+pytestmark = pytest.mark.versions
+
 
 class Certificates(NamedTuple):
     """PEM files of two authorities, and of a node of each."""

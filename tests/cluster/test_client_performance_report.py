@@ -7,6 +7,8 @@ import pytest
 import dask_slicer
 from dask_slicer.inputs.phantom import write_dataset
 
+pytestmark = pytest.mark.versions
+
 
 def scans(folder):
     write_dataset(folder / "scans", n_cases=3, shape=(24, 22, 9))

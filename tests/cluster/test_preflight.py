@@ -34,6 +34,8 @@ from dask_slicer.errors import PreflightError
 
 check = partial(check_of, module="dask_slicer.execution.tasks")
 
+pytestmark = pytest.mark.versions
+
 HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
 OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
 NEEDS = Requirements(

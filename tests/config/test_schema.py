@@ -13,6 +13,8 @@ from dask_slicer.config.loader import build_config, json_schema, to_yaml
 from dask_slicer.config.schema import RunConfig, SplitSettings, changed_settings
 from dask_slicer.errors import ConfigError
 
+pytestmark = pytest.mark.versions
+
 PLACES = {"input_dir": "/scans", "output_dir": "/all slices"}
 DEFAULT = RunConfig(**PLACES)
 # Another value than the default for every setting but the two places.
@@ -85,6 +87,26 @@ def message_of(settings: dict[str, object]) -> str:
         build_config(settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("plane", "Axial"), ("normalize", "ZScore"), ("cluster", "SLURM")]
+)
+def test_a_choice_is_matched_without_regard_to_case(name, value) -> None:
+    assert getattr(build_config(PLACES | {name: value}), name) == value.lower()
+    assert getattr(RunConfig(**PLACES, **{name: value}), name) == value.lower()
+
+
+@pytest.mark.parametrize(
+    ("settings", "suggestion"),
+    [
+        ({"normalize": "z-score"}, "got z-score; did you mean zscore?"),
+        ({"plane": "axal"}, "got axal; did you mean axial?"),
+        ({"plane": ["axial"]}, "k, got a list"),
+    ],
+)
+def test_a_wrong_choice_gets_its_nearest(settings, suggestion) -> None:
+    assert message_of(PLACES | settings).endswith(suggestion)
 
 
 def test_the_table_of_changes_has_every_setting_that_may_be_changed() -> None:

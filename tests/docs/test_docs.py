@@ -222,6 +222,24 @@ def test_the_demo_prints_what_the_quick_start_shows(tmp_path: Path) -> None:
     assert printed[: len(expected)] == expected
 
 
+def test_the_script_for_a_job_does_not_wait_for_a_scheduler_that_did_not_start(
+    tmp_path: Path,
+) -> None:
+    (script, _) = code_of(ROOT / "docs" / "hpc.md", "bash")
+    start = re.search(r"^file=.*?^while .*?$", script, flags=re.DOTALL | re.MULTILINE)
+    assert start is not None
+    # A file, not `bash -c`: only in a script is a job that has ended kept until it is asked for.
+    (tmp_path / "start.sh").write_text(f"dask() {{ false; }}\n{start[0]}\n", encoding="utf-8")
+    subprocess.run(
+        ["bash", "start.sh"],
+        cwd=tmp_path,
+        env=os.environ | {"SLURM_JOB_ID": "1"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_broken_link(tmp_path: Path) -> None:
     for package in ("sphinx", "myst_parser", "furo"):

@@ -25,6 +25,8 @@ from dask_slicer.inputs.case import Case
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
 
+pytestmark = pytest.mark.versions
+
 
 def _fail_twice(case_id: str, folder: Path) -> CommittedCase:
     attempt = len(list(folder.iterdir()))

@@ -27,6 +27,8 @@ from dask_slicer.execution.graph import case_graph, target_of
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.events import Observer
 
+pytestmark = pytest.mark.versions
+
 N_CASES = 8
 
 

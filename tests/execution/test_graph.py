@@ -23,7 +23,9 @@ from dask_slicer.planning.plan import CasePlan
 SMALL, MEDIUM, LARGE = 4_000, 2_000_000, 20_000_000
 
 
-def lots_of(sizes: list[int], *, n_threads: int = 1, enough: int = batch_work(1, None)) -> Batcher:
+def batcher_of(
+    sizes: list[int], *, n_threads: int = 1, enough: int = batch_work(1, None)
+) -> Batcher:
     cases = iter(
         CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=size, shape=(8, 16, 16))
         for number, size in enumerate(sizes)
@@ -33,10 +35,10 @@ def lots_of(sizes: list[int], *, n_threads: int = 1, enough: int = batch_work(1,
     )
 
 
-def lengths(lots: Batcher) -> list[int]:
+def lengths(batcher: Batcher) -> list[int]:
     dealt = []
-    while lot := lots.next():
-        dealt.append(len(lot))
+    while batch := batcher.next():
+        dealt.append(len(batch))
     return dealt
 
 
@@ -49,12 +51,12 @@ def lengths(lots: Batcher) -> list[int]:
         pytest.param([SMALL] * 400, 20, [5] * 80, id="every_thread_gets_four"),
         pytest.param([SMALL] * 8, 4, [1] * 8, id="few"),
         pytest.param([MEDIUM] * 14, 1, [3, 3, 3, 3, 2], id="medium"),
-        pytest.param([SMALL, LARGE] * 8, 1, [1] * 16, id="a_large_one_ends_a_lot"),
+        pytest.param([SMALL, LARGE] * 8, 1, [1] * 16, id="a_large_one_ends_a_batch"),
         pytest.param([LARGE, *[SMALL] * 11], 1, [1, 3, 3, 3, 2], id="small_ones_after_a_large"),
     ],
 )
 def test_cases_are_put_together_until_they_are_worth_a_graph(sizes, n_threads, expected) -> None:
-    assert lengths(lots_of(sizes, n_threads=n_threads)) == expected
+    assert lengths(batcher_of(sizes, n_threads=n_threads)) == expected
 
 
 @pytest.mark.parametrize(
@@ -76,13 +78,13 @@ def test_the_more_threads_a_scheduler_serves_the_more_each_gets_at_once(
     assert batch_work(n_threads, memory_limit) == expected
 
 
-def test_a_lot_is_filled_up_to_what_is_enough() -> None:
-    lots = lots_of([LARGE] * 1000, n_threads=64, enough=64_000_000)
-    assert lengths(lots) == [3] * 333 + [1]
+def test_a_batch_is_filled_up_to_what_is_enough() -> None:
+    batcher = batcher_of([LARGE] * 1000, n_threads=64, enough=64_000_000)
+    assert lengths(batcher) == [3] * 333 + [1]
 
 
 def test_cases_are_dealt_to_a_cluster_whose_workers_are_still_to_come() -> None:
-    assert lengths(lots_of([SMALL] * 8, n_threads=0)) == [2, 2, 2, 2]
+    assert lengths(batcher_of([SMALL] * 8, n_threads=0)) == [2, 2, 2, 2]
 
 
 class _Client:
@@ -102,13 +104,13 @@ class _Client:
 
 
 def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None = None):
-    """Run a thousand cases of 2 MB on workers that are none; return lots, and what is yielded."""
-    lots = []
+    """Run a thousand cases of 2 MB without workers; return the batches and the outcomes."""
+    batches = []
 
-    def execute(client, next_lot, graph_of, **options):
-        while lot := next_lot(0):
-            lots.append(lot)
-            yield lot, outcome_of(lot)
+    def execute(client, next_batch, graph_of, **options):
+        while batch := next_batch(0):
+            batches.append(batch)
+            yield batch, outcome_of(batch)
 
     monkeypatch.setattr(futures, "run_graphs", execute)
     queue = deque(
@@ -127,7 +129,7 @@ def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None 
         found.append((case, outcome))
         if isinstance(outcome, DiskFull):
             queue.clear()
-    return lots, found
+    return batches, found
 
 
 @pytest.mark.parametrize(
@@ -141,35 +143,38 @@ def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None 
         pytest.param(_Client(0, [], planned=64), None, 3, id="workers_still_to_come"),
     ],
 )
-def test_a_run_deals_lots_that_suit_its_workers(monkeypatch, client, timeout, expected) -> None:
-    lots, _ = _execute(monkeypatch, client, lambda lot: [None] * len(lot), timeout=timeout)
-    assert len(lots[0]) == expected
+def test_a_run_deals_batches_that_suit_its_workers(monkeypatch, client, timeout, expected) -> None:
+    batches, _ = _execute(monkeypatch, client, lambda batch: [None] * len(batch), timeout=timeout)
+    assert len(batches[0]) == expected
 
 
 def test_a_full_disk_is_told_at_once_and_no_case_is_tried_again_for_it(monkeypatch) -> None:
-    lots, found = _execute(
-        monkeypatch, _Client(64, [0] * 64), lambda lot: [DiskFull("full") for _ in lot]
+    batches, found = _execute(
+        monkeypatch, _Client(64, [0] * 64), lambda batch: [DiskFull("full") for _ in batch]
     )
-    assert [len(lot) for lot in lots] == [114, 1]  # the last was taken from the queue already
-    assert [case for case, _ in found] == [*lots[0], *lots[1]]
+    assert [len(batch) for batch in batches] == [
+        114,
+        1,
+    ]  # the last was taken from the queue already
+    assert [case for case, _ in found] == [*batches[0], *batches[1]]
 
 
 def test_every_case_is_dealt_once_and_in_order() -> None:
-    lots = lots_of([SMALL, SMALL, LARGE, MEDIUM, SMALL, LARGE, LARGE, SMALL] * 5)
+    batcher = batcher_of([SMALL, SMALL, LARGE, MEDIUM, SMALL, LARGE, LARGE, SMALL] * 5)
     dealt = []
-    while lot := lots.next():
-        dealt += [int(case.case_id) for case in lot]
+    while batch := batcher.next():
+        dealt += [int(case.case_id) for case in batch]
     assert dealt == list(range(40))
 
 
 def test_a_case_that_failed_in_company_comes_next_and_by_itself() -> None:
-    lots = lots_of([SMALL] * 64)
-    first = lots.next()
+    batcher = batcher_of([SMALL] * 64)
+    first = batcher.next()
     assert len(first) == 16
-    lots.retry_alone(first[3])
-    lots.retry_alone(first[5])
-    assert (lots.next(), lots.next()) == ((first[3],), (first[5],))
-    assert lengths(lots) == [16, 16, 16]
+    batcher.retry_alone(first[3])
+    batcher.retry_alone(first[5])
+    assert (batcher.next(), batcher.next()) == ((first[3],), (first[5],))
+    assert lengths(batcher) == [16, 16, 16]
 
 
 def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> None:
@@ -179,26 +184,26 @@ def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> Non
         for name in "bcdefgh"
     ]
     queue = [first, *others]
-    lots = Batcher(lambda: queue.pop(0) if queue else None, n_cases=8, n_threads=0)
-    assert len(lots.next()) == 2
-    lots.retry_alone(first)
-    assert lots.next() == (first,)
+    batcher = Batcher(lambda: queue.pop(0) if queue else None, n_cases=8, n_threads=0)
+    assert len(batcher.next()) == 2
+    batcher.retry_alone(first)
+    assert batcher.next() == (first,)
     queue.insert(0, first)  # a run tries it again
-    assert lots.next() == (first,)
+    assert batcher.next() == (first,)
 
 
 def test_a_suspect_runs_when_nothing_else_does_and_nothing_else_then() -> None:
-    lots = lots_of([SMALL] * 8)
-    (suspect, _), *_ = taken = [lots.next(), lots.next()]
-    lots.quarantine(suspect)
-    assert not lots.was_alone(taken[0])
-    assert len(lots.next(1)) == len(lots.next(2)) == 2
-    assert lots.next(3) == ()  # others are in flight
-    assert lots.next(0) == (suspect,)
-    assert lots.was_alone((suspect,))
-    lots.retry_alone(taken[1][0])
-    assert lots.next(1) == ()  # it must be alone
-    assert lots.next(0) == (taken[1][0],)
+    batcher = batcher_of([SMALL] * 8)
+    (suspect, _), *_ = taken = [batcher.next(), batcher.next()]
+    batcher.quarantine(suspect)
+    assert not batcher.was_alone(taken[0])
+    assert len(batcher.next(1)) == len(batcher.next(2)) == 2
+    assert batcher.next(3) == ()  # others are in flight
+    assert batcher.next(0) == (suspect,)
+    assert batcher.was_alone((suspect,))
+    batcher.retry_alone(taken[1][0])
+    assert batcher.next(1) == ()  # it must be alone
+    assert batcher.next(0) == (taken[1][0],)
 
 
 def test_a_graph_of_several_cases_has_three_tasks_named_after_the_steps(dataset, tmp_path) -> None:
@@ -215,7 +220,7 @@ def test_a_graph_of_several_cases_has_three_tasks_named_after_the_steps(dataset,
     assert len(list(config.output_dir.glob("*/*.npz"))) == sum(len(r.slices) for r in records) > 0
 
 
-def test_a_bad_case_fails_by_itself_and_the_others_of_its_lot_are_written(
+def test_a_bad_case_fails_by_itself_and_the_others_of_its_batch_are_written(
     dataset, tmp_path, invoke
 ) -> None:
     names = [f"c{number:02d}" for number in range(24)]
@@ -243,8 +248,8 @@ def test_a_bad_case_fails_by_itself_and_the_others_of_its_lot_are_written(
     assert {path.name[:3] for path in output.glob("*/*.npz")} == good
 
 
-def test_a_case_may_be_named_like_a_lot(dataset, tmp_path, invoke) -> None:
-    # The first lot holds four cases; the last case has a lot, and so a graph, of its own.
+def test_a_case_may_be_named_like_a_batch(dataset, tmp_path, invoke) -> None:
+    # The first batch holds four cases; the last case has a batch, and so a graph, of its own.
     names = ["a", *(f"a {number:02d}" for number in range(15)), "a and 3 more"]
     assert names == sorted(names)
     for name in names:

@@ -364,7 +364,7 @@ def test_what_shares_did_is_continued_by(shares, whole, invoke, output_dir, then
     before = written_at(output_dir)
     if then == "whole":
         result = shares(None)
-        assert "took over what shares wrote" in result.stdout
+        assert "merged the partitions that earlier runs left unmerged" in result.stdout
         assert "2 cases in this process, 5 written already" in result.stdout
     else:
         assert [shares(f"{number}/2").exit_code for number in (1, 2)] == [0, 0]

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -281,15 +280,14 @@ def test_stopping_a_worker_that_has_gone_or_hangs_does_not_hang_or_raise(monkeyp
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         watched = watchdog.Watchdog(client, timeout=1)
         watched._stop("tcp://127.0.0.1:1", [])
-        started = time.monotonic()
         assert watched._try(client._run_on_scheduler, _sleep) is None
-        assert time.monotonic() - started < 5
 
 
-async def _sleep() -> None:
+async def _sleep() -> str:
     import asyncio
 
     await asyncio.sleep(20)
+    return "it was waited for"
 
 
 # -- a disk that is too full for what is said of the whole -----------------------------------------

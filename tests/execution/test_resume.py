@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+pytestmark = pytest.mark.versions
+
 CASES = ("liver_001", "liver_002", "liver_003")
 Slice = Callable[..., Result]
 

@@ -14,6 +14,8 @@ from dask_slicer.execution import workers
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.events import Observer
 
+pytestmark = pytest.mark.versions
+
 N_CASES = 12
 QUIET_DASHBOARD = ("--dashboard_address", "none")
 

@@ -29,6 +29,8 @@ from dask_slicer.errors import (
 )
 from dask_slicer.inputs.readers.nifti import read_header, read_voxels
 
+pytestmark = pytest.mark.versions
+
 HEADERS = {1: nib.Nifti1Header, 2: nib.Nifti2Header}
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
 SFORM = np.array([[0.0, -2.0, 0.1, 9.0], [1.5, 0.0, 0.0, -7.0], [0.0, 0.0, 3.0, 5.0], [0, 0, 0, 1]])

@@ -35,6 +35,8 @@ from dask_slicer.monitoring.state import (
 )
 from dask_slicer.monitoring.tables import content
 
+pytestmark = pytest.mark.versions
+
 NAME = "<img src=x onerror=alert(1)>"
 RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
@@ -42,7 +44,7 @@ RUN = RunState(
     n_bytes=20_000_000, work=190, work_done=70, seconds=100.0, n_bytes_in=70_000_000,
     splits={"train": SplitState(n_todo=80, n_done=25, n_failed=10, n_slices=500),
             "": SplitState(n_todo=20, n_done=5, n_slices=100)},
-    kinds={"Timeout": 2, "CorruptFile": 8},
+    kinds={"Timeout": 2, "CorruptFile": 8, "NonFinite": 2},
     slowest=(SlowCase(case_id=NAME, load=1.5, slice=0.5, save=10.0),),
 )  # fmt: skip
 FAILURES = tuple(
@@ -63,7 +65,7 @@ def rows(title: str, view: Snapshot = VIEW) -> list[list[str]]:
     ("title", "expected"),
     [
         ("Splits", [["train", "25 of 80", "10", "500"], ["none", "5 of 20", "0", "100"]]),
-        ("Failures by kind", [["CorruptFile", "8"], ["Timeout", "2"]]),
+        ("Failures by kind", [["CorruptFile", "8"], ["NonFinite", "2"], ["Timeout", "2"]]),
         ("Slowest cases", [[NAME, "1.5 s", "0.5 s", "10.0 s", "12.0 s"]]),
         ("Last failures", [[f"ct_{n}", "load", "CorruptFile", "cut"] for n in range(11, 1, -1)]),
     ],
@@ -83,9 +85,9 @@ def test_what_there_is_nothing_of_has_no_table() -> None:
     [
         (
             {}, 100.0,
-            {"cases": "40 of 100", "written before": "20", "failed": "10", "slices/s": "3",
+            {"cases": "40 of 100", "skipped": "20", "failed": "10", "slices/s": "3",
              "read": "350.0 kB/s", "written": "100.0 kB/s", "so far": "3 min 20 s",
-             "left, about": "5 min 43 s"},
+             "left": "about 5 min 43 s"},
         ),
         (
             {"ending": "stopped", "n_skipped": 0}, 100.0,
@@ -96,7 +98,8 @@ def test_what_there_is_nothing_of_has_no_table() -> None:
             {"n_done": 0, "n_failed": 0, "n_skipped": 0, "n_slices": 0, "n_bytes": 0,
              "n_bytes_in": 0, "work_done": 0}, 0.0,
             {"cases": "0 of 120", "failed": "0", "slices/s": "0", "read": "0 bytes/s",
-             "written": "0 bytes/s", "so far": "1 min 40 s", "left, about": "?"},
+             "written": "0 bytes/s", "so far": "1 min 40 s",
+             "left": "unknown time"},
         ),
     ],
 )  # fmt: skip
@@ -160,14 +163,14 @@ def test_what_was_told_is_read_once_however_often_somebody_asks() -> None:
     scheduler = SimpleNamespace(
         get_events=lambda _: tuple(log), clients=(), workers={}, queued=(), unrunnable=()
     )
-    known = run_page._Known(heard=_Counting())
+    known = run_page._Known(log=_Counting())
     known.refresh(scheduler)
     known.refresh(scheduler)
     assert _Counting.n_told == 3
     log.append((4.0, to_event(replace(RUN, n_done=9, seconds=4.0))))
     known.refresh(scheduler)
     assert _Counting.n_told == 4
-    assert known.heard.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
+    assert known.log.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
 
 
 def test_the_last_failures_of_each_run_are_kept_and_the_last_runs() -> None:

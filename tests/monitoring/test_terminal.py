@@ -12,7 +12,8 @@ import dask_slicer
 from dask_slicer.cli import display
 from dask_slicer.inputs.case import Case
 from dask_slicer.monitoring import terminal
-from dask_slicer.monitoring.counter import ProgressCounter
+from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.monitoring.tables import seconds_left
 from dask_slicer.output.checks import Issue
 from dask_slicer.planning.plan import CasePlan, RunPlan
@@ -62,11 +63,11 @@ TO_RUN = [case("whole_body", 399), case("head", 99), case("bad", 0, problem=fail
     ],
 )
 def test_a_case_that_is_written_counts_for_as_long_as_it_takes(ended, part) -> None:
-    tally = ProgressCounter()
-    tally.begin(TO_RUN, skipped=2)
+    publisher = ProgressPublisher(Observer())
+    publisher.planned(PLAN, todo=TO_RUN, skipped=2)
     for record in ended:
-        tally.count(record)
-    run = tally.state(output_dir="/out")
+        publisher.case_finished(record)
+    run = publisher.state
     assert (run.n_cases, run.n_skipped, run.n_todo, run.n_ended) == (5, 2, 3, len(ended))
     assert run.work_done / run.work == pytest.approx(part, abs=0.004)
     left = seconds_left(run)
@@ -80,14 +81,12 @@ def test_a_line_of_progress_says_how_far_and_how_long_yet(monkeypatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     shown = terminal.RunDisplay(Console(file=io.StringIO()), quiet=True)
-    shown.planned(PLAN, todo=TO_RUN, skipped=0)
-    shown.case_finished(failed("bad", "plan"))
+    publisher = ProgressPublisher(shown)
+    publisher.planned(PLAN, todo=TO_RUN, skipped=0)
+    publisher.case_finished(failed("bad", "plan"))
     clock[0] = 110.0
-    assert (
-        shown._words()
-        == "1 of 3 cases, 1 failed, time left not known yet, 0 slices/s, 10.0 s so far"
-    )
-    shown.case_finished(written("whole_body"))
+    assert shown._words() == "1 of 3 cases, 1 failed, unknown time left, 0 slices/s, 10.0 s so far"
+    publisher.case_finished(written("whole_body"))
     assert shown._words() == "2 of 3 cases, 1 failed, about 2.5 s left, 0 slices/s, 10.0 s so far"
 
 
@@ -110,9 +109,10 @@ def test_a_bar_takes_one_line_of_a_terminal_and_says_how_long_yet(width, monkeyp
     console = Console(file=screen, force_terminal=True, width=width, color_system=None)
     todo = [case(f"ct_{number}", 10) for number in range(1200)]
     with terminal.RunDisplay(console) as shown:
-        shown.planned(PLAN, todo=todo, skipped=0)
+        publisher = ProgressPublisher(shown)
+        publisher.planned(PLAN, todo=todo, skipped=0)
         for one in todo[:300]:
-            shown.case_finished(written(one.case_id))
+            publisher.case_finished(written(one.case_id))
         clock[0] = 854.0
         shown._bar.refresh()
         drawn = screen.getvalue().splitlines()[-1].rpartition("\r")[2].replace("\x1b[2K", "")

@@ -25,6 +25,8 @@ from dask_slicer.output.formats.npz import write_slices
 from dask_slicer.output.formats.npz_archive import piece
 from dask_slicer.planning.plan import CasePlan
 
+pytestmark = pytest.mark.versions
+
 PROGRAMS = (["unzip", "-tqq"], ["7z", "t"])
 LEVELS = (0, 1, 2, 6, 9)
 NUMPY_PADDING = {"zero": "constant", "replicate": "edge", "mirror": "reflect"}

@@ -25,6 +25,8 @@ from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import JOURNAL
 from dask_slicer.records import CommittedCase
 
+pytestmark = pytest.mark.versions
+
 DTYPES = ["float32", "float16", "source"]
 
 
@@ -266,7 +268,7 @@ def test_killed_at_any_moment_no_half_case_is_seen(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
 def test_a_run_that_is_stopped_says_so_and_nothing_else(tmp_path: Path):
     scans = tmp_path / "scans"

@@ -13,6 +13,8 @@ from dask_slicer.inputs.case import Case
 from dask_slicer.planning.estimate import outliers, output_bytes, suggest_workers
 from dask_slicer.planning.plan import CasePlan
 
+pytestmark = pytest.mark.versions
+
 GB = 10**9
 
 

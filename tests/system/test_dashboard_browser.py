@@ -157,14 +157,14 @@ def test_the_page_of_runs_shows_what_is_done_and_what_failed(
 def test_the_page_of_runs_goes_on_by_itself_and_says_when_nobody_answers(links, page) -> None:
     page.goto(links["Run page"])
     page.wait_for_selector(".run")
-    first = page.inner_text("#heard")
+    first = page.inner_text("#updated")
     page.wait_for_function(
-        "(first) => document.getElementById('heard').innerText != first",
+        "(first) => document.getElementById('updated').innerText != first",
         arg=first,
         timeout=ON_SCREEN_MS,
     )
-    assert page.inner_text("#heard").startswith("as of ")
+    assert page.inner_text("#updated").startswith("as of ")
     page.context.set_offline(True)
-    page.wait_for_selector("#heard.silent", timeout=ON_SCREEN_MS)
-    assert "has not answered since" in page.inner_text("#heard")
+    page.wait_for_selector("#updated.silent", timeout=ON_SCREEN_MS)
+    assert "has not answered since" in page.inner_text("#updated")
     assert page.locator(".run").count() == 1  # what was seen last stays

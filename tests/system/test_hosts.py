@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -167,7 +166,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
     if why_not := _why_not():
         pytest.skip(why_not)
     # One at a time on this machine; the lock goes with a process that is killed.
-    with open(Path(tempfile.gettempdir()) / "dask_slicer_hosts.lock", "w") as lock:
+    with open("/tmp/dask_slicer_hosts.lock", "w") as lock:  # whatever TMPDIR is
         fcntl.flock(lock, fcntl.LOCK_EX)
         _raze()
         made = Hosts(tmp_path)

@@ -87,7 +87,7 @@ def processes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def assert_no_process_is_left(process: subprocess.Popen[str], *, within: float = 3) -> None:
+def assert_no_process_is_left(process: subprocess.Popen[str], *, within: float = 30) -> None:
     # Python's own resource tracker ends a moment after the process that it served.
     deadline = time.monotonic() + within
     while left := processes_of(process):
@@ -176,7 +176,7 @@ def test_workers_do_not_outlive_a_driver_that_is_killed(scans, start, tmp_path) 
     wait_until(lambda: n_lines(output / "journal.jsonl") >= 3, killed)
     killed.kill()
     killed.wait()
-    assert_no_process_is_left(killed, within=30)
+    assert_no_process_is_left(killed)
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def said_to_be_run(text: str) -> int:
 
 def assert_stopped_tidily(stopped: subprocess.Popen[str], status: int) -> None:
     # 5 s are promised; a machine that runs other tests meanwhile may take longer.
-    stdout, stderr = stopped.communicate(timeout=15)
+    stdout, stderr = stopped.communicate(timeout=60)
     assert stopped.returncode == status, stdout + stderr
     assert "Traceback" not in stdout + stderr
     assert "the same command continues" in stdout
@@ -257,7 +257,7 @@ def test_a_run_that_is_stopped_while_its_workers_start_ends_tidily_too(
     if stopped.poll() is not None:
         pytest.skip("it was done before")
     send(stopped, number)
-    stdout, stderr = stopped.communicate(timeout=15)
+    stdout, stderr = stopped.communicate(timeout=60)
     if f"of {N_CASES} cases (" in stdout and stopped.returncode:
         pytest.skip("it was done when the signal came, and was on its way out")
     assert stopped.returncode == status, stdout + stderr
@@ -277,7 +277,7 @@ def test_impatient_ctrl_c_changes_nothing(scans, undisturbed, start, tmp_path, s
     for _ in range(3):
         os.killpg(stopped.pid, signal.SIGINT)
         time.sleep(seconds)
-    stdout, stderr = stopped.communicate(timeout=15)
+    stdout, stderr = stopped.communicate(timeout=60)
     # One that comes after all is done may end Python itself; a shell says 130 to both.
     assert stopped.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in stdout + stderr

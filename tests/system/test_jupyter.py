@@ -152,7 +152,7 @@ def test_an_interrupted_cell_leaves_what_the_same_cell_completes(
     cell = f"report = ds.run(output_dir='slices'{place}, **settings)\nreport"
     stopped = kernel.run(cell, interrupt_when=lambda: n_done(output) >= 3)
     assert stopped.error == (
-        "KeyboardInterrupt: stopped; what is done is kept, and the same call continues"
+        "KeyboardInterrupt: stopped; finished cases are kept, and the same call continues"
     )
     assert "Stopped. What is done is kept" in stopped.html[-1]
     assert "Traceback" not in stopped.text

@@ -206,7 +206,7 @@ def test_a_run_that_is_stopped_leaves_no_job_and_can_be_continued(
     wait_until(lambda: slurm.jobs(), "there are jobs")
     wait_for_cases(n_cases, output, run)
     os.killpg(run.pid, number)
-    stdout, stderr = run.communicate(timeout=30)
+    stdout, stderr = run.communicate(timeout=60)
     assert (run.returncode, stderr) == (status, ""), stdout
     assert "the same command continues" in stdout
     assert_nothing_is_left(slurm)
@@ -297,7 +297,8 @@ def test_a_run_whose_jobs_are_all_lost_and_queue_again_goes_on(
     slurm, scans, in_this_process, tmp_path, monkeypatch
 ) -> None:
     # Far less than the jobs have to wait.
-    monkeypatch.setattr(watchdog, "_STALLED_SECONDS", 2.0)
+    monkeypatch.setattr(watchdog, "_STALLED_SECONDS", 4.0)
+    monkeypatch.setattr(watchdog, "_LOOK_SECONDS", 0.5)
     output = tmp_path / "slices"
 
     def take_the_node_away() -> None:
@@ -306,9 +307,14 @@ def test_a_run_whose_jobs_are_all_lost_and_queue_again_goes_on(
             time.sleep(0.05)
         lost = list(slurm.jobs())
         in_the_way = slurm.submit("--cpus-per-task=8", "--output=/dev/null", "--wrap=sleep 600")
-        slurm.cancel(*lost)
-        time.sleep(20)
-        slurm.cancel(in_the_way)
+        try:
+            slurm.cancel(*lost)
+            wait_until(
+                lambda: len(slurm.jobs().keys() - {*lost, in_the_way}) == 2, "both are replaced"
+            )
+            time.sleep(6)
+        finally:
+            slurm.cancel(in_the_way)
 
     thread = threading.Thread(target=take_the_node_away)
     thread.start()

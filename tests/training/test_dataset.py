@@ -20,6 +20,8 @@ from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output.directory import INDEX
 from dask_slicer.output.layout import CONFIG, JOURNAL
 
+pytestmark = pytest.mark.versions
+
 FORMATS = [
     ("npz", "float32"),
     ("npz", "float16"),

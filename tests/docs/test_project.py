@@ -1,0 +1,95 @@
+"""Files of the project: sessions are run everywhere, types are shipped, settings are parsed."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from repository import ROOT
+
+import dask_slicer
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.slices import slice_volume
+from dask_slicer.core.volume import Volume, Voxels
+
+_SESSIONS = [
+    node.name
+    for node in ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.FunctionDef)
+    and any("session" in ast.unparse(decorator) for decorator in node.decorator_list)
+]
+_GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+_EXAMPLE = re.compile(r"^## Add an? (\w+)\n.*?```python\n(.*?)```", re.DOTALL | re.MULTILINE)
+_EXAMPLES = dict(_EXAMPLE.findall(_GUIDE))
+_WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def test_there_are_sessions() -> None:
+    assert {"lint", "types", "tests", "slow", "docs", "oldest", "newest"} <= set(_SESSIONS)
+
+
+@pytest.mark.parametrize("session", _SESSIONS)
+def test_every_session_is_in_the_guide_and_in_both_kinds_of_ci(session: str) -> None:
+    assert f"`nox -s {session}`" in _GUIDE
+    workflows = "\n".join(path.read_text(encoding="utf-8") for path in _WORKFLOWS)
+    assert re.search(rf"\b{session}\b", workflows)
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    # The default tests are the README's second command there.
+    assert session == "tests" or re.search(rf"[( ]{session}[) \n]", ci)
+
+
+def test_workflows_may_only_read_and_run_what_every_python_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    versions = {
+        line.rsplit(" ", 1)[1] for line in project["classifiers"] if re.search(r":: 3\.\d+$", line)
+    }
+    tests = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8"))
+    assert tests["permissions"] == {}
+    assert versions <= set(tests["jobs"]["tests"]["strategy"]["matrix"]["python"])
+
+
+def test_the_package_says_that_it_has_types() -> None:
+    (package,) = dask_slicer.__path__
+    assert Path(package, "py.typed").read_bytes() == b""
+
+
+def test_the_example_of_a_layout_finds_cases(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(_EXAMPLES["layout"], names)
+    assert names["Lits"]().match(tmp_path) is None
+    for name in ("volume-0.nii", "segmentation-0.nii", "volume-1.nii"):
+        (tmp_path / name).touch()
+    found = names["Lits"]().match(tmp_path)
+    assert [(case.case_id, bool(case.label)) for case in found.cases] == [
+        ("lits_0", True),
+        ("lits_1", False),
+    ]
+
+
+def test_the_example_of_a_step_does_what_its_example_shows() -> None:
+    step = ModuleType("step")
+    exec(_EXAMPLES["step"], step.__dict__)
+    assert doctest.testmod(step) == (0, 2)
+
+
+def test_the_example_of_a_format_writes_slices(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(_EXAMPLES["format"], names)
+    image = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    stack = slice_volume(Volume(image=(Voxels(stored=image),), label=None, affine=np.eye(4)))
+    written = names["write_arrays"](stack, RunConfig(input_dir="a", output_dir="b"), tmp_path)
+    assert [one.slice_index for one in written] == [0, 1]
+    assert np.load(tmp_path / "0001.npy").shape == (1, 3, 4)
+
+
+def test_the_example_of_a_reader_is_python() -> None:
+    assert "class NrrdReader" in _EXAMPLES["reader"]
+    compile(_EXAMPLES["reader"], "reader", "exec")
