@@ -258,9 +258,9 @@ _FIXED = (
 
 
 def _resolved(path: Path) -> Path:
-    """Return where `path` leads; raise OSError where links lead back to themselves."""
+    """Return the target of a path; raise OSError if its links form a loop."""
     target = path.resolve()
-    if target.is_symlink():  # from Python 3.13 on, resolve() leaves such a link as it is
+    if target.is_symlink():  # from Python 3.13 on, resolve() does not raise
         raise OSError(f"Symlink loop from {str(path)!r}")
     return target
 
