@@ -190,7 +190,7 @@ class Watchdog:
 
     def _passed_its_limit(self, worker: WorkerState) -> bool:
         """Return whether a worker's nanny stopped it because of its memory."""
-        # Not by address: until a nanny knows that of a new worker, it names the one before.
+        # Not by address: until a nanny knows that of a new worker, it reports the old one.
         return any(
             event["pid"] == worker.pid and _host(event["worker"]) == _host(worker.address)
             for _, event in self._events(_MEMORY_EVENTS)
