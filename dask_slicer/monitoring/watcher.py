@@ -96,7 +96,7 @@ class Watcher:
         asked = time.monotonic()
         try:
             answer = self.client.sync(
-                self.client._run_on_scheduler,
+                self.client.run_on_scheduler,
                 scheduler_snapshot,
                 since=self._log.last_event,
                 callback_timeout=_ANSWER_SECONDS,
