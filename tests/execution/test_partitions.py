@@ -77,13 +77,13 @@ def test_shares_and_merge_write_what_one_run_writes(shares, whole, invoke, outpu
     for number in (3, 1, 2):
         result = shares(f"{number}/3", "--format", format_)
         assert result.exit_code == 0, result.output
-        assert f"of share {number}/3 in this process" in result.stdout
+        assert f"of partition {number}/3 in this process" in result.stdout
         assert f"dask-slicer merge {output_dir}" in result.stdout
         for name in ("slices.csv", "dataset_info.json", "failures.csv", "journal.jsonl"):
             assert not (output_dir / name).exists(), name
     result = invoke("merge", output_dir)
     assert result.exit_code == 0, result.output
-    assert "Merged 3 shares: 70 slices of 7 cases" in result.stdout
+    assert "Merged 3 partitions: 70 slices of 7 cases" in result.stdout
     assert_same(output_dir, whole("--format", format_))
     assert invoke("verify", output_dir, "--num_workers", 0).exit_code == 0
 
@@ -104,7 +104,7 @@ def test_more_shares_than_cases_leave_some_with_nothing_to_do(shares, whole, inv
     for number in range(1, 10):
         result = shares(f"{number}/9")
         assert result.exit_code == 0
-    assert "No case falls to share 9/9" in result.stdout
+    assert "Partition 9/9 has no case" in result.stdout
     assert len(journals(output_dir)) == 1 + len(CASES)
     assert invoke("merge", output_dir).exit_code == 0
     assert_same(output_dir, whole())
@@ -267,10 +267,10 @@ def test_a_killed_share_is_repeated(start, shares, whole, invoke, output_dir) ->
     leave_unfinished(output_dir, Partition(2, 3))
     result = invoke("merge", output_dir)
     assert result.exit_code == 1
-    assert "1 case in no share's journal: e; run the missing shares" in result.stdout
+    assert "1 case in no partition's journal: e; run the missing partitions" in result.stdout
     result = shares("2/3")
     assert result.exit_code == 0
-    assert "1 case of share 2/3 in this process, 1 written already" in result.stdout
+    assert "1 case of partition 2/3 in this process, 1 skipped" in result.stdout
     assert invoke("merge", output_dir).exit_code == 0
     assert_same(output_dir, whole())
 
@@ -365,7 +365,7 @@ def test_what_shares_did_is_continued_by(shares, whole, invoke, output_dir, then
     if then == "whole":
         result = shares(None)
         assert "merged the partitions that earlier runs left unmerged" in result.stdout
-        assert "2 cases in this process, 5 written already" in result.stdout
+        assert "2 cases in this process, 5 skipped" in result.stdout
     else:
         assert [shares(f"{number}/2").exit_code for number in (1, 2)] == [0, 0]
         assert len(journals(output_dir)) == 1 + 4
@@ -625,7 +625,7 @@ def test_where_nothing_is_to_merge_the_index_is_written_again(shares, invoke, ou
     (output_dir / "slices.csv").unlink()
     result = invoke("merge", output_dir)
     assert result.exit_code == 0
-    assert "No share was left to merge" in result.stdout
+    assert "No partition was left to merge" in result.stdout
     assert contents_of(output_dir) == before
 
 
@@ -634,8 +634,8 @@ def test_a_merge_names_the_cases_that_are_missing(shares, invoke, output_dir) ->
     result = invoke("merge", "--quiet", output_dir)
     assert result.exit_code == 1
     assert result.stdout == (
-        "4 cases in no share's journal: b, c, e and 1 more; run the missing shares, or the same "
-        "command without --shard\n"
+        "4 cases in no partition's journal: b, c, e and 1 more; run the missing partitions, "
+        "or the same command without --shard\n"
     )
     verified = invoke("verify", output_dir, "--num_workers", 0)
     assert verified.exit_code == 0
@@ -678,7 +678,7 @@ def test_files_that_have_gone_since_are_not_merged(shares, whole, invoke, output
     next(output_dir.glob("*/b_*.npz")).unlink()
     result = invoke("merge", output_dir)
     assert result.exit_code == 1
-    assert "1 case in no share's journal: b;" in result.stdout
+    assert "1 case in no partition's journal: b;" in result.stdout
     assert list(output_dir.glob("*/b_*.npz")) == []
     assert shares(None).exit_code == 0
     assert_same(output_dir, whole())

@@ -265,9 +265,9 @@ class TestCommand:
         result = invoke("verify", output, *quiet)
         assert result.exit_code == 1
         assert f"Wrong: {path.relative_to(output).as_posix()}: is missing" in result.stdout
-        assert "--repair lets the next run write them anew" in result.stdout
+        assert "with --repair, the next run writes them again" in result.stdout
         result = invoke("verify", output, *quiet, "--repair")
-        assert "Forgot 1 case" in result.stdout
+        assert "Marked 1 case for rewriting" in result.stdout
         assert invoke("verify", output, *quiet).exit_code == 1  # the index still has it
 
     def test_what_is_no_output_is_one_line(self, tmp_path, invoke):
