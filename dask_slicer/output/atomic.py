@@ -54,13 +54,7 @@ def temporary_name(path: Path, folder: Path | None = None) -> Path:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it where there are no hard links.
-
-    Raises
-    ------
-    FileExistsError
-        If the target exists.
-    """
+    """Give a file a second name, by a hard link or a copy; raise FileExistsError if it exists."""
     try:
         os.link(source, target)
     except (FileExistsError, FileNotFoundError):
@@ -99,12 +93,7 @@ def remove_whole(path: Path, temporary: Path) -> None:
 
 
 def write_aside(file: Path, content: bytes) -> None:
-    """Write a file that the user named with `--file`, whole or not at all.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Write a file that the user named with `--file`; raise UsageError if it fails."""
     try:
         with atomic_write(file) as stream:
             stream.write(content)

@@ -172,14 +172,7 @@ def check_whole(
 ) -> Iterator[Issue]:
     """Yield problems of splits.json and the files that `finalize` writes, and stray files.
 
-    Parameters
-    ----------
-    output_dir : Path
-    config : RunConfig
-    written : sequence of CommittedCase
-        From the journal, sorted by case id.
-    failed : iterable of str
-        Failed cases in the journal.
+    `written`, sorted by case id, and `failed` are the cases in the journal.
     """
     yield from _check_splits(output_dir, written, failed)
     totals = DatasetTotals()

@@ -53,10 +53,7 @@ _LOG = logging.getLogger(__name__)
 def check_ours(output_dir: Path) -> bool:
     """Return whether a directory holds an output; False for an empty or new one.
 
-    Raises
-    ------
-    OutputError
-        If it holds other files, or was written by a newer version.
+    Raise OutputError if it holds other files, or was written by a newer version.
     """
     names = _names(output_dir)
     if CONFIG in names:
@@ -88,10 +85,7 @@ def check_ours(output_dir: Path) -> bool:
 def existing_config(output_dir: Path) -> RunConfig | None:
     """Return the configuration of an output, None if the directory is empty or new.
 
-    Raises
-    ------
-    OutputError
-        If it holds other files, or was written by a newer version.
+    Raise OutputError if it holds other files, or was written by a newer version.
     """
     if not check_ours(output_dir):
         return None
@@ -104,13 +98,7 @@ def existing_config(output_dir: Path) -> RunConfig | None:
 
 
 def own_config(output_dir: Path) -> RunConfig:
-    """Return the configuration of an output.
-
-    Raises
-    ------
-    OutputError
-        If the directory holds no output, or was written by a newer version.
-    """
+    """Return the configuration of an output; raise OutputError if there is none."""
     config = existing_config(output_dir) if (output_dir / CONFIG).exists() else None
     if config is None:
         raise OutputError(
@@ -122,13 +110,7 @@ def own_config(output_dir: Path) -> RunConfig:
 
 
 def existing_splits(output_dir: Path) -> dict[str, str]:
-    """Return the split of every case in splits.json.
-
-    Raises
-    ------
-    OutputError
-        If it is damaged.
-    """
+    """Return the split of every case in splits.json; raise OutputError if it is damaged."""
     path = output_dir / SPLITS_FILE
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))

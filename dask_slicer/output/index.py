@@ -161,10 +161,7 @@ class SliceIndex:
 def read_index(output_dir: Path) -> SliceIndex:
     """Return the slices of an output, from slices.csv, or from the journal if that is newer.
 
-    Raises
-    ------
-    OutputError
-        If slices.csv is damaged.
+    Raise OutputError if slices.csv is damaged.
     """
     table, journal = output_dir / INDEX, output_dir / JOURNAL
     if not table.exists() or (
@@ -246,12 +243,7 @@ def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
 
 
 def case_reader(output_dir: Path, case: IndexedCase) -> NpzReader | ZarrReader:
-    """Return a reader of a case, for its format.
-
-    Raises
-    ------
-    CorruptFile, OSError
-    """
+    """Return a reader of a case; raise CorruptFile or OSError if it is damaged or missing."""
     if case.digits:
         return NpzReader(lambda slice_index: output_dir / case.path_of(slice_index))
     return ZarrReader(output_dir / case.folder)

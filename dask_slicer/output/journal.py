@@ -77,14 +77,7 @@ class History:
 
 
 class Journal:
-    """The journal of a run, open for appending.
-
-    Parameters
-    ----------
-    path : Path
-    fsync : bool
-        Force every line to disk before `append` returns.
-    """
+    """A journal, open for appending; `fsync` forces each line to disk before `append` returns."""
 
     def __init__(self, path: Path, *, fsync: bool = False) -> None:
         self.path = path
@@ -103,10 +96,7 @@ class Journal:
     def append(self, record: CaseRecord) -> None:
         """Append one record; the operating system has it when this returns.
 
-        Raises
-        ------
-        OSError
-            The journal is then as it was before.
+        After an OSError, the journal is as it was before.
         """
         if not record.at:
             record = replace(record, at=round(time.time(), 3))
@@ -141,10 +131,9 @@ class Journal:
 
 
 def last_records(path: Path) -> Iterator[CaseRecord]:
-    """Yield the last record of every case, sorted by case id; skip damaged lines.
+    """Yield the last record of every case, by case id; the journal may be missing.
 
-    The journal may be missing. One record is in memory at a time, because a large dataset has
-    millions of slices.
+    Only one is in memory at a time, because a large dataset has millions of slices.
     """
     last = dict(lines(path))
     if not last:
@@ -157,12 +146,9 @@ def last_records(path: Path) -> Iterator[CaseRecord]:
 
 
 def histories(journals: Sequence[Path]) -> Iterator[History]:
-    """Yield the history of each case; one case is in memory at a time.
+    """Yield the history of each case, one at a time; the output's own journal comes first.
 
-    Parameters
-    ----------
-    journals : sequence of Path
-        The output's own journal first. Each may be missing.
+    Journals may be missing.
     """
     places: defaultdict[str, list[_Place]] = defaultdict(list)
     for number, path in enumerate(journals):

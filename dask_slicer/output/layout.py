@@ -174,10 +174,9 @@ def slice_paths(record: CommittedCase) -> dict[str, int]:
 
 
 def find_entries(output_dir: Path, of: Collection[str] | None = None) -> dict[str, dict[str, int]]:
-    """Return what the disk has of each case, journaled or not: relative path → bytes.
+    """Return the entries of each case on disk, journaled or not: path → bytes, 0 for a directory.
 
-    A directory counts 0 bytes. `of` restricts the search to some cases, because other partitions
-    of the run may be writing the rest.
+    `of` selects cases, because other partitions of the run may be writing the rest.
     """
     entries: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for split in SPLITS:

@@ -66,10 +66,7 @@ class LockOwner:
 def locked(output_dir: Path, partition: Partition | None = None) -> Iterator[list[str]]:
     """Hold an output directory for a run, or a partition of one; yield notes for the user.
 
-    Raises
-    ------
-    OutputError
-        If another run excludes this one; the message names its host and process.
+    Raise OutputError, with host and process, if another run excludes this one.
     """
     is_new = not output_dir.exists()
     lock = output_dir / partition_files(partition).lock
@@ -243,10 +240,7 @@ def is_alive(text: str) -> bool:
 def lock_owner(output_dir: Path) -> LockOwner | None:
     """Return the process that holds an output directory, or None.
 
-    Raises
-    ------
-    SchedulerError
-        If several partitions of a run hold it, on several schedulers.
+    Raise SchedulerError if several partitions hold it, on several schedulers.
     """
     locks = [WHOLE.lock, *(partition_files(p).lock for p in locked_partitions(output_dir))]
     owners = [owner for lock in locks if (owner := _read_owner(output_dir / lock))]

@@ -216,11 +216,7 @@ def check_window_size(output: Output, window_size: int | None) -> None:
 def place_for(output_dir: Path, file: Path | None, *, name: str, suffixes: Collection[str]) -> Path:
     """Return the resolved path of `--file`, by default `name` in the output.
 
-    Raises
-    ------
-    UsageError
-        If it is a directory, or among the output's own files: at the top of the output, it must
-        have one of the suffixes, which none of those files has.
+    Raise UsageError for a directory, and for a name that a file of the output may have.
     """
     if file is None:
         return output_dir / name

@@ -71,19 +71,8 @@ def finalize(
 ) -> DatasetTotals:
     """Write the files that describe the whole output, which the caller holds; return the totals.
 
-    Parameters
-    ----------
-    config : RunConfig
-    failures : list of FailedCase
-        Failures that are not in the journal. Those of the journal are appended.
-    planned : collection of str
-        Cases of the run. Failures of other cases are left out, and their files stay.
-    n_modalities : int or None
-        None: as many as the committed cases have.
-    elapsed_seconds : float
-    slices_this_run : int
-    is_complete : bool
-        Whether no case was stopped or failed, which may have left files.
+    Failures of `planned` cases in the journal are appended to `failures`. Unless the run
+    `is_complete`, files of cases that were stopped before their commit are removed.
     """
     planned = set(planned)
     totals = DatasetTotals()
@@ -126,10 +115,9 @@ def whole_files(
     elapsed_seconds: float = 0,
     slices_this_run: int = 0,
 ) -> Iterator[tuple[str, Iterable[str] | None]]:
-    """Yield name and lines of each file that describes the whole; None where there is none.
+    """Yield name and lines of each file that describes the whole; None if it must not exist.
 
-    slices.csv comes first. The cases, sorted by id, are read as its lines are, one at a time, and
-    added to `totals`, which the other files need.
+    slices.csv is first: reading its lines reads `committed`, and fills `totals` for the rest.
     """
     lines = csv_lines(chain([layout.COLUMNS], _counted_rows(committed, totals)))
     yield layout.INDEX, lines

@@ -113,21 +113,9 @@ def case_digest(
     allow_missing_labels: bool,
     has_label: bool,
 ) -> str:
-    """Return a digest of everything that decides the bytes of a case's output.
+    """Return a digest, of 16 hexadecimal digits, of everything that decides a case's output bytes.
 
-    Parameters
-    ----------
-    settings : SliceSettings
-    split : str
-    sources : sequence of (path, size, mtime_ns)
-        Paths relative to the input root, so that a dataset may be moved.
-    allow_missing_labels, has_label : bool
-        A case that was written without a label stays valid only while that is allowed.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
+    `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
     """
     # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
     unused = OF_ANOTHER_FORMAT[settings.format]
@@ -137,6 +125,7 @@ def case_digest(
         "settings": decisive,
         "split": split,
         "sources": [list(source) for source in sources],
+        # A case that was written without a label stays valid only while that is allowed.
         "label": "present" if has_label else f"missing, allowed: {allow_missing_labels}",
     }
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)

@@ -29,25 +29,8 @@ _HEADER_THREADS = 16
 def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPlan:
     """Return the plan of a run; reads headers, writes nothing.
 
-    It does not read the output, as `execution.prepare.prepare_plan` does.
-
-    Parameters
-    ----------
-    config : RunConfig
-    earlier : EarlierSplits, optional
-        By default no earlier run.
-
-    Returns
-    -------
-    RunPlan
-        `failures` has problems of single cases, `problems` those of the dataset.
-
-    Raises
-    ------
-    DatasetError
-        If there is no case, or splits or `only` do not fit the cases.
-    OutputError
-        If earlier runs put cases into other splits.
+    Raise DatasetError if there is no case, or if splits or `only` do not fit the cases, and
+    OutputError if earlier runs put cases into other splits.
     """
     earlier = earlier or EarlierSplits()
     dataset = find_cases(config.input_dir, include_test=config.include_test)

@@ -1,4 +1,4 @@
-"""What both formats share: the protocol of readers, and the metadata of a case."""
+"""Protocol of case readers, and metadata of a case, for both formats."""
 
 from __future__ import annotations
 
@@ -55,14 +55,7 @@ def damage(case_id: str, slice_index: int | None, error: Exception) -> CorruptFi
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises
-    ------
-    CorruptFile
-        Naming the file.
-    OSError
-    """
+    """Return the object in a JSON file; raise CorruptFile if it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

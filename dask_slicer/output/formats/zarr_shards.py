@@ -76,19 +76,9 @@ class ShardWriter:
 
 
 class ShardReader:
-    """The chunks of one shard, from a memory-mapped file.
+    """The chunks of one shard, from a memory-mapped file; its index has `n_chunks` entries.
 
-    Parameters
-    ----------
-    path : Path
-    n_chunks : int
-        Entries of the index.
-
-    Raises
-    ------
-    CorruptFile
-        If the index is cut, or fails its checksum.
-    OSError
+    Raises CorruptFile if the index is cut off, or fails its checksum.
     """
 
     def __init__(self, path: Path, n_chunks: int) -> None:
@@ -105,13 +95,7 @@ class ShardReader:
         self._index: Sequence[Sequence[int]] = index.view(_ENTRY).reshape(-1, 2).tolist()
 
     def chunk(self, position: int) -> NDArray[np.uint8]:
-        """Return an encoded chunk, after checking it.
-
-        Raises
-        ------
-        CorruptFile
-            If it is missing, or fails its checksum.
-        """
+        """Return an encoded chunk; raise CorruptFile if it is missing or fails its checksum."""
         offset, length = self._index[position]
         data = self._data[offset : offset + length]
         content, stored = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]

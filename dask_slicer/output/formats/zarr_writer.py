@@ -212,13 +212,8 @@ def group_files() -> Iterator[tuple[str, str]]:
 def consolidated(store: Path, cases: Iterable[tuple[str, str]]) -> str:
     """Return the root's metadata, which includes that of all groups and arrays.
 
-    zarr-python's own function lists directories in no order, and takes minutes for thousands of
-    cases. The structure is zarr-python's convention; Zarr v3 has none yet.
-
-    Parameters
-    ----------
-    store : Path
-    cases : iterable of (split, case_id)
+    `cases` are pairs of split and case id. zarr-python's own function lists directories in no
+    order, and takes minutes for thousands of cases. The structure is its convention.
     """
     nodes: dict[str, Any] = {split: dict(_GROUP) for split in SPLITS}
     for split, case_id in sorted(cases):
