@@ -169,7 +169,7 @@ def test_scans_are_never_written_among(refused, dataset, tmp_path) -> None:
     assert "must not be the input_dir" in refused(output_dir=dataset.root)
     (tmp_path / "link").symlink_to(dataset.root)
     assert "must not be the input_dir" in refused(output_dir=tmp_path / "link")
-    assert "files of others" in refused(output_dir=dataset.root / "imagesTr")
+    assert "holds other files" in refused(output_dir=dataset.root / "imagesTr")
 
 
 def test_an_input_that_is_missing_or_holds_no_case_says_what_was_searched(
@@ -191,7 +191,7 @@ def test_an_output_directory_of_a_newer_version_is_refused(refused, tmp_path) ->
     (tmp_path / "slices" / "config.yaml").write_text(
         "# Written by dask-slicer\ninput_dir: a\ntime_travel: true\n"
     )
-    assert "was not made by this tool or version" in refused()
+    assert "was not written by this version of dask-slicer" in refused()
 
 
 # -- cases and splits ------------------------------------------------------------------------------

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from click.testing import Result
@@ -411,12 +413,12 @@ def test_a_run_that_starts_anew_removes_what_shares_left(shares, whole, output_d
     ("holder", "command", "refused"),
     [
         (None, "1/3", "in use by another run"),
-        ("1/3", None, "in use by share 1/3 of a run"),
-        ("1/3", "1/3", "in use by another run of share 1/3"),
-        ("1/3", "1/2", "in use by share 1/3 of a run"),
-        ("1/3", "merge", "in use by share 1/3 of a run"),
-        ("1/3", "verify", "in use by share 1/3 of a run"),
-        ("1/3", "repair", "in use by share 1/3 of a run"),
+        ("1/3", None, "in use by partition 1/3 of a run"),
+        ("1/3", "1/3", "in use by another run of partition 1/3"),
+        ("1/3", "1/2", "in use by partition 1/3 of a run"),
+        ("1/3", "merge", "in use by partition 1/3 of a run"),
+        ("1/3", "verify", "in use by partition 1/3 of a run"),
+        ("1/3", "repair", "in use by partition 1/3 of a run"),
         (None, "merge", "in use by another run"),
     ],
 )
@@ -446,7 +448,7 @@ def test_of_several_shares_that_hold_it_each_is_named(shares, invoke, output_dir
     shares(None)
     with locked(output_dir, Partition(1, 3)), locked(output_dir, Partition(3, 3)):
         result = invoke("merge", output_dir)
-    assert "in use by 2 shares of a run: 1/3 (process" in result.stderr
+    assert "in use by 2 partitions of a run: 1/3 (process" in result.stderr
     assert ".dask_slicer.1of3.lock, .dask_slicer.3of3.lock" in result.stderr
 
 
@@ -456,7 +458,7 @@ def test_the_lock_of_a_share_on_another_host_is_respected(shares, invoke, output
     result = invoke("merge", output_dir)
     assert result.exit_code == 2
     assert "process 4711 on node17.cluster" in result.stderr
-    assert "remove .dask_slicer.2of3.lock if it is gone" in result.stderr
+    assert "remove .dask_slicer.2of3.lock if it no longer runs" in result.stderr
     assert shares("2/3").exit_code == 2
     assert shares("3/3").exit_code == 0
 
@@ -475,14 +477,13 @@ def test_a_new_directory_that_another_takes_away_again_is_made_again(
     monkeypatch, output_dir
 ) -> None:
     taken_away = []
-    write_first = atomic.write_first
 
-    def after_another(path: Path, text: str) -> None:
+    def after_another(path: Path, **options: bool) -> AbstractContextManager[BinaryIO]:
         if not taken_away:  # what comes to nothing removes the directory that it has made
             taken_away.append(output_dir.rmdir())
-        write_first(path, text)
+        return atomic.atomic_write(path, **options)
 
-    monkeypatch.setattr(lock, "write_first", after_another)
+    monkeypatch.setattr(lock, "atomic_write", after_another)
     with locked(output_dir, Partition(1, 2)):
         assert [path.name for path in output_dir.iterdir()] == [".dask_slicer.1of2.lock"]
     assert taken_away
@@ -718,7 +719,7 @@ def test_verify_takes_nothing_for_a_stray_before_the_merge(shares, invoke, outpu
     for repair in ((), ("--repair",)):
         result = invoke("verify", output_dir, *repair)
         assert result.exit_code == 2
-        assert "is not merged yet" in result.stderr
+        assert "has partitions that are not merged yet" in result.stderr
     assert list(output_dir.glob("*/a_*.npz"))
 
 
