@@ -12,7 +12,7 @@ from dask_slicer.inputs.layouts.base import (
     note_orphans,
     optional_text,
     read_json,
-    test_images_note,
+    held_out_note,
     volume_files,
 )
 from dask_slicer.utils.formatting import first_few, plural
@@ -54,7 +54,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
             test_channels, test_labels, root / "imagesTs", n_channels, split="test"
         )
     elif test_images and not include_test:
-        result.notes.append(test_images_note(len(test_images)))
+        result.notes.append(held_out_note(len(test_images)))
     return result
 
 
