@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dask_slicer.inputs.case import Case, stem_of
-from dask_slicer.inputs.layouts.base import LayoutMatch, read_json, held_out_note, volume_files
+from dask_slicer.inputs.layouts.base import LayoutMatch, held_out_note, read_json, volume_files
 from dask_slicer.utils.formatting import first_few, plural
 
 

@@ -9,10 +9,10 @@ from dask_slicer.inputs.case import Case, split_channel
 from dask_slicer.inputs.layouts.base import (
     LayoutMatch,
     by_stem,
+    held_out_note,
     note_orphans,
     optional_text,
     read_json,
-    held_out_note,
     volume_files,
 )
 from dask_slicer.utils.formatting import first_few, plural
