@@ -1,4 +1,4 @@
-"""One error tree; its leaves are the kinds of failure of a case."""
+"""Error tree; its leaves are the kinds of failure of a case."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def check_whole(
         from dask_slicer.output.formats.zarr_writer import group_files
 
         for name, text in group_files():
-            if name.partition("/")[0] in totals.cases_by_split:
+            if name.partition("/")[0] in totals.slices_by_split:
                 yield from _check_text(output_dir, f"{ZARR}/{name}", text)
     yield from _strays(output_dir, written)
 

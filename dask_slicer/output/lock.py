@@ -18,12 +18,7 @@ import psutil
 
 from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.output.atomic import atomic_write, link, temporary_name
-from dask_slicer.output.layout import (
-    WHOLE,
-    locked_partitions,
-    partition_files,
-    unfinished_locks,
-)
+from dask_slicer.output.layout import WHOLE, locked_partitions, partition_files, unfinished_locks
 from dask_slicer.planning.plan import Partition
 from dask_slicer.utils.formatting import first_few
 

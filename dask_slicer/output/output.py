@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
 from dask_slicer.output.layout import FAILURES, SUMMARY
 from dask_slicer.utils.formatting import did_you_mean, plural, why_not_written
+from dask_slicer.utils.repr_html import html_card, html_facts
 
 _FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
 _REWRITE = "; the same run command writes it again"
@@ -144,23 +144,19 @@ class Output:
         return f"Output({str(self.path)!r}: {', '.join(f'{k} {v}' for k, v in self._facts())})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in self._facts()
-        )
-        return f"<table><caption>{html.escape(str(self.path))}</caption>{rows}</table>"
+        return html_card(f"Output {self.path}", html_facts(self._facts()))
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def _facts(self) -> list[tuple[str, object]]:
         index = self.index
         splits = [case.split for case in index.cases]
         per_split = ", ".join(f"{split} {splits.count(split)}" for split in self.splits)
         return [
             ("cases", f"{len(index.cases)} ({per_split})"),
-            ("slices", str(len(index))),
-            ("failed", str(len(self.failures))),
+            ("slices", len(index)),
+            ("failed", len(self.failures)),
             ("format", f"{self.config.format}, {self.config.dtype}"),
             ("plane", self.config.plane),
-            ("window_size", str(self.config.window_size)),
+            ("window_size", self.config.window_size),
         ]
 
 

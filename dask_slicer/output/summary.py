@@ -32,7 +32,6 @@ class DatasetTotals:
     split_of: dict[str, str] = field(default_factory=dict)
     n_slices: int = 0
     n_bytes: int = 0
-    cases_by_split: Counter[str] = field(default_factory=Counter)
     slices_by_split: Counter[str] = field(default_factory=Counter)
     label_voxels: Counter[int] = field(default_factory=Counter)
     intensity: tuple[Statistics, ...] = ()
@@ -48,7 +47,6 @@ class DatasetTotals:
         self.split_of[record.case_id] = record.split
         self.n_slices += n_slices
         self.n_bytes += record.n_bytes
-        self.cases_by_split[record.split] += 1
         self.slices_by_split[record.split] += n_slices
         for written in record.slices:
             self.label_voxels.update(written.labels or {})
@@ -166,6 +164,7 @@ def dataset_info(
 ) -> dict[str, Any]:
     """Return the content of dataset_info.json."""
     failed = {failure.case_id: failure for failure in failures}
+    cases_by_split = Counter(totals.split_of.values())
     clipped = config.clip_min is not None or config.clip_max is not None
     return {
         "window_size": config.window_size,
@@ -181,7 +180,7 @@ def dataset_info(
         "plane": config.plane,
         "dtype": config.dtype,
         "splits": {
-            split: {"cases": totals.cases_by_split[split], "slices": totals.slices_by_split[split]}
+            split: {"cases": cases_by_split[split], "slices": totals.slices_by_split[split]}
             for split in SPLITS
         },
         "num_failed": len(failed),

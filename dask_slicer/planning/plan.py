@@ -92,7 +92,15 @@ class CasePlan:
         )
 
     def _repr_html_(self) -> str:
-        return _case_card(self)
+        rows: list[tuple[str, object]] = [("split", self.split or "none yet")]
+        if self.group and self.group != self.case_id:
+            rows.append(("group", self.group))
+        if self.problem is None:
+            names = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
+            rows += list(zip(names, self.described(), strict=True))
+        else:
+            rows.append(("problem", f"{self.problem.kind}: {self.problem.message}"))
+        return html_card(f"Case {self.case_id}", html_facts(rows + _files(self.case)))
 
     @property
     def has_label(self) -> bool:
@@ -142,19 +150,6 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     window = planes * len(case.case.images) * height * width * 4
     percentile = voxels * 8 if settings.normalize == "percentile" else 0
     return case.voxel_bytes + label + max(3 * window, percentile)
-
-
-def _case_card(plan: CasePlan) -> str:
-    """Return the plan of a case as HTML."""
-    rows: list[tuple[str, object]] = [("split", plan.split or "none yet")]
-    if plan.group and plan.group != plan.case_id:
-        rows.append(("group", plan.group))
-    if plan.problem is None:
-        names = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
-        rows += list(zip(names, plan.described(), strict=True))
-    else:
-        rows.append(("problem", f"{plan.problem.kind}: {plan.problem.message}"))
-    return html_card(f"Case {plan.case_id}", html_facts(rows + _files(plan.case)))
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -231,7 +226,29 @@ class RunPlan:
         )
 
     def _repr_html_(self) -> str:
-        return _plan_card(self)
+        config = self.config
+        counts = Counter(case.split for case in self.cases)
+        splits = ", ".join(f"{counts[split]} {split}" for split in self.splits)
+        channels = plural((2 * config.window_size + 1) * self.n_modalities, "channel")
+        rows: list[tuple[str, object]] = [
+            ("input", config.input_dir),
+            ("layout", f"{self.layout} ({self.reason})"),
+            ("cases", f"{len(self.cases)} ({splits})"),
+            ("slices", f"{self.n_slices} {config.plane}, {channels}, {config.format}"),
+            ("output", config.output_dir),
+            *(("note", note) for note in self.notes),
+            *(("problem", problem) for problem in self.problems),
+        ]
+        names = ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype")
+        cases = [
+            (case.case_id, case.split, *case.described()) for case in self.cases if not case.problem
+        ]
+        return html_card(
+            f"Plan of {plural(len(self.cases), 'case')}",
+            html_facts(rows),
+            html_table(names, cases, of="case"),
+            failure_table(self.failures),
+        )
 
 
 def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
@@ -246,33 +263,6 @@ def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
     for case_id, split in sorted(assignment.items()):
         splits[split].append(case_id)
     return splits
-
-
-def _plan_card(plan: RunPlan) -> str:
-    """Return a plan as HTML: a summary, the cases, and their problems."""
-    config = plan.config
-    counts = Counter(case.split for case in plan.cases)
-    splits = ", ".join(f"{counts[split]} {split}" for split in plan.splits)
-    channels = plural((2 * config.window_size + 1) * plan.n_modalities, "channel")
-    rows: list[tuple[str, object]] = [
-        ("input", config.input_dir),
-        ("layout", f"{plan.layout} ({plan.reason})"),
-        ("cases", f"{len(plan.cases)} ({splits})"),
-        ("slices", f"{plan.n_slices} {config.plane}, {channels}, {config.format}"),
-        ("output", config.output_dir),
-        *(("note", note) for note in plan.notes),
-        *(("problem", problem) for problem in plan.problems),
-    ]
-    names = ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype")
-    cases = [
-        (case.case_id, case.split, *case.described()) for case in plan.cases if not case.problem
-    ]
-    return html_card(
-        f"Plan of {plural(len(plan.cases), 'case')}",
-        html_facts(rows),
-        html_table(names, cases, of="case"),
-        failure_table(plan.failures),
-    )
 
 
 # -- a partition of a run --------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPla
                 if len(case.images) != n_modalities:
                     raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
                 return _with_headers(plan, config, dataset.root)
-            except Exception as error:  # whatever it is, the other cases continue
+            except Exception as error:  # any error: the other cases continue
                 failure = as_case_error(error, step="plan")
                 if not failure.retriable:
                     break
