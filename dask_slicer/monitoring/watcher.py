@@ -164,8 +164,7 @@ def find_scheduler(output_dir: Path) -> WatchTarget | NotRunning | None:
         return NotRunning(words=_last_run(output_dir, owner))
     if owner.scheduler == IN_PROCESS:
         raise SchedulerError(
-            f"the run into {output_dir} ({owner}) works in its own process, without a scheduler "
-            "to watch; see what it prints, or run with --num_workers 1 or more"
+            f"the run into {output_dir} ({owner}) works in its own process, without a scheduler"
         )
     address = owner.scheduler.rpartition("://")[2]
     if owner.host != socket.gethostname() and address.startswith(_LOOPBACK):
