@@ -70,9 +70,13 @@ def test_jobs_run_the_commands_of_a_batch_system() -> None:
 
 
 def test_nannies_set_only_known_variables_where_they_are_started() -> None:
-    before = set(os.environ)
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"):
-        added = set(os.environ) - before
+    before = dict(os.environ)
+    try:
+        with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"):
+            added = os.environ.keys() - before.keys()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     assert added <= set(nanny_variables()), (
         f"distributed {distributed.__version__} sets other environment variables: restored after a "
         "run on local workers"
