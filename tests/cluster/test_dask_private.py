@@ -50,11 +50,10 @@ def test_our_nannies_log_the_exit_code_and_then_do_what_dask_does(monkeypatch) -
     monkeypatch.setattr(
         Nanny, "_on_worker_exit_sync", lambda self, exitcode: calls.append(exitcode)
     )
-    nanny = exit_reporting_nanny()
-    one = nanny.__new__(nanny)
-    one.name = "w-1"
-    one.log_event = lambda topic, event: calls.append((topic, event))  # type: ignore[method-assign]
-    one._on_worker_exit_sync(-9)
+    nanny = object.__new__(exit_reporting_nanny())
+    nanny.name = "w-1"
+    nanny.log_event = lambda topic, event: calls.append((topic, event))  # type: ignore[method-assign]
+    nanny._on_worker_exit_sync(-9)
     assert calls == [(EXIT_EVENTS, {"name": "w-1", "exitcode": -9}), -9]
 
 
@@ -88,8 +87,8 @@ def test_nannies_set_only_known_variables_where_they_are_started() -> None:
 # By type: the attributes that functions of ours read where they run, and what for.
 UNDOCUMENTED = {
     "Scheduler": (
-        "for timeouts, `watch` and the run page",
-        ("workers", "clients", "tasks", "queued", "unrunnable", "get_events"),
+        "for timeouts, preflight, `watch` and the run page",
+        ("workers", "clients", "tasks", "queued", "unrunnable", "get_events", "identity"),
     ),
     "WorkerState": (
         "for timeouts, `watch` and the run page",
@@ -107,7 +106,7 @@ UNDOCUMENTED = {
         "to call schedulers with a timeout",
         ("sync", "scheduler", "id", "loop", "status", "asynchronous", "futures", "cluster"),
     ),
-    "Scheduler connection": ("for preflight", ("identity", "address")),
+    "Scheduler connection": ("for messages", ("address",)),
     "as_completed": ("to yield finished cases", ("has_ready", "thread_condition", "add", "update")),
     "LocalCluster": (
         "for batch jobs and local workers",
