@@ -40,7 +40,7 @@ def nanny_variables() -> list[str]:
     """Return the environment variables that nannies set in the process that starts them."""
     # Dask leaves them set: the user's program would have OMP_NUM_THREADS=1 after a run.
     configured = dask.config.get("distributed.nanny.pre-spawn-environ")
-    return ["PYTHONHASHSEED", "__DASK_PARENT_PID", *configured]
+    return ["PYTHONHASHSEED", "DASK_PARENT", "__DASK_PARENT_PID", *configured]
 
 
 async def run_batch_command(job_class: Any, command: Sequence[str]) -> str:

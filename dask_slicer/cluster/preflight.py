@@ -50,7 +50,7 @@ def run_preflight(
         send_package(client, descriptions, note, module=module)
         descriptions = _describe_all(client, module)
     check_code(probes.describe(module), descriptions, result, uploaded=upload)
-    identity = ask_scheduler(client, client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
+    identity = ask_scheduler(client, client.scheduler.identity)  # type: ignore[union-attr]
     check_workers(identity["workers"], needs, result)
     result.raise_refusals()
     check_disks(_try_files(client, needs), needs, result)

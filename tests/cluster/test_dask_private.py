@@ -50,11 +50,10 @@ def test_our_nannies_log_the_exit_code_and_then_do_what_dask_does(monkeypatch) -
     monkeypatch.setattr(
         Nanny, "_on_worker_exit_sync", lambda self, exitcode: calls.append(exitcode)
     )
-    nanny = exit_reporting_nanny()
-    one = nanny.__new__(nanny)
-    one.name = "w-1"
-    one.log_event = lambda topic, event: calls.append((topic, event))  # type: ignore[method-assign]
-    one._on_worker_exit_sync(-9)
+    nanny = object.__new__(exit_reporting_nanny())
+    nanny.name = "w-1"
+    nanny.log_event = lambda topic, event: calls.append((topic, event))  # type: ignore[method-assign]
+    nanny._on_worker_exit_sync(-9)
     assert calls == [(EXIT_EVENTS, {"name": "w-1", "exitcode": -9}), -9]
 
 
@@ -70,9 +69,13 @@ def test_jobs_run_the_commands_of_a_batch_system() -> None:
 
 
 def test_nannies_set_only_known_variables_where_they_are_started() -> None:
-    before = set(os.environ)
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"):
-        added = set(os.environ) - before
+    before = dict(os.environ)
+    try:
+        with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"):
+            added = os.environ.keys() - before.keys()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     assert added <= set(nanny_variables()), (
         f"distributed {distributed.__version__} sets other environment variables: restored after a "
         "run on local workers"
@@ -84,8 +87,8 @@ def test_nannies_set_only_known_variables_where_they_are_started() -> None:
 # By type: the attributes that functions of ours read where they run, and what for.
 UNDOCUMENTED = {
     "Scheduler": (
-        "for timeouts, `watch` and the run page",
-        ("workers", "clients", "tasks", "queued", "unrunnable", "get_events"),
+        "for timeouts, preflight, `watch` and the run page",
+        ("workers", "clients", "tasks", "queued", "unrunnable", "get_events", "identity"),
     ),
     "WorkerState": (
         "for timeouts, `watch` and the run page",
@@ -103,7 +106,7 @@ UNDOCUMENTED = {
         "to call schedulers with a timeout",
         ("sync", "scheduler", "id", "loop", "status", "asynchronous", "futures", "cluster"),
     ),
-    "Scheduler connection": ("for preflight", ("identity", "address")),
+    "Scheduler connection": ("for messages", ("address",)),
     "as_completed": ("to yield finished cases", ("has_ready", "thread_condition", "add", "update")),
     "LocalCluster": (
         "for batch jobs and local workers",
