@@ -1,1 +1,1 @@
-"""Settings: the configuration model, and reading it from YAML and options."""
+"""Settings: the configuration model, and its sources: YAML files and options."""

@@ -1,4 +1,4 @@
-"""Types of settings, with their rules."""
+"""Types of settings with their rules."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Confi
 
 
 class Frozen(BaseModel):
-    """Settings that are checked when they are made, and never changed."""
+    """Settings that are validated once and never changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
 
 
 def _not_bool(value: Any) -> Any:
-    if isinstance(value, bool):  # Python takes true for 1
+    if isinstance(value, bool):  # which is an int in Python
         raise ValueError("must be a number")
     return value
 
@@ -26,7 +26,7 @@ def _lower(value: Any) -> Any:
 
 
 def _absolute(path: Path) -> Path:
-    # Not resolve(): a symlinked data directory keeps the name by which its user knows it.
+    # Not resolve(): a symbolic link to the data keeps the name that the user gave.
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
@@ -51,7 +51,7 @@ def _host_and_port(text: str) -> str:
 
 
 def _walltime(value: Any) -> str:
-    # Of 12:00:00 without quotes, YAML makes 43200.
+    # YAML reads 12:00:00 without quotes as 43200.
     text = value if isinstance(value, str) else ""
     if not (_WALLTIME.fullmatch(text) and re.search("[1-9]", text)):
         raise ValueError("must be HH:MM:SS, or D-HH:MM:SS, and in quotes in a file")
@@ -64,14 +64,14 @@ def _memory(size: ByteSize) -> ByteSize:
     return size
 
 
-def _share(text: str) -> str:
+def _shard(text: str) -> str:
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise ValueError("must be I/N, I from 1 to N")
     return f"{int(number)}/{int(of)}"
 
 
-# Python and what is imported take more.
+# Less than Python and its imports take.
 _LEAST_MEMORY = 100_000_000
 _WALLTIME = re.compile(r"(\d+-)?\d+:\d\d:\d\d")
 
@@ -86,7 +86,7 @@ RegexWithGroup = Annotated[str, AfterValidator(_regex_with_group)]
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 Walltime = Annotated[str, BeforeValidator(_walltime)]
 Memory = Annotated[ByteSize, AfterValidator(_memory)]
-Share = Annotated[str, AfterValidator(_share)]
+Shard = Annotated[str, AfterValidator(_shard)]
 
 _AnyCase = BeforeValidator(_lower)
 Plane = Annotated[Literal["axial", "coronal", "sagittal", "i", "j", "k"], _AnyCase]
@@ -115,7 +115,7 @@ def plain_type(annotation: Any) -> Any:
 
 
 def walltime_seconds(walltime: str) -> int:
-    """Return how long a batch system lets a job run.
+    """Return the seconds of a batch system's time limit.
 
     Examples
     --------

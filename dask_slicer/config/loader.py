@@ -1,4 +1,4 @@
-"""Reading settings from YAML and options, writing them, and error messages for both."""
+"""Settings from YAML files and options, as YAML and JSON, and their error messages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.config.schema import RunConfig
@@ -20,11 +21,11 @@ M = TypeVar("M", bound=BaseModel)
 
 # Python refuses to print integers of 4,300 digits and more.
 _TOO_LARGE = 10**1000
-# Where a run is: one of them on the command line takes the place of what the file says.
+# Where a run executes: one of these on the command line replaces all of these in the file.
 _PLACES = {"num_workers", "scheduler", "scheduler_file", "cluster"}
-_OF_A_PLACE = {*_PLACES, "tls_ca", "tls_cert", "tls_key"}
-# Settings of one run: not written to OUT/config.yaml, so that running it again continues.
-_OF_ONE_RUN = {
+_PLACE_SETTINGS = {*_PLACES, "tls_ca", "tls_cert", "tls_key"}
+# Not written to OUT/config.yaml: a later run with that file continues the output.
+_SINGLE_RUN_SETTINGS = {
     *("overwrite", "prune", "only", "shard", "fail_fast", "log_file", "performance_report"),
 }
 
@@ -32,23 +33,9 @@ _OF_ONE_RUN = {
 def build_config(
     options: Mapping[str, Any], *, base: str | Path | Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """Return the validated configuration: options over the base file over the defaults.
+    """Return the validated configuration: options (None: not given), then `base`, then defaults.
 
-    Parameters
-    ----------
-    options : mapping
-        Names of `RunConfig`; None means not given.
-    base : str, Path or mapping, optional
-        A YAML file, the name of one of the shipped configurations, or settings themselves.
-
-    Returns
-    -------
-    RunConfig
-
-    Raises
-    ------
-    ConfigError
-        One line for everything that is wrong: field, rule, value.
+    The base is a YAML file, the name of a shipped configuration, or a mapping of settings.
     """
     if base is None:
         settings: dict[str, Any] = {}
@@ -57,56 +44,45 @@ def build_config(
     else:
         settings = read_config_file(find_config(base))
     given = {name: value for name, value in options.items() if value is not None}
-    if given.keys() & _PLACES:  # the file may say another place
-        settings = {name: value for name, value in settings.items() if name not in _OF_A_PLACE}
+    if given.keys() & _PLACES:
+        settings = {name: value for name, value in settings.items() if name not in _PLACE_SETTINGS}
     return _validated(RunConfig, settings | given)
 
 
 def scheduler_settings(options: Mapping[str, Any]) -> SchedulerSettings:
-    """Return how to get to a scheduler, of options that may be None.
-
-    Raises
-    ------
-    ConfigError
-    """
+    """Return the settings of a running scheduler; options that are None are not given."""
     given = {name: value for name, value in options.items() if value is not None}
     return _validated(SchedulerSettings, given)
 
 
-def _validated(kind: type[M], settings: Mapping[str, Any]) -> M:
+def _validated(model: type[M], settings: Mapping[str, Any]) -> M:
     try:
-        return kind.model_validate(settings)
+        return model.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError(_in_words(error)) from None
+        raise ConfigError("; ".join(map(_message, error.errors()))) from None
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Return the configuration as YAML that `run --config` takes, without settings of one run."""
+    """Return the configuration as YAML for `run --config`, without settings of a single run."""
     settings = lasting_settings(config)
-    # YAML takes NEL for the end of a line, and PyYAML does not quote it.
+    # NEL ends a line in YAML, and PyYAML does not quote it.
     readable = "\x85" not in json.dumps(settings, ensure_ascii=False)
     return yaml.safe_dump(settings, sort_keys=True, allow_unicode=readable)
 
 
 def lasting_settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings, as JSON has them, that are not those of one run."""
-    return config.model_dump(mode="json", exclude=_OF_ONE_RUN, exclude_none=True)
+    """Return the settings as JSON values, without settings of a single run."""
+    return config.model_dump(mode="json", exclude=_SINGLE_RUN_SETTINGS, exclude_none=True)
 
 
 def json_schema() -> str:
-    """Return the JSON schema of the configuration, for editors that check YAML as it is typed."""
+    """Return the JSON schema of the configuration, for editors that check YAML files."""
     schema = RunConfig.model_json_schema() | {"description": "Settings of a dask_slicer run."}
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Return the settings in a YAML file.
-
-    Raises
-    ------
-    ConfigError
-        If it cannot be read, or is not a mapping of known names.
-    """
+    """Return the settings in a YAML file, a mapping of known names."""
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  # a safe one
     except OSError as error:
@@ -127,13 +103,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def find_config(name: str | Path) -> Path:
-    """Return the file that a configuration's path or name stands for.
-
-    Raises
-    ------
-    ConfigError
-        If there is neither such a file nor a shipped configuration of that name.
-    """
+    """Return the file of a configuration: a path, or the name of a shipped one."""
     try:
         path = Path(name).expanduser()
     except RuntimeError:
@@ -150,9 +120,9 @@ def find_config(name: str | Path) -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the configurations that come with the package, by name."""
+    """Return the files of the shipped configurations by name."""
     package = Path(str(resources.files("dask_slicer")))
-    # A wheel carries them inside the package, a source checkout beside it.
+    # Inside the package in a wheel, beside it in a source checkout.
     for folder in (package / "config" / "presets", package.parent / "configs"):
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -160,7 +130,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice; YAML's own would take the last silently."""
+    """YAML loader that refuses a key given twice, where PyYAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -170,21 +140,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_int(self, node: yaml.ScalarNode) -> int:
-        found = int(self.construct_yaml_int(node))
-        if abs(found) >= _TOO_LARGE:
+        number = int(self.construct_yaml_int(node))
+        if abs(number) >= _TOO_LARGE:
             raise yaml.YAMLError("it holds an integer of over 1,000 digits")
-        return found
+        return number
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 
-def _in_words(error: ValidationError) -> str:
-    return "; ".join(_one_in_words(dict(problem)) for problem in error.errors())
-
-
-def _one_in_words(problem: dict[str, Any]) -> str:
-    name = ".".join(map(str, problem["loc"][:1]))
+def _message(problem: ErrorDetails) -> str:
+    """Return what is wrong with a setting: name, rule, value; rare rules in pydantic's words."""
+    name = str(problem["loc"][0]) if problem["loc"] else ""
     value, context = problem["input"], problem.get("ctx", {})
     got = f", got {format_value(value)}"
     match problem["type"]:
@@ -202,12 +169,12 @@ def _one_in_words(problem: dict[str, Any]) -> str:
             return f"{name} must be one of {allowed}{got}{nearest}"
         case "byte_size":
             return f"{name} must be a size such as 4GB{got}"
-        case "finite_number":
-            return f"{name} must be a finite number{got}"
         case "value_error":
             text = str(context["error"])
             return f"{name} {text}{got}" if name else text
-    return f"{name}: {problem['msg'].lower()}{got}"
+    rule = problem["msg"]
+    must = rule.startswith("Input should")
+    return (f"{name} must{rule[12:]}" if must else f"{name}: {rule.lower()}") + got
 
 
 def _unknown(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Settings of where and how a run executes: this machine, a scheduler, batch jobs."""
+"""Settings for the place of a run: this machine, a scheduler, batch jobs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dask_slicer.config.fields import (
     NonNegative,
     Positive,
     Seconds,
-    Share,
+    Shard,
     Walltime,
 )
 
@@ -35,27 +35,27 @@ class LocalSettings(Frozen):
 
 
 class SchedulerSettings(Frozen):
-    """A running Dask scheduler, and how to get to it."""
+    """A running Dask scheduler and how to connect to it."""
 
     scheduler: str | None = Field(
         None,
         description="Address of a running Dask scheduler, such as tcp://host:8786 or "
-        "tls://host:8786; env: what DASK_SCHEDULER_ADDRESS says.",
+        "tls://host:8786; env: the value of DASK_SCHEDULER_ADDRESS.",
     )
     scheduler_file: AbsolutePath | None = Field(
-        None, description="File in which a running Dask scheduler left its address."
+        None, description="File in which a running Dask scheduler wrote its address."
     )
     tls_ca: AbsolutePath | None = Field(
         None, description="PEM file of the authority that signed the scheduler's certificate."
     )
     tls_cert: AbsolutePath | None = Field(
-        None, description="PEM file of the certificate that this command shows."
+        None, description="PEM file of this command's own certificate."
     )
     tls_key: AbsolutePath | None = Field(None, description="PEM file of that certificate's key.")
     wait_workers: Positive = Field(
         1, description="Workers of the scheduler to wait for before the first case."
     )
-    wait_timeout: Seconds = Field(60.0, description="Seconds to wait for them.")
+    wait_timeout: Seconds = Field(60.0, description="Seconds to wait for these workers.")
     upload_code: bool = Field(
         False, description="Send this package to the scheduler and its workers."
     )
@@ -83,39 +83,39 @@ class JobSettings(Frozen):
     cluster: BatchSystem | None = Field(
         None, description="Batch system in whose jobs the workers run (extra hpc)."
     )
-    jobs: Positive = Field(1, description="Jobs to keep running; one that is lost is replaced.")
-    cores: Positive = Field(1, description="Workers in each job, a core each.")
+    jobs: Positive = Field(1, description="Jobs to keep running; a lost job is replaced.")
+    cores: Positive = Field(1, description="Workers in each job, one core each.")
     memory: Memory = Field(ByteSize(4_000_000_000), description="Memory of each job, such as 4GB.")
-    walltime: Walltime = Field("01:00:00", description="How long a job may run.")
-    queue: str | None = Field(None, description="Queue, or partition, of the jobs.")
-    account: str | None = Field(None, description="Account, or project, that they are charged to.")
+    walltime: Walltime = Field("01:00:00", description="Time limit of each job.")
+    queue: str | None = Field(None, description="Queue (partition) of the jobs.")
+    account: str | None = Field(None, description="Account (project) that pays for the jobs.")
     job_extra: tuple[str, ...] = Field(
-        (), description="A line more for the batch system, such as --qos=high; may be repeated."
+        (), description="Extra line for the batch system, such as --qos=high; may be repeated."
     )
     lifetime: Seconds | None = Field(
         None,
-        description="Seconds after which the workers of a job end in peace. [default: somewhat "
+        description="Stop each job's workers cleanly after this many seconds. [default: somewhat "
         "less than walltime]",
     )
     interface: str | None = Field(
-        None, description="Network interface that scheduler and workers talk through, such as ib0."
+        None, description="Network interface between scheduler and workers, such as ib0."
     )
 
 
 class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
-    """How and where a run executes; nothing here changes the slices."""
+    """Settings for how and where a run executes; they never change the slices."""
 
-    shard: Share | None = Field(
+    shard: Shard | None = Field(
         None,
-        description="I/N: run the I-th of N shares of the cases, beside the others; then `merge`.",
+        description="I/N: run partition I of N of the cases, beside the others; then `merge`.",
     )
     fsync: bool = Field(False, description="Force every file to disk before its case is committed.")
     retries: NonNegative = Field(
         2,
-        description="How often a case is run again: failed I/O, a timeout, a worker that died.",
+        description="How often to retry a case after failed I/O, a timeout or a lost worker.",
     )
     timeout: Seconds | None = Field(
-        None, description="Seconds that a case may take on a worker before it is stopped."
+        None, description="Stop a case that takes longer than this many seconds on a worker."
     )
     fail_fast: bool = Field(False, description="Stop at the first failed case.")
     performance_report: AbsolutePath | None = Field(
@@ -123,33 +123,33 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
     )
     log_file: AbsolutePath | None = Field(None, description="Write the log to this file.")
     overwrite: bool = Field(
-        False, description="Start the output directory anew (only one that this tool wrote)."
+        False, description="Start with an empty output directory (only if this tool wrote it)."
     )
     prune: bool = Field(
         False, description="Remove written cases that are no longer in the dataset."
     )
     only: tuple[str, ...] = Field(
-        (), description="Plan and split the whole dataset, then run these case ids."
+        (), description="Run only these case ids; splits are those of the whole dataset."
     )
 
     @model_validator(mode="after")
     def _one_place_to_run(self) -> Self:
         if self.cluster is not None and (self.scheduler or self.scheduler_file):
-            raise ValueError("cluster starts a scheduler of its own; give it or a scheduler")
+            raise ValueError("cluster starts its own scheduler; give it or a scheduler")
         return self
 
     @model_validator(mode="after")
     def _tls_is_for_a_scheduler(self) -> Self:
         if self.tls_ca is not None and self.scheduler is None and self.scheduler_file is None:
             raise ValueError(
-                "tls_ca, tls_cert and tls_key need a scheduler or a scheduler_file: workers that "
-                "this command starts talk without TLS"
+                "tls_ca, tls_cert and tls_key need a scheduler or a scheduler_file: this command "
+                "starts its own workers without TLS"
             )
         return self
 
     @model_validator(mode="after")
-    def _a_share_touches_no_other(self) -> Self:
+    def _a_partition_concerns_its_own_cases(self) -> Self:
         for name in ("overwrite", "prune"):
             if self.shard is not None and getattr(self, name):
-                raise ValueError(f"{name} concerns the whole output, shard one share of it")
+                raise ValueError(f"{name} concerns the whole output, shard one partition of it")
         return self

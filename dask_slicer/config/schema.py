@@ -1,17 +1,17 @@
-"""The configuration model: every setting, its type, default and rule.
+"""The configuration model: every setting with its type, default and rule.
 
-One frozen model; the command line, YAML files and Python all build it, nothing else parses options.
+The command line, YAML files and Python all build this one frozen model.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import Parameter, Signature
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from dask_slicer.config.fields import (
     AbsolutePath,
@@ -33,7 +33,7 @@ from dask_slicer.config.fields import (
 )
 from dask_slicer.config.keywords import GROUPS, OptionalKeywords, StrPath
 from dask_slicer.config.run_settings import RunSettings
-from dask_slicer.utils.formatting import format_shape, format_value, plural
+from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.repr_html import html_card, html_details, html_facts
 
 # 1 - 0.8 - 0.2 is not 0 in binary.
@@ -41,17 +41,17 @@ _RATIO_SLACK = 1e-9
 
 
 class SliceSettings(Frozen):
-    """What a slice looks like: every setting that decides the bytes of a case's output."""
+    """Settings that decide the bytes of a case's output."""
 
     format: SliceFormat = Field(
         "npz",
-        description="How slices are stored: a file each, or every plane once, in a Zarr store.",
+        description="How slices are stored: npz, one file per slice; zarr, every plane once.",
     )
     window_size: NonNegative = Field(2, description="Neighbouring slices on each side.")
     padding_mode: PaddingMode = Field(
         "replicate",
-        description="What stands for slices outside the volume: zeros, the edge slice, or the "
-        "reflection about the edge slice.",
+        description="Slices outside the volume: zeros, copies of the edge slice, or a reflection "
+        "about the edge slice.",
     )
     plane: Plane = Field(
         "axial",
@@ -69,16 +69,19 @@ class SliceSettings(Frozen):
     )
     dtype: ImageType = Field(
         "float32",
-        description="Of the image on disk; source (zarr): the file's own numbers, normalised when "
-        "they are read.",
+        description="Data type of the image on disk; source (zarr): as in the file, normalised "
+        "when read.",
     )
     label_dtype: LabelType = Field(
-        "uint8", description="Of the label on disk; a value that does not fit fails the case."
+        "uint8",
+        description="Data type of the label on disk; a value that does not fit fails the case.",
     )
-    nonfinite: Nonfinite = Field("error", description="What to do with NaN and Inf in images.")
+    nonfinite: Nonfinite = Field(
+        "error", description="NaN and Inf in images: fail the case, or count as 0."
+    )
     min_foreground: Ratio = Field(
         0.0,
-        description="Drop slices whose labelled share is below this; neighbours stay in windows.",
+        description="Drop slices with a smaller labelled fraction; windows of others keep them.",
     )
     compression_level: Integer = Field(
         1, ge=0, le=9, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
@@ -104,20 +107,21 @@ class SliceSettings(Frozen):
 class SplitSettings(Frozen):
     """How cases are divided into train, val and test."""
 
-    train_ratio: Ratio = Field(0.8, description="Share of cases for training.")
+    train_ratio: Ratio = Field(0.8, description="Fraction of the cases for training.")
     val_ratio: Ratio | None = Field(
-        None, description="Share for validation; the rest is test. [default: min(0.1, 1 - train)]"
+        None,
+        description="Fraction for validation; the rest is test. [default: min(0.1, 1 - train)]",
     )
     group_regex: RegexWithGroup | None = Field(
         None,
-        description="Its first group, applied to the case id, is the patient; a patient is never "
-        "in two splits.",
+        description="Regular expression for case ids whose first group is the patient; a patient "
+        "is never in two splits.",
     )
-    seed: Integer = Field(42, description="For the order in which groups are assigned.")
+    seed: Integer = Field(42, description="Seed of the order in which patients are assigned.")
     splits: AbsolutePath | None = Field(
         None, description="JSON file with the splits; nnU-Net's splits_final.json with --fold."
     )
-    fold: NonNegative | None = Field(None, description="Which entry of splits_final.json.")
+    fold: NonNegative | None = Field(None, description="Entry of splits_final.json, from 0.")
 
     @model_validator(mode="after")
     def _ratios_sum_to_at_most_one(self) -> Self:
@@ -135,7 +139,7 @@ class SplitSettings(Frozen):
         return self
 
     def ratios(self) -> dict[str, float]:
-        """Return the share of each split; they sum to 1.
+        """Return the fraction of cases in each split; they sum to 1.
 
         Examples
         --------
@@ -168,20 +172,20 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
         ) -> None: ...
 
     input_dir: AbsolutePath = Field(
-        description="Dataset root (its layout is recognised), or a CSV or JSON manifest."
+        description="Folder of the dataset, in a known layout, or a CSV or JSON manifest."
     )
-    output_dir: AbsolutePath = Field(description="Created if missing.")
+    output_dir: AbsolutePath = Field(description="Folder for the slices; created if missing.")
     allow_missing_labels: bool = Field(
-        False, description="Write cases without a label instead of failing them."
+        False, description="Write cases without a label; without this option, they fail."
     )
-    include_test: bool = Field(False, description="Put nnU-Net's imagesTs into test.")
+    include_test: bool = Field(False, description="Put the images of imagesTs into test.")
 
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
         try:
             same = self.input_dir.resolve() == self.output_dir.resolve()
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"input_dir and output_dir must lead somewhere: {error}") from None
+            raise ValueError(f"input_dir and output_dir cannot be resolved: {error}") from None
         if same:
             raise ValueError("output_dir must not be the input_dir; nothing is written among scans")
         return self
@@ -192,7 +196,19 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
         return SliceSettings(**{name: getattr(self, name) for name in SliceSettings.model_fields})
 
     def _repr_html_(self) -> str:
-        return config_card(self)
+        """Return changed settings as an HTML table, and the others behind a click."""
+        fields = type(self).model_fields
+        changed: dict[str, Any] = {}
+        others: dict[str, Any] = {}
+        for name, value in self:
+            is_default = not fields[name].is_required() and value == fields[name].default
+            (others if is_default else changed)[name] = value
+        unchanged = f"{plural(len(others), 'setting')} at the default"
+        return html_card(
+            "Configuration of a run",
+            html_facts(_readable(changed)),
+            html_details(unchanged, html_facts(_readable(others))),
+        )
 
 
 def _parameters() -> Iterator[Parameter]:
@@ -225,12 +241,12 @@ RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
 )
 
 
-# By format, the setting that means nothing to it.
+# By format, the setting that has no effect on it.
 OF_ANOTHER_FORMAT = {"npz": "compression", "zarr": "compression_level"}
 
-# Settings that an output directory keeps for life. `nonfinite` is not among them: cases that held
-# NaN remember it, and the others come out the same. `splits` and `fold` are judged by the
-# assignment they lead to.
+# Settings that an output directory always keeps. `nonfinite` is not among them: cases with NaN
+# record it, and the others come out the same. `splits` and `fold` are compared by the assignment
+# that they lead to.
 _FIXED = (
     *(name for name in SliceSettings.model_fields if name != "nonfinite"),
     "train_ratio",
@@ -241,9 +257,7 @@ _FIXED = (
 
 
 def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()) -> list[str]:
-    """Return what an output directory was made with and what is now asked for, where they differ.
-
-    Of settings that it keeps for life, and others that are named.
+    """Return how the settings that an output directory keeps, and those in `also`, changed.
 
     Examples
     --------
@@ -251,48 +265,20 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     >>> changed_settings(old, old.model_copy(update={"window_size": 1}))
     ['window_size was 2, is now 1']
     """
-    names = (*_FIXED, *also)
+    unused = OF_ANOTHER_FORMAT[new.format] if old.format == new.format else ""
+    names = [name for name in (*_FIXED, *also) if name != unused]
     before = {name: getattr(old, name) for name in names} | {"val_ratio": old.ratios()["val"]}
     after = {name: getattr(new, name) for name in names} | {"val_ratio": new.ratios()["val"]}
-    fixed = set(names)
-    if old.format == new.format:
-        fixed.discard(OF_ANOTHER_FORMAT[new.format])
     return [
         f"{name} was {format_value(before[name])}, is now {format_value(after[name])}"
         for name in names
-        if name in fixed and before[name] != after[name]
+        if before[name] != after[name]
     ]
 
 
-def config_card(config: RunConfig) -> str:
-    """Return a configuration as HTML: what was changed, and behind a click what was not."""
-    fields = type(config).model_fields
-    values = {name: getattr(config, name) for name in fields}
-    changed = [
-        (name, value)
-        for name, value in values.items()
-        if fields[name].is_required() or value != fields[name].default
-    ]
-    given = {name for name, _ in changed}
-    others = [(name, value) for name, value in values.items() if name not in given]
-    return html_card(
-        "Configuration of a run",
-        html_facts(_settings(changed)),
-        html_details(
-            f"{plural(len(others), 'setting')} at the default", html_facts(_settings(others))
-        ),
-    )
-
-
-def _settings(settings: Iterable[tuple[str, Any]]) -> list[tuple[str, object]]:
-    return [
-        (name, "none" if value is None or value == () else _readable(value))
-        for name, value in settings
-    ]
-
-
-def _readable(value: Any) -> object:
-    in_words = getattr(value, "human_readable", None)
-    if in_words:
-        return in_words(decimal=True)
-    return format_shape(value) if isinstance(value, list) else value
+def _readable(settings: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    for name, value in settings.items():
+        if isinstance(value, ByteSize):
+            yield name, value.human_readable(decimal=True)
+        else:
+            yield name, "none" if value in (None, ()) else value

@@ -1,4 +1,4 @@
-"""Cases, their ids, and the file names that ids are made of."""
+"""Cases, their ids, and ids in file names."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from dask_slicer.inputs.readers import volume_suffixes
 from dask_slicer.utils.formatting import plural
-from dask_slicer.utils.repr_html import _MOST_ROWS, html_card, html_facts
+from dask_slicer.utils.repr_html import MOST_ROWS, html_card, html_facts
 
-if TYPE_CHECKING:
-    pass
-
-
-_SUFFIXES = (".nii.gz", ".nii")
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
-# Names that Windows keeps for devices, whatever their suffix.
+# Names that Windows reserves for devices, with any suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-# Room for the slice number and the suffix in the 255 bytes that file systems give a name.
+# Leaves room for slice number and suffix in the 255 bytes of a file name.
 _LONGEST_ID = 200
 
 
@@ -36,9 +31,9 @@ class Case:
     label : str or None
         Absolute path.
     group : str or None
-        The patient, where the dataset names one.
+        The patient, if the dataset names one.
     split : str or None
-        Where the dataset fixes one.
+        If the dataset fixes one.
     """
 
     case_id: str
@@ -53,36 +48,36 @@ class Case:
         return self.images if self.label is None else (*self.images, self.label)
 
     def _repr_html_(self) -> str:
-        return case_card(self)
+        return html_card(f"Case {self.case_id}", html_facts(_files(self)))
 
 
-def is_nifti_name(name: str) -> bool:
-    """Return whether a file name is that of a NIfTI volume; hidden files are not.
+def is_volume_name(name: str) -> bool:
+    """Return whether a file name is that of a volume that a reader reads, and not hidden.
 
     Examples
     --------
-    >>> is_nifti_name("liver.nii.gz"), is_nifti_name("._liver.nii.gz")
+    >>> is_volume_name("liver.nii.gz"), is_volume_name("._liver.nii.gz")
     (True, False)
     """
-    return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(volume_suffixes()) and not name.startswith(".")
 
 
 def stem_of(name: str) -> str:
-    """Return a NIfTI file's name without its suffix.
+    """Return a volume's file name without its suffix.
 
     Examples
     --------
     >>> stem_of("liver.v2.nii.gz"), stem_of("liver.nii")
     ('liver.v2', 'liver')
     """
-    for suffix in _SUFFIXES:
+    for suffix in volume_suffixes():
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
 
 
 def split_channel(name: str) -> tuple[str, int] | None:
-    """Return case id and channel of an nnU-Net image's file name, None if it has no channel.
+    """Return case id and channel of an nnU-Net file name, None if it has no channel.
 
     Examples
     --------
@@ -96,7 +91,7 @@ def split_channel(name: str) -> tuple[str, int] | None:
 
 
 def case_id_problem(case_id: str) -> str | None:
-    """Return why a case id cannot be a file name on every system, None if it can.
+    """Return why a case id is not a valid file name on every system, None if it is.
 
     Examples
     --------
@@ -125,9 +120,9 @@ def case_id_problem(case_id: str) -> str | None:
 
 
 def case_id_problems(case_ids: Iterable[str]) -> list[str]:
-    """Return what is wrong with a dataset's case ids: not plain, or not unique.
+    """Return the problems of a dataset's case ids: not plain, or not unique.
 
-    Ids that differ in case only are one file on macOS and Windows, so they count as equal.
+    Ids that differ only in upper and lower case name one file on macOS and Windows: they are equal.
 
     Examples
     --------
@@ -136,11 +131,11 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
     """
     case_ids = list(case_ids)
     problems = [problem for problem in map(case_id_problem, dict.fromkeys(case_ids)) if problem]
-    alike: defaultdict[str, list[str]] = defaultdict(list)
+    equal_ids: defaultdict[str, list[str]] = defaultdict(list)
     for case_id in case_ids:
-        # One letter with an accent, or a letter and an accent: macOS does not tell them apart.
-        alike[unicodedata.normalize("NFC", case_id).casefold()].append(case_id)
-    for spellings in alike.values():
+        # To macOS, a letter with an accent equals a letter followed by the accent.
+        equal_ids[unicodedata.normalize("NFC", case_id).casefold()].append(case_id)
+    for spellings in equal_ids.values():
         if len(spellings) > 1:
             counts = Counter(spellings)
             named = ", ".join(
@@ -150,13 +145,8 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
     return problems
 
 
-def case_card(case: Case) -> str:
-    """Return a case as HTML."""
-    return html_card(f"Case {case.case_id}", html_facts(_files(case)))
-
-
 def _files(case: Case) -> list[tuple[str, object]]:
-    images = [("image", path) for path in case.images[:_MOST_ROWS]]
-    more = len(case.images) - _MOST_ROWS
+    images = [("image", path) for path in case.images[:MOST_ROWS]]
+    more = len(case.images) - MOST_ROWS
     rest = [("", f"… and {plural(more, 'more image')}")] if more > 0 else []
     return [*images, *rest, ("label", case.label or "none")]

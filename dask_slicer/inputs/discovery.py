@@ -1,38 +1,32 @@
-"""Finding the cases of a dataset with the first layout that matches."""
+"""Discovery of the cases of a dataset, with the first layout that matches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case, case_id_problems
+from dask_slicer.inputs.layouts import LAYOUTS, manifest
 from dask_slicer.inputs.layouts.base import LayoutMatch
-from dask_slicer.inputs.layouts.bids import bids
-from dask_slicer.inputs.layouts.decathlon import decathlon
-from dask_slicer.inputs.layouts.folder_per_case import folder_a_case
-from dask_slicer.inputs.layouts.images_and_labels import images_and_labels
-from dask_slicer.inputs.layouts.manifest import find_manifest, read_manifest
-from dask_slicer.inputs.layouts.nnunet import nnunet_raw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """The cases that were found, and what was noticed on the way.
+    """The cases of a dataset, and the layout that found them.
 
     Attributes
     ----------
     root : Path
-        What source paths are relative to.
+        Source paths of the output are relative to it.
     layout, reason : str
-        Which layout was recognised, and by what.
+        Name of the layout, and by what it was recognised.
     cases : tuple of Case
-        In the order of their ids.
+        Sorted by id.
     notes : tuple of str
-        Left out or odd, but no reason to stop.
+        Files left out, and oddities that stop no run.
     problems : tuple of str
-        Why the cases cannot be told apart; a run refuses them.
+        Reasons to refuse the run, such as two cases with one id.
     """
 
     root: Path
@@ -44,76 +38,46 @@ class Dataset:
 
 
 def find_cases(input_dir: Path, *, include_test: bool = False) -> Dataset:
-    """Return the cases of a dataset, whichever of the known layouts it has.
+    """Return the cases of a folder in a known layout, or of a CSV or JSON manifest.
 
-    Parameters
-    ----------
-    input_dir : Path
-        A folder, or a CSV or JSON manifest.
-    include_test : bool
-        Put nnU-Net's imagesTs into the test split.
-
-    Returns
-    -------
-    Dataset
-
-    Raises
-    ------
-    DatasetError
-        If no layout fits; says what was tried and what was nearest.
+    Without any, the DatasetError names the layouts that were tried, the nearest first.
     """
     if not input_dir.exists():
         raise DatasetError(f"input_dir {input_dir} does not exist")
-    manifest = find_manifest(input_dir)
-    if manifest is not None:
-        cases, notes = read_manifest(manifest)
-        finding = LayoutMatch(
-            "manifest", f"{manifest.name} has the columns case_id and image", cases, notes
-        )
-        if not cases:
-            raise DatasetError(f"the manifest {manifest} names no case")
-        return _dataset(manifest.parent, finding)
-    if not input_dir.is_dir():
-        raise DatasetError(
-            f"input_dir {input_dir} is neither a folder nor a .csv or .json manifest"
-        )
     try:
-        return _recognise(input_dir, include_test)
+        result = manifest.match(input_dir, include_test=include_test)
+        if result.cases:
+            root = input_dir if input_dir.is_dir() else input_dir.parent
+            return _dataset(root, result)
+        if not input_dir.is_dir():
+            raise DatasetError(
+                f"input_dir {input_dir} is neither a folder nor a .csv or .json manifest"
+            )
+        misses = []
+        for layout in LAYOUTS:
+            match = layout.match(input_dir, include_test=include_test)
+            if match.cases:
+                return _dataset(input_dir, match)
+            misses.append(match)
+        misses.append(result)
     except PermissionError as error:
         raise DatasetError(f"cannot list {error.filename}: {error.strerror}") from None
-
-
-def _recognise(root: Path, include_test: bool) -> Dataset:
-    recognisers: tuple[Callable[[Path], LayoutMatch], ...] = (
-        lambda folder: decathlon(folder, include_test),
-        lambda folder: nnunet_raw(folder, include_test),
-        images_and_labels,
-        bids,
-        folder_a_case,
-    )
-    missed = []
-    for recogniser in recognisers:
-        finding = recogniser(root)
-        if finding.cases:
-            return _dataset(root, finding)
-        missed.append(finding)
-    missed.append(LayoutMatch("manifest", miss="no manifest.csv or manifest.json"))
-    missed.sort(key=lambda finding: -finding.seen)  # stable: the usual layouts first
-    nearest, *others = missed
-    tried = "; ".join(f"{finding.layout}: {finding.miss}" for finding in others)
+    misses.sort(key=lambda match: -match.seen)  # stable: the usual layouts first
+    nearest, *others = misses
+    tried = "; ".join(f"{match.layout}: {match.miss}" for match in others)
     raise DatasetError(
-        f"no case found in {root}; nearest is {nearest.layout}: {nearest.miss} "
+        f"no case found in {input_dir}; nearest is {nearest.layout}: {nearest.miss} "
         f"(also tried: {tried})"
     )
 
 
-def _dataset(root: Path, finding: LayoutMatch) -> Dataset:
-    problems = [*finding.problems, *case_id_problems(case.case_id for case in finding.cases)]
+def _dataset(root: Path, match: LayoutMatch) -> Dataset:
+    problems = [*match.problems, *case_id_problems(case.case_id for case in match.cases)]
     return Dataset(
         root=root,
-        layout=finding.layout,
-        reason=finding.reason,
-        cases=tuple(sorted(finding.cases, key=lambda case: case.case_id)),
-        notes=tuple(finding.notes),
+        layout=match.layout,
+        reason=match.reason,
+        cases=tuple(sorted(match.cases, key=lambda case: case.case_id)),
+        notes=tuple(match.notes),
         problems=tuple(dict.fromkeys(problems)),
     )

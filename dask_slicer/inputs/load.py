@@ -1,4 +1,4 @@
-"""Loading the volume of a case from its files."""
+"""Volume of a case, loaded from its files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dask_slicer.core.geometry import Grid, align, reorient
 from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.readers.nifti import NiftiHeader, read_voxels
+from dask_slicer.inputs.readers import read_voxels
+from dask_slicer.inputs.readers.base import VolumeHeader
 
 
-def grids_of(headers: Sequence[NiftiHeader], *, has_label: bool) -> list[Grid]:
-    """Return where a case's files lie, images first, the label last."""
+def grids_of(headers: Sequence[VolumeHeader], *, has_label: bool) -> list[Grid]:
+    """Return the grids of a case's files, images first, the label last."""
     grids = []
     for number, header in enumerate(headers):
         is_label = has_label and number == len(headers) - 1
@@ -21,12 +22,7 @@ def grids_of(headers: Sequence[NiftiHeader], *, has_label: bool) -> list[Grid]:
 
 
 def load_volume(case: Case, plane: str) -> Volume:
-    """Return the voxels of a case, as stored, with axes in the order of a plane.
-
-    Raises
-    ------
-    MissingFile, PermissionDenied, CorruptFile, UnsupportedImage, GeometryMismatch
-    """
+    """Return the voxels of a case as stored, with axes in the order of a plane."""
     headers, arrays = zip(*map(read_voxels, case.files), strict=True)
     has_label = case.label is not None
     orientations, grid = align(grids_of(headers, has_label=has_label), plane)

@@ -1,4 +1,4 @@
-"""Synthetic volumes of a body with organs, for demonstrations, tests and benchmarks."""
+"""Synthetic CT volumes of a body with organs, for demonstrations, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -30,21 +30,11 @@ _LPS = np.diag([-1.0, -1.0, 1.0])
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Phantom:
-    """A made-up CT.
+    """A synthetic CT: image and label as (nx, ny, nz) ndarrays on one grid."""
 
-    Attributes
-    ----------
-    image : (nx, ny, nz) ndarray of int16
-        HU.
-    label : (nx, ny, nz) ndarray of uint8
-        See `ORGANS`; 0 is background.
-    affine : (4, 4) ndarray of float64
-        Voxel → RAS+ mm.
-    """
-
-    image: NDArray[np.int16]
-    label: NDArray[np.uint8]
-    affine: NDArray[np.float64]
+    image: NDArray[np.int16]  # HU
+    label: NDArray[np.uint8]  # values of `ORGANS`; 0 is background
+    affine: NDArray[np.float64]  # voxel → RAS+ mm
 
 
 def make_phantom(
@@ -55,39 +45,19 @@ def make_phantom(
     noise: float = 12.0,
     rng: np.random.Generator,
 ) -> Phantom:
-    """Return a body ellipse with organs, the same in the world however its voxels are laid out.
+    """Return an elliptic body with organs, at the same place in the world for any array axes.
 
-    Parameters
-    ----------
-    shape : tuple of 3 int
-        Voxels along each array axis.
-    spacing : sequence of 3 float
-        mm along each array axis.
-    directions : (3, 3) ndarray
-        Columns: where each array axis points to in RAS+, as unit vectors.
-    noise : float
-        Standard deviation, HU. Air is quieter, as in a scanner.
-    rng : numpy.random.Generator
-        Also moves and scales the organs a little: no two patients are alike.
-
-    Returns
-    -------
-    Phantom
-
-    Examples
-    --------
-    >>> phantom = make_phantom((20, 18, 12), rng=np.random.default_rng(0))
-    >>> phantom.image.shape, int(phantom.label.max())
-    ((20, 18, 12), 5)
+    Columns of the (3, 3) `directions` are unit vectors of the array axes in RAS+; `spacing` is in
+    mm, `noise` the standard deviation in HU. `rng` also moves and scales the organs a little.
     """
     affine = np.eye(4)
     affine[:3, :3] = directions * np.asarray(spacing)
     middle = (np.array(shape) - 1) / 2
     affine[:3, 3] = -affine[:3, :3] @ middle
-    # The body fills the field of view but for some air, and leaves it at head and feet.
+    # The body fills most of the field of view, and extends beyond it at head and feet.
     extent = np.abs(affine[:3, :3]) @ middle
     half_axes = extent * np.array([0.88, 0.80, 2.5])
-    places = [
+    organs = [
         (label, hu, rng.normal(centre, 0.02), np.array(axes) * rng.uniform(0.9, 1.1))
         for _, label, hu, centre, axes in _ORGANS
     ]
@@ -100,9 +70,9 @@ def make_phantom(
         body = ((world / half_axes[:, None]) ** 2).sum(axis=0)
         hu = np.select([body < _FAT_FROM, body < 1], [_TISSUE_HU, _FAT_HU], _AIR_HU).astype(float)
         plane = np.zeros(in_plane.shape[1], dtype=np.uint8)
-        # Organs are placed within the field of view, not within the long body.
+        # Organs are scaled to the field of view, not to the longer body.
         position = world / (extent * np.array([0.88, 0.80, 1.0]))[:, None]
-        for value, organ_hu, centre, axes in places:
+        for value, organ_hu, centre, axes in organs:
             inside = (((position - centre[:, None]) / axes[:, None]) ** 2).sum(axis=0) < 1
             inside &= body < _FAT_FROM
             hu[inside], plane[inside] = organ_hu, value
@@ -112,25 +82,13 @@ def make_phantom(
     return Phantom(image=image, label=label, affine=affine)
 
 
-def write_nifti(
-    path: Path, array: NDArray[np.generic], affine: NDArray[np.float64], *, level: int = 1
-) -> None:
-    """Write a volume as .nii or .nii.gz; the same volume always gives the same bytes.
-
-    Parameters
-    ----------
-    path : Path
-    array : ndarray
-    affine : (4, 4) ndarray
-        Stored as both sform and qform.
-    level : int
-        Of gzip.
-    """
+def write_nifti(path: Path, array: NDArray[np.generic], affine: NDArray[np.float64]) -> None:
+    """Write a volume as .nii or .nii.gz; the same volume always gives the same bytes."""
     image = nib.Nifti1Image(array, affine)
     image.set_qform(affine, code="scanner")
     image.set_sform(affine, code="scanner")
     data = image.to_bytes()
-    path.write_bytes(gzip.compress(data, level, mtime=0) if path.suffix == ".gz" else data)
+    path.write_bytes(gzip.compress(data, 1, mtime=0) if path.suffix == ".gz" else data)
 
 
 def write_dataset(
@@ -143,26 +101,10 @@ def write_dataset(
     varied: bool = True,
     seed: int = 0,
 ) -> None:
-    """Write a dataset of phantoms in nnU-Net's raw layout.
+    """Write phantoms in nnU-Net's raw layout; the same seed gives the same bytes.
 
-    Unless they are to be alike, cases differ in size; every third is stored along other axes (RAS),
-    and the last one obliquely.
-
-    Parameters
-    ----------
-    folder : Path
-        Gets imagesTr and labelsTr.
-    n_cases : int
-    shape : tuple of 3 int
-        Of the first case; the others have up to 6 slices less.
-    spacing : sequence of 3 float
-        mm.
-    noise : float
-        Standard deviation, HU.
-    varied : bool
-        Whether cases differ in size and orientation.
-    seed : int
-        The same seed gives the same bytes.
+    If `varied`, cases have up to 6 slices less than `shape`, every third has RAS axes, and the last
+    one is oblique.
     """
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -186,7 +128,7 @@ def write_dataset(
 
 
 def ensure_dataset(folder: Path, **settings: Any) -> None:
-    """Write a dataset as `write_dataset` does, whole or not at all, unless the folder exists."""
+    """Write a whole dataset with `write_dataset`, unless the folder exists."""
     if not folder.exists():
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -195,7 +137,7 @@ def ensure_dataset(folder: Path, **settings: Any) -> None:
 
 
 def _tilted(directions: NDArray[np.float64], *, degrees: float) -> NDArray[np.float64]:
-    """Return directions turned about the patient's left-right axis, as of a tilted head."""
+    """Return directions rotated about the left-right axis, as of a tilted head."""
     cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
     return np.asarray(turn @ directions, dtype=np.float64)

@@ -16,7 +16,7 @@ from dask_slicer.errors import DatasetError, MissingFile, MissingLabel, as_case_
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.load import grids_of
-from dask_slicer.inputs.readers.nifti import read_header
+from dask_slicer.inputs.readers import read_header
 from dask_slicer.planning.assignment import EarlierSplits, case_groups, case_splits
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.records import FailedCase

@@ -1,1 +1,1 @@
-"""Text, HTML tables, signals and CPUs; nothing here knows of slices."""
+"""Text, HTML tables, signals and CPUs, without knowledge of slices."""

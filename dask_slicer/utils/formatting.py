@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-# What a message may quote of a damaged file is as long as that likes.
+# Messages may quote text of a damaged file, of any length.
 _LONGEST_LINE = 2000
 
 
 def plural(n: int, noun: str) -> str:
-    """Return a number of things in words.
+    """Return a number with its noun.
 
     Examples
     --------
@@ -21,7 +21,7 @@ def plural(n: int, noun: str) -> str:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Return a number of bytes in words.
+    """Return a number of bytes with its unit.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """Return a time span in words.
+    """Return a time span with its units.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def format_time(seconds: float) -> str:
 
 
 def escape_line(text: str) -> str:
-    r"""Return a text on one line, with what a terminal would not show, but obey, escaped.
+    r"""Return a text on one line, its control characters escaped.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def escape_line(text: str) -> str:
 
 
 def format_shape(lengths: Sequence[float]) -> str:
-    """Return a shape or spacing in words.
+    """Return a shape or a spacing as messages show it.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def format_shape(lengths: Sequence[float]) -> str:
 
 
 def first_few(names: Sequence[str], most: int = 3) -> str:
-    """Return the first of many names, and how many more there are.
+    """Return the first names of a list, and the number of the others.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def first_few(names: Sequence[str], most: int = 3) -> str:
 
 
 def why_not_written(n_failed: int, n_left: int) -> str:
-    """Return why planned cases have no slices: some failed, others were not run.
+    """Return why planned cases have no slices: failed, or not run yet.
 
     Examples
     --------
@@ -107,12 +107,8 @@ def why_not_written(n_failed: int, n_left: int) -> str:
     return "; ".join(why)
 
 
-# Of a name: less is a part of too many.
-_SHORTEST_PART = 3
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the known one that it is nearest to.
+    """Return a suggestion to end a message about an unknown name: the nearest known one, if any.
 
     Examples
     --------
@@ -124,15 +120,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     '; did you mean mr_brain_1?'
     """
     known = sorted(known)
-    holding = [one for one in known if len(name) >= _SHORTEST_PART and name in one]
-    if holding:
-        return f"; did you mean {holding[0]}?"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    # Fewer than three letters are part of too many names.
+    longer = [other for other in known if len(name) >= 3 and name in other]
+    nearest = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def format_value(value: object) -> str:
     """Return a setting's value as messages show it."""
     if isinstance(value, list | dict | set):
-        return f"a {type(value).__name__}"  # as long as the file that it is from likes
+        return f"a {type(value).__name__}"  # its text may be of any length
     return "none" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Interruption by Ctrl-C, SIGTERM or a token; deferring it while files are moved."""
+"""Interruption of a run by Ctrl-C, SIGTERM or a token, and how to defer it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# Seconds that a stopped run has to tidy up.
+# Seconds in which further signals are ignored, so that a stopped run can clean up.
 _PATIENCE = 10.0
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C.
 
-    A class of its own: where the bare KeyboardInterrupt passes through an `exec` of text, as in the
-    making of a dataclass, CPython remembers it as unhandled, and at exit kills itself by SIGINT.
+    Not a bare KeyboardInterrupt: when one passes through an `exec` of text, as dataclasses use it,
+    CPython counts it as unhandled and at exit kills itself by SIGINT.
     """
 
     def _render_traceback_(self) -> list[str]:
-        return [f"KeyboardInterrupt: {self}"]  # what IPython shows; where it was does not matter
+        return [f"KeyboardInterrupt: {self}"]  # IPython then shows no traceback
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,13 +30,13 @@ class Terminated(KeyboardInterrupt):
 
 
 class Cancelled(KeyboardInterrupt):
-    """Somebody asked this run to stop, and no other of this process; handled like Ctrl-C."""
+    """The token of one run of this process was set; handled like Ctrl-C."""
 
 
-# What a signal asked for; it is the process that is signalled, so there is one of it, and it is the
-# main thread that Python tells.
-_asked: list[type[KeyboardInterrupt]] = []
-# Of the run that goes on in a thread: set, it is to stop.
+# The exception of the last signal; one for the process, since Python runs signal handlers in the
+# main thread.
+_requested: list[type[KeyboardInterrupt]] = []
+# Of the run in this thread: it stops when the token is set.
 _token: ContextVar[threading.Event | None] = ContextVar("token", default=None)
 
 
@@ -44,21 +44,10 @@ _token: ContextVar[threading.Event | None] = ContextVar("token", default=None)
 def interrupt_once(
     signals: Collection[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
 ) -> Iterator[None]:
-    """Turn the first Ctrl-C or SIGTERM into an exception, and let the run tidy up in peace.
+    """Raise `Interrupted` for Ctrl-C, `Terminated` for SIGTERM; ignore more of them for 10 seconds.
 
-    Impatient ones that follow are heard again when that takes longer than it should.
-
-    Parameters
-    ----------
-    signals : collection of Signals
-        Those that are meant; of others, all stays as it is.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        `Interrupted` for Ctrl-C, `Terminated` for SIGTERM: wherever the main thread is, or, should
-        that be where Python drops exceptions (a ``__del__``, a weakref's callback), from the next
-        `raise_if_interrupted`.
+    It is raised wherever the main thread is. Where Python drops exceptions (a ``__del__``, a
+    weakref's callback), the next `raise_if_interrupted` raises it again.
     """
     stopped_at = -_PATIENCE
 
@@ -66,27 +55,27 @@ def interrupt_once(
         nonlocal stopped_at
         if time.monotonic() - stopped_at >= _PATIENCE:
             stopped_at = time.monotonic()
-            _asked[:] = [Terminated if number == signal.SIGTERM else Interrupted]
-            raise _asked[0]
+            _requested[:] = [Terminated if number == signal.SIGTERM else Interrupted]
+            raise _requested[0]
 
-    def drop(dropped: sys.UnraisableHookArgs) -> None:
+    def hide_interrupts(dropped: sys.UnraisableHookArgs) -> None:
         if not isinstance(dropped.exc_value, KeyboardInterrupt):
-            tell_of_dropped(dropped)
+            previous_hook(dropped)
 
-    tell_of_dropped, sys.unraisablehook = sys.unraisablehook, drop
+    previous_hook, sys.unraisablehook = sys.unraisablehook, hide_interrupts
     before = {number: signal.signal(number, stop) for number in signals}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        sys.unraisablehook = tell_of_dropped
-        _asked.clear()
+        sys.unraisablehook = previous_hook
+        _requested.clear()
 
 
 @contextmanager
 def stopped_by(token: threading.Event) -> Iterator[None]:
-    """Let whatever this thread runs within be stopped by a token, from any thread."""
+    """Let other threads stop what this thread runs in the block, by setting the token."""
     before = _token.set(token)
     try:
         yield
@@ -95,27 +84,23 @@ def stopped_by(token: threading.Event) -> Iterator[None]:
 
 
 def raise_if_interrupted() -> None:
-    """Raise what a signal asked for, in case it got lost, or a token; to be called now and then.
+    """Raise `Cancelled` if the token is set, or the exception of a signal if it got lost.
 
-    Raises
-    ------
-    KeyboardInterrupt
-        `Cancelled` for a token.
+    Long loops call this now and then.
     """
     token = _token.get()
     if token is not None and token.is_set():
         raise Cancelled
-    if _asked and threading.current_thread() is threading.main_thread():
-        raise _asked[0]
+    if _requested and threading.current_thread() is threading.main_thread():
+        raise _requested[0]
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM until the block is left, then let the first one through.
+    """Hold back Ctrl-C and SIGTERM until the block ends, then deliver the first one.
 
-    Processes that are started meanwhile never see Ctrl-C: a terminal sends it to the whole process
-    group, as a Jupyter server does, and workers would die with tracebacks, while it is for the
-    driver alone to stop them.
+    Processes started in the block never get Ctrl-C. A terminal or Jupyter server sends it to the
+    whole process group, and workers would die with tracebacks; the driver alone stops them.
     """
     if threading.current_thread() is not threading.main_thread():
         with _blocked_for_children():
@@ -141,10 +126,10 @@ def _blocked_for_children() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    # Imported here for the sake of a quick --help.
+    # Imported here to keep --help quick.
     from multiprocessing import resource_tracker
 
-    # It would take the signal off the mask again, were it started with the first process.
+    # It would unblock the signal if it were started with the first process.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

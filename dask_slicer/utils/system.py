@@ -12,14 +12,14 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cpu_count() -> int:
-    """Return the CPUs that this process may use: affinity and cgroup quota respected."""
+    """Return the number of CPUs that this process may use, by affinity and cgroup quota."""
     from dask.system import CPU_COUNT
 
     return int(CPU_COUNT)
 
 
 def memory_bytes() -> int:
-    """Return the memory that this process may use: the machine's, or less by cgroup."""
+    """Return the memory that this process may use: the machine's, or the cgroup's limit."""
     limit = int(psutil.virtual_memory().total)
     for path in _cgroup_limits():
         try:
@@ -32,15 +32,15 @@ def memory_bytes() -> int:
 
 
 def _cgroup_limits() -> Iterator[Path]:
-    """Yield where limits of this process's control group and those above it are written."""
+    """Yield the files with the limits of this process's control group and of its parents."""
     try:
         lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, group = line.split(":", 2)
-        own = PurePosixPath(group.lstrip("/"))
-        for part in (own, *own.parents):
+        path = PurePosixPath(group.lstrip("/"))
+        for part in (path, *path.parents):
             if not controllers:  # version 2
                 yield _CGROUPS / part / "memory.max"
             elif "memory" in controllers.split(","):
@@ -48,7 +48,7 @@ def _cgroup_limits() -> Iterator[Path]:
 
 
 def n_oom_kills() -> int:
-    """Return how many processes Linux has ended for want of memory; 0 where it does not say."""
+    """Return how many processes Linux has killed for lack of memory, 0 if unknown."""
     try:
         lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -57,21 +57,19 @@ def n_oom_kills() -> int:
 
 
 def free_bytes(directory: Path) -> int:
-    """Return the bytes free to this user where a directory is, or will be made."""
+    """Return the bytes free to this user where a directory is, or will be created."""
     return int(psutil.disk_usage(str(_existing(directory))).free)
 
 
 def is_rotational(directory: Path) -> bool:
-    """Return whether a directory lies on a spinning disk; False where that cannot be known."""
-    device = _existing(directory).stat().st_dev
-    folder = (
-        Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}") if os.name != "nt" else None
-    )
-    if folder is None or not folder.exists():
+    """Return whether a directory lies on a spinning disk, False if unknown."""
+    if os.name == "nt":
         return False
-    for place in (folder, folder.resolve().parent):  # a partition's queue is its disk's
+    device = _existing(directory).stat().st_dev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    for folder in (block, block.parent):  # the queue of a disk partition is that of its disk
         try:
-            return (place / "queue" / "rotational").read_text(encoding="ascii").strip() == "1"
+            return (folder / "queue" / "rotational").read_text(encoding="ascii").strip() == "1"
         except OSError:
             continue
     return False

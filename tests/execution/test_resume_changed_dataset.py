@@ -212,7 +212,7 @@ def test_test_images_are_left_out_with_a_note_or_put_into_test(
     image.rename(dataset.root / "imagesTs" / image.name)
     label.rename(dataset.root / "labelsTs" / label.name)
     result = slice_again()
-    assert "1 images in imagesTs are left out; --include_test puts them into test" in result.stdout
+    assert "1 image in imagesTs left out; --include_test uses them for test" in result.stdout
     assert case_names(output) == CASES[:3]
     assert "Wrote 10 slices of 1 case" in slice_again("--include_test").stdout
     assert split_of_case(output)["unseen"] == "test"

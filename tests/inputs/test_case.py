@@ -7,7 +7,7 @@ import pytest
 from dask_slicer.inputs.case import (
     case_id_problem,
     case_id_problems,
-    is_nifti_name,
+    is_volume_name,
     split_channel,
     stem_of,
 )
@@ -31,7 +31,7 @@ from dask_slicer.inputs.case import (
     ],
 )
 def test_the_name_of_a_volume_says_its_stem_and_channel(name, stem, channel) -> None:
-    assert is_nifti_name(name)
+    assert is_volume_name(name)
     assert stem_of(name) == stem
     assert split_channel(name) == channel
 
@@ -41,7 +41,7 @@ def test_the_name_of_a_volume_says_its_stem_and_channel(name, stem, channel) -> 
     ["liver.gz", "liver.nii.gz.part", "liver.nrrd", "nii", "._liver.nii.gz", ".nii", ".hidden.nii"],
 )
 def test_other_files_and_hidden_ones_are_no_volumes(name: str) -> None:
-    assert not is_nifti_name(name)
+    assert not is_volume_name(name)
 
 
 @pytest.mark.parametrize(

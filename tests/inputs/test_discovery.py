@@ -200,7 +200,7 @@ def test_test_images_are_left_out_with_a_note_or_put_into_test(tmp_path) -> None
     dataset = find_cases(tmp_path)
     assert list(cases_of(dataset)) == ["a"]
     assert dataset.notes == (
-        "1 images in imagesTs are left out; --include_test puts them into test",
+        "1 image in imagesTs left out; --include_test uses them for test",
     )
     dataset = find_cases(tmp_path, include_test=True)
     assert cases_of(dataset)["t"] == ["imagesTs/t_0000.nii.gz", "labelsTs/t.nii.gz"]

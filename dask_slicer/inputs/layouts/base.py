@@ -1,4 +1,4 @@
-"""Layout protocol, and helpers that the layouts share."""
+"""The Layout protocol, its result, and helpers that layouts share."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import Case, is_nifti_name, stem_of
+from dask_slicer.inputs.case import Case, is_volume_name, stem_of
 from dask_slicer.utils.formatting import first_few, plural
 
 LABEL_WORDS = {"label", "labels", "seg", "segmentation", "mask", "gt", "dseg"}
@@ -17,7 +17,26 @@ LABEL_WORDS = {"label", "labels", "seg", "segmentation", "mask", "gt", "dseg"}
 
 @dataclass(slots=True)
 class LayoutMatch:
-    """What one recogniser says: cases, or how near it was (volumes seen) and what it missed."""
+    """Cases that a layout finds in a folder, or the reason why it finds none.
+
+    Attributes
+    ----------
+    layout : str
+        Name of the layout in messages.
+    reason : str
+        By what the layout was recognised.
+    cases : list of Case
+        In any order; empty if the folder has another layout.
+    notes : list of str
+        Files left out, and oddities that stop no run.
+    problems : list of str
+        Reasons to refuse the run, such as two labels for one case.
+    seen : int
+        Without cases: the number of volumes in places where this layout has them. The layout that
+        saw most is named first in the error "no case found".
+    miss : str
+        Without cases: what the folder lacks, such as "no NIfTI file in images".
+    """
 
     layout: str
     reason: str = ""
@@ -28,44 +47,81 @@ class LayoutMatch:
     miss: str = ""
 
 
+class Layout(Protocol):
+    """A way in which the files of a dataset lie in a folder: a module with a function `match`.
+
+    To add a layout, write such a module in this folder and add it to `LAYOUTS` in `__init__.py`.
+    """
+
+    def match(self, root: Path, *, include_test: bool) -> LayoutMatch:
+        """Return the cases of a folder, or why it does not have this layout.
+
+        Go by the names of files and folders and by small text files: a dataset may hold thousands
+        of volumes, whose headers are read later, in parallel.
+
+        - The folder has this layout: return `cases`, `reason`, `notes` and `problems`. Paths are
+          absolute if `root` is. A file that a case should have, but lacks, is named all the same:
+          the case then fails as MissingFile, and the others are written. What makes cases
+          ambiguous is a problem; what is left out is a note. That ids are plain and unique is
+          checked by the caller.
+        - The folder has another layout, or too little of this one: return no case, but `miss`, and
+          as `seen` how many volumes were found. The next layout is tried then.
+
+        Parameters
+        ----------
+        root : Path
+            A folder that exists.
+        include_test : bool
+            Whether images that the layout keeps apart for testing become cases, with
+            ``split="test"``; else a note counts them.
+
+        Returns
+        -------
+        LayoutMatch
+
+        Raises
+        ------
+        DatasetError
+            If a file that describes the dataset is damaged.
+        PermissionError
+            If a folder cannot be listed; the caller reports it.
+        """
+        ...
+
+
 def test_images_note(n_images: int) -> str:
     """Return the note on images that have no label because they are for testing."""
-    return f"{n_images} images in imagesTs are left out; --include_test puts them into test"
+    return f"{plural(n_images, 'image')} in imagesTs left out; --include_test uses them for test"
 
 
 def volume_files(folder: Path) -> list[Path]:
-    """Return what is named like a NIfTI volume in a folder, directories too: they fail by name."""
+    """Return the paths in a folder that are named like volumes, also directories (they fail)."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if is_nifti_name(path.name))
+    return sorted(path for path in folder.iterdir() if is_volume_name(path.name))
 
 
-def by_stem(paths: list[Path], finding: LayoutMatch) -> dict[str, Path]:
-    """Return paths by file name without suffix; two files of one name are a problem."""
+def by_stem(paths: list[Path], result: LayoutMatch) -> dict[str, Path]:
+    """Return paths by file name without suffix; two files with one name are a problem."""
     by_stem: dict[str, Path] = {}
     for path in paths:
         other = by_stem.setdefault(stem_of(path.name), path)
         if other is not path:
-            finding.problems.append(f"two files for one volume: {other.name} and {path.name}")
+            result.problems.append(f"two files for one volume: {other.name} and {path.name}")
     return by_stem
 
 
-def note_orphans(labels: Iterable[str], images: Iterable[str], finding: LayoutMatch) -> None:
+def note_orphans(labels: Iterable[str], images: Iterable[str], result: LayoutMatch) -> None:
     """Note the labels that have no image."""
     orphans = sorted(set(labels) - set(images))
     if orphans:
-        finding.notes.append(
+        result.notes.append(
             f"{plural(len(orphans), 'label')} without an image: {first_few(orphans)}"
         )
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, None if there is none.
-
-    Raises
-    ------
-    DatasetError
-    """
+    """Return the content of a JSON file, None if the file does not exist."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -75,5 +131,5 @@ def read_json(path: Path) -> Any:
 
 
 def optional_text(path: Path | None) -> str | None:
-    """Return a path as text, None for none."""
+    """Return a path as text, None for None."""
     return None if path is None else str(path)

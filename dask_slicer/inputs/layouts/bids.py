@@ -1,4 +1,4 @@
-"""BIDS: sub-*/[ses-*/]anat, labels in derivatives/."""
+"""BIDS: sub-*/[ses-*/]anat, with labels in derivatives/."""
 
 from __future__ import annotations
 
@@ -6,35 +6,33 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case, is_nifti_name, stem_of
+from dask_slicer.inputs.case import Case, is_volume_name, stem_of
 from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_text, volume_files
 from dask_slicer.utils.formatting import first_few, plural
 
-# BIDS entities that derivatives add to those of the scan.
+# BIDS entities that describe a derivative, not the scan.
 _DERIVED = {"atlas", "den", "desc", "label", "res", "seg", "space"}
 
 
-def bids(root: Path) -> LayoutMatch:
-    """Recognise sub-*/[ses-*/]anat/*.nii.gz, labels in derivatives/."""
-    finding = LayoutMatch("BIDS")
+def match(root: Path, *, include_test: bool) -> LayoutMatch:
+    """Match sub-*/[ses-*/]anat/*.nii.gz, with labels in derivatives/."""
+    result = LayoutMatch("BIDS")
     images = [
         path
         for subject in sorted(root.glob("sub-*"))
         for anat in (subject / "anat", *sorted(subject.glob("ses-*/anat")))
         for path in volume_files(anat)
     ]
-    finding.seen = len(images)
+    result.seen = len(images)
     if not images:
-        finding.miss = "no NIfTI file in sub-*/anat or sub-*/ses-*/anat"
-        return finding
+        result.miss = "no NIfTI file in sub-*/anat or sub-*/ses-*/anat"
+        return result
     labels: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted((root / "derivatives").glob("**/anat/sub-*")):
         words = re.split(r"[_-]", stem_of(path.name))
-        if is_nifti_name(path.name) and words[0] == "sub" and LABEL_WORDS & set(words[2:]):
+        if is_volume_name(path.name) and words[0] == "sub" and LABEL_WORDS & set(words[2:]):
             labels[words[1]].append(path)
-    finding.reason = (
-        f"{plural(len(images), 'image')} in sub-*/anat, each a case, grouped by subject"
-    )
+    result.reason = f"{plural(len(images), 'image')} in sub-*/anat, each a case, grouped by subject"
     for path in images:
         case_id = stem_of(path.name)
         subject = re.split(r"[_-]", case_id)[1] if "-" in case_id else case_id
@@ -46,11 +44,11 @@ def bids(root: Path) -> LayoutMatch:
             if stem_of(label.name).startswith((f"{case_id}_", f"{case_id}-"))
         ] or [label for label in labels[subject] if _entities(label.name) == _entities(path.name)]
         if len(candidates) > 1:
-            finding.problems.append(
+            result.problems.append(
                 f"case {case_id} has {len(candidates)} labels: "
                 f"{first_few([label.name for label in candidates])}; name one in a manifest"
             )
-        finding.cases.append(
+        result.cases.append(
             Case(
                 case_id=case_id,
                 images=(str(path),),
@@ -58,17 +56,17 @@ def bids(root: Path) -> LayoutMatch:
                 group=f"sub-{subject}",
             )
         )
-    used = {case.label for case in finding.cases}
+    used = {case.label for case in result.cases}
     orphans = [path.name for paths in labels.values() for path in paths if str(path) not in used]
     if orphans:
-        finding.notes.append(
+        result.notes.append(
             f"{plural(len(orphans), 'label')} without an image: {first_few(orphans)}"
         )
-    return finding
+    return result
 
 
 def _entities(name: str) -> frozenset[str]:
-    """Return what a BIDS name says of the scan; what it says of the making of a label left out."""
+    """Return the BIDS entities of a name that describe the scan."""
     return frozenset(
         word
         for word in stem_of(name).split("_")

@@ -11,28 +11,28 @@ from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_t
 from dask_slicer.utils.formatting import first_few, plural
 
 
-def folder_a_case(root: Path) -> LayoutMatch:
-    """Recognise <case>/*.nii.gz, as BraTS has it."""
-    finding = LayoutMatch("a folder a case")
+def match(root: Path, *, include_test: bool) -> LayoutMatch:
+    """Match <case>/*.nii.gz, one file for each modality."""
+    result = LayoutMatch("a folder a case")
     folders = {
         folder.name: volumes
         for folder in sorted(root.iterdir())
         if folder.is_dir() and not folder.name.startswith(".") and (volumes := volume_files(folder))
     }
-    # A layout of which only half is there is named by its own recogniser.
-    standing = {"imagesTr", "imagesTs", "labelsTr", "labelsTs", "images", "labels"}
-    if not folders or standing & set(folders):
-        finding.miss = "no folder with an image in it"
+    # Folders of other layouts: where such a layout is incomplete, its own module says so.
+    others = {"imagesTr", "imagesTs", "labelsTr", "labelsTs", "images", "labels"}
+    if not folders or others & set(folders):
+        result.miss = "no folder with an image in it"
         loose = volume_files(root)
         if loose:
-            finding.seen = len(loose)
-            finding.miss = (
+            result.seen = len(loose)
+            result.miss = (
                 f"found {plural(len(loose), 'NIfTI file')} beside each other, not in folders"
             )
-        return finding
-    named = {case_id: _by_role(case_id, paths, finding) for case_id, paths in folders.items()}
+        return result
+    named = {case_id: _by_role(case_id, paths, result) for case_id, paths in folders.items()}
     counts = Counter(name for images, _ in named.values() for name in images)
-    # A name that few folders have is a stray; where no name is common, each has its own.
+    # A name in few folders is a stray file; if no name is common, each folder has its own.
     modalities = sorted(name for name, count in counts.items() if 2 * count >= len(named))
     strays = [
         f"{case_id}/{path.name}"
@@ -41,11 +41,11 @@ def folder_a_case(root: Path) -> LayoutMatch:
         if modalities and name not in modalities
     ]
     if strays:
-        finding.notes.append(f"{plural(len(strays), 'stray file')} left out: {first_few(strays)}")
-    finding.reason = f"{plural(len(folders), 'folder')} with " + (
+        result.notes.append(f"{plural(len(strays), 'stray file')} left out: {first_few(strays)}")
+    result.reason = f"{plural(len(folders), 'folder')} with " + (
         f"the images {', '.join(modalities)}" if len(modalities) > 1 else "an image each"
     )
-    finding.cases = [
+    result.cases = [
         Case(
             case_id=case_id,
             images=tuple(
@@ -56,11 +56,11 @@ def folder_a_case(root: Path) -> LayoutMatch:
         )
         for case_id, (images, label) in named.items()
     ]
-    return finding
+    return result
 
 
 def _by_role(
-    case_id: str, paths: list[Path], finding: LayoutMatch
+    case_id: str, paths: list[Path], result: LayoutMatch
 ) -> tuple[dict[str, Path], Path | None]:
     images: dict[str, Path] = {}
     label: Path | None = None
@@ -70,7 +70,7 @@ def _by_role(
         other = label if is_label else images.get(name)
         if other is not None:
             what = "labels" if is_label else "files for one modality"
-            finding.problems.append(f"case {case_id} has two {what}: {other.name} and {path.name}")
+            result.problems.append(f"case {case_id} has two {what}: {other.name} and {path.name}")
         if is_label:
             label = path
         else:

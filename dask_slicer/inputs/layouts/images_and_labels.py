@@ -15,21 +15,21 @@ from dask_slicer.inputs.layouts.base import (
 from dask_slicer.utils.formatting import plural
 
 
-def images_and_labels(root: Path) -> LayoutMatch:
-    """Recognise images/<case>.nii.gz and labels/<case>.nii.gz."""
-    finding = LayoutMatch("images/ and labels/")
-    images = by_stem(volume_files(root / "images"), finding)
-    finding.seen = len(images)
+def match(root: Path, *, include_test: bool) -> LayoutMatch:
+    """Match images/<case>.nii.gz and labels/<case>.nii.gz."""
+    result = LayoutMatch("images/ and labels/")
+    images = by_stem(volume_files(root / "images"), result)
+    result.seen = len(images)
     if not images:
-        finding.miss = "no NIfTI file in images"
-        return finding
-    labels = by_stem(volume_files(root / "labels"), finding)
-    finding.reason = (
+        result.miss = "no NIfTI file in images"
+        return result
+    labels = by_stem(volume_files(root / "labels"), result)
+    result.reason = (
         f"images holds {plural(len(images), 'volume')}, labels {len(labels)} of equal names"
     )
-    finding.cases = [
+    result.cases = [
         Case(case_id=case_id, images=(str(path),), label=optional_text(labels.get(case_id)))
         for case_id, path in images.items()
     ]
-    note_orphans(labels, images, finding)
-    return finding
+    note_orphans(labels, images, result)
+    return result

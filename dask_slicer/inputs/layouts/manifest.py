@@ -13,16 +13,27 @@ from typing import Any
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.layouts.base import LayoutMatch
 
 _NAMES = ("manifest.csv", "manifest.json")
 _IMAGE = re.compile(r"image(_\d+)?")
 
 
-def find_manifest(input_dir: Path) -> Path | None:
-    """Return the manifest that describes a dataset, None if it has none.
+def match(root: Path, *, include_test: bool) -> LayoutMatch:
+    """Match a folder with a manifest; `root` may be the manifest itself."""
+    path = find_manifest(root)
+    if path is None:
+        return LayoutMatch("manifest", miss="no manifest.csv or manifest.json")
+    cases, notes = read_manifest(path)
+    if not cases:
+        raise DatasetError(f"the manifest {path} names no case")
+    return LayoutMatch("manifest", f"{path.name} has the columns case_id and image", cases, notes)
 
-    That is `input_dir` itself if it is a file, else manifest.csv or manifest.json in it, else the
-    only CSV file there whose header has case_id and image.
+
+def find_manifest(input_dir: Path) -> Path | None:
+    """Return the manifest of a dataset: `input_dir` itself, or a file in it, None if it has none.
+
+    In a folder: manifest.csv, manifest.json, or the only CSV file with columns case_id and image.
     """
     if input_dir.is_file():
         return input_dir if input_dir.suffix.lower() in (".csv", ".json") else None
@@ -34,23 +45,10 @@ def find_manifest(input_dir: Path) -> Path | None:
 
 
 def read_manifest(path: Path) -> tuple[list[Case], list[str]]:
-    """Return the cases that a manifest names, in its order, and notes about it.
+    """Return the cases of a manifest, in its order, and notes about it.
 
-    Parameters
-    ----------
-    path : Path
-        CSV with a header, or JSON: a list of objects, or such a list under `cases`. Relative paths
-        are relative to the manifest.
-
-    Returns
-    -------
-    cases : list of Case
-    notes : list of str
-
-    Raises
-    ------
-    DatasetError
-        If it cannot be read; names the row.
+    It is CSV with a header, or JSON: a list of objects, or such a list under `cases`. Relative
+    paths are relative to the manifest.
     """
     try:
         rows = list(_rows(path))
@@ -67,7 +65,7 @@ def read_manifest(path: Path) -> tuple[list[Case], list[str]]:
         raise DatasetError(
             f"the manifest {path} must have the columns case_id and image, has {', '.join(columns)}"
         )
-    cases = [_case(where, row, images, path) for where, row in rows]
+    cases = [_case(position, row, images, path) for position, row in rows]
     splits = {case.split is not None for case in cases}
     if len(splits) == 2:
         without = [case.case_id for case in cases if case.split is None]
@@ -75,13 +73,9 @@ def read_manifest(path: Path) -> tuple[list[Case], list[str]]:
             f"the manifest {path} gives a split to some cases but not to {without[0]}"
             f" ({len(without)} in all); give every case one, or none"
         )
-    unknown = [
-        name for name in columns if name not in ("case_id", "label", "group", "split", *images)
-    ]
-    notes = (
-        [f"columns of {path.name} that mean nothing here: {', '.join(unknown)}"] if unknown else []
-    )
-    return cases, notes
+    known = {"case_id", "label", "group", "split", *images}
+    ignored = ", ".join(name for name in columns if name not in known)
+    return cases, [f"columns of {path.name} that are ignored: {ignored}"] if ignored else []
 
 
 def _has_columns(path: Path) -> bool:
@@ -94,17 +88,17 @@ def _has_columns(path: Path) -> bool:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Yield where a row stands and what it holds; cells that are empty or null are left out."""
+    """Yield the position of each row and its cells, without those that are empty or null."""
     if path.suffix.lower() == ".json":
-        described = json.loads(path.read_text(encoding="utf-8-sig"))
-        entries = described.get("cases") if isinstance(described, dict) else described
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = content.get("cases") if isinstance(content, dict) else content
         if not isinstance(entries, list):
             raise ValueError("expected a list of cases, or one under the key `cases`")
         for number, entry in enumerate(entries, start=1):
             if not isinstance(entry, dict):
                 raise ValueError(f"case {number} is not an object")
             for name, value in entry.items():
-                # A case may be called 7; a file may not.
+                # 7 is accepted as the name of a case, not of a file.
                 if not isinstance(value, str | None) and (
                     name not in ("case_id", "group") or isinstance(value, dict | list)
                 ):
@@ -114,9 +108,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
         names = [name.strip() for name in reader.fieldnames or ()]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"the column {twice[0]} is there twice")
+        duplicates = [name for name in names if names.count(name) > 1]
+        if duplicates:
+            raise ValueError(f"the column {duplicates[0]} is given twice")
         for row in reader:
             if None in row:
                 raise ValueError(f"line {reader.line_num} has more fields than the header")
@@ -131,23 +125,23 @@ def _cells(row: Mapping[Any, Any]) -> dict[str, str]:
     }
 
 
-def _case(where: str, row: Mapping[str, str], images: list[str], manifest: Path) -> Case:
+def _case(position: str, row: Mapping[str, str], images: list[str], manifest: Path) -> Case:
     if "case_id" not in row:
-        raise DatasetError(f"the manifest {manifest} has no case_id in {where}")
+        raise DatasetError(f"the manifest {manifest} has no case_id in {position}")
     split = row.get("split")
     if split is not None and split not in SPLITS:
         raise DatasetError(
-            f"split must be one of {', '.join(SPLITS)}, got {split} in {where} of {manifest}"
+            f"split must be one of {', '.join(SPLITS)}, got {split} in {position} of {manifest}"
         )
     label = row.get("label")
     return Case(
         case_id=row["case_id"],
-        images=tuple(_located(row[name], manifest) for name in images if name in row),
-        label=None if label is None else _located(label, manifest),
+        images=tuple(_resolved(row[name], manifest) for name in images if name in row),
+        label=None if label is None else _resolved(label, manifest),
         group=row.get("group"),
         split=split,
     )
 
 
-def _located(path: str, manifest: Path) -> str:
+def _resolved(path: str, manifest: Path) -> str:
     return os.path.normpath(manifest.parent / path)

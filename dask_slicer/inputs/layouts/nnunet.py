@@ -18,65 +18,64 @@ from dask_slicer.inputs.layouts.base import (
 from dask_slicer.utils.formatting import first_few, plural
 
 
-def nnunet_raw(root: Path, include_test: bool) -> LayoutMatch:
-    """Recognise imagesTr/<case>_0000.nii.gz, one file a modality; labelsTr/<case>.nii.gz."""
-    finding = LayoutMatch("nnU-Net raw")
+def match(root: Path, *, include_test: bool) -> LayoutMatch:
+    """Match imagesTr/<case>_0000.nii.gz, one file for each modality, and labelsTr/<case>.nii.gz."""
+    result = LayoutMatch("nnU-Net raw")
     images = volume_files(root / "imagesTr")
-    finding.seen = len(images)
-    channels = _by_channel(images, finding)
-    if not any(0 in found for found in channels.values()):
-        finding.miss = (
+    result.seen = len(images)
+    channels = _by_channel(images, result)
+    if not any(0 in files for files in channels.values()):
+        result.miss = (
             f"found {len(images)} NIfTI files in imagesTr, none ends in _0000.nii.gz"
             if images
             else "no NIfTI file in imagesTr"
         )
-        return finding
-    n_channels = _declared_channels(root) or 1 + max(max(found) for found in channels.values())
-    labels = by_stem(volume_files(root / "labelsTr"), finding)
-    finding.reason = "imagesTr holds <case>_0000.nii.gz" + (
+        return result
+    n_channels = _declared_channels(root) or 1 + max(max(files) for files in channels.values())
+    labels = by_stem(volume_files(root / "labelsTr"), result)
+    result.reason = "imagesTr holds <case>_0000.nii.gz" + (
         f" to _{n_channels - 1:04d}" if n_channels > 1 else ""
     )
-    finding.cases = _nnunet_cases(channels, labels, root / "imagesTr", n_channels)
+    result.cases = _nnunet_cases(channels, labels, root / "imagesTr", n_channels)
     surplus = [
-        path.name for found in channels.values() for n, path in found.items() if n >= n_channels
+        path.name for files in channels.values() for n, path in files.items() if n >= n_channels
     ]
     if surplus:
-        finding.notes.append(
+        result.notes.append(
             f"{plural(len(surplus), 'file')} left out, dataset.json has {n_channels} channels: "
             f"{first_few(surplus)}"
         )
-    note_orphans(labels, channels, finding)
+    note_orphans(labels, channels, result)
     test_images = volume_files(root / "imagesTs")
-    test_channels = _by_channel(test_images, finding) if include_test else {}
+    test_channels = _by_channel(test_images, result) if include_test else {}
     if test_channels:
-        test_labels = by_stem(volume_files(root / "labelsTs"), finding)
-        finding.cases += _nnunet_cases(
+        test_labels = by_stem(volume_files(root / "labelsTs"), result)
+        result.cases += _nnunet_cases(
             test_channels, test_labels, root / "imagesTs", n_channels, split="test"
         )
     elif test_images and not include_test:
-        finding.notes.append(test_images_note(len(test_images)))
-    return finding
+        result.notes.append(test_images_note(len(test_images)))
+    return result
 
 
-def _by_channel(images: list[Path], finding: LayoutMatch) -> dict[str, dict[int, Path]]:
+def _by_channel(images: list[Path], result: LayoutMatch) -> dict[str, dict[int, Path]]:
     channels: defaultdict[str, dict[int, Path]] = defaultdict(dict)
-    odd = []
+    unnumbered = []
     for path in images:
-        found = split_channel(path.name)
-        if found is None:
-            odd.append(path.name)
+        parts = split_channel(path.name)
+        if parts is None:
+            unnumbered.append(path.name)
             continue
-        case_id, channel = found
+        case_id, channel = parts
         if channel in channels[case_id]:
-            finding.problems.append(
+            result.problems.append(
                 f"two files for one modality: {channels[case_id][channel].name} and {path.name}"
             )
         channels[case_id][channel] = path
-    if odd and channels:
-        finding.notes.append(
-            f"{plural(len(odd), 'file')} in {images[0].parent.name} left out, no _0000 in the "
-            "name: "
-            f"{first_few(odd)}"
+    if unnumbered and channels:
+        result.notes.append(
+            f"{plural(len(unnumbered), 'file')} in {images[0].parent.name} left out, no _0000 in "
+            f"the name: {first_few(unnumbered)}"
         )
     return dict(channels)
 
@@ -89,18 +88,18 @@ def _nnunet_cases(
     *,
     split: str | None = None,
 ) -> list[Case]:
-    # A channel that is not there keeps its place: reading it will name the file that is missing.
+    # A missing channel keeps its place: planning then names the missing file.
     return [
         Case(
             case_id=case_id,
             images=tuple(
-                str(found.get(channel, folder / f"{case_id}_{channel:04d}.nii.gz"))
+                str(files.get(channel, folder / f"{case_id}_{channel:04d}.nii.gz"))
                 for channel in range(n_channels)
             ),
             label=optional_text(labels.get(case_id)),
             split=split,
         )
-        for case_id, found in channels.items()
+        for case_id, files in channels.items()
     ]
 
 

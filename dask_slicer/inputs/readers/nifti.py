@@ -1,8 +1,7 @@
 """NIfTI-1 and NIfTI-2: headers without voxels, voxels without copies.
 
-NIfTI-1 and NIfTI-2 in one file, plain or gzipped (told by their bytes, not their name), in both
-byte orders. A header may promise anything; memory is only set aside once the file is seen to back
-it.
+In one file, plain or gzipped (recognised by its bytes, not its name), in both byte orders. A header
+may promise anything: memory is reserved only after the size of the file shows that it can be true.
 """
 
 from __future__ import annotations
@@ -33,64 +32,42 @@ from dask_slicer.errors import (
     UnsupportedImage,
     as_case_error,
 )
+from dask_slicer.inputs.readers.base import VolumeHeader
 from dask_slicer.utils.formatting import format_shape
 
+SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii")
+
 _GZIP = b"\x1f\x8b"
-# Bytes that hold any header.
+# The longest header, in bytes.
 _HEAD = nib.Nifti2Header.sizeof_hdr
-# Deflated or not, they are among these.
+# Holds the header, also in most gzipped files.
 _FIRST_READ = 4096
-# Of a deflate stream within gzip's header and trailer, as zlib's functions want it.
+# zlib's code for a deflate stream with gzip's header and trailer.
 _GZIP_WINDOW = 31
-# nibabel tells of odd headers as it repairs them; users have no use for it.
-_UNHEARD = logging.getLogger(f"{__name__}.unheard")
-_UNHEARD.disabled = True
-# Deflate cannot shrink a byte stream by more than this.
+# nibabel logs its repairs of odd headers, which are of no use to users.
+_SILENT = logging.getLogger(f"{__name__}.silent")
+_SILENT.disabled = True
+# The greatest ratio by which deflate can compress.
 _MOST_DEFLATED = 1032
-# Data types of NIfTI that are wider than what is computed with: float128, complex256.
+# Data types of NIfTI that are too wide to compute with: float128, complex256.
 _WIDE = (1536, 2048)
-# Bytes that may follow the voxels; some writers pad.
+# Bytes that may follow the voxels, since some writers pad.
 _TRAILER = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NiftiHeader:
-    """What a volume's header says, checked.
+class NiftiHeader(VolumeHeader):
+    """A NIfTI header, checked; its affine is the sform if its code is over 0, else the qform.
 
     Attributes
     ----------
-    path : str
-    shape : tuple of 3 int
-        Trailing axes of length 1 dropped.
-    dtype : dtype
-        With its byte order.
-    affine : (4, 4) ndarray of float64
-        Voxel → RAS+ mm: sform if its code is over 0, else qform.
-    oriented : bool
-        Whether the header has an orientation at all; without, the affine is nibabel's guess.
-    slope, intercept : float
     offset : int
         Of the first voxel, in bytes.
-    file_bytes : int
-        On disk.
     gzipped : bool
     """
 
-    path: str
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    affine: NDArray[np.float64]
-    oriented: bool
-    slope: float
-    intercept: float
     offset: int
-    file_bytes: int
     gzipped: bool
-
-    @property
-    def voxel_bytes(self) -> int:
-        """Return the bytes that the voxels take, uncompressed."""
-        return self.shape[0] * self.shape[1] * self.shape[2] * self.dtype.itemsize
 
 
 def read_header(path: str | Path) -> NiftiHeader:
@@ -178,8 +155,8 @@ def _size_of_file(path: str) -> int:
 
 
 def _inflated_head(head: bytes, path: str) -> bytes:
-    """Return the first bytes of a gzip file, from those that were read if they suffice."""
-    # Damage is told of below. The stubs of isal do not say that its error is a class.
+    """Return the first bytes of a gzip file, from those already read if they suffice."""
+    # Damage is reported below. The stubs of isal do not type its error as a class.
     with suppress(isal_zlib.error):  # type: ignore[arg-type]
         inflated: bytes = isal_zlib.decompressobj(_GZIP_WINDOW).decompress(head, _HEAD)
         if len(inflated) == _HEAD:
@@ -196,7 +173,7 @@ def _inflating(path: str) -> Iterator[igzip.GzipFile]:
             yield file
     except EOFError:
         raise CorruptFile("the gzip stream ends early; copy it again") from None
-    # The stubs of isal do not say that its error is one.
+    # The stubs of isal do not type its error as an exception.
     except (igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
         raise CorruptFile(f"the gzip stream is damaged ({error}); copy it again") from None
 
@@ -205,13 +182,13 @@ def _parse(head: bytes, path: str, *, file_bytes: int, gzipped: bool) -> NiftiHe
     header = _nibabel_header(head)
     try:
         lengths = tuple(int(length) for length in header.get_data_shape())
-    except HeaderDataError as error:  # it puts a length elsewhere, as Freesurfer does, and has none
+    except HeaderDataError as error:  # a length is missing where Freesurfer would put it
         raise CorruptFile(f"the header is damaged ({error})") from None
     shape = _shape(lengths)
     dtype = _dtype(header)
     try:
         slope, intercept = header.get_slope_inter()
-        with np.errstate(all="ignore"):  # what comes out is checked
+        with np.errstate(all="ignore"):  # the result is checked
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except HeaderDataError as error:
         raise CorruptFile(f"the header is damaged ({error})") from None
@@ -245,10 +222,10 @@ def _nibabel_header(head: bytes) -> nib.Nifti1Header:
         raise CorruptFile("the bytes are not those of a NIfTI file")
     try:
         header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=False)
-        is_wide = header["datatype"] in _WIDE  # which nibabel knows on some machines
-        # Repairs what nibabel repairs, and raises where it would.
+        is_wide = header["datatype"] in _WIDE  # which nibabel supports on some machines
+        # Repairs and refuses the same headers as nibabel does on loading.
         if not is_wide:
-            header.check_fix(logger=_UNHEARD)
+            header.check_fix(logger=_SILENT)
         offset = int(header.get_data_offset())
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
         raise CorruptFile(f"the header is damaged ({error})") from None
@@ -288,7 +265,7 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
 
 
 def _check_backed(header: NiftiHeader) -> None:
-    """Raise if the file is too short for what its header promises."""
+    """Raise if the file is too short for the voxels that its header promises."""
     promised = header.offset + header.voxel_bytes
     most = header.file_bytes * (_MOST_DEFLATED if header.gzipped else 1)
     if promised > most:
@@ -300,10 +277,10 @@ def _check_backed(header: NiftiHeader) -> None:
 
 
 def _inflate(header: NiftiHeader) -> bytes:
-    """Return the uncompressed file, as far as its header promises; reads on to the checksum."""
+    """Return the uncompressed bytes that the header promises; reads to the end for the checksum."""
     promised = header.offset + header.voxel_bytes
     with _inflating(header.path) as file:
-        inflated = file.read(promised)  # readinto would do the same, and copy it
+        inflated = file.read(promised)  # readinto would make another copy
         trailer = file.read(_TRAILER + 1)
     if len(inflated) < promised:
         raise CorruptFile(

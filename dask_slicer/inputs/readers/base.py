@@ -1,0 +1,112 @@
+"""The Reader protocol, and the header that every reader returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VolumeHeader:
+    """What a volume's header says, checked.
+
+    Attributes
+    ----------
+    path : str
+    shape : tuple of 3 int
+        Trailing axes of length 1 dropped.
+    dtype : dtype
+        With its byte order.
+    affine : (4, 4) ndarray of float64
+        Voxel → RAS+ mm; finite and not singular.
+    oriented : bool
+        Whether the file gives an orientation at all; without, the affine is a guess.
+    slope, intercept : float
+        Intensity = stored × slope + intercept.
+    file_bytes : int
+        On disk.
+    """
+
+    path: str
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    affine: NDArray[np.float64]
+    oriented: bool
+    slope: float
+    intercept: float
+    file_bytes: int
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Return the bytes that the voxels take, uncompressed."""
+        return self.shape[0] * self.shape[1] * self.shape[2] * self.dtype.itemsize
+
+
+class Reader(Protocol):
+    """A module that reads one family of file formats.
+
+    To add a reader, write such a module in this folder and add it to `READERS` in `__init__.py`.
+    A reader may return a subclass of `VolumeHeader`, with what it needs to find the voxels.
+
+    Attributes
+    ----------
+    SUFFIXES : tuple of str
+        Of its files, in lower case, such as ``(".nii.gz", ".nii")``. Files with these suffixes
+        count as volumes wherever a layout looks for them.
+    """
+
+    SUFFIXES: tuple[str, ...]
+
+    def read_header(self, path: str | Path) -> VolumeHeader:
+        """Return the header of a volume; reads a few kilobytes.
+
+        Raise an error if the voxels could not be read later, as far as the header and the size of
+        the file show it: planning then names the case before the run starts.
+
+        Parameters
+        ----------
+        path : str or Path
+
+        Returns
+        -------
+        VolumeHeader
+
+        Raises
+        ------
+        MissingFile, PermissionDenied
+            `errors.as_case_error` makes them from an OSError.
+        CorruptFile
+            The file is not of this format, or too short for what its header promises.
+        UnsupportedImage
+            Not one 3D volume of real numbers of up to 64 bits.
+        GeometryMismatch
+            The affine is singular, or not finite; `core.geometry.check_affine` raises it.
+        """
+        ...
+
+    def read_voxels(self, path: str | Path) -> tuple[VolumeHeader, NDArray[np.generic]]:
+        """Return the header of a volume and its voxels as stored, not yet scaled.
+
+        Parameters
+        ----------
+        path : str or Path
+
+        Returns
+        -------
+        header : VolumeHeader
+            As `read_header` returns it.
+        stored : ndarray of shape ``header.shape`` and dtype ``header.dtype``
+            In the order of axes that the affine describes. It may be read-only, and a view of the
+            mapped file.
+
+        Raises
+        ------
+        CorruptFile
+            As `read_header`, and if the voxels are cut or damaged: never return what a checksum
+            or a length shows to be wrong.
+        """
+        ...
