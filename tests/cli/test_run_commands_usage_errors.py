@@ -302,3 +302,18 @@ def test_a_run_that_finds_no_place_to_run_leaves_an_output_as_it_was(
     assert result.exit_code == 1
     assert "no Dask scheduler answers" in result.stderr
     assert snapshot(output) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num_workers", "-2"], "num_workers must be -1 or more, got -2"),
+        (["--dashboard_address", "here"], "dashboard_address must be host:port, or none, got here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_verify_refuses_what_run_refuses(dataset, slice_dataset, invoke, options, words) -> None:
+    dataset.add("liver")
+    result = invoke("verify", slice_dataset(), *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
