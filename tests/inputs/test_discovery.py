@@ -199,9 +199,7 @@ def test_test_images_are_left_out_with_a_note_or_put_into_test(tmp_path) -> None
     lay(tmp_path, *tr("a_0000"), "imagesTs/t_0000.nii.gz", "labelsTs/t.nii.gz")
     dataset = find_cases(tmp_path)
     assert list(cases_of(dataset)) == ["a"]
-    assert dataset.notes == (
-        "1 image in imagesTs left out; --include_test uses them for test",
-    )
+    assert dataset.notes == ("1 image in imagesTs left out; --include_test uses them for test",)
     dataset = find_cases(tmp_path, include_test=True)
     assert cases_of(dataset)["t"] == ["imagesTs/t_0000.nii.gz", "labelsTs/t.nii.gz"]
     assert {case.case_id: case.split for case in dataset.cases} == {"a": None, "t": "test"}
