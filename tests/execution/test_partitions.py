@@ -583,7 +583,7 @@ def test_how_a_share_runs_may_differ_and_the_first_is_remembered(
 def test_what_concerns_the_whole_is_not_for_a_share(shares, output_dir, setting) -> None:
     result = shares("1/2", setting)
     assert result.exit_code == 2
-    assert "shard one share of it" in result.stderr
+    assert "shard one partition of it" in result.stderr
 
 
 def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) -> None:
