@@ -12,7 +12,7 @@ import numpy as np
 
 from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.inputs.case import Case, _files
+from dask_slicer.inputs.case import Case, file_rows
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
@@ -100,7 +100,7 @@ class CasePlan:
             rows += list(zip(names, self.described(), strict=True))
         else:
             rows.append(("problem", f"{self.problem.kind}: {self.problem.message}"))
-        return html_card(f"Case {self.case_id}", html_facts(rows + _files(self.case)))
+        return html_card(f"Case {self.case_id}", html_facts(rows + file_rows(self.case)))
 
     @property
     def has_label(self) -> bool:
