@@ -146,6 +146,7 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
 
 
 def file_rows(case: Case) -> list[tuple[str, object]]:
+    """Return rows that name the files of a case, for `html_facts`."""
     images = [("image", path) for path in case.images[:MOST_ROWS]]
     more = len(case.images) - MOST_ROWS
     rest = [("", f"… and {plural(more, 'more image')}")] if more > 0 else []
