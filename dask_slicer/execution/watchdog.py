@@ -39,7 +39,7 @@ _MEMORY_EVENTS = "worker-restart-memory"
 _RESULT_SECONDS = 5
 # How long to wait for a nanny of this run to report its worker's exit status.
 _EXITCODE_SECONDS = 10.0
-# Stands for a result that was lost with its worker.
+# In place of a result that was lost with its worker.
 LOST = object()
 _KILLED = -9
 # The exit status from multiprocessing when other code has read the status of the process before;
