@@ -1,6 +1,6 @@
 """A case that kills its worker, hangs, or comes to nonsense fails by name; the others are written.
 
-Cases are broken by `dask_slicer.execution.fault_injection`, which an environment variable switches on.
+`dask_slicer.execution.fault_injection` breaks cases; an environment variable switches it on.
 """
 
 from __future__ import annotations
