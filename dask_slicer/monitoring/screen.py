@@ -51,26 +51,10 @@ _STYLES = {"gone": "red", "paused": "yellow", "closing_gracefully": "yellow"}
 def watch_run(
     console: Console, where: str | None, settings: SchedulerSettings, *, once: bool
 ) -> None:
-    """Draw a run until it is over; or print its progress once.
+    """Draw the run of an output or a scheduler until it is over; or print its progress once.
 
-    Parameters
-    ----------
-    console : Console
-        If it is no terminal, progress is printed once.
-    where : str or None
-        An output directory, or the address of a scheduler; None where the settings have one.
-    settings : SchedulerSettings
-        How to connect to the scheduler.
-    once : bool
-        Print progress once.
-
-    Raises
-    ------
-    UsageError
-        If there is no such output, or the address is malformed.
-    SchedulerError
-        If the scheduler of an address cannot be reached, or a scheduler is lost while its run may
-        still be in progress.
+    `where` is None if the settings have the scheduler. Raises UsageError if it is neither an output
+    nor an address, and SchedulerError if no scheduler answers there, or it is lost during the run.
     """
     once = once or not console.is_terminal
     output_dir = _as_output(where)

@@ -93,11 +93,7 @@ def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) ->
 def figures(run: RunState, since: float = 0.0) -> list[tuple[str, str]]:
     """Return names and values of what a run has done, the most important first.
 
-    Parameters
-    ----------
-    run : RunState
-    since : float
-        Seconds since that was its state: the rate of a run in progress falls.
+    `since` are the seconds since that was its state: the rate of a run in progress falls.
     """
     since = 0.0 if run.ending else since
     seconds = max(run.seconds + since, 1e-3)
