@@ -20,9 +20,10 @@ from dask_slicer.cluster.remote import tls_files
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.monitoring.journal_reader import JournalReader
+from dask_slicer.monitoring.progress_line import figures_line
 from dask_slicer.monitoring.snapshot import Snapshot
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import COLUMNS, content, in_words
+from dask_slicer.monitoring.tables import COLUMNS, content
 from dask_slicer.monitoring.watcher import (
     NotRunning,
     SchedulerGone,
@@ -246,7 +247,7 @@ def _run_lines(run: dict[str, Any], n_tables: int, *, with_bar: bool) -> Iterato
             ProgressBar(total=max(run["n_todo"], 1), completed=run["n_done"] + run["n_failed"])
         )
         yield bar
-    yield _line(in_words(run["figures"]))
+    yield _line(figures_line(run["figures"]))
     small = [table for table in run["tables"] if table["title"] != _LAST_FAILURES][:n_tables]
     if small:
         yield Columns([_titled(table) for table in small], padding=(0, 4))
