@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster.address import TlsFiles
-from dask_slicer.cluster.client import settings_of_clients
-from dask_slicer.cluster.remote import connected
+from dask_slicer.cluster.client import client_timeouts
+from dask_slicer.cluster.remote import connect
 from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
 from dask_slicer.monitoring.state import TOPIC
@@ -41,10 +41,10 @@ class SchedulerGone(SchedulerError):
 def connect_watcher(target: WatchTarget, tls: TlsFiles | None) -> Iterator[Watcher]:
     """Connect to a scheduler, and leave it running; raise SchedulerError if there is no answer."""
     with ExitStack() as stack:
-        stack.enter_context(settings_of_clients())
+        stack.enter_context(client_timeouts())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other versions of packages there
-            client = stack.enter_context(connected(target.address, tls, name="dask-slicer-watch"))
+            client = stack.enter_context(connect(target.address, tls, name="dask-slicer-watch"))
         # We report a lost connection ourselves. Not earlier: importing Dask sets these levels.
         for name in ("distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
