@@ -1,33 +1,33 @@
-"""One error tree; its leaves are the kinds of failure of a case."""
+"""Error tree; its leaves are the kinds of failure of a case."""
 
 from __future__ import annotations
 
 import errno
 
-from dask_slicer.utils.formatting import escape_line as on_one_line
+from dask_slicer.utils.formatting import escape_line
 
 
 class DaskSlicerError(Exception):
-    """Root of every error that this package raises on purpose; takes one message."""
+    """Root of all errors that this package raises on purpose; takes one message."""
 
 
 class UsageError(DaskSlicerError, ValueError):
-    """What was asked for cannot be done as asked; nothing was written."""
+    """The settings or the input are wrong; nothing was written."""
 
     def _render_traceback_(self) -> list[str]:
         return _in_notebook(self)
 
 
 class ConfigError(UsageError):
-    """A setting is unknown, missing, or out of its range."""
+    """A setting is unknown, missing, or out of range."""
 
 
 class DatasetError(UsageError):
-    """The input holds no case, or its cases cannot be told apart."""
+    """The input has no case, or its cases cannot be identified."""
 
 
 class OutputError(UsageError):
-    """The output directory is not ours, is in use, or was made with other settings."""
+    """The directory is no output, is in use, or was made with other settings."""
 
 
 class SchedulerError(DaskSlicerError):
@@ -38,21 +38,20 @@ class SchedulerError(DaskSlicerError):
 
 
 class PreflightError(SchedulerError):
-    """With this scheduler, or these workers, no case could be done; a line for every reason."""
+    """No case can run with this scheduler or these workers; one line per reason."""
 
 
 def _in_notebook(error: DaskSlicerError) -> list[str]:
-    """Return what IPython shows of an error: what it says, not where in this package it arose."""
+    """Return the lines that IPython shows: the message, without a traceback."""
     notes = getattr(error, "__notes__", [])
     return [f"{type(error).__name__}: {error}", *notes]
 
 
 class CaseError(DaskSlicerError):
-    """One case cannot be done; the other cases go on.
+    """One case failed; the other cases continue.
 
-    The name of the class is the failure's `kind`. `step` is filled in by the task that was
-    running, `retriable` says whether running the case again could help, `details` is a traceback,
-    `run_id` says whose task it was, if it was a run's.
+    The name of the class is the failure's `kind`. The task sets `step`. `retriable` is whether
+    another try could help, `details` is a traceback, `run_id` is the run of the task, if any.
     """
 
     step: str = "load"
@@ -62,15 +61,15 @@ class CaseError(DaskSlicerError):
 
     @property
     def kind(self) -> str:
-        """Return the name under which this failure is recorded."""
+        """Return the name of this failure in the journal."""
         return type(self).__name__
 
-    # Not called `message`: of an error that has one, torch's DataLoader makes a new one with it.
+    # Not named `message`: torch's DataLoader creates errors that have one again, with other text.
     @property
     def one_line(self) -> str:
         """Return what happened, where, and what to do."""
         notes = getattr(self, "__notes__", [])
-        return on_one_line("; ".join([str(self), *notes]))
+        return escape_line("; ".join([str(self), *notes]))
 
 
 class MissingLabel(CaseError):
@@ -82,11 +81,11 @@ class MissingFile(CaseError, FileNotFoundError):
 
 
 class CorruptFile(CaseError, ValueError):
-    """The bytes of a file are not what its format promises."""
+    """The bytes of a file do not fit its format."""
 
 
 class UnsupportedImage(CaseError, ValueError):
-    """The file is sound but not a 3D scalar volume."""
+    """The file is valid, but not a 3D scalar volume."""
 
 
 class GeometryMismatch(CaseError, ValueError):
@@ -94,22 +93,22 @@ class GeometryMismatch(CaseError, ValueError):
 
 
 class LabelValues(CaseError, ValueError):
-    """A label holds values that are not integers or do not fit the label dtype."""
+    """A label has values that are not integers or do not fit the label dtype."""
 
 
 class NonFinite(CaseError, ValueError):
-    """An image holds NaN or Inf, or would after conversion."""
+    """An image has NaN or Inf, or would have them after conversion."""
 
 
 class OutOfMemory(CaseError):
     """The case needs more memory than its worker has.
 
-    Not a MemoryError: CPython refuses to unpickle subclasses of it that have another base too.
+    Not a MemoryError: CPython cannot unpickle a subclass of it that has another base too.
     """
 
 
 class Timeout(CaseError, TimeoutError):
-    """The case took longer than it was allowed to."""
+    """The case took longer than `--timeout`."""
 
     retriable = True
 
@@ -121,22 +120,22 @@ class WorkerLost(CaseError):
 
 
 class DiskFull(CaseError, OSError):
-    """There is no room left for the output."""
+    """The disk is full."""
 
 
 class PermissionDenied(CaseError, PermissionError):
-    """A file may not be read or written by this user."""
+    """The user has no permission to read or write a file."""
 
 
 class Unexpected(CaseError):
-    """Anything else: a fault of this program, or of the machine."""
+    """Any other error, of this program or of the machine."""
 
 
 KINDS = tuple(sorted(kind.__name__ for kind in CaseError.__subclasses__()))
 
 
 def as_case_error(error: BaseException, *, step: str) -> CaseError:
-    """Return `error` as one of the named failures, marked with the step it happened in.
+    """Return `error` as one of the named failures, with the step in which it happened.
 
     Examples
     --------
@@ -172,6 +171,6 @@ def _translate(error: BaseException) -> CaseError:
         case MemoryError():
             return OutOfMemory(f"{text}; use fewer workers or a machine with more memory")
     unexpected = Unexpected(f"{type(error).__name__}: {text}")
-    # A network disk that hiccups may work the next time; a bug will not.
+    # A network disk may work at the next try; a bug will not.
     unexpected.retriable = isinstance(error, OSError)
     return unexpected

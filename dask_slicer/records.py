@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.utils.repr_html import html_table
 
-if TYPE_CHECKING:
-    pass
-
-
-def failure_table(failures: Sequence[FailedCase]) -> str:
-    """Return a table of cases that failed, and why."""
-    rows = [(one.case_id, one.kind, one.step, one.message) for one in failures]
-    return html_table(("failed case", "kind", "step", "message"), rows, of="failed case")
-
 
 class WrittenSlice(NamedTuple):
-    """One slice on disk: index, size in bytes and CRC-32 of its file, pixels by label value.
+    """A slice on disk: index, size in bytes and CRC-32 of its file, pixels by label value.
 
-    Size and CRC-32 are 0 where slices share files.
+    Size and CRC-32 are 0 if slices share files.
     """
 
     slice_index: int
@@ -41,15 +32,15 @@ class WrittenFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommittedCase:
-    """A case that is whole on disk.
+    """A case that is completely on disk.
 
     Attributes
     ----------
     case_id, split : str
     group : str
-        The patient: also when the case is gone, the others stay in its split.
+        The patient. If the case leaves the dataset, its patient's other cases stay in its split.
     digest : str
-        Of everything that decides the output, see `plans.case_digest`.
+        Of everything that decides the output, see `planning.plan.case_digest`.
     shape : tuple of int
         (n_modalities, n_slices, height, width).
     spacing : tuple of float
@@ -57,12 +48,12 @@ class CommittedCase:
     statistics : tuple of Statistics
         One per modality.
     slices : tuple of WrittenSlice
-        Those kept, ascending.
+        The kept slices, ascending.
     seconds : dict of step to float
     files : tuple of WrittenFile
-        Those of a case that is a directory; empty where each slice is a file.
+        The files of a Zarr group; empty if each slice is a file.
     at : float
-        When its line was written, in seconds since 1970; 0 in lines of earlier versions.
+        Time of the journal line, in seconds since 1970; 0 in lines of earlier versions.
     """
 
     case_id: str
@@ -82,12 +73,12 @@ class CommittedCase:
     @property
     def n_bytes(self) -> int:
         """Return the size of the case on disk."""
-        return sum(one.size for one in self.slices) + sum(file.size for file in self.files)
+        return sum(written.size for written in self.slices) + sum(file.size for file in self.files)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedCase:
-    """A case that could not be done: step, kind, and one line that says what, where, what to do."""
+    """A case that failed: step, kind, and one line with what happened, where, and what to do."""
 
     case_id: str
     step: str
@@ -98,7 +89,7 @@ class FailedCase:
     status: Literal["failed"] = "failed"
 
     def __post_init__(self) -> None:
-        # Names of files may be in any encoding, or none; what is recorded is UTF-8.
+        # File names may have any encoding, or none; the journal is UTF-8.
         for name in ("message", "details"):
             text = getattr(self, name).encode("utf-8", "backslashreplace").decode("utf-8")
             object.__setattr__(self, name, text)
@@ -106,7 +97,7 @@ class FailedCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovedCase:
-    """A case whose files were taken away: on request, or to be written anew."""
+    """A case whose files were removed, on request or to write them again."""
 
     case_id: str
     at: float = field(default=0.0, compare=False)
@@ -117,5 +108,11 @@ CaseRecord = CommittedCase | FailedCase | RemovedCase
 
 
 def failure_line(failure: FailedCase) -> str:
-    """Return why a case failed, on one line."""
+    """Return the reason of a failure, on one line."""
     return f"{failure.case_id}: {failure.kind} ({failure.step}): {failure.message}"
+
+
+def failure_table(failures: Sequence[FailedCase]) -> str:
+    """Return an HTML table of failed cases and their reasons."""
+    rows = [(failure.case_id, failure.kind, failure.step, failure.message) for failure in failures]
+    return html_table(("failed case", "kind", "step", "message"), rows, of="failed case")

@@ -11,6 +11,7 @@ from functools import cache
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
+from typing import TypeGuard
 
 import house
 import pytest
@@ -60,6 +61,7 @@ ALLOWED = {
     "click": {"cli"},
     "distributed": {
         "cluster/client.py",
+        "cluster/dask_private.py",
         "cluster/jobqueue.py",
         "cluster/local.py",
         "cluster/remote.py",
@@ -244,6 +246,55 @@ def test_distributed_is_imported_when_it_is_used() -> None:
         if used.is_distributed and not (used.lazy or used.typing)
     }
     assert not eager
+
+
+DASKS_PRIVATE_NAMES = "cluster/dask_private.py"
+
+
+@each_module
+def test_private_names_of_dask_are_used_in_one_module(module: Module) -> None:
+    found = set(_private_names(module))
+    assert bool(found) == (module.path == DASKS_PRIVATE_NAMES), found
+
+
+def _private_names(module: Module) -> Iterator[str]:
+    """Yield underscored names that are imported from Dask, or that classes of it may have.
+
+    An underscored attribute counts unless it is one of `self`, `cls` or `os`, or the module itself
+    defines the name.
+    """
+    of_dask = set()
+    nodes = list(ast.walk(tree_of(module)))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    defined |= {node.attr for node in nodes if _is_set_on_self(node)}
+    for used in imports_of(module):
+        if used.package in {"dask", "distributed", "dask_jobqueue"}:
+            parts = used.name.split(".")
+            of_dask.add(parts[-1])
+            yield from (used.name for part in parts if _is_private(part))
+    for node in nodes:
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls" | "os")):
+                pass
+            case ast.Attribute(attr=name) if _is_private(name) and name not in defined:
+                yield name
+            case ast.ClassDef(bases=bases, body=body) if {
+                base.id for base in bases if isinstance(base, ast.Name)
+            } & {"base", *of_dask}:
+                for member in body:
+                    if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef):
+                        yield from (name for name in [member.name] if _is_private(name))
+
+
+def _is_set_on_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    match node:
+        case ast.Attribute(value=ast.Name(id="self"), ctx=ast.Store()):
+            return True
+    return False
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
 
 
 def test_only_graph_makes_delayed_objects() -> None:

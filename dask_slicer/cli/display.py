@@ -11,7 +11,7 @@ from rich.console import Console
 from dask_slicer.execution.partitions import MergeReport
 from dask_slicer.execution.verify import VerifyReport
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.terminal import _Display, _failure_lines
+from dask_slicer.monitoring.terminal import ProgressDisplay, failure_lines
 from dask_slicer.output.checks import Issue
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils.formatting import (
@@ -23,19 +23,19 @@ from dask_slicer.utils.formatting import (
 )
 
 
-class MergeDisplay(_Display):
-    """Shows what shares came to."""
+class MergeDisplay(ProgressDisplay):
+    """Shows the result of a merge."""
 
     def merged(self, report: MergeReport) -> None:
-        """Print what there is, what failed and why, and what is missing."""
+        """Print what was merged, why cases failed, and which are missing."""
         first, *wrong = merge_lines(report)
         self._say(first)
         for line in wrong:
             self._print(line)
 
 
-class VerifyDisplay(_Display):
-    """Shows what is checked, and what was found."""
+class VerifyDisplay(ProgressDisplay):
+    """Shows the progress and the result of `verify`."""
 
     doing = "Checking"
 
@@ -46,7 +46,7 @@ class VerifyDisplay(_Display):
             run_id="", output_dir="", host="", process="", client="", n_cases=0, n_skipped=0
         )
 
-    def checked(self, record: CommittedCase, total: int, findings: Sequence[Issue]) -> None:
+    def checked(self, record: CommittedCase, total: int, issues: Sequence[Issue]) -> None:
         """Count a case."""
         state = self._state
         if not state.n_cases:
@@ -55,8 +55,8 @@ class VerifyDisplay(_Display):
         self._state = replace(
             state,
             n_cases=total,
-            n_done=state.n_done + (not findings),
-            n_failed=state.n_failed + bool(findings),
+            n_done=state.n_done + (not issues),
+            n_failed=state.n_failed + bool(issues),
             n_slices=state.n_slices + len(record.slices),
             work=total,  # all cases take about the same time
             work_done=state.work_done + 1,
@@ -65,7 +65,7 @@ class VerifyDisplay(_Display):
         self.progress(self._state)
 
     def verified(self, report: VerifyReport) -> None:
-        """Print what was found, one line each."""
+        """Print the problems, a line each, and the result."""
         self._end_progress()
         for finding in report.findings:
             self._print(f"Wrong: {finding}", style="red")
@@ -79,37 +79,38 @@ class VerifyDisplay(_Display):
             self._print(f"{plural(report.n_missing, 'planned case')} not written: {why}")
         if report.forgotten:
             self._print(
-                f"Forgot {plural(len(report.forgotten), 'case')}; the run command that made "
-                f"{report.output_dir} writes them anew"
+                f"Marked {plural(len(report.forgotten), 'case')} for rewriting; "
+                "run the same command again"
             )
         if not report.findings:
-            self._say(f"{report.output_dir} is as it was written")
+            self._say(f"No problems found in {report.output_dir}")
         elif not report.forgotten:
             damaged = {finding.case_id for finding in report.findings if finding.is_damage} - {""}
             in_cases = (
-                f", in {plural(len(damaged), 'case')}; --repair lets the next run write them anew"
+                f", in {plural(len(damaged), 'case')}; "
+                "with --repair, the next run writes them again"
                 if damaged
                 else ""
             )
-            self._print(f"{plural(len(report.findings), 'thing')} wrong{in_cases}")
+            self._print(f"{plural(len(report.findings), 'problem')} found{in_cases}")
 
 
 def merge_lines(report: MergeReport) -> list[str]:
-    """Return what a merge came to in a few lines."""
+    """Return the result of a merge in a few lines."""
     merged = (
-        f"Merged {plural(report.n_journals, 'share')}"
+        f"Merged {plural(report.n_journals, 'partition')}"
         if report.n_journals
-        else ("No share was left to merge; wrote index and summary again")
+        else ("No partition was left to merge; wrote index and summary again")
     )
     lines = [
         f"{merged}: {plural(report.n_slices, 'slice')} of {plural(report.n_cases, 'case')} "
         f"({format_bytes(report.n_bytes)}) in {report.output_dir}"
     ]
-    lines += _failure_lines(report.failures, f", see {report.output_dir}/failures.csv")
+    lines += failure_lines(report.failures, f", see {report.output_dir}/failures.csv")
     if report.missing:
         lines.append(
-            f"{plural(len(report.missing), 'case')} in no share's journal: "
+            f"{plural(len(report.missing), 'case')} in no partition's journal: "
             f"{first_few(report.missing)}; "
-            "run the missing shares, or the same command without --shard"
+            "run the missing partitions, or the same command without --shard"
         )
     return lines

@@ -1,6 +1,6 @@
-"""The command group `dask-slicer`: errors as lines, exit statuses.
+"""The command group `dask-slicer`, its error messages and exit statuses.
 
-Nothing heavy is imported here; help must come at once.
+No slow import here: help must appear at once.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _COMMANDS = {
 
 
 class _Group(click.Group):
-    """Turns expected errors into one line and an exit status."""
+    """A group that turns expected errors into one line and an exit status."""
 
     def invoke(self, ctx: click.Context) -> None:
         status = 0
         try:
             super().invoke(ctx)
         except UsageError as error:
-            status = self._tell(error, ctx, 2)
+            status = self._report(error, ctx, 2)
         except DaskSlicerError as error:
-            status = self._tell(error, ctx, 1)
+            status = self._report(error, ctx, 1)
         except BrokenPipeError:
-            raise  # the reader of our output has gone: click ends quietly
+            raise  # nothing reads our output any more: click exits quietly
         except OSError as error:
-            status = self._tell(error, ctx, 1)
+            status = self._report(error, ctx, 1)
         except Terminated:
             status = _TERMINATED
         except KeyboardInterrupt:
@@ -62,22 +62,22 @@ class _Group(click.Group):
                 )
 
     @staticmethod
-    def _tell(error: Exception, ctx: click.Context, status: int) -> int:
+    def _report(error: Exception, ctx: click.Context, status: int) -> int:
         if ctx.meta.get("verbose"):
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-        findings = str(error).splitlines() if isinstance(error, PreflightError) else [str(error)]
-        for finding in findings:
-            click.echo(f"Error: {escape_line(finding)}", err=True)
+        lines = str(error).splitlines() if isinstance(error, PreflightError) else [str(error)]
+        for line in lines:
+            click.echo(f"Error: {escape_line(line)}", err=True)
         return status
 
 
 @click.group(cls=_Group, context_settings=_SETTINGS)
 @click.version_option(package_name="dask_slicer")
 def main() -> None:
-    """Turn datasets of 3D medical volumes (NIfTI) into 2D and 2.5D training slices."""
+    """Convert 3D medical volumes (NIfTI) into 2D and 2.5D training slices."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks × must not stop a run
+            stream.reconfigure(errors="replace")  # a terminal without × must not stop a run
 
 
 for _command in (demo, plan, run, merge, preview, report, verify, watch, benchmark):

@@ -1,4 +1,4 @@
-"""Options of commands, made from the configuration model when needed."""
+"""Options of commands, made from the configuration model on first use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_USED = (
     *("clip_min", "clip_max", "normalize", "format", "num_workers"),
 )
 _SHORT = {"input_dir": "-i", "output_dir": "-o", "config": "-c"}
-# With these, a command finds a running scheduler.
+# The settings that connect a command to a running scheduler.
 SCHEDULER_OPTIONS = ("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key")
 
 
@@ -65,33 +65,27 @@ class ConfigCommand(click.Command):
 
 
 class BenchmarkCommand(ConfigCommand):
-    """The same, for a command that can make its input."""
+    """A command with an option for every setting, of which none is required."""
 
     required_settings = ()
 
 
-class SchedulerCommand(click.Command):
-    """A command with the options that say how to get to a running scheduler."""
+class SettingsCommand(click.Command):
+    """A command with the options of the settings that are named."""
 
-    scheduler_options: tuple[str, ...] = SCHEDULER_OPTIONS
+    def __init__(self, *args: Any, settings: Sequence[str], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._settings = settings
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return those options of the configuration, then the command's own."""
-        return [
-            *(option for option in config_options() if option.name in self.scheduler_options),
-            *super().get_params(ctx),
-        ]
-
-
-class AddressCommand(SchedulerCommand):
-    """The same, where the address of the scheduler is an argument."""
-
-    scheduler_options = SCHEDULER_OPTIONS[1:]
+        """Return the options of the settings, then the command's own."""
+        settings = [option for option in config_options() if option.name in self._settings]
+        return [*settings, *super().get_params(ctx)]
 
 
 @functools.cache
 def config_options() -> tuple[click.Option, ...]:
-    """Return the options that stand for the fields of the configuration."""
+    """Return an option for each setting, with --config and --no_normalize."""
     from dask_slicer.config.schema import RunConfig
 
     order = ("input_dir", "output_dir", *RunConfig.model_fields)
@@ -99,7 +93,7 @@ def config_options() -> tuple[click.Option, ...]:
     config = click.Option(
         ["-c", "--config"],
         metavar="FILE|NAME",
-        help="YAML file, or one of the shipped configurations. The command line wins over it.",
+        help="YAML file, or the name of a shipped configuration. Other options win over it.",
     )
     no_normalize = click.Option(
         ["--no_normalize"], is_flag=True, default=None, help="The same as --normalize none."
@@ -134,33 +128,36 @@ def _default_words(field: Any) -> str:
     return f" [default: {default}]"
 
 
-def num_workers_option(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return what adds --num_workers to a command that has no configuration."""
-    return click.option(
-        "--num_workers",
-        type=click.IntRange(-1),
-        default=default,
-        show_default=True,
-        help="Worker processes; 0: in this process; -1: all CPUs this process may use.",
-    )
+def _keep_verbosity(ctx: click.Context, _: click.Parameter, verbose: int) -> int:
+    """Note in the context whether errors are printed with their traceback."""
+    ctx.meta["verbose"] = verbose
+    return verbose
+
+
+verbose_option = click.option(
+    "-v",
+    "--verbose",
+    count=True,
+    callback=_keep_verbosity,
+    help="Print more, with tracebacks of errors; -vv: also Dask's warnings.",
+)
 
 
 def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add -v and -q to a command."""
-    louder = "Say more, with tracebacks of what was not foreseen; -vv: Dask's warnings too."
-    command = click.option("-v", "--verbose", count=True, help=louder)(command)
-    return click.option("-q", "--quiet", is_flag=True, help="Print only what went wrong.")(command)
+    command = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")(command)
+    return verbose_option(command)
 
 
 def build_config_of(options: dict[str, Any], more_cases: tuple[str, ...]) -> Any:
-    """Return the configuration that the options, and the file they name, amount to."""
+    """Return the configuration of the options and the file that they name."""
     from dask_slicer.config.loader import build_config
 
     base = options.pop("config")
     if more_cases and not options["only"]:
-        raise UsageError(f"there is no place for {more_cases[0]!r}; options start with --")
+        raise UsageError(f"unexpected argument {more_cases[0]!r}; options start with --")
     options["only"] = (*options["only"], *more_cases)
-    # What may be repeated and was not given.
+    # Repeatable options that were not given.
     options |= {name: None for name, value in options.items() if value == ()}
     if options.pop("no_normalize"):
         if options["normalize"] not in (None, "none"):

@@ -10,10 +10,9 @@ import click
 from dask_slicer.cli.console import make_console
 from dask_slicer.cli.options import (
     SCHEDULER_OPTIONS,
-    AddressCommand,
     Choice,
-    SchedulerCommand,
-    num_workers_option,
+    SettingsCommand,
+    verbose_option,
     verbosity_options,
 )
 from dask_slicer.errors import UsageError
@@ -24,19 +23,21 @@ from dask_slicer.utils.signals import interrupt_once
 
 @click.command()
 @click.argument("output_dir", type=click.Path(path_type=Path))
-@click.option("--case", "cases", multiple=True, metavar="CASE_ID", help="Only this; repeatable.")
+@click.option(
+    "--case", "cases", multiple=True, metavar="CASE_ID", help="Only this case; repeatable."
+)
 @click.option("--split", type=Choice(["train", "val", "test"]), help="Only slices of this split.")
 @click.option(
-    "--slices", metavar="N,N-N...", help="These slices of every case shown, such as 3,10,20-30."
+    "--slices", metavar="N,N-N...", help="Slices to draw of each case, such as 3,10,20-30."
 )
-@click.option("--n_slices", type=int, default=16, show_default=True, help="How many slices.")
+@click.option("--n_slices", type=int, default=16, show_default=True, help="Number of slices.")
 @click.option(
     "--file",
     type=click.Path(path_type=Path),
-    help="Where it goes: .png, .jpg, .pdf or .svg. [default: preview.png in OUTPUT_DIR]",
+    help="Picture to write: .png, .jpg, .pdf or .svg. [default: preview.png in OUTPUT_DIR]",
 )
-@click.option("--no_labels", is_flag=True, help="Leave the labels out.")
-@click.option("--dark", is_flag=True, help="For dark pages.")
+@click.option("--no_labels", is_flag=True, help="Draw no labels.")
+@click.option("--dark", is_flag=True, help="Use colours for dark pages.")
 @verbosity_options
 @click.pass_context
 def preview(
@@ -55,7 +56,6 @@ def preview(
 
     The slices are spread over splits and cases.
     """
-    ctx.meta["verbose"] = verbose
     from dask_slicer.output.output import open_output
     from dask_slicer.report.preview import (
         parse_slices,
@@ -85,7 +85,7 @@ def preview(
 @click.option(
     "--file",
     type=click.Path(path_type=Path),
-    help="Where the page goes. [default: report.html in OUTPUT_DIR]",
+    help="Page to write. [default: report.html in OUTPUT_DIR]",
 )
 @verbosity_options
 @click.pass_context
@@ -96,7 +96,6 @@ def report(
 
     It shows settings, counts, charts, pictures and failures.
     """
-    ctx.meta["verbose"] = verbose
     from dask_slicer.report.html_report import write_report
 
     path = write_report(output_dir, file, say=lambda line: None if quiet else click.echo(line))
@@ -104,23 +103,20 @@ def report(
         click.echo(f"Report: {path}")
 
 
-@click.command(cls=SchedulerCommand)
+@click.command(
+    cls=SettingsCommand, settings=(*SCHEDULER_OPTIONS, "num_workers", "dashboard_address")
+)
 @click.argument("output_dir", type=click.Path(path_type=Path))
 @click.option(
     "--deep",
     metavar="N",
     type=click.IntRange(0),
     default=0,
-    help="Make N slices, drawn at random, of their scans again, and compare.",
+    help="Also make N random slices again from their scans, and compare.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the drawing.")
-@click.option("--repair", is_flag=True, help="Forget cases that are damaged: run makes them anew.")
-@num_workers_option(4)
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of --deep.")
 @click.option(
-    "--dashboard_address",
-    default="127.0.0.1:8787",
-    show_default=True,
-    help="Where the Dask dashboard listens; none turns it off.",
+    "--repair", is_flag=True, help="Mark damaged cases, so that the next run writes them again."
 )
 @verbosity_options
 @click.pass_context
@@ -128,24 +124,31 @@ def verify(
     ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool, **options: Any
 ) -> None:
     """Check every file of an output against its recorded checksum."""
-    ctx.meta["verbose"] = verbose
     configure_logging(verbose, None)
     from dask_slicer.cli.display import VerifyDisplay
-    from dask_slicer.config.loader import scheduler_settings
+    from dask_slicer.config.loader import build_settings
+    from dask_slicer.config.run_settings import LocalSettings, SchedulerSettings
     from dask_slicer.execution.verify import verify as verify_output
 
-    given = {name: options.pop(name) for name in SCHEDULER_OPTIONS}
-    options["where"] = scheduler_settings(given)
+    where = build_settings(
+        SchedulerSettings, {name: options.pop(name) for name in SCHEDULER_OPTIONS}
+    )
+    workers = {name: options.pop(name) for name in LocalSettings.model_fields}
+    options |= dict(build_settings(LocalSettings, workers))
     with VerifyDisplay(make_console(), quiet=quiet) as display, interrupt_once():
-        report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
+        report = verify_output(
+            output_dir, where=where, observer=display, on_case=display.checked, **options
+        )
         display.verified(report)
     ctx.exit(1 if report.findings else 0)
 
 
-@click.command(cls=AddressCommand)
+@click.command(cls=SettingsCommand, settings=SCHEDULER_OPTIONS[1:])
 @click.argument("where", required=False, metavar="OUT|ADDR")
-@click.option("--once", is_flag=True, help="Print how it stands, and end; so it is in a pipe.")
-@click.option("-v", "--verbose", count=True, help="Say more, with tracebacks.")
+@click.option(
+    "--once", is_flag=True, help="Print the progress once, and exit. Always so in a pipe."
+)
+@verbose_option
 @click.pass_context
 def watch(
     ctx: click.Context, /, where: str | None, once: bool, verbose: int, **options: Any
@@ -154,14 +157,15 @@ def watch(
 
     Shows workers, cases, rate, failures and time left.
 
-    OUT is the output directory of the run, ADDR the address of its scheduler, tcp://host:8786.
+    OUT is the output directory of the run; ADDR is the address of its scheduler, such as
+    tcp://host:8786.
     """
-    ctx.meta["verbose"] = verbose
     configure_logging(verbose, None)
     if (where is None) == (options["scheduler_file"] is None):
         raise UsageError("watch takes an output directory, an address, or --scheduler_file")
-    from dask_slicer.config.loader import scheduler_settings
+    from dask_slicer.config.loader import build_settings
+    from dask_slicer.config.run_settings import SchedulerSettings
     from dask_slicer.monitoring.screen import watch_run
 
     with interrupt_once():
-        watch_run(make_console(), where, scheduler_settings(options), once=once)
+        watch_run(make_console(), where, build_settings(SchedulerSettings, options), once=once)

@@ -14,7 +14,6 @@ from dask_slicer.cli.options import (
     BenchmarkCommand,
     ConfigCommand,
     build_config_of,
-    num_workers_option,
     verbosity_options,
 )
 from dask_slicer.errors import UsageError
@@ -33,7 +32,9 @@ Examples:
 
 @click.command(cls=ConfigCommand, epilog=_EXAMPLES)
 @click.option(
-    "--print_job_script", is_flag=True, help="Print what --cluster would submit; do nothing."
+    "--print_job_script",
+    is_flag=True,
+    help="Print the job script that --cluster would submit, and exit.",
 )
 @verbosity_options
 @click.argument("more_cases", nargs=-1, metavar="")
@@ -51,7 +52,6 @@ def run(
 
     Give the directories here or in the file of --config.
     """
-    ctx.meta["verbose"] = verbose
     config = build_config_of(options, more_cases)
     if print_job_script:
         from dask_slicer.cluster.jobqueue import job_script
@@ -72,7 +72,6 @@ def run(
 @click.pass_context
 def merge(ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool) -> None:
     """Merge the partitions of a run (--shard) when all are done."""
-    ctx.meta["verbose"] = verbose
     configure_logging(verbose, None)
     from dask_slicer.cli.display import MergeDisplay
     from dask_slicer.execution.partitions import merge as merge_output
@@ -101,20 +100,19 @@ def plan(
 
     Lists the cases and their problems, and estimates disk space, memory and a number of workers.
     """
-    ctx.meta["verbose"] = verbose
     config = build_config_of(options, more_cases)
     from dask_slicer.cli.tables import print_plan, print_problems
     from dask_slicer.execution.prepare import prepare_plan
     from dask_slicer.planning.estimate import plan_json
 
-    made = prepare_plan(config)
+    run_plan = prepare_plan(config)
     if as_json:
-        click.echo(plan_json(made))
+        click.echo(plan_json(run_plan))
     elif quiet:
-        print_problems(made, make_console())
+        print_problems(run_plan, make_console())
     else:
-        print_plan(made, make_console())
-    ctx.exit(1 if made.problems or made.failures else 0)
+        print_plan(run_plan, make_console())
+    ctx.exit(1 if run_plan.problems or run_plan.failures else 0)
 
 
 @click.command()
@@ -123,14 +121,13 @@ def plan(
     type=click.Path(path_type=Path),
     default=Path("dask_slicer_demo"),
     show_default=True,
-    help="Gets the folders phantoms (made-up scans) and slices.",
+    help="Folder for the phantom scans (phantoms) and their slices (slices).",
 )
-@num_workers_option(2)
+@click.option("--num_workers", type=int, default=2, show_default=True, help="Worker processes.")
 @verbosity_options
 @click.pass_context
 def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:
     """Make phantom scans, slice them, and suggest what to try next."""
-    ctx.meta["verbose"] = verbose
     from dask_slicer.config.loader import build_config
     from dask_slicer.inputs.phantom import ensure_dataset
 
@@ -154,12 +151,16 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     help="Numbers of workers to try, such as 0,1,2,4. [default: 0, powers of 2, all CPUs]",
 )
 @click.option(
-    "--repeats", type=click.IntRange(1), default=3, show_default=True, help="Runs with each number."
+    "--repeats",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Runs with each number of workers.",
 )
 @click.option(
     "--cases",
     type=click.IntRange(1),
-    help="At most so many cases, spread over the dataset. [default: 4 a worker, at least 16]",
+    help="Maximum number of cases. [default: 4 for each worker, at least 16]",
 )
 @verbosity_options
 @click.argument("more_cases", nargs=-1, metavar="")
@@ -180,7 +181,6 @@ def benchmark(
     Without --input_dir it slices phantoms. Slices go to temporary directories in --output_dir
     [default: dask_slicer_benchmark], where results.json and speedup.png are written.
     """
-    ctx.meta["verbose"] = verbose
     if options["num_workers"] is not None:
         raise UsageError("benchmark takes --workers N,N... instead of --num_workers")
     from dask_slicer.cli.benchmark import PHANTOMS, run_benchmark
@@ -191,7 +191,7 @@ def benchmark(
     numbers = None if workers is None else _numbers(workers)
     config = build_config_of(options, more_cases)
     if config.shard is not None:
-        raise UsageError("benchmark measures whole runs; leave --shard out")
+        raise UsageError("benchmark measures whole runs; do not give --shard")
     configure_logging(verbose, config.log_file)
     console = make_console()
     with interrupt_once():
@@ -209,13 +209,13 @@ def benchmark(
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Return numbers of workers, each once, in the order given."""
+    """Return the numbers in a text, each once, in their order."""
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < 0:
-        raise UsageError(f"--workers must be numbers from 0 up with commas between, got {text}")
+        raise UsageError(f"--workers must be numbers such as 0,1,2,4, got {text}")
     return numbers
 
 
@@ -232,18 +232,14 @@ def _next_steps(output_dir: Path) -> str:
 
 def _demo_commands(phantoms: Path, slices: Path) -> str:
     """Return commands that a user may try after the demo."""
-    rows = (slices / "slices.csv").read_text(encoding="utf-8").splitlines()
-    _, _, _, path, *_ = rows[len(rows) // 2].split(",")
-    again = f"--input_dir {phantoms} --output_dir {slices}_sagittal --plane sagittal"
     look = "" if find_spec("matplotlib") is None else f"  dask-slicer preview {slices}\n"
     return (
         "\nTo try next:\n"
         f"{look}"
         f"  dask-slicer report {slices}\n"
-        f"  dask-slicer plan {again}\n"
-        f"  dask-slicer run {again}\n"
-        f'  python -c "import numpy as np; '
-        f"print(np.load('{slices}/{path}')['image'].shape)\""
+        f"  dask-slicer run -i {phantoms} -o {slices}_sagittal --plane sagittal\n"
+        '  python -c "from dask_slicer import SliceDataset; '
+        f"print(SliceDataset('{slices}')[0]['image'].shape)\""
     )
 
 

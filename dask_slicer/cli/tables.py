@@ -1,4 +1,4 @@
-"""Tables and consoles of the command line."""
+"""Plans of runs as tables on the terminal."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import failure_line
 from dask_slicer.utils.formatting import format_bytes
 
-# Rows of the plan's table, and lines of any list, before the rest is only counted.
+# Of the table, and of outliers.
 _MOST_ROWS = 40
 
 
 def print_plan(plan: RunPlan, console: Console) -> None:
-    """Print a plan: the cases, every problem, and what the run will take."""
+    """Print the cases of a plan, its problems, and the disk space and memory of its run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype"):
         table.add_column(name, no_wrap=True, overflow="ellipsis")
@@ -36,7 +36,7 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     for line in plan_lines(plan):
         say(line)
     for text in outliers(plan.cases)[:_MOST_ROWS]:
-        say(f"Odd: {text}")
+        say(f"Outlier: {text}")
     needs = plan_needs(plan)
     say(
         f"Output: at most {needs['output_files']} files, "
@@ -53,7 +53,7 @@ def print_plan(plan: RunPlan, console: Console) -> None:
 
 
 def print_problems(plan: RunPlan, console: Console) -> None:
-    """Print what is wrong with a plan's dataset and cases, nothing where all is well."""
+    """Print the problems of a plan."""
     for text in (*plan.problems, *map(failure_line, plan.failures)):
         console.print(
             f"Problem: {text}", style="red", markup=False, highlight=False, soft_wrap=True

@@ -1,8 +1,8 @@
 """Probing the address of a scheduler: reachable, TLS or not, Dask or not.
 
-A Dask client that talks plainly to a port that wants TLS, or to something else altogether, gives up
-after a long time and without a word. So the port is tried first: a scheduler that talks plainly
-speaks first, one that talks TLS waits for the client to.
+A Dask client that connects without TLS to a port that wants it, or to another kind of server,
+waits long and then gives no reason. So the port is probed first: without TLS a scheduler sends the
+first message, with TLS it waits for the client.
 """
 
 from __future__ import annotations
@@ -19,87 +19,71 @@ from dask_slicer.errors import ConfigError, SchedulerError
 
 VARIABLE = "DASK_SCHEDULER_ADDRESS"
 _CONNECT_SECONDS = 10.0
-# For a scheduler that talks plainly to begin to.
+# How long a scheduler without TLS may take to send its first message.
 _SPEAK_SECONDS = 3.0
-# Its first message is short, and begins with its length in bytes.
+# That message is short, and begins with its length in bytes.
 _LENGTH_BYTES, _MOST_BYTES = 8, 1 << 20
 _PLAIN, _TLS = "tcp", "tls"
-# Of Dask's, as far as they reach another host; those but tcp and tls are left to it.
+# Dask's protocols that reach other hosts; only tcp and tls are probed.
 _PROTOCOLS = (_PLAIN, _TLS, "ucx", "ucxx", "ws", "wss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """PEM files: the authority to trust, the certificate to show, and its key."""
+    """PEM files: the authority to trust, the client's certificate, and its key."""
 
     ca: Path
     cert: Path
     key: Path
 
     def context(self) -> ssl.SSLContext:
-        """Return what a TLS connection is made with.
-
-        Raises
-        ------
-        ConfigError
-            If one of the files cannot be used.
-        """
+        """Return the context of a connection; raise a ConfigError if a file cannot be used."""
         for option, path in (("tls_ca", self.ca), ("tls_cert", self.cert), ("tls_key", self.key)):
             try:
                 path.open("rb").close()
             except OSError as error:
                 raise ConfigError(f"cannot read {option} {path}: {error.strerror}") from None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False  # nodes of a cluster share a certificate, as Dask has it
+        context.check_hostname = False  # as in Dask: nodes of a cluster share a certificate
         try:
             context.load_verify_locations(self.ca)
         except ssl.SSLError as error:
-            raise ConfigError(f"tls_ca {self.ca} is no PEM certificate ({_why(error)})") from None
+            raise ConfigError(
+                f"tls_ca {self.ca} is no PEM certificate ({_reason(error)})"
+            ) from None
         try:
             context.load_cert_chain(self.cert, self.key, password="")
         except ssl.SSLError as error:
             raise ConfigError(
                 f"tls_cert {self.cert} and tls_key {self.key} are no certificate and its key "
-                f"({_why(error)})"
+                f"({_reason(error)})"
             ) from None
         return context
 
 
 def scheduler_address(address: str | None, scheduler_file: Path | None) -> str:
-    """Return the address that the options amount to, with its protocol.
+    """Return the address in a scheduler file, else `address`, with its protocol.
 
-    Parameters
-    ----------
-    address : str, optional
-        env stands for the variable DASK_SCHEDULER_ADDRESS.
-    scheduler_file : Path, optional
-        Where a scheduler left its address.
-
-    Raises
-    ------
-    ConfigError
-        If the variable is not set, or it is no address.
-    SchedulerError
-        If the file holds none.
+    The address `env` is that in the variable DASK_SCHEDULER_ADDRESS.
 
     Examples
     --------
     >>> scheduler_address("node7:8786", None)
     'tcp://node7:8786'
     """
-    said, found = "scheduler", address or ""
+    source, text = "scheduler", address or ""
     if scheduler_file is not None:
-        said, found = f"the scheduler_file {scheduler_file}", _address_in(scheduler_file)
+        source, text = f"the scheduler_file {scheduler_file}", _address_in(scheduler_file)
     elif address == "env":
-        said, found = VARIABLE, os.environ.get(VARIABLE, "")
-        if not found:
+        source, text = VARIABLE, os.environ.get(VARIABLE, "")
+        if not text:
             raise ConfigError(f"scheduler env needs the variable {VARIABLE}, which is not set")
-    place = found.rpartition("://")[2]
-    host, _, port = place.rpartition(":")
-    protocol = found.rpartition("://")[0] or _PLAIN
+    protocol, _, location = text.rpartition("://")
+    host, _, port = location.rpartition(":")
+    protocol = protocol or _PLAIN
     if protocol not in _PROTOCOLS or not (host and port.isdecimal() and int(port) < 1 << 16):
-        raise ConfigError(f"{said} must be an address such as tcp://host:8786, got {found}")
-    return f"{protocol}://{place}"
+        raise ConfigError(f"{source} must be an address such as tcp://host:8786, got {text}")
+    return f"{protocol}://{location}"
 
 
 def _address_in(scheduler_file: Path) -> str:
@@ -121,75 +105,60 @@ def _address_in(scheduler_file: Path) -> str:
 
 
 def check_reachable(
-    address: str, tls: TlsFiles | None, otherwise: ssl.SSLContext | None = None
+    address: str, tls: TlsFiles | None, default: ssl.SSLContext | None = None
 ) -> None:
-    """Raise if no Dask scheduler answers at an address in the way that the address says.
+    """Raise an error of one line if no Dask scheduler answers at a tcp or tls address.
 
-    Protocols other than tcp and tls are left to Dask.
-
-    Parameters
-    ----------
-    address : str
-    tls : TlsFiles, optional
-    otherwise : SSLContext, optional
-        For an address of TLS without files.
-
-    Raises
-    ------
-    SchedulerError
-        One line: what was tried, and what to do.
-    ConfigError
-        If TLS is asked for and its files are not given or cannot be used.
+    Other protocols are not probed. A tls address without files needs a default context.
     """
-    protocol, _, place = address.partition("://")
+    protocol, _, location = address.partition("://")
     if protocol == _TLS:
-        context = tls.context() if tls is not None else otherwise
+        context = tls.context() if tls is not None else default
         if context is None:
             raise ConfigError(f"{address} needs tls_ca, tls_cert and tls_key")
-        with _connected(address, place) as connection:
+        with _connected(address) as connection:
             _check_tls(address, connection, context)
-        return
-    if tls is not None:
+    elif tls is not None:
         raise ConfigError(f"tls_ca, tls_cert and tls_key need a tls:// address, got {address}")
-    if protocol == _PLAIN:
-        _check_plain(address, place)
+    elif protocol == _PLAIN:
+        _check_plain(address, location)
 
 
-def _check_plain(address: str, place: str) -> None:
-    with _connected(address, place) as connection:
-        said = _first_words(connection, _SPEAK_SECONDS)
-    if said is None:
-        with _connected(address, place) as connection:
+def _check_plain(address: str, location: str) -> None:
+    with _connected(address) as connection:
+        received = _first_bytes(connection, _SPEAK_SECONDS)
+    if received is None:
+        with _connected(address) as connection:
             if _speaks_tls(connection):
                 raise SchedulerError(
-                    f"the scheduler at {address} talks TLS: use {_TLS}://{place} with --tls_ca, "
+                    f"the scheduler at {address} talks TLS: use {_TLS}://{location} with --tls_ca, "
                     "--tls_cert and --tls_key"
                 )
-        with _connected(address, place) as connection:  # it may be far away, or busy
-            said = _first_words(connection, _CONNECT_SECONDS)
-    if said is None:  # Dask's client would wait for it without end
+        with _connected(address) as connection:  # it may be far away, or busy
+            received = _first_bytes(connection, _CONNECT_SECONDS)
+    if received is None:  # Dask's client would wait for it without end
         raise SchedulerError(
             f"what listens at {address} has said nothing for {_CONNECT_SECONDS:.0f} s: a Dask "
             "scheduler that is stopped or very busy, or something else"
         )
-    if not 0 < int.from_bytes(said, "little") <= _MOST_BYTES:
+    if not 0 < int.from_bytes(received, "little") <= _MOST_BYTES:
         raise SchedulerError(f"what listens at {address} is no Dask scheduler")
 
 
-def _connected(address: str, place: str) -> socket.socket:
-    """Connect, to one after another of the addresses that a name has, within 10 s together."""
-    host, _, port = place.rpartition(":")
+def _connected(address: str) -> socket.socket:
+    """Connect to the first IP address of a host that answers, within 10 s for all of them."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     deadline = time.monotonic() + _CONNECT_SECONDS
     reason = f"no answer within {_CONNECT_SECONDS:.0f} s"
     try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        found, reason = [], f"{host}: {getattr(error, 'strerror', None) or 'not a host name'}"
-    for *_, where in found:
+        infos, reason = [], f"{host}: {getattr(error, 'strerror', None) or 'not a host name'}"
+    for *_, ip_address in infos:
         if (left := deadline - time.monotonic()) <= 0:
             break
         try:
-            return socket.create_connection((str(where[0]), int(port)), timeout=left)
+            return socket.create_connection((str(ip_address[0]), int(port)), timeout=left)
         except TimeoutError:
             continue
         except OSError as error:
@@ -199,18 +168,18 @@ def _connected(address: str, place: str) -> socket.socket:
     )
 
 
-def _first_words(connection: socket.socket, seconds: float) -> bytes | None:
-    """Return the first bytes that come, fewer where the other side closes; None for silence."""
+def _first_bytes(connection: socket.socket, seconds: float) -> bytes | None:
+    """Return the first 8 bytes, fewer if the other side closes; None if it sends nothing."""
     connection.settimeout(seconds)
-    said = b""
+    received = b""
     try:
-        while len(said) < _LENGTH_BYTES and (more := connection.recv(_LENGTH_BYTES - len(said))):
-            said += more
+        while (missing := _LENGTH_BYTES - len(received)) and (more := connection.recv(missing)):
+            received += more
     except TimeoutError:
-        return said or None
+        return received or None
     except OSError:
         return b""
-    return said
+    return received
 
 
 def _speaks_tls(connection: socket.socket) -> bool:
@@ -221,7 +190,7 @@ def _speaks_tls(connection: socket.socket) -> bool:
     try:
         context.wrap_socket(connection).close()
     except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")  # it knows TLS well enough to refuse
+        return "ALERT" in (error.reason or "")  # a TLS server that refuses
     except OSError:
         return False
     return True
@@ -231,7 +200,7 @@ def _check_tls(address: str, connection: socket.socket, context: ssl.SSLContext)
     connection.settimeout(_CONNECT_SECONDS)
     try:
         with context.wrap_socket(connection) as secured:
-            # That it takes our certificate shows after the handshake only, with TLS 1.3.
+            # In TLS 1.3 a server refuses a client's certificate only after the handshake.
             if secured.recv(1):
                 return
         reason = "it closed the connection: does it take the certificate of --tls_cert?"
@@ -240,9 +209,9 @@ def _check_tls(address: str, connection: socket.socket, context: ssl.SSLContext)
     except ssl.SSLError as error:
         refused = "ALERT" in (error.reason or "")
         reason = (
-            f"it does not take the certificate of --tls_cert: {_why(error)}"
+            f"it does not take the certificate of --tls_cert: {_reason(error)}"
             if refused
-            else f"it does not talk TLS ({_why(error)}): is it {_PLAIN}://?"
+            else f"it does not talk TLS ({_reason(error)}): is it {_PLAIN}://?"
         )
     except TimeoutError:
         reason = f"it does not talk TLS, or not within {_CONNECT_SECONDS:.0f} s"
@@ -254,5 +223,5 @@ def _check_tls(address: str, connection: socket.socket, context: ssl.SSLContext)
     raise SchedulerError(f"no connection to the Dask scheduler at {address}: {reason}")
 
 
-def _why(error: ssl.SSLError) -> str:
+def _reason(error: ssl.SSLError) -> str:
     return (error.reason or str(error)).replace("_", " ").lower()

@@ -1,6 +1,6 @@
 """Slurm, PBS, SGE and LSF: options of jobs, and parsing of their queues.
 
-dask-jobqueue writes the jobs; nothing here runs a command.
+dask-jobqueue writes the job scripts; this module runs no command.
 """
 
 from __future__ import annotations
@@ -17,55 +17,35 @@ from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.errors import UsageError
 from dask_slicer.utils.formatting import escape_line
 
-# Of jobs and, with a number, of their workers.
+# Name of jobs; with a number, of their workers.
 NAME = "dask-slicer"
-# Before its walltime a job ends by itself: a tenth of it, within these; at half of it the earliest.
+# A job ends by itself before its walltime: a tenth of it before, within these seconds, and at the
+# earliest at half of it.
 _SHORTEST_MARGIN, _LONGEST_MARGIN = 60.0, 600.0
-# That a worker looks for the scheduler: Python may take a minute to start from a network disk.
+# How long a worker tries to reach the scheduler: Python may need a minute to start from a network
+# disk.
 _DEATH_SECONDS = 120
-# How often a job must be missing from the list: some systems list a new one only after a while.
+# How many lists in a row must lack a job: some systems list a new one only after a while.
 _MOST_UNLISTED = 2
-# That the worker of a job which still runs may be away, as when its nanny starts another.
+# How long a running job may have no worker, as when its nanny starts another.
 _SILENT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSystem:
-    """A batch system, by its commands and by what dask-jobqueue calls things.
+    """A batch system: its commands, and the keywords of dask-jobqueue."""
 
-    Attributes
-    ----------
-    cluster : str
-        Class of dask-jobqueue.
-    account : str
-        Its keyword for what jobs are charged to.
-    submit, cancel : str
-        Commands.
-    listing : tuple of str
-        Command that lists the jobs of a user, {user}.
-    state : int
-        Column of the listing; the first one is the job's number.
-    queued, ended : str
-        What is in that column; anything else is a job that runs.
-    log : str
-        Where in the directory of logs a job prints to; nothing: it makes up a name.
-    directives : tuple of str
-        For every job.
-    reason : int, optional
-        Column that says why a job is queued, to the end of the line.
-    """
-
-    cluster: str
-    account: str
+    cluster: str  # class of dask-jobqueue
+    account: str  # keyword of the account that pays for a job
     submit: str
     cancel: str
-    listing: tuple[str, ...]
-    state: int
-    queued: str
+    listing: tuple[str, ...]  # command that lists the jobs of a {user}, their numbers first
+    state: int  # column of the state in that list
+    queued: str  # pattern of states; a job runs in a state that is neither queued nor ended
     ended: str
-    log: str = ""
-    directives: tuple[str, ...] = ()
-    reason: int | None = None
+    log: str = ""  # name of a job's log file; empty: the batch system makes one up
+    directives: tuple[str, ...] = ()  # lines of every job script
+    reason: int | None = None  # column of the reason why a job is queued, to the end of the line
 
 
 SYSTEMS = {
@@ -90,7 +70,7 @@ SYSTEMS = {
         state=9,
         queued="[HQTW]",
         ended="[CFX]",
-        # What says `export` is bash, whatever the user's own shell.
+        # The script needs bash, whatever the user's own shell.
         directives=("-S /bin/bash", "-j oe"),
     ),
     "sge": BatchSystem(
@@ -119,41 +99,33 @@ SYSTEMS = {
 
 
 class ListedJob(NamedTuple):
-    """A job that a batch system has: whether it is queued, and why if that is said."""
+    """A job in the list of a batch system: whether it is queued, and the reason, if listed."""
 
     is_queued: bool
     reason: str = ""
 
 
-Fate = Literal["kept", "refused", "stillborn", "lost"]
+JobStatus = Literal["running", "refused", "failed_to_start", "ended"]
 
 
 def check_job_settings(settings: JobSettings) -> None:
-    """Raise if no job can be made of settings.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Raise a UsageError if settings make no valid job."""
     if settings.lifetime is not None and settings.lifetime >= walltime_seconds(settings.walltime):
         raise UsageError(
             f"lifetime must be less than walltime, {settings.walltime}, got {settings.lifetime:g} s"
         )
-    if settings.cluster == "sge" and settings.cores > 1 and not _names_environment(settings):
+    has_environment = any(line.split()[:1] == ["-pe"] for line in settings.job_extra)
+    if settings.cluster == "sge" and settings.cores > 1 and not has_environment:
         raise UsageError(
             f"sge gives a job {settings.cores} cores only in a parallel environment of the site: "
             f"name it, as in --job_extra '-pe smp {settings.cores}'"
         )
 
 
-def _names_environment(settings: JobSettings) -> bool:
-    return any(line.split()[:1] == ["-pe"] for line in settings.job_extra)
-
-
 def lifetime(settings: JobSettings) -> tuple[float, float]:
-    """Return after how many seconds workers end in peace, and by how many more or less at random.
+    """Return the seconds after which workers stop cleanly, and how far they vary at random.
 
-    So the jobs of a run do not all end together, and none is cut off by its walltime.
+    So the walltime cuts off no job, and the jobs of a run do not all end together.
 
     Examples
     --------
@@ -172,22 +144,10 @@ def lifetime(settings: JobSettings) -> tuple[float, float]:
 def job_keywords(
     settings: JobSettings, *, logs: Path, python: str, environment: Mapping[str, object]
 ) -> dict[str, Any]:
-    """Return what dask-jobqueue is to be told of a job.
-
-    Parameters
-    ----------
-    settings : JobSettings
-        With a cluster.
-    logs : Path
-        Directory for what jobs print.
-    python : str
-        Executable that runs the workers.
-    environment : mapping
-        Variables that they are to have.
-    """
+    """Return the keywords of dask-jobqueue for a job whose workers have these variables."""
     system = system_of(settings)
     seconds, stagger = lifetime(settings)
-    # Workers' HTTP servers are for nobody, and listen everywhere unless they are told otherwise.
+    # Nothing uses the HTTP servers of workers, which listen on all interfaces by default.
     arguments = ["--dashboard-address", "127.0.0.1:0", "--lifetime", f"{seconds:.0f}s"]
     if stagger:
         arguments += ["--lifetime-stagger", f"{stagger:.0f}s"]
@@ -201,11 +161,11 @@ def job_keywords(
         system.account: settings.account,
         "job_name": NAME,
         "interface": settings.interface,
-        # In the shell's place: a job that is cancelled may else leave it behind.
+        # exec: otherwise a cancelled job may leave Python behind.
         "python": f"exec {shlex.quote(python)}",
         "nanny": True,
         "death_timeout": _DEATH_SECONDS,
-        # On the node: a shared disk is slow, and what is there is not for others.
+        # On the node: a shared disk is slow.
         "local_directory": '"$TMPDIR"',
         "worker_extra_args": arguments,
         "job_extra_directives": [
@@ -213,7 +173,7 @@ def job_keywords(
             f"-o {_quoted(f'{logs}/{system.log}')}",
             *settings.job_extra,
         ],
-        # The variable may have come from where the job was submitted.
+        # TMPDIR may be that of the machine that submitted the job.
         "job_script_prologue": [
             *exports,
             '[ -d "$TMPDIR" ] && [ -w "$TMPDIR" ] || export TMPDIR=/tmp',
@@ -222,13 +182,7 @@ def job_keywords(
 
 
 def system_of(settings: JobSettings) -> BatchSystem:
-    """Return the batch system that settings name.
-
-    Raises
-    ------
-    UsageError
-        If they name none.
-    """
+    """Return the batch system of settings; raise a UsageError if they name none."""
     if settings.cluster is None:
         raise UsageError("there are no jobs without --cluster; name a batch system")
     return SYSTEMS[settings.cluster]
@@ -236,7 +190,7 @@ def system_of(settings: JobSettings) -> BatchSystem:
 
 def _walltime(settings: JobSettings) -> str:
     minutes, seconds = divmod(walltime_seconds(settings.walltime), 60)
-    if settings.cluster == "lsf":  # knows no seconds
+    if settings.cluster == "lsf":  # it takes no seconds
         minutes += seconds > 0
         return f"{minutes // 60:02d}:{minutes % 60:02d}"
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
@@ -247,14 +201,14 @@ def _quoted(path: str) -> str:
 
 
 def listed_jobs(system: BatchSystem, text: str) -> dict[str, ListedJob]:
-    r"""Return the jobs of a listing, by number, without those that have ended.
+    r"""Return the jobs of a list, by number, without those that have ended.
 
     Examples
     --------
     >>> listed_jobs(SYSTEMS["slurm"], "7 R None\n8 PD Resources\n9 CA None\n")["8"]
     ListedJob(is_queued=True, reason='Resources')
     """
-    found = {}
+    jobs = {}
     for line in text.splitlines():
         fields = line.split()
         number = re.match(r"\d+", line.strip())
@@ -265,45 +219,37 @@ def listed_jobs(system: BatchSystem, text: str) -> dict[str, ListedJob]:
             continue
         is_queued = re.fullmatch(system.queued, state) is not None
         reason = "" if system.reason is None else " ".join(fields[system.reason :])
-        found[number[0]] = ListedJob(is_queued, "" if reason == "None" else reason)
-    return found
+        jobs[number[0]] = ListedJob(is_queued, "" if reason == "None" else reason)
+    return jobs
 
 
-def fate_of(
+def job_status(
     *, refused: bool, has_joined: bool, silent_seconds: float, n_times_unlisted: int
-) -> Fate:
-    """Return what became of a job that has no worker at present.
+) -> JobStatus:
+    """Return the status of a job that has no worker at present.
 
-    Parameters
-    ----------
-    refused : bool
-        The batch system did not take it.
-    has_joined : bool
-        It had a worker.
-    silent_seconds : float
-        Since it had one, or was submitted.
-    n_times_unlisted : int
-        How often in a row the batch system has not listed it.
+    It is running, too, while it is queued or its worker is being restarted. `silent_seconds` count
+    since it had a worker or was submitted; `n_times_unlisted` are lists in a row without it.
     """
     if refused:
         return "refused"
     if n_times_unlisted >= _MOST_UNLISTED:
-        return "lost" if has_joined else "stillborn"
-    return "lost" if has_joined and silent_seconds > _SILENT_SECONDS else "kept"
+        return "ended" if has_joined else "failed_to_start"
+    return "ended" if has_joined and silent_seconds > _SILENT_SECONDS else "running"
 
 
-def words_of(error: Exception) -> str:
-    r"""Return the batch system's own words in what dask-jobqueue says of a command that failed.
+def error_text(error: Exception) -> str:
+    r"""Return the batch system's own words in an error of dask-jobqueue for a failed command.
 
     Examples
     --------
-    >>> said = "stdout:\n\nstderr:\nsbatch: error: no such partition\nsbatch: error: failed\n"
-    >>> words_of(RuntimeError(f"Command exited with non-zero exit code.\n{said}"))
+    >>> output = "stdout:\n\nstderr:\nsbatch: error: no such partition\nsbatch: error: failed\n"
+    >>> error_text(RuntimeError(f"Command exited with non-zero exit code.\n{output}"))
     'no such partition; failed'
     """
     text = str(error)
     _, _, words = text.partition("stderr:\n")
-    if not words.strip():  # some say it there
+    if not words.strip():  # some systems print errors to stdout
         words = text.partition("stdout:\n")[2].partition("stderr:\n")[0]
     lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in words.splitlines()]
     return escape_line("; ".join(dict.fromkeys(filter(None, lines))) or text)

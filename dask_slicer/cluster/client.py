@@ -1,7 +1,6 @@
 """Dask clients: settings for schedulers and workers, checks, dashboard link.
 
-`distributed` takes half a second to import: the few modules that talk to schedulers do it when
-they are used.
+Functions import `distributed` when they are called: that takes half a second.
 """
 
 from __future__ import annotations
@@ -25,21 +24,22 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-# Each of these was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
+# Each was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
 SETTINGS = {
-    # Exactly one loaded volume a worker; the default holds two.
+    # One loaded volume on each worker; the default allows two.
     "distributed.scheduler.worker-saturation": 1.0,
     # Arrays stay where they were loaded.
     "distributed.scheduler.work-stealing": False,
-    # Every case on a worker that dies is a suspect; with 0, innocents are condemned.
+    # Dask counts the death of a worker against each case on it; with 0, a case would fail because
+    # of another one.
     "distributed.scheduler.allowed-failures": 3,
-    # A paused worker would never free the volume that made it pause, nor is one worth spilling; the
-    # limit at which a worker is stopped stays.
+    # A paused worker would never free the volume that made it pause, and spilling a volume is no
+    # use. The limit at which a worker is stopped remains.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
-    # How often every process looks at its clock, its memory, and where its task is: a tenth of a
-    # core, at the defaults.
+    # How often each process checks its clock, its memory and its running task: the defaults take a
+    # tenth of a core.
     "distributed.admin.tick.interval": "200ms",
     "distributed.worker.memory.monitor-interval": "200ms",
     "distributed.worker.profile.interval": "100ms",
@@ -47,9 +47,9 @@ SETTINGS = {
     "distributed.comm.timeouts.tcp": "20s",
     "distributed.comm.timeouts.connect": "10s",
 }
-# By which a client, too, notices that its scheduler is out of reach.
+# A client, too, notices by these that it cannot reach its scheduler.
 _TIMEOUTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
-# By which a scheduler's server has pages; and the module of ours.
+# The setting of pages that a scheduler serves, and the module of our page.
 _ROUTES, OUR_ROUTES = "distributed.scheduler.http.routes", "dask_slicer.monitoring.run_page"
 _PAGE = "dask-slicer"
 _PAGE_SECONDS = 5
@@ -57,40 +57,35 @@ _PAGE_SECONDS = 5
 
 @contextmanager
 def settings_of_clients() -> Iterator[None]:
-    """Let a client of somebody's scheduler notice when that is lost, and leave the telling to us.
-
-    What the user has set in Dask's configuration stays.
-    """
+    """Set the timeouts of a client of a running scheduler, unless the user has set them."""
     import distributed  # noqa: F401, adds its defaults
 
     quiet()
     defaults = dask.config.merge(*dask.config.defaults)
-    own = {
+    timeouts = {
         key: SETTINGS[key]
         for key in _TIMEOUTS
         if dask.config.get(key) == dask.config.get(key, config=defaults)
     }
-    with dask.config.set(own):
+    with dask.config.set(timeouts):
         yield
 
 
 def quiet() -> int:
-    """Leave Dask's own log to -vv; return its level.
+    """Silence Dask's log below -vv; return its level.
 
-    A worker that is killed, or a scheduler that is lost, is our business, and reported as such.
+    The run itself reports a worker that was killed, or a scheduler that was lost.
     """
     debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
     level = logging.WARNING if debugging else logging.CRITICAL
-    for name in ("distributed", "distributed.client"):  # of which each has a level of its own
+    for name in ("distributed", "distributed.client"):  # each has its own level
         logging.getLogger(name).setLevel(level)
     return level
 
 
 def default_client() -> Client | None:
-    """Return the client that this process works with, such as a notebook's; None if it has none.
-
-    Nothing is imported to find out: who has made a client, has imported `distributed`.
-    """
+    """Return the default client of this process, as a notebook may have; None if there is none."""
+    # A program with a client has imported `distributed`.
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
@@ -102,13 +97,7 @@ def default_client() -> Client | None:
 
 
 def check_usable(client: Any) -> None:
-    """Raise if a client cannot be run on.
-
-    Raises
-    ------
-    UsageError
-        If it is none, is closed or asynchronous, or has lost its scheduler.
-    """
+    """Raise a UsageError if a client is none, is closed or asynchronous, or lost its scheduler."""
     if not all(hasattr(client, name) for name in ("scheduler_info", "asynchronous", "status")):
         raise UsageError(
             f"client must be a distributed.Client, got {format_value(client)} of type "
@@ -122,25 +111,18 @@ def check_usable(client: Any) -> None:
 
 
 def memory_limit(client: Client, *, of: Callable[[Iterable[float]], float] = max) -> int | None:
-    """Return the memory that a worker may use for one case, in bytes; None for any amount.
-
-    Parameters
-    ----------
-    client : Client
-    of : {max, min}
-        Of the worker that has most, or least.
-    """
+    """Return the largest (or least) memory of a worker for one case, in bytes; None: no limit."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     limits = [
         worker["memory_limit"] // max(worker["nthreads"], 1) or math.inf for worker in workers
     ]
-    found = of(limits) if limits else math.inf
-    return None if math.isinf(found) else int(found)
+    limit = of(limits) if limits else math.inf
+    return None if math.isinf(limit) else int(limit)
 
 
 def count_threads(client: Client) -> int:
-    """Return how many cases the workers of a client can run at once, those to come included."""
-    planned = len(getattr(client.cluster, "plan", ()))  # names of workers, one thread each
+    """Return how many cases the workers can run at once, including workers that are starting."""
+    planned = len(getattr(client.cluster, "plan", ()))  # names of workers with one thread each
     return max(int(sum(client.nthreads().values())), planned)
 
 
@@ -150,18 +132,18 @@ def address(client: Client) -> str:
 
 
 def dashboard_link(client: Client) -> str:
-    """Return where the dashboard is to be seen."""
+    """Return the link of the dashboard; empty if there is none."""
     return str(client.dashboard_link or "")
 
 
 def with_our_page() -> dict[str, list[str]]:
-    """Return the setting by which a scheduler has our page, beside the pages that it has anyway."""
-    known = list(dask.config.get(_ROUTES))
-    return {_ROUTES: known if OUR_ROUTES in known else [*known, OUR_ROUTES]}
+    """Return the setting with which a scheduler serves our page in addition to its own."""
+    routes = list(dask.config.get(_ROUTES))
+    return {_ROUTES: routes if OUR_ROUTES in routes else [*routes, OUR_ROUTES]}
 
 
 def page_link(dashboard: str) -> str:
-    """Return where our page is, of the dashboard's link; nothing of a link of another kind.
+    """Return the link of our page, given that of the dashboard; empty if that is another page.
 
     Examples
     --------
@@ -173,20 +155,20 @@ def page_link(dashboard: str) -> str:
 
 
 def has_our_page(client: Client) -> bool:
-    """Return whether the scheduler of somebody was told to have our page."""
+    """Return whether a running scheduler was started with our page."""
     try:
-        found = client.sync(
-            client._run_on_scheduler, dask.config.get, _ROUTES, callback_timeout=_PAGE_SECONDS
+        routes = client.sync(
+            client.run_on_scheduler, dask.config.get, _ROUTES, callback_timeout=_PAGE_SECONDS
         )
-    except Exception as error:  # it may be busy, or of another version; the page is a nicety
-        _LOG.debug("the scheduler does not say which pages it has: %s", error)
+    except Exception as error:  # it may be busy, or of another version; the page is optional
+        _LOG.debug("Could not ask the scheduler for its pages: %s", error)
         return False
-    return OUR_ROUTES in found
+    return OUR_ROUTES in routes
 
 
 @contextmanager
 def performance_report(client: Client, path: Path) -> Iterator[None]:
-    """Write Dask's performance report of what happens within, unless the scheduler is lost."""
+    """Write Dask's performance report of the block, unless the scheduler is lost."""
     from distributed import performance_report as report
 
     with client.as_current(), ExitStack() as stack:
@@ -194,13 +176,13 @@ def performance_report(client: Client, path: Path) -> Iterator[None]:
         try:
             yield
         except SchedulerError:
-            stack.pop_all()  # there is nobody to ask for it
+            stack.pop_all()  # the scheduler would have to write it
             raise
 
 
-# What works only in a process that has it from its start. Dask would set MALLOC_TRIM_THRESHOLD_
-# too, with which glibc gives every plane's memory back to be mapped anew: a third of the CPU time.
-# One arena, since one thread allocates: the others grow by mapping and unmapping as well.
+# Variables that work only if they are set when a process starts. Dask would set
+# MALLOC_TRIM_THRESHOLD_ too, with which glibc returns the memory of every plane and maps it again:
+# a third of the CPU time. One arena, since one thread allocates: others would map and unmap, too.
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",

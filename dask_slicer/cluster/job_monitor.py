@@ -17,123 +17,119 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dask_slicer.cluster.batch_system import BatchSystem, ListedJob, fate_of, listed_jobs, words_of
+from dask_slicer.cluster.batch_system import (
+    BatchSystem,
+    ListedJob,
+    error_text,
+    job_status,
+    listed_jobs,
+)
+from dask_slicer.cluster.dask_private import run_batch_command
 from dask_slicer.utils.formatting import escape_line, plural
 
 Note = Callable[[str], None]
 
 _LOG = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 1.0
-# How often the batch system is asked for its list while jobs are queued; and while one that had a
-# worker, or was listed, is not to be found.
-_ASK_SECONDS, _SHORTEST_ASK_SECONDS = 10.0, 2.0
-# Jobs in a row that were refused, or ended before their worker came, after which a run ends if it
-# has no worker; and how long the next one is put off, for each of them.
-_MOST_IN_A_ROW = 3
-_AGAIN_SECONDS, _LONGEST_AGAIN_SECONDS = 10.0, 60.0
+_CHECK_SECONDS = 1.0
+# How often the batch system lists its jobs while some are queued; and while a job that had a
+# worker, or was listed, is missing.
+_LIST_SECONDS, _URGENT_LIST_SECONDS = 10.0, 2.0
+# A run without workers ends after so many jobs in a row that were refused or ended before their
+# worker came; each of them delays the next job by so many more seconds.
+_MOST_FAILURES = 3
+_RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 10.0, 60.0
 
 
-class Keeper:
-    """Keeps so many jobs of a cluster; lives in its event loop, and is read from elsewhere.
+class JobMonitor:
+    """Keeps a number of jobs submitted; runs in the event loop of a cluster.
 
-    Parameters
-    ----------
-    cluster : dask_jobqueue.JobQueueCluster
-        Of jobs as `jobs` makes them.
-    system : BatchSystem
-    n_jobs : int
-    logs : Path
-        Where the jobs print to.
-    note : callable
-        Is told when a job is replaced.
-
-    Attributes
-    ----------
-    n_joined : int
-        Jobs with a worker.
-    failure : str
-        Why there will be no worker; nothing while there may be.
-    is_over : asyncio.Event
-        Set when no other job is to be submitted.
+    The cluster is one of dask-jobqueue, with jobs of the class that `jobqueue` makes.
     """
 
     def __init__(
         self, cluster: Any, *, system: BatchSystem, n_jobs: int, logs: Path, note: Note
     ) -> None:
-        self.n_joined = 0
-        self.failure = ""
-        self.is_over = asyncio.Event()
+        self.n_joined = 0  # jobs with a worker
+        self.failure = ""  # why no worker will start
+        self.is_over = asyncio.Event()  # no more jobs are to be submitted
         self._cluster, self._system, self._n_jobs = cluster, system, n_jobs
         self._logs, self._note = logs, note
         self._task: asyncio.Future[None] | None = None
         self._listed: dict[str, ListedJob] = {}
-        self._in_a_row: list[str] = []
-        self._is_new = True
-        self._trouble = ""
-        self._again_at = time.monotonic()
-        # The first list is asked for sooner than others.
-        self._asked_at = self._again_at - _ASK_SECONDS / 2
+        self._failures: list[str] = []
+        self._had_no_worker = True
+        self._listing_error = ""
+        self._next_submit = time.monotonic()
+        # The first list is wanted sooner than the others.
+        self._last_listed = self._next_submit - _LIST_SECONDS / 2
 
-    def keep(self) -> None:
-        """Begin."""
-        self._task = asyncio.ensure_future(self._keep())
+    def start(self) -> None:
+        """Start checking the jobs."""
+        self._task = asyncio.ensure_future(self._check_until_over())
 
-    async def end(self) -> None:
-        """Begin nothing more, and wait until what has been begun is done."""
+    async def stop(self) -> None:
+        """Submit no more jobs, and wait for a check that has begun."""
         self.is_over.set()
         if self._task is not None:
             await self._task
 
-    def standing(self) -> str:
+    def summary(self) -> str:
         """Return how many jobs are submitted, queued and running, as last listed."""
         jobs = [self._listed.get(job.job_id) for job in list(self._cluster.workers.values())]
         queued = [job for job in jobs if job is not None and job.is_queued]
         reasons = ", ".join(sorted({job.reason for job in queued if job.reason}))
         n_running = sum(job is not None and not job.is_queued for job in jobs)
+        submitted = f"{plural(len(jobs), 'job')} submitted"
+        if self._listing_error:
+            return f"{submitted} ({self._system.listing[0]}: {self._listing_error})"
         because = f" ({reasons})" if reasons else ""
-        n_submitted = f"{plural(len(jobs), 'job')} submitted"
-        if self._trouble:
-            return f"{n_submitted} ({self._system.listing[0]}: {self._trouble})"
-        return f"{n_submitted}, {len(queued)} queued{because}, {n_running} running"
+        return f"{submitted}, {len(queued)} queued{because}, {n_running} running"
 
-    async def _keep(self) -> None:
+    async def _check_until_over(self) -> None:
         while not self.is_over.is_set() and not self.failure:
             try:
-                await self._look()
-            except Exception:  # of one look; the next one may be luckier
-                _LOG.warning("looking after the jobs", exc_info=True)
+                await self._check()
+            except Exception:  # the next check may succeed
+                _LOG.warning(
+                    "Checking the batch jobs failed; trying again in %.0f s",
+                    _CHECK_SECONDS,
+                    exc_info=True,
+                )
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.is_over.wait(), _LOOK_SECONDS)
+                await asyncio.wait_for(self.is_over.wait(), _CHECK_SECONDS)
 
-    async def _look(self) -> None:
-        """Look what became of the jobs, and submit those that are missing."""
-        away = self._away()
-        if away and await self._ask(away):
-            away = {name: job for name, job in self._away().items() if name in away}
-        gone = {name: job for name, job in away.items() if self._is_gone(job)}
-        refusals = [job.refusal for job in gone.values()]
+    async def _check(self) -> None:
+        """Replace the jobs that will have no worker any more; submit those that are missing."""
+        without = self._jobs_without_workers()
+        if without and await self._list_jobs(without):
+            # Workers may have come while the batch system answered.
+            now_without = self._jobs_without_workers()
+            without = {name: job for name, job in now_without.items() if name in without}
+        gone = {name: job for name, job in without.items() if self._is_gone(job)}
         if gone and not self.is_over.is_set():
             await self._cluster.scale_down(gone)  # which cancels what may be left of them
-        if self._in_a_row and not self.n_joined:
-            is_refused = self._is_new and not self._cluster.workers and any(refusals)
-            if is_refused or len(self._in_a_row) >= _MOST_IN_A_ROW:
-                self.failure = self._in_a_row[-1]
+        if self._failures and not self.n_joined:
+            is_refused = any(job.refusal for job in gone.values())
+            is_first = self._had_no_worker and not self._cluster.workers
+            if (is_first and is_refused) or len(self._failures) >= _MOST_FAILURES:
+                self.failure = self._failures[-1]
                 return
         for job in gone.values():
-            self._note(f"{job.end}; another one is submitted")
+            self._note(f"{job.end}; submitted a replacement")
         is_missing = len(self._cluster.worker_spec) < self._n_jobs
-        if is_missing and time.monotonic() >= self._again_at and not self.is_over.is_set():
+        if is_missing and time.monotonic() >= self._next_submit and not self.is_over.is_set():
             self._cluster.scale(jobs=self._n_jobs)
 
-    def _away(self) -> dict[str, Any]:
-        """Return the jobs that have no worker, by name; take note of those that have."""
-        job_of = {
+    def _jobs_without_workers(self) -> dict[str, Any]:
+        """Return the jobs without a worker, by name; update those that have one."""
+        job_of_worker = {
             f"{name}{suffix}": name
             for name, spec in self._cluster.worker_spec.items()
             for suffix in spec.get("group", ("",))
         }
-        present = {job_of.get(one.name) for one in self._cluster.scheduler.workers.values()}
+        workers = self._cluster.scheduler.workers.values()
+        present = {job_of_worker.get(worker.name) for worker in workers}
         jobs = dict(self._cluster.workers)
         for name in present & jobs.keys():
             job = jobs.pop(name)
@@ -141,63 +137,63 @@ class Keeper:
             job.n_times_unlisted = 0
             if not job.has_joined:
                 job.has_joined = True
-                self._is_new = False
-                self._in_a_row.clear()
+                self._had_no_worker = False
+                self._failures.clear()
         self.n_joined = len(self._cluster.workers) - len(jobs)
         return jobs
 
-    async def _ask(self, away: dict[str, Any]) -> bool:
-        """Have the batch system list its jobs, if it is time to; return whether it has."""
-        is_urgent = any(job.has_joined or job.n_times_unlisted for job in away.values())
+    async def _list_jobs(self, without: dict[str, Any]) -> bool:
+        """Have the batch system list its jobs, if it is time to; return whether it did."""
+        is_urgent = any(job.has_joined or job.n_times_unlisted for job in without.values())
         now = time.monotonic()
-        if now - self._asked_at < (_SHORTEST_ASK_SECONDS if is_urgent else _ASK_SECONDS):
+        if now - self._last_listed < (_URGENT_LIST_SECONDS if is_urgent else _LIST_SECONDS):
             return False
-        self._asked_at = now
-        submitted = [job for job in away.values() if job.job_id]
+        self._last_listed = now
+        submitted = [job for job in without.values() if job.job_id]
         command = [part.format(user=getpass.getuser()) for part in self._system.listing]
         try:
-            text = await self._cluster.job_cls._call(command)
+            text = await run_batch_command(self._cluster.job_cls, command)
         except (RuntimeError, OSError) as error:
-            if "No unfinished job" not in str(error):  # LSF's way to list none
-                self._trouble = words_of(error)
-                _LOG.warning("%s: %s", command[0], self._trouble)
+            if "No unfinished job" not in str(error):  # how LSF lists none
+                self._listing_error = error_text(error)
+                _LOG.warning("%s: %s", command[0], self._listing_error)
                 return False
             text = ""
-        self._trouble = ""
+        self._listing_error = ""
         self._listed = listed_jobs(self._system, text)
         for job in submitted:
-            job.n_times_unlisted += 1
-            if job.job_id in self._listed:
-                job.n_times_unlisted = 0
+            job.n_times_unlisted = 0 if job.job_id in self._listed else job.n_times_unlisted + 1
         return True
 
     def _is_gone(self, job: Any) -> bool:
-        """Return whether a job is to be replaced; put down why."""
-        fate = fate_of(
+        """Return whether to replace a job; set its `end`, the reason."""
+        status = job_status(
             refused=bool(job.refusal),
             has_joined=job.has_joined,
             silent_seconds=time.monotonic() - job.last_seen,
             n_times_unlisted=job.n_times_unlisted,
         )
-        if fate == "lost":
-            job.end = f"job {job.job_id} has ended"
-        elif fate != "kept":
-            job.end = job.refusal or f"job {job.job_id} ended before its worker came" + _last_words(
-                self._logs, job.job_id
+        if status == "ended":
+            job.end = f"Job {job.job_id} ended"
+        elif status != "running":
+            job.end = job.refusal or (
+                f"Job {job.job_id} ended before its worker started"
+                f"{_last_line(self._logs, job.job_id)}"
             )
-            self._in_a_row.append(job.end)
-            put_off = min(_AGAIN_SECONDS * len(self._in_a_row), _LONGEST_AGAIN_SECONDS)
-            self._again_at = time.monotonic() + put_off
-        return fate != "kept"
+            self._failures.append(job.end)
+            delay = min(_RETRY_SECONDS * len(self._failures), _LONGEST_RETRY_SECONDS)
+            self._next_submit = time.monotonic() + delay
+        return status != "running"
 
 
-def _last_words(logs: Path, job_id: str) -> str:
-    """Return the last line that a job has printed, and where."""
+def _last_line(logs: Path, job_id: str) -> str:
+    """Return the last line that a job has printed, and its file."""
     for path in logs.glob(f"*{job_id}*"):
         if job_id not in re.findall(r"\d+", path.name):
             continue
         with suppress(OSError):
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-            said = [line for line in lines if line.strip()]
-            return f"; {path} ends with: {escape_line(said[-1])}" if said else f"; {path} is empty"
-    return f"; it left nothing in {logs}"
+            printed = [line for line in lines if line.strip()]
+            ending = f"ends with: {escape_line(printed[-1])}" if printed else "is empty"
+            return f"; {path} {ending}"
+    return f"; it left no log file in {logs}"

@@ -1,8 +1,9 @@
-"""Workers as jobs of a batch system: start, wait, end."""
+"""Workers in jobs of a batch system: start, wait, cancel."""
 
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,12 +22,12 @@ from dask_slicer.cluster.batch_system import (
     NAME,
     BatchSystem,
     check_job_settings,
+    error_text,
     job_keywords,
     system_of,
-    words_of,
 )
 from dask_slicer.cluster.client import ENVIRONMENT, SETTINGS, quiet, with_our_page
-from dask_slicer.cluster.job_monitor import Keeper, Note
+from dask_slicer.cluster.job_monitor import JobMonitor, Note
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.utils import signals
@@ -39,11 +40,12 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 LOGS = "logs"
-# Dask's nannies set the first one so that glibc maps memory anew for every plane, unless it is set;
-# and once it is set, glibc no longer raises the second one by itself. Both as far as it would.
+# Dask's nannies set the first one, unless it is set, so low that glibc maps fresh memory for every
+# plane. Once it is set, glibc no longer raises the second one by itself. These are the values up to
+# which glibc would raise both.
 _GLIBC = {"MALLOC_TRIM_THRESHOLD_": 64 << 20, "MALLOC_MMAP_THRESHOLD_": 32 << 20}
-# How often waiting is told of; in the long run, whenever it has become a sixth longer.
-_TELL_SECONDS, _TELL_SHARE = 10.0, 6
+# A note on waiting comes so often at most; later, whenever the wait has become a sixth longer.
+_NOTE_SECONDS, _NOTE_FRACTION = 10.0, 6
 _CLOSE_SECONDS, _CANCEL_SECONDS = 5, 10
 
 
@@ -57,40 +59,24 @@ def job_client(
     keep_logs: bool,
     note: Note,
 ) -> Iterator[Client]:
-    """Start a scheduler here, and workers in jobs of a batch system; yield the scheduler's client.
+    """Start a scheduler here and workers in batch jobs; yield the client.
 
-    The jobs are queued when it does; `wait_for_workers` waits for the first one.
-
-    Parameters
-    ----------
-    settings : JobSettings
-    n_jobs : int
-        No more than `settings` asks for.
-    dashboard_address : str
-        host:port; a busy port falls back to a free one. none: no dashboard.
-    output_dir : Path
-        Gets a directory of what the jobs print.
-    keep_logs : bool
-        Leave that directory where it is empty: jobs of another run may be about to print there.
-    note : callable
-        Is told what becomes of jobs.
-
-    Raises
-    ------
-    UsageError
-        If there are no such jobs here.
-    SchedulerError
+    The jobs are only submitted by then: `wait_for_workers` waits for the first worker. With
+    `keep_logs`, an empty folder of logs stays: jobs of another run may be about to print there.
     """
     system = system_of(settings)
     cluster_class = _cluster_class(settings)
-    _check_here(settings, system)
+    _check_machine(settings, system)
     from distributed import Client
 
     logs = output_dir / LOGS
     hidden = dashboard_address == "none"
     level = quiet()
     options = _keywords(settings, logs)
-    with dask.config.set(SETTINGS | _own(settings) | with_our_page()), ExitStack() as stack:
+    with (
+        dask.config.set(SETTINGS | _fixed_settings(settings) | with_our_page()),
+        ExitStack() as stack,
+    ):
         logs.mkdir(parents=True, exist_ok=True)
         if not keep_logs:
             stack.callback(_remove_if_empty, logs)
@@ -110,9 +96,11 @@ def job_client(
             except (RuntimeError, OSError, ValueError) as error:
                 raise SchedulerError(f"cannot start a scheduler here: {error}") from error
             stack.callback(_close, cluster, system, note)
-            cluster.keeper = Keeper(cluster, system=system, n_jobs=n_jobs, logs=logs, note=note)
-            cluster.loop.add_callback(cluster.keeper.keep)
-            # Half made, it would be closed by nobody before its loop is.
+            cluster.job_monitor = JobMonitor(
+                cluster, system=system, n_jobs=n_jobs, logs=logs, note=note
+            )
+            cluster.loop.add_callback(cluster.job_monitor.start)
+            # Still without signals: nothing would close a client that is half made.
             client = stack.enter_context(Client(cluster, set_as_default=False))
         try:
             yield client
@@ -121,44 +109,38 @@ def job_client(
 
 
 def wait_for_workers(client: Client, note: Note) -> None:
-    """Wait until a first job has started its worker; telling now and then how it stands.
+    """Wait until the first job has a worker, with a note now and then.
 
-    Raises
-    ------
-    SchedulerError
-        If the batch system refuses the jobs, in its words, or they end too soon.
+    Raises a SchedulerError if the batch system refuses the jobs, or they end too soon.
     """
-    keeper: Keeper = client.cluster.keeper  # type: ignore[union-attr]  # given by `job_client`
-    began = told = time.monotonic()
-    while not keeper.n_joined:
+    monitor: JobMonitor = client.cluster.job_monitor  # type: ignore[union-attr]  # by `job_client`
+    began = noted = time.monotonic()
+    while not monitor.n_joined:
         signals.raise_if_interrupted()
-        if keeper.failure:
-            raise SchedulerError(keeper.failure)
+        if monitor.failure:
+            raise SchedulerError(monitor.failure)
         now = time.monotonic()
-        if now - told >= max(_TELL_SECONDS, (now - began) / _TELL_SHARE):
-            told = now
-            note(f"waiting for workers: {keeper.standing()}, {format_time(now - began)}")
+        if now - noted >= max(_NOTE_SECONDS, (now - began) / _NOTE_FRACTION):
+            noted = now
+            note(f"waiting for workers: {monitor.summary()}, {format_time(now - began)}")
         time.sleep(0.1)
 
 
 def are_coming(client: Client) -> bool:
-    """Return whether a client has no worker because its jobs are still queued, or are starting.
+    """Return whether a client still waits for its first worker, whose job is queued or starting.
 
-    Raises
-    ------
-    SchedulerError
-        If they have come to nothing again and again.
+    Raises a SchedulerError if no worker will start.
     """
-    keeper = getattr(client.cluster, "keeper", None)
-    if not isinstance(keeper, Keeper):
+    monitor = getattr(client.cluster, "job_monitor", None)
+    if not isinstance(monitor, JobMonitor):
         return False
-    if keeper.failure:
-        raise SchedulerError(keeper.failure)
-    return not keeper.n_joined
+    if monitor.failure:
+        raise SchedulerError(monitor.failure)
+    return not monitor.n_joined
 
 
 def dashboard_link(client: Client, address: str) -> str:
-    """Return where the dashboard is to be seen: its host is not the scheduler's, as Dask has it."""
+    """Return the link of the dashboard, whose host Dask takes to be the scheduler's."""
     info = client.scheduler_info(n_workers=0)
     port = info.get("services", {}).get("dashboard")
     host = address.rpartition(":")[0]
@@ -168,14 +150,9 @@ def dashboard_link(client: Client, address: str) -> str:
 
 
 def job_script(settings: JobSettings, output_dir: Path) -> str:
-    """Return what is submitted for a job; nothing is touched.
-
-    Raises
-    ------
-    UsageError
-    """
+    """Return the script of a job, without writing anything; raise a UsageError if there is none."""
     job_class = _cluster_class(settings).job_cls
-    with dask.config.set(_own(settings)):
+    with dask.config.set(_fixed_settings(settings)):
         job = job_class("tcp://SCHEDULER", name=NAME, **_keywords(settings, output_dir / LOGS))
     return str(job.job_script())
 
@@ -193,7 +170,7 @@ def _cluster_class(settings: JobSettings) -> Any:
     return getattr(dask_jobqueue, system.cluster)
 
 
-def _check_here(settings: JobSettings, system: BatchSystem) -> None:
+def _check_machine(settings: JobSettings, system: BatchSystem) -> None:
     for command in (system.submit, system.cancel):
         if shutil.which(command) is None:
             raise UsageError(
@@ -206,8 +183,8 @@ def _check_here(settings: JobSettings, system: BatchSystem) -> None:
         )
 
 
-def _own(settings: JobSettings) -> dict[str, Any]:
-    """Return settings of Dask that are ours to decide."""
+def _fixed_settings(settings: JobSettings) -> dict[str, Any]:
+    """Return settings of Dask that the user's Dask configuration cannot change."""
     return {
         "distributed.deploy.lost-worker-timeout": "10000h",
         f"jobqueue.{settings.cluster}.log-directory": None,
@@ -215,19 +192,19 @@ def _own(settings: JobSettings) -> dict[str, Any]:
 
 
 def _keywords(settings: JobSettings, logs: Path) -> dict[str, Any]:
-    """Return what dask-jobqueue is to be told; what the site has configured for it comes first."""
-    # Dask's settings reach workers that are started elsewhere as variables only.
-    dasks = {
+    """Return the keywords of dask-jobqueue; lines of its own configuration come first."""
+    # Workers in jobs get Dask's settings as variables only.
+    variables = {
         "DASK_" + name.upper().replace(".", "__").replace("-", "_"): value
         for name, value in SETTINGS.items()
         if not name.startswith("distributed.scheduler.")
     }
     keywords = job_keywords(
-        settings, logs=logs, python=sys.executable, environment=ENVIRONMENT | _GLIBC | dasks
+        settings, logs=logs, python=sys.executable, environment=ENVIRONMENT | _GLIBC | variables
     )
     for name in ("job_script_prologue", "job_extra_directives", "worker_extra_args"):
-        sites = dask.config.get(f"jobqueue.{settings.cluster}.{name}", None) or []
-        keywords[name] = [*sites, *keywords[name]]
+        configured = dask.config.get(f"jobqueue.{settings.cluster}.{name}", None) or []
+        keywords[name] = [*configured, *keywords[name]]
     return keywords
 
 
@@ -236,7 +213,7 @@ def _job_class(base: Any) -> Any:
     from distributed.core import Status
 
     class Job(base):  # type: ignore[misc]
-        """Remembers what became of it, where dask-jobqueue's would raise in the event loop."""
+        """Keeps why it was refused, where dask-jobqueue's would raise in the event loop."""
 
         refusal = end = ""
         has_joined = False
@@ -244,33 +221,31 @@ def _job_class(base: Any) -> Any:
 
         async def start(self) -> None:
             self.last_seen = time.monotonic()
+            command = str(self.submit_command)  # type: ignore[has-type]  # of dask-jobqueue
+            if getattr(self, "use_stdin", False):  # LSF; dask-jobqueue would drop its errors
+                self.use_stdin = False
+                self.submit_command = f"sh -c 'exec {command} < \"$0\"'"
             try:
                 await super().start()
             except (RuntimeError, OSError, ValueError) as error:
-                self.refusal = f"{self.submit_command} refused the job: {words_of(error)}"
-                self.status = Status.running  # as what has been started must be
+                self.refusal = f"{command} refused the job: {error_text(error)}"
+                self.status = Status.running  # Dask expects this of a job that was started
 
         async def close(self) -> None:
             await super().close()
             self.status = Status.closed
 
-        async def _submit_job(self, script: str) -> str:
-            if getattr(self, "use_stdin", False):  # of LSF, whose words would go to /dev/null
-                command = [f"{self.submit_command} < {script}"]
-                return str(await self._call(command, shell=True))  # noqa: S604, a name we made
-            return str(await super()._submit_job(script))
-
     return Job
 
 
 def _cancel(cluster: Any, system: BatchSystem) -> None:
-    """Cancel all jobs by one command."""
-    cluster.keeper.is_over.set()  # no other is submitted
+    """Cancel all jobs with one command."""
+    cluster.job_monitor.is_over.set()
     jobs = [job for job in list(cluster.workers.values()) if job.job_id]
     if not jobs:
         return
     try:
-        with signals.deferred():  # Ctrl-C is sent to commands, too
+        with signals.deferred():  # Ctrl-C would end the command, too
             subprocess.run(  # noqa: S603
                 [system.cancel, *(job.job_id for job in jobs)],
                 stdin=subprocess.DEVNULL,
@@ -279,24 +254,27 @@ def _cancel(cluster: Any, system: BatchSystem) -> None:
                 timeout=_CANCEL_SECONDS,
             )
     except (OSError, subprocess.SubprocessError) as error:
-        # Some may have ended; each is cancelled by itself when the cluster is closed.
-        _LOG.info("cancelling together: %s", error)
+        # Some may have ended; closing the cluster cancels each job by itself.
+        _LOG.info("Could not cancel all jobs with one command: %s", error)
     else:
         for job in jobs:
             job.job_id = None
 
 
 def _close(cluster: Any, system: BatchSystem, note: Note) -> None:
-    """Cancel what jobs there still are, those that are being submitted among them."""
+    """Cancel the remaining jobs, also those that are being submitted."""
     with suppress(TimeoutError):
-        # Not in the middle of a submission, of whose job nothing would be known.
-        cluster.sync(cluster.keeper.end, callback_timeout=_CLOSE_SECONDS)
+        # Not during a submission, whose job would stay unknown.
+        cluster.sync(cluster.job_monitor.stop, callback_timeout=_CLOSE_SECONDS)
     try:
         cluster.close(_CLOSE_SECONDS)
     except TimeoutError:
-        left = [job.job_id for job in list(cluster.workers.values()) if job.job_id]
-        if left:
-            note(f"jobs may be left, which end when they are run: {system.cancel} {' '.join(left)}")
+        ids = [job.job_id for job in list(cluster.workers.values()) if job.job_id]
+        if ids:
+            note(
+                "Some jobs may still be queued; cancel them with: "
+                f"{shlex.join([system.cancel, *ids])}"
+            )
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Functions that preflight runs on the scheduler and on every worker.
 
-These functions are sent by value: where they run, this package may be missing, or another. So they
-import what they need themselves, and return nothing but builtins.
+They are sent as code, because the other process may lack this package or have another version. So
+they import what they need themselves, and return builtins only.
 """
 
 from __future__ import annotations
@@ -11,15 +11,9 @@ from typing import Any
 
 
 def describe(module: str) -> dict[str, str]:
-    """Return which process this is, and version and code of this package in it.
+    """Return this process, and the version and the code (a digest) of this package in it.
 
-    `version` is empty where it is missing; `code` is a digest of its sources; `fault` says why
-    they cannot be imported.
-
-    Parameters
-    ----------
-    module : str
-        That is imported, to see whether this process could compute a case.
+    The version is empty if the package is missing; `fault` says why the module cannot be imported.
     """
     import hashlib
     import importlib
@@ -28,32 +22,27 @@ def describe(module: str) -> dict[str, str]:
     import os
     import socket
 
-    found = dict.fromkeys(("version", "code", "fault"), "")
-    found["process"] = f"{socket.gethostname()} {os.getpid()}"
+    description = dict.fromkeys(("version", "code", "fault"), "")
+    description["process"] = f"{socket.gethostname()} {os.getpid()}"
     try:
-        found["version"] = importlib.metadata.version("dask_slicer")
+        description["version"] = importlib.metadata.version("dask_slicer")
         importlib.import_module(module)
         digest = hashlib.sha256()
         for path, file in package_files(importlib.resources.files("dask_slicer")).items():
             if path.endswith(".py"):
                 digest.update(path.encode() + b"\0" + file.read_bytes())
-        found["code"] = digest.hexdigest()[:16]
+        description["code"] = digest.hexdigest()[:16]
     except importlib.metadata.PackageNotFoundError:
         pass
     except Exception as error:
-        found["fault"] = f"{type(error).__name__}: {error}"
-    return found
+        description["fault"] = f"{type(error).__name__}: {error}"
+    return description
 
 
 def package_files(package: Any, *, below: str = "") -> dict[str, Any]:
     """Return the files of a package and its subfolders by path, sorted; without bytecode.
 
-    Parameters
-    ----------
-    package : importlib.resources.abc.Traversable
-        A folder, or one in a zip file, which has no `rglob` before Python 3.12.
-    below : str
-        What paths begin with; they have "/" on every system.
+    A package in a zip file has no `rglob` before Python 3.12. Paths begin with `below`.
     """
     files: dict[str, Any] = {}
     for entry in package.iterdir():
@@ -66,15 +55,7 @@ def package_files(package: Any, *, below: str = "") -> dict[str, Any]:
 
 
 def forget_package(module: str, code: str) -> None:
-    """Forget this package, and what was sent of it before, unless it is this code.
-
-    Parameters
-    ----------
-    module : str
-        For `describe`.
-    code : str
-        As it returns.
-    """
+    """Unload this package and earlier uploads of it, unless its code is the same."""
     import sys
 
     if describe(module)["code"] != code:
@@ -83,46 +64,46 @@ def forget_package(module: str, code: str) -> None:
         sys.path[:] = [path for path in sys.path if "dask_slicer_code_" not in path]
 
 
-def look_around(token: str, input_file: str) -> dict[str, str]:
-    """Read a token and write a sibling of it, if there is a token; begin to read a file.
+def try_files(token: str, input_file: str) -> dict[str, str]:
+    """Read a token file and write a file beside it; read the first byte of an input file.
 
-    Returns what the token holds, where the sibling is, and why something is not possible.
+    Returns the content of the token, the path of the new file, and errors; empty paths are skipped.
     """
     import uuid
 
-    found = dict.fromkeys(("token", "sibling", "output_fault", "input_fault"), "")
+    access = dict.fromkeys(("token", "sibling", "output_fault", "input_fault"), "")
     try:
         if token:
             with open(token, encoding="ascii") as file:
-                found["token"] = file.read()
-            found["sibling"] = f"{token}.{uuid.uuid4().hex}"
-            with open(found["sibling"], "x", encoding="ascii") as file:
-                file.write(found["token"])
+                access["token"] = file.read()
+            access["sibling"] = f"{token}.{uuid.uuid4().hex}"
+            with open(access["sibling"], "x", encoding="ascii") as file:
+                file.write(access["token"])
     except OSError as error:
-        found["output_fault"] = error.strerror or str(error)
+        access["output_fault"] = error.strerror or str(error)
     try:
         if input_file:
             with open(input_file, "rb") as scan:
                 scan.read(1)
     except OSError as error:
-        found["input_fault"] = error.strerror or str(error)
-    return found
+        access["input_fault"] = error.strerror or str(error)
+    return access
 
 
-def settings_there(names: Sequence[str]) -> dict[str, Any]:
-    """Return settings of Dask as they are where this runs."""
+def dask_settings(names: Sequence[str]) -> dict[str, Any]:
+    """Return settings of Dask in this process."""
     import dask
 
     return {name: dask.config.get(name, None) for name in names}
 
 
 def n_tasks(dask_scheduler: Any) -> int:
-    """Return how many tasks a scheduler has, of whomever."""
+    """Return how many tasks a scheduler has, of any client."""
     return len(dask_scheduler.tasks)
 
 
 def ignore_sigint(host: str, group: int, dask_worker: Any) -> bool:
-    """Let a worker of a process group not hear Ctrl-C; return whether it is one, and can."""
+    """Make this worker ignore SIGINT if it is in a process group; return whether it does."""
     import os
     import signal
     import socket
@@ -133,14 +114,14 @@ def ignore_sigint(host: str, group: int, dask_worker: Any) -> bool:
         return False
     if (socket.gethostname(), os.getpgrp()) != (host, group):
         return False
-    before = getattr(dask_worker, "before_no_ctrl_c", [])
-    dask_worker.before_no_ctrl_c = [*before, signal.signal(signal.SIGINT, signal.SIG_IGN)]
+    handlers = getattr(dask_worker, "sigint_handlers", [])
+    dask_worker.sigint_handlers = [*handlers, signal.signal(signal.SIGINT, signal.SIG_IGN)]
     return True
 
 
-def hear_ctrl_c_again(dask_worker: Any) -> None:
+def restore_sigint(dask_worker: Any) -> None:
     """Undo one `ignore_sigint`."""
     import signal
 
-    if before := getattr(dask_worker, "before_no_ctrl_c", []):
-        signal.signal(signal.SIGINT, before.pop())
+    if handlers := getattr(dask_worker, "sigint_handlers", []):
+        signal.signal(signal.SIGINT, handlers.pop())

@@ -21,60 +21,34 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS = 10
 _CLOSE_SECONDS = 3
-# For a scheduler that has just been started to write its file.
+# How long a scheduler that has just started may take to write its file.
 _FILE_SECONDS = 10.0
-_LOOK_SECONDS, _TELL_SECONDS = 0.2, 5.0
+_POLL_SECONDS, _NOTE_SECONDS = 0.2, 5.0
 
 
 @contextmanager
 def remote_client(settings: SchedulerSettings, note: Callable[[str], None]) -> Iterator[Client]:
-    """Connect to a running scheduler that has workers; yield its client, leave it running.
+    """Connect to a running scheduler, wait for its workers, and yield the client.
 
-    Parameters
-    ----------
-    settings : SchedulerSettings
-    note : callable
-        Is told how long workers are waited for.
-
-    Raises
-    ------
-    SchedulerError
-        If it does not answer within 10 seconds, or has too few workers within `wait_timeout`.
-    ConfigError
-        If address or TLS files cannot be used.
+    Raises a SchedulerError if it does not answer within 10 s, or has too few workers in time.
     """
-    address = _awaited_address(settings)
-    with (
-        settings_of_clients(),
-        connected(address, tls_files(settings)) as client,
-    ):
+    address = _wait_for_address(settings)
+    with settings_of_clients(), connected(address, tls_files(settings)) as client:
         _wait_for_workers(client, address, settings, note)
         yield client
 
 
 @contextmanager
 def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Client]:
-    """Connect to a running scheduler; yield its client, leave it running.
+    """Connect to a running scheduler; yield a client with these options.
 
-    Parameters
-    ----------
-    address : str
-    tls : TlsFiles, optional
-    **options
-        Of the client.
-
-    Raises
-    ------
-    SchedulerError
-        If it does not answer within 10 seconds.
-    ConfigError
-        If the TLS files cannot be used.
+    Raises a SchedulerError if it does not answer within 10 s. The scheduler keeps running.
     """
     from distributed import Client, Security
 
-    # Dask's own configuration may name files of TLS, too.
-    of_dask = Security().get_connection_args("client").get("ssl_context")
-    check_reachable(address, tls, of_dask)
+    # Dask's own configuration may name TLS files, too.
+    default = Security().get_connection_args("client").get("ssl_context")
+    check_reachable(address, tls, default)
     security = None
     if tls is not None:
         security = Security(
@@ -85,7 +59,7 @@ def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Cl
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other versions: `preflight` says it in a line
+            warnings.simplefilter("ignore")  # preflight reports other versions
             client = Client(
                 address,
                 timeout=_CONNECT_SECONDS,
@@ -105,13 +79,13 @@ def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Cl
 
 
 def tls_files(settings: SchedulerSettings) -> TlsFiles | None:
-    """Return the files of TLS that the settings name, all or none."""
+    """Return the TLS files of the settings; None unless all are set."""
     ca, cert, key = settings.tls_ca, settings.tls_cert, settings.tls_key
     return TlsFiles(ca=ca, cert=cert, key=key) if ca and cert and key else None
 
 
-def _awaited_address(settings: SchedulerSettings) -> str:
-    """Return the address; a scheduler that has just been started may be about to write its file."""
+def _wait_for_address(settings: SchedulerSettings) -> str:
+    """Return the address of the scheduler, which may not have written its file yet."""
     deadline = time.monotonic() + (_FILE_SECONDS if settings.scheduler_file else 0.0)
     while True:
         try:
@@ -119,24 +93,24 @@ def _awaited_address(settings: SchedulerSettings) -> str:
         except SchedulerError:
             if time.monotonic() > deadline:
                 raise
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
 def _wait_for_workers(
     client: Client, address: str, settings: SchedulerSettings, note: Callable[[str], None]
 ) -> None:
-    began, told = time.monotonic(), -_TELL_SECONDS
-    while (found := len(worker_addresses(client))) < settings.wait_workers:
+    began, next_note = time.monotonic(), 0.0
+    while (n_workers := len(worker_addresses(client))) < settings.wait_workers:
         signals.raise_if_interrupted()
         waited = time.monotonic() - began
-        wanted = f"{found} of {settings.wait_workers}"
+        count = f"{n_workers} of {settings.wait_workers}"
         if waited > settings.wait_timeout:
             raise SchedulerError(
-                f"the scheduler at {address} has {wanted} workers after "
+                f"the scheduler at {address} has {count} workers after "
                 f"{settings.wait_timeout:g} s; start some with `dask worker {address}`, or wait "
                 "longer with --wait_timeout"
             )
-        if waited - told > _TELL_SECONDS:
-            told = waited
-            note(f"waiting for workers: {wanted}, {waited:.0f} s")
-        time.sleep(_LOOK_SECONDS)
+        if waited >= next_note:
+            next_note = waited + _NOTE_SECONDS
+            note(f"waiting for workers: {count}, {waited:.0f} s")
+        time.sleep(_POLL_SECONDS)

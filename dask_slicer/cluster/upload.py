@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
+OURS = "dask_slicer"
 _PLUGIN = "dask-slicer-code"
 _SEND_SECONDS = 60.0
 
@@ -29,42 +30,28 @@ _LOG = logging.getLogger(__name__)
 
 
 def send_package(
-    client: Client, there: Mapping[str, Any], note: Callable[[str], None], *, module: str
+    client: Client, descriptions: Mapping[str, Any], note: Callable[[str], None], *, module: str
 ) -> None:
-    """Send this package to a scheduler and its workers, later ones too, in place of theirs.
+    """Send this package to a scheduler and its workers, also those that start later.
 
-    Parameters
-    ----------
-    client : Client
-    there : mapping
-        As `probes.describe` returns, of the scheduler and its workers.
-    note : callable
-        Is told why nothing was sent.
-    module : str
-        That workers import to compute cases.
-
-    Raises
-    ------
-    SchedulerError
-        If somebody is at work there with other code, or it does not arrive.
+    Raises a SchedulerError if tasks run there with other code (see `probes.describe`).
     """
-    here = probes.describe(module)
-    answers = [one for one in there.values() if isinstance(one, Mapping)]
-    if any(one["process"] == here["process"] for one in answers):
+    own = probes.describe(module)
+    answers = [answer for answer in descriptions.values() if isinstance(answer, Mapping)]
+    if any(answer["process"] == own["process"] for answer in answers):
         note("--upload_code has no effect: the scheduler or a worker is this very process")
         return
-    has_other_code = any(one["code"] != here["code"] for one in answers)
-    if has_other_code and (n_tasks := run_on_scheduler(client, probes.n_tasks)):
-        raise SchedulerError(
-            f"--upload_code would put another {OURS} under the {plural(n_tasks, 'task')} that the "
-            "scheduler has at present; wait for them, or use another scheduler"
-        )
-    if has_other_code:
-        run_on_scheduler(client, probes.forget_package, module, here["code"])
-        run_on_workers(client, probes.forget_package, module, here["code"])
+    if any(answer["code"] != own["code"] for answer in answers):
+        if n_tasks := run_on_scheduler(client, probes.n_tasks):
+            raise SchedulerError(
+                f"--upload_code would put another {OURS} under the {plural(n_tasks, 'task')} that "
+                "the scheduler has at present; wait for them, or use another scheduler"
+            )
+        run_on_scheduler(client, probes.forget_package, module, own["code"])
+        run_on_workers(client, probes.forget_package, module, own["code"])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*overwriting.*")  # what was sent before
-        path = Path(folder, f"{OURS}_code_{here['code']}.zip")
+        warnings.filterwarnings("ignore", message=".*overwriting.*")  # an earlier upload
+        path = Path(folder, f"{OURS}_code_{own['code']}.zip")
         write_package(path)
         try:
             client.sync(_register, client, path, callback_timeout=_SEND_SECONDS)
@@ -73,7 +60,7 @@ def send_package(
                 f"--upload_code: {OURS} has not arrived at all workers within "
                 f"{_SEND_SECONDS:.0f} s; does one of them hang?"
             ) from None
-        except Exception as error:  # whatever the other side makes of it
+        except Exception as error:  # whatever the other side raises
             raise SchedulerError(
                 f"--upload_code: {OURS} cannot be sent ({escape_line(str(error))})"
             ) from error
@@ -83,7 +70,7 @@ def send_package(
 async def _register(client: Client, path: Path) -> None:
     from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
 
-    # One after the other: a worker that comes late must find the scheduler's.
+    # One after the other: a worker that starts meanwhile must find the package on the scheduler.
     plugin: Any
     for plugin, name in (
         (SchedulerUploadFile(str(path)), f"{_PLUGIN}-scheduler"),
@@ -95,14 +82,11 @@ async def _register(client: Client, path: Path) -> None:
 
 def write_package(path: Path) -> None:
     """Write this package, with its data and version, into a zip file that Python imports from."""
-    own = version(OURS)
+    release = version(OURS)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, file in probes.package_files(importlib.resources.files(OURS)).items():
             archive.writestr(f"{OURS}/{name}", file.read_bytes())
         archive.writestr(
-            f"{OURS}-{own}.dist-info/METADATA",
-            f"Metadata-Version: 2.1\nName: {OURS}\nVersion: {own}\n",
+            f"{OURS}-{release}.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: {OURS}\nVersion: {release}\n",
         )
-
-
-OURS = "dask_slicer"

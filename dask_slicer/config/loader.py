@@ -12,7 +12,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import ConfigError
 from dask_slicer.utils.formatting import did_you_mean, format_value
@@ -46,18 +45,14 @@ def build_config(
     given = {name: value for name, value in options.items() if value is not None}
     if given.keys() & _PLACES:
         settings = {name: value for name, value in settings.items() if name not in _PLACE_SETTINGS}
-    return _validated(RunConfig, settings | given)
+    return build_settings(RunConfig, settings | given)
 
 
-def scheduler_settings(options: Mapping[str, Any]) -> SchedulerSettings:
-    """Return the settings of a running scheduler; options that are None are not given."""
+def build_settings(model: type[M], options: Mapping[str, Any]) -> M:
+    """Return validated settings of a model; options that are None are not given."""
     given = {name: value for name, value in options.items() if value is not None}
-    return _validated(SchedulerSettings, given)
-
-
-def _validated(model: type[M], settings: Mapping[str, Any]) -> M:
     try:
-        return model.model_validate(settings)
+        return model.model_validate(given)
     except ValidationError as error:
         raise ConfigError("; ".join(map(_message, error.errors()))) from None
 

@@ -27,10 +27,10 @@ class LocalSettings(Frozen):
     num_workers: Integer = Field(
         4,
         ge=-1,
-        description="Worker processes; 0: in this process; -1: all CPUs this process may use.",
+        description="Worker processes; 0: run in this process; -1: one for each available CPU.",
     )
     dashboard_address: HostAndPort = Field(
-        "127.0.0.1:8787", description="Where the Dask dashboard listens; none turns it off."
+        "127.0.0.1:8787", description="Address of the Dask dashboard; none turns it off."
     )
 
 
@@ -81,7 +81,7 @@ class JobSettings(Frozen):
     """Workers that are jobs of a batch system."""
 
     cluster: BatchSystem | None = Field(
-        None, description="Batch system in whose jobs the workers run (extra hpc)."
+        None, description="Batch system that runs the workers as jobs (extra hpc)."
     )
     jobs: Positive = Field(1, description="Jobs to keep running; a lost job is replaced.")
     cores: Positive = Field(1, description="Workers in each job, one core each.")
@@ -109,7 +109,9 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
         None,
         description="I/N: run partition I of N of the cases, beside the others; then `merge`.",
     )
-    fsync: bool = Field(False, description="Force every file to disk before its case is committed.")
+    fsync: bool = Field(
+        False, description="Force every file to disk before its case counts as written."
+    )
     retries: NonNegative = Field(
         2,
         description="How often to retry a case after failed I/O, a timeout or a lost worker.",

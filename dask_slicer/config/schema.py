@@ -60,9 +60,9 @@ class SliceSettings(Frozen):
         "file's own array axis.",
     )
     clip_min: Finite | None = Field(
-        None, description="Lowest intensity kept, in the file's units (HU for CT)."
+        None, description="Lower limit of intensities, in the file's units (HU for CT)."
     )
-    clip_max: Finite | None = Field(None, description="Highest intensity kept.")
+    clip_max: Finite | None = Field(None, description="Upper limit of intensities.")
     normalize: Normalize = Field(
         "zscore",
         description="zscore over the foreground, the voxels above the lowest; minmax to [0, 1]; "
@@ -154,7 +154,7 @@ class SplitSettings(Frozen):
 
 
 class RunConfig(RunSettings, SplitSettings, SliceSettings):
-    """Settings of a run, checked when they are given and never changed.
+    """Settings of a run, validated once and never changed.
 
     Examples
     --------
@@ -162,7 +162,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
     'replicate'
     """
 
-    if TYPE_CHECKING:  # type checkers would take a path for `input_dir`, and no string
+    if TYPE_CHECKING:  # else type checkers refuse a string for a path
 
         def __init__(
             self,
@@ -179,7 +179,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
     allow_missing_labels: bool = Field(
         False, description="Write cases without a label; without this option, they fail."
     )
-    include_test: bool = Field(False, description="Put the images of imagesTs into test.")
+    include_test: bool = Field(False, description="Put nnU-Net's imagesTs into the test split.")
 
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
@@ -231,7 +231,7 @@ def _described(parameter: Parameter) -> str:
     return f"{parameter.name} : {kind}\n    {RunConfig.model_fields[parameter.name].description}\n"
 
 
-# For help() and notebooks: pydantic's own signature shows every rule.
+# For help() and notebooks; the signature by pydantic is long, with every rule in it.
 _PARAMETERS = list(_parameters())
 RunConfig.__signature__ = Signature(
     [parameter.replace(annotation=Parameter.empty) for parameter in _PARAMETERS]
@@ -258,9 +258,9 @@ _FIXED = (
 
 
 def _resolved(path: Path) -> Path:
-    """Return where `path` leads; raise OSError where links lead back to themselves."""
+    """Return the target of a path; raise OSError if its links form a loop."""
     target = path.resolve()
-    if target.is_symlink():  # from Python 3.13 on, resolve() leaves such a link as it is
+    if target.is_symlink():  # from Python 3.13 on, resolve() does not raise
         raise OSError(f"Symlink loop from {str(path)!r}")
     return target
 

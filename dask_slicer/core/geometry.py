@@ -1,7 +1,7 @@
 """Orientation, reordering of axes, and comparison of grids.
 
-Orientations are nibabel's: an ``(3, 2)`` array whose row *a* says which output axis the input axis
-*a* becomes, and whether it is flipped (-1) or not (1). Nothing is ever resampled.
+Orientations are nibabel's: a ``(3, 2)`` array whose row *a* holds the output axis that input axis
+*a* becomes, and -1 if it is flipped, else 1. Nothing is ever resampled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dask_slicer.errors import GeometryMismatch
 from dask_slicer.utils.formatting import format_shape
 
-# The direction in which (slice_index, row, column) grow: radiological display order.
+# Directions in which (slice_index, row, column) grow: radiological display order.
 #
 #   axial     slice I→S, rows A→P, columns R→L    (SimpleITK's array [z] of an LPS image)
 #   coronal   slice A→P, rows S→I, columns R→L
@@ -34,12 +34,12 @@ _STORED = {
     "j": ((1, 1), (0, 1), (2, 1)),
     "k": ((1, 1), (2, 1), (0, 1)),
 }
-# In voxels. Files written by different tools round the same affine differently.
+# In voxels: tools round the same affine differently when they write it.
 _SAME_GRID = 0.1
 
 
 def check_affine(affine: NDArray[np.float64]) -> None:
-    """Raise unless `affine` gives every voxel a place of its own.
+    """Raise unless `affine` is finite and maps every voxel to another point.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def check_affine(affine: NDArray[np.float64]) -> None:
         raise GeometryMismatch("the affine holds NaN or Inf; repair the header's sform or qform")
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    # The volume of a voxel against that of a box with the same edges: scale-free.
+    # The volume of a voxel, relative to a box with edges of the same lengths.
     if (
         not lengths.all()
         or not np.isfinite(lengths).all()
@@ -80,8 +80,8 @@ def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.flo
 
     Examples
     --------
-    An RAS volume has x, y, z growing to the right, front and top; an axial stack wants z first,
-    y and x reversed:
+    The axes of an RAS volume grow to the right, front and top; an axial stack has the last one
+    first, and the others reversed:
 
     >>> plane_orientation(np.eye(4), "axial").tolist()
     [[2.0, -1.0], [1.0, -1.0], [0.0, 1.0]]
@@ -98,14 +98,14 @@ def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.flo
 def matching_orientation(
     affine: NDArray[np.float64], *, reference: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the orientation that lays a stored array along the axes of a reference grid.
+    """Return the orientation that aligns a stored array with the axes of a reference grid.
 
     Parameters
     ----------
     affine : (4, 4) ndarray
         Of the stored array.
     reference : (4, 4) ndarray
-        Of the grid to be matched, for instance an image already in the order of its plane.
+        Of the grid to match, such as an image already in the order of its plane.
 
     Returns
     -------
@@ -114,16 +114,16 @@ def matching_orientation(
     Raises
     ------
     GeometryMismatch
-        If some axis of the array lies along none of the grid's.
+        If an axis of the array is parallel to none of the grid's.
     """
     orientation = _io_orientation(np.linalg.inv(reference) @ affine)
     if not np.isfinite(orientation).all():
-        raise GeometryMismatch("the axes cannot be laid along those of the image")
+        raise GeometryMismatch("the axes cannot be aligned with those of the image")
     return orientation
 
 
 def _io_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the closest orientation of an affine; where the array lies is of no matter to it."""
+    """Return the closest orientation of an affine, whose translation has no effect."""
     return _io_orientation_of(np.ascontiguousarray(affine[:3, :3]).tobytes())
 
 
@@ -137,7 +137,7 @@ def _io_orientation_of(rotation: bytes) -> NDArray[np.float64]:
 
 
 def reorient(array: NDArray[np.generic], orientation: NDArray[np.float64]) -> NDArray[np.generic]:
-    """Return a view of a 3D array with its axes ordered and flipped as `orientation` says."""
+    """Return a view of a 3D array with axes ordered and flipped according to `orientation`."""
     flips = tuple(slice(None, None, int(flip)) for flip in orientation[:, 1])
     return array[flips].transpose(np.argsort(orientation[:, 0]))
 
@@ -184,14 +184,14 @@ def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def axis_codes(affine: NDArray[np.float64]) -> str:
-    """Return where the array axes point to, such as 'RAS'."""
+    """Return the directions of the array axes, such as 'RAS'."""
     return "".join(nio.ornt2axcodes(_io_orientation(affine)))
 
 
 def grid_distance(
     affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> tuple[float, float]:
-    """Return how far two grids of one shape lie apart, at the worst corner.
+    """Return the distance between two grids of one shape at the worst corner.
 
     Parameters
     ----------
@@ -228,12 +228,12 @@ def check_same_grid(
     other_shape: tuple[int, int, int],
     what: str,
 ) -> None:
-    """Raise unless two arrays, already in one axis order, lie on one grid.
+    """Raise unless two arrays in the same axis order lie on one grid.
 
     Raises
     ------
     GeometryMismatch
-        If the shapes differ, or a corner is more than 0.1 voxel off; states the mm.
+        If the shapes differ, or a corner is more than 0.1 voxel off; gives the mm.
     """
     if shape != other_shape:
         raise GeometryMismatch(
@@ -250,7 +250,7 @@ def check_same_grid(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Grid:
-    """Where a stored array lies: its shape, its affine, and what it is called in messages."""
+    """The grid of a stored array: shape, affine, and its name in messages."""
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
@@ -258,12 +258,12 @@ class Grid:
 
 
 def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64], ...], Grid]:
-    """Return how stored arrays are laid onto one grid in the order of a plane.
+    """Return the orientations that put stored arrays onto one grid in the order of a plane.
 
     Parameters
     ----------
     grids : sequence of Grid
-        The first, an image, decides; the others must cover the same places in any axis order.
+        The first, an image, defines the result; the others must match it, in any axis order.
     plane : str
         axial, coronal, sagittal; or i, j, k.
 
@@ -272,12 +272,12 @@ def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64],
     orientations : tuple of (3, 2) ndarray
         For `reorient`, one per grid.
     grid : Grid
-        Of the first array after `reorient`, which is that of all of them.
+        Of all the arrays after `reorient`.
 
     Raises
     ------
     GeometryMismatch
-        Naming the array that lies elsewhere, and by how many mm.
+        Naming the array that does not match, and the distance in mm.
     """
     first = grids[0]
     orientation = plane_orientation(first.affine, plane)

@@ -20,10 +20,10 @@ _PERCENTILES = (0.5, 99.5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalization:
-    """What is done to every voxel: scale, clip, subtract, divide.
+    """The normalisation of every voxel: scale, clip, subtract, divide.
 
-    ``(clip(stored * slope + intercept, low, high) - center) / scale``; where `zero_nonfinite`, NaN
-    and Inf are taken as 0 before clipping.
+    ``(clip(stored * slope + intercept, low, high) - center) / scale``; with `zero_nonfinite`, NaN
+    and Inf count as 0 before clipping.
     """
 
     slope: float
@@ -38,14 +38,14 @@ class Normalization:
     def apply(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return one plane (or any array) of stored numbers as a new C-ordered float32 array."""
         values = self._applied(stored)
-        # Rounding may lead out of the range by one digit of the last place.
+        # Rounding may leave the range by one unit in the last place.
         return values.clip(0.0, 1.0, out=values) if self.to_unit_range else values
 
     def clip_stored(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Return stored numbers that `apply` makes the same of, none far outside the range.
+        """Return stored numbers with the same result of `apply`, none far outside the range.
 
-        A number that is clipped becomes the nearest one not inside the range; `apply` clips again.
-        What is NaN or Inf as an intensity becomes what stands for 0. In native byte order.
+        A clipped number becomes the nearest one not inside the range, which `apply` clips again. If
+        its intensity is NaN or Inf, it becomes the number for 0. In native byte order.
         """
         stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         if self.zero_nonfinite:
@@ -55,7 +55,7 @@ class Normalization:
             stored = np.where(finite, stored, zero)
         low, high = sorted((end - self.intercept) / self.slope for end in (self.low, self.high))
         if stored.dtype.kind == "f":
-            with np.errstate(over="ignore"):  # no number of this type is clipped then
+            with np.errstate(over="ignore"):  # then no number of this type is clipped
                 ends = np.array([[low, high], [-np.inf, np.inf]], dtype=stored.dtype)
                 return stored.clip(*np.nextafter(*ends))
         limits = np.iinfo(stored.dtype.str)
@@ -66,7 +66,7 @@ class Normalization:
 
     def _applied(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32
-        small = abs(self.center) < 1e31 and self.scale < 1e38  # no difference leaves float32
+        small = abs(self.center) < 1e31 and self.scale < 1e38  # all differences fit float32
         if narrow and small and (self.slope, self.intercept) == (1.0, 0.0):
             return self._apply_float32(stored)
         values = stored.astype(np.float64, order="C")
@@ -77,12 +77,12 @@ class Normalization:
         np.clip(values, self.low, self.high, out=values)
         values -= self.center
         values /= self.scale
-        with np.errstate(over="ignore"):  # reported from the statistics, before any plane is made
+        with np.errstate(over="ignore"):  # `check_fits` reports it from the statistics
             return values.astype(np.float32)
 
     def _apply_float32(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
-        # Stored numbers are exact in float32. The center is subtracted in two parts, and clipping
-        # follows, so that rounding center and clip costs nothing where they are large against std.
+        # Stored numbers are exact in float32. The center is subtracted in two parts, and before
+        # clipping: rounding of center and clip loses nothing where they are large against the std.
         center = np.float32(self.center)
         if self.zero_nonfinite:
             values = stored.astype(np.float32, order="C")
@@ -114,7 +114,7 @@ def normalization(
     clip_max: float | None = None,
     zero_nonfinite: bool = False,
 ) -> tuple[Normalization, Statistics]:
-    """Return how a volume is to be normalised, and the statistics behind it.
+    """Return the normalisation of a volume, and the statistics that it is based on.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def normalization(
     """
     if method not in NORMALIZATIONS:
         raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {method}")
-    found = statistics(
+    stats = statistics(
         voxels,
         clip_min=clip_min,
         clip_max=clip_max,
@@ -148,64 +148,64 @@ def normalization(
     )
     low = -np.inf if clip_min is None else float(clip_min)
     high = np.inf if clip_max is None else float(clip_max)
-    center, scale = _center_and_scale(found, method)
+    center, scale = _center_and_scale(stats, method)
     if method == "percentile":
-        low, high = found.min, found.max
-    how = Normalization(
+        low, high = stats.min, stats.max
+    result = Normalization(
         slope=voxels.slope,
         intercept=voxels.intercept,
         low=low,
         high=high,
         center=center,
         scale=scale,
-        zero_nonfinite=found.n_nonfinite > 0,
+        zero_nonfinite=stats.n_nonfinite > 0,
         to_unit_range=method == "minmax",
     )
-    return how, found
+    return result, stats
 
 
 def intensities(
-    normalised: NDArray[np.floating], found: Statistics, method: str
+    normalised: NDArray[np.floating], stats: Statistics, method: str
 ) -> NDArray[np.float64]:
-    """Return what normalised numbers were made of, in the file's units, after clipping.
+    """Return the clipped intensities of normalised numbers, in the file's units.
 
     Parameters
     ----------
     normalised : ndarray
-    found : Statistics
-        That `normalization` returned.
+    stats : Statistics
+        As `normalization` returned them.
     method : {"zscore", "minmax", "percentile", "none"}
-        That it was called with.
+        As given to `normalization`.
 
     Examples
     --------
-    >>> how, found = normalization(Voxels(stored=np.array([0, 2, 4], np.int16)), "zscore")
-    >>> intensities(how.apply(np.array([0, 2, 4], np.int16)), found, "zscore").tolist()
+    >>> zscore, stats = normalization(Voxels(stored=np.array([0, 2, 4], np.int16)), "zscore")
+    >>> intensities(zscore.apply(np.array([0, 2, 4], np.int16)), stats, "zscore").tolist()
     [0.0, 2.0, 4.0]
     """
-    center, scale = _center_and_scale(found, method)
+    center, scale = _center_and_scale(stats, method)
     return normalised.astype(np.float64) * scale + center
 
 
-def _center_and_scale(found: Statistics, method: str) -> tuple[float, float]:
+def _center_and_scale(stats: Statistics, method: str) -> tuple[float, float]:
     if method == "none":
         return 0.0, 1.0
     if method == "minmax":
-        return found.min, (found.max - found.min) or 1.0
-    return found.mean, found.std
+        return stats.min, (stats.max - stats.min) or 1.0
+    return stats.mean, stats.std
 
 
-def check_fits(how: Normalization, found: Statistics, dtype: DTypeLike) -> None:
+def check_fits(normalization: Normalization, stats: Statistics, dtype: DTypeLike) -> None:
     """Raise if a normalised intensity would overflow a float `dtype`.
 
     Raises
     ------
     NonFinite
-        Naming the value and the largest one that `dtype` holds.
+        Naming the value and the largest value of `dtype`.
     """
     largest = float(np.finfo(np.dtype(dtype)).max)
-    for value in (found.min, found.max):
-        normalised = (value - how.center) / how.scale
+    for value in (stats.min, stats.max):
+        normalised = (value - normalization.center) / normalization.scale
         if not abs(normalised) <= largest:
             raise NonFinite(
                 f"the intensity {value:g} becomes {normalised:g}, over the largest {dtype} "

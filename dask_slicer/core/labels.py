@@ -1,4 +1,4 @@
-"""Integer label maps: checks, lossless conversion, pixel counts of each slice."""
+"""Integer label maps: checks, lossless conversion, pixel counts per slice."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dask_slicer.errors import LabelValues
 
 LABEL_DTYPES = ("uint8", "uint16", "int32")
 
-# Labels that were saved as floats, or scaled, come back this close to the integer they were.
+# Integer labels that were saved as floats, or scaled, differ from an integer by less than this.
 _NEAR_AN_INTEGER = 1e-3
 
 
 def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
-    """Return a label map as integers, nothing wrapped and nothing truncated.
+    """Return a label map as integers; no value is wrapped or truncated.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
     Returns
     -------
     (n_slices, height, width) ndarray
-        A view of what is stored where that is all it takes.
+        The stored array if it needs no conversion.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
 
 
 def count_labels(plane: NDArray[np.integer]) -> dict[int, int]:
-    """Return how many pixels of a slice have each value other than 0, the background, by value.
+    """Return the number of pixels of a slice by label value, without 0, the background.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def count_labels(plane: NDArray[np.integer]) -> dict[int, int]:
 def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]:
     values = stored.astype(np.float64) * voxels.slope + voxels.intercept
     nearest = np.rint(values)
-    # Written so that NaN, which is near nothing, counts as off.
+    # NaN compares False, and so counts as off.
     with np.errstate(invalid="ignore"):
         off = ~(np.abs(values - nearest) <= _NEAR_AN_INTEGER)
     if off.any():

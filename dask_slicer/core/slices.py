@@ -17,21 +17,21 @@ from dask_slicer.core.windows import ZERO_SLICE, window_indices
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SliceStack:
-    """A volume ready to be written, its planes made only when they are asked for.
+    """A volume ready to be written, with planes computed on request.
 
     Attributes
     ----------
     image : tuple of Voxels
         One per modality, (n_slices, height, width).
-    how : tuple of Normalization
+    normalization : tuple of Normalization
         One per modality.
     statistics : tuple of Statistics
         One per modality.
     label : (n_slices, height, width) ndarray of integers, or None
     label_counts : tuple of dict
-        Pixels by label value other than 0, one per slice; empty where there is no label.
+        Pixels by label value other than 0, one dict per slice; empty without a label.
     kept : tuple of int
-        The slices to be written, ascending.
+        Indices of the slices to write, ascending.
     affine : (4, 4) ndarray of float64
         (slice_index, row, column, 1) → RAS+ mm.
     """
@@ -51,23 +51,18 @@ class SliceStack:
         return n_slices, height, width
 
     def planes(self, wanted: Collection[int]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
-        """Yield the wanted slices' indices and normalised planes, one per modality, ascending."""
+        """Yield the index and the normalised planes, one per modality, of the wanted slices."""
         for slice_index, planes in enumerate(self.stored_planes()):
             if slice_index in wanted:
-                yield (
-                    slice_index,
-                    [
-                        how.apply(plane)
-                        for how, plane in zip(self.normalization, planes, strict=True)
-                    ],
-                )
+                modalities = zip(self.normalization, planes, strict=True)
+                yield slice_index, [modality.apply(plane) for modality, plane in modalities]
 
     def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
-        """Yield every slice as the files hold it, one plane per modality."""
+        """Yield every slice as stored, one plane per modality."""
         return zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
 
     def windows(self, *, window_size: int, padding_mode: str) -> dict[int, list[int]]:
-        """Return the window's slices for every slice kept, `ZERO_SLICE` for one of zeros."""
+        """Return the indices of each kept slice's window, `ZERO_SLICE` for a slice of zeros."""
         return {
             slice_index: window_indices(
                 slice_index,
@@ -90,7 +85,7 @@ def slice_volume(
     label_dtype: str = "uint8",
     min_foreground: float = 0.0,
 ) -> SliceStack:
-    """Return a volume's slices: statistics taken, label checked, empty slices dropped.
+    """Return the slices of a volume: normalised, label checked, empty slices dropped.
 
     Parameters
     ----------
@@ -99,13 +94,13 @@ def slice_volume(
     normalize, clip_min, clip_max
         As for `intensity.normalization`.
     nonfinite : {"error", "zero"}
-        Whether NaN and Inf in images fail the case or are taken as 0.
+        Whether NaN and Inf in images fail the case or count as 0.
     dtype : {"float32", "float16"}
-        That normalised intensities must fit.
+        Which normalised intensities must fit.
     label_dtype : {"uint8", "uint16", "int32"}
-        That label values must fit.
+        Which label values must fit.
     min_foreground : float
-        Least share of labelled pixels for a slice to be kept; has no effect without a label.
+        Least share of labelled pixels in a slice that is kept; no effect without a label.
 
     Returns
     -------
@@ -125,8 +120,8 @@ def slice_volume(
         )
         for voxels in volume.image
     ]
-    for how, found in normalized:
-        check_fits(how, found, dtype)
+    for modality, stats in normalized:
+        check_fits(modality, stats, dtype)
     label = None if volume.label is None else convert_label(volume.label, label_dtype)
     label_counts = () if label is None else tuple(count_labels(plane) for plane in label)
     n_slices, height, width = volume.shape
@@ -138,8 +133,8 @@ def slice_volume(
     )
     return SliceStack(
         image=volume.image,
-        normalization=tuple(how for how, _ in normalized),
-        statistics=tuple(found for _, found in normalized),
+        normalization=tuple(modality for modality, _ in normalized),
+        statistics=tuple(stats for _, stats in normalized),
         label=label,
         label_counts=label_counts,
         kept=kept,
@@ -159,5 +154,5 @@ def foreground_share(counts: dict[int, int], n_pixels: int) -> float:
 
 
 def planes_needed(windows: dict[int, list[int]]) -> frozenset[int]:
-    """Return every slice that some window holds, zeros left out."""
+    """Return the index of every slice in a window, without `ZERO_SLICE`."""
     return frozenset(index for window in windows.values() for index in window) - {ZERO_SLICE}

@@ -12,7 +12,7 @@ SPLITS = ("train", "val", "test")
 
 
 def target_counts(n_cases: int, ratios: Mapping[str, float]) -> dict[str, int]:
-    """Return how many cases each split should have, by largest remainder.
+    """Return the number of cases for each split, by largest remainder.
 
     Parameters
     ----------
@@ -23,8 +23,8 @@ def target_counts(n_cases: int, ratios: Mapping[str, float]) -> dict[str, int]:
     Returns
     -------
     dict of split to int
-        Sum to `n_cases`; ties go to train before val before test; every split with a ratio over
-        0 gets at least one case where there are enough.
+        Sum to `n_cases`. Ties go to train before val before test. Every split with a ratio over
+        0 gets at least one case if there are enough.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def target_counts(n_cases: int, ratios: Mapping[str, float]) -> dict[str, int]:
     {'train': 8, 'val': 1, 'test': 1}
     """
     shares = {split: n_cases * ratios[split] for split in SPLITS}
-    # Rounded, so that 0.1 + 0.2 style noise breaks no tie.
+    # Rounded, so that errors as in 0.1 + 0.2 break no tie.
     counts = {split: int(round(share, 9)) for split, share in shares.items()}
     by_remainder = sorted(
         SPLITS, key=lambda split: (-round(shares[split] - counts[split], 9), SPLITS.index(split))
@@ -55,20 +55,20 @@ def assign_splits(
     seed: int,
     assigned: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return the split of every case, so that groups stay whole and the ratios are approached.
+    """Return the split of every case; groups stay whole, and ratios are met as nearly as possible.
 
-    Groups come in the order of sha256("seed:group"), each goes to the split that lacks the most
+    Groups are assigned in the order of sha256("seed:group"), each to the split that lacks the most
     cases.
 
     Parameters
     ----------
     groups : mapping of case id to group
-        The group is the patient; cases of one group end in one split.
+        The group is the patient; all its cases go into one split.
     ratios : mapping of split to float
         Sum to 1.
     seed : int
     assigned : mapping of case id to split, optional
-        Cases that already have one: they keep it, and so do the groups they belong to.
+        Cases that already have one keep it, and so do the other cases of their groups.
 
     Returns
     -------
@@ -101,9 +101,10 @@ def assign_splits(
         ).hexdigest(),
     )
     enough = len(waiting) >= len(empty)
-    for done, group in enumerate(waiting):
-        # The last groups are kept for splits that would otherwise stay empty.
-        candidates = empty if enough and len(waiting) - done <= len(empty) else wanted
+    for n_assigned, group in enumerate(waiting):
+        # The last groups are reserved for splits that would otherwise stay empty.
+        is_last = len(waiting) - n_assigned <= len(empty)
+        candidates = empty if enough and is_last else wanted
         split = max(candidates, key=lambda name: (lacking[name], -SPLITS.index(name)))
         split_of_group[group] = split
         lacking[split] -= sizes[group]
@@ -118,7 +119,7 @@ def check_groups_whole(assigned: Mapping[str, str], groups: Mapping[str, str]) -
     ----------
     assigned : mapping of case id to split
     groups : mapping of case id to group
-        Cases that it does not hold are passed over.
+        Cases without a group are skipped.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Mean, standard deviation and range of a volume, in one pass without a mask.
 
-Foreground is every voxel above the volume's minimum, so with sums taken of ``v - minimum`` the
-background adds nothing, wherever it lies.
+The foreground is every voxel above the volume's minimum: the background adds nothing to sums of
+``v - minimum``, so no mask is needed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from dask_slicer.core.volume import Voxels, in_memory_order
 from dask_slicer.errors import NonFinite
 
-# Sums are numpy's own, never a BLAS product: its last digits depend on the number of threads, and
-# the same input is to give the same bytes in this process and in a worker.
-# A slab of float64 of this many elements stays in a core's L2 cache.
+# Sums are numpy's own, never a BLAS product, whose last digits depend on the number of threads: the
+# same input must give the same bytes in this process and in a worker.
+# A slab of this many float64 stays in the L2 cache of a core.
 _SLAB = 1 << 16
 _SMALLEST_STD = 1e-8
 
@@ -30,14 +30,14 @@ class Statistics:
     Attributes
     ----------
     mean, std : float
-        Over the foreground: voxels greater than the minimum, or all where there is none.
-        Population std; where it is below 1e-8 it is given as 1.
+        Over the foreground: voxels greater than the minimum, or all if none is. Population std,
+        given as 1 if it is below 1e-8.
     min, max : float
         Over all voxels.
     n_foreground : int
-        Voxels that `mean` and `std` were taken over.
+        Number of voxels in `mean` and `std`.
     n_nonfinite : int
-        Voxels that were NaN or Inf, and were taken as 0.
+        Number of voxels that were NaN or Inf, and counted as 0.
     """
 
     mean: float
@@ -63,12 +63,12 @@ def statistics(
     voxels : Voxels
         Any shape.
     clip_min, clip_max : float, optional
-        In the file's units (HU for CT); either may stand alone.
+        In the file's units (HU for CT); one may be given without the other.
     percentiles : tuple of float, optional
-        Clip, in addition, to these percentiles (numpy's linear) of the foreground. Which voxels are
-        foreground is decided before.
+        Clip also to these percentiles (numpy's linear) of the foreground, which is determined
+        before.
     zero_nonfinite : bool
-        Take NaN and Inf as 0 instead of raising.
+        Count NaN and Inf as 0 instead of raising.
 
     Returns
     -------
@@ -77,12 +77,12 @@ def statistics(
     Raises
     ------
     NonFinite
-        If there are NaN or Inf, with their number, or numbers too large for float64 sums.
+        If a voxel is NaN or Inf (gives their number), or too large for float64 sums.
 
     Examples
     --------
-    >>> found = statistics(Voxels(stored=np.array([0, 0, 2, 4], dtype=np.int16)))
-    >>> found.mean, found.std, found.n_foreground
+    >>> stats = statistics(Voxels(stored=np.array([0, 0, 2, 4], dtype=np.int16)))
+    >>> stats.mean, stats.std, stats.n_foreground
     (3.0, 1.0, 2)
     """
     low = -np.inf if clip_min is None else float(clip_min)
@@ -95,12 +95,13 @@ def statistics(
     return _statistics_by_slabs(stored, voxels, low, high, percentiles, zero_nonfinite)
 
 
-# -- 8 and 16 bit integers: everything follows exactly, from sums or from the histogram ----------
+# -- 8 and 16 bit integers: exact, from sums or from the histogram -------------------------------
 
 
 def _statistics_by_integer_sums(stored: NDArray[np.generic], voxels: Voxels) -> Statistics:
+    # The histogram gives the same numbers, but takes half as long again.
     native = stored.dtype.newbyteorder("=")
-    # Stored where the intensity is lowest: what is greater than it is foreground.
+    # Background is the stored value with the lowest intensity.
     darkest = np.min if voxels.slope > 0 else np.max
     background, n_background = stored[0], 0
     ends = [stored[0], stored[0]]
@@ -168,13 +169,13 @@ def _statistics_by_histogram(
 
 
 def _histogram(stored: NDArray[np.generic]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the values that occur in 8 or 16 bit integers, ascending, and how often they do."""
+    """Return the values in an array of 8 or 16 bit integers, ascending, and their counts."""
     native = stored.dtype.newbyteorder("=")
     low, counts = 0, np.zeros(0, dtype=np.int64)
     for slab in _slabs(stored):
         values = slab.astype(native, copy=False)
         low, counts = _spanning(int(values.min()), int(values.max()), low, counts)
-        # A table of the values that there are, not of all 65,536: it stays in the L1 cache.
+        # A table of the range that occurs, not of all 65,536 values, stays in the L1 cache.
         counts += np.bincount(np.subtract(values, low, dtype=np.intp), minlength=counts.size)
     occurring = np.flatnonzero(counts)
     return (occurring + low).astype(np.float64), counts[occurring]
@@ -183,7 +184,7 @@ def _histogram(stored: NDArray[np.generic]) -> tuple[NDArray[np.float64], NDArra
 def _spanning(
     first: int, last: int, low: int, counts: NDArray[np.int64]
 ) -> tuple[int, NDArray[np.int64]]:
-    """Return a table of counts, and the value of its first, that has a place for first to last."""
+    """Return a table of counts that also covers first to last, after the value of its start."""
     if counts.size == 0:
         return first, np.zeros(last - first + 1, dtype=np.int64)
     above = max(last - (low + counts.size - 1), 0)
@@ -207,7 +208,7 @@ def _statistics_by_slabs(
     def intensities(slab: NDArray[np.generic]) -> NDArray[np.float64]:
         nonlocal n_nonfinite
         values = slab.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # it is what is looked for
+        with np.errstate(over="ignore", invalid="ignore"):  # checked next
             if voxels.scaled:
                 values *= voxels.slope
                 values += voxels.intercept
@@ -219,32 +220,32 @@ def _statistics_by_slabs(
         return values.clip(low, high, out=values)
 
     sums = _Sums.of(map(intensities, _slabs(stored)))
-    found_nonfinite = n_nonfinite
-    if found_nonfinite and not zero_nonfinite:
+    n_replaced = n_nonfinite  # which later passes increase
+    if n_replaced and not zero_nonfinite:
         raise NonFinite(
-            f"{found_nonfinite} of {stored.size} voxels are NaN or Inf in "
+            f"{n_replaced} of {stored.size} voxels are NaN or Inf in "
             f"{voxels.source or 'the image'}; repair it, or use --nonfinite zero to take them as 0"
         )
     minimum, maximum = sums.low, sums.high
     n_foreground = sums.n - sums.n_low
     clipped = intensities
     if percentiles is not None and n_foreground:
-        everything = np.empty(stored.size)
-        for into, slab in zip(_slabs(everything), _slabs(stored), strict=True):
-            into[:] = intensities(slab)
-        minimum, maximum = _percentiles_above(everything, sums.n_low, percentiles)
-        del everything
+        values = np.empty(stored.size)
+        for part, slab in zip(_slabs(values), _slabs(stored), strict=True):
+            part[:] = intensities(slab)
+        minimum, maximum = _percentiles_above(values, sums.n_low, percentiles)
+        del values
 
         def clipped(slab: NDArray[np.generic]) -> NDArray[np.float64]:
             return intensities(slab).clip(minimum, maximum)
 
-        # The background now lies at the new minimum, and still adds nothing to the sums.
+        # The background is clipped to the new minimum, and still adds nothing to the sums.
         sums = _Sums.of(map(clipped, _slabs(stored)))
     n = n_foreground or sums.n
     mean, variance = _moments(sums, n)
     distance = mean - sums.low
     if variance < 1e-8 * distance * distance:
-        # So far from the minimum that sums of distances to it lost their last digits.
+        # So far from the minimum that sums of distances from it lost their last digits.
         n_clipped = sums.n_low - (stored.size - n_foreground) if n_foreground else 0
         mean, variance = _moments_within(map(clipped, _slabs(stored)), sums.low, n_clipped)
     if not np.isfinite([mean, variance]).all():
@@ -258,13 +259,13 @@ def _statistics_by_slabs(
         min=minimum,
         max=maximum,
         n_foreground=n,
-        n_nonfinite=found_nonfinite,
+        n_nonfinite=n_replaced,
     )
 
 
 @dataclass(slots=True)
 class _Sums:
-    """Running sums of ``v - low`` and its square over n values, of which n_low are equal to low."""
+    """Running sums of ``v - low`` and its square over n values, n_low of them equal to low."""
 
     n: int = 0
     n_low: int = 0
@@ -293,7 +294,7 @@ class _Sums:
         self.second += float(np.square(above).sum())
 
     def _lower(self, low: float) -> None:
-        """Restate the sums for a new, lower minimum."""
+        """Update the sums for a new, lower minimum."""
         if self.n:
             step = self.low - low
             self.second += 2 * step * self.first + self.n * step * step
@@ -309,10 +310,9 @@ def _moments(sums: _Sums, n: int) -> tuple[float, float]:
 def _moments_within(
     slabs: Iterator[NDArray[np.float64]], low: float, n_clipped: int
 ) -> tuple[float, float]:
-    """Return mean and variance of the values above low, and of n_clipped that are equal to it.
+    """Return mean and variance of the values above low, and of n_clipped values equal to it.
 
-    Sums are shifted by one of the values themselves: then, whatever it is, no more than n times
-    the last digit is lost.
+    Sums are shifted by one of the values, any of which limits the loss to n times the last digit.
     """
     n, first, second, shift = 0, 0.0, 0.0, np.nan
     for slab in slabs:
@@ -332,7 +332,7 @@ def _moments_within(
 def _percentiles_above(
     values: NDArray[np.float64], n_low: int, percentiles: tuple[float, float]
 ) -> tuple[float, float]:
-    """Return percentiles of the values above the n_low lowest ones; reorders `values`."""
+    """Return percentiles of all values but the n_low lowest; reorders `values`."""
     n = values.size - n_low
     ranks = {rank for q in percentiles for rank in _ranks(q, n)}
     values.partition(sorted(n_low + rank for rank in ranks))

@@ -1,4 +1,4 @@
-"""Volumes in memory: voxels as the file holds them, axes in the order of a plane."""
+"""Volumes in memory: voxels as stored, with axes in the order of a plane."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Planes copied out of a volume in one go when neighbouring planes lie interleaved in memory.
+# Planes copied at once when neighbouring planes are interleaved in memory.
 _BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Voxels:
-    """Stored numbers and the linear scaling that makes intensities of them.
+    """Stored numbers and their linear scaling to intensities.
 
     Attributes
     ----------
@@ -23,7 +23,7 @@ class Voxels:
     slope, intercept : float
         ``intensity = stored * slope + intercept``.
     source : str
-        The file they came from, for messages.
+        The file, for messages.
     """
 
     stored: NDArray[np.generic]
@@ -46,7 +46,7 @@ class Volume:
     image : tuple of Voxels
         One per modality, all of one shape.
     label : Voxels or None
-        Same shape, where the case has a label.
+        Same shape; None if the case has no label.
     affine : (4, 4) ndarray of float64
         Maps (slice_index, row, column, 1) to RAS+ mm.
     """
@@ -65,8 +65,8 @@ class Volume:
 def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return all elements as a 1D array in the order of memory, without a copy if possible.
 
-    For sums, extremes and histograms the order of voxels is of no matter, and walking memory
-    forwards is several times faster than walking a flipped, transposed view.
+    Sums, extremes and histograms do not depend on the order of voxels, and reading memory forwards
+    is several times faster than reading a flipped, transposed view.
 
     Examples
     --------
@@ -80,9 +80,9 @@ def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def planes_lie_apart(stored: NDArray[np.generic]) -> bool:
-    """Return whether one slice can be read without dragging its neighbours through the cache.
+    """Return whether a slice can be read without loading its neighbours into the cache.
 
-    It cannot where slices are interleaved in memory: the plane's normal is the file's fastest axis.
+    It cannot if slices are interleaved in memory: the fastest axis of the file is normal to them.
     """
     strides = [abs(stride) for stride in stored.strides]
     return strides[0] > min(strides)
@@ -91,7 +91,7 @@ def planes_lie_apart(stored: NDArray[np.generic]) -> bool:
 def iterate_planes(stored: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
     """Yield stored[0], stored[1], … in this order.
 
-    Where they are interleaved in memory, a block of planes is copied at once.
+    If they are interleaved in memory, a block of planes is copied at once.
     """
     if planes_lie_apart(stored):
         yield from stored

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-# In place of an index: a slice of zeros.
+# Index of a slice of zeros.
 ZERO_SLICE = -1
 
 PADDING_MODES = ("zero", "replicate", "mirror")
@@ -14,7 +14,7 @@ PADDING_MODES = ("zero", "replicate", "mirror")
 def window_indices(
     slice_index: int, *, n_slices: int, window_size: int, padding_mode: str = "replicate"
 ) -> NDArray[np.intp]:
-    """Return the slices that make up the window around one slice.
+    """Return the indices of the slices in the window around one slice.
 
     ::
 
@@ -32,7 +32,7 @@ def window_indices(
     window_size : int
         Neighbours on each side.
     padding_mode : {"zero", "replicate", "mirror"}
-        What stands for slices outside the volume.
+        What replaces slices outside the volume.
 
     Returns
     -------

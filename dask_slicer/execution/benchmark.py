@@ -26,7 +26,7 @@ from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.utils.formatting import plural
 
-# Sampling all processes costs milliseconds of CPU, which the workers would lack.
+# Seconds. Sampling all processes costs milliseconds of CPU, which the workers would lack.
 _SAMPLE_EVERY = 0.25
 # Below this share of the time with a case in hand, workers wait for the scheduler.
 _BUSY = 0.75
@@ -156,7 +156,7 @@ class _Meter(Observer):
 
 
 def peak_rss(process: psutil.Process) -> int:
-    """Return the peak resident bytes of a process, or its present ones where Linux is missing."""
+    """Return the peak resident bytes of a process; outside Linux, the present ones."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     except OSError:

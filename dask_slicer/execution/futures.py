@@ -32,8 +32,8 @@ _FETCHED_AT_ONCE = 8
 # How long a stopped run waits for cases on workers that it did not start.
 _LEAVE_SECONDS = 5
 _STEPS = ("load", "slice", "save")
-# Failures that stay in Dask's pages, the last ones: each is three tasks with a traceback, about
-# 20 kB, on a scheduler that may see a hundred thousand of them.
+# The last failures stay in Dask's pages: each is three tasks with a traceback, about 20 kB, on a
+# scheduler that may see a hundred thousand of them.
 _MOST_ERRED = 200
 
 
@@ -48,7 +48,7 @@ def run_graphs(
     """Run graphs on a client's workers; yield each batch, and its result or CaseError, as it ends.
 
     `next_batch` gets the number of graphs in flight. After `timeout` seconds, the worker of a graph
-    is killed. The error of a batch of one name stays in Dask's pages until the case is retried or
+    is killed. The error of a single case (`names_of`) stays in Dask's pages until it is retried or
     the run ends. Raises SchedulerError if the scheduler is lost, or if nothing runs.
     """
     from distributed import as_completed
@@ -58,7 +58,7 @@ def run_graphs(
     # Enough that the scheduler sees that there are many loads, and then queues them.
     at_once = 2 * count_threads(client) + 1
     in_flight: dict[Future[Any], B] = {}
-    # Without results: it would never yield one that is lost on its way and then fails.
+    # Without results: it would never yield a graph whose result is lost and which then fails.
     ended = as_completed(loop=client.loop)
     watchdog = Watchdog(client, timeout)
     fetchers = ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="dask-slicer-fetch")
@@ -178,7 +178,7 @@ def _wait_until_idle(client: Client) -> None:
     """Give cases that a worker computes, which Dask cannot stop, some seconds to end."""
     deadline = time.monotonic() + _LEAVE_SECONDS
     while (left := deadline - time.monotonic()) > 0:
-        busy = client.sync(client._run, _runs_ours, on_error="return", callback_timeout=left)
+        busy = client.sync(client.run, _runs_ours, on_error="return", callback_timeout=left)
         if not any(answer is True for answer in busy.values()):
             return
         time.sleep(0.05)

@@ -13,7 +13,7 @@ from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.errors import ConfigError, OutputError
 from dask_slicer.monitoring.events import Observer
 from dask_slicer.output import directory, layout
-from dask_slicer.output.atomic import write_first
+from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
 from dask_slicer.output.layout import PARTITION_PLAN, journals, partition_journals
 from dask_slicer.output.lock import locked, remove_stale_locks
@@ -146,8 +146,8 @@ def record_plan(plan: RunPlan) -> PartitionPlan:
         "n_modalities": plan.n_modalities,
     }
     path = plan.config.output_dir / PARTITION_PLAN
-    with suppress(FileExistsError):
-        write_first(path, json.dumps(content) + "\n")
+    with suppress(FileExistsError), atomic_write(path, exclusive=True, fsync=True) as file:
+        file.write(f"{json.dumps(content)}\n".encode())
     shared_plan = read_partition_plan(plan.config.output_dir)
     if shared_plan is None:
         raise OutputError(f"{path} has just been removed; run the same command again")

@@ -6,6 +6,7 @@ import random
 import tempfile
 import time
 import uuid
+from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,8 +15,6 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.config.run_settings import SchedulerSettings
@@ -160,7 +159,7 @@ def _drawn(records: Sequence[CommittedCase], n: int, seed: int) -> dict[str, lis
     total = ends[-1] if ends else 0
     drawn: defaultdict[str, list[int]] = defaultdict(list)
     for number in sorted(random.Random(seed).sample(range(total), min(n, total))):  # noqa: S311
-        position = int(np.searchsorted(ends, number, side="right"))
+        position = bisect_right(ends, number)
         record = records[position]
         first = ends[position] - len(record.slices)
         drawn[record.case_id].append(record.slices[number - first].slice_index)
@@ -203,9 +202,9 @@ def _check(
     if issues or not drawn:
         return issues
     folder = case_folder(output_dir, record)
-    path = folder.relative_to(output_dir).as_posix() + (
-        "" if record.files else f"/{record.case_id}"
-    )
+    path = folder.relative_to(output_dir).as_posix()
+    if not record.files:
+        path += f"/{record.case_id}"
     if case is None or case.problem is not None or case.digest != record.digest:
         message = f"cannot be made again: {_why_not(case)}"
         return [Issue(case_id=record.case_id, path=path, message=message, is_damage=False)]

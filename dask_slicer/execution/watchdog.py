@@ -14,7 +14,8 @@ import psutil
 
 from dask_slicer.cluster import jobqueue
 from dask_slicer.cluster.client import address
-from dask_slicer.cluster.local import EXIT_EVENTS, tells_exits
+from dask_slicer.cluster.dask_private import EXIT_EVENTS
+from dask_slicer.cluster.local import tells_exits
 from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
@@ -164,7 +165,7 @@ class Watchdog:
 
     def _check_not_shared(self, key: Any) -> None:
         """Raise SchedulerError if another client holds the same task: it may be that of its run."""
-        call = self.client._run_on_scheduler
+        call = self.client.run_on_scheduler
         if self._try(call, _is_wanted_by_others, key=key, client=self.client.id):
             raise SchedulerError(
                 f"another run is using this scheduler for a case of the same id "
@@ -189,7 +190,7 @@ class Watchdog:
 
     def _passed_its_limit(self, worker: WorkerState) -> bool:
         """Return whether a worker's nanny stopped it because of its memory."""
-        # Not by address: until a nanny knows that of a new worker, it names the one before.
+        # Not by address: until a nanny knows that of a new worker, it reports the old one.
         return any(
             event["pid"] == worker.pid and _host(event["worker"]) == _host(worker.address)
             for _, event in self._events(_MEMORY_EVENTS)
@@ -211,7 +212,7 @@ class Watchdog:
 
     def _events(self, topic: str) -> list[tuple[float, dict[str, Any]]]:
         # Only the wording of errors depends on them.
-        return list(self._try(self.client._run_on_scheduler, _events, topic=topic) or ())
+        return list(self._try(self.client.run_on_scheduler, _events, topic=topic) or ())
 
     def _try(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Return the answer to a call; None if there is none."""
@@ -237,15 +238,15 @@ class Watchdog:
                 f"{subject} longer than --timeout {self.timeout:g} s and was stopped{stays}"
             )
             self.stopped[future.key] = as_case_error(failure, step=task.step)
-        self._try(self.client._run_on_scheduler, _pause, worker=worker)
+        self._try(self.client.run_on_scheduler, _pause, worker=worker)
         self.client.cancel([future for future, _ in graphs], force=True)
         if has_nanny:
-            self._try(self.client._run, _kill_worker, workers=[worker], nanny=True)
+            self._try(self.client.run, _kill_worker, workers=[worker], nanny=True)
 
     def _running_tasks(self) -> tuple[dict[str, _Running], bool]:
         try:
             running: tuple[dict[str, _Running], bool] = self.client.sync(
-                self.client._run_on_scheduler, _running_tasks, callback_timeout=_ANSWER_SECONDS
+                self.client.run_on_scheduler, _running_tasks, callback_timeout=_ANSWER_SECONDS
             )
         except TimeoutError:
             if self.client.status != "running":

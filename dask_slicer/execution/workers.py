@@ -43,7 +43,7 @@ def workers(
     client: Client | None,
     observer: Observer,
 ) -> Iterator[Client | None]:
-    """Start workers here or in jobs, or connect to a scheduler; yield the client, None for none.
+    """Start workers here or in jobs, or connect to a scheduler; yield the client, or None.
 
     A given client wins over the configuration. At most `n_cases` workers are started; `peak_bytes`
     is the memory that one needs for the largest case. `needs` is checked where workers are not

@@ -48,7 +48,7 @@ class Case:
         return self.images if self.label is None else (*self.images, self.label)
 
     def _repr_html_(self) -> str:
-        return html_card(f"Case {self.case_id}", html_facts(_files(self)))
+        return html_card(f"Case {self.case_id}", html_facts(file_rows(self)))
 
 
 def is_volume_name(name: str) -> bool:
@@ -145,7 +145,8 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
     return problems
 
 
-def _files(case: Case) -> list[tuple[str, object]]:
+def file_rows(case: Case) -> list[tuple[str, object]]:
+    """Return rows that name the files of a case, for `html_facts`."""
     images = [("image", path) for path in case.images[:MOST_ROWS]]
     more = len(case.images) - MOST_ROWS
     rest = [("", f"… and {plural(more, 'more image')}")] if more > 0 else []

@@ -15,7 +15,7 @@ from dask_slicer.utils.formatting import format_bytes, format_time, plural
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """What a run did.
+    """The result of a run.
 
     Attributes
     ----------
@@ -29,14 +29,14 @@ class RunReport:
     n_bytes : int
         Bytes that this run wrote.
     remaining : int
-        Cases that this run was about and that are still not written, failed ones included.
+        Selected cases that are still not written, failed ones included.
     failures : tuple of FailedCase
     elapsed_seconds : float
     interrupted : bool
     share : str
-        Which of how many; empty for a run of the whole.
+        The partition, such as 1/3; empty for a whole run.
     stopped : str
-        Why the run ended before its time, such as a lost scheduler; empty if it did not.
+        Why the run ended early, such as a lost scheduler; else empty.
     """
 
     output_dir: str
@@ -51,31 +51,31 @@ class RunReport:
     share: str = ""
     stopped: str = ""
 
+    @property
+    def slices_per_second(self) -> float:
+        """Return how many slices this run wrote per second."""
+        return self.n_slices / max(self.elapsed_seconds, 1e-9)
+
     def __repr__(self) -> str:
-        skipped = f", {self.n_skipped} written before" if self.n_skipped else ""
+        skipped = f", {self.n_skipped} skipped" if self.n_skipped else ""
         failed = f", {len(self.failures)} failed" if self.failures else ""
-        how = ", interrupted" if self.interrupted else ", stopped" if self.stopped else ""
+        ending = ", interrupted" if self.interrupted else ", stopped" if self.stopped else ""
         return (
-            f"RunReport({plural(self.n_slices, 'slice')} of {plural(self.n_committed, 'case')} "
-            f"written{skipped}{failed}, {self.remaining} remaining{how}, to {self.output_dir!r})"
+            f"RunReport({slices_of_cases(self)} written{skipped}{failed}, {self.remaining} "
+            f"remaining{ending}, to {self.output_dir!r})"
         )
 
     def _repr_html_(self) -> str:
-        rate = self.n_slices / max(self.elapsed_seconds, 1e-9)
         rows = [
-            (
-                "written",
-                f"{plural(self.n_slices, 'slice')} of {plural(self.n_committed, 'case')}, "
-                f"{format_bytes(self.n_bytes)}",
-            ),
-            ("written before", plural(self.n_skipped, "case")),
+            ("written", f"{slices_of_cases(self)}, {format_bytes(self.n_bytes)}"),
+            ("skipped", plural(self.n_skipped, "case")),
             ("failed", plural(len(self.failures), "case")),
             ("not written", plural(self.remaining, "case")),
-            ("took", f"{format_time(self.elapsed_seconds)}, {rate:.0f} slices/s"),
+            ("took", f"{format_time(self.elapsed_seconds)}, {self.slices_per_second:.0f} slices/s"),
             ("output", self.output_dir),
         ]
         if self.share:
-            rows.append(("share", self.share))
+            rows.append(("partition", self.share))
         if self.stopped:
             rows.append(("stopped", self.stopped))
         title = "Run, interrupted: the same call continues" if self.interrupted else "Run"
@@ -84,26 +84,31 @@ class RunReport:
         )
 
 
+def slices_of_cases(report: RunReport) -> str:
+    """Return how many slices and cases a run wrote, in words."""
+    return f"{plural(report.n_slices, 'slice')} of {plural(report.n_committed, 'case')}"
+
+
 class Observer:
-    """What a run tells while it goes on; a face overrides what it shows."""
+    """Receives the events of a run; a subclass overrides those that it needs."""
 
     def connected(self, dashboard: str, where: str) -> None:
-        """Take note of where the cases run; the dashboard's link is empty where there is none."""
+        """Receive the dashboard's link, which may be empty, and where the cases run, in words."""
 
     def paged(self, link: str) -> None:
-        """Take note of where the page of runs is, on the scheduler's server; if it has one."""
+        """Receive the link of the run page, if the scheduler has one."""
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
-        """Take note of the plan, of the cases to run, and how many are there already."""
+        """Receive the plan, the cases to run, and the number of cases that are skipped."""
 
     def note(self, text: str) -> None:
-        """Take note of something the user should know."""
+        """Receive something that the user should know."""
 
     def progress(self, state: RunState) -> None:
-        """Show the state of the run; called before `planned`, and before each `case_finished`."""
+        """Receive the state of the run, before `planned` and before each `case_finished`."""
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
-        """Take note of a case that ended."""
+        """Receive the record of a case that was written, or that failed."""
 
     def finished(self, report: RunReport) -> None:
-        """Take note that the run is over, also when it was interrupted."""
+        """Receive the report when the run is over, also when it was interrupted."""

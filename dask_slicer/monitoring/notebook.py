@@ -21,28 +21,23 @@ from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
 from dask_slicer.utils.formatting import plural
 
-# Between two drawings, in seconds; without news, as time goes by.
+# Seconds between two drawings: at least, and at most while no case ends.
 _EVERY, _AT_LEAST_EVERY = 0.25, 1.0
-# Notes and failures shown one by one, before the rest is only counted.
+# Notes and failures shown one by one; the others are only counted.
 _MOST_LINES = 10
-# The theme's own colour where there is one, else that of the text.
+# The colour of the theme, if it has one, or else that of the text.
 _COLOR = "var(--jp-brand-color1, var(--vscode-progressBar-background, currentColor))"
 
 
 def is_notebook() -> bool:
-    """Return whether this process is a Jupyter kernel; nothing is imported to find out."""
+    """Return whether this process is a Jupyter kernel, without an import."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
 
 
 class RunProgress(Observer):
-    """Counts what a run tells, from whatever thread, so that it can be drawn at any time.
-
-    Parameters
-    ----------
-    output_dir : str
-    """
+    """Keeps the progress of a run, which any thread may report, as text and HTML."""
 
     def __init__(self, output_dir: str) -> None:
         self.output_dir = output_dir
@@ -54,13 +49,13 @@ class RunProgress(Observer):
         self._latest: tuple[RunState, float] | None = None
 
     def connected(self, dashboard: str, where: str) -> None:
-        """Keep where it runs, and how to get to its dashboard."""
+        """Keep where the cases run, and how to open the dashboard."""
         self._dashboard, self._where = dashboard, where
         if dashboard:
             self._ways = ways_to_see(dashboard, os.environ, host=socket.gethostname())
 
     def paged(self, link: str) -> None:
-        """Keep where the page of runs is."""
+        """Keep the link of the run page."""
         self._page = link
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
@@ -68,7 +63,7 @@ class RunProgress(Observer):
         self._notes += plan.notes
 
     def note(self, text: str) -> None:
-        """Keep what the user should know."""
+        """Keep a note."""
         self._notes.append(text)
 
     def progress(self, state: RunState) -> None:
@@ -76,7 +71,7 @@ class RunProgress(Observer):
         self._latest = (state, time.monotonic())
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
-        """Keep what failed."""
+        """Keep the record of a failed case."""
         if isinstance(record, FailedCase):
             self._failures.append(record)
 
@@ -86,16 +81,16 @@ class RunProgress(Observer):
 
     @property
     def words(self) -> str:
-        """Return how far the run is, in words."""
+        """Return the progress of the run on one line."""
         if self.report is not None:
             return report_lines(self.report)[0]
         if self._latest is None:
             return "reading headers"
-        state, since = self._latest
-        return progress_words(state, time.monotonic() - since)
+        state, at = self._latest
+        return progress_words(state, time.monotonic() - at)
 
     def html(self) -> str:
-        """Return how far the run is, as one block; it takes its colours from the page."""
+        """Return the progress of the run as one block in the colours of the page."""
         place = f"to <code>{_cut(self.output_dir)}</code>"
         head = f"<strong>Slicing</strong> {escape(self._where)} {place}"
         if self._dashboard:
@@ -103,15 +98,15 @@ class RunProgress(Observer):
         if self._page:
             head += f" · {_anchor(self._page, 'run page')}"
         lines = self._ways + [f"Note: {note}" for note in self._notes[-_MOST_LINES:]]
-        lines += [f"Failed: {failure_line(one)}" for one in self._failures[:_MOST_LINES]]
+        lines += [f"Failed: {failure_line(failure)}" for failure in self._failures[:_MOST_LINES]]
         if (more := len(self._failures) - _MOST_LINES) > 0:
             lines.append(f"… and {plural(more, 'more failed case')}")
         if self.report is not None and self.report.stopped:
             lines.append(f"Error: {self.report.stopped}")
-        said = "".join(f"<div>{_cut(line)}</div>" for line in lines)
+        below = "".join(f"<div>{_cut(line)}</div>" for line in lines)
         return (
             f'<div style="max-width: 60em"><div>{head}</div>{self._bar()}'
-            f"<div>{escape(self.words)}</div>{said}</div>"
+            f"<div>{escape(self.words)}</div>{below}</div>"
         )
 
     @property
@@ -131,7 +126,7 @@ class RunProgress(Observer):
 
 
 class NotebookDisplay(RunProgress):
-    """Draws a run below the cell that it is in, from when there is something to draw."""
+    """Draws the progress of a run below its notebook cell."""
 
     def __init__(self, output_dir: str) -> None:
         super().__init__(output_dir)
@@ -153,13 +148,13 @@ class NotebookDisplay(RunProgress):
             self._draw()
 
     def connected(self, dashboard: str, where: str) -> None:
-        """Begin to draw."""
+        """Start to draw."""
         super().connected(dashboard, where)
         if self._handle is None:
             self._begin()
 
     def finished(self, report: RunReport) -> None:
-        """Draw the end."""
+        """Draw the result."""
         super().finished(report)
         self._over.set()
         if self._handle is None:
@@ -171,7 +166,7 @@ class NotebookDisplay(RunProgress):
 
         self._drawn = self.html()
         self._handle = display(HTML(self._drawn), display_id=True)
-        # The run's own thread only counts.
+        # Drawing has its own thread, so that the run does not wait for it.
         threading.Thread(target=self._keep_drawing, daemon=True).start()
 
     def _keep_drawing(self) -> None:
@@ -195,7 +190,7 @@ class NotebookDisplay(RunProgress):
 def _anchor(link: str, text: str) -> str:
     link = proxied(link, os.environ) or link
     if not link.startswith(("http://", "https://", "/")):
-        return escape(link)  # whatever it is, it is not to run
+        return escape(link)  # no script, for example
     return f'<a href="{escape(link)}" target="_blank" rel="noopener">{text}</a>'
 
 

@@ -124,10 +124,13 @@ class ProgressPublisher(Observer):
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Count a case, and pass it on."""
         case = self._todo.get(record.case_id)
+        split, work, n_bytes_in = (case.split, case.work, case.file_bytes) if case else (None, 0, 0)
         if isinstance(record, CommittedCase):
-            self._state = _with_written(self._state, record, case)
+            self._state = with_written(
+                self._state, record, split=split, work=work, n_bytes_in=n_bytes_in
+            )
         else:
-            self._state = _with_failed(self._state, record, case)
+            self._state = with_failed(self._state, record, split=split, work=work)
             self._failures.append(record)
         self._observer.progress(self.state)
         self._observer.case_finished(record)
@@ -149,7 +152,7 @@ class ProgressPublisher(Observer):
                 continue
             try:
                 while self._failures:
-                    failure = _failure_event(self._failures.popleft(), state.run_id)
+                    failure = failure_event(self._failures.popleft(), state.run_id)
                     client.log_event(TOPIC, to_event(failure))
                 client.log_event(TOPIC, to_event(state))
             except Exception:  # the run itself notices if the scheduler is lost
@@ -158,8 +161,10 @@ class ProgressPublisher(Observer):
                 sent = state
 
 
-def _with_written(state: RunState, record: CommittedCase, case: CasePlan | None) -> RunState:
-    """Return a state in which a written case is counted."""
+def with_written(
+    state: RunState, record: CommittedCase, *, split: str | None, work: int, n_bytes_in: int = 0
+) -> RunState:
+    """Return a state in which a written case is counted; no split of it where `split` is None."""
     seconds = {step: record.seconds.get(step, 0.0) for step in ("load", "slice", "save")}
     slow_case = SlowCase(case_id=escape_line(record.case_id), **seconds)
     slowest = sorted((*state.slowest, slow_case), key=lambda slow: -slow.seconds)
@@ -168,36 +173,38 @@ def _with_written(state: RunState, record: CommittedCase, case: CasePlan | None)
         n_done=state.n_done + 1,
         n_slices=state.n_slices + len(record.slices),
         n_bytes=state.n_bytes + record.n_bytes,
-        n_bytes_in=state.n_bytes_in + (case.file_bytes if case else 0),
-        work_done=state.work_done + (case.work if case else 0),
-        splits=_with_counts(state.splits, case, n_done=1, n_slices=len(record.slices)),
+        n_bytes_in=state.n_bytes_in + n_bytes_in,
+        work_done=state.work_done + work,
+        splits=_with_counts(state.splits, split, n_done=1, n_slices=len(record.slices)),
         slowest=tuple(slowest[:_MOST_SLOW]),
     )
 
 
-def _with_failed(state: RunState, record: FailedCase, case: CasePlan | None) -> RunState:
-    """Return a state in which a failed case is counted."""
+def with_failed(
+    state: RunState, record: FailedCase, *, split: str | None, work: int = 0
+) -> RunState:
+    """Return a state in which a failed case is counted, with its work no longer to do."""
     return replace(
         state,
         n_failed=state.n_failed + 1,
         # Most cases fail at once, or before they begin: their time says nothing about the others.
-        work=state.work - (case.work if case else 0),
-        splits=_with_counts(state.splits, case, n_failed=1),
+        work=state.work - work,
+        splits=_with_counts(state.splits, split, n_failed=1),
         kinds=state.kinds | {record.kind: state.kinds.get(record.kind, 0) + 1},
     )
 
 
 def _with_counts(
-    splits: dict[str, SplitState], case: CasePlan | None, **counts: int
+    splits: dict[str, SplitState], name: str | None, **counts: int
 ) -> dict[str, SplitState]:
-    if case is None or case.split not in splits:
+    if name is None or name not in splits:
         return splits
-    split = splits[case.split]
-    sums = {name: getattr(split, name) + n for name, n in counts.items()}
-    return splits | {case.split: replace(split, **sums)}
+    sums = {count: getattr(splits[name], count) + n for count, n in counts.items()}
+    return splits | {name: replace(splits[name], **sums)}
 
 
-def _failure_event(record: FailedCase, run_id: str) -> FailureEvent:
+def failure_event(record: FailedCase, run_id: str) -> FailureEvent:
+    """Return a failed case as an event."""
     return FailureEvent(
         run_id=run_id,
         case_id=escape_line(record.case_id),

@@ -19,6 +19,7 @@ from dask_slicer.cluster.address import TlsFiles, scheduler_address
 from dask_slicer.cluster.remote import tls_files
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
+from dask_slicer.monitoring.journal_reader import JournalReader
 from dask_slicer.monitoring.snapshot import Snapshot
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.tables import COLUMNS, content, in_words
@@ -35,7 +36,7 @@ from dask_slicer.utils.formatting import format_time
 
 # Between two polls of the scheduler.
 _EVERY_SECONDS = 1.0
-# Between two looks at an output whose run has no scheduler yet.
+# Between two looks at an output whose run has no scheduler, or none yet.
 _START_SECONDS = 2.0
 # How long a run may take to release its output after its scheduler has gone.
 _ENDING_SECONDS = 10.0
@@ -68,10 +69,32 @@ def watch_run(
     UsageError
         If there is no such output, or the address is malformed.
     SchedulerError
-        If the scheduler cannot be reached, or is lost while its run may still be in progress.
+        If the scheduler of an address cannot be reached, or a scheduler is lost while its run may
+        still be in progress.
     """
     once = once or not console.is_terminal
     output_dir = _as_output(where)
+    try:
+        _watch_scheduler(console, where, output_dir, settings, once=once)
+    except SchedulerError as error:
+        if output_dir is None:
+            raise
+        if not isinstance(error, SchedulerGone):
+            _watch_journal(console, output_dir, f"{error}", once=once)
+        elif last := _wait_for_end(output_dir):  # a run that ends takes its scheduler with it
+            _print(console, last.words)
+        else:
+            raise
+
+
+def _watch_scheduler(
+    console: Console,
+    where: str | None,
+    output_dir: Path | None,
+    settings: SchedulerSettings,
+    *,
+    once: bool,
+) -> None:
     if output_dir is None:
         target: WatchTarget | NotRunning | None = WatchTarget(
             address=scheduler_address(where, settings.scheduler_file)
@@ -84,18 +107,29 @@ def watch_run(
         _print(console, target.words)
     else:
         tls = tls_files(settings) or _tls_of(output_dir, target)
-        try:
-            with connect_watcher(target, tls) as watcher:
-                if once:
-                    console.print(picture(watcher.poll(), _title(watcher), console))
-                else:
-                    _draw(console, watcher)
-        except SchedulerError as error:  # a run that ends may take its scheduler with it
-            patience = _ENDING_SECONDS if isinstance(error, SchedulerGone) else 0.0
-            last = None if output_dir is None else _wait_for_end(output_dir, patience)
-            if last is None:
-                raise
-            _print(console, last.words)
+        with connect_watcher(target, tls) as watcher:
+            if once:
+                console.print(picture(watcher.poll(), _title(watcher), console))
+            else:
+                _draw(console, watcher)
+
+
+def _watch_journal(console: Console, output_dir: Path, reason: str, *, once: bool) -> None:
+    """Draw the run into an output from its journal, until it is over; it has no workers to show."""
+    reader = JournalReader(output_dir)
+    title = f"progress as of the journal in {output_dir}"
+    if (view := reader.view()) is not None:
+        _print(console, f"No workers to show: {reason}")
+        if once:
+            console.print(picture(view, title, console))
+            return
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while view is not None:
+            live.update(picture(view, title, console, height=console.height), refresh=True)
+            time.sleep(_START_SECONDS)
+            view = reader.view()
+    if isinstance(target := find_scheduler(output_dir), NotRunning):
+        _print(console, target.words)
 
 
 def _as_output(where: str | None) -> Path | None:
@@ -155,12 +189,12 @@ def _draw(console: Console, watcher: Watcher) -> None:
         _print(console, _last_words(run))
 
 
-def _wait_for_end(output_dir: Path, patience: float) -> NotRunning | None:
+def _wait_for_end(output_dir: Path) -> NotRunning | None:
     """Return what a run left whose scheduler has gone; None if it still holds its output.
 
-    It may take `patience` seconds, since it may be writing the index.
+    It may do so for a while, since it writes the index.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + _ENDING_SECONDS
     while not isinstance(target := find_scheduler(output_dir), NotRunning):
         if time.monotonic() > deadline:
             return None
@@ -217,7 +251,7 @@ def picture(
         if rows >= min(len(shown["workers"]["rows"]), _ENOUGH_ROWS):
             break
     workers = content(view, most_workers=max(rows, _FEWEST_ROWS))["workers"]
-    return Group(above, _table(workers), below)
+    return Group(above, *([_table(workers)] if workers["rows"] else []), below)
 
 
 def _run_lines(run: dict[str, Any], n_tables: int, *, with_bar: bool) -> Iterator[RenderableType]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-# Of the scheduler's events, under which runs tell how they stand.
+# Of the events that runs publish on the scheduler.
 TOPIC = "dask-slicer"
 
 T = TypeVar("T")
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitState:
-    """What a run has done of a split: cases to run, written and failed; slices written."""
+    """Progress in one split: cases to run, written and failed; slices written."""
 
     n_todo: int = 0
     n_done: int = 0
@@ -24,7 +24,7 @@ class SplitState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowCase:
-    """A written case that took long: the seconds of each step."""
+    """One of the slowest written cases: the seconds of each step."""
 
     case_id: str
     load: float = 0.0
@@ -33,35 +33,35 @@ class SlowCase:
 
     @property
     def seconds(self) -> float:
-        """Return how long it took in all."""
+        """Return the seconds of all steps."""
         return self.load + self.slice + self.save
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """What a run has done so far: an event of our topic, the latest of which counts.
+    """Progress of a run. Published as events, of which the latest counts.
 
     Attributes
     ----------
     run_id, output_dir : str
     host, process : str
-        Of the run itself.
+        Host and process id of the run.
     client : str
-        Id of its client; a scheduler that does not know it has lost the run.
+        Id of its client; when its scheduler no longer has this client, the run has stopped.
     n_cases, n_skipped : int
-        Cases that the run is about, and those of them that were written before.
+        Selected cases, and those of them that an earlier run wrote.
     n_done, n_failed : int
-        Written, and failed.
+        Cases written, and cases failed.
     n_slices, n_bytes : int
-        Written.
+        Slices and bytes written.
     work, work_done : int
-        Of the cases to run, less those that failed, and of those written, as `CasePlan.work`.
+        Sum of `CasePlan.work` of the cases to run, without failed ones, and of written cases.
     seconds : float
-        Since the first case could be run.
+        Time since the first case could run.
     ending : str
-        Empty while it goes on; ended, or stopped, when no more cases are run.
+        Empty while the run is in progress; then ended, or stopped.
     n_bytes_in : int
-        Of the files of cases that were written.
+        Size of the scans of written cases.
     splits : dict of str to SplitState
     kinds : dict of str to int
         Failures by kind.
@@ -91,18 +91,18 @@ class RunState:
 
     @property
     def n_todo(self) -> int:
-        """Return how many cases there were to run."""
+        """Return the number of cases to run."""
         return self.n_cases - self.n_skipped
 
     @property
     def n_ended(self) -> int:
-        """Return how many of them are over."""
+        """Return the number of cases written or failed."""
         return self.n_done + self.n_failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureEvent:
-    """A case that failed: an event of our topic."""
+    """A failed case, published as an event."""
 
     run_id: str
     case_id: str
@@ -117,39 +117,39 @@ _KINDS: dict[str, type[RunState] | type[FailureEvent]] = {
 }
 
 
-def to_event(told: RunState | FailureEvent) -> dict[str, Any]:
-    """Return what is told as an event: plain data that says what it is about."""
-    about = "run" if isinstance(told, RunState) else "failure"
-    return {"about": about, **asdict(told)}
+def to_event(event: RunState | FailureEvent) -> dict[str, Any]:
+    """Return an event as plain data, with its kind as `about`."""
+    about = "run" if isinstance(event, RunState) else "failure"
+    return {"about": about, **asdict(event)}
 
 
-def from_event(event: object) -> RunState | FailureEvent | None:
-    """Return what an event tells; None of what no version like this one has told.
+def from_event(data: object) -> RunState | FailureEvent | None:
+    """Return an event from plain data; None if no version of this package published it.
 
     Examples
     --------
     >>> from_event({"about": "the weather"}) is None
     True
     """
-    kind = _KINDS.get(str(event.get("about"))) if isinstance(event, Mapping) else None
-    if kind is None or not isinstance(event, Mapping):
+    kind = _KINDS.get(str(data.get("about"))) if isinstance(data, Mapping) else None
+    if kind is None or not isinstance(data, Mapping):
         return None
     try:
-        told = _made(kind, event)
-        if isinstance(told, RunState):
-            splits, kinds = event.get("splits", {}), event.get("kinds", {})
+        event = _record(kind, data)
+        if isinstance(event, RunState):
+            splits, kinds = data.get("splits", {}), data.get("kinds", {})
             return replace(
-                told,
-                splits={str(name): _made(SplitState, one) for name, one in splits.items()},
+                event,
+                splits={str(name): _record(SplitState, split) for name, split in splits.items()},
                 kinds={str(name): int(n) for name, n in kinds.items()},
-                slowest=tuple(_made(SlowCase, one) for one in event.get("slowest", ())),
+                slowest=tuple(_record(SlowCase, case) for case in data.get("slowest", ())),
             )
     except (TypeError, ValueError, AttributeError):  # it lacks something, or has another shape
         return None
-    return told
+    return event
 
 
-def _made(kind: type[T], told: Mapping[str, Any]) -> T:
-    """Return a record of what it knows of what was told."""
+def _record(kind: type[T], data: Mapping[str, Any]) -> T:
+    """Return a record of the fields that this version knows."""
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
-    return kind(**{name: value for name, value in told.items() if name in known})
+    return kind(**{name: value for name, value in data.items() if name in known})

@@ -113,6 +113,8 @@ def figures(run: RunState, since: float = 0.0) -> list[tuple[str, str]]:
         ("skipped", f"{run.n_skipped}"),
     ]
     hidden = {"left" if run.ending else "", "" if run.n_skipped else "skipped"}
+    if run.n_done and not run.n_bytes_in:  # a journal has no size of scans
+        hidden.add("read")
     return [figure for figure in shown if figure[0] not in hidden]
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.monitoring.events import Observer, RunReport, slices_of_cases
 from dask_slicer.monitoring.links import ways_to_see
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.tables import progress_words
@@ -25,16 +25,16 @@ from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
 from dask_slicer.utils.formatting import format_bytes, format_time, plural
 
-# Between two lines of progress where there is no terminal to draw a bar on, in seconds.
+# Between two lines of progress where there is no terminal, in seconds.
 _LINE_EVERY = 10.0
-# Failures shown one by one, before the rest is only counted.
+# Failures shown one by one; the others are only counted.
 _MOST_FAILURES = 10
 # Figures beside the bar, which needs the rest of the line.
 _MOST_FIGURES = 5
 
 
 class _Words(ProgressColumn):
-    """What a bar says beside it, which goes on while no case ends."""
+    """Text beside a bar, which changes also while no case ends."""
 
     def __init__(self, words: Callable[[], str]) -> None:
         super().__init__(table_column=Column(no_wrap=True))
@@ -44,16 +44,8 @@ class _Words(ProgressColumn):
         return Text(self._words())
 
 
-class _Display(Observer):
-    """Shows how far something is: a bar on a terminal, a plain line every 10 s elsewhere.
-
-    Parameters
-    ----------
-    console : Console
-        Where to.
-    quiet : bool
-        Show only what went wrong.
-    """
+class ProgressDisplay(Observer):
+    """Shows progress: a bar on a terminal, a line every 10 s elsewhere; nothing if `quiet`."""
 
     doing = ""
 
@@ -78,7 +70,7 @@ class _Display(Observer):
         self._end_progress()
 
     def connected(self, dashboard: str, where: str) -> None:
-        """Print the link of the dashboard, which comes first, and how to get there."""
+        """Print the link of the dashboard, and how to open it from elsewhere."""
         self._where = where
         if dashboard:
             self._say(f"Dashboard: {dashboard}")
@@ -86,11 +78,11 @@ class _Display(Observer):
                 self._say(line)
 
     def paged(self, link: str) -> None:
-        """Print where the page of runs is."""
+        """Print the link of the run page."""
         self._say(f"Run page: {link}")
 
     def note(self, text: str) -> None:
-        """Print something the user should know."""
+        """Print a note."""
         self._say(f"Note: {text}")
 
     def progress(self, state: RunState) -> None:
@@ -139,18 +131,8 @@ class _Display(Observer):
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-class RunDisplay(_Display):
-    """Shows a run.
-
-    Parameters
-    ----------
-    console : Console
-        Where to.
-    quiet : bool
-        Show only failures.
-    details : bool
-        Show the traceback of each failure.
-    """
+class RunDisplay(ProgressDisplay):
+    """Shows a run; only its failures if `quiet`, and their tracebacks if `details`."""
 
     doing = "Slicing"
 
@@ -159,18 +141,18 @@ class RunDisplay(_Display):
         self._details = details
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
-        """Print the plan in a few lines, and start to show progress."""
+        """Print the plan in a few lines, and start showing progress."""
         for line in plan_lines(plan):
             self._say(line)
-        already = f", {skipped} written already" if skipped else ""
-        of = f" of share {plan.config.shard}" if plan.config.shard else ""
-        self._say(f"Run: {plural(len(todo), 'case')}{of} {self._where}{already}")
+        of = f" of partition {plan.config.shard}" if plan.config.shard else ""
+        after = f", {skipped} skipped" if skipped else ""
+        self._say(f"Run: {plural(len(todo), 'case')}{of} {self._where}{after}")
         self._start_progress(len(todo))
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Print why a case failed, if it did."""
         if isinstance(record, FailedCase):
-            # What the plan saw is said once, in the end.
+            # Problems that the plan found are printed once, at the end.
             n_failed = 1 if self._latest is None else self._latest[0].n_failed
             if record.step != "plan" and n_failed <= _MOST_FAILURES and not self._quiet:
                 self._print(f"Failed: {failure_line(record)}", style="red")
@@ -178,7 +160,7 @@ class RunDisplay(_Display):
                 self._print(record.details)
 
     def finished(self, report: RunReport) -> None:
-        """Print what was made, where, how long it took, and what failed and why."""
+        """Print the result, and why cases failed."""
         self._end_progress()
         for line in report_lines(report):
             self._say(line)
@@ -190,35 +172,31 @@ class RunDisplay(_Display):
 
 
 def report_lines(report: RunReport) -> list[str]:
-    """Return what a run did in a few lines."""
+    """Return the result of a run in a few lines."""
     lines = []
     if report.interrupted:
         lines.append("Stopped. What is done is kept; the same command continues.")
         if not report.n_committed:
             return lines
-    rate = report.n_slices / max(report.elapsed_seconds, 1e-9)
-    if not report.n_committed and not report.remaining:
-        done = plural(report.n_skipped, "case")
-        lines = [f"Nothing to do. Skipped {done} written by earlier runs to {report.output_dir}"]
-        if report.share and not report.n_skipped:
-            lines = [f"Nothing to do. No case falls to share {report.share}"]
-        return lines + _what_merges(report)
+    elif not report.n_committed and not report.remaining:
+        lines.append(f"Nothing to do. {_why_nothing(report)}")
+        return lines + _next_merge(report)
     lines.append(
-        f"Wrote {plural(report.n_slices, 'slice')} of {plural(report.n_committed, 'case')} "
-        f"({format_bytes(report.n_bytes)}) in {format_time(report.elapsed_seconds)}, {rate:.0f} "
-        "slices/s, "
+        f"Wrote {slices_of_cases(report)} ({format_bytes(report.n_bytes)}) in "
+        f"{format_time(report.elapsed_seconds)}, {report.slices_per_second:.0f} slices/s, "
         f"to {report.output_dir}"
     )
     if report.n_skipped:
         lines.append(f"Skipped {plural(report.n_skipped, 'case')} written by earlier runs")
-    lines += _failure_lines(report.failures, _where_failures_are(report))
+    lines += failure_lines(report.failures, _where_failures_are(report))
     left = report.remaining - len(report.failures)
     if left > 0 and not report.interrupted:
         lines.append(f"{plural(left, 'case')} not done; the same command continues")
-    return lines + ([] if report.interrupted else _what_merges(report))
+    return lines + ([] if report.interrupted else _next_merge(report))
 
 
-def _failure_lines(failures: Sequence[FailedCase], where: str) -> list[str]:
+def failure_lines(failures: Sequence[FailedCase], where: str) -> list[str]:
+    """Return the first failures, a line each, below a line with the number of each kind."""
     if not failures:
         return []
     kinds = Counter(failure.kind for failure in failures)
@@ -230,13 +208,21 @@ def _failure_lines(failures: Sequence[FailedCase], where: str) -> list[str]:
     return lines
 
 
+def _why_nothing(report: RunReport) -> str:
+    if report.share and not report.n_skipped:
+        return f"Partition {report.share} has no case"
+    return (
+        f"Skipped {plural(report.n_skipped, 'case')} written by earlier runs to {report.output_dir}"
+    )
+
+
 def _where_failures_are(report: RunReport) -> str:
-    """Return the end of a line about failures; those of shares are listed when they are merged."""
+    """Return the end of a line about failures; those of partitions are listed by `merge`."""
     return "" if report.share else f", see {report.output_dir}/failures.csv"
 
 
-def _what_merges(report: RunReport) -> list[str]:
+def _next_merge(report: RunReport) -> list[str]:
     if not report.share:
         return []
-    n_shares = report.share.partition("/")[2]
-    return [f"Once all {n_shares} shares are done: dask-slicer merge {report.output_dir}"]
+    n_partitions = report.share.partition("/")[2]
+    return [f"When all {n_partitions} partitions are done: dask-slicer merge {report.output_dir}"]

@@ -96,7 +96,7 @@ class Watcher:
         asked = time.monotonic()
         try:
             answer = self.client.sync(
-                self.client._run_on_scheduler,
+                self.client.run_on_scheduler,
                 scheduler_snapshot,
                 since=self._log.last_event,
                 callback_timeout=_ANSWER_SECONDS,
@@ -164,8 +164,7 @@ def find_scheduler(output_dir: Path) -> WatchTarget | NotRunning | None:
         return NotRunning(words=_last_run(output_dir, owner))
     if owner.scheduler == IN_PROCESS:
         raise SchedulerError(
-            f"the run into {output_dir} ({owner}) works in its own process, without a scheduler "
-            "to watch; see what it prints, or run with --num_workers 1 or more"
+            f"the run into {output_dir} ({owner}) works in its own process, without a scheduler"
         )
     address = owner.scheduler.rpartition("://")[2]
     if owner.host != socket.gethostname() and address.startswith(_LOOPBACK):

@@ -1,4 +1,4 @@
-"""Problems of an output: files against the journal, and files that describe the whole."""
+"""Problems of an output: files that differ from the journal, or do not belong to it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,26 @@ import numpy as np
 from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, as_case_error
+from dask_slicer.output.directory import holds, splits_text
 from dask_slicer.output.formats.base import CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
-from dask_slicer.output.index import index_lines, index_rows
 from dask_slicer.output.layout import (
-    COLUMNS,
+    FAILURES,
     INDEX,
     SPLITS_FILE,
     SUMMARY,
     ZARR,
+    case_files,
     case_folder,
     slice_name,
     temporary_folders,
 )
-from dask_slicer.output.summary import DatasetTotals, dataset_info
+from dask_slicer.output.summary import DatasetTotals, whole_files
 from dask_slicer.records import CommittedCase
 
 _GROUP_METADATA = {"zarr.json", *(f"{split}/zarr.json" for split in SPLITS)}
-# What dataset_info.json says that the journal does not.
+# Keys of dataset_info.json that the journal does not determine.
 _OF_ONE_RUN = {
     "elapsed_seconds", "slices_per_second", "versions", "config", "failures", "num_failed",
 }  # fmt: skip
@@ -43,7 +44,7 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
-    """Something that is not as it should be.
+    """A problem of one file, or of one case.
 
     Attributes
     ----------
@@ -51,11 +52,11 @@ class Issue:
         Relative to the output.
     message : str
     case_id : str
-        Whose it is; empty for what belongs to none.
+        Empty for a file of no single case.
     is_damage : bool
-        Whether what was written is known to be bad; else it could not be held against its scan.
+        Whether the file is known to be bad. False if it could not be compared with its scan.
     is_stray : bool
-        Whether it is a file too many.
+        Whether the file does not belong to the output.
     """
 
     path: str
@@ -72,40 +73,34 @@ class Issue:
 
 
 def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings) -> list[Issue]:
-    """Return what is wrong with the files of a case: size, CRC-32, shapes, dtypes, labels."""
+    """Return problems of a case's files: size, CRC-32, shapes, dtypes, labels."""
     folder = case_folder(output_dir, record)
-    n_slices = record.shape[1]
-    names = {file.path: (file.size, file.crc32) for file in record.files} or {
-        slice_name(record.case_id, one.slice_index, n_slices): (one.size, one.crc32)
-        for one in record.slices
-    }
-    where = f"{_relative(folder, output_dir)}/{'' if record.files else record.case_id}".rstrip("/")
+    case_id = record.case_id
     try:
-        found = [
-            Issue(
-                case_id=record.case_id, path=_relative(folder / name, output_dir), message=message
-            )
-            for name, (size, crc32) in names.items()
+        issues = [
+            Issue(case_id=case_id, path=_relative(folder / name, output_dir), message=message)
+            for name, (size, crc32) in case_files(record).items()
             if (message := _check_bytes(folder / name, size, crc32))
         ]
-        if found:
-            return found
-        wrong = list(_check_content(reader_of(folder, record), record, settings))
+        if issues:
+            return issues
+        messages = list(_check_content(reader_of(folder, record), record, settings))
     except CaseError as error:
-        wrong = [error.one_line]
-    except OSError as error:  # it may be there, and sound, the next time
-        return [not_checked(record.case_id, as_case_error(error, step="load"))]
-    return [Issue(case_id=record.case_id, path=where, message=message) for message in wrong]
+        messages = [error.one_line]
+    except OSError as error:  # the file may be readable, and correct, the next time
+        return [not_checked(case_id, as_case_error(error, step="load"))]
+    path = _relative(folder if record.files else folder / case_id, output_dir)
+    return [Issue(case_id=case_id, path=path, message=message) for message in messages]
 
 
 def not_checked(case_id: str, error: CaseError) -> Issue:
-    """Return that a case could not be checked."""
-    said = f"could not be checked: {error.kind}: {error.one_line}"
-    return Issue(case_id=case_id, path=case_id, message=said, is_damage=False)
+    """Return the issue of a case that could not be checked."""
+    message = f"could not be checked: {error.kind}: {error.one_line}"
+    return Issue(case_id=case_id, path=case_id, message=message, is_damage=False)
 
 
 def reader_of(folder: Path, record: CommittedCase) -> NpzReader | ZarrReader:
-    """Return what reads the slices of a case from the directory that holds its files."""
+    """Return a reader of a case whose files are in a folder."""
     if record.files:
         return ZarrReader(folder)
     return NpzReader(lambda index: folder / slice_name(record.case_id, index, record.shape[1]))
@@ -114,8 +109,8 @@ def reader_of(folder: Path, record: CommittedCase) -> NpzReader | ZarrReader:
 def compare_slices(
     stored: CaseReader, derived: CaseReader, slice_indices: Iterable[int]
 ) -> Iterator[tuple[int, str]]:
-    """Yield slices that are not what was derived from the scans again, with what is wrong."""
-    # Of .npz all that a file holds; in Zarr, a neighbour's plane is the neighbour's.
+    """Yield index and problem of slices that differ from what their scan gives now."""
+    # The whole window for .npz. Zarr: only the slice itself, since its neighbours are slices too.
     window_size = 0 if isinstance(stored, ZarrReader) else None
     for slice_index in slice_indices:
         image, label = stored.read(slice_index, window_size)
@@ -124,7 +119,7 @@ def compare_slices(
             yield slice_index, f"has shape {image.shape}, its scan gives {expected.shape}"
         elif not np.allclose(image, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
             difference = np.abs(image - expected).max()
-            yield slice_index, f"is up to {difference:.3g} from what its scan gives"
+            yield slice_index, f"differs by up to {difference:.3g} from what its scan gives"
         if (label is None) != (expected_label is None):
             yield slice_index, "has a label, or lacks one, unlike its scan"
         elif label is not None and (label != expected_label).any():
@@ -150,14 +145,14 @@ def _check_content(
         return
     channels = (2 * settings.window_size + 1) * n_modalities
     expected = {"image": f"{settings.dtype} {(channels, height, width)}"}
-    for one in record.slices:
-        arrays, label = reader.arrays(one.slice_index)
-        if one.labels is not None:
+    for written in record.slices:
+        arrays, label = reader.arrays(written.slice_index)
+        if written.labels is not None:
             expected["label"] = f"{settings.label_dtype} {(height, width)}"
         if arrays != expected:
-            yield f"slice {one.slice_index} holds {arrays}, not {expected}"
-        elif label is not None and _counts(label) != one.labels:
-            yield f"slice {one.slice_index} has {_counts(label)} label pixels, not {one.labels}"
+            yield f"slice {written.slice_index} holds {arrays}, not {expected}"
+        elif label is not None and (counts := _counts(label)) != written.labels:
+            yield f"slice {written.slice_index} has {counts} label pixels, not {written.labels}"
 
 
 def _counts(label: Any) -> dict[int, int]:
@@ -169,155 +164,127 @@ def _relative(path: Path, output_dir: Path) -> str:
     return path.relative_to(output_dir).as_posix()
 
 
-# -- the whole -------------------------------------------------------------------------------------
+# -- the whole output ------------------------------------------------------------------------------
 
 
 def check_whole(
     output_dir: Path, config: RunConfig, written: Sequence[CommittedCase], failed: Iterable[str]
 ) -> Iterator[Issue]:
-    """Yield what is wrong with splits, index, summary and store, and files that nobody wrote.
+    """Yield problems of splits.json and the files that `finalize` writes, and stray files.
 
-    Parameters
-    ----------
-    output_dir : Path
-    config : RunConfig
-    written : sequence of CommittedCase
-        By case id, as the journal has them.
-    failed : iterable of str
-        Cases that the journal has as failed.
+    `written`, sorted by case id, and `failed` are the cases in the journal.
     """
     yield from _check_splits(output_dir, written, failed)
-    yield from _check_index(output_dir, written)
-    yield from _check_summary(output_dir, config, written)
+    totals = DatasetTotals()
+    for name, lines in whole_files(config, written, totals):
+        if name == INDEX and lines is not None:
+            yield from _check_lines(output_dir, name, lines)
+        elif name == SUMMARY and lines is not None:
+            yield from _check_summary(output_dir, "".join(lines), totals)
+        elif name != FAILURES and lines is not None:
+            yield from _check_text(output_dir, name, "".join(lines))
     if config.format == "zarr":
-        yield from _check_store(output_dir, written)
+        from dask_slicer.output.formats.zarr_writer import group_files
+
+        for name, text in group_files():
+            if name.partition("/")[0] in totals.slices_by_split:
+                yield from _check_text(output_dir, f"{ZARR}/{name}", text)
     yield from _strays(output_dir, written)
 
 
 def _check_splits(
     output_dir: Path, written: Iterable[CommittedCase], failed: Iterable[str]
 ) -> Iterator[Issue]:
-    def finding(message: str, case_id: str = "") -> Issue:
-        return Issue(path=SPLITS_FILE, message=message, case_id=case_id)
+    def issue(message: str) -> Issue:
+        return Issue(path=SPLITS_FILE, message=message)
 
     try:
         text = (output_dir / SPLITS_FILE).read_text(encoding="utf-8")
         splits: dict[str, list[str]] = json.loads(text)
-        said = [(case_id, split) for split in SPLITS for case_id in splits[split]]
+        pairs = [(case_id, split) for split in SPLITS for case_id in splits[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield finding(f"is damaged ({error})")
+        yield issue(f"is damaged ({error})")
         return
-    if text != json.dumps(splits, indent=2) + "\n":
-        yield finding("is not as it was written")
-    split_of = dict(said)
-    if len(split_of) < len(said):
-        yield finding("puts cases into several splits")
-    used: defaultdict[str, set[str]] = defaultdict(set)
+    if text != splits_text(splits):
+        yield issue("is not as it was written")
+    split_of = dict(pairs)
+    if len(split_of) < len(pairs):
+        yield issue("puts cases into several splits")
+    splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
     for record in written:
-        used[record.group or record.case_id].add(record.split)
-        known = split_of.get(record.case_id)
-        if known != record.split:
-            yield finding(f"{record.case_id} is in {known}, it was written to {record.split}")
+        splits_of_group[record.group or record.case_id].add(record.split)
+        split = split_of.get(record.case_id)
+        if split != record.split:
+            yield issue(f"{record.case_id} is in {split}, it was written to {record.split}")
     for case_id in failed:
         if case_id not in split_of:
-            yield finding(f"{case_id} is missing")
-    for group, names in used.items():
+            yield issue(f"{case_id} is missing")
+    for group, names in splits_of_group.items():
         if len(names) > 1:
-            yield finding(f"the cases of {group} are in {' and '.join(sorted(names))}")
+            yield issue(f"the cases of {group} are in {' and '.join(sorted(names))}")
 
 
-def _check_index(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
+def _check_lines(output_dir: Path, name: str, expected_lines: Iterable[str]) -> Iterator[Issue]:
+    """Compare a file line by line: slices.csv may have millions."""
     try:
-        lines = (output_dir / INDEX).open(encoding="utf-8", newline="")
+        lines = (output_dir / name).open(encoding="utf-8", newline="")
     except OSError:
-        yield Issue(path=INDEX, message="is missing; the same run command writes it")
+        yield Issue(path=name, message="is missing; the same run command writes it")
         return
-    rows = chain.from_iterable(map(index_rows, written))
     with lines:
         try:
-            both = zip_longest(lines, index_lines(chain([COLUMNS], rows)))
-            for number, (line, expected) in enumerate(both, start=1):
+            pairs = zip_longest(lines, expected_lines)
+            for number, (line, expected) in enumerate(pairs, start=1):
                 if line != expected:
-                    said = (line or "nothing").strip()
-                    yield Issue(
-                        path=INDEX,
-                        message=f"line {number} is not what the journal has, but {said!r}",
-                    )
+                    shown = "is missing" if line is None else f"holds {line.strip()!r}"
+                    message = f"line {number} differs from the journal: it {shown}"
+                    yield Issue(path=name, message=message)
                     return
         except UnicodeDecodeError as error:
-            yield Issue(path=INDEX, message=f"is damaged ({error})")
+            yield Issue(path=name, message=f"is damaged ({error})")
 
 
-def _check_summary(
-    output_dir: Path, config: RunConfig, written: Iterable[CommittedCase]
-) -> Iterator[Issue]:
-    tally = DatasetTotals()
-    n_modalities = 1
-    for record in written:
-        tally.add(record)
-        n_modalities = record.shape[0]
-    expected = dataset_info(
-        tally,
-        config,
-        n_modalities=n_modalities,
-        failures=(),
-        elapsed_seconds=0,
-        slices_this_run=0,
-    )
-    if not tally.case_names:
-        del expected["total_channels"]  # of how many modalities is not known
+def _check_summary(output_dir: Path, text: str, totals: DatasetTotals) -> Iterator[Issue]:
+    # Without a case, the number of channels is not known.
+    ignored = _OF_ONE_RUN if totals.split_of else {*_OF_ONE_RUN, "total_channels"}
+    expected = json.loads(text)
     try:
-        found = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
+        info = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
         wrong = [
             name
-            for name in expected
-            if name not in _OF_ONE_RUN and found.get(name) != json.loads(json.dumps(expected[name]))
+            for name, value in expected.items()
+            if name not in ignored and info.get(name) != value
         ]
     except (OSError, ValueError, AttributeError) as error:
         yield Issue(path=SUMMARY, message=f"is damaged ({error})")
         return
     if wrong:
-        yield Issue(path=SUMMARY, message=f"{', '.join(wrong)} are not what the journal has")
+        verb = "differs" if len(wrong) == 1 else "differ"
+        yield Issue(path=SUMMARY, message=f"{', '.join(wrong)} {verb} from the journal")
 
 
-def _check_store(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
-    from dask_slicer.output.formats.zarr_writer import consolidated, group_files
-
-    places = [(record.split, record.case_id) for record in written]
-    expected = dict(group_files(Path(ZARR)))
-    expected[Path(ZARR, "zarr.json")] = consolidated(output_dir / ZARR, places)
-    used = {split for split, _ in places}
-    for path, content in expected.items():
-        if path.parent.name in SPLITS and path.parent.name not in used:
-            continue
-        try:
-            is_right = (output_dir / path).read_bytes() == content.encode()
-        except OSError:
-            is_right = False
-        if not is_right:
-            yield Issue(path=path.as_posix(), message="is not as it was written")
+def _check_text(output_dir: Path, name: str, text: str) -> Iterator[Issue]:
+    if not holds(output_dir / name, text):
+        yield Issue(path=name, message="is not as it was written")
 
 
 def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
-    """Yield files among the slices that the journal does not have."""
+    """Yield files among the slices that are not in the journal."""
     known = {f"{ZARR}/{name}" for name in _GROUP_METADATA}
     cases = set()
     for record in written:
         cases.add(record.case_id)
         folder = _relative(case_folder(output_dir, record), output_dir)
-        names: Sequence[str] = [file.path for file in record.files] or [
-            slice_name(record.case_id, one.slice_index, record.shape[1]) for one in record.slices
-        ]
-        known.update(f"{folder}/{name}" for name in names)
-    places = [*(output_dir / top for top in (*SPLITS, ZARR)), *temporary_folders(output_dir)]
-    for top in places:
+        known.update(f"{folder}/{name}" for name in case_files(record))
+    folders = [*(output_dir / top for top in (*SPLITS, ZARR)), *temporary_folders(output_dir)]
+    for top in folders:
         for path in sorted(top.rglob("*")):
             name = _relative(path, output_dir)
             if not path.is_dir() and name not in known:
                 _, _, case_id, *_ = (*Path(name).parts, "", "", "")
                 yield Issue(
                     path=name,
-                    message="is nothing that the journal has; remove it",
+                    message="is not in the journal; remove it",
                     case_id=case_id if top.name == ZARR and case_id in cases else "",
                     is_damage=False,
                     is_stray=True,

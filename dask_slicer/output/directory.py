@@ -1,8 +1,7 @@
-"""Starting, checking and clearing an output directory; its whole-output files."""
+"""An output directory as a whole: checking, starting and clearing it, and its top-level files."""
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -11,13 +10,12 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from dask_slicer.config.loader import build_config, to_yaml
 from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, ConfigError, OutputError, as_case_error
-from dask_slicer.output.atomic import write_whole
+from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.layout import (
     CONFIG,
     FAILURES,
@@ -34,8 +32,7 @@ from dask_slicer.output.layout import (
     remove_entries,
     temporary_folders,
 )
-from dask_slicer.planning.plan import FORMAT_VERSION
-from dask_slicer.records import FailedCase
+from dask_slicer.planning.plan import FORMAT_VERSION, by_split
 from dask_slicer.utils.formatting import first_few
 
 _MARK_START = b"# Written by dask-slicer"
@@ -44,42 +41,41 @@ _MARK = (
     f"# Written by dask-slicer (format {FORMAT_VERSION}); marks this directory as its output. "
     "`dask-slicer run --config` with this file continues.\n"
 )
-# What may lie in a directory that is not ours yet: logs of the command that is to fill it, and of
-# its jobs.
+# Allowed in a directory that has no output yet: logs of the command that will fill it, and of jobs.
 _TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out|logs")
 
 _LOG = logging.getLogger(__name__)
 
 
-def check_ours(output_dir: Path) -> bool:
-    """Return whether an output directory is marked as ours; False for an empty or new one.
+# -- checks ----------------------------------------------------------------------------------------
 
-    Raises
-    ------
-    OutputError
-        If it holds things that this tool did not write, or was written by a newer version.
+
+def check_ours(output_dir: Path) -> bool:
+    """Return whether a directory holds an output; False for an empty or new one.
+
+    Raise OutputError if it holds other files, or was written by a newer version.
     """
     names = _names(output_dir)
     if CONFIG in names:
         text = (output_dir / CONFIG).read_bytes()
         if not text.startswith(_MARK_START):
             raise OutputError(
-                f"output_dir {output_dir} holds a {CONFIG} that this tool did not write; "
+                f"output_dir {output_dir} holds a {CONFIG} that dask-slicer did not write; "
                 "name another directory"
             )
         marked = _MARKED_FORMAT.match(text)
         if marked and int(marked[1]) > FORMAT_VERSION:
             raise OutputError(
                 f"output_dir {output_dir} was written by a newer version of dask-slicer "
-                f"(format {int(marked[1])}, this one knows {FORMAT_VERSION}); update it"
+                f"(format {int(marked[1])}, this version knows {FORMAT_VERSION}); update it"
             )
         return True
     foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
     if foreign and (output_dir / CONFIG).exists():
-        return check_ours(output_dir)  # marked as ours while its names were being listed
+        return check_ours(output_dir)  # another process started the output during the listing
     if foreign:
         raise OutputError(
-            f"output_dir {output_dir} holds files of others ({foreign[0]}"
+            f"output_dir {output_dir} holds other files ({foreign[0]}"
             + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
             + "); name an empty or new directory"
         )
@@ -87,12 +83,9 @@ def check_ours(output_dir: Path) -> bool:
 
 
 def existing_config(output_dir: Path) -> RunConfig | None:
-    """Return the configuration that an output directory was made with, None if there is none yet.
+    """Return the configuration of an output, None if the directory is empty or new.
 
-    Raises
-    ------
-    OutputError
-        If the directory holds things that this tool did not write.
+    Raise OutputError if it holds other files, or was written by a newer version.
     """
     if not check_ours(output_dir):
         return None
@@ -100,29 +93,12 @@ def existing_config(output_dir: Path) -> RunConfig | None:
         return build_config({"output_dir": output_dir}, base=output_dir / CONFIG)
     except ConfigError as error:
         raise OutputError(
-            f"output_dir {output_dir} was not made by this tool or version: {error}"
+            f"output_dir {output_dir} was not written by this version of dask-slicer: {error}"
         ) from None
 
 
-def _names(output_dir: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(output_dir))
-    except FileNotFoundError:
-        return []
-    except NotADirectoryError:
-        raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
-    except PermissionError:
-        raise OutputError(f"output_dir {output_dir} may not be read by this user") from None
-
-
 def own_config(output_dir: Path) -> RunConfig:
-    """Return the configuration that an output was made with.
-
-    Raises
-    ------
-    OutputError
-        If the directory is not ours, or written by a newer version.
-    """
+    """Return the configuration of an output; raise OutputError if there is none."""
     config = existing_config(output_dir) if (output_dir / CONFIG).exists() else None
     if config is None:
         raise OutputError(
@@ -133,45 +109,8 @@ def own_config(output_dir: Path) -> RunConfig:
     return config
 
 
-def check_merged(output_dir: Path) -> None:
-    """Raise if shares have written to an output what is not merged yet.
-
-    Raises
-    ------
-    OutputError
-    """
-    left = [path.name for path in partition_journals(output_dir)]
-    if left:
-        raise OutputError(
-            f"what shares wrote to {output_dir} is not merged yet ({first_few(left)}): "
-            f"once all of them are done, run dask-slicer merge {output_dir}"
-        )
-
-
-def check_unchanged(old: RunConfig | None, new: RunConfig) -> None:
-    """Raise if an output directory was made with settings that would give other slices.
-
-    Raises
-    ------
-    OutputError
-        Listing what changed.
-    """
-    changed = [] if old is None else changed_settings(old, new)
-    if changed:
-        raise OutputError(
-            f"{new.output_dir} was made with other settings: {'; '.join(changed)}; "
-            "use another --output_dir, or --overwrite to start it anew"
-        )
-
-
 def existing_splits(output_dir: Path) -> dict[str, str]:
-    """Return the split of every case that splits.json of an output directory names.
-
-    Raises
-    ------
-    OutputError
-        If it is damaged.
-    """
+    """Return the split of every case in splits.json; raise OutputError if it is damaged."""
     path = output_dir / SPLITS_FILE
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
@@ -182,33 +121,57 @@ def existing_splits(output_dir: Path) -> dict[str, str]:
         raise OutputError(f"{path} is damaged ({error}); restore it, or use --overwrite") from None
 
 
-# -- a run's own files -----------------------------------------------------------------------------
+def check_merged(output_dir: Path) -> None:
+    """Raise OutputError if an output has partitions that are not merged yet."""
+    left = [path.name for path in partition_journals(output_dir)]
+    if left:
+        raise OutputError(
+            f"{output_dir} has partitions that are not merged yet ({first_few(left)}): when all "
+            f"have ended, run dask-slicer merge {output_dir}"
+        )
+
+
+def check_unchanged(old: RunConfig | None, new: RunConfig) -> None:
+    """Raise OutputError, with a list, if settings changed that would give other slices."""
+    changed = [] if old is None else changed_settings(old, new)
+    if changed:
+        raise OutputError(
+            f"{new.output_dir} was made with other settings: {'; '.join(changed)}; "
+            "use another --output_dir, or --overwrite to replace it"
+        )
+
+
+def _names(output_dir: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(output_dir))
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
+    except PermissionError:
+        raise OutputError(f"no permission to read output_dir {output_dir}") from None
+
+
+# -- top-level files -------------------------------------------------------------------------------
 
 
 def start(
     config: RunConfig, splits: Mapping[str, Sequence[str]], *, temporary: str = TEMPORARY
 ) -> None:
-    """Mark the directory as ours, then fix the splits, before the first case."""
+    """Write config.yaml, splits.json and the Zarr groups, before the first case."""
     output_dir = config.output_dir
     shutil.rmtree(output_dir / temporary, ignore_errors=True)
-    # Without them no run could continue after a power cut.
-    written = [(Path(CONFIG), _MARK + to_yaml(config), True)]
-    written.append((Path(SPLITS_FILE), splits_text(splits), True))
+    # Forced to disk: without these two, no run could continue after a power cut.
+    files = [(CONFIG, _MARK + to_yaml(config), True), (SPLITS_FILE, splits_text(splits), True)]
     if config.format == "zarr":
         from dask_slicer.output.formats.zarr_writer import group_files
 
-        written += [(path, text, config.fsync) for path, text in group_files(Path(ZARR))]
-    for path, text, fsync in written:
-        if not _holds(output_dir / path, text):  # shares write the same, and the first is enough
-            (output_dir / path.parent).mkdir(parents=True, exist_ok=True)
-            write_whole(output_dir, path, text, temporary=temporary, fsync=fsync)
-
-
-def _holds(path: Path, text: str) -> bool:
-    try:
-        return path.read_bytes() == text.encode("utf-8", "backslashreplace")
-    except OSError:
-        return False
+        files += [(f"{ZARR}/{name}", text, config.fsync) for name, text in group_files()]
+    for name, text, fsync in files:
+        path = output_dir / name
+        if not holds(path, text):  # partitions write the same files
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_lines(output_dir, name, [text], temporary=temporary, fsync=fsync)
 
 
 def splits_text(splits: Mapping[str, Sequence[str]]) -> str:
@@ -216,27 +179,50 @@ def splits_text(splits: Mapping[str, Sequence[str]]) -> str:
     return json.dumps(splits, indent=2) + "\n"
 
 
-def write_splits(output_dir: Path, splits: Mapping[str, Sequence[str]]) -> None:
-    """Write splits.json."""
-    write_whole(output_dir, SPLITS_FILE, splits_text(splits), temporary=TEMPORARY, fsync=True)
-
-
 def restore_splits(output_dir: Path, known: Mapping[str, str]) -> None:
-    """Write splits.json anew: what is known of it, and what can still be read of the rest."""
+    """Write splits.json again, from known splits and what can still be read of the file."""
+    assigned = dict(known)
+    with suppress(OutputError):
+        assigned = existing_splits(output_dir) | assigned
+    write_lines(output_dir, SPLITS_FILE, [splits_text(by_split(assigned))], fsync=True)
+
+
+def write_lines(
+    output_dir: Path,
+    name: str,
+    lines: Iterable[str] | None,
+    *,
+    temporary: str = TEMPORARY,
+    fsync: bool = False,
+) -> None:
+    """Write a file of the output whole, line by line; None removes it."""
+    path = output_dir / name
+    if lines is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path, temporary=output_dir / temporary, fsync=fsync) as file:
+        file.writelines(map(_encode, lines))
+
+
+def holds(path: Path, text: str) -> bool:
+    """Return whether a file can be read and has this content."""
     try:
-        assigned = existing_splits(output_dir) | dict(known)
-    except OutputError:
-        assigned = dict(known)
-    splits = {
-        split: sorted(case_id for case_id, one in assigned.items() if one == split)
-        for split in SPLITS
-    }
-    write_splits(output_dir, splits)
+        return path.read_bytes() == _encode(text)
+    except OSError:
+        return False
+
+
+def _encode(text: str) -> bytes:
+    # File names may have any encoding, or none; these files are UTF-8.
+    return text.encode("utf-8", "backslashreplace")
+
+
+# -- removal ---------------------------------------------------------------------------------------
 
 
 def clear(output_dir: Path) -> None:
-    """Remove all that earlier runs wrote, config.yaml last; unknown files stay."""
-    # First what says that they are there: no one shall read a directory that is half removed.
+    """Remove everything that earlier runs wrote, config.yaml last; other files stay."""
+    # Index and journals first: no process shall read a directory that is half removed.
     for path in (output_dir / INDEX, *journals(output_dir)):
         path.unlink(missing_ok=True)
     for entries in find_entries(output_dir).values():
@@ -248,54 +234,22 @@ def clear(output_dir: Path) -> None:
 
 
 def remove_temporary(output_dir: Path) -> None:
-    """Remove what unfinished writing left behind, and split directories that are empty."""
-    for aside in temporary_folders(output_dir):
-        shutil.rmtree(aside, ignore_errors=True)
+    """Remove unfinished files, and empty directories of splits."""
+    for folder in temporary_folders(output_dir):
+        shutil.rmtree(folder, ignore_errors=True)
     store = output_dir / ZARR
     for folder in (*(parent / split for parent in (output_dir, store) for split in SPLITS), store):
-        with suppress(OSError):  # not there, or not empty: both are as they should be
+        with suppress(OSError):  # missing, or not empty
             folder.rmdir()
 
 
 def remove_case_files(
     output_dir: Path, entries: Iterable[str], *, temporary: str = TEMPORARY
 ) -> CaseError | None:
-    """Remove entries of a case; return why that is not possible."""
+    """Remove entries of a case; return the error, if any."""
     try:
         remove_entries(output_dir, entries, temporary=temporary)
     except OSError as error:
-        _LOG.warning("cannot remove: %s", error)
+        _LOG.warning("Could not remove files of a case: %s", error)
         return as_case_error(error, step="save")
     return None
-
-
-# -- what is said of the whole ---------------------------------------------------------------------
-
-
-def write_failures(output_dir: Path, failures: Iterable[FailedCase]) -> None:
-    """Write failures.csv, or remove it where no case failed."""
-    failures = sorted(failures, key=lambda failure: failure.case_id)
-    if not failures:
-        (output_dir / FAILURES).unlink(missing_ok=True)
-        return
-    (output_dir / TEMPORARY).mkdir(exist_ok=True)
-    temporary = output_dir / TEMPORARY / FAILURES
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("case_id", "step", "kind", "message"))
-        rows.writerows((f.case_id, f.step, f.kind, f.message) for f in failures)
-    os.replace(temporary, output_dir / FAILURES)
-
-
-def write_store_metadata(output_dir: Path, cases: Iterable[tuple[str, str]]) -> None:
-    """Write what readers of the Zarr store find all of its cases, (split, case_id), by."""
-    from dask_slicer.output.formats.zarr_writer import consolidated
-
-    text = consolidated(output_dir / ZARR, cases)
-    write_whole(output_dir, Path(ZARR, "zarr.json"), text, temporary=TEMPORARY)
-
-
-def write_summary(output_dir: Path, summary: Mapping[str, Any]) -> None:
-    """Write dataset_info.json."""
-    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    write_whole(output_dir, SUMMARY, text, temporary=TEMPORARY)

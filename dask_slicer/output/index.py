@@ -1,10 +1,9 @@
-"""slices.csv: one row per slice, written, read, filtered and weighted."""
+"""The slice index, slices.csv: reading, writing, filtering and weights."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,25 +14,24 @@ from numpy.typing import NDArray
 
 from dask_slicer.core.slices import foreground_share
 from dask_slicer.errors import OutputError, UsageError
-from dask_slicer.output.formats.base import CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.journal import last_records
-from dask_slicer.output.layout import COLUMNS, INDEX, JOURNAL, TEMPORARY, slice_paths
+from dask_slicer.output.layout import INDEX, JOURNAL, slice_paths
 from dask_slicer.records import CommittedCase
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedCase:
-    """A case, its split, and how its slices are called.
+    """A case in the index, and the names of its files.
 
     Attributes
     ----------
     case_id, split : str
     folder : str
-        Relative to the output: where its .npz files are, or its Zarr group.
+        The directory of its .npz files, or its Zarr group, relative to the output.
     digits : int
-        Of the slice number in names of files; 0 where it is a Zarr group.
+        Digits of the slice index in the names of .npz files; 0 for a Zarr group.
     """
 
     case_id: str
@@ -42,7 +40,7 @@ class IndexedCase:
     digits: int
 
     def path_of(self, slice_index: int) -> str:
-        """Return where a slice is, relative to the output."""
+        """Return the path of a slice, relative to the output."""
         if not self.digits:
             return self.folder
         return f"{self.folder}/{self.case_id}_{slice_index:0{self.digits}d}.npz"
@@ -50,13 +48,13 @@ class IndexedCase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SliceIndex:
-    """One row a slice, by case and slice.
+    """One row per slice, sorted by case and slice, as columns.
 
     Attributes
     ----------
     cases : tuple of IndexedCase
     case : (n,) ndarray of int32
-        Which of them.
+        Position of each slice's case in `cases`.
     slice_index : (n,) ndarray of int32
     foreground : (n,) ndarray of float32
         Share of labelled pixels; NaN without a label.
@@ -65,7 +63,8 @@ class SliceIndex:
     label_values, label_counts : (m,) ndarray of int64
         Values other than 0, and their pixels.
     n_committed : int or None
-        Cases written, also those of which no slice was kept, where the journal was read.
+        Number of cases written, including cases without a kept slice; None if unknown, which it is
+        when slices.csv was read and not the journal.
     """
 
     cases: tuple[IndexedCase, ...]
@@ -81,19 +80,19 @@ class SliceIndex:
         return len(self.case)
 
     def labels(self, row: int) -> dict[int, int]:
-        """Return pixels by label value of one slice."""
+        """Return the number of pixels of each label value in one slice."""
         own = slice(self.label_ends[row], self.label_ends[row + 1])
         return dict(
             zip(self.label_values[own].tolist(), self.label_counts[own].tolist(), strict=True)
         )
 
     def rows_with(self, values: Collection[int]) -> NDArray[np.bool_]:
-        """Return which slices hold at least one of some label values."""
+        """Return a mask of the slices that hold at least one of some label values."""
         wanted = np.isin(self.label_values, list(values))
         return np.diff(np.concatenate(([0], wanted.cumsum()))[self.label_ends]) > 0
 
     def select(self, rows: NDArray[np.bool_]) -> SliceIndex:
-        """Return some of the rows, and the cases that are left."""
+        """Return the index of some rows, with the cases that they belong to."""
         used, case = np.unique(self.case[rows], return_inverse=True)
         lengths = np.diff(self.label_ends)
         labels = np.repeat(rows, lengths)
@@ -110,21 +109,21 @@ class SliceIndex:
     def weights(
         self, foreground: float | None, *, labels: Collection[int] | None, balanced: bool
     ) -> NDArray[np.float64]:
-        """Return how often each slice is to be drawn; they sum to 1.
+        """Return the sampling weight of each slice; they sum to 1.
 
         Parameters
         ----------
         foreground : float, optional
             Share of draws that have foreground.
         labels : collection of int, optional
-            The label values that count as foreground; all but 0 where they are not given.
+            The label values that count as foreground; by default all but 0.
         balanced : bool
-            Every label value, and having none, has the same weight in all.
+            Give each label value, and slices without labels, the same total weight.
 
         Raises
         ------
         UsageError
-            If both are asked for, or there is nothing to draw from.
+            If both are asked for, or no slice can be drawn.
         """
         if foreground is not None and balanced:
             raise UsageError("weights are by foreground or balanced, not both")
@@ -140,38 +139,35 @@ class SliceIndex:
             raise UsageError(f"foreground must be between 0 and 1, got {foreground:g}")
         has_foreground = np.diff(self.label_ends) > 0 if labels is None else self.rows_with(labels)
         weights = np.zeros(len(self))
-        for what, share, rows in (
+        for kind, share, rows in (
             ("with", foreground, has_foreground),
             ("without", 1 - foreground, ~has_foreground),
         ):
             if share and not rows.any():
-                raise UsageError(f"no slice {what} foreground to draw {share:.0%} from")
+                raise UsageError(f"no slice {kind} foreground to draw {share:.0%} from")
             weights[rows] = share / max(int(rows.sum()), 1)
         return weights
 
     def _balanced_weights(self) -> NDArray[np.float64]:
         n_values = np.diff(self.label_ends)
         empty = n_values == 0
-        _, which, n_slices = np.unique(self.label_values, return_inverse=True, return_counts=True)
-        # Of every value, and of having none, 1 is shared out among its slices.
+        _, value, n_slices = np.unique(self.label_values, return_inverse=True, return_counts=True)
+        # Each value divides 1 among its slices; so do the slices without labels.
         weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
-        np.add.at(weights, np.repeat(np.arange(len(self)), n_values), 1.0 / n_slices[which])
+        np.add.at(weights, np.repeat(np.arange(len(self)), n_values), 1.0 / n_slices[value])
         return np.asarray(weights / weights.sum())
 
 
 def read_index(output_dir: Path) -> SliceIndex:
-    """Return the slices of an output: from slices.csv, or the journal where that is newer.
+    """Return the slices of an output, from slices.csv, or from the journal if that is newer.
 
-    Raises
-    ------
-    OutputError
-        If slices.csv is damaged.
+    Raise OutputError if slices.csv is damaged.
     """
     table, journal = output_dir / INDEX, output_dir / JOURNAL
     if not table.exists() or (
         journal.exists() and journal.stat().st_mtime_ns > table.stat().st_mtime_ns
     ):
-        # A run is going on, or was killed before it could say what there is.
+        # A run is active, or was killed before it wrote slices.csv.
         committed = [
             record for record in last_records(journal) if isinstance(record, CommittedCase)
         ]
@@ -184,7 +180,7 @@ def read_index(output_dir: Path) -> SliceIndex:
             return _index(rows)
     except (ValueError, StopIteration, csv.Error) as error:
         raise OutputError(
-            f"{table} is damaged ({error}); remove it, the journal holds the same"
+            f"{table} is damaged ({error}); remove it: the journal has the same data"
         ) from None
 
 
@@ -222,7 +218,7 @@ def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
 
 
 def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
-    """Yield the rows of a case."""
+    """Yield the rows of a case in slices.csv."""
     n_pixels = record.shape[2] * record.shape[3]
     in_zarr = bool(record.files)
     paths = list(slice_paths(record)) * (len(record.slices) if in_zarr else 1)
@@ -235,8 +231,8 @@ def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
         yield record.case_id, record.split, written.slice_index, path, row, foreground, labels
 
 
-def index_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
-    """Yield rows as lines, with their ends."""
+def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
+    """Yield rows as lines of CSV."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     for row in rows:
@@ -246,33 +242,8 @@ def index_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
         yield text.getvalue()
 
 
-class IndexWriter:
-    """Writes slices.csv, case after case; `close` moves it into its place."""
-
-    def __init__(self, output_dir: Path) -> None:
-        (output_dir / TEMPORARY).mkdir(exist_ok=True)
-        self._place = output_dir / INDEX
-        self._temporary = output_dir / TEMPORARY / INDEX
-        self._file = self._temporary.open("w", encoding="utf-8", newline="")
-        self._file.writelines(index_lines([COLUMNS]))
-
-    def add(self, record: CommittedCase) -> None:
-        """Write one row for every slice of a case."""
-        self._file.writelines(index_lines(index_rows(record)))
-
-    def close(self) -> None:
-        """Move the index into its place."""
-        self._file.close()
-        os.replace(self._temporary, self._place)
-
-
-def case_reader(output_dir: Path, case: IndexedCase) -> CaseReader:
-    """Return what reads a case of an output, in the format that it has.
-
-    Raises
-    ------
-    CorruptFile, OSError
-    """
+def case_reader(output_dir: Path, case: IndexedCase) -> NpzReader | ZarrReader:
+    """Return a reader of a case; raise CorruptFile or OSError if it is damaged or missing."""
     if case.digits:
         return NpzReader(lambda slice_index: output_dir / case.path_of(slice_index))
     return ZarrReader(output_dir / case.folder)

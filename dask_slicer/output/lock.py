@@ -1,7 +1,7 @@
 """Exclusive access to an output directory.
 
-Each takes its own lock first and looks at those of others then, so that of two that exclude each
-other never both go on.
+A run takes its own lock first and checks the other locks afterwards. So of two runs that exclude
+each other, at most one continues.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -18,231 +17,30 @@ from pathlib import Path
 import psutil
 
 from dask_slicer.errors import OutputError, SchedulerError
-from dask_slicer.output.atomic import _link, write_first
-from dask_slicer.output.layout import (
-    WHOLE,
-    locked_partitions,
-    partition_files,
-    unfinished_locks,
-)
+from dask_slicer.output.atomic import atomic_write, link, temporary_name
+from dask_slicer.output.layout import WHOLE, locked_partitions, partition_files, unfinished_locks
 from dask_slicer.planning.plan import Partition
 from dask_slicer.utils.formatting import first_few
 
 _LOG = logging.getLogger(__name__)
 
-# A run that came to nothing may take away the new directory that this one is about to use.
+# A run that ends with no output may remove the new directory that this run is about to use.
 _TRIES = 100
-# Read of a lock that has just been given back.
+# Text of a lock that was removed before it could be read.
 _GONE = "it has just gone"
-
-
-@contextmanager
-def locked(output_dir: Path, share: Partition | None = None) -> Iterator[list[str]]:
-    """Hold an output directory for one run, or a share of one; yield notes about the taking.
-
-    Raises
-    ------
-    OutputError
-        If a run holds it that excludes this one, naming the host and process.
-    """
-    is_new = not output_dir.exists()
-    lock = output_dir / partition_files(share).lock
-    try:
-        _check_others(output_dir, share)  # one that is refused anyway disturbs nobody
-        notes = _take(lock, _rival(share))
-    except OSError as error:
-        raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
-    try:
-        _check_others(output_dir, share)
-        yield notes
-    finally:
-        lock.unlink(missing_ok=True)
-        if is_new:
-            with suppress(OSError):
-                output_dir.rmdir()  # nothing came of it
-
-
-def check_not_in_use(output_dir: Path) -> None:
-    """Raise if a run, or a share of one, holds an output directory.
-
-    Raises
-    ------
-    OutputError
-        Naming the host and process.
-    """
-    _check_whole(output_dir)
-    _check_shares(output_dir, locked_partitions(output_dir))
-
-
-def check_free(output_dir: Path, share: Partition | None) -> None:
-    """Raise if a run holds an output that excludes a run of the whole, or of a share.
-
-    Raises
-    ------
-    OutputError
-        Naming the host and process.
-    """
-    _check_others(output_dir, share)
-    own = partition_files(share).lock
-    found = read_lock(output_dir / own)
-    if is_alive(found):
-        raise _in_use(output_dir, _rival(share), found, own)
-
-
-def remove_stale_locks(output_dir: Path) -> None:
-    """Remove what shares left that died; for whoever holds the output."""
-    for share in locked_partitions(output_dir):
-        lock = output_dir / partition_files(share).lock
-        found = read_lock(lock)
-        if not is_alive(found):
-            _remove_lock(lock, found)
-    for aside in unfinished_locks(output_dir):
-        if not is_alive(read_lock(aside)):
-            aside.unlink(missing_ok=True)
-
-
-def _rival(share: Partition | None) -> str:
-    return "another run" + ("" if share is None else f" of share {share}")
-
-
-def _check_others(output_dir: Path, share: Partition | None) -> None:
-    """Raise if a run holds the output that excludes this one."""
-    others = locked_partitions(output_dir)
-    if share is None:
-        _check_shares(output_dir, others)
-    else:
-        _check_whole(output_dir)
-        _check_shares(output_dir, [other for other in others if other.of != share.of])
-
-
-def _check_whole(output_dir: Path) -> None:
-    found = read_lock(output_dir / WHOLE.lock)
-    if is_alive(found):
-        raise _in_use(output_dir, "another run", found, WHOLE.lock)
-
-
-def _check_shares(output_dir: Path, shares: list[Partition]) -> None:
-    found = {share: read_lock(output_dir / partition_files(share).lock) for share in shares}
-    alive = {share: holder for share, holder in found.items() if is_alive(holder)}
-    if len(alive) == 1:
-        ((share, holder),) = alive.items()
-        raise _in_use(output_dir, f"share {share} of a run", holder, partition_files(share).lock)
-    if alive:
-        who = first_few([f"{share} ({_who(holder)})" for share, holder in alive.items()])
-        raise OutputError(
-            f"{output_dir} is in use by {len(alive)} shares of a run: {who}; wait for them, or "
-            "remove of those that are gone "
-            f"{first_few([partition_files(share).lock for share in alive])}"
-        )
-
-
-def _take(lock: Path, rival: str) -> list[str]:
-    notes: list[str] = []
-    for number in range(_TRIES):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_first(lock, lock_text())
-        except FileNotFoundError:
-            if number == _TRIES - 1:
-                raise
-        except FileExistsError:
-            found = read_lock(lock)
-            if found == _GONE:
-                continue
-            if is_alive(found):
-                raise _in_use(lock.parent, rival, found, lock.name) from None
-            if notes:
-                break
-            notes = [f"took over the lock of a run that died ({_who(found)})"]
-            _remove_lock(lock, found)
-        else:
-            return notes
-    raise OutputError(f"another run took {lock.parent} at the same moment")
-
-
-def _in_use(output_dir: Path, by: str, found: str, lock: str) -> OutputError:
-    return OutputError(
-        f"{output_dir} is in use by {by} ({_who(found)}); wait for it, or remove {lock} if it is "
-        "gone"
-    )
-
-
-def read_lock(lock: Path) -> str:
-    """Return what a lock says."""
-    try:
-        return lock.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return _GONE
-
-
-def _remove_lock(lock: Path, found: str) -> None:
-    """Remove the lock that was found stale, and not one that somebody else has taken since."""
-    aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        lock.rename(aside)
-    except FileNotFoundError:
-        return
-    if read_lock(aside) not in (found, _GONE):  # gone: whoever holds the output has tidied up
-        _link(aside, lock)
-    aside.unlink(missing_ok=True)
-
-
-def _who(found: str) -> str:
-    """Return who a lock names."""
-    try:
-        host, pid, _, *_ = found.split()
-    except ValueError:
-        return "unreadable"
-    return f"process {pid} on {host}"
-
-
-def is_alive(found: str) -> bool:
-    """Return whether whom a lock names may still be running."""
-    try:
-        host, pid, birth, *_ = found.split()  # the rest is for whoever watches
-        number = int(pid)
-    except ValueError:
-        return False
-    if host != socket.gethostname():  # of another host nothing can be known
-        return True
-    with suppress(psutil.Error):
-        # A later process may have been given the same number.
-        return (
-            psutil.pid_exists(number)
-            and _birth(number) == birth
-            and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
-        )
-    return False
-
-
-def lock_text() -> str:
-    """Return what a lock says of this process: host, number and birth."""
-    return f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
-
-
-def _birth(pid: int) -> str:
-    """Return when a process began, however often the system's clock has been set since."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except (OSError, UnicodeDecodeError):  # not Linux
-        return f"{psutil.Process(pid).create_time():.0f}"
-    return f"{boot}+{ticks}"
-
-
-# What the lock of a run without a scheduler says instead of its address.
+# In the lock of a run without a scheduler, instead of an address.
 IN_PROCESS = "-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockOwner:
-    """A process that holds an output directory, or did when it died.
+    """A process that holds an output directory, or held it when it died.
 
     Attributes
     ----------
     host, process : str
     scheduler : str
-        Address; empty until the run has one, IN_PROCESS if it needs none.
+        Address; empty until the run has a scheduler, IN_PROCESS if it needs none.
     is_alive : bool
         Whether it may still be running.
     """
@@ -256,48 +54,227 @@ class LockOwner:
         return f"process {self.process} on {self.host}"
 
 
-def lock_owner(output_dir: Path) -> LockOwner | None:
-    """Return who holds an output directory; None where nobody does.
+# -- taking a lock ---------------------------------------------------------------------------------
 
-    Raises
-    ------
-    SchedulerError
-        If several shares of a run do.
+
+@contextmanager
+def locked(output_dir: Path, partition: Partition | None = None) -> Iterator[list[str]]:
+    """Hold an output directory for a run, or a partition of one; yield notes for the user.
+
+    Raise OutputError, with host and process, if another run excludes this one.
     """
-    names = [WHOLE.lock, *(partition_files(share).lock for share in locked_partitions(output_dir))]
-    found = [one for name in names if (one := _holder(output_dir / name))]
-    alive = [one for one in found if one.is_alive]
-    seen = {one.scheduler for one in alive} - {"", IN_PROCESS}
-    if len(alive) > 1 and len(seen) > 1:
-        each = first_few([f"{one.scheduler} ({one})" for one in alive if one.scheduler in seen], 9)
-        raise SchedulerError(
-            f"{len(alive)} shares of a run are at work in {output_dir}; watch one of them by the "
-            f"address of its scheduler: {each}"
-        )
-    if len(alive) > 1 and seen:  # on one scheduler: both are to be seen there
-        return replace(alive[0], scheduler=seen.pop(), process="")
-    return (*alive, *found, None)[0]
-
-
-def _holder(lock: Path) -> LockOwner | None:
-    found = read_lock(lock)
+    is_new = not output_dir.exists()
+    lock = output_dir / partition_files(partition).lock
     try:
-        host, process, _, scheduler = (*found.split(), "")[:4]
-        int(process)
-    except ValueError:  # it has just gone, or is no lock
-        return None
-    return LockOwner(host=host, process=process, scheduler=scheduler, is_alive=is_alive(found))
+        _check_others(output_dir, partition)  # a run that is refused anyway takes no lock
+        notes = _take(lock, _rival(partition))
+    except OSError as error:
+        raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
+    try:
+        _check_others(output_dir, partition)
+        yield notes
+    finally:
+        lock.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):
+                output_dir.rmdir()  # succeeds only if the run left nothing
 
 
-def name_scheduler(output_dir: Path, share: Partition | None, address: str) -> None:
-    """Say in the lock that this process holds where the run's scheduler is, or IN_PROCESS."""
-    lock = output_dir / partition_files(share).lock
-    aside = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
+def check_not_in_use(output_dir: Path) -> None:
+    """Raise OutputError if a run, or a partition of one, holds an output directory."""
+    _check_whole(output_dir)
+    _check_partitions(output_dir, locked_partitions(output_dir))
+
+
+def check_free(output_dir: Path, partition: Partition | None) -> None:
+    """Raise OutputError if a run holds the output that excludes this run, or this partition."""
+    _check_others(output_dir, partition)
+    own = partition_files(partition).lock
+    text = read_lock(output_dir / own)
+    if is_alive(text):
+        raise _in_use(output_dir, _rival(partition), text, own)
+
+
+def remove_stale_locks(output_dir: Path) -> None:
+    """Remove locks of partitions that died. Call it while holding the output."""
+    for partition in locked_partitions(output_dir):
+        lock = output_dir / partition_files(partition).lock
+        text = read_lock(lock)
+        if not is_alive(text):
+            _remove_lock(lock, text)
+    for unfinished in unfinished_locks(output_dir):
+        if not is_alive(read_lock(unfinished)):
+            unfinished.unlink(missing_ok=True)
+
+
+def name_scheduler(output_dir: Path, partition: Partition | None, address: str) -> None:
+    """Add the address of the run's scheduler, or IN_PROCESS, to the lock of this process."""
+    lock = output_dir / partition_files(partition).lock
     try:
         if read_lock(lock) == lock_text():
-            aside.write_text(f"{lock_text()} {address}", encoding="utf-8")
-            os.replace(aside, lock)
-    except OSError:  # whoever watches must name the address, then
-        _LOG.debug("the lock does not name the scheduler", exc_info=True)
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
+            with atomic_write(lock) as file:
+                file.write(f"{lock_text()} {address}".encode())
+    except OSError:  # `watch` then needs the address of the scheduler
+        _LOG.debug("Could not add the scheduler's address to the lock", exc_info=True)
+
+
+def _take(lock: Path, rival: str) -> list[str]:
+    notes: list[str] = []
+    for number in range(_TRIES):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with atomic_write(lock, exclusive=True, fsync=True) as file:
+                file.write(lock_text().encode())
+        except FileNotFoundError:
+            if number == _TRIES - 1:
+                raise
+        except FileExistsError:
+            text = read_lock(lock)
+            if text == _GONE:
+                continue
+            if is_alive(text):
+                raise _in_use(lock.parent, rival, text, lock.name) from None
+            if notes:
+                break
+            notes = [f"took over the lock of a run that died ({_owner(text)})"]
+            _remove_lock(lock, text)
+        else:
+            return notes
+    raise OutputError(f"another run took {lock.parent} at the same moment")
+
+
+def _remove_lock(lock: Path, text: str) -> None:
+    """Remove a stale lock, unless another process has taken it since `text` was read."""
+    removed = temporary_name(lock)
+    try:
+        lock.rename(removed)
+    except FileNotFoundError:
+        return
+    if read_lock(removed) not in (text, _GONE):  # gone: the run that holds the output removed it
+        link(removed, lock)
+    removed.unlink(missing_ok=True)
+
+
+def _rival(partition: Partition | None) -> str:
+    return "another run" + ("" if partition is None else f" of partition {partition}")
+
+
+def _check_others(output_dir: Path, partition: Partition | None) -> None:
+    """Raise OutputError if another lock than the own one excludes this run or partition."""
+    others = locked_partitions(output_dir)
+    if partition is not None:
+        _check_whole(output_dir)
+        others = [other for other in others if other.of != partition.of]
+    _check_partitions(output_dir, others)
+
+
+def _check_whole(output_dir: Path) -> None:
+    text = read_lock(output_dir / WHOLE.lock)
+    if is_alive(text):
+        raise _in_use(output_dir, "another run", text, WHOLE.lock)
+
+
+def _check_partitions(output_dir: Path, partitions: list[Partition]) -> None:
+    texts = {p: read_lock(output_dir / partition_files(p).lock) for p in partitions}
+    alive = {partition: text for partition, text in texts.items() if is_alive(text)}
+    if len(alive) == 1:
+        ((partition, text),) = alive.items()
+        name = partition_files(partition).lock
+        raise _in_use(output_dir, f"partition {partition} of a run", text, name)
+    if alive:
+        owners = first_few([f"{partition} ({_owner(text)})" for partition, text in alive.items()])
+        locks = first_few([partition_files(partition).lock for partition in alive])
+        raise OutputError(
+            f"{output_dir} is in use by {len(alive)} partitions of a run: {owners}; wait for them, "
+            f"or remove the locks of those that no longer run: {locks}"
+        )
+
+
+def _in_use(output_dir: Path, rival: str, text: str, lock: str) -> OutputError:
+    return OutputError(
+        f"{output_dir} is in use by {rival} ({_owner(text)}); wait for it, or remove {lock} if it "
+        "no longer runs"
+    )
+
+
+# -- the text of a lock ----------------------------------------------------------------------------
+
+
+def lock_text() -> str:
+    """Return the lock's text for this process: host, process id and start time."""
+    return f"{socket.gethostname()} {os.getpid()} {_start_time(os.getpid())}"
+
+
+def read_lock(lock: Path) -> str:
+    """Return the text of a lock, which may have just been removed."""
+    try:
+        return lock.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return _GONE
+
+
+def is_alive(text: str) -> bool:
+    """Return whether the process that a lock names may still be running."""
+    try:
+        host, process, started, *_ = text.split()  # an address may follow
+        pid = int(process)
+    except ValueError:
+        return False
+    if host != socket.gethostname():  # nothing is known of processes on other hosts
+        return True
+    with suppress(psutil.Error):
+        # A later process may have got the same number.
+        return (
+            psutil.pid_exists(pid)
+            and _start_time(pid) == started
+            and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        )
+    return False
+
+
+def lock_owner(output_dir: Path) -> LockOwner | None:
+    """Return the process that holds an output directory, or None.
+
+    Raise SchedulerError if several partitions hold it, on several schedulers.
+    """
+    locks = [WHOLE.lock, *(partition_files(p).lock for p in locked_partitions(output_dir))]
+    owners = [owner for lock in locks if (owner := _read_owner(output_dir / lock))]
+    alive = [owner for owner in owners if owner.is_alive]
+    schedulers = {owner.scheduler for owner in alive} - {"", IN_PROCESS}
+    if len(alive) > 1 and len(schedulers) > 1:
+        names = [f"{owner.scheduler} ({owner})" for owner in alive if owner.scheduler in schedulers]
+        raise SchedulerError(
+            f"{len(alive)} partitions of a run write to {output_dir}; watch one of them by the "
+            f"address of its scheduler: {first_few(names, 9)}"
+        )
+    if len(alive) > 1 and schedulers:  # that scheduler knows all of them
+        return replace(alive[0], scheduler=schedulers.pop(), process="")
+    return (*alive, *owners, None)[0]
+
+
+def _read_owner(lock: Path) -> LockOwner | None:
+    text = read_lock(lock)
+    try:
+        host, process, _, scheduler = (*text.split(), "")[:4]
+        int(process)
+    except ValueError:  # just removed, or damaged
+        return None
+    return LockOwner(host=host, process=process, scheduler=scheduler, is_alive=is_alive(text))
+
+
+def _owner(text: str) -> str:
+    try:
+        host, pid, _, *_ = text.split()
+    except ValueError:
+        return "unreadable"
+    return f"process {pid} on {host}"
+
+
+def _start_time(pid: int) -> str:
+    """Return a process's start time, independent of changes of the system's clock."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except (OSError, UnicodeDecodeError):  # not Linux
+        return f"{psutil.Process(pid).create_time():.0f}"
+    return f"{boot}+{ticks}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,28 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.errors import CaseError, OutputError, UsageError
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.errors import CaseError, CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import not_written
 from dask_slicer.output.directory import check_merged, existing_splits, own_config
-from dask_slicer.output.formats.base import damage
+from dask_slicer.output.formats.base import damage, read_json
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
-from dask_slicer.output.index import SliceIndex, read_index
+from dask_slicer.output.index import SliceIndex, case_reader, read_index
 from dask_slicer.output.layout import FAILURES, SUMMARY
 from dask_slicer.utils.formatting import did_you_mean, plural, why_not_written
+from dask_slicer.utils.repr_html import html_card, html_facts
 
-_OF_A_FAILURE = ("case_id", "step", "kind", "message")
+_FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
+_REWRITE = "; the same run command writes it again"
 
 
 @dataclass(frozen=True)
 class Output:
-    """What `dask-slicer run` wrote into a directory; nothing is read before it is asked for.
+    """The output of a run: planned, written and failed cases, volumes, and the summary.
+
+    Files are read when they are first needed.
 
     Attributes
     ----------
     path : Path
     config : RunConfig
-        That it was made with.
+        The settings of the run.
     """
 
     path: Path
@@ -44,13 +47,18 @@ class Output:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Return dataset_info.json; empty while a first run has not ended."""
-        return _json(self.path / SUMMARY)
+        """Return dataset_info.json; empty until the first run has ended."""
+        try:
+            return read_json(self.path / SUMMARY)
+        except FileNotFoundError:
+            return {}
+        except CorruptFile as error:
+            raise OutputError(f"{error}{_REWRITE}") from None
 
     @cached_property
     def splits(self) -> dict[str, list[str]]:
-        """Return the planned case ids of each split, failed cases included."""
-        splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+        """Return the planned case ids of each split, including failed cases."""
+        splits: dict[str, list[str]] = {split: [] for split in SPLITS}
         for case_id, split in existing_splits(self.path).items():
             splits[split].append(case_id)
         return splits
@@ -61,42 +69,42 @@ class Output:
         path = self.path / FAILURES
         try:
             with path.open(encoding="utf-8", newline="") as lines:
-                found = list(csv.DictReader(lines, strict=True))
+                failures = list(csv.DictReader(lines, strict=True))
         except FileNotFoundError:
             return []
         except (ValueError, csv.Error) as error:
-            raise _damaged(path, str(error)) from None
-        if any(None in (row.get(name) for name in _OF_A_FAILURE) for row in found):
-            raise _damaged(path, "a column is missing")
-        return found
+            raise OutputError(f"{path} is damaged ({error}){_REWRITE}") from None
+        if any(None in map(row.get, _FAILURE_COLUMNS) for row in failures):
+            raise OutputError(f"{path} is damaged (a column is missing){_REWRITE}")
+        return failures
 
     @cached_property
     def index(self) -> SliceIndex:
-        """Return which slices there are."""
+        """Return the slices, as columns."""
         return read_index(self.path)
 
     @cached_property
     def cases(self) -> list[str]:
-        """Return the ids of the cases that slices were written of."""
+        """Return the ids of the cases that have slices."""
         return [case.case_id for case in self.index.cases]
 
     @property
     def shortfall(self) -> str:
-        """Return what is missing, in one line; empty where every planned case is there."""
+        """Return one line about missing cases; empty if every planned case is written."""
         planned = sum(map(len, self.splits.values()))
-        # A case of which no slice was kept is written, and not in the index.
+        # A case without a kept slice is written, but not in the index.
         written = self.index.n_committed or max(len(self.cases), self.summary.get("num_cases", 0))
         if written >= planned:
             return ""
         failed = len(self.failures)
-        why = why_not_written(failed, planned - written - failed)
-        return f"{self.path} has slices of {written} of {plural(planned, 'case')}: {why}"
+        reason = why_not_written(failed, planned - written - failed)
+        return f"{self.path} has slices of {written} of {plural(planned, 'case')}: {reason}"
 
     def volume(self, case_id: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Return a case's image as it was before it was sliced, normalised, and its affine.
+        """Return the normalised image of a case, put together from its slices, and its affine.
 
-        Of .npz slices that were dropped (`--min_foreground`), those are there that a window holds;
-        planes that none holds are NaN.
+        If `--min_foreground` dropped slices from an .npz output, planes that are in no window are
+        NaN.
 
         Parameters
         ----------
@@ -112,119 +120,53 @@ class Output:
         Raises
         ------
         UsageError
-            If the case is not there.
+            If the output has no slices of the case.
         CorruptFile
         """
         index = self.index
         number = next((n for n, case in enumerate(index.cases) if case.case_id == case_id), None)
         if number is None:
             failed = case_id in {failure["case_id"] for failure in self.failures}
-            why = f"; it failed, see {FAILURES}" if failed else did_you_mean(case_id, self.cases)
-            raise UsageError(f"no slices of {case_id} in {self.path}{why}")
+            hint = f"; it failed, see {FAILURES}" if failed else did_you_mean(case_id, self.cases)
+            raise UsageError(f"no slices of {case_id} in {self.path}{hint}")
         try:
-            return self._volume(number)
+            reader = case_reader(self.path, index.cases[number])
+            if isinstance(reader, ZarrReader):
+                planes, affine = reader.planes(list(range(reader.shape[0]))), reader.affine
+            else:
+                kept = index.slice_index[index.case == number].tolist()
+                planes, affine = _planes_of_windows(reader, kept)
         except (CaseError, OSError) as error:
             raise damage(case_id, None, error) from None
-
-    def _volume(self, number: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        index = self.index
-        case = index.cases[number]
-        if not case.digits:
-            zarr_case = ZarrReader(self.path / case.folder)
-            planes = zarr_case.planes(list(range(zarr_case.shape[0])))
-            return _by_modality(planes), zarr_case.affine
-        npz_case = NpzReader(lambda slice_index: self.path / case.path_of(slice_index))
-        kept = index.slice_index[index.case == number].tolist()
-        metadata = npz_case.metadata(kept[0])
-        n_slices, window_size = metadata["total_slices"], metadata["window_size"]
-        planes = np.full((n_slices, *npz_case.read(kept[0], 0)[0].shape), np.nan, np.float32)
-        n_modalities = planes.shape[1]
-        for slice_index in kept:
-            window, _ = npz_case.read(slice_index, None)
-            for offset in range(-window_size, window_size + 1):
-                if 0 <= slice_index + offset < n_slices:
-                    first = (offset + window_size) * n_modalities
-                    planes[slice_index + offset] = window[first : first + n_modalities]
-        return _by_modality(planes), np.array(metadata["affine"])
-
-    def check_cases(self, wanted: Collection[str], *, split: str | None = None) -> None:
-        """Raise if slices of a case are asked for that has none here, and say why.
-
-        Parameters
-        ----------
-        wanted : collection of str
-            Case ids.
-        split : {"train", "val", "test"}, optional
-            In which they should be.
-
-        Raises
-        ------
-        UsageError
-            If it failed, is not known, or is in another split.
-        """
-        splits = {case_id: name for name, ids in self.splits.items() for case_id in ids}
-        splits |= {case.case_id: case.split for case in self.index.cases}
-        failed = {failure["case_id"] for failure in self.failures}
-        for case_id in sorted(wanted):
-            if case_id in failed:
-                raise UsageError(f"{case_id} failed, see {self.path / FAILURES}")
-            if case_id not in splits:
-                raise UsageError(f"no case {case_id} in {self.path}{did_you_mean(case_id, splits)}")
-            if split not in (None, splits[case_id]):
-                raise UsageError(
-                    f"{case_id} is in {splits[case_id]}, not in {split}; split=None has all"
-                )
-
-    def check_window_size(self, window_size: int | None) -> None:
-        """Raise if no window of this size can be read from it.
-
-        Parameters
-        ----------
-        window_size : int or None
-            Neighbours on each side; None for what was written.
-
-        Raises
-        ------
-        UsageError
-        """
-        written = self.config.window_size
-        if self.config.format == "npz" and window_size is not None and window_size > written:
-            raise UsageError(
-                f"{self.path} has .npz windows of --window_size {written}; "
-                f"{window_size} needs --format zarr, or slices that were written with it"
-            )
+        return planes[:, 0] if planes.shape[1] == 1 else planes.swapaxes(0, 1), affine
 
     def __repr__(self) -> str:
         return f"Output({str(self.path)!r}: {', '.join(f'{k} {v}' for k, v in self._facts())})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-            for name, value in self._facts()
-        )
-        return f"<table><caption>{html.escape(str(self.path))}</caption>{rows}</table>"
+        return html_card(f"Output {self.path}", html_facts(self._facts()))
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def _facts(self) -> list[tuple[str, object]]:
         index = self.index
         splits = [case.split for case in index.cases]
         per_split = ", ".join(f"{split} {splits.count(split)}" for split in self.splits)
         return [
             ("cases", f"{len(index.cases)} ({per_split})"),
-            ("slices", str(len(index))),
-            ("failed", str(len(self.failures))),
+            ("slices", len(index)),
+            ("failed", len(self.failures)),
             ("format", f"{self.config.format}, {self.config.dtype}"),
             ("plane", self.config.plane),
-            ("window_size", str(self.config.window_size)),
+            ("window_size", self.config.window_size),
         ]
 
 
 def open_output(output_dir: str | Path) -> Output:
-    """Return an output directory, to be looked at.
+    """Open an output directory for reading.
 
     Parameters
     ----------
     output_dir : str or Path
-        That `dask-slicer run` wrote to; it may have been moved.
+        The output of a run; it may have been moved.
 
     Returns
     -------
@@ -233,7 +175,7 @@ def open_output(output_dir: str | Path) -> Output:
     Raises
     ------
     OutputError
-        If it is not ours, written by a newer version, or by shares that are not merged yet.
+        If it is no output, was written by a newer version, or has partitions that are not merged.
     """
     path = Path(output_dir).absolute()
     config = own_config(path)
@@ -241,43 +183,36 @@ def open_output(output_dir: str | Path) -> Output:
     return Output(path, config)
 
 
-def _by_modality(planes: NDArray[np.float32]) -> NDArray[np.float32]:
-    return planes[:, 0] if planes.shape[1] == 1 else planes.swapaxes(0, 1)
+def check_cases(output: Output, wanted: Collection[str], *, split: str | None = None) -> None:
+    """Raise UsageError if a case failed, is unknown, or is in another split than `split`."""
+    splits = {case_id: name for name, ids in output.splits.items() for case_id in ids}
+    splits |= {case.case_id: case.split for case in output.index.cases}
+    failed = {failure["case_id"] for failure in output.failures}
+    for case_id in sorted(wanted):
+        if case_id in failed:
+            raise UsageError(f"{case_id} failed, see {output.path / FAILURES}")
+        if case_id not in splits:
+            raise UsageError(f"no case {case_id} in {output.path}{did_you_mean(case_id, splits)}")
+        if split not in (None, splits[case_id]):
+            raise UsageError(
+                f"{case_id} is in {splits[case_id]}, not in {split}; split=None has all"
+            )
 
 
-def _damaged(path: Path, why: str) -> OutputError:
-    return OutputError(f"{path} is damaged ({why}); the same run command writes it anew")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise _damaged(path, str(error)) from None
-    if not isinstance(found, dict):
-        raise _damaged(path, "it holds no object")
-    return found
+def check_window_size(output: Output, window_size: int | None) -> None:
+    """Raise UsageError if the output has no windows of this size; None is the written size."""
+    written = output.config.window_size
+    if output.config.format == "npz" and window_size is not None and window_size > written:
+        raise UsageError(
+            f"{output.path} has .npz windows of --window_size {written}; "
+            f"{window_size} needs --format zarr, or slices that were written with it"
+        )
 
 
 def place_for(output_dir: Path, file: Path | None, *, name: str, suffixes: Collection[str]) -> Path:
-    """Return where a file is to be, with the directories that symlinks lead to.
+    """Return the resolved path of `--file`, by default `name` in the output.
 
-    Parameters
-    ----------
-    output_dir : Path
-    file : Path or None
-        Where the user wants it.
-    name : str
-        In the output, where nothing else is wanted.
-    suffixes : collection of str
-        That a file at the top of the output may end with; none of its own does.
-
-    Raises
-    ------
-    UsageError
-        If it is a directory, or would be among the output's own files.
+    Raise UsageError for a directory, and for a name that a file of the output may have.
     """
     if file is None:
         return output_dir / name
@@ -294,3 +229,20 @@ def place_for(output_dir: Path, file: Path | None, *, name: str, suffixes: Colle
             f"{' or '.join(suffixes)}"
         )
     return file
+
+
+def _planes_of_windows(
+    reader: NpzReader, kept: list[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return the planes of an .npz case, (slice, modality, row, column), and its affine."""
+    metadata = reader.metadata(kept[0])
+    n_slices, window_size = metadata["total_slices"], metadata["window_size"]
+    planes = np.full((n_slices, *reader.read(kept[0], 0)[0].shape), np.nan, np.float32)
+    n_modalities = planes.shape[1]
+    for slice_index in kept:
+        window, _ = reader.read(slice_index, None)
+        for offset in range(-window_size, window_size + 1):
+            if 0 <= slice_index + offset < n_slices:
+                first = (offset + window_size) * n_modalities
+                planes[slice_index + offset] = window[first : first + n_modalities]
+    return planes, np.array(metadata["affine"])

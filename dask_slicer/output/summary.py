@@ -1,46 +1,52 @@
-"""dataset_info.json and the other files that describe a whole output."""
+"""Files that describe a whole output: slices.csv, failures.csv and dataset_info.json."""
 
 from __future__ import annotations
 
+import json
 import math
 import platform
-from collections import Counter
-from collections.abc import Collection, Iterable
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.output import directory, layout
-from dask_slicer.output.index import IndexWriter
+from dask_slicer.output.index import csv_lines, index_rows
 from dask_slicer.output.journal import last_records
 from dask_slicer.planning.plan import FORMAT_VERSION
 from dask_slicer.records import CommittedCase, FailedCase
 
 _REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "numpy", "zarr")
+_FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
 
 
 @dataclass(slots=True)
 class DatasetTotals:
-    """Running totals over committed cases; its size does not grow with their number of slices."""
+    """Running totals over committed cases; its size does not grow with the number of slices."""
 
-    case_names: list[str] = field(default_factory=list)
+    split_of: dict[str, str] = field(default_factory=dict)
     n_slices: int = 0
     n_bytes: int = 0
-    cases_by_split: Counter[str] = field(default_factory=Counter)
     slices_by_split: Counter[str] = field(default_factory=Counter)
     label_voxels: Counter[int] = field(default_factory=Counter)
     intensity: tuple[Statistics, ...] = ()
 
+    @property
+    def case_names(self) -> list[str]:
+        """Return the case ids, in the order in which they were added."""
+        return list(self.split_of)
+
     def add(self, record: CommittedCase) -> None:
-        """Count one case."""
+        """Add one case."""
         n_slices = len(record.slices)
-        self.case_names.append(record.case_id)
+        self.split_of[record.case_id] = record.split
         self.n_slices += n_slices
         self.n_bytes += record.n_bytes
-        self.cases_by_split[record.split] += 1
         self.slices_by_split[record.split] += n_slices
         for written in record.slices:
             self.label_voxels.update(written.labels or {})
@@ -49,6 +55,156 @@ class DatasetTotals:
             if self.intensity
             else record.statistics
         )
+
+
+def finalize(
+    config: RunConfig,
+    failures: list[FailedCase],
+    *,
+    planned: Collection[str],
+    n_modalities: int | None,
+    elapsed_seconds: float,
+    slices_this_run: int,
+    is_complete: bool,
+) -> DatasetTotals:
+    """Write the files that describe the whole output, which the caller holds; return the totals.
+
+    Failures of `planned` cases in the journal are appended to `failures`. Unless the run
+    `is_complete`, files of cases that were stopped before their commit are removed.
+    """
+    planned = set(planned)
+    totals = DatasetTotals()
+
+    def committed() -> Iterator[CommittedCase]:
+        for record in last_records(config.output_dir / layout.JOURNAL):
+            if isinstance(record, CommittedCase):
+                yield record
+            elif isinstance(record, FailedCase) and record.case_id in planned:
+                failures.append(record)
+
+    directory.remove_temporary(config.output_dir)
+    try:
+        for name, lines in whole_files(
+            config,
+            committed(),
+            totals,
+            failures=failures,
+            n_modalities=n_modalities,
+            elapsed_seconds=elapsed_seconds,
+            slices_this_run=slices_this_run,
+        ):
+            directory.write_lines(config.output_dir, name, lines)
+        if not is_complete and (stopped := planned - totals.split_of.keys()):
+            # Their files were written before they could be committed.
+            for paths in layout.find_entries(config.output_dir, of=stopped).values():
+                directory.remove_case_files(config.output_dir, paths)
+    finally:  # also if the disk is too full for these files
+        directory.remove_temporary(config.output_dir)
+    return totals
+
+
+def whole_files(
+    config: RunConfig,
+    committed: Iterable[CommittedCase],
+    totals: DatasetTotals,
+    *,
+    failures: Sequence[FailedCase] = (),
+    n_modalities: int | None = None,
+    elapsed_seconds: float = 0,
+    slices_this_run: int = 0,
+) -> Iterator[tuple[str, Iterable[str] | None]]:
+    """Yield name and lines of each file that describes the whole; None if it must not exist.
+
+    slices.csv is first: reading its lines reads `committed`, and fills `totals` for the rest.
+    """
+    lines = csv_lines(chain([layout.COLUMNS], _counted_rows(committed, totals)))
+    yield layout.INDEX, lines
+    deque(lines, maxlen=0)  # a comparison may stop at the first difference
+    yield layout.FAILURES, _failure_lines(failures) if failures else None
+    if config.format == "zarr":
+        from dask_slicer.output.formats.zarr_writer import consolidated
+
+        cases = [(split, case_id) for case_id, split in totals.split_of.items()]
+        yield f"{layout.ZARR}/zarr.json", [consolidated(config.output_dir / layout.ZARR, cases)]
+    info = dataset_info(
+        totals,
+        config,
+        n_modalities=n_modalities or len(totals.intensity) or 1,
+        failures=failures,
+        elapsed_seconds=elapsed_seconds,
+        slices_this_run=slices_this_run,
+    )
+    yield layout.SUMMARY, [json.dumps(info, indent=2, ensure_ascii=False) + "\n"]
+
+
+def _counted_rows(
+    committed: Iterable[CommittedCase], totals: DatasetTotals
+) -> Iterator[tuple[object, ...]]:
+    for record in committed:
+        totals.add(record)
+        yield from index_rows(record)
+
+
+def _failure_lines(failures: Iterable[FailedCase]) -> Iterator[str]:
+    rows = [
+        (failure.case_id, failure.step, failure.kind, failure.message)
+        for failure in sorted(failures, key=lambda failure: failure.case_id)
+    ]
+    return csv_lines([_FAILURE_COLUMNS, *rows])
+
+
+def dataset_info(
+    totals: DatasetTotals,
+    config: RunConfig,
+    *,
+    n_modalities: int,
+    failures: Iterable[FailedCase],
+    elapsed_seconds: float,
+    slices_this_run: int,
+) -> dict[str, Any]:
+    """Return the content of dataset_info.json."""
+    failed = {failure.case_id: failure for failure in failures}
+    cases_by_split = Counter(totals.split_of.values())
+    clipped = config.clip_min is not None or config.clip_max is not None
+    return {
+        "window_size": config.window_size,
+        "total_channels": (2 * config.window_size + 1) * n_modalities,
+        "padding_mode": config.padding_mode,
+        "normalized": config.normalize != "none",
+        "clip_range": [config.clip_min, config.clip_max] if clipped else None,
+        "num_cases": len(totals.case_names),
+        "num_slices": totals.n_slices,
+        "case_names": totals.case_names,
+        "format": config.format,
+        "format_version": FORMAT_VERSION,
+        "plane": config.plane,
+        "dtype": config.dtype,
+        "splits": {
+            split: {"cases": cases_by_split[split], "slices": totals.slices_by_split[split]}
+            for split in SPLITS
+        },
+        "num_failed": len(failed),
+        "failures": [
+            {name: getattr(failure, name) for name in _FAILURE_COLUMNS}
+            for _, failure in sorted(failed.items())
+        ],
+        "label_voxels": {str(value): count for value, count in sorted(totals.label_voxels.items())},
+        "intensity": _intensity(totals.intensity),
+        "elapsed_seconds": round(elapsed_seconds, 3),
+        "slices_per_second": round(slices_this_run / max(elapsed_seconds, 1e-9), 1),
+        "bytes_written": totals.n_bytes,
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in _REPORTED_VERSIONS},
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def _intensity(statistics: Sequence[Statistics]) -> dict[str, Any]:
+    def by_modality(name: str) -> Any:
+        values = [getattr(stats, name) for stats in statistics]
+        return values[0] if len(values) == 1 else values or None
+
+    return {name: by_modality(name) for name in ("mean", "std", "min", "max")}
 
 
 def pooled(one: Statistics, other: Statistics) -> Statistics:
@@ -76,120 +232,3 @@ def pooled(one: Statistics, other: Statistics) -> Statistics:
         n_foreground=n,
         n_nonfinite=one.n_nonfinite + other.n_nonfinite,
     )
-
-
-def dataset_info(
-    tally: DatasetTotals,
-    config: RunConfig,
-    *,
-    n_modalities: int,
-    failures: Iterable[FailedCase],
-    elapsed_seconds: float,
-    slices_this_run: int,
-) -> dict[str, Any]:
-    """Return the content of dataset_info.json."""
-    failed = {failure.case_id: failure for failure in failures}
-    clipped = config.clip_min is not None or config.clip_max is not None
-    return {
-        "window_size": config.window_size,
-        "total_channels": (2 * config.window_size + 1) * n_modalities,
-        "padding_mode": config.padding_mode,
-        "normalized": config.normalize != "none",
-        "clip_range": [config.clip_min, config.clip_max] if clipped else None,
-        "num_cases": len(tally.case_names),
-        "num_slices": tally.n_slices,
-        "case_names": tally.case_names,
-        "format": config.format,
-        "format_version": FORMAT_VERSION,
-        "plane": config.plane,
-        "dtype": config.dtype,
-        "splits": {
-            split: {"cases": tally.cases_by_split[split], "slices": tally.slices_by_split[split]}
-            for split in SPLITS
-        },
-        "num_failed": len(failed),
-        "failures": [
-            {"case_id": f.case_id, "step": f.step, "kind": f.kind, "message": f.message}
-            for _, f in sorted(failed.items())
-        ],
-        "label_voxels": {str(value): count for value, count in sorted(tally.label_voxels.items())},
-        "intensity": _intensity(tally.intensity),
-        "elapsed_seconds": round(elapsed_seconds, 3),
-        "slices_per_second": round(slices_this_run / max(elapsed_seconds, 1e-9), 1),
-        "bytes_written": tally.n_bytes,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in _REPORTED_VERSIONS},
-        "config": config.model_dump(mode="json"),
-    }
-
-
-def _intensity(statistics: tuple[Statistics, ...]) -> dict[str, Any]:
-    def of(name: str) -> Any:
-        values = [getattr(found, name) for found in statistics]
-        return values[0] if len(values) == 1 else values or None
-
-    return {name: of(name) for name in ("mean", "std", "min", "max")}
-
-
-def finalize(
-    config: RunConfig,
-    failures: list[FailedCase],
-    *,
-    planned: Collection[str],
-    n_modalities: int | None,
-    elapsed_seconds: float,
-    slices_this_run: int,
-    is_complete: bool,
-) -> DatasetTotals:
-    """Write index, failures, summary and the store's metadata; return the totals.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Names the output, which the caller holds.
-    failures : list of FailedCase
-        Those that the journal does not have; its own are added.
-    planned : collection of str
-        Cases whose failures count, and whose files go if they are not committed.
-    n_modalities : int or None
-        None: as many as the committed cases have.
-    elapsed_seconds : float
-    slices_this_run : int
-    is_complete : bool
-        Whether nothing was stopped, or failed, that may have left files.
-    """
-    directory.remove_temporary(config.output_dir)
-    try:
-        planned = set(planned)
-        tally = DatasetTotals()
-        written: list[tuple[str, str]] = []
-        index = IndexWriter(config.output_dir)
-        for record in last_records(config.output_dir / layout.JOURNAL):
-            if isinstance(record, CommittedCase):
-                tally.add(record)
-                index.add(record)
-                written.append((record.split, record.case_id))
-            elif isinstance(record, FailedCase) and record.case_id in planned:
-                failures.append(record)
-        index.close()
-        directory.write_failures(config.output_dir, failures)
-        if not is_complete and (stopped := planned.difference(tally.case_names)):
-            # Their files were written before they could be committed.
-            for paths in layout.find_entries(config.output_dir, of=stopped).values():
-                directory.remove_case_files(config.output_dir, paths)
-        if config.format == "zarr":
-            directory.write_store_metadata(config.output_dir, written)
-        directory.write_summary(
-            config.output_dir,
-            dataset_info(
-                tally,
-                config,
-                n_modalities=n_modalities or len(tally.intensity) or 1,
-                failures=failures,
-                elapsed_seconds=elapsed_seconds,
-                slices_this_run=slices_this_run,
-            ),
-        )
-    finally:  # also where the disk is too full for what is said here
-        directory.remove_temporary(config.output_dir)
-    return tally

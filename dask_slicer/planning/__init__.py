@@ -1,1 +1,1 @@
-"""Plans of runs: cases, splits, disk and memory, from headers alone."""
+"""Plans of runs, from headers alone: cases, splits, disk and memory."""

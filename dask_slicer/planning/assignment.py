@@ -1,4 +1,4 @@
-"""Patients and splits of cases: from a manifest, a file, or ratios."""
+"""Patients and splits of cases, from a manifest, a file, or ratios."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from dask_slicer.utils.formatting import did_you_mean, first_few
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierSplits:
-    """What earlier runs into the same output have settled.
+    """Splits and patients of earlier runs into the same output.
 
     Attributes
     ----------
     splits : mapping of case id to split
         A case stays in its split.
     groups : callable
-        Returns the patient of each case that was written. It is called only if some of these cases
-        are no longer in the dataset, because reading every record of an output takes time.
+        Returns the patient of each written case. It reads the whole journal, so it is called only
+        if some of these cases are no longer in the dataset.
     """
 
     splits: Mapping[str, str] = field(default_factory=dict)
@@ -39,9 +39,9 @@ def case_groups(dataset: Dataset, config: RunConfig, notes: list[str]) -> dict[s
     groups = {}
     unmatched = []
     for case in dataset.cases:
-        # What a manifest says stands; what a layout suggests gives way to a regex.
-        suggested = config.group_regex is not None and dataset.layout != "manifest"
-        group = None if suggested else case.group
+        # A regex replaces the groups of a layout, but not those of a manifest.
+        by_regex = config.group_regex is not None and dataset.layout != "manifest"
+        group = None if by_regex else case.group
         if group is None and config.group_regex is not None:
             group = _group_by_regex(case.case_id, config.group_regex)
             if group is None:
@@ -49,7 +49,7 @@ def case_groups(dataset: Dataset, config: RunConfig, notes: list[str]) -> dict[s
         groups[case.case_id] = case.case_id if group is None else group
     if unmatched:
         notes.append(
-            f"group_regex does not match {len(unmatched)} case ids, each is a group of its own: "
+            f"group_regex does not match {len(unmatched)} case ids; each is a separate group: "
             f"{first_few(unmatched)}"
         )
     return groups
@@ -67,15 +67,17 @@ def case_splits(
     earlier: EarlierSplits,
     notes: list[str],
 ) -> tuple[list[Case], dict[str, str]]:
-    """Return the cases that take part, and the split of each, and of those assigned before."""
+    """Return the cases of the run, and the split of each of them and of earlier cases."""
     assigned = earlier.splits
     given = {case.case_id: case.split for case in cases if case.split is not None}
     if config.splits is not None and len(given) < len(cases):
         given |= _read_splits(config.splits, config.fold, {case.case_id for case in cases})
         left_out = [case.case_id for case in cases if case.case_id not in given]
         if left_out:
-            notes.append(f"{len(left_out)} cases that {config.splits.name} does not name are "
-                         f"left out: {first_few(left_out, most=20)}")  # fmt: skip
+            notes.append(
+                f"{len(left_out)} cases that {config.splits.name} does not name are left out: "
+                f"{first_few(left_out, most=20)}"
+            )
         cases = [case for case in cases if case.case_id in given]
         if not cases:
             raise DatasetError(f"{config.splits} names none of the cases")
@@ -87,38 +89,38 @@ def case_splits(
             f"{config.output_dir} was made with other splits: {name} was {assigned[name]}, is now "
             f"{given[name]} ({len(moved)} in all); use another --output_dir, or --overwrite"
         )
-    # Cases of earlier runs that are gone from the dataset still hold their patient's split.
-    everyone = {name: name for name in assigned}
+    # Cases that left the dataset still keep their patient in their split.
+    all_groups = {name: name for name in assigned}
     if assigned.keys() - groups.keys():
         written = earlier.groups()
-        everyone |= {name: group for name, group in written.items() if name in assigned}
-    everyone |= groups
-    check_groups_whole({**assigned, **given}, everyone)
-    if config.splits is not None or len(given) == len(cases):
-        return list(cases), {**assigned, **given}
-    splits = assign_splits(
-        everyone, ratios=config.ratios(), seed=config.seed, assigned={**assigned, **given}
-    )
+        all_groups |= {name: group for name, group in written.items() if name in assigned}
+    all_groups |= groups
+    splits = {**assigned, **given}
+    check_groups_whole(splits, all_groups)
+    if config.splits is None and len(given) < len(cases):
+        splits = assign_splits(
+            all_groups, ratios=config.ratios(), seed=config.seed, assigned=splits
+        )
     return list(cases), splits
 
 
 def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str]:
-    described = _read_json(path)
-    if isinstance(described, list):
-        if not described:
+    content = _read_json(path)
+    if isinstance(content, list):
+        if not content:
             raise DatasetError(f"{path} holds no folds")
-        if fold is None and len(described) > 1:
-            raise DatasetError(f"{path} holds {len(described)} folds; choose one with --fold")
-        if not (fold or 0) < len(described):
-            raise DatasetError(f"{path} holds {len(described)} folds, there is no --fold {fold}")
-        described = described[fold or 0]
+        if fold is None and len(content) > 1:
+            raise DatasetError(f"{path} holds {len(content)} folds; choose one with --fold")
+        if not (fold or 0) < len(content):
+            raise DatasetError(f"{path} holds {len(content)} folds, there is no --fold {fold}")
+        content = content[fold or 0]
     elif fold is not None:
         raise DatasetError(f"--fold {fold} was given, but {path} holds no list of folds")
-    if not isinstance(described, dict) or not set(described) <= set(SPLITS):
+    if not isinstance(content, dict) or not set(content) <= set(SPLITS):
         raise DatasetError(f"{path} must hold lists of case ids under train, val and test")
     assigned: dict[str, str] = {}
     for split in SPLITS:
-        names = described.get(split, [])
+        names = content.get(split, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DatasetError(f"{path} must hold a list of case ids under {split}")
         for name in names:

@@ -15,34 +15,35 @@ from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import format_bytes, format_shape, plural
 
-# Of one npz file: member names, zip headers and npy headers; the fixed part of the metadata, in
-# characters of 4 bytes, and what each modality adds to it. Deflated, all of it takes about 1 kB.
+# Of one npz file: member names, zip headers and npy headers; metadata in characters of 4 bytes, a
+# fixed part and one per modality. Deflated, they take about 1 kB in all.
 _NPZ_HEADERS = 1_000
 _METADATA_LENGTH, _METADATA_PER_MODALITY = 1_000, 120
 _NPZ_OVERHEAD_DEFLATED = 1_000
-# Deflating noise makes it this much longer at most.
+# The most that deflating noise can add.
 _DEFLATE_EXPANSION = 1.01
-# Normalised float32 slices deflate a little worse than the integers they come from, each plane of a
-# window alike. Measured on CT and MR; an estimate, not a bound.
+# Normalised float32 planes deflate a little worse than the integers they come from. Measured on CT
+# and MR; an estimate, not a bound.
 _FLOAT_OVER_GZIP = 1.5
 _TYPICAL_GZIP_RATIO = 2.0
-# In Zarr, where bytes are shuffled before they are compressed.
+# In Zarr, which shuffles bytes before it compresses them.
 _SHUFFLED_OVER_GZIP = {"source": 1.2, "float16": 1.1}
-# Of a case in a Zarr store: the group, and for each of image, label and slice_index its metadata
-# and its shard; and what these take, shards aside.
+# Files of a case in a Zarr store: the group's metadata, and metadata and shard of image, label and
+# slice_index. Bytes of these files without the shards.
 _ZARR_FILES = 7
 _ZARR_OVERHEAD = 6_000
 
 
 def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
-    """Return how many bytes a case's slices take, at most and probably."""
+    """Return the bytes of a case's slices: upper bound, and estimate."""
     n_slices, height, width = case.shape
     n_modalities = len(case.case.images)
     pixels = height * width
-    of_floats = settings.dtype != "source"
-    image_dtype = np.dtype(settings.dtype) if of_floats else np.result_type(*case.dtypes)
+    image_dtype = (
+        np.result_type(*case.dtypes) if settings.dtype == "source" else np.dtype(settings.dtype)
+    )
     label = pixels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
-    # Planes that a slice takes on disk: its window's, or its own.
+    # Planes of a slice on disk: those of its window, or its own.
     channels = n_modalities
     texts = _ZARR_OVERHEAD if n_slices == 0 else _ZARR_OVERHEAD // n_slices + 1
     stored_raw = settings.compression == "none"
@@ -61,7 +62,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     most = int(stored * _DEFLATE_EXPANSION)
     ratio = case.voxel_bytes / case.file_bytes if case.file_bytes else _TYPICAL_GZIP_RATIO
     if ratio < 1.05:
-        ratio = _TYPICAL_GZIP_RATIO  # not gzipped: nothing is known
+        ratio = _TYPICAL_GZIP_RATIO  # not gzipped: the ratio is unknown
     longer = _FLOAT_OVER_GZIP
     if settings.format == "zarr":
         longer = _SHUFFLED_OVER_GZIP.get(settings.dtype, longer)
@@ -71,7 +72,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
 
 
 def output_files(case: CasePlan, settings: SliceSettings) -> int:
-    """Return how many files a case becomes, at most."""
+    """Return the largest number of files of a case."""
     if settings.format == "npz":
         return case.shape[0]
     return _ZARR_FILES if case.has_label else _ZARR_FILES - 2
@@ -80,7 +81,7 @@ def output_files(case: CasePlan, settings: SliceSettings) -> int:
 def suggest_workers(
     *, n_cpus: int, memory_bytes: int, peak: int, n_cases: int, rotational: bool
 ) -> tuple[int, str]:
-    """Return how many workers suit this machine and plan, and what limits them.
+    """Return the suggested number of workers, and what limits it.
 
     Examples
     --------
@@ -105,56 +106,55 @@ def suggest_workers(
 
 
 def outliers(cases: Iterable[CasePlan]) -> list[str]:
-    """Return which cases are unlike the rest in spacing, shape, orientation or dtype.
+    """Return lines about cases with unusual spacing, shape, orientation or dtype.
 
-    Where more than a quarter of the cases would be named, there is no rest to be unlike; then one
-    line says that the property varies.
+    A property that is unusual in over a quarter of the cases gets one line: it varies.
     """
     sound = [case for case in cases if case.problem is None]
     if len(sound) < 3:
         return []
-    found: list[str] = []
+    lines: list[str] = []
     for name, triples in (
         ("spacing (mm)", [case.spacing for case in sound]),
         ("shape", [case.shape for case in sound]),
     ):
-        middle = [median(triple[axis] for triple in triples) for axis in range(3)]
-        odd = [
-            f"{case.case_id}: {name} {format_shape(triple)}, median {format_shape(middle)}"
+        medians = [median(triple[axis] for triple in triples) for axis in range(3)]
+        unusual = [
+            f"{case.case_id}: {name} {format_shape(triple)}, median {format_shape(medians)}"
             for case, triple in zip(sound, triples, strict=True)
-            if any(not m / 2 <= value <= m * 2 for value, m in zip(triple, middle, strict=True))
+            if any(not m / 2 <= value <= m * 2 for value, m in zip(triple, medians, strict=True))
         ]
         low, high = ([edge(t[axis] for t in triples) for axis in range(3)] for edge in (min, max))
-        found += _few_or_one(
-            odd, len(sound), f"{name} varies from {format_shape(low)} to {format_shape(high)}"
+        lines += _few_or_one(
+            unusual, len(sound), f"{name} varies from {format_shape(low)} to {format_shape(high)}"
         )
     for name, values in (
         ("stored as", [case.orientation for case in sound]),
         ("dtype", ["/".join(case.dtypes) for case in sound]),
     ):
         counts = Counter(values).most_common()
-        odd = [
+        unusual = [
             f"{case.case_id}: {name} {value}, most {counts[0][0]}"
             for case, value in zip(sound, values, strict=True)
             if value != counts[0][0]
         ]
         shown = ", ".join(f"{count} {value}" for value, count in counts)
-        found += _few_or_one(odd, len(sound), f"{name}: {shown}")
-    return found
+        lines += _few_or_one(unusual, len(sound), f"{name}: {shown}")
+    return lines
 
 
-def _few_or_one(odd: list[str], n_cases: int, instead: str) -> list[str]:
-    return odd if len(odd) <= max(n_cases // 4, 1) else [instead]
+def _few_or_one(unusual: list[str], n_cases: int, instead: str) -> list[str]:
+    return unusual if len(unusual) <= max(n_cases // 4, 1) else [instead]
 
 
 def plan_lines(plan: RunPlan) -> list[str]:
-    """Return a plan in a few lines."""
+    """Return a summary of a plan, as lines of text."""
     lines = [f"Input: {plan.config.input_dir}", f"Layout: {plan.layout} ({plan.reason})"]
-    by_split = Counter(case.split for case in plan.cases)
-    shares = ", ".join(f"{by_split[split]} {split}" for split in plan.splits)
+    counts = Counter(case.split for case in plan.cases)
+    splits = ", ".join(f"{counts[split]} {split}" for split in plan.splits)
     sound = len(plan.cases) - len(plan.failures)
     bad = f", {plural(len(plan.failures), 'case')} cannot be run" if plan.failures else ""
-    lines.append(f"Plan: {plural(len(plan.cases), 'case')} ({shares}){bad}")
+    lines.append(f"Plan: {plural(len(plan.cases), 'case')} ({splits}){bad}")
     if sound:
         most, likely = _output_bytes(plan)
         lines.append(
@@ -170,8 +170,8 @@ def plan_lines(plan: RunPlan) -> list[str]:
 
 
 def plan_json(plan: RunPlan) -> str:
-    """Return a plan as JSON, for machines."""
-    described = {
+    """Return a plan as JSON."""
+    content = {
         "layout": plan.layout,
         "reason": plan.reason,
         "config": plan.config.model_dump(mode="json"),
@@ -190,11 +190,11 @@ def plan_json(plan: RunPlan) -> str:
         ],
         **plan_needs(plan),
     }
-    return json.dumps(described, indent=2, ensure_ascii=False)
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def plan_needs(plan: RunPlan) -> dict[str, Any]:
-    """Return what a run will take of disk and memory, and how many workers suit it."""
+    """Return disk and memory that a run needs, and the suggested number of workers."""
     most, likely = _output_bytes(plan)
     sound = [case for case in plan.cases if case.problem is None]
     n_workers, reason = suggest_workers(

@@ -1,4 +1,4 @@
-"""Plans of runs and cases, and partitions of a run; integer arithmetic, no I/O."""
+"""Plans of runs and cases, and partitions of a run: integer arithmetic, no I/O."""
 
 from __future__ import annotations
 
@@ -7,51 +7,48 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
-from dask_slicer.inputs.case import Case, _files
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.inputs.case import Case, file_rows
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
-if TYPE_CHECKING:
-    from dask_slicer.config.schema import RunConfig
-    from dask_slicer.inputs.case import Case
-    from dask_slicer.records import FailedCase
-
-
-# Raised when the same settings and sources would come out as other bytes.
+# Increased when the same settings and sources give other bytes.
 FORMAT_VERSION = 1
 
-# What a case costs beside its voxels, and each of its files, in bytes of voxels that are sliced in
-# the same time: 1 ms and 0.25 ms, at 80 MB/s.
+# Time for each case and each slice beside the work on voxels, 1 ms and 0.25 ms, as bytes of voxels
+# that are sliced in that time at 80 MB/s.
 _WORK_PER_CASE, _WORK_PER_SLICE = 80_000, 20_000
 
-# What a worker holds before its first case: Python, numpy, distributed.
+# Memory of a worker before its first case: Python, numpy, distributed.
 WORKER_BASE_BYTES = 200_000_000
+
+
+# -- a case ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CasePlan:
-    """What is known of a case from its headers, and where it goes.
+    """A case with its split, and the facts in its headers.
 
     Attributes
     ----------
     case : Case
     split : str
     group : str
-        The patient; the case id where nothing else is known.
+        The patient; the case id if no patient is known.
     digest : str
         Of everything that decides the output.
     sources : tuple of str
         The images, relative to the input root, POSIX.
     shape : tuple of int
-        (n_slices, height, width) in the order of the plane.
+        (n_slices, height, width), for the plane.
     spacing : tuple of float
-        mm, likewise.
+        (slice, row, column), mm.
     orientation : str
         Axis codes of the first image as stored, such as LPS.
     dtypes : tuple of str
@@ -59,9 +56,9 @@ class CasePlan:
     file_bytes, voxel_bytes : int
         Of all files of the case, on disk and inflated.
     oriented : bool
-        Whether the first image's header says how the patient lay.
+        Whether the first image's header defines its orientation.
     problem : FailedCase or None
-        Why the case cannot be run; then the header's fields may be empty.
+        Why the case cannot run; then the fields from headers may be empty.
     """
 
     case: Case
@@ -84,7 +81,7 @@ class CasePlan:
         return self.case.case_id
 
     def described(self) -> tuple[str, str, str, str, str]:
-        """Return slices, rows×columns, spacing in mm, orientation and dtypes, as tables show it."""
+        """Return slices, rows×columns, spacing, orientation and dtypes, as text for tables."""
         n_slices, height, width = self.shape
         return (
             str(n_slices),
@@ -95,37 +92,87 @@ class CasePlan:
         )
 
     def _repr_html_(self) -> str:
-        return case_plan_card(self)
+        rows: list[tuple[str, object]] = [("split", self.split or "none yet")]
+        if self.group and self.group != self.case_id:
+            rows.append(("group", self.group))
+        if self.problem is None:
+            names = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
+            rows += list(zip(names, self.described(), strict=True))
+        else:
+            rows.append(("problem", f"{self.problem.kind}: {self.problem.message}"))
+        return html_card(f"Case {self.case_id}", html_facts(rows + file_rows(self.case)))
 
     @property
     def has_label(self) -> bool:
-        """Return whether slices of this case will have a label."""
+        """Return whether the slices of this case have a label."""
         return self.case.label is not None
 
     @property
     def work(self) -> int:
-        """Return about how long it takes, in bytes of voxels."""
+        """Return the estimated work, in bytes of voxels that take as long."""
         return self.voxel_bytes + self.shape[0] * _WORK_PER_SLICE + _WORK_PER_CASE
+
+
+def case_digest(
+    settings: SliceSettings,
+    *,
+    split: str,
+    sources: Sequence[tuple[str, int, int]],
+    allow_missing_labels: bool,
+    has_label: bool,
+) -> str:
+    """Return a digest, of 16 hexadecimal digits, of everything that decides a case's output bytes.
+
+    `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
+    """
+    # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
+    unused = OF_ANOTHER_FORMAT[settings.format]
+    decisive = settings.model_dump(mode="json", exclude={"nonfinite", unused})
+    content = {
+        "format_version": FORMAT_VERSION,
+        "settings": decisive,
+        "split": split,
+        "sources": [list(source) for source in sources],
+        # A case that was written without a label stays valid only while that is allowed.
+        "label": "present" if has_label else f"missing, allowed: {allow_missing_labels}",
+    }
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
+    """Return the memory that a case needs to be loaded, sliced and saved, in bytes."""
+    _, height, width = case.shape
+    voxels = int(np.prod(case.shape, dtype=object))
+    planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
+    label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
+    # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
+    window = planes * len(case.case.images) * height * width * 4
+    percentile = voxels * 8 if settings.normalize == "percentile" else 0
+    return case.voxel_bytes + label + max(3 * window, percentile)
+
+
+# -- a run -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """What a run will do; made from headers, printable, and changed by nothing.
+    """The plan of a run, made from headers: which cases go into which split.
 
     Attributes
     ----------
     config : RunConfig
     layout : str
-        The dataset layout that was recognised.
+        The recognised layout of the dataset.
     reason : str
-        By what it was recognised.
+        Why it was recognised.
     cases : tuple of CasePlan
-        All planned cases, also those with a problem, by case id.
+        All planned cases, including those with a problem, sorted by case id.
     splits : dict of split to list of str
-        What splits.json will hold: planned cases, and those it held before.
+        The content of splits.json: planned cases, and cases of earlier runs.
     notes : tuple of str
     problems : tuple of str
-        Why the dataset as a whole is refused.
+        Why the whole dataset is refused.
     """
 
     config: RunConfig
@@ -145,29 +192,29 @@ class RunPlan:
 
     @property
     def selected(self) -> tuple[CasePlan, ...]:
-        """Return the cases to run, all or the ones chosen by `shard` and `only`."""
+        """Return the cases to run: all, or those selected by `shard` and `only`."""
         wanted = {case.case_id for case in self.cases}
-        if (share := parse_partition(self.config.shard)) is not None:
-            wanted.intersection_update(share.cases(wanted))
+        if (partition := parse_partition(self.config.shard)) is not None:
+            wanted.intersection_update(partition.cases(wanted))
         if self.config.only:
             wanted.intersection_update(self.config.only)
         return tuple(case for case in self.cases if case.case_id in wanted)
 
     @property
     def failures(self) -> tuple[FailedCase, ...]:
-        """Return what is wrong with single cases, as far as headers tell."""
+        """Return the problems of single cases that their headers show."""
         return tuple(case.problem for case in self.cases if case.problem is not None)
 
     @property
     def n_modalities(self) -> int:
-        """Return how many images a case has."""
-        found = Counter(len(case.case.images) for case in self.cases if case.problem is None)
-        found = found or Counter(len(case.case.images) for case in self.cases)
-        return found.most_common(1)[0][0] if found else 1
+        """Return the number of images of a case."""
+        counts = Counter(len(case.case.images) for case in self.cases if case.problem is None)
+        counts = counts or Counter(len(case.case.images) for case in self.cases)
+        return counts.most_common(1)[0][0] if counts else 1
 
     @property
     def n_slices(self) -> int:
-        """Return how many slices all sound cases have."""
+        """Return the number of slices of all cases without a problem."""
         return sum(case.shape[0] for case in self.cases if case.problem is None)
 
     @property
@@ -179,57 +226,29 @@ class RunPlan:
         )
 
     def _repr_html_(self) -> str:
-        return plan_card(self)
-
-
-def case_digest(
-    settings: SliceSettings,
-    *,
-    split: str,
-    sources: Sequence[tuple[str, int, int]],
-    allow_missing_labels: bool,
-    has_label: bool,
-) -> str:
-    """Return a digest of everything that decides the bytes of a case's output.
-
-    Parameters
-    ----------
-    settings : SliceSettings
-    split : str
-    sources : sequence of (path, size, mtime_ns)
-        Paths relative to the input root, so that a dataset may be moved.
-    allow_missing_labels, has_label : bool
-        A case without a label stands only as long as such cases are allowed.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
-    """
-    # A committed case remembers whether it held NaN; if not, `nonfinite` made no difference.
-    meaningless = OF_ANOTHER_FORMAT[settings.format]
-    decisive = settings.model_dump(mode="json", exclude={"nonfinite", meaningless})
-    described = {
-        "format_version": FORMAT_VERSION,
-        "settings": decisive,
-        "split": split,
-        "sources": [list(source) for source in sources],
-        "label": "present" if has_label else f"missing, allowed: {allow_missing_labels}",
-    }
-    text = json.dumps(described, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
-    """Return the memory that one case takes while it is loaded, sliced and saved, in bytes."""
-    _, height, width = case.shape
-    voxels = int(np.prod(case.shape, dtype=object))
-    planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
-    label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
-    # The planes of a window, raw and deflated; a percentile sorts a float64 copy of one modality.
-    window = planes * len(case.case.images) * height * width * 4
-    percentile = voxels * 8 if settings.normalize == "percentile" else 0
-    return case.voxel_bytes + label + max(3 * window, percentile)
+        config = self.config
+        counts = Counter(case.split for case in self.cases)
+        splits = ", ".join(f"{counts[split]} {split}" for split in self.splits)
+        channels = plural((2 * config.window_size + 1) * self.n_modalities, "channel")
+        rows: list[tuple[str, object]] = [
+            ("input", config.input_dir),
+            ("layout", f"{self.layout} ({self.reason})"),
+            ("cases", f"{len(self.cases)} ({splits})"),
+            ("slices", f"{self.n_slices} {config.plane}, {channels}, {config.format}"),
+            ("output", config.output_dir),
+            *(("note", note) for note in self.notes),
+            *(("problem", problem) for problem in self.problems),
+        ]
+        names = ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype")
+        cases = [
+            (case.case_id, case.split, *case.described()) for case in self.cases if not case.problem
+        ]
+        return html_card(
+            f"Plan of {plural(len(self.cases), 'case')}",
+            html_facts(rows),
+            html_table(names, cases, of="case"),
+            failure_table(self.failures),
+        )
 
 
 def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
@@ -240,60 +259,22 @@ def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
     >>> by_split({"b": "train", "a": "train", "c": "test"})
     {'train': ['a', 'b'], 'val': [], 'test': ['c']}
     """
-    splits: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for case_id, split in sorted(assignment.items()):
         splits[split].append(case_id)
     return splits
 
 
-def case_plan_card(plan: CasePlan) -> str:
-    """Return what is planned of a case as HTML."""
-    rows: list[tuple[str, object]] = [("split", plan.split or "none yet")]
-    if plan.group and plan.group != plan.case_id:
-        rows.append(("group", plan.group))
-    if plan.problem is None:
-        names = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
-        rows += list(zip(names, plan.described(), strict=True))
-    else:
-        rows.append(("problem", f"{plan.problem.kind}: {plan.problem.message}"))
-    return html_card(f"Case {plan.case_id}", html_facts(rows + _files(plan.case)))
-
-
-def plan_card(plan: RunPlan) -> str:
-    """Return a plan as HTML: what it comes to, then its cases and what is wrong with them."""
-    config = plan.config
-    by_split = Counter(case.split for case in plan.cases)
-    shares = ", ".join(f"{by_split[split]} {split}" for split in plan.splits)
-    channels = plural((2 * config.window_size + 1) * plan.n_modalities, "channel")
-    rows: list[tuple[str, object]] = [
-        ("input", config.input_dir),
-        ("layout", f"{plan.layout} ({plan.reason})"),
-        ("cases", f"{len(plan.cases)} ({shares})"),
-        ("slices", f"{plan.n_slices} {config.plane}, {channels}, {config.format}"),
-        ("output", config.output_dir),
-        *(("note", note) for note in plan.notes),
-        *(("problem", problem) for problem in plan.problems),
-    ]
-    names = ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype")
-    cases = [
-        (case.case_id, case.split, *case.described()) for case in plan.cases if not case.problem
-    ]
-    return html_card(
-        f"Plan of {plural(len(plan.cases), 'case')}",
-        html_facts(rows),
-        html_table(names, cases, of="case"),
-        failure_table(plan.failures),
-    )
+# -- a partition of a run --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Partition:
-    """The `number`-th, from 1, `of` so many shares of a run.
+    """Partition `number`, counted from 1, `of` a run's partitions.
 
     Examples
     --------
-    >>> share = Partition(2, 3)
-    >>> str(share)
+    >>> str(Partition(2, 3))
     '2/3'
     """
 
@@ -304,7 +285,7 @@ class Partition:
         return f"{self.number}/{self.of}"
 
     def cases(self, case_ids: Iterable[str]) -> list[str]:
-        """Return every `of`-th of the sorted case ids: neighbours are often of one size.
+        """Return every `of`-th of the sorted case ids, because neighbours often have equal sizes.
 
         Examples
         --------
@@ -315,7 +296,7 @@ class Partition:
 
 
 def parse_partition(setting: str | None) -> Partition | None:
-    """Return the share that I/N stands for, as the configuration has checked it.
+    """Return the partition of the setting `shard`, I/N, which was checked before.
 
     Examples
     --------

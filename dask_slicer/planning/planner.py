@@ -22,39 +22,22 @@ from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.formatting import did_you_mean, first_few
 
-# Reading a header is waiting for the disk.
+# Reading a header is mostly waiting for the disk.
 _HEADER_THREADS = 16
 
 
 def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPlan:
-    """Return what a run with this configuration would do; reads headers, writes nothing.
+    """Return the plan of a run; reads headers, writes nothing.
 
-    The output is not looked at: `prepare.prepare_plan` does that.
-
-    Parameters
-    ----------
-    config : RunConfig
-    earlier : EarlierSplits, optional
-        Without, as if there had been no earlier run.
-
-    Returns
-    -------
-    RunPlan
-        What is wrong with single cases stands in `failures`, with the dataset in `problems`.
-
-    Raises
-    ------
-    DatasetError
-        If there is no case, or splits or `only` do not fit the cases.
-    OutputError
-        If earlier runs put cases into other splits than those now given.
+    Raise DatasetError if there is no case, or if splits or `only` do not fit the cases, and
+    OutputError if earlier runs put cases into other splits.
     """
     earlier = earlier or EarlierSplits()
     dataset = find_cases(config.input_dir, include_test=config.include_test)
     notes = list(dataset.notes)
     if config.prune:
-        here = {case.case_id for case in dataset.cases}
-        kept = {case_id: split for case_id, split in earlier.splits.items() if case_id in here}
+        present = {case.case_id for case in dataset.cases}
+        kept = {case_id: split for case_id, split in earlier.splits.items() if case_id in present}
         earlier = replace(earlier, splits=kept)
     has_labels = any(case.label is not None for case in dataset.cases)
     if config.min_foreground > 0 and not has_labels:
@@ -64,33 +47,33 @@ def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPla
     _check_only(config.only, cases)
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
 
-    def planned(case: Case) -> CasePlan:
+    def plan_case(case: Case) -> CasePlan:
         plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
         for _ in range(config.retries + 1):
             try:
                 if case.label is None and has_labels and not config.allow_missing_labels:
                     raise MissingLabel(
-                        "no label for this case, though others have one; add it, "
+                        "no label for this case, but others have one; add it, "
                         "or use --allow_missing_labels"
                     )
                 if len(case.images) != n_modalities:
                     raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
-                return _described(plan, config, dataset.root)
-            except Exception as error:  # whatever it is, the other cases go on
-                found = as_case_error(error, step="plan")
-                if not found.retriable:
+                return _with_headers(plan, config, dataset.root)
+            except Exception as error:  # any error: the other cases continue
+                failure = as_case_error(error, step="plan")
+                if not failure.retriable:
                     break
         problem = FailedCase(
-            case_id=case.case_id, step="plan", kind=found.kind, message=found.one_line
+            case_id=case.case_id, step="plan", kind=failure.kind, message=failure.one_line
         )
         return replace(plan, problem=problem)
 
     with ThreadPoolExecutor(_HEADER_THREADS) as threads:
-        described = tuple(threads.map(planned, cases))
-    _note_unoriented(described, notes)
+        plans = tuple(threads.map(plan_case, cases))
+    _note_unoriented(plans, notes)
     if not has_labels:
         notes.append("no case has a label; slices will hold images only")
-    _note_empty_splits(described, config, notes)
+    _note_empty_splits(plans, config, notes)
     unused = OF_ANOTHER_FORMAT[config.format]
     if getattr(config, unused) != RunConfig.model_fields[unused].default:
         notes.append(f"--{unused} has no effect with --format {config.format}")
@@ -98,15 +81,15 @@ def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPla
         config=config,
         layout=dataset.layout,
         reason=dataset.reason,
-        cases=described,
+        cases=plans,
         splits=by_split(splits),
         notes=tuple(notes),
         problems=dataset.problems,
     )
 
 
-def _described(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
-    """Return a case's plan with what its headers say."""
+def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
+    """Return a case's plan, filled in from its headers."""
     case = plan.case
     headers = [read_header(path) for path in case.files]
     _, grid = align(grids_of(headers, has_label=plan.has_label), config.plane)
@@ -145,8 +128,8 @@ def _note_unoriented(cases: Iterable[CasePlan], notes: list[str]) -> None:
     unknown = [case.case_id for case in cases if not case.oriented]
     if unknown:
         notes.append(
-            f"{len(unknown)} images say nothing of their orientation (sform and qform code 0), "
-            f"taken as LAS as nibabel does: {first_few(unknown)}"
+            f"{len(unknown)} images do not define their orientation (sform and qform code 0), "
+            f"LAS is assumed, as in nibabel: {first_few(unknown)}"
         )
 
 

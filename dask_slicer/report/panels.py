@@ -14,7 +14,7 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, CorruptFile, UsageError
 from dask_slicer.output.formats.base import CaseReader, damage
 from dask_slicer.output.index import IndexedCase, SliceIndex, case_reader
-from dask_slicer.output.output import Output
+from dask_slicer.output.output import Output, check_cases
 from dask_slicer.report.figure_layout import Panel
 from dask_slicer.report.montage import choose_slices, display_range, shares, sides, spread, to_grey
 from dask_slicer.utils.formatting import first_few, plural
@@ -90,7 +90,7 @@ def _numbers(
     if cases is None:
         return [n for n, case in enumerate(index.cases) if split in (None, case.split)]
     wanted = {cases} if isinstance(cases, str) else set(cases)
-    output.check_cases(wanted, split=split)
+    check_cases(output, wanted, split=split)
     known = {case.case_id: number for number, case in enumerate(index.cases)}
     for case_id in sorted(wanted - set(known)):
         raise UsageError(

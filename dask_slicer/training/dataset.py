@@ -19,7 +19,7 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, UsageError
 from dask_slicer.output.formats.base import CaseReader, damage
 from dask_slicer.output.index import SliceIndex, case_reader
-from dask_slicer.output.output import Output, open_output
+from dask_slicer.output.output import Output, check_cases, check_window_size, open_output
 from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class SliceDataset:
         self.output_dir = output.path
         self.transform = transform
         self._window_size = 0 if channels == "center" else window_size
-        output.check_window_size(self._window_size)
+        check_window_size(output, self._window_size)
         self._index = _select(output, split, cases, labels, min_foreground)
         self._readers: OrderedDict[int, CaseReader] = OrderedDict()
         if output.shortfall:
@@ -307,7 +307,7 @@ def _select(
     of_case = np.array([split is None or case.split == split for case in index.cases], dtype=bool)
     if cases is not None:
         wanted = set(cases)
-        output.check_cases(wanted, split=split)
+        check_cases(output, wanted, split=split)
         of_case &= np.array([case.case_id in wanted for case in index.cases], dtype=bool)
     rows = of_case[index.case]
     if labels is not None:

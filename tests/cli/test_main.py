@@ -28,7 +28,9 @@ COMMANDS = sorted(main.commands)
 
 
 def options_of(command: str) -> dict[str, click.Option]:
-    parameters = main.commands[command].get_params(click.Context(main))
+    parameters = main.commands[command].get_params(
+        click.Context(main, help_option_names=["-h", "--help"])
+    )
     return {found.name: found for found in parameters if isinstance(found, click.Option)}
 
 

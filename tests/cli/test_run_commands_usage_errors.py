@@ -169,7 +169,7 @@ def test_scans_are_never_written_among(refused, dataset, tmp_path) -> None:
     assert "must not be the input_dir" in refused(output_dir=dataset.root)
     (tmp_path / "link").symlink_to(dataset.root)
     assert "must not be the input_dir" in refused(output_dir=tmp_path / "link")
-    assert "files of others" in refused(output_dir=dataset.root / "imagesTr")
+    assert "holds other files" in refused(output_dir=dataset.root / "imagesTr")
 
 
 def test_an_input_that_is_missing_or_holds_no_case_says_what_was_searched(
@@ -191,7 +191,7 @@ def test_an_output_directory_of_a_newer_version_is_refused(refused, tmp_path) ->
     (tmp_path / "slices" / "config.yaml").write_text(
         "# Written by dask-slicer\ninput_dir: a\ntime_travel: true\n"
     )
-    assert "was not made by this tool or version" in refused()
+    assert "was not written by this version of dask-slicer" in refused()
 
 
 # -- cases and splits ------------------------------------------------------------------------------
@@ -302,3 +302,18 @@ def test_a_run_that_finds_no_place_to_run_leaves_an_output_as_it_was(
     assert result.exit_code == 1
     assert "no Dask scheduler answers" in result.stderr
     assert snapshot(output) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num_workers", "-2"], "num_workers must be -1 or more, got -2"),
+        (["--dashboard_address", "here"], "dashboard_address must be host:port, or none, got here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_verify_refuses_what_run_refuses(dataset, slice_dataset, invoke, options, words) -> None:
+    dataset.add("liver")
+    result = invoke("verify", slice_dataset(), *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr

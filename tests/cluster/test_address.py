@@ -1,4 +1,4 @@
-"""A scheduler that cannot be talked to is one line, within seconds: what was tried, what to do."""
+"""Probing an address: a scheduler that is out of reach gives one line within seconds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _issued(folder: Path, name: str) -> TlsFiles:
 
 @contextmanager
 def listening(serve: Callable[[socket.socket], object]) -> Iterator[str]:
-    """Listen on loopback, and serve whoever connects; yield host:port."""
+    """Listen on loopback and serve each connection; yield host:port."""
     held = []
 
     def accept(server: socket.socket) -> None:
@@ -100,7 +100,7 @@ def test_an_address_has_a_protocol(said, address, monkeypatch, tmp_path) -> None
     "said",
     ["", "host", "tcp://host", "host:port", ":8786", "tcp://h:99999", "http://h:1", "TCP://h:1"],
 )
-def test_what_is_no_address_is_refused(said, monkeypatch) -> None:
+def test_an_invalid_address_is_refused(said, monkeypatch) -> None:
     with pytest.raises(ConfigError, match="must be an address such as tcp://host:8786"):
         scheduler_address(said, None)
 
@@ -123,30 +123,30 @@ def test_a_scheduler_file_must_hold_an_address(tmp_path, content, said) -> None:
         scheduler_address(None, path)
 
 
-# -- who answers there -----------------------------------------------------------------------------
+# -- servers at an address -------------------------------------------------------------------------
 
 
-def test_nobody() -> None:
+def test_a_closed_port() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
     assert "(connection refused)" in refusal(f"tcp://127.0.0.1:{port}")
 
 
-def test_a_host_that_is_not_known() -> None:
+def test_an_unknown_host() -> None:
     assert "tcp://no.such.host.invalid:8786 (no.such.host.invalid: " in refusal(
         "tcp://no.such.host.invalid:8786"
     )
 
 
 @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.b"])
-def test_what_can_be_no_host(host) -> None:
+def test_an_invalid_host_name(host) -> None:
     assert f"({host}: not a host name)" in refusal(f"tcp://{host}:8786")
 
 
 @pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2p1\r\n", b"220 mail.example.org\r\n", b""])
-def test_somebody_who_says_something_else_or_hangs_up(said) -> None:
+def test_a_server_that_is_not_dask_or_closes_the_connection(said) -> None:
     def serve(connection: socket.socket) -> None:
-        with suppress(OSError):  # who reads enough hangs up, too
+        with suppress(OSError):  # the reader closes the connection, too
             connection.sendall(said)
             connection.shutdown(socket.SHUT_RDWR)
 
@@ -154,14 +154,14 @@ def test_somebody_who_says_something_else_or_hangs_up(said) -> None:
         assert "is no Dask scheduler" in refusal(f"tcp://{place}")
 
 
-def test_somebody_who_does_not_talk(monkeypatch) -> None:
+def test_a_server_that_sends_nothing(monkeypatch) -> None:
     monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
     monkeypatch.setattr("dask_slicer.cluster.address._CONNECT_SECONDS", 1.0)
     with listening(lambda _: None) as place:
         assert "has said nothing for 1 s" in refusal(f"tcp://{place}")
 
 
-def test_somebody_who_is_slow(monkeypatch) -> None:
+def test_a_slow_scheduler(monkeypatch) -> None:
     monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
 
     def serve(connection: socket.socket) -> None:
@@ -173,13 +173,13 @@ def test_somebody_who_is_slow(monkeypatch) -> None:
         check_reachable(f"tcp://{place}", None)
 
 
-def test_somebody_who_talks_tls(monkeypatch, certificates) -> None:
+def test_a_tcp_address_of_a_scheduler_with_tls(monkeypatch, certificates) -> None:
     monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 1.0)
     with listening(_tls_server(certificates.ours)) as place:
         assert f"talks TLS: use tls://{place} with --tls_ca" in refusal(f"tcp://{place}")
 
 
-def test_somebody_who_does_not_talk_tls(certificates) -> None:
+def test_a_tls_address_of_a_scheduler_without_tls(certificates) -> None:
     def serve(connection: socket.socket) -> None:
         with suppress(OSError):
             connection.sendall(b"\0" * 64)
@@ -226,10 +226,10 @@ def _tls_server(files: TlsFiles) -> Callable[[socket.socket], None]:
     return serve
 
 
-# -- files of TLS ----------------------------------------------------------------------------------
+# -- TLS files -------------------------------------------------------------------------------------
 
 
-def test_files_of_tls_that_cannot_be_used_are_named(tmp_path, certificates) -> None:
+def test_tls_files_that_cannot_be_used_are_named(tmp_path, certificates) -> None:
     ours, foreign = certificates
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("certificate")

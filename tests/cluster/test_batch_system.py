@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_slicer.cluster.batch_system import SYSTEMS, fate_of, lifetime, listed_jobs, words_of
+from dask_slicer.cluster.batch_system import SYSTEMS, error_text, job_status, lifetime, listed_jobs
 from dask_slicer.config.run_settings import JobSettings
 
 
@@ -64,27 +64,27 @@ def test_a_listing_says_which_jobs_are_queued_and_which_run(system: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("refused", "has_joined", "silent_seconds", "n_times_unlisted", "fate"),
+    ("refused", "has_joined", "silent_seconds", "n_times_unlisted", "status"),
     [
         (True, False, 0, 0, "refused"),
-        (False, False, 1e6, 0, "kept"),  # queued for days
-        (False, False, 30, 1, "kept"),  # it may not be listed yet
-        (False, False, 30, 2, "stillborn"),
-        (False, True, 30, 0, "kept"),  # its nanny starts another worker
-        (False, True, 5, 2, "lost"),
-        (False, True, 61, 0, "lost"),  # its node is frozen, or cut off
+        (False, False, 1e6, 0, "running"),  # queued for days
+        (False, False, 30, 1, "running"),  # it may not be listed yet
+        (False, False, 30, 2, "failed_to_start"),
+        (False, True, 30, 0, "running"),  # its nanny starts another worker
+        (False, True, 5, 2, "ended"),
+        (False, True, 61, 0, "ended"),  # its node is frozen, or cut off
     ],
 )
-def test_a_job_without_a_worker_has_one_of_four_fates(
-    refused, has_joined, silent_seconds, n_times_unlisted, fate
+def test_a_job_without_a_worker_has_one_of_four_statuses(
+    refused, has_joined, silent_seconds, n_times_unlisted, status
 ) -> None:
-    found = fate_of(
+    found = job_status(
         refused=refused,
         has_joined=has_joined,
         silent_seconds=silent_seconds,
         n_times_unlisted=n_times_unlisted,
     )
-    assert found == fate
+    assert found == status
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,6 @@ def test_a_job_without_a_worker_has_one_of_four_fates(
         ("Request aborted by esub.\n", "", "Request aborted by esub."),
     ],
 )
-def test_a_refusal_is_told_in_the_words_of_the_batch_system(stdout, stderr, words) -> None:
+def test_a_refusal_quotes_the_words_of_the_batch_system(stdout, stderr, words) -> None:
     said = f"Command exited\nExit code: 1\nCommand:\nx\nstdout:\n{stdout}\nstderr:\n{stderr}\n"
-    assert words_of(RuntimeError(said)) == words
+    assert error_text(RuntimeError(said)) == words

@@ -1,4 +1,4 @@
-"""Which jobs are submitted again, and when there is no point: on a cluster that is made up."""
+"""Replacing jobs, and giving up, on a simulated cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from dask_slicer.cluster import job_monitor
 from dask_slicer.cluster.batch_system import SYSTEMS
-from dask_slicer.cluster.job_monitor import Keeper
+from dask_slicer.cluster.job_monitor import JobMonitor
 
 
 class Cluster:
@@ -29,13 +29,13 @@ class Cluster:
         self.notes: list[str] = []
         self._numbers = itertools.count(1)
         self._group = {"group": [f"-{n}" for n in range(n_workers)]} if n_workers > 1 else {}
-        self.keeper = Keeper(
+        self.monitor = JobMonitor(
             self, system=SYSTEMS["slurm"], n_jobs=n_jobs, logs=logs, note=self.notes.append
         )
 
     def look(self, *, times: int = 1) -> None:
         for _ in range(times):
-            asyncio.run(self.keeper._look())
+            asyncio.run(self.monitor._check())
 
     def list(self, *lines: str) -> None:
         self.listing = "\n".join(lines)
@@ -47,7 +47,7 @@ class Cluster:
         for name in names:
             del self.scheduler.workers[name]
 
-    # What a cluster of dask-jobqueue does, as far as the keeper asks it to.
+    # The methods of a dask-jobqueue cluster that the monitor calls.
 
     def scale(self, *, jobs: int) -> None:
         while len(self.worker_spec) < jobs:
@@ -76,7 +76,7 @@ class Cluster:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_ASK_SECONDS", "_SHORTEST_ASK_SECONDS", "_AGAIN_SECONDS"):
+    for name in ("_LIST_SECONDS", "_URGENT_LIST_SECONDS", "_RETRY_SECONDS"):
         monkeypatch.setattr(job_monitor, name, 0.0)
 
 
@@ -86,10 +86,10 @@ def test_jobs_that_are_queued_are_left_alone_however_long_that_takes() -> None:
     cluster.list("1 PD Priority", "2 PD Resources")
     cluster.look(times=100)
     assert list(cluster.workers) == ["job-1", "job-2"]
-    assert cluster.keeper.standing() == (
+    assert cluster.monitor.summary() == (
         "2 jobs submitted, 2 queued (Priority, Resources), 0 running"
     )
-    assert (cluster.notes, cluster.keeper.failure) == ([], "")
+    assert (cluster.notes, cluster.monitor.failure) == ([], "")
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
@@ -100,15 +100,15 @@ def test_a_job_that_had_workers_and_is_not_listed_any_more_is_replaced(n_workers
     names = ["job-1"] if n_workers == 1 else ["job-1-0", "job-1-1"]
     cluster.join(*names)
     cluster.look()
-    assert cluster.keeper.n_joined == 1
+    assert cluster.monitor.n_joined == 1
     cluster.leave(*names)
     cluster.look(times=3)
     assert cluster.notes == []  # a nanny may be starting another worker
     cluster.list()
     cluster.look(times=2)
-    assert cluster.notes == ["job 1 has ended; another one is submitted"]
-    assert (list(cluster.workers), cluster.keeper.n_joined) == (["job-2"], 0)
-    assert cluster.keeper.failure == ""
+    assert cluster.notes == ["Job 1 ended; submitted a replacement"]
+    assert (list(cluster.workers), cluster.monitor.n_joined) == (["job-2"], 0)
+    assert cluster.monitor.failure == ""
 
 
 def test_a_job_of_several_workers_is_kept_while_one_of_them_is_there() -> None:
@@ -134,15 +134,15 @@ def test_a_job_that_runs_without_a_worker_for_long_is_cancelled_and_replaced() -
     assert list(cluster.workers) == ["job-2"]
 
 
-def test_what_is_refused_at_first_ends_it_at_once() -> None:
+def test_a_run_ends_when_its_first_jobs_are_refused() -> None:
     cluster = Cluster(n_jobs=2)
     cluster.refusal = "sbatch refused the job: no such partition"
     cluster.look(times=2)
-    assert cluster.keeper.failure == "sbatch refused the job: no such partition"
+    assert cluster.monitor.failure == "sbatch refused the job: no such partition"
     assert cluster.notes == []
 
 
-def test_what_is_refused_later_is_tried_again_a_few_times() -> None:
+def test_later_refusals_are_tried_again_a_few_times() -> None:
     cluster = Cluster(n_jobs=1)
     cluster.look()
     cluster.join("job-1")
@@ -151,10 +151,10 @@ def test_what_is_refused_later_is_tried_again_a_few_times() -> None:
     cluster.refusal = "sbatch refused the job: maintenance"
     cluster.look(times=2)
     cluster.look(times=2)
-    assert cluster.keeper.failure == ""
-    assert cluster.notes[-1] == f"{cluster.refusal}; another one is submitted"
+    assert cluster.monitor.failure == ""
+    assert cluster.notes[-1] == f"{cluster.refusal}; submitted a replacement"
     cluster.look(times=3)
-    assert cluster.keeper.failure == cluster.refusal
+    assert cluster.monitor.failure == cluster.refusal
 
 
 def test_a_refusal_while_others_work_ends_nothing() -> None:
@@ -167,41 +167,41 @@ def test_a_refusal_while_others_work_ends_nothing() -> None:
     cluster.list("1 R None")
     cluster.refusal = "sbatch refused the job: too many"
     cluster.look(times=20)
-    assert cluster.keeper.failure == ""
-    assert cluster.keeper.n_joined == 1
+    assert cluster.monitor.failure == ""
+    assert cluster.monitor.n_joined == 1
 
 
-def test_jobs_that_end_before_their_workers_come_end_it_after_the_third(tmp_path: Path) -> None:
+def test_a_run_ends_after_three_jobs_that_failed_to_start(tmp_path: Path) -> None:
     (tmp_path / "dask-slicer-13.log").write_text("of another job")
     (tmp_path / "dask-slicer-3.log").write_text("first\nno module of that name\n\n")
     cluster = Cluster(n_jobs=1, logs=tmp_path)
     for _ in range(3):
-        assert cluster.keeper.failure == ""
+        assert cluster.monitor.failure == ""
         cluster.look(times=2)
     cluster.look()
     assert cluster.notes[0] == (
-        f"job 1 ended before its worker came; it left nothing in {tmp_path}; another one is "
-        "submitted"
+        f"Job 1 ended before its worker started; it left no log file in {tmp_path}; submitted a "
+        "replacement"
     )
-    assert cluster.keeper.failure == (
-        f"job 3 ended before its worker came; {tmp_path}/dask-slicer-3.log ends with: "
+    assert cluster.monitor.failure == (
+        f"Job 3 ended before its worker started; {tmp_path}/dask-slicer-3.log ends with: "
         "no module of that name"
     )
 
 
-def test_a_batch_system_that_does_not_answer_says_nothing_of_its_jobs() -> None:
+def test_jobs_are_left_alone_while_the_batch_system_does_not_answer() -> None:
     cluster = Cluster(n_jobs=1)
     cluster.look()
     cluster.list("!Unable to contact slurm controller")
     cluster.look(times=10)
     assert list(cluster.workers) == ["job-1"]
-    assert cluster.keeper.standing() == (
+    assert cluster.monitor.summary() == (
         "1 job submitted (squeue: Unable to contact slurm controller)"
     )
 
 
-def test_nothing_is_submitted_when_it_is_over() -> None:
+def test_no_job_is_submitted_at_the_end_of_a_run() -> None:
     cluster = Cluster(n_jobs=1)
-    cluster.keeper.is_over.set()
+    cluster.monitor.is_over.set()
     cluster.look(times=3)
     assert cluster.workers == {}

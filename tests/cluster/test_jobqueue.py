@@ -1,4 +1,4 @@
-"""Workers that are jobs: their scripts, and a run on made-up batch systems."""
+"""Workers in batch jobs: their scripts, and a run on simulated batch systems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ASKED = {
     "account": "lab",
     "interface": "ib0",
 }
-# What each is told of the same job.
+# The directives of the same job for each system.
 DIRECTIVES = {
     "slurm": [
         "#SBATCH -J dask-slicer",
@@ -87,8 +87,8 @@ def test_a_job_is_described_as_its_batch_system_wants_it(system: str) -> None:
     extra = ["-pe smp 2"] if system == "sge" else []
     settings = JobSettings(cluster=system, job_extra=(*extra, "--qos=high"), **ASKED)
     script = job_script(settings, Path("/out"))
-    told = [line for line in script.splitlines() if line.startswith("#") and "#!" not in line]
-    assert told == DIRECTIVES[system]
+    directives = [line for line in script.splitlines() if line.startswith("#") and "#!" not in line]
+    assert directives == DIRECTIVES[system]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -246,7 +246,7 @@ def test_logs_of_jobs_make_no_directory_somebody_elses(dataset, tmp_path, slice_
     assert (slice_dataset() / "slices.csv").exists()
 
 
-# What stands for the commands of a batch system: a job is a process of this machine, its number is
+# A program in place of a batch system's commands: a job is a process of this machine, its number is
 # the process's, and a file remembers it.
 _MADE_UP = """\
 #!PYTHON

@@ -1,4 +1,4 @@
-"""What is said of somebody's workers before the first case, from what they answered."""
+"""Checks of a running scheduler's workers before the first case, given their answers."""
 
 from __future__ import annotations
 
@@ -342,7 +342,7 @@ def test_workers_that_come_on_demand_are_not_missed(tmp_path) -> None:
             notes.append,
             upload=False,
         )
-    assert "there is no worker yet, and none could be looked at" in notes
+    assert "no worker has started yet, so none could be checked" in notes
 
 
 def test_workers_without_memory_for_any_case_are_refused(client, tmp_path) -> None:

@@ -108,7 +108,7 @@ def test_the_page_of_options_is_made_of_the_settings(monkeypatch: pytest.MonkeyP
 def test_the_page_of_options_names_every_option_of_run_once() -> None:
     named = re.findall(r"^\| `--(\w+)`", _OPTIONS, flags=re.MULTILINE)
     command = main.commands["run"]
-    options = command.get_params(click.Context(command))
+    options = command.get_params(click.Context(command, help_option_names=["-h", "--help"]))
     long_names = [name for option in options for name in option.opts if name.startswith("--")]
     assert sorted(named) == sorted(name.removeprefix("--") for name in long_names)
 

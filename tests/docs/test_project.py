@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import re
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -62,13 +63,15 @@ def test_the_package_says_that_it_has_types() -> None:
 
 
 def test_the_example_of_a_layout_finds_cases(tmp_path: Path) -> None:
-    names: dict[str, Any] = {}
-    exec(_EXAMPLES["layout"], names)
-    assert names["Lits"]().match(tmp_path) is None
+    layout = ModuleType("lits")
+    exec(_EXAMPLES["layout"], layout.__dict__)
+    nothing = layout.match(tmp_path, include_test=False)
+    assert nothing.cases == []
+    assert nothing.miss
     for name in ("volume-0.nii", "segmentation-0.nii", "volume-1.nii"):
         (tmp_path / name).touch()
-    found = names["Lits"]().match(tmp_path)
-    assert [(case.case_id, bool(case.label)) for case in found.cases] == [
+    result = layout.match(tmp_path, include_test=False)
+    assert [(case.case_id, bool(case.label)) for case in result.cases] == [
         ("lits_0", True),
         ("lits_1", False),
     ]
@@ -90,6 +93,22 @@ def test_the_example_of_a_format_writes_slices(tmp_path: Path) -> None:
     assert np.load(tmp_path / "0001.npy").shape == (1, 3, 4)
 
 
-def test_the_example_of_a_reader_is_python() -> None:
-    assert "class NrrdReader" in _EXAMPLES["reader"]
-    compile(_EXAMPLES["reader"], "reader", "exec")
+def test_the_example_of_a_reader_turns_lps_into_ras(tmp_path: Path, monkeypatch) -> None:
+    nrrd = ModuleType("nrrd")  # stands in for pynrrd
+    fields = {
+        "type": "int16",
+        "sizes": np.array([2, 3, 4]),
+        "space": "left-posterior-superior",
+        "space directions": np.diag([1.0, 2.0, 3.0]),
+        "space origin": np.array([10.0, 20.0, 30.0]),
+    }
+    voxels = np.zeros((2, 3, 4), dtype=np.int16)
+    monkeypatch.setattr(nrrd, "read_header", lambda _: fields, raising=False)
+    monkeypatch.setattr(nrrd, "read", lambda _: (voxels, fields), raising=False)
+    monkeypatch.setitem(sys.modules, "nrrd", nrrd)
+    reader = ModuleType("reader")
+    exec(_EXAMPLES["reader"], reader.__dict__)
+    (tmp_path / "scan.nrrd").touch()
+    header, stored = reader.read_voxels(tmp_path / "scan.nrrd")
+    assert stored.shape == header.shape == (2, 3, 4)
+    assert header.affine.tolist() == [[-1, 0, 0, -10], [0, -2, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]]

@@ -104,7 +104,7 @@ class _StuckWhenSent:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(watchdog, "_RESULT_SECONDS", 1)
@@ -171,7 +171,7 @@ def test_results_of_graphs_that_have_ended_are_fetched_together_and_lost_ones_ag
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_how_a_worker_ended_is_told_although_its_nanny_did_not_know_it_yet(monkeypatch) -> None:
     monkeypatch.setattr("distributed.nanny.WorkerProcess._init_msg_interval", 3)
     queue = deque(["liver"])

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from click.testing import Result
@@ -77,13 +79,13 @@ def test_shares_and_merge_write_what_one_run_writes(shares, whole, invoke, outpu
     for number in (3, 1, 2):
         result = shares(f"{number}/3", "--format", format_)
         assert result.exit_code == 0, result.output
-        assert f"of share {number}/3 in this process" in result.stdout
+        assert f"of partition {number}/3 in this process" in result.stdout
         assert f"dask-slicer merge {output_dir}" in result.stdout
         for name in ("slices.csv", "dataset_info.json", "failures.csv", "journal.jsonl"):
             assert not (output_dir / name).exists(), name
     result = invoke("merge", output_dir)
     assert result.exit_code == 0, result.output
-    assert "Merged 3 shares: 70 slices of 7 cases" in result.stdout
+    assert "Merged 3 partitions: 70 slices of 7 cases" in result.stdout
     assert_same(output_dir, whole("--format", format_))
     assert invoke("verify", output_dir, "--num_workers", 0).exit_code == 0
 
@@ -104,7 +106,7 @@ def test_more_shares_than_cases_leave_some_with_nothing_to_do(shares, whole, inv
     for number in range(1, 10):
         result = shares(f"{number}/9")
         assert result.exit_code == 0
-    assert "No case falls to share 9/9" in result.stdout
+    assert "Partition 9/9 has no case" in result.stdout
     assert len(journals(output_dir)) == 1 + len(CASES)
     assert invoke("merge", output_dir).exit_code == 0
     assert_same(output_dir, whole())
@@ -267,10 +269,10 @@ def test_a_killed_share_is_repeated(start, shares, whole, invoke, output_dir) ->
     leave_unfinished(output_dir, Partition(2, 3))
     result = invoke("merge", output_dir)
     assert result.exit_code == 1
-    assert "1 case in no share's journal: e; run the missing shares" in result.stdout
+    assert "1 case in no partition's journal: e; run the missing partitions" in result.stdout
     result = shares("2/3")
     assert result.exit_code == 0
-    assert "1 case of share 2/3 in this process, 1 written already" in result.stdout
+    assert "1 case of partition 2/3 in this process, 1 skipped" in result.stdout
     assert invoke("merge", output_dir).exit_code == 0
     assert_same(output_dir, whole())
 
@@ -365,7 +367,7 @@ def test_what_shares_did_is_continued_by(shares, whole, invoke, output_dir, then
     if then == "whole":
         result = shares(None)
         assert "merged the partitions that earlier runs left unmerged" in result.stdout
-        assert "2 cases in this process, 5 written already" in result.stdout
+        assert "2 cases in this process, 5 skipped" in result.stdout
     else:
         assert [shares(f"{number}/2").exit_code for number in (1, 2)] == [0, 0]
         assert len(journals(output_dir)) == 1 + 4
@@ -411,12 +413,12 @@ def test_a_run_that_starts_anew_removes_what_shares_left(shares, whole, output_d
     ("holder", "command", "refused"),
     [
         (None, "1/3", "in use by another run"),
-        ("1/3", None, "in use by share 1/3 of a run"),
-        ("1/3", "1/3", "in use by another run of share 1/3"),
-        ("1/3", "1/2", "in use by share 1/3 of a run"),
-        ("1/3", "merge", "in use by share 1/3 of a run"),
-        ("1/3", "verify", "in use by share 1/3 of a run"),
-        ("1/3", "repair", "in use by share 1/3 of a run"),
+        ("1/3", None, "in use by partition 1/3 of a run"),
+        ("1/3", "1/3", "in use by another run of partition 1/3"),
+        ("1/3", "1/2", "in use by partition 1/3 of a run"),
+        ("1/3", "merge", "in use by partition 1/3 of a run"),
+        ("1/3", "verify", "in use by partition 1/3 of a run"),
+        ("1/3", "repair", "in use by partition 1/3 of a run"),
         (None, "merge", "in use by another run"),
     ],
 )
@@ -446,7 +448,7 @@ def test_of_several_shares_that_hold_it_each_is_named(shares, invoke, output_dir
     shares(None)
     with locked(output_dir, Partition(1, 3)), locked(output_dir, Partition(3, 3)):
         result = invoke("merge", output_dir)
-    assert "in use by 2 shares of a run: 1/3 (process" in result.stderr
+    assert "in use by 2 partitions of a run: 1/3 (process" in result.stderr
     assert ".dask_slicer.1of3.lock, .dask_slicer.3of3.lock" in result.stderr
 
 
@@ -456,7 +458,7 @@ def test_the_lock_of_a_share_on_another_host_is_respected(shares, invoke, output
     result = invoke("merge", output_dir)
     assert result.exit_code == 2
     assert "process 4711 on node17.cluster" in result.stderr
-    assert "remove .dask_slicer.2of3.lock if it is gone" in result.stderr
+    assert "remove .dask_slicer.2of3.lock if it no longer runs" in result.stderr
     assert shares("2/3").exit_code == 2
     assert shares("3/3").exit_code == 0
 
@@ -475,14 +477,13 @@ def test_a_new_directory_that_another_takes_away_again_is_made_again(
     monkeypatch, output_dir
 ) -> None:
     taken_away = []
-    write_first = atomic.write_first
 
-    def after_another(path: Path, text: str) -> None:
+    def after_another(path: Path, **options: bool) -> AbstractContextManager[BinaryIO]:
         if not taken_away:  # what comes to nothing removes the directory that it has made
             taken_away.append(output_dir.rmdir())
-        write_first(path, text)
+        return atomic.atomic_write(path, **options)
 
-    monkeypatch.setattr(lock, "write_first", after_another)
+    monkeypatch.setattr(lock, "atomic_write", after_another)
     with locked(output_dir, Partition(1, 2)):
         assert [path.name for path in output_dir.iterdir()] == [".dask_slicer.1of2.lock"]
     assert taken_away
@@ -582,7 +583,7 @@ def test_how_a_share_runs_may_differ_and_the_first_is_remembered(
 def test_what_concerns_the_whole_is_not_for_a_share(shares, output_dir, setting) -> None:
     result = shares("1/2", setting)
     assert result.exit_code == 2
-    assert "shard one share of it" in result.stderr
+    assert "shard one partition of it" in result.stderr
 
 
 def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) -> None:
@@ -625,7 +626,7 @@ def test_where_nothing_is_to_merge_the_index_is_written_again(shares, invoke, ou
     (output_dir / "slices.csv").unlink()
     result = invoke("merge", output_dir)
     assert result.exit_code == 0
-    assert "No share was left to merge" in result.stdout
+    assert "No partition was left to merge" in result.stdout
     assert contents_of(output_dir) == before
 
 
@@ -634,8 +635,8 @@ def test_a_merge_names_the_cases_that_are_missing(shares, invoke, output_dir) ->
     result = invoke("merge", "--quiet", output_dir)
     assert result.exit_code == 1
     assert result.stdout == (
-        "4 cases in no share's journal: b, c, e and 1 more; run the missing shares, or the same "
-        "command without --shard\n"
+        "4 cases in no partition's journal: b, c, e and 1 more; run the missing partitions, "
+        "or the same command without --shard\n"
     )
     verified = invoke("verify", output_dir, "--num_workers", 0)
     assert verified.exit_code == 0
@@ -678,7 +679,7 @@ def test_files_that_have_gone_since_are_not_merged(shares, whole, invoke, output
     next(output_dir.glob("*/b_*.npz")).unlink()
     result = invoke("merge", output_dir)
     assert result.exit_code == 1
-    assert "1 case in no share's journal: b;" in result.stdout
+    assert "1 case in no partition's journal: b;" in result.stdout
     assert list(output_dir.glob("*/b_*.npz")) == []
     assert shares(None).exit_code == 0
     assert_same(output_dir, whole())
@@ -718,7 +719,7 @@ def test_verify_takes_nothing_for_a_stray_before_the_merge(shares, invoke, outpu
     for repair in ((), ("--repair",)):
         result = invoke("verify", output_dir, *repair)
         assert result.exit_code == 2
-        assert "is not merged yet" in result.stderr
+        assert "has partitions that are not merged yet" in result.stderr
     assert list(output_dir.glob("*/a_*.npz"))
 
 

@@ -20,6 +20,7 @@ from dask_slicer.execution.graph import case_graph, compute_here, target_of
 from dask_slicer.execution.verify import verify
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.events import Observer
+from dask_slicer.output import directory
 from dask_slicer.output.formats import zarr_writer
 from dask_slicer.output.journal import Journal, last_records
 from dask_slicer.planning import planner
@@ -280,7 +281,7 @@ def test_stopping_a_worker_that_has_gone_or_hangs_does_not_hang_or_raise(monkeyp
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         watched = watchdog.Watchdog(client, timeout=1)
         watched._stop("tcp://127.0.0.1:1", [])
-        assert watched._try(client._run_on_scheduler, _sleep) is None
+        assert watched._try(client.run_on_scheduler, _sleep) is None
 
 
 async def _sleep() -> str:
@@ -293,17 +294,19 @@ async def _sleep() -> str:
 # -- a disk that is too full for what is said of the whole -----------------------------------------
 
 
-@pytest.mark.parametrize(
-    "missing", ["index.IndexWriter.close", "directory.write_failures", "directory.write_summary"]
-)
+@pytest.mark.parametrize("missing", ["slices.csv", "failures.csv", "dataset_info.json"])
 def test_nothing_is_left_aside_where_the_index_does_not_fit(config, invoke, missing) -> None:
-    def does_not_fit(*_args, **_options) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    write_lines = directory.write_lines
+
+    def does_not_fit(output_dir, name, lines, **options) -> None:
+        if name == missing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_lines(output_dir, name, lines, **options)
 
     command = ("run", "--input_dir", config.input_dir, "--output_dir", config.output_dir)
     command += ("--num_workers", 0, "--format", config.format)
     with pytest.MonkeyPatch.context() as full:
-        full.setattr(f"dask_slicer.output.{missing}", does_not_fit)
+        full.setattr(directory, "write_lines", does_not_fit)
         result = invoke(*command)
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

@@ -117,14 +117,14 @@ def remove(output: Path) -> str:
 def add(output: Path) -> str:
     path = a_slice_file(output)
     shutil.copy(path, path.with_name(path.name.replace("_00", "_09") + ".x"))
-    return ".x: is nothing that the journal has; remove it"
+    return ".x: is not in the journal; remove it"
 
 
 def add_one_more_slice(output: Path) -> str:
     path = a_slice_file(output)
     more = path.with_name(path.name[:-7] + "099.npz") if path.suffix else path.with_name("1")
     shutil.copy(path, more)
-    return f"{more.name}: is nothing that the journal has; remove it"
+    return f"{more.name}: is not in the journal; remove it"
 
 
 def swap(output: Path) -> str:
@@ -140,13 +140,13 @@ def edit_the_index(output: Path) -> str:
     path = output / "slices.csv"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join([*lines[:3], lines[3].replace(",2,", ",5,", 1), *lines[4:]]))
-    return "slices.csv: line 4 is not what the journal has"
+    return "slices.csv: line 4 differs from the journal"
 
 
 def drop_a_row_of_the_index(output: Path) -> str:
     path = output / "slices.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    return "slices.csv: line 43 is not what the journal has, but 'nothing'"
+    return "slices.csv: line 43 differs from the journal: it is missing"
 
 
 def move_a_case_to_another_split(output: Path) -> str:
@@ -230,7 +230,7 @@ def test_only_deep_finds_pixels_that_were_changed_with_their_checksum(output) ->
     (output / "dataset_info.json").write_text(json.dumps(summary))
     assert check(output).findings == ()
     (finding,) = check(output, deep=1000).findings
-    assert f"slice {slice_index} is up to 0.5 from what its scan gives" in str(finding)
+    assert f"slice {slice_index} differs by up to 0.5 from what its scan gives" in str(finding)
 
 
 def test_a_group_in_two_splits_is_found(output) -> None:
@@ -265,9 +265,9 @@ class TestCommand:
         result = invoke("verify", output, *quiet)
         assert result.exit_code == 1
         assert f"Wrong: {path.relative_to(output).as_posix()}: is missing" in result.stdout
-        assert "--repair lets the next run write them anew" in result.stdout
+        assert "with --repair, the next run writes them again" in result.stdout
         result = invoke("verify", output, *quiet, "--repair")
-        assert "Forgot 1 case" in result.stdout
+        assert "Marked 1 case for rewriting" in result.stdout
         assert invoke("verify", output, *quiet).exit_code == 1  # the index still has it
 
     def test_what_is_no_output_is_one_line(self, tmp_path, invoke):

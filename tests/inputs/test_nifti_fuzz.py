@@ -444,6 +444,7 @@ def peak_of(path: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.fuzz
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")
 def test_atheris_finds_no_file_that_is_read_otherwise_than_by_nibabel(tmp_path) -> None:
     corpus = tmp_path / "corpus"

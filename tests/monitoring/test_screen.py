@@ -70,7 +70,6 @@ def test_a_scheduler_without_a_run_is_shown_as_such() -> None:
         "tcp://node7:8786",
         "No dask-slicer run on this scheduler",
         "",
-        "worker  CPU  memory  step  case  for",
         "no worker",
     ]
 

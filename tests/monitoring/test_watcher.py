@@ -182,9 +182,6 @@ def free_port() -> int:
         (None, 0, "No run writes to {out}. There are 10 cases, 66 slices, 0 failed"),
         ("{host} {dead} 1.0 tcp://127.0.0.1:{free}", 0, "The run into {out} died (process {dead}"),
         ("far 4711 1.0", 0, "The run into {out} is starting"),
-        ("far 4711 1.0 -", 1, "works in its own process, without a scheduler to watch"),
-        ("far 4711 1.0 tcp://127.0.0.1:{free}", 1, ": ssh -t far dask-slicer watch {out}"),
-        ("far 4711 1.0 tcp://{host}:{free}", 1, "no Dask scheduler answers at tcp://{host}:{free}"),
         ("no lock", 0, "No run writes to {out}."),
     ],
 )
@@ -206,6 +203,53 @@ def test_an_output_in_which_nothing_can_be_watched_is_one_line(
     assert len(result.output.splitlines()) == 1
     assert said.format(**names) in result.output
     assert contents(output) == before
+
+
+@pytest.mark.parametrize(
+    ("lock", "said"),
+    [
+        ("far 4711 1.0 -", "works in its own process, without a scheduler"),
+        ("far 4711 1.0 tcp://127.0.0.1:{free}", ": ssh -t far dask-slicer watch {out}"),
+        ("far 4711 1.0 tcp://{host}:{free}", "no Dask scheduler answers at tcp://{host}:{free}"),
+    ],
+)
+def test_a_run_whose_scheduler_cannot_be_asked_is_shown_as_of_its_journal(
+    scans, tmp_path, invoke, lock, said
+) -> None:
+    output = tmp_path / "slices"
+    dask_slicer.run(dask_slicer.RunConfig(input_dir=scans, output_dir=output, num_workers=0))
+    names = {"out": output, "free": free_port(), "host": socket.gethostname()}
+    (output / LOCK).write_text(lock.format(**names))
+    os.utime(output / LOCK, (0, 0))  # older than the journal
+    before = contents(output)
+    result = invoke("watch", output)
+    assert result.exit_code == 0, result.output
+    first, *_ = result.output.splitlines()
+    assert first.startswith("No workers to show: ")
+    assert said.format(**names) in first
+    assert f"{output} (process 4711 on far)" in result.output.replace("\n", "")
+    assert re.search(r"^10 of 10 cases, 0 failed, ", result.output, flags=re.M)
+    assert re.search(r"^train +\d+ of \d+ +0 +\d+", result.output, flags=re.M)
+    assert contents(output) == before
+
+
+@pytest.mark.slow
+def test_a_run_in_its_own_process_is_watched_until_it_ends(
+    scans, tmp_path, invoke, start_watcher
+) -> None:
+    output = tmp_path / "slices"
+    run = start_run(scans, output, "--num_workers", 0, phantom_001="raise", phantom_003="sleep")
+    try:
+        wait_for((output / LOCK).exists, run)
+        shown = once_it_shows(invoke, r"[1-9] of 10 cases, 1 failed", output)
+        assert "phantom_001  load  Unexpected  RuntimeError" in shown
+        watcher = start_watcher(output)
+        watcher.wait_for(rb"[1-9] of 10 cases, 1 failed, about")
+    finally:
+        end(run)
+    assert watcher.process.wait(60) == 0
+    watcher.wait_for(rb"No run writes to .*slices")
+    assert b"Traceback" not in watcher.drawn
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ SORTS = [
 
 @pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform != "linux", reason="signals and nannies as on Linux")
 @pytest.mark.parametrize("where", ["npz", "zarr", "scheduler"])
 @pytest.mark.parametrize(("sort", "kind", "message"), SORTS, ids=[sort[0] for sort in SORTS])
@@ -138,7 +138,7 @@ def test_one_poison_case_among_twelve(
 
 @pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
 @pytest.mark.parametrize(
     ("sort", "message"),
@@ -183,7 +183,7 @@ def test_why_a_worker_died_is_told_by_how_it_ended(
 
 @pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_same_command_runs_the_case_again(scans, undisturbed, tmp_path) -> None:
     output = tmp_path / "out"
     assert run(scans, output, "--num_workers", 2, **{POISON: "exit"}).returncode == 1
@@ -194,7 +194,7 @@ def test_the_same_command_runs_the_case_again(scans, undisturbed, tmp_path) -> N
 
 @pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_several_poison_cases_take_no_innocent_one_with_them(scans, tmp_path) -> None:
     poison = {f"phantom_{number:03d}": "exit" for number in (0, 3, 4, 8)}
     result = run(scans, tmp_path / "out", "--num_workers", 2, "--retries", 0, **poison)
@@ -264,7 +264,7 @@ def test_without_workers_no_case_can_be_stopped(dataset, invoke, tmp_path) -> No
 
 @pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("event", "said"),
     [

@@ -41,7 +41,7 @@ GIVES_UP = 2 * (TCP + CONNECT)
 # A worker that does not answer is looked for twice; then its nanny gets 30 s to start it anew.
 GIVES_UP_FROZEN = 2 * TTL + 30
 # Everything else that a test does: two commands, and processes that start and end.
-SLACK = 120
+SLACK = 360
 ENVIRONMENT = {
     "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": f"{TCP}s",
     "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": f"{CONNECT}s",
@@ -182,7 +182,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
                 process.wait(30)
 
 
-def wait_until(condition: Callable[[], object], *, seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], *, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

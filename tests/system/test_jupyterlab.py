@@ -124,7 +124,7 @@ def test_a_notebook_shows_plan_bar_report_and_picture(server: str, tmp_path: Pat
         page.locator(".jp-OutputArea-output img").wait_for()
         assert bar.get_attribute("aria-valuenow") == bar.get_attribute("aria-valuemax") == "24"
         assert bar.count() == 1
-        report = outputs.filter(has_text="written before")
+        report = outputs.filter(has_text="not written")
         assert "of 24 cases" in report.inner_text()
         report.scroll_into_view_if_needed()
         page.screenshot(path=tmp_path / "done.png")

@@ -1,4 +1,4 @@
-"""Somebody's scheduler: the same bytes, over TLS too, and refusals before any case is sent."""
+"""A scheduler that already runs: the same bytes, also over TLS, and refusals before any case."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dask_slicer.execution import tasks
 from dask_slicer.inputs.phantom import write_dataset
 
 N_CASES = 6
-# What a scheduler is better started with.
+# The settings that preflight wants of a scheduler.
 SETTINGS = {
     "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "1.0",
     "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False",
@@ -47,7 +47,7 @@ def version(name):
 importlib.metadata.version = version
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,11 @@ def written_here(scans, tmp_path_factory) -> Callable[[str], dict[str, bytes]]:
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    told = {"dataset_info.json", "journal.jsonl", "config.yaml"}
+    not_compared = {"dataset_info.json", "journal.jsonl", "config.yaml"}
     return {
         path.relative_to(output).as_posix(): path.read_bytes()
         for path in output.rglob("*")
-        if path.is_file() and path.name not in told
+        if path.is_file() and path.name not in not_compared
     }
 
 
@@ -219,7 +219,7 @@ def test_a_scheduler_that_is_frozen_is_one_line(run, started_scheduler, tmp_path
     refused(result, "has said nothing for 10 s: a Dask scheduler that is stopped")
 
 
-def test_other_code_is_not_sent_while_somebody_works_with_theirs(
+def test_other_code_is_not_sent_while_the_scheduler_has_tasks(
     run, started_scheduler, pretending, tmp_path
 ) -> None:
     from distributed import Client
@@ -279,7 +279,7 @@ def test_workers_without_this_package_are_refused_and_can_be_sent_it(
         result = run(*chosen, "--upload_code", output=tmp_path / "sent")
         assert result.exit_code == 0, result.output
         assert contents(tmp_path / "sent") == written_here("npz")
-        # Workers that are started anew have it too, and so it need not be sent again.
+        # Restarted workers have it too, so it need not be sent again.
         _restart_workers(started.address)
         result = run(*chosen, output=tmp_path / "again")
         assert result.exit_code == 0, result.output

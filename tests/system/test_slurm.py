@@ -1,4 +1,4 @@
-"""Workers that are jobs of a real Slurm: lost ones are replaced, and none is left behind."""
+"""Workers in jobs of a real Slurm: lost ones are replaced, and none is left behind."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_job_that_is_cancelled_is_replaced_and_the_slices_are_the_same(
         process.resume()
     stdout, stderr = run.communicate(timeout=240)
     assert (run.returncode, stderr) == (0, ""), stdout
-    assert f"job {first} has ended; another one is submitted" in stdout
+    assert f"Job {first} ended; submitted a replacement" in stdout
     assert f"Run: {N_CASES} cases in 2 jobs of slurm" in stdout
     assert contents(output) == contents(in_this_process("npz"))
     assert_nothing_is_left(slurm)
@@ -165,7 +165,7 @@ def test_a_job_of_several_workers_is_replaced_too(slurm, start, in_this_process,
     slurm.cancel(*slurm.jobs())
     stdout, stderr = run.communicate(timeout=240)
     assert (run.returncode, stderr) == (0, ""), stdout
-    assert "has ended; another one is submitted" in stdout
+    assert "ended; submitted a replacement" in stdout
     assert contents(output) == contents(in_this_process("npz"))
 
 
@@ -219,7 +219,7 @@ def test_a_run_that_fails_leaves_no_job(slurm, tmp_path, dataset) -> None:
     for number in range(6):
         dataset.add(f"case_{number}")
         image = dataset.image_path(f"case_{number}")
-        image.write_bytes(image.read_bytes()[:-300])  # its header tells nothing of it
+        image.write_bytes(image.read_bytes()[:-300])  # its header does not show it
     output = tmp_path / "slices"
     run = subprocess.run(
         command(dataset.root, output, *IN_JOBS, "--jobs", 2, "--retries", 0),
@@ -265,9 +265,9 @@ def test_jobs_that_end_before_their_workers_come_end_the_run_with_their_last_wor
     run = start("--jobs", 2, DASK_CONFIG=str(site))
     stdout, stderr = run.communicate(timeout=180)
     assert run.returncode == 1
-    assert "another one is submitted" in stdout
+    assert "submitted a replacement" in stdout
     (line,) = stderr.splitlines()
-    assert "ended before its worker came" in line
+    assert "ended before its worker started" in line
     assert line.endswith("ends with: no module of that name")
     assert_nothing_is_left(slurm)
 
@@ -334,6 +334,6 @@ def test_a_run_whose_jobs_are_all_lost_and_queue_again_goes_on(
     report = dask_slicer.run(config, observer=observer)
     thread.join()
     assert report.remaining == 0
-    assert sum("has ended; another one" in note for note in observer.notes) >= 2
+    assert sum(" ended; submitted a replacement" in note for note in observer.notes) >= 2
     assert contents(output) == contents(in_this_process("npz"))
     assert_nothing_is_left(slurm)

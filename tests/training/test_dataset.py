@@ -507,9 +507,14 @@ class TestDamage:
         ("name", "old", "new", "message"),
         [
             ("image/zarr.json", '"int16"', '"int32"', "holds 126 bytes, a plane takes 252"),
-            ("image/zarr.json", '"name": "blosc"', '"name": "gzip"', "codecs that we do not write"),
-            ("image/zarr.json", "6,", "5,", "has a shape that the case has not"),
-            ("zarr.json", '"normalization"', '"n"', "lacks how to normalise int16"),
+            (
+                "image/zarr.json",
+                '"name": "blosc"',
+                '"name": "gzip"',
+                "codecs that dask-slicer does not",
+            ),
+            ("image/zarr.json", "6,", "5,", "has another shape than its case"),
+            ("zarr.json", '"normalization"', '"n"', "lacks the normalisation of int16 images"),
         ],
     )
     def test_metadata_that_does_not_fit_is_told(

@@ -166,8 +166,7 @@ def test_plan_and_report_are_short_where_there_is_no_html() -> None:
         failures=(), elapsed_seconds=1.0, interrupted=True,
     )  # fmt: skip
     assert repr(report) == (
-        "RunReport(40 slices of 3 cases written, 2 written before, 1 remaining, interrupted, "
-        "to 'out')"
+        "RunReport(40 slices of 3 cases written, 2 skipped, 1 remaining, interrupted, to 'out')"
     )
     assert repr(plan(3)).startswith("RunPlan(4 cases, 1 case cannot be run, 120 axial slices, to ")
     assert len(repr(plan(1000))) < 200

@@ -89,7 +89,7 @@ class Layout(Protocol):
         ...
 
 
-def test_images_note(n_images: int) -> str:
+def held_out_note(n_images: int) -> str:
     """Return the note on images that have no label because they are for testing."""
     return f"{plural(n_images, 'image')} in imagesTs left out; --include_test uses them for test"
 
@@ -112,7 +112,7 @@ def by_stem(paths: list[Path], result: LayoutMatch) -> dict[str, Path]:
 
 
 def note_orphans(labels: Iterable[str], images: Iterable[str], result: LayoutMatch) -> None:
-    """Note the labels that have no image."""
+    """Note the labels that have no image, by name."""
     orphans = sorted(set(labels) - set(images))
     if orphans:
         result.notes.append(

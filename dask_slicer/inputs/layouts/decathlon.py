@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dask_slicer.inputs.case import Case, stem_of
-from dask_slicer.inputs.layouts.base import LayoutMatch, read_json, test_images_note, volume_files
+from dask_slicer.inputs.layouts.base import LayoutMatch, held_out_note, read_json, volume_files
 from dask_slicer.utils.formatting import first_few, plural
 
 
@@ -42,7 +42,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
             for path in unlabelled
         ]
     elif unlabelled:
-        result.notes.append(test_images_note(len(unlabelled)))
+        result.notes.append(held_out_note(len(unlabelled)))
     listed = {case.images[0] for case in result.cases}
     extra = [path.name for path in volume_files(root / "imagesTr") if str(path) not in listed]
     if extra:

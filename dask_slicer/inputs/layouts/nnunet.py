@@ -9,10 +9,10 @@ from dask_slicer.inputs.case import Case, split_channel
 from dask_slicer.inputs.layouts.base import (
     LayoutMatch,
     by_stem,
+    held_out_note,
     note_orphans,
     optional_text,
     read_json,
-    test_images_note,
     volume_files,
 )
 from dask_slicer.utils.formatting import first_few, plural
@@ -54,7 +54,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
             test_channels, test_labels, root / "imagesTs", n_channels, split="test"
         )
     elif test_images and not include_test:
-        result.notes.append(test_images_note(len(test_images)))
+        result.notes.append(held_out_note(len(test_images)))
     return result
 
 

@@ -71,26 +71,7 @@ class NiftiHeader(VolumeHeader):
 
 
 def read_header(path: str | Path) -> NiftiHeader:
-    """Return a volume's header; reads a few kilobytes.
-
-    Parameters
-    ----------
-    path : str or Path
-
-    Returns
-    -------
-    NiftiHeader
-
-    Raises
-    ------
-    MissingFile, PermissionDenied
-    CorruptFile
-        Not NIfTI, or promising more voxels than the file can hold.
-    UnsupportedImage
-        NIfTI, but not a 3D volume of real numbers.
-    GeometryMismatch
-        The affine is singular.
-    """
+    """Return a volume's header; reads a few kilobytes. See `Reader.read_header`."""
     path = os.fspath(path)
     try:
         file_bytes = _size_of_file(path)
@@ -109,24 +90,10 @@ def read_header(path: str | Path) -> NiftiHeader:
 
 
 def read_voxels(path: str | Path) -> tuple[NiftiHeader, NDArray[np.generic]]:
-    """Return a volume's header and its stored numbers.
+    """Return a volume's header and its stored numbers, in Fortran order and read-only.
 
-    Parameters
-    ----------
-    path : str or Path
-
-    Returns
-    -------
-    header : NiftiHeader
-    stored : ndarray of shape `header.shape`
-        Read-only, Fortran order, in the file's dtype and byte order: a view of the inflated bytes,
-        or of the mapped file where it is not compressed.
-
-    Raises
-    ------
-    CorruptFile
-        As `read_header`, and if the gzip stream is cut, fails its checksum, or does not hold what
-        the header promises.
+    They are a view of the inflated bytes, or of the mapped file if it is not compressed. The gzip
+    stream must hold what the header promises, and match its checksum. See `Reader.read_voxels`.
     """
     header = read_header(path)
     count = header.voxel_bytes // header.dtype.itemsize

@@ -14,7 +14,7 @@ from dask_slicer.records import WrittenFile, WrittenSlice
 def write_case(
     stack: SliceStack, case: CasePlan, settings: SliceSettings, folder: Path, *, fsync: bool
 ) -> tuple[tuple[WrittenSlice, ...], tuple[WrittenFile, ...]]:
-    """Write a case into an empty folder; return its slices, and the files that they share."""
+    """Write a case into an empty folder; return its slices, and files that slices share."""
     if settings.format == "npz":
         return write_slices(stack, case, settings, folder, fsync=fsync), ()
     from dask_slicer.output.formats.zarr_writer import write_group

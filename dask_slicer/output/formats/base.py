@@ -1,15 +1,10 @@
-"""Metadata of a case, and the reader protocol that both formats share.
-
-Of a Zarr store, planes are read without zarr-python: its event loop, and the thread pools of
-compiled readers, do not live on in a process that was forked, as torch's DataLoader forks its
-workers.
-"""
+"""Protocol of case readers, and metadata of a case, for both formats."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +15,8 @@ from dask_slicer.core.slices import SliceStack
 from dask_slicer.errors import CorruptFile
 from dask_slicer.planning.plan import CasePlan
 
-if TYPE_CHECKING:
-    pass
-
-# What to do about damage.
-_MEND = "`dask-slicer verify --repair` and the run command of this output write it anew"
-
+# The way to repair a damaged case.
+_REPAIR = "to repair the output, run `dask-slicer verify --repair`, then the same run command again"
 
 Slice = tuple[NDArray[np.float32], NDArray[np.integer] | None]
 
@@ -34,52 +25,48 @@ class CaseReader(Protocol):
     """Reads slices of one case."""
 
     def read(self, slice_index: int, window_size: int | None) -> Slice:
-        """Return a window, normalised, (channel, row, column), and its label, (row, column).
+        """Return a normalised window, (channel, row, column), and its label, (row, column).
 
-        None as the window_size is that the case was written with; as the label, that it has none.
+        A window_size of None is the one that the case was written with. A case without a label
+        returns None for it.
         """
         ...
 
     def metadata(self, slice_index: int) -> dict[str, Any]:
-        """Return what is said of a slice."""
+        """Return the metadata of a slice."""
         ...
 
 
-def _described(
+def dtype_and_shape(
     shape: tuple[int, ...], dtype: np.dtype[Any] | str, label: NDArray[np.integer] | None
 ) -> dict[str, str]:
-    described = {"image": f"{dtype} {shape}"}
-    return described if label is None else described | {"label": f"{label.dtype} {label.shape}"}
+    """Return dtype and shape of an image and its label, as text by name."""
+    image = {"image": f"{dtype} {shape}"}
+    return image if label is None else image | {"label": f"{label.dtype} {label.shape}"}
 
 
 def damage(case_id: str, slice_index: int | None, error: Exception) -> CorruptFile:
-    """Return what is said of a case that cannot be read: case, slice, file, and what to do."""
+    """Return the error for a case that cannot be read: case, slice, file, and what to do."""
     where = f"case {case_id}" + ("" if slice_index is None else f", slice {slice_index}")
     if isinstance(error, OSError) and error.filename:
-        return CorruptFile(f"{where}: {error.filename}: {(error.strerror or '').lower()}; {_MEND}")
-    return CorruptFile(f"{where}: {error}; {_MEND}")
+        reason = (error.strerror or "").lower()
+        return CorruptFile(f"{where}: {error.filename}: {reason}; {_REPAIR}")
+    return CorruptFile(f"{where}: {error}; {_REPAIR}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds, an object.
-
-    Raises
-    ------
-    CorruptFile
-        Naming the file.
-    OSError
-    """
+    """Return the object in a JSON file; raise CorruptFile if it holds none."""
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CorruptFile(f"{path} is damaged ({error})") from None
-    if not isinstance(described, dict):
+    if not isinstance(content, dict):
         raise CorruptFile(f"{path} is damaged: it holds no object")
-    return described
+    return content
 
 
 def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
-    """Return what holds for all slices of a case; values are what JSON has."""
+    """Return the metadata that all slices of a case share, as JSON values."""
     n_slices, height, width = stack.shape
     channels = (2 * settings.window_size + 1) * len(stack.image)
     return {
@@ -91,7 +78,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "spacing": list(spacing(stack.affine)),
         "normalized": settings.normalize != "none",
         "norm_stats": {
-            name: _one_or_list([getattr(found, name) for found in stack.statistics])
+            name: _one_or_list([getattr(stats, name) for stats in stack.statistics])
             for name in ("mean", "std", "min", "max")
         },
         "shape": {

@@ -1,8 +1,8 @@
 """Compression of planes in a Zarr store.
 
-`benchmarks/compressors.py` measures it. Shuffling brings together the bytes that say little: the
-high ones of integers, sign and exponent of floats. It does not help integers that were normalised,
-few different float32, which zstd finds again as they are; nor labels, long runs of one value.
+`benchmarks/compressors.py` measures it. Shuffling groups bytes that vary little: the high bytes of
+integers, sign and exponent of floats. It does not help normalised integers, because zstd compresses
+their few different float32 values as they are, nor labels, which are long runs of one value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How a chunk is compressed, and how the store's metadata says so."""
+    """Compression of a chunk, and its description in the metadata of the store."""
 
     described: tuple[BytesBytesCodec, ...]
     encode: Callable[[NDArray[np.generic]], bytes]
@@ -35,11 +35,11 @@ def image_codec(compression: str, dtype: np.dtype[Any], *, source: bool) -> Code
     Parameters
     ----------
     compression : {"auto", "lz4", "zstd", "none"}
-        auto: what reads fastest where that is small as well, which is lz4 for integers of several
-        bytes; zstd for the rest.
+        auto is lz4 for integers of several bytes, the fastest to read and nearly as small;
+        zstd for the rest.
     dtype : numpy.dtype
     source : bool
-        Whether planes are as the file has them: then floats are no normalised integers.
+        Whether planes have the values of the scan, which were not normalised.
     """
     if compression == "auto":
         compression = "lz4" if dtype.kind in "iu" and dtype.itemsize > 1 else "zstd"
@@ -48,12 +48,12 @@ def image_codec(compression: str, dtype: np.dtype[Any], *, source: bool) -> Code
             return _blosc("lz4", 5, dtype.itemsize, shuffled=True)
         if compression == "zstd":
             return _blosc("zstd", 1, dtype.itemsize, shuffled=True)
-    return _AS_THEY_ARE[compression]
+    return _UNSHUFFLED[compression]
 
 
 def label_codec(compression: str) -> Codec:
     """Return the codec for planes of a label map; auto is zstd."""
-    return _AS_THEY_ARE["zstd" if compression == "auto" else compression]
+    return _UNSHUFFLED["zstd" if compression == "auto" else compression]
 
 
 def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int, *, shuffled: bool) -> Codec:
@@ -71,7 +71,7 @@ def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int, *, shuffled:
     )
 
 
-_AS_THEY_ARE = {
+_UNSHUFFLED = {
     "zstd": Codec((ZstdCodec(level=3), Crc32cCodec()), numcodecs.Zstd(level=3).encode),
     "lz4": _blosc("lz4", 9, 1, shuffled=False),
     "none": Codec((Crc32cCodec(),), lambda plane: plane.tobytes()),

@@ -1,4 +1,4 @@
-"""Slices as .npz files, writing and reading."""
+"""Slices as .npz files: writing and reading."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -17,7 +17,7 @@ from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack, planes_needed
 from dask_slicer.core.windows import ZERO_SLICE
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, _described, case_metadata
+from dask_slicer.output.formats.base import Slice, case_metadata, dtype_and_shape
 from dask_slicer.output.formats.npz_archive import (
     Piece,
     archive,
@@ -30,30 +30,11 @@ from dask_slicer.output.layout import slice_name
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import WrittenSlice
 
-if TYPE_CHECKING:
-    pass
-
 
 def write_slices(
     stack: SliceStack, case: CasePlan, settings: SliceSettings, folder: Path, *, fsync: bool
 ) -> tuple[WrittenSlice, ...]:
-    """Write the slices of a case into a folder, one file each.
-
-    Parameters
-    ----------
-    stack : SliceStack
-    case : CasePlan
-        For the names and the metadata.
-    settings : SliceSettings
-    folder : Path
-        Exists, and holds nothing.
-    fsync : bool
-        Force each file to disk.
-
-    Returns
-    -------
-    tuple of WrittenSlice
-    """
+    """Write the slices of a case into an empty folder, one file each."""
     writer = _Writer(stack, case, settings)
     n_slices = stack.shape[0]
     written = []
@@ -67,7 +48,7 @@ def write_slices(
 
 
 class _Writer:
-    """Makes archives for ascending slices; holds the deflated planes that windows still need."""
+    """Makes archives of ascending slices; keeps the deflated planes that later windows need."""
 
     def __init__(self, stack: SliceStack, case: CasePlan, settings: SliceSettings) -> None:
         self._stack = stack
@@ -92,9 +73,9 @@ class _Writer:
     def archive(self, slice_index: int) -> tuple[list[bytes], int]:
         """Return the file of one slice, in parts, and its CRC-32."""
         window = self._windows[slice_index]
-        # Neither this window nor a later one reaches further down.
-        for passed in [i for i in self._pieces if i < slice_index - self._settings.window_size]:
-            del self._pieces[passed]
+        # No later window needs planes before this one's first.
+        for index in [i for i in self._pieces if i < slice_index - self._settings.window_size]:
+            del self._pieces[index]
         image = [self._image_header]
         for index in window:
             image += self._plane(index)
@@ -110,7 +91,7 @@ class _Writer:
     def _label(self, label: np.ndarray[Any, Any], slice_index: int) -> Piece:
         if self._stack.label_counts[slice_index]:
             return self._piece(np.ascontiguousarray(label[slice_index]))
-        if self._empty_label is None:  # the same for every slice that has none
+        if self._empty_label is None:  # shared by all slices without labelled pixels
             self._empty_label = self._piece(np.zeros_like(label[0], order="C"))
         return self._empty_label
 
@@ -118,8 +99,8 @@ class _Writer:
         if index == ZERO_SLICE:
             return self._zeros
         while index not in self._pieces:
-            made, planes = next(self._planes)
-            self._pieces[made] = [
+            next_index, planes = next(self._planes)
+            self._pieces[next_index] = [
                 self._piece(plane.astype(self._settings.dtype, copy=False)) for plane in planes
             ]
         return self._pieces[index]
@@ -129,24 +110,16 @@ class _Writer:
 
 
 class NpzReader:
-    """Reads a case whose slices are .npz files.
+    """Reads a case of .npz files; `path_of` returns the path of a slice.
 
-    Parameters
-    ----------
-    path_of : callable
-        From slice_index to the file.
-
-    Raises
-    ------
-    CorruptFile, OSError
-        From its methods, naming the file.
+    Its methods raise CorruptFile or OSError, which name the file.
     """
 
     def __init__(self, path_of: Callable[[int], Path]) -> None:
         self._path_of = path_of
 
     def read(self, slice_index: int, window_size: int | None) -> Slice:
-        """Return a window, or the middle of it, and its label."""
+        """Return a window, or its middle part, and its label."""
         members = self._members(slice_index)
         image = members["image"]
         if window_size is not None:
@@ -158,28 +131,27 @@ class NpzReader:
     def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
         """Return dtype and shape of image and label, and the label; the image is not inflated."""
         path = self._path_of(slice_index)
-        with _damage_told(path), np.load(path, allow_pickle=False) as found:
-            with found.zip.open("image.npy") as member:
+        with _naming_damage(path), np.load(path, allow_pickle=False) as members:
+            with members.zip.open("image.npy") as member:
                 np.lib.format.read_magic(member)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-            label = found["label"] if "label" in found.files else None
-        return _described(shape, dtype, label), label
+            label = members["label"] if "label" in members.files else None
+        return dtype_and_shape(shape, dtype, label), label
 
     def metadata(self, slice_index: int) -> dict[str, Any]:
-        """Return what is said of a slice."""
+        """Return the metadata of a slice."""
         return dict(json.loads(self._members(slice_index)["metadata"].item()))
 
     def _members(self, slice_index: int) -> dict[str, NDArray[Any]]:
         path = self._path_of(slice_index)
-        with _damage_told(path), np.load(path, allow_pickle=False) as found:
-            return {name: found[name] for name in ("image", "metadata")} | {
-                name: found[name] for name in found.files if name == "label"
-            }
+        with _naming_damage(path), np.load(path, allow_pickle=False) as members:
+            names = ("image", "metadata", *(name for name in members.files if name == "label"))
+            return {name: members[name] for name in names}
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
-    """Name the file whose bits were flipped, whatever zipfile and numpy raise of it."""
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Raise CorruptFile, with the path, for every error of zipfile and numpy."""
     try:
         yield
     except (ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:

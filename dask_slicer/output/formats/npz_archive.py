@@ -1,9 +1,10 @@
-"""npz archives in which one deflated plane serves many slices.
+"""npz archives that share deflated planes between slices.
 
-A raw deflate stream may be cut where it was fully flushed, and the pieces put together in another
-order: none refers to bytes before it. So a plane is deflated by itself, and every window that holds
-it uses the same piece; CRCs are combined, not recomputed. What comes out is a plain zip archive
-that `numpy.load`, `zipfile` and `unzip` read. Sources: RFC 1951 (deflate), APPNOTE 6.3 (zip).
+A raw deflate stream can be cut after each full flush, and the pieces can be joined in another
+order, because no piece refers to bytes before it. So each plane is deflated once, and all windows
+with this plane use the same piece; their CRCs are combined, not computed again. The result is a
+plain zip archive, for `numpy.load`, `zipfile` and `unzip`. Sources: RFC 1951 (deflate), APPNOTE 6.3
+(zip).
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import DTypeLike, NDArray
 
-# The end of a deflate stream: a last block that holds nothing.
+# The end of a deflate stream: an empty last block.
 _LAST_BLOCK = b"\x03\x00"
 _RAW = -15
 _STORED, _DEFLATED = 0, 8
-# Levels up to this one are ISA-L's, higher ones zlib's.
+# The highest level of ISA-L; higher levels are zlib's.
 _MOST_ISAL = 2
-# What ISA-L deflates first, by itself: the least after which it knows that its history has begun.
+# Bytes that ISA-L deflates first, separately; fewer would not start its history.
 _ISAL_BEGINNING = 4
-# 1980-01-01 00:00, the earliest a zip can say: the same input gives the same bytes.
+# 1980-01-01 00:00, the earliest time in a zip: equal input gives equal bytes.
 _DOS_TIME, _DOS_DATE = 0, (1 << 5) | 1
 _UNIX = 3 << 8
 _REGULAR_FILE = 0o100644 << 16
-# That one call takes: IOV_MAX of Linux and macOS.
+# Most parts of one `writev` call: IOV_MAX of Linux and macOS.
 _MOST_PARTS = 1024
-# Sizes and offsets from here on need the zip64 fields.
+# Sizes and offsets from this one on need the zip64 fields.
 _ZIP64_FROM = 0xFFFFFFFF
 
 
@@ -49,7 +50,7 @@ class Bytes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of an archive member: its bytes as stored, length and CRC-32 of what they stand for."""
+    """Part of an archive member: stored bytes; length and CRC-32 of the content itself."""
 
     stored: Bytes
     length: int
@@ -57,7 +58,7 @@ class Piece:
 
 
 def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
-    """Return content deflated so that it can stand anywhere in a member.
+    """Return content, deflated so that it fits at any position of a member.
 
     Parameters
     ----------
@@ -86,18 +87,18 @@ def _zlib_deflated(view: memoryview, level: int) -> bytes:
 
 
 def _isal_deflated(view: memoryview, level: int) -> bytes:
-    """Return the same bytes for the same content, which ISA-L by itself does not.
+    """Return equal bytes for equal content, which ISA-L alone does not.
 
-    Where it begins a long stream (`.write_first_byte` of igzip_icf_body_h1_gr_bt.asm, 2.32), it
-    files the third byte's position under a hash of the stream's address, not of the bytes there.
-    Later matches are then found or missed by where in memory the stream happens to lie. The code
-    for the last bytes before a flush begins without this fault, so it does the first few; that
-    takes 7 bytes more, 40 where a plane has but one value.
+    At the start of a long stream (`.write_first_byte` of igzip_icf_body_h1_gr_bt.asm, 2.32), it
+    stores the third byte's position under a hash of the stream's address, not of its bytes. Whether
+    later matches are found then depends on the address in memory. The code for the last bytes
+    before a flush has no such fault, so it deflates the first few bytes; this takes 7 bytes more,
+    40 for a plane with one value.
     """
     compressor = isal_zlib.compressobj(level, isal_zlib.DEFLATED, _RAW)
-    begun = compressor.compress(view[:_ISAL_BEGINNING]) + compressor.flush(isal_zlib.Z_SYNC_FLUSH)
+    start = compressor.compress(view[:_ISAL_BEGINNING]) + compressor.flush(isal_zlib.Z_SYNC_FLUSH)
     return (
-        begun
+        start
         + compressor.compress(view[_ISAL_BEGINNING:])
         + compressor.flush(isal_zlib.Z_FULL_FLUSH)
     )
@@ -105,19 +106,19 @@ def _isal_deflated(view: memoryview, level: int) -> bytes:
 
 @cache
 def npy_header(shape: tuple[int, ...], dtype: DTypeLike) -> bytes:
-    """Return what stands before the elements of a C-ordered array in an .npy file."""
+    """Return the header of a C-ordered array in an .npy file."""
     buffer = BytesIO()
-    described = {
+    fields = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,
         "shape": shape,
     }
-    np.lib.format.write_array_header_1_0(buffer, described)
+    np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()
 
 
 def npy_of_text(text: str) -> bytes:
-    """Return an .npy file that holds a text as a 0-d string array."""
+    """Return an .npy file of a text, as a 0-d string array."""
     array = np.array(text)
     return npy_header((), array.dtype) + array.tobytes()
 
@@ -125,12 +126,12 @@ def npy_of_text(text: str) -> bytes:
 def archive(
     members: Iterable[tuple[str, Sequence[Piece]]], *, level: int
 ) -> tuple[list[bytes], int]:
-    """Return a zip archive, in parts to be put together, and its CRC-32.
+    """Return a zip archive, in parts to be joined, and its CRC-32.
 
     Parameters
     ----------
     members : iterable of (name, pieces)
-        The pieces make up the member's content, in order; all made with the same `level`.
+        The pieces are the member's content, in order, all from `piece` with the same `level`.
     level : int
         As for `piece`.
 
@@ -138,7 +139,7 @@ def archive(
     -------
     parts : list of bytes
     crc32 : int
-        Combined from those of the pieces.
+        Combined from the pieces' CRCs.
     """
     parts: list[Bytes] = []
     directory: list[bytes] = []
@@ -153,21 +154,7 @@ def archive(
 
 
 def write_parts(path: Path, parts: list[bytes], *, fsync: bool) -> int:
-    """Write a new file from parts, in one call and without putting them together where that goes.
-
-    Parameters
-    ----------
-    path : Path
-        Must not exist.
-    parts : list of bytes
-    fsync : bool
-        Force it to disk.
-
-    Returns
-    -------
-    int
-        Bytes written: all of them.
-    """
+    """Write parts to a new file, in one call without joining them if possible; return its size."""
     size = _length(parts)
     with open(path, "xb") as file:
         written = 0
@@ -182,7 +169,7 @@ def write_parts(path: Path, parts: list[bytes], *, fsync: bool) -> int:
 
 
 class _Member:
-    """One file of an archive: its local header, its bytes, and its line in the directory."""
+    """A file in an archive: local header, content, and directory entry."""
 
     def __init__(self, name: str, pieces: Sequence[Piece], offset: int, *, deflated: bool) -> None:
         content = [piece.stored for piece in pieces]
@@ -248,7 +235,7 @@ def _length(parts: Iterable[bytes]) -> int:
 
 
 def _combine(parts: Iterable[tuple[int, int]]) -> int:
-    """Return the CRC-32 of parts put together, from (CRC-32, length) of each."""
+    """Return the CRC-32 of joined parts, from (CRC-32, length) of each."""
     crc32 = 0
     for part, length in parts:
         crc32 = isal_zlib.crc32_combine(crc32, part, length)

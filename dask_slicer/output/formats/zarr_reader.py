@@ -1,4 +1,8 @@
-"""Reading slices of a Zarr store without zarr-python."""
+"""Slices of a Zarr store, read without zarr-python.
+
+The event loop of zarr-python, and the thread pools of compiled readers, do not survive a fork, and
+torch's DataLoader forks its workers.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numcodecs
 import numpy as np
@@ -16,30 +20,17 @@ from numpy.typing import NDArray
 from dask_slicer.core.intensity import Normalization
 from dask_slicer.core.windows import ZERO_SLICE, window_indices
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, _described, read_json
+from dask_slicer.output.formats.base import Slice, dtype_and_shape, read_json
 from dask_slicer.output.formats.zarr_shards import ShardReader, shard_path
-
-if TYPE_CHECKING:
-    pass
-
 
 _METADATA = "zarr.json"
 _AXES = 4
 
 
 class ZarrReader:
-    """Reads a case that is a group of a Zarr store.
+    """Reads a case from its group in a Zarr store.
 
-    Parameters
-    ----------
-    folder : Path
-        Of the group.
-
-    Raises
-    ------
-    CorruptFile
-        If its metadata is damaged; from its methods too, naming the file.
-    OSError
+    Creating it, and its methods, raise CorruptFile or OSError, which name the file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,25 +41,27 @@ class ZarrReader:
             self._padding_mode: str = attributes["padding_mode"]
             has_label = attributes["shape"]["label"] is not None
             self.affine = np.array(attributes["affine"], dtype=np.float64)
-            self._how = [_normalization(how) for how in attributes.get("normalization", [])]
+            normalization = attributes.get("normalization", [])
+            self._normalization = [_normalization(fields) for fields in normalization]
         except (KeyError, TypeError) as error:
             raise CorruptFile(f"{folder / _METADATA} is damaged ({error!r})") from None
         self._image = _Planes(folder / "image")
         self._label = _Planes(folder / "label") if has_label else None
         if len(self.shape) != _AXES or self.shape[0] != attributes.get("total_slices"):
-            raise CorruptFile(f"{folder / 'image' / _METADATA} has a shape that the case has not")
-        if len(self._how) != (
-            0 if self._image.dtype.kind == "f" and not self._how else self.shape[1]
-        ):
-            raise CorruptFile(f"{folder / _METADATA} lacks how to normalise {self._image.dtype}")
+            raise CorruptFile(f"{folder / 'image' / _METADATA} has another shape than its case")
+        is_normalized = self._image.dtype.kind == "f" and not self._normalization
+        if len(self._normalization) != (0 if is_normalized else self.shape[1]):
+            raise CorruptFile(
+                f"{folder / _METADATA} lacks the normalisation of {self._image.dtype} images"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return (n_slices, modality, row, column), dropped slices included."""
+        """Return (n_slices, modality, row, column), including dropped slices."""
         return self._image.shape
 
     def metadata(self, slice_index: int) -> dict[str, Any]:
-        """Return what is said of a slice."""
+        """Return the metadata of a slice."""
         return self._attributes | {"slice_index": slice_index}
 
     def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
@@ -76,8 +69,8 @@ class ZarrReader:
         _, n_modalities, height, width = self.shape
         channels = (2 * self._window_size + 1) * n_modalities
         label = None if self._label is None else self._label.read(slice_index)
-        dtype = "source" if self._how else self._image.dtype
-        return _described((channels, height, width), dtype, label), label
+        dtype = "source" if self._normalization else self._image.dtype
+        return dtype_and_shape((channels, height, width), dtype, label), label
 
     def read(self, slice_index: int, window_size: int | None) -> Slice:
         """Return a window and its label."""
@@ -91,37 +84,39 @@ class ZarrReader:
         return image, None if self._label is None else self._label.read(slice_index)
 
     def planes(self, indices: list[int]) -> NDArray[np.float32]:
-        """Return slices, `ZERO_SLICE` for one of zeros: (n, modality, row, column)."""
+        """Return slices, (n, modality, row, column); zeros for `ZERO_SLICE`."""
         planes = np.empty((len(indices), *self.shape[1:]), dtype=np.float32)
         for place, index in enumerate(indices):
             if index == ZERO_SLICE:
                 planes[place] = 0
-            elif index in indices[:place]:  # at an edge
+            elif index in indices[:place]:  # repeated at an edge
                 planes[place] = planes[indices.index(index)]
-            elif self._how:
+            elif self._normalization:
                 for modality, stored in enumerate(self._image.read(index)):
-                    planes[place, modality] = self._how[modality].apply(stored)
+                    planes[place, modality] = self._normalization[modality].apply(stored)
             else:
                 self._image.read_into(planes[place], index)
         return planes
 
 
 class _Planes:
-    """An array of a store, plane by plane."""
+    """An array of a store, read plane by plane."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        described = read_json(folder / _METADATA)
+        metadata = read_json(folder / _METADATA)
         try:
-            self.shape: tuple[int, ...] = tuple(described["shape"])
-            self.dtype = np.dtype(described["data_type"]).newbyteorder("<")
-            self._per_shard: int = described["chunk_grid"]["configuration"]["chunk_shape"][0]
-            inner = described["codecs"][0]["configuration"]["codecs"]
+            self.shape: tuple[int, ...] = tuple(metadata["shape"])
+            self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+            self._per_shard: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+            inner = metadata["codecs"][0]["configuration"]["codecs"]
             codecs = " ".join(codec["name"] for codec in inner)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise CorruptFile(f"{folder / _METADATA} is damaged ({error!r})") from None
         if codecs not in _DECODERS:
-            raise CorruptFile(f"{folder / _METADATA} has codecs that we do not write: {codecs}")
+            raise CorruptFile(
+                f"{folder / _METADATA} has codecs that dask-slicer does not write: {codecs}"
+            )
         self._decode = _DECODERS[codecs]
         self._shards: dict[int, ShardReader] = {}
 
@@ -153,10 +148,9 @@ class _Planes:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep Blosc in this thread.
+    """Make Blosc use this thread only.
 
-    Several put the blocks that they compress down as they come, and would not live on in a process
-    that is forked.
+    Several threads write compressed blocks in any order, and do not survive a fork.
     """
     before, blosc.use_threads = blosc.use_threads, False
     try:
@@ -170,14 +164,14 @@ def _copy(chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
 
 
 def _unblosc(chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
-    # So says the header of a Blosc 1 buffer: version, codec, flags, typesize, then the raw size.
+    # Header of a Blosc 1 buffer: version, codec, flags, typesize, then the raw size.
     n_bytes = int.from_bytes(chunk[4:8].tobytes(), "little")
     if n_bytes != out.nbytes:
         raise ValueError(f"it holds {n_bytes} bytes, a plane takes {out.nbytes}")
     blosc.decompress(chunk, out)
 
 
-# By the codecs of a chunk, as the array's metadata names them.
+# By the names of a chunk's codecs in the array's metadata.
 _DECODERS: dict[str, Callable[[NDArray[np.uint8], NDArray[Any]], object]] = {
     "bytes zstd crc32c": numcodecs.zstd.decompress,
     "bytes blosc crc32c": _unblosc,
@@ -185,9 +179,9 @@ _DECODERS: dict[str, Callable[[NDArray[np.uint8], NDArray[Any]], object]] = {
 }
 
 
-def _normalization(described: dict[str, Any]) -> Normalization:
-    low, high = described["low"], described["high"]
+def _normalization(fields: dict[str, Any]) -> Normalization:
+    low, high = fields["low"], fields["high"]
     return Normalization(
-        **described
+        **fields
         | {"low": -math.inf if low is None else low, "high": math.inf if high is None else high}
     )

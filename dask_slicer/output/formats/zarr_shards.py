@@ -1,10 +1,8 @@
-"""Zarr shards: chunks one after another, then an index of their places.
+"""Zarr shards: chunks one after another, then an index of their positions.
 
 Source: the Zarr v3 codec `sharding_indexed`, version 1.0, with the index at the end, and the codec
-`crc32c`, version 1.0. Written here, not by zarr-python, so that chunks go out one by one and a
-volume is never held twice; read here so that reading starts no thread: neither zarr's event loop
-nor the thread pools of compiled readers live on in a process that was forked, as torch's DataLoader
-forks its workers.
+`crc32c`, version 1.0. This module writes them, not zarr-python, to write chunk by chunk and never
+hold a volume twice. It reads them to start no thread (see `zarr_reader`).
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from numpy.typing import NDArray
 
 from dask_slicer.errors import CorruptFile
 
-# What the index says of a chunk that is not there.
+# Offset and length of a missing chunk in the index.
 _MISSING = 2**64 - 1
 _ENTRY = np.dtype("<u8")
 _CHECKSUM_BYTES = 4
 
 
 def shard_path(array: Path, number: int, n_axes: int) -> Path:
-    """Return where a shard of an array lies that is sharded along its first axis.
+    """Return the path of a shard, of an array that is sharded along its first axis.
 
     Examples
     --------
@@ -45,9 +43,9 @@ class ShardWriter:
     Parameters
     ----------
     file : binary file
-        Opened to be made anew (mode ``xb``), so that no other writer has it.
+        Opened with mode ``xb``, so that the shard has one writer.
     n_chunks : int
-        Places in the index; those that are not filled stay missing.
+        Entries of the index; chunks that are not appended are missing.
     """
 
     def __init__(self, file: BinaryIO, n_chunks: int) -> None:
@@ -56,7 +54,7 @@ class ShardWriter:
         self._n_written = self._size = self._crc32 = 0
 
     def append(self, chunk: bytes) -> None:
-        """Write the next chunk, encoded but for its checksum."""
+        """Write the next chunk, which is encoded except for its checksum."""
         data = chunk + checksum(chunk)
         self._index[self._n_written] = self._size, len(data)
         self._n_written += 1
@@ -78,19 +76,9 @@ class ShardWriter:
 
 
 class ShardReader:
-    """The chunks of one shard, from a file that is mapped.
+    """The chunks of one shard, from a memory-mapped file; its index has `n_chunks` entries.
 
-    Parameters
-    ----------
-    path : Path
-    n_chunks : int
-        Places in the index.
-
-    Raises
-    ------
-    CorruptFile
-        If the index is cut, or fails its checksum.
-    OSError
+    Raises CorruptFile if the index is cut off, or fails its checksum.
     """
 
     def __init__(self, path: Path, n_chunks: int) -> None:
@@ -98,7 +86,7 @@ class ShardReader:
         length = n_chunks * 2 * _ENTRY.itemsize
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size < length + _CHECKSUM_BYTES:
-                raise CorruptFile(f"{path}: the shard is cut, it has no index")
+                raise CorruptFile(f"{path}: the shard is cut off, its index is missing")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._data = np.frombuffer(mapped, dtype=np.uint8)
         index, stored = np.split(self._data[-length - _CHECKSUM_BYTES :], [length])
@@ -107,13 +95,7 @@ class ShardReader:
         self._index: Sequence[Sequence[int]] = index.view(_ENTRY).reshape(-1, 2).tolist()
 
     def chunk(self, position: int) -> NDArray[np.uint8]:
-        """Return a chunk as it was encoded, checked.
-
-        Raises
-        ------
-        CorruptFile
-            If it is missing, or fails its checksum.
-        """
+        """Return an encoded chunk; raise CorruptFile if it is missing or fails its checksum."""
         offset, length = self._index[position]
         data = self._data[offset : offset + length]
         content, stored = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
@@ -123,7 +105,7 @@ class ShardReader:
 
 
 def checksum(data: bytes | NDArray[np.uint8]) -> bytes:
-    """Return the CRC-32C of some bytes, as it is stored.
+    """Return the CRC-32C of bytes, as stored.
 
     Examples
     --------

@@ -1,11 +1,12 @@
 """Cases as groups of a Zarr v3 store: every plane once, one shard per array.
 
-    slices.zarr/<split>/<case_id>/     group; its attributes hold what is said of the case
+    slices.zarr/<split>/<case_id>/     group; its attributes are the metadata of the case
         image/        (n_slices, modalities, height, width), chunks of one slice
         label/        (n_slices, height, width), chunks of one slice
         slice_index/  (n_kept,)
 
-The metadata is zarr-python's, and so is what plain readers see; shards are written by `shards`.
+zarr-python writes the metadata, so plain Zarr readers can open the store; `zarr_shards` writes the
+shards.
 """
 
 from __future__ import annotations
@@ -41,31 +42,14 @@ from dask_slicer.records import WrittenFile, WrittenSlice
 _SHARD_BYTES = 1 << 30
 _METADATA = "zarr.json"
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
-# That a Zarr array holds, in bytes.
+# Bytes of the largest number in a Zarr array.
 _LARGEST_NUMBER = 8
 
 
 def write_group(
     stack: SliceStack, case: CasePlan, settings: SliceSettings, folder: Path, *, fsync: bool
 ) -> tuple[tuple[WrittenSlice, ...], tuple[WrittenFile, ...]]:
-    """Write a case as a Zarr group.
-
-    Parameters
-    ----------
-    stack : SliceStack
-    case : CasePlan
-        For the metadata.
-    settings : SliceSettings
-    folder : Path
-        Becomes the group; must not exist.
-    fsync : bool
-        Force each file to disk.
-
-    Returns
-    -------
-    slices : tuple of WrittenSlice
-    files : tuple of WrittenFile
-    """
+    """Write a case as a new Zarr group; return its slices and its files."""
     n_slices, height, width = stack.shape
     dtype = _image_dtype(stack, settings)
     group = zarr.create_group(folder, attributes=_attributes(stack, case, settings), zarr_format=3)
@@ -115,7 +99,7 @@ def _write_array(
     *,
     fsync: bool,
 ) -> dict[str, tuple[int, int]]:
-    """Write an array, a chunk for each plane; return size and CRC-32 of its shards, by path."""
+    """Write an array, one chunk per plane; return size and CRC-32 of its shards, by path."""
     chunk = (1, *shape[1:])
     per_shard = min(shape[0], max(_SHARD_BYTES // (math.prod(chunk) * dtype.itemsize), 1))
     group.create_array(
@@ -155,14 +139,14 @@ def _image_dtype(stack: SliceStack, settings: SliceSettings) -> np.dtype[Any]:
 def _image_planes(
     stack: SliceStack, settings: SliceSettings, dtype: np.dtype[Any]
 ) -> Iterator[NDArray[np.generic]]:
-    """Yield (modality, height, width) for every slice, dropped ones too: windows need them."""
+    """Yield (modality, height, width) for every slice, also dropped ones: windows need them."""
     if settings.dtype == "source":
         for stored in stack.stored_planes():
-            kept = [
-                how.clip_stored(plane)
-                for how, plane in zip(stack.normalization, stored, strict=True)
+            clipped = [
+                normalization.clip_stored(plane)
+                for normalization, plane in zip(stack.normalization, stored, strict=True)
             ]
-            yield np.stack(kept, dtype=dtype)
+            yield np.stack(clipped, dtype=dtype)
     else:
         for _, planes in stack.planes(range(stack.shape[0])):
             yield np.stack(planes, dtype=dtype, casting="same_kind")
@@ -172,38 +156,38 @@ def _attributes(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> d
     attributes = case_metadata(stack, case, settings)
     attributes["format_version"] = FORMAT_VERSION
     if settings.dtype == "source":
-        attributes |= _readable(stack.normalization)
+        attributes |= _normalization_attributes(stack.normalization)
     return attributes
 
 
-def _readable(normalized: Iterable[Normalization]) -> dict[str, Any]:
-    """Return what turns stored numbers into normalised ones, for each modality.
+def _normalization_attributes(normalization: Iterable[Normalization]) -> dict[str, Any]:
+    """Return how to normalise stored numbers, for each modality.
 
-    In full as `normalization`, and for whoever reads the array without us: clip to `clip_range`,
-    times `scale`, plus `offset`. An end that is open is None.
+    `normalization` is complete, for our reader. Other readers clip to `clip_range` (None is an open
+    end), multiply by `scale`, and add `offset`.
     """
-    how = list(normalized)
-    ends = [sorted((end - h.intercept) / h.slope for end in (h.low, h.high)) for h in how]
+    each = list(normalization)
+    ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
     return {
-        "normalization": [{name: _finite(value) for name, value in asdict(h).items()} for h in how],
-        "scale": [h.slope / h.scale for h in how],
-        "offset": [(h.intercept - h.center) / h.scale for h in how],
+        "normalization": [{key: _finite(value) for key, value in asdict(n).items()} for n in each],
+        "scale": [n.slope / n.scale for n in each],
+        "offset": [(n.intercept - n.center) / n.scale for n in each],
         "clip_range": [[_finite(end) for end in pair] for pair in ends],
     }
 
 
 def _finite(value: Any) -> Any:
-    """Return a number as JSON has it, which knows no Inf."""
+    """Return None for Inf, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _files(
     folder: Path, known: dict[str, tuple[int, int]], *, fsync: bool
 ) -> Iterator[WrittenFile]:
-    # A run that was thought dead may find that the next one has tidied up after it.
+    # The next run removes them if it takes over the lock of a run that seemed dead.
     for name in (_METADATA, *known):
         if not (folder / name).is_file():
-            raise Unexpected(f"{folder / name} has gone while its case was being written")
+            raise Unexpected(f"{folder / name} was removed while its case was being written")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if name in known:
@@ -219,28 +203,23 @@ def _files(
 # -- the store as a whole --------------------------------------------------------------------------
 
 
-def group_files(store: Path) -> Iterator[tuple[Path, str]]:
-    """Yield what makes a Zarr group of the store and of each split: path and content."""
-    for folder in (store, *(store / split for split in SPLITS)):
-        yield folder / _METADATA, json.dumps(_GROUP, indent=2) + "\n"
+def group_files() -> Iterator[tuple[str, str]]:
+    """Yield path in the store and content of the metadata files of the root and each split."""
+    for folder in ("", *(f"{split}/" for split in SPLITS)):
+        yield f"{folder}{_METADATA}", json.dumps(_GROUP, indent=2) + "\n"
 
 
 def consolidated(store: Path, cases: Iterable[tuple[str, str]]) -> str:
-    """Return the root's metadata with that of all groups and arrays in it.
+    """Return the root's metadata, which includes that of all groups and arrays.
 
-    zarr-python's own function lists the directory, in no order, and takes minutes over thousands
-    of cases. How it is written down is zarr-python's convention; Zarr v3 has none yet.
-
-    Parameters
-    ----------
-    store : Path
-    cases : iterable of (split, case_id)
+    `cases` are pairs of split and case id. zarr-python's own function lists directories in no
+    order, and takes minutes for thousands of cases. The structure is its convention.
     """
     nodes: dict[str, Any] = {split: dict(_GROUP) for split in SPLITS}
     for split, case_id in sorted(cases):
         group = f"{split}/{case_id}"
         for name in (group, *(f"{group}/{array}" for array in ("image", "label", "slice_index"))):
-            # One that has no label, or that somebody damaged: whoever reads it is told.
+            # Without a label, or damaged: then its readers report it.
             with suppress(FileNotFoundError, CorruptFile):
                 nodes[name] = read_json(store / name / _METADATA)
     for node in nodes.values():
