@@ -65,7 +65,7 @@ def to_bytes(figure: Figure, *, suffix: str = "png") -> bytes:
         # Characters that the font lacks are shown as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(
-            content, format=suffix, dpi=_DPI, bbox_inches=None, facecolor=figure.get_facecolor()
+            content, format=suffix, dpi="figure", bbox_inches=None, facecolor=figure.get_facecolor()
         )
     return content.getvalue()
 
@@ -79,13 +79,14 @@ def draw(
     warning: str = "",
     width: int = 1600,
     dark: bool = False,
+    scale: int = 1,
 ) -> Montage:
     """Return a figure of panels in rows, at most `width` pixels wide, with a legend of its labels.
 
-    `facts` and `warning` are lines below the title.
+    `facts` and `warning` are lines below the title. `scale` multiplies all lengths, text included.
     """
     theme = _DARK if dark else _LIGHT
-    layout = lay_out(panels, width=width)
+    layout = lay_out(panels, width=width // scale, scale=scale)
     usable = layout.width - 2 * MARGIN
     notes = [(line, theme.faint) for line in wrapped(facts, usable)]
     notes += [(line, theme.warning) for line in wrapped([warning], usable) if warning]
@@ -95,9 +96,9 @@ def draw(
     foot = len(legend) * (LINE + 4) + (MARGIN // 2 if legend else 0)
     height = head + layout.height + foot + MARGIN
     figure = Montage(
-        figsize=(layout.width / _DPI, height / _DPI), dpi=_DPI, facecolor=theme.background
+        figsize=(layout.width / _DPI, height / _DPI), dpi=_DPI * scale, facecolor=theme.background
     )
-    page = _Page(figure, layout.width, height)
+    page = _Page(figure, layout.width, height, scale)
     page.text(MARGIN, MARGIN, title, size=_HEADING, room=usable, color=theme.text, weight="bold")
     for number, (line, colour) in enumerate(notes):
         y = MARGIN + _BELOW_HEADING + number * LINE
@@ -116,11 +117,12 @@ def _values(panel: Panel) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A figure addressed in pixels from its top left corner."""
+    """A figure addressed in pixels (before they are scaled) from its top left corner."""
 
     figure: Figure
     width: int
     height: int
+    scale: int
 
     def text(
         self, x: float, y: float, text: str, *, size: float, room: float, **style: Any
@@ -174,9 +176,9 @@ def _draw_panel(
         page.text(x, y, first, size=TEXT, room=room * 0.93, color=theme.text, weight="bold")
         page.text(x, y + LINE, second, size=_SMALL, room=room, color=theme.faint)
     y += layout.title_height
-    canvas = compose(panel, palette, tile=tile, background=theme.background)
+    canvas = compose(panel, palette, tile=tile, background=theme.background, scale=page.scale)
     axes = page.figure.add_axes(
-        page.box(x, y, canvas.shape[1], canvas.shape[0]),
+        page.box(x, y, canvas.shape[1] // page.scale, canvas.shape[0] // page.scale),
         label=f"{panel.case_id} {panel.slice_index}",
     )
     axes.imshow(canvas, interpolation="nearest", aspect="auto")

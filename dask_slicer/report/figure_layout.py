@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dask_slicer.report.montage import Colours, fit, fit_label, overlay
 
-# All lengths are pixels.
+# All lengths are pixels, before a figure is scaled.
 MARGIN, GAP, TILE_GAP = 18, 16, 2
 TEXT, LINE = 12, 17
 SWATCH = 12
@@ -68,7 +68,7 @@ def _aspect(panel: Panel) -> float:
     return float(n_offsets * width * per_column / (n_modalities * height * per_row))
 
 
-def lay_out(panels: Sequence[Panel], *, width: int) -> Layout:
+def lay_out(panels: Sequence[Panel], *, width: int, scale: int = 1) -> Layout:
     """Return the positions of panels: cells of one size, with tiles in the proportions in mm."""
     aspect = statistics.median(_aspect(panel) for panel in panels)
     n_offsets = max(panel.image.shape[1] for panel in panels)
@@ -80,8 +80,8 @@ def lay_out(panels: Sequence[Panel], *, width: int) -> Layout:
         extra=2 * LINE + GAP,
         narrowest=max(_NARROWEST_PANEL, n_offsets * _NARROWEST_TILE) + GAP,
     )
-    cell = min(usable // columns - GAP, n_offsets * (_WIDEST_TILE + TILE_GAP))
-    cell_height = max(min(round(cell / aspect), _HIGHEST_PANEL), 1)
+    cell = min(usable // columns - GAP, n_offsets * (_WIDEST_TILE // scale + TILE_GAP))
+    cell_height = max(min(round(cell / aspect), _HIGHEST_PANEL // scale), 1)
     longest = max(len(" · ".join(panel_title(panel))) for panel in panels)
     title_lines = 1 if longest * TEXT * (CHARACTER + 0.05) < cell else 2
     tiles = [tile_size(panel, cell, cell_height) for panel in panels]
@@ -126,18 +126,13 @@ def tile_size(panel: Panel, width: int, height: int) -> tuple[int, int]:
 
 
 def compose(
-    panel: Panel, palette: Colours, *, tile: tuple[int, int], background: str
+    panel: Panel, palette: Colours, *, tile: tuple[int, int], background: str, scale: int = 1
 ) -> NDArray[np.uint8]:
     """Return the tiles of a panel, (height, width, 3): a row per modality, a column per offset."""
-    height, width = tile
+    height, width, gap = tile[0] * scale, tile[1] * scale, TILE_GAP * scale
     n_modalities, n_offsets = panel.image.shape[:2]
     canvas = np.empty(
-        (
-            n_modalities * (height + TILE_GAP) - TILE_GAP,
-            n_offsets * (width + TILE_GAP) - TILE_GAP,
-            3,
-        ),
-        dtype=np.uint8,
+        (n_modalities * (height + gap) - gap, n_offsets * (width + gap) - gap, 3), dtype=np.uint8
     )
     canvas[:] = [int(background[start : start + 2], 16) for start in (1, 3, 5)]
     label = None if panel.label is None else fit_label(panel.label, height, width)
@@ -146,7 +141,7 @@ def compose(
             grey = fit(panel.image[modality, offset], height, width)
             # The label belongs to the slice in the middle, not to its neighbours.
             shown_label = label if offset == n_offsets // 2 else None
-            y, x = modality * (height + TILE_GAP), offset * (width + TILE_GAP)
+            y, x = modality * (height + gap), offset * (width + gap)
             line = 2 if min(height, width) > _LARGE_TILE else 1
             canvas[y : y + height, x : x + width] = overlay(grey, shown_label, palette, line=line)
     return canvas

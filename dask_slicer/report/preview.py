@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 N_SLICES = 16
 # More slices would be too small to see.
 _MOST_SLICES = 400
-_WIDTH = 1600
+# Notebooks show a figure about 900 pixels wide: at this scale, its text stays legible.
+_WIDTH, _SCALE = 1600, 2
 _NARROWEST, _WIDEST = 200, 10_000
 _SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
@@ -99,6 +100,7 @@ def show_slices(
         labels=labels,
         dark=dark,
         width=_WIDTH,
+        scale=_SCALE,
     )
 
 
@@ -129,6 +131,7 @@ def _figure(
     n_slices: int,
     labels: bool = True,
     width: int,
+    scale: int = 1,
     dark: bool,
     window_size: int | None = None,
 ) -> Figure:
@@ -163,6 +166,7 @@ def _figure(
         warning=escape_line(output.shortfall.removeprefix(f"{output.path} has ")),
         width=width,
         dark=dark,
+        scale=scale,
     )
 
 
