@@ -16,7 +16,6 @@ from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.links import proxied, ways_to_see
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.tables import progress_words
-from dask_slicer.monitoring.terminal import report_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
 from dask_slicer.utils.formatting import plural
@@ -84,6 +83,8 @@ class RunProgress(Observer):
     def words(self) -> str:
         """Return the progress of the run on one line."""
         if self.report is not None:
+            from dask_slicer.monitoring.terminal import report_lines  # imports rich
+
             return report_lines(self.report)[0]
         if self._latest is None:
             return "stopped before the first case" if self.stopped else "reading headers"
