@@ -1,4 +1,7 @@
-"""Public functions for Python and notebooks: plan, run and submit."""
+"""Public functions for Python and notebooks: plan, run and submit.
+
+They import what is slow to import when they are called, so that a notebook shows a line at once.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from dask_slicer.cluster.client import check_usable, default_client
 from dask_slicer.config.keywords import RunKeywords
 from dask_slicer.config.loader import build_config
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
-from dask_slicer.execution import pipeline
-from dask_slicer.execution.background import RunHandle
 from dask_slicer.execution.logs import logged_to
-from dask_slicer.execution.prepare import prepare_plan
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.output.lock import check_free
 from dask_slicer.planning.plan import RunPlan, parse_partition
@@ -25,6 +24,8 @@ from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from dask_slicer.execution.background import RunHandle
 
 
 # Everything that describes a run: its cases, its settings, its place.
@@ -58,6 +59,8 @@ def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> Run
     OutputError
         If the output directory has files of other programs, or was made with other settings.
     """
+    from dask_slicer.execution.prepare import prepare_plan
+
     return prepare_plan(config_of(config, settings))
 
 
@@ -105,10 +108,12 @@ def run(
         After Ctrl-C, when the finished cases are usable.
     """
     run_config = config_of(config, settings)
-    run_client = client_for(run_config, client)
     display = _display(str(run_config.output_dir), progress=progress, observer=observer)
     with logged_to(run_config.log_file), display as run_observer, _interrupt_once():
+        from dask_slicer.execution import pipeline
+
         try:
+            run_client = client_for(run_config, client)
             return pipeline.run(run_config, run_client, observer=run_observer)
         except KeyboardInterrupt:
             pass
@@ -141,6 +146,8 @@ def submit(
         If settings or client cannot be used, or the output is in use. Later errors are raised
         by `RunHandle.result`.
     """
+    from dask_slicer.execution.background import RunHandle
+
     run_config = config_of(config, settings)
     run_client = client_for(run_config, client)
     check_free(run_config.output_dir, parse_partition(run_config.shard))
@@ -169,6 +176,8 @@ def client_for(config: RunConfig, client: Client | None) -> Client | None:
 
     Raises UsageError if the client cannot be used.
     """
+    from dask_slicer.cluster.client import check_usable, default_client
+
     if client is None:
         places = config.model_fields_set.intersection(_PLACES)
         if any(getattr(config, name) is not None for name in places):

@@ -16,7 +16,6 @@ from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.links import proxied, ways_to_see
 from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.terminal import report_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
 from dask_slicer.utils.formatting import plural
@@ -42,6 +41,7 @@ class RunProgress(Observer):
     def __init__(self, output_dir: str) -> None:
         self.output_dir = output_dir
         self.report: RunReport | None = None
+        self.stopped = False
         self._dashboard = self._page = self._where = ""
         self._ways: list[str] = []
         self._notes: list[str] = []
@@ -83,9 +83,11 @@ class RunProgress(Observer):
     def words(self) -> str:
         """Return the progress of the run on one line."""
         if self.report is not None:
+            from dask_slicer.monitoring.terminal import report_lines  # imports rich
+
             return report_lines(self.report)[0]
         if self._latest is None:
-            return "reading headers"
+            return "stopped before the first case" if self.stopped else "reading headers"
         state, at = self._latest
         return progress_line(state, time.monotonic() - at)
 
@@ -135,6 +137,13 @@ class NotebookDisplay(RunProgress):
         self._drawn = ""
 
     def __enter__(self) -> Self:
+        # Draw at once: imports, planning and the start of workers can take seconds.
+        from IPython.display import HTML, display
+
+        self._drawn = self.html()
+        self._handle = display(HTML(self._drawn), display_id=True)
+        # Drawing has its own thread, so that the run does not wait for it.
+        threading.Thread(target=self._keep_drawing, daemon=True).start()
         return self
 
     def __exit__(
@@ -144,30 +153,19 @@ class NotebookDisplay(RunProgress):
         traceback: TracebackType | None,
     ) -> None:
         self._over.set()
-        if self._handle is not None:
-            self._draw()
+        self.stopped = error is not None
+        self._draw()
 
     def connected(self, dashboard: str, where: str) -> None:
-        """Start to draw."""
+        """Draw the link of the dashboard."""
         super().connected(dashboard, where)
-        if self._handle is None:
-            self._begin()
+        self._draw()
 
     def finished(self, report: RunReport) -> None:
         """Draw the result."""
         super().finished(report)
         self._over.set()
-        if self._handle is None:
-            self._begin()
         self._draw()
-
-    def _begin(self) -> None:
-        from IPython.display import HTML, display
-
-        self._drawn = self.html()
-        self._handle = display(HTML(self._drawn), display_id=True)
-        # Drawing has its own thread, so that the run does not wait for it.
-        threading.Thread(target=self._keep_drawing, daemon=True).start()
 
     def _keep_drawing(self) -> None:
         drawn_at = time.monotonic()

@@ -1,7 +1,4 @@
-"""Drawing a montage with Matplotlib.
-
-No global state of Matplotlib's is touched: a program that draws its own figures does not notice.
-"""
+"""Montage of slices, drawn with Matplotlib but without its global state."""
 
 from __future__ import annotations
 
@@ -35,9 +32,9 @@ from dask_slicer.report.figure_layout import (
 from dask_slicer.report.montage import Colours
 
 _DPI = 100
-# Pixels, as all lengths.
+# In pixels, like all lengths.
 _SMALL, _HEADING, _BELOW_HEADING = 11, 17, 26
-# A tile smaller than this has no room for letters: right and left come first.
+# Smaller tiles have no room for letters, or only for those of right and left.
 _ROOM_FOR_SIDES, _ROOM_FOR_LEFT_AND_RIGHT, _ROOM_FOR_OFFSET = 80, 30, 26
 
 
@@ -55,22 +52,22 @@ _DARK = _Theme("#14171a", "#e6e8ea", "#9aa4ae", "#f0a04b", "#ff6b6b")
 
 
 class Montage(Figure):
-    """A figure that a notebook shows, also where Matplotlib is not set up for notebooks."""
+    """A figure that a notebook shows even if Matplotlib is not set up for notebooks."""
 
     def _repr_png_(self) -> bytes:
         return to_bytes(self)
 
 
 def to_bytes(figure: Figure, *, suffix: str = "png") -> bytes:
-    """Return a figure as a file of some format, pixel for pixel."""
-    written = io.BytesIO()
+    """Return a figure as the content of a file, pixel for pixel."""
+    content = io.BytesIO()
     with warnings.catch_warnings():
-        # A case id in a script that the font lacks is shown as boxes.
+        # Characters that the font lacks are shown as boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(
-            written, format=suffix, dpi=_DPI, bbox_inches=None, facecolor=figure.get_facecolor()
+            content, format=suffix, dpi="figure", bbox_inches=None, facecolor=figure.get_facecolor()
         )
-    return written.getvalue()
+    return content.getvalue()
 
 
 def draw(
@@ -82,42 +79,26 @@ def draw(
     warning: str = "",
     width: int = 1600,
     dark: bool = False,
+    scale: int = 1,
 ) -> Montage:
-    """Return a figure of panels in rows.
+    """Return a figure of panels in rows, at most `width` pixels wide, with a legend of its labels.
 
-    Parameters
-    ----------
-    panels : sequence of Panel
-        One at least.
-    palette : dict
-        Colours of label values; the legend has those that are to be seen.
-    title : str
-    facts : sequence of str
-        What is said below it.
-    warning : str
-        What is missing, if anything.
-    width : int
-        Of the figure, pixels; less if there is not so much to show.
-    dark : bool
-
-    Returns
-    -------
-    Montage
+    `facts` and `warning` are lines below the title. `scale` multiplies all lengths, text included.
     """
     theme = _DARK if dark else _LIGHT
-    layout = lay_out(panels, width=width)
+    layout = lay_out(panels, width=width // scale, scale=scale)
     usable = layout.width - 2 * MARGIN
     notes = [(line, theme.faint) for line in wrapped(facts, usable)]
     notes += [(line, theme.warning) for line in wrapped([warning], usable) if warning]
     head = MARGIN + _BELOW_HEADING + LINE * len(notes) + 10
-    seen = sorted({value for panel in panels for value in _values(panel)} & set(palette))
-    legend = legend_lines(seen, usable)
+    visible = sorted({value for panel in panels for value in _values(panel)} & set(palette))
+    legend = legend_lines(visible, usable)
     foot = len(legend) * (LINE + 4) + (MARGIN // 2 if legend else 0)
     height = head + layout.height + foot + MARGIN
     figure = Montage(
-        figsize=(layout.width / _DPI, height / _DPI), dpi=_DPI, facecolor=theme.background
+        figsize=(layout.width / _DPI, height / _DPI), dpi=_DPI * scale, facecolor=theme.background
     )
-    page = _Page(figure, layout.width, height)
+    page = _Page(figure, layout.width, height, scale)
     page.text(MARGIN, MARGIN, title, size=_HEADING, room=usable, color=theme.text, weight="bold")
     for number, (line, colour) in enumerate(notes):
         y = MARGIN + _BELOW_HEADING + number * LINE
@@ -136,14 +117,17 @@ def _values(panel: Panel) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """A figure whose places are pixels, from the top left."""
+    """A figure addressed in pixels (before they are scaled) from its top left corner."""
 
     figure: Figure
     width: int
     height: int
+    scale: int
 
-    def text(self, x: float, y: float, text: str, *, size: float, room: float, **how: Any) -> None:
-        """Write a line, cut in the middle where it is longer than its room."""
+    def text(
+        self, x: float, y: float, text: str, *, size: float, room: float, **style: Any
+    ) -> None:
+        """Write a line of text, shortened in the middle if it is longer than `room`."""
         most = max(int(room / (size * CHARACTER)), 4)
         if len(text) > most:
             text = f"{text[: most // 2]}…{text[len(text) - (most - most // 2 - 1) :]}"
@@ -153,13 +137,13 @@ class _Page:
             text,
             fontsize=size * 72 / _DPI,
             parse_math=False,
-            **{"ha": "left", "va": "top"} | how,
+            **{"ha": "left", "va": "top"} | style,
         )
 
     def box(
         self, x: float, y: float, width: float, height: float
     ) -> tuple[float, float, float, float]:
-        """Return a rectangle as Matplotlib wants it."""
+        """Return left, bottom, width and height as shares of the figure."""
         return (
             x / self.width,
             1 - (y + height) / self.height,
@@ -167,10 +151,10 @@ class _Page:
             height / self.height,
         )
 
-    def rectangle(self, x: float, y: float, width: float, height: float, **how: Any) -> None:
+    def rectangle(self, x: float, y: float, width: float, height: float, **style: Any) -> None:
         left, bottom, wide, high = self.box(x, y, width, height)
         self.figure.add_artist(
-            Rectangle((left, bottom), wide, high, transform=self.figure.transFigure, **how)
+            Rectangle((left, bottom), wide, high, transform=self.figure.transFigure, **style)
         )
 
 
@@ -192,9 +176,9 @@ def _draw_panel(
         page.text(x, y, first, size=TEXT, room=room * 0.93, color=theme.text, weight="bold")
         page.text(x, y + LINE, second, size=_SMALL, room=room, color=theme.faint)
     y += layout.title_height
-    canvas = compose(panel, palette, tile=tile, background=theme.background)
+    canvas = compose(panel, palette, tile=tile, background=theme.background, scale=page.scale)
     axes = page.figure.add_axes(
-        page.box(x, y, canvas.shape[1], canvas.shape[0]),
+        page.box(x, y, canvas.shape[1] // page.scale, canvas.shape[0] // page.scale),
         label=f"{panel.case_id} {panel.slice_index}",
     )
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
@@ -205,7 +189,7 @@ def _draw_panel(
 def _annotate(
     page: _Page, panel: Panel, tile: tuple[int, int], place: tuple[int, int], theme: _Theme
 ) -> None:
-    """Say which tile is which, and where right and left, front and back, top and bottom are."""
+    """Write the offset and modality of each tile, and the patient's sides, on a panel."""
     (height, width), (x, y) = tile, place
     n_modalities, n_offsets = panel.image.shape[:2]
     middle = n_offsets // 2
@@ -218,8 +202,8 @@ def _annotate(
     }
     if n_offsets > 1 and width >= _ROOM_FOR_OFFSET:
         for offset in range(n_offsets):
-            shown = f"{offset - middle:+d}" if offset != middle else "0"
-            page.text(x + offset * (width + TILE_GAP) + 4, y + 3, shown, **over)
+            caption = f"{offset - middle:+d}" if offset != middle else "0"
+            page.text(x + offset * (width + TILE_GAP) + 4, y + 3, caption, **over)
     if n_offsets > 1:
         all_rows = n_modalities * (height + TILE_GAP) - TILE_GAP
         page.rectangle(centre, y, width, all_rows, fill=False, ec=theme.frame, lw=1.5)

@@ -12,94 +12,64 @@ from numpy.typing import NDArray
 
 from dask_slicer.report.montage import Colours, fit, fit_label, overlay
 
-# All lengths are pixels.
+# All lengths are pixels, before a figure is scaled.
 MARGIN, GAP, TILE_GAP = 18, 16, 2
 TEXT, LINE = 12, 17
 SWATCH = 12
-# Of a letter, on average, to the size of the font.
+# Average width of a letter, as a share of the font size.
 CHARACTER = 0.6
 _WIDEST_TILE, _NARROWEST_TILE, _HIGHEST_PANEL, _NARROWEST_PANEL = 640, 72, 900, 150
 _NARROWEST_PICTURE = 420
 _BESIDE_LEGEND, _MOST_LEGEND_LINES = 46, 3
-# From here up, an outline of one pixel would be too fine.
+# On larger tiles, an outline of one pixel is too fine.
 _LARGE_TILE = 250
 
+# Of the legend: x, text, label value.
 Entry = tuple[float, str, int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Panel:
-    """One slice, or its window.
-
-    Attributes
-    ----------
-    case_id, split : str
-    slice_index, total_slices : int
-        Which of the volume's, from 0.
-    image : (modality, offset, row, column) ndarray of float64
-        Greys of 0 to 1, alike in all slices of a case; the slice itself is the middle offset.
-    label : (row, column) ndarray of int, optional
-    has_label : bool
-        Whether the case has one, shown or not.
-    spacing : tuple of 2 float
-        mm per row and per column.
-    sides : tuple of 4 str
-        What is left, right, at the top and at the bottom: R, L, A, P, S, I.
-    """
+    """One slice with its window, in greys of 0 to 1 that are the same in all slices of a case."""
 
     case_id: str
     split: str
     slice_index: int
-    total_slices: int
-    image: NDArray[np.float64]
-    label: NDArray[np.integer] | None
-    has_label: bool
-    spacing: tuple[float, float]
-    sides: tuple[str, str, str, str]
+    total_slices: int  # of the volume
+    image: NDArray[np.float64]  # (modality, offset, row, column); the slice is the middle offset
+    label: NDArray[np.integer] | None  # (row, column)
+    has_label: bool  # of the case, shown or not
+    spacing: tuple[float, float]  # mm per row, per column
+    sides: tuple[str, str, str, str]  # of the patient, at the left, right, top and bottom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where panels lie.
-
-    Attributes
-    ----------
-    columns : int
-    cell_width : int
-        What a panel may take.
-    title_lines : int
-        Of each panel.
-    width, height : int
-        Of the page, and of all panels.
-    tiles : tuple of (int, int)
-        Of every panel, the height and width of its tiles.
-    places : tuple of (int, int)
-        Of every panel, x, and y from the top of the first.
-    """
+    """Sizes and positions of panels, in pixels."""
 
     columns: int
-    cell_width: int
-    title_lines: int
-    width: int
-    tiles: tuple[tuple[int, int], ...]
-    places: tuple[tuple[int, int], ...]
-    height: int
+    cell_width: int  # room of a panel
+    title_lines: int  # of a panel
+    width: int  # of the page
+    tiles: tuple[tuple[int, int], ...]  # (height, width) of the tiles of each panel
+    places: tuple[tuple[int, int], ...]  # (x, y) of each panel, y from the top of the first
+    height: int  # of all panels
 
     @property
     def title_height(self) -> int:
-        """Return the pixels above a panel."""
+        """Return the height of the title of a panel."""
         return self.title_lines * LINE + 2
 
 
 def _aspect(panel: Panel) -> float:
-    """Return the width to the height of all tiles of a panel, in mm."""
+    """Return the width of all tiles of a panel divided by their height, both in mm."""
     n_modalities, n_offsets, height, width = panel.image.shape
     per_row, per_column = panel.spacing
     return float(n_offsets * width * per_column / (n_modalities * height * per_row))
 
 
-def lay_out(panels: Sequence[Panel], *, width: int) -> Layout:
-    """Return where panels lie on a page, each in a cell of the same size, fitted by its spacing."""
+def lay_out(panels: Sequence[Panel], *, width: int, scale: int = 1) -> Layout:
+    """Return the positions of panels: cells of one size, with tiles in the proportions in mm."""
     aspect = statistics.median(_aspect(panel) for panel in panels)
     n_offsets = max(panel.image.shape[1] for panel in panels)
     usable = width - 2 * MARGIN + GAP
@@ -110,8 +80,8 @@ def lay_out(panels: Sequence[Panel], *, width: int) -> Layout:
         extra=2 * LINE + GAP,
         narrowest=max(_NARROWEST_PANEL, n_offsets * _NARROWEST_TILE) + GAP,
     )
-    cell = min(usable // columns - GAP, n_offsets * (_WIDEST_TILE + TILE_GAP))
-    cell_height = max(min(round(cell / aspect), _HIGHEST_PANEL), 1)
+    cell = min(usable // columns - GAP, n_offsets * (_WIDEST_TILE // scale + TILE_GAP))
+    cell_height = max(min(round(cell / aspect), _HIGHEST_PANEL // scale), 1)
     longest = max(len(" · ".join(panel_title(panel))) for panel in panels)
     title_lines = 1 if longest * TEXT * (CHARACTER + 0.05) < cell else 2
     tiles = [tile_size(panel, cell, cell_height) for panel in panels]
@@ -120,7 +90,7 @@ def lay_out(panels: Sequence[Panel], *, width: int) -> Layout:
     for first in range(0, len(panels), columns):
         row = range(first, min(first + columns, len(panels)))
         places += [(MARGIN + place * (cell + GAP), y) for place in range(len(row))]
-        # As high as its highest panel: flat ones leave no gap below.
+        # A row is as high as its highest panel: flat panels leave no gap.
         y += title_lines * LINE + 2 + max(_height(panels[n], tiles[n]) for n in row) + GAP
     return Layout(
         columns=columns,
@@ -139,13 +109,13 @@ def _height(panel: Panel, tile: tuple[int, int]) -> int:
 
 
 def panel_title(panel: Panel) -> tuple[str, str]:
-    """Return which case a panel is of, and which slice of it."""
-    where = f"slice {panel.slice_index} of 0–{panel.total_slices - 1} · {panel.split}"
-    return panel.case_id, where + ("" if panel.has_label else " · no label")
+    """Return the case id of a panel, and a description of its slice."""
+    description = f"slice {panel.slice_index} of 0–{panel.total_slices - 1} · {panel.split}"
+    return panel.case_id, description + ("" if panel.has_label else " · no label")
 
 
 def tile_size(panel: Panel, width: int, height: int) -> tuple[int, int]:
-    """Return the height and width of each tile of a panel, so that all of them fit into a cell."""
+    """Return the largest (height, width) with which all tiles of a panel fit into a cell."""
     n_modalities, n_offsets, n_rows, n_columns = panel.image.shape
     per_row, per_column = panel.spacing
     scale = min(
@@ -156,46 +126,31 @@ def tile_size(panel: Panel, width: int, height: int) -> tuple[int, int]:
 
 
 def compose(
-    panel: Panel, palette: Colours, *, tile: tuple[int, int], background: str
+    panel: Panel, palette: Colours, *, tile: tuple[int, int], background: str, scale: int = 1
 ) -> NDArray[np.uint8]:
-    """Return a panel's tiles side by side, a row for every modality: (height, width, 3)."""
-    height, width = tile
+    """Return the tiles of a panel, (height, width, 3): a row per modality, a column per offset."""
+    height, width, gap = tile[0] * scale, tile[1] * scale, TILE_GAP * scale
     n_modalities, n_offsets = panel.image.shape[:2]
     canvas = np.empty(
-        (
-            n_modalities * (height + TILE_GAP) - TILE_GAP,
-            n_offsets * (width + TILE_GAP) - TILE_GAP,
-            3,
-        ),
-        dtype=np.uint8,
+        (n_modalities * (height + gap) - gap, n_offsets * (width + gap) - gap, 3), dtype=np.uint8
     )
     canvas[:] = [int(background[start : start + 2], 16) for start in (1, 3, 5)]
     label = None if panel.label is None else fit_label(panel.label, height, width)
     for modality in range(n_modalities):
         for offset in range(n_offsets):
             grey = fit(panel.image[modality, offset], height, width)
-            # The label is that of the slice in the middle, not of its neighbours.
-            own = label if offset == n_offsets // 2 else None
-            y, x = modality * (height + TILE_GAP), offset * (width + TILE_GAP)
+            # The label belongs to the slice in the middle, not to its neighbours.
+            shown_label = label if offset == n_offsets // 2 else None
+            y, x = modality * (height + gap), offset * (width + gap)
             line = 2 if min(height, width) > _LARGE_TILE else 1
-            canvas[y : y + height, x : x + width] = overlay(grey, own, palette, line=line)
+            canvas[y : y + height, x : x + width] = overlay(grey, shown_label, palette, line=line)
     return canvas
 
 
 def n_columns(n: int, *, width: float, aspect: float, extra: float, narrowest: float) -> int:
-    """Return in how many columns `n` panels make a picture a little wider than high.
+    """Return the number of columns with which `n` panels make a picture a little wider than high.
 
-    Parameters
-    ----------
-    n : int
-    width : float
-        Of the picture, pixels.
-    aspect : float
-        Width of a panel to its height.
-    extra : float
-        Pixels of height that each panel's title takes.
-    narrowest : float
-        Pixels that a panel should be wide at least.
+    `aspect` is a panel's width divided by its height, `extra` the height of its title.
 
     Examples
     --------
@@ -210,7 +165,7 @@ def n_columns(n: int, *, width: float, aspect: float, extra: float, narrowest: f
         if panel < narrowest and columns > 1:
             break
         height = math.ceil(n / columns) * (panel / aspect + extra)
-        # A row that is not full looks unfinished.
+        # Avoid a last row with empty cells.
         empty = -n % columns / columns
         miss = abs(math.log(width / height / 1.35)) + 0.3 * empty
         if miss < best_miss:
@@ -219,7 +174,7 @@ def n_columns(n: int, *, width: float, aspect: float, extra: float, narrowest: f
 
 
 def legend_lines(values: Sequence[int], width: int) -> list[list[Entry]]:
-    """Return lines of entries, (x, text, value); the last says how many have no room."""
+    """Return the lines of a legend; its last entry counts the values without room."""
     if not values:
         return []
     lines: list[list[Entry]] = [[(0, "label", None)]]
@@ -239,7 +194,7 @@ def legend_lines(values: Sequence[int], width: int) -> list[list[Entry]]:
 
 
 def wrapped(facts: Sequence[str], room: float) -> list[str]:
-    """Return lines of facts, as many on each as there is room for."""
+    """Return facts in lines, as many on each line as have room."""
     lines: list[str] = []
     for fact in facts:
         longer = f"{lines[-1]} · {fact}" if lines else ""

@@ -9,44 +9,35 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# An intensity that was normalised and brought back is off by a digit or two of float32: what is
-# this share of a bin below an edge counts as on it.
+from dask_slicer.report.montage import GOLDEN
+
+# Undoing a normalisation leaves float32 rounding errors: a number less than this share of a bin
+# below an edge counts as on the edge.
 _SLACK = 1e-3
-# Numbers that differ by less than this share of themselves are one number.
+# Numbers that differ by less than this share of their size are equal.
 _SAME = 1e-9
-# Decades that a logarithmic axis shows at most.
+# Decades of a logarithmic axis.
 _MOST_DECADES = 5
-# Of a row: integers, so that two places never fall on one.
+# Parts of a row: with integers, two places never coincide.
 _PARTS = 1024
-_GOLDEN = (math.sqrt(5) - 1) / 2
+_X_TICKS, _Y_TICKS = 5, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """Numbers, counted.
+    """Numbers counted in bins; a number on an edge is in the bin above it."""
 
-    Attributes
-    ----------
-    edges : tuple of float
-        Of the bins, one more than there are counts; a number on an edge is in the bin above it.
-    counts : tuple of int
-    n_below, n_above : int
-        Numbers outside the edges.
-    smallest, median, largest : float
-        Of all numbers.
-    """
-
-    edges: tuple[float, ...]
+    edges: tuple[float, ...]  # one more than counts
     counts: tuple[int, ...]
-    n_below: int
-    n_above: int
-    smallest: float
+    n_below: int  # numbers below the first edge
+    n_above: int  # numbers above the last edge
+    smallest: float  # of all numbers, as the next two
     median: float
     largest: float
 
     @property
     def n(self) -> int:
-        """Return how many numbers were counted."""
+        """Return the number of counted numbers."""
         return sum(self.counts) + self.n_below + self.n_above
 
     @property
@@ -56,24 +47,20 @@ class Histogram:
 
 
 def histogram(values: NDArray[np.generic], *, most_bins: int, tail: float = 0.0) -> Histogram:
-    """Return numbers counted into at most `most_bins` + 1 bins of equal, round width.
+    """Return numbers counted in at most `most_bins` + 1 bins of equal, round width.
 
     Parameters
     ----------
-    values : ndarray
-        Any shape, at least one finite number; those that are not finite are left out.
+    values : ndarray of any shape
+        At least one number is finite; others are left out.
     most_bins : int
     tail : float
-        Share of the numbers at either end that the bins need not reach.
-
-    Returns
-    -------
-    Histogram
+        Share of the numbers at either end that the bins may leave out.
 
     Examples
     --------
-    >>> found = histogram(np.array([0.0, 1.0, 1.5, 9.9]), most_bins=5)
-    >>> found.edges, found.counts
+    >>> counted = histogram(np.array([0.0, 1.0, 1.5, 9.9]), most_bins=5)
+    >>> counted.edges, counted.counts
     ((0.0, 2.0, 4.0, 6.0, 8.0, 10.0), (3, 0, 0, 0, 1))
     """
     numbers = np.sort(np.asarray(values, dtype=np.float64), axis=None)
@@ -85,14 +72,14 @@ def histogram(values: NDArray[np.generic], *, most_bins: int, tail: float = 0.0)
     low, high = (float(np.quantile(numbers, share)) for share in (tail, 1 - tail))
     step = round_step(high - low, most_bins)
     if step < 1 and np.abs(numbers - np.rint(numbers)).max() < _SLACK:
-        step = 1.0  # no bins that integers cannot fall into
+        step = 1.0  # narrower bins would stay empty between integers
     first = math.floor(low / step + _SLACK)
     n_bins = math.floor(high / step + _SLACK) + 1 - first
     places = np.floor(numbers / step + _SLACK) - first
     inside = (places >= 0) & (places < n_bins)
     counts = np.bincount(places[inside].astype(np.int64), minlength=n_bins)
     return Histogram(
-        edges=tuple(_exactly((first + place) * step, step) for place in range(n_bins + 1)),
+        edges=tuple(_round_to_step((first + place) * step, step) for place in range(n_bins + 1)),
         counts=tuple(counts.tolist()),
         n_below=int((places < 0).sum()),
         n_above=int((places >= n_bins).sum()),
@@ -128,40 +115,16 @@ def ticks(low: float, high: float, most: int) -> tuple[float, ...]:
     """
     step = round_step(high - low, most)
     first, last = math.ceil(low / step - _SLACK), math.floor(high / step + _SLACK)
-    return tuple(_exactly(place * step, step) for place in range(first, last + 1))
+    return tuple(_round_to_step(place * step, step) for place in range(first, last + 1))
 
 
-def _exactly(value: float, step: float) -> float:
-    """Return a multiple of a round step without the digits that binary fractions add."""
+def _round_to_step(value: float, step: float) -> float:
+    """Remove the digits that binary fractions add to a multiple of a round step."""
     return round(value, max(0, 1 - math.floor(math.log10(step)))) + 0.0
 
 
-def heights(counts: Sequence[int]) -> list[float]:
-    """Return how high the bars of counts are, the highest 1.
-
-    Examples
-    --------
-    >>> heights([1, 0, 2])
-    [0.5, 0.0, 1.0]
-    """
-    highest = max((*counts, 1))
-    return [count / highest for count in counts]
-
-
 def log_heights(counts: Sequence[int], n: int) -> tuple[list[float], list[tuple[float, float]]]:
-    """Return how high the bars of counts are on a logarithmic axis, and the axis' ticks.
-
-    Parameters
-    ----------
-    counts : sequence of int
-    n : int
-        Counts are shares of it.
-
-    Returns
-    -------
-    heights : list of float
-        From 0 to 1.
-    ticks : list of (share, height)
+    """Return bar heights of 0 to 1 on a logarithmic axis of count / n; ticks as (share, height).
 
     Examples
     --------
@@ -170,16 +133,16 @@ def log_heights(counts: Sequence[int], n: int) -> tuple[list[float], list[tuple[
     """
     shares = [count / n for count in counts if count]
     top = math.ceil(math.log10(max(shares, default=1.0)) - _SLACK)
-    # A decade below the lowest, so that its bar is seen.
+    # Start a decade below the lowest share, so that its bar is visible.
     lowest = math.floor(math.log10(min(shares, default=1.0)) + _SLACK) - 1
     bottom = max(lowest, top - _MOST_DECADES)
-    found = [
+    heights = [
         max((math.log10(count / n) - bottom) / (top - bottom), 0.0) if count else 0.0
         for count in counts
     ]
     decades = range(bottom + 1, top + 1)
     return (
-        [round(height, 6) for height in found],
+        [round(height, 6) for height in heights],
         [(10.0**decade, (decade - bottom) / (top - bottom)) for decade in decades],
     )
 
@@ -187,13 +150,8 @@ def log_heights(counts: Sequence[int], n: int) -> tuple[list[float], list[tuple[
 def spread_rows(ends: Sequence[int], most: int) -> list[int]:
     """Return at most `most` rows of a table, spread over its groups and within each.
 
-    Where there are more groups than rows wanted, some are left out, evenly.
-
-    Parameters
-    ----------
-    ends : sequence of int
-        Group g has the rows from `ends[g]` to before `ends[g + 1]`, at least one.
-    most : int
+    Group g has the rows from `ends[g]` to before `ends[g + 1]`, at least one. With more groups than
+    `most`, some are left out, evenly.
 
     Examples
     --------
@@ -207,13 +165,13 @@ def spread_rows(ends: Sequence[int], most: int) -> list[int]:
         chosen = list(range(n_groups))
     left = min(most, int(lengths[chosen].sum()))
     rows: list[int] = []
-    # The shortest first: what they cannot give, longer ones do.
+    # The shortest first, so that longer groups fill up for them.
     for turn, group in enumerate(sorted(chosen, key=lambda group: lengths[group])):
         length = int(lengths[group])
         n = min(length, left // (len(chosen) - turn))
         left -= n
-        # Another place in every group, or all would show the same part of the body.
-        shift = int(group * _GOLDEN % 1 * _PARTS)
+        # Shift the places in every group, or all would show the same part of the body.
+        shift = int(group * GOLDEN % 1 * _PARTS)
         rows += [
             ends[group] + (place * _PARTS + shift) * length // (n * _PARTS) for place in range(n)
         ]
@@ -225,7 +183,7 @@ _X_TICKS, _Y_TICKS = 5, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A bar: where it starts and how wide and high it is, 0 to 1; its bin, and what is in it."""
+    """A bar: x, width and height from 0 to 1; the edges of its bin and the numbers in it."""
 
     x: float
     width: float
@@ -237,7 +195,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """A place on an axis, 0 to 1, and the number there."""
+    """A position on an axis, 0 to 1, and its number."""
 
     at: float
     value: float
@@ -245,55 +203,55 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Bars and ticks; those of y are counts, or shares where it is logarithmic."""
+    """Bars and ticks; y ticks are counts, or shares on a logarithmic axis."""
 
     bars: tuple[Bar, ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
 
 
-def chart(found: Histogram) -> Chart:
+def chart(counted: Histogram) -> Chart:
     """Return a chart of counts.
 
     Examples
     --------
-    >>> found = Histogram(
+    >>> counted = Histogram(
     ...     edges=(0, 2, 4), counts=(3, 1), n_below=0, n_above=0, smallest=0, median=1, largest=3
     ... )
-    >>> [(bar.x, bar.width, round(bar.height, 2)) for bar in chart(found).bars]
+    >>> [(bar.x, bar.width, round(bar.height, 2)) for bar in chart(counted).bars]
     [(0.0, 0.5, 1.0), (0.5, 0.5, 0.33)]
-    >>> [(tick.value, round(tick.at, 2)) for tick in chart(found).y_ticks]
+    >>> [(tick.value, round(tick.at, 2)) for tick in chart(counted).y_ticks]
     [(0.0, 0.0), (1.0, 0.33), (2.0, 0.67), (3.0, 1.0)]
     """
-    highest = max((*found.counts, 1))
+    highest = max((*counted.counts, 1))
     y_ticks = tuple(
         Tick(at=value / highest, value=value)
         for value in ticks(0, highest, _Y_TICKS)
         if value.is_integer()
     )
-    return _chart(found, heights(found.counts), y_ticks)
+    return _chart(counted, [count / highest for count in counted.counts], y_ticks)
 
 
-def log_chart(found: Histogram) -> Chart:
-    """Return a chart of shares, on a logarithmic axis: of few numbers, something is seen too."""
-    up, decades = log_heights(found.counts, found.n)
-    return _chart(found, up, tuple(Tick(at=at, value=share) for share, at in decades))
+def log_chart(counted: Histogram) -> Chart:
+    """Return a chart of shares on a logarithmic axis, where small counts are visible too."""
+    heights, decades = log_heights(counted.counts, counted.n)
+    return _chart(counted, heights, tuple(Tick(at=at, value=share) for share, at in decades))
 
 
-def _chart(found: Histogram, up: list[float], y_ticks: tuple[Tick, ...]) -> Chart:
-    first, last = found.edges[0], found.edges[-1]
-    n = len(found.counts)
+def _chart(counted: Histogram, heights: list[float], y_ticks: tuple[Tick, ...]) -> Chart:
+    first, last = counted.edges[0], counted.edges[-1]
+    n = len(counted.counts)
     return Chart(
         bars=tuple(
             Bar(
                 x=number / n,
                 width=1 / n,
                 height=height,
-                low=found.edges[number],
-                high=found.edges[number + 1],
-                n=found.counts[number],
+                low=counted.edges[number],
+                high=counted.edges[number + 1],
+                n=counted.counts[number],
             )
-            for number, height in enumerate(up)
+            for number, height in enumerate(heights)
         ),
         x_ticks=tuple(
             Tick(at=(value - first) / (last - first), value=value)

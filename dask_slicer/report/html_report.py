@@ -6,7 +6,7 @@ import base64
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,18 +21,18 @@ from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, user_file_path
 from dask_slicer.report.histogram import chart, log_chart
 from dask_slicer.report.overview import Overview, overview
-from dask_slicer.utils.formatting import escape_line, format_bytes, format_time, plural
+from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
 
 REPORT = "report.html"
 _SUFFIXES = (".html", ".htm")
 
 _MOST_FAILURES, _MOST_NAMES, _MOST_PROBLEMS = 200, 20, 10
 _N_SLICES = 12
-# Bars of fewer volumes would say no more than the numbers.
+# Bars of fewer volumes would show no more than the numbers.
 _FEW = 5
 _STEPS = ("load", "slice", "save")
-# Pixels: as wide as the page, so that words are as large as its own; the first that leaves the page
-# small enough is taken.
+# In pixels: the width of the page, so that pictures and page have text of one size; narrower if the
+# pictures would be too large.
 _WIDTHS = (1040, 900, 700)
 _MOST_PICTURE_BYTES = 3_000_000
 
@@ -40,40 +40,27 @@ _MOST_PICTURE_BYTES = 3_000_000
 def write_report(
     output_dir: str | Path, file: Path | None = None, *, say: Callable[[str], None]
 ) -> Path:
-    """Write the report of an output; return where it is.
+    """Write the report of an output to `file`, by default `REPORT` in the output; return its path.
 
-    Parameters
-    ----------
-    output_dir : str or Path
-        That `dask-slicer run` wrote to.
-    file : Path, optional
-        Where to; `REPORT` in the output if not given.
-    say : callable
-        Prints what is missing in it.
-
-    Raises
-    ------
-    OutputError
-        If the directory is no output, or nothing came of any case so far.
-    UsageError
-        If `file` cannot be written, or would be among the output's own files.
+    `say` prints notes. Raises OutputError if the directory is not an output or has no cases yet,
+    and UsageError if `file` cannot be written or is among the output's own files.
     """
     output = open_output(output_dir)
     file = user_file_path(output.path, file, name=REPORT, suffixes=_SUFFIXES)
-    if file.suffix.lower() not in _SUFFIXES:  # a browser would not know what it is
+    if file.suffix.lower() not in _SUFFIXES:  # browsers choose by suffix
         raise UsageError(f"--file must end with {' or '.join(_SUFFIXES)}, got {file.name}")
     facts = overview(output)
     pictures, why_none = _pictures(output, facts)
     if why_none:
         say(f"Note: no pictures of slices in the report: {why_none}")
     page = _render(facts, pictures, why_none)
-    # Names of files may be in any encoding, or none; what is written is UTF-8.
+    # File names may hold bytes that are not UTF-8; the page is UTF-8.
     write_user_file(file, page.encode("utf-8", "backslashreplace"))
     return file
 
 
 def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
-    """Return pictures of slices as data URIs, for light and dark, or why there are none."""
+    """Return pictures of slices as data URIs, light and dark, or the reason why there are none."""
     if not facts.n_slices:
         return {}, ""
     if find_spec("matplotlib") is None:
@@ -107,6 +94,7 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
     )
     environment.filters |= {
         "line": lambda value: escape_line(str(value)),
+        "names": lambda ids: escape_line(_first_names(ids)),
         "number": lambda n: f"{n:,}",
         "measure": measure,
         "size": format_bytes,
@@ -131,9 +119,8 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
         again=_again(facts),
         settings=_settings(facts.config),
         steps=_STEPS,
-        kinds=kinds.most_common(),
         most_failures=_MOST_FAILURES,
-        most_names=_MOST_NAMES,
+        kinds=kinds.most_common(_MOST_NAMES),
         few=_FEW,
         most_problems=_MOST_PROBLEMS,
     )
@@ -142,50 +129,49 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
 def _again(facts: Overview) -> str:
     """Return the command that continues or repeats the run."""
     command = ["dask-slicer", "run", "--config", str(facts.path / CONFIG)]
-    if facts.made_in != str(facts.path):  # it has been moved
+    if facts.original_path != str(facts.path):  # the output was moved
         command += ["--output_dir", str(facts.path)]
     return shlex.join(command)
 
 
 def _settings(config: RunConfig) -> list[tuple[str, str, bool, str]]:
-    """Return name, value, whether it is not the default, and meaning of settings.
+    """Return (name, value, is changed, meaning) of the settings that shape the slices.
 
-    Those that decide what is made, and others that are not as they are by default.
+    Other settings are left out unless they differ from their default.
     """
     always = {"input_dir", *SliceSettings.model_fields, *SplitSettings.model_fields}
     always.discard(OF_ANOTHER_FORMAT[config.format])
     rows = []
-    for name in ("input_dir", *(set_ for set_ in RunConfig.model_fields if set_ != "input_dir")):
-        field = RunConfig.model_fields[name]
+    for name, field in sorted(
+        RunConfig.model_fields.items(), key=lambda item: item[0] != "input_dir"
+    ):
         value = config.ratios()["val"] if name == "val_ratio" else getattr(config, name)
         changed = not field.is_required() and getattr(config, name) != field.default
         if name in always or (changed and name != "output_dir"):
             meaning = (field.description or "").partition(" [default")[0]
-            rows.append((name, _said(value), changed, meaning))
+            rows.append((name, _value_text(value), changed, meaning))
     return rows
 
 
-def _said(value: object) -> str:
+def _value_text(value: object) -> str:
     match value:
         case None | () | "":
             return "–"
         case bool():
             return "yes" if value else "no"
         case tuple() | list():
-            return ", ".join(map(str, _first(value)))
+            return _first_names(value)
         case float():
             return f"{value:g}"
     return str(value)
 
 
-def _first(values: Iterable[object]) -> list[object]:
-    shown = list(values)
-    more = len(shown) - _MOST_NAMES
-    return [*shown[:_MOST_NAMES], f"and {more} more"] if more > 0 else shown
+def _first_names(values: Sequence[object]) -> str:
+    return first_few([str(value) for value in values], _MOST_NAMES)
 
 
 def share(part: int, whole: int) -> str:
-    """Return a share in percent; all and none are said of nothing else.
+    """Return a share in percent; 0% and 100% are exact.
 
     Examples
     --------
@@ -201,15 +187,15 @@ def share(part: int, whole: int) -> str:
 
 
 def measure(value: float) -> str:
-    """Return a measured number in four digits, without exponent where it can be read without.
+    """Return a measured number in four digits, with an exponent only if it needs one.
 
     Examples
     --------
     >>> measure(-999.9999944), measure(123456.7), measure(0.70312), measure(1.5e-7)
     ('−1,000', '123,457', '0.7031', '1.5e−07')
     """
-    said = f"{value:,.0f}" if 999.95 <= abs(value) < 1e9 else f"{value:.4g}"
-    return said.replace("-", "−")
+    text = f"{value:,.0f}" if 999.95 <= abs(value) < 1e9 else f"{value:.4g}"
+    return text.replace("-", "−")
 
 
 def _when(at: float) -> str:

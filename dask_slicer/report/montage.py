@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Okabe and Ito's colours, which people with any colour vision can tell apart; no black, no grey.
+# The colours of Okabe and Ito, distinct to people with any colour vision; no black, no grey.
 _COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -21,16 +21,17 @@ _COLOURS = (
 )
 Colours = dict[int, tuple[int, int, int]]
 
-_GOLDEN = (math.sqrt(5) - 1) / 2
-# Shares of pixels that a few bright vessels, or a tube beside the patient, must not push together.
+# The golden ratio spreads any number of steps evenly over a circle.
+GOLDEN = (math.sqrt(5) - 1) / 2
+# Percentiles shown as black and white, robust to bright vessels or a tube beside the patient.
 _DARKEST, _BRIGHTEST = 0.5, 99.5
-# Where an axis leans further than this (cosine) towards a second side, both letters are said.
+# An axis that leans further than this (cosine) towards a second side gets both letters.
 _LEANS = 0.4
 _SIDES = ("LR", "PA", "IS")
 
 
 def spread(length: int, n: int) -> list[int]:
-    """Return `n` places of a row of `length`, evenly spread, none at the very ends; all if fewer.
+    """Return `n` of the places in a row of `length`, evenly spread, or all of them.
 
     Examples
     --------
@@ -43,15 +44,7 @@ def spread(length: int, n: int) -> list[int]:
 
 
 def shares(most: Sequence[int], n: int, *, weights: Sequence[float] | None = None) -> list[int]:
-    """Return how many of `n` fall to each part: by weight, one to each before any has two.
-
-    Parameters
-    ----------
-    most : sequence of int
-        What each part has; none gets more.
-    n : int
-    weights : sequence of float, optional
-        Where they are not given, all weigh the same.
+    """Return how many of `n` each part gets: by weight, at most `most`, one each before a second.
 
     Examples
     --------
@@ -62,20 +55,18 @@ def shares(most: Sequence[int], n: int, *, weights: Sequence[float] | None = Non
     taken = [0] * len(most)
     for _ in range(min(n, sum(most))):
         open_parts = [part for part, size in enumerate(most) if taken[part] < size]
-        # First who has none, then who has the least of what its weight would give it.
+        # First parts without any, then the part furthest below its weight.
         taken[min(open_parts, key=lambda part: (taken[part] > 0, taken[part] / weights[part]))] += 1
     return taken
 
 
 def choose_slices(foreground: NDArray[np.floating], n: int) -> list[int]:
-    """Return the places of `n` of a case's slices: where labels are, else spread over all.
-
-    Each stands for the same share of labelled pixels, so that most are where most is labelled.
+    """Return the places of `n` of a case's slices: most where most is labelled, else spread.
 
     Parameters
     ----------
     foreground : (n_slices,) ndarray
-        Share of labelled pixels; 0 or NaN without.
+        Share of labelled pixels in each slice; 0 or NaN without labels.
     n : int
 
     Examples
@@ -92,7 +83,7 @@ def choose_slices(foreground: NDArray[np.floating], n: int) -> list[int]:
         shares_so_far = weights.cumsum() / weights.sum()
         places = np.searchsorted(shares_so_far, (np.arange(n) + 0.5) / n)
         chosen = sorted(set(places.tolist()))
-        # Much on one slice stands for several shares; others with labels take their places.
+        # One slice may hold several of the wanted shares; other labelled slices take their places.
         labelled = np.setdiff1d(labelled, chosen)
     for left in (labelled, others):
         chosen += [int(left[place]) for place in spread(len(left), n - len(chosen))]
@@ -100,10 +91,10 @@ def choose_slices(foreground: NDArray[np.floating], n: int) -> list[int]:
 
 
 def display_range(image: NDArray[np.floating]) -> tuple[float, float]:
-    """Return the intensities that are shown as black and as white.
+    """Return the intensities to show as black and as white.
 
-    Robust percentiles of what is above the minimum, which in most images is air; the minimum of a
-    constant image is black.
+    Percentiles of the pixels above the minimum, which in most images is air. A constant image is
+    black.
 
     Examples
     --------
@@ -118,7 +109,7 @@ def display_range(image: NDArray[np.floating]) -> tuple[float, float]:
     if not foreground.size:
         return lowest, max(lowest + 1.0, float(np.nextafter(lowest, np.inf)))
     low, high = np.percentile(foreground, (_DARKEST, _BRIGHTEST)).tolist()
-    # Two values alone: the lower one stays black.
+    # An image of two values: the lower one is black.
     return (low, high) if high > low else (lowest, high)
 
 
@@ -128,7 +119,7 @@ def to_grey(image: NDArray[np.floating], low: float, high: float) -> NDArray[np.
 
 
 def fit(image: NDArray[np.floating], height: int, width: int) -> NDArray[np.float64]:
-    """Return a 2D image on other pixels: averaged where it shrinks, linear where it grows.
+    """Return a resized 2D image: averaged where it shrinks, linear where it grows.
 
     Examples
     --------
@@ -140,10 +131,10 @@ def fit(image: NDArray[np.floating], height: int, width: int) -> NDArray[np.floa
 
 
 def _weights(n_from: int, n_to: int) -> NDArray[np.float64]:
-    """Return what every pixel counts in every new one: (n_to, n_from), rows sum to 1."""
+    """Return the weight of every old pixel in every new one, (n_to, n_from); rows sum to 1."""
     per_pixel = n_from / n_to
     centres = (np.arange(n_to) + 0.5) * per_pixel - 0.5
-    # Clamp, don't fade: at the edge, the edge pixel goes on.
+    # Clamp, don't fade: repeat the edge pixel at the edge.
     centres = centres.clip(0, n_from - 1)
     distances = np.abs(centres[:, None] - np.arange(n_from))
     weights = (1 - distances / max(per_pixel, 1.0)).clip(0)
@@ -151,7 +142,7 @@ def _weights(n_from: int, n_to: int) -> NDArray[np.float64]:
 
 
 def fit_label(label: NDArray[np.integer], height: int, width: int) -> NDArray[np.integer]:
-    """Return a 2D label map on other pixels; no value is made up, and small things do not vanish.
+    """Return a 2D label map on other pixels, without new values and without losing small regions.
 
     Examples
     --------
@@ -159,7 +150,7 @@ def fit_label(label: NDArray[np.integer], height: int, width: int) -> NDArray[np
     [[0, 7]]
     """
     n_rows, n_columns = label.shape
-    # Where pixels are fewer, each looks at all that it stands for, those in its middle first.
+    # A larger new pixel looks at all old pixels that it covers, the central ones first.
     passes = [
         (row, column) for row in _offsets(n_rows / height) for column in _offsets(n_columns / width)
     ]
@@ -167,8 +158,8 @@ def fit_label(label: NDArray[np.integer], height: int, width: int) -> NDArray[np
     for row, column in sorted(passes, key=lambda offset: math.hypot(*offset)):
         rows = ((np.arange(height) + 0.5 + row) * n_rows / height).astype(int)
         columns = ((np.arange(width) + 0.5 + column) * n_columns / width).astype(int)
-        found = label[np.ix_(rows.clip(0, n_rows - 1), columns.clip(0, n_columns - 1))]
-        fitted = np.where(fitted == 0, found, fitted)
+        nearest = label[np.ix_(rows.clip(0, n_rows - 1), columns.clip(0, n_columns - 1))]
+        fitted = np.where(fitted == 0, nearest, fitted)
     return fitted
 
 
@@ -177,10 +168,10 @@ def _offsets(per_pixel: float) -> list[float]:
     return [(place + 0.5) / n - 0.5 for place in range(n)]
 
 
-def colours(values: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+def colours(values: Sequence[int]) -> Colours:
     """Return a colour, red, green, blue of 0 to 255, for every label value but 0.
 
-    The first seven can be told apart with any colour vision; others differ in hue and lightness.
+    The first seven are distinct with any colour vision; others differ in hue and lightness.
 
     Examples
     --------
@@ -195,7 +186,7 @@ def _colour(number: int) -> tuple[int, int, int]:
     if number < len(_COLOURS):
         return _COLOURS[number]
     lightness = (0.45, 0.6, 0.75)[number % 3]
-    rgb = colorsys.hls_to_rgb(number * _GOLDEN % 1, lightness, 0.75)
+    rgb = colorsys.hls_to_rgb(number * GOLDEN % 1, lightness, 0.75)
     red, green, blue = (round(255 * part) for part in rgb)
     return red, green, blue
 
@@ -203,24 +194,23 @@ def _colour(number: int) -> tuple[int, int, int]:
 def overlay(
     grey: NDArray[np.floating],
     label: NDArray[np.integer] | None,
-    palette: dict[int, tuple[int, int, int]],
+    palette: Colours,
     *,
     fill: float = 0.22,
     line: int = 1,
 ) -> NDArray[np.uint8]:
-    """Return a slice in colours: its labels filled so that it is seen through them, and outlined.
+    """Return a slice in colours: its labels outlined, and filled so that the slice shows through.
 
     Parameters
     ----------
-    grey : (height, width) ndarray
-        0 to 1.
+    grey : (height, width) ndarray of float, 0 to 1
     label : (height, width) ndarray of int, optional
     palette : dict
-        Of `colours`; values that are not in it are left out.
+        From `colours`; other label values are not drawn.
     fill : float
-        How much of the colour is inside the outline, 0 to 1.
+        Opacity inside the outline, 0 to 1.
     line : int
-        Pixels that the outline is wide, all of them within.
+        Width of the outline in pixels, inside the label.
 
     Returns
     -------
@@ -238,28 +228,28 @@ def overlay(
 
 
 def edges(label: NDArray[np.integer], *, line: int = 1) -> NDArray[np.bool_]:
-    """Return which labelled pixels touch another value; the border of the slice is no edge.
+    """Mark the labelled pixels that touch another value; the border of the slice is no edge.
 
     Examples
     --------
     >>> edges(np.array([[1, 1, 1, 0, 2, 2]])).astype(int).tolist()
     [[0, 0, 1, 0, 1, 0]]
     """
-    found = np.zeros(label.shape, dtype=bool)
+    border = np.zeros(label.shape, dtype=bool)
     for distance in range(1, line + 1):
         for axis in (0, 1):
             lower = np.moveaxis(label, axis, 0)[:-distance]
             upper = np.moveaxis(label, axis, 0)[distance:]
-            differs, marked = lower != upper, np.moveaxis(found, axis, 0)
+            differs, marked = lower != upper, np.moveaxis(border, axis, 0)
             marked[:-distance] |= differs
             marked[distance:] |= differs
-    return np.asarray(found & (label != 0))
+    return np.asarray(border & (label != 0))
 
 
 def sides(affine: NDArray[np.float64]) -> tuple[str, str, str, str]:
-    """Return what is at the left, right, top and bottom of a slice: R, L, A, P, S, I.
+    """Return the patient's sides at the left, right, top and bottom of a slice: R, L, A, P, S, I.
 
-    Two letters where the slice is oblique. By the world that the affine leads to, RAS+.
+    Two letters where the slice is oblique.
 
     Parameters
     ----------
@@ -280,10 +270,10 @@ def sides(affine: NDArray[np.float64]) -> tuple[str, str, str, str]:
 
 
 def _ends(step: NDArray[np.float64]) -> tuple[str, str]:
-    """Return where an axis comes from, and where it goes."""
+    """Return the patient's sides at the start and the end of an axis."""
     cosines = step / np.linalg.norm(step)
     order = np.argsort(-np.abs(cosines), kind="stable")
-    said = [axis for place, axis in enumerate(order) if place == 0 or abs(cosines[axis]) > _LEANS]
-    start = "".join(_SIDES[axis][int(cosines[axis] < 0)] for axis in said)
-    end = "".join(_SIDES[axis][int(cosines[axis] > 0)] for axis in said)
+    near = [axis for place, axis in enumerate(order) if place == 0 or abs(cosines[axis]) > _LEANS]
+    start = "".join(_SIDES[axis][int(cosines[axis] < 0)] for axis in near)
+    end = "".join(_SIDES[axis][int(cosines[axis] > 0)] for axis in near)
     return start, end

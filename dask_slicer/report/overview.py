@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from dask_slicer.report.sampling import Sample, sample_intensities
 _MOST_LABELS = 100
 _SLOWEST = 20
 _SPACING_BINS, _LABEL_BINS = 24, 16
-# Spacings are told apart in steps of a micrometre; headers hold them as float32.
+# Spacings are rounded to a micrometre; headers hold them as float32.
 _SPACING_DIGITS = 3
 
 
@@ -55,14 +55,17 @@ class LabelFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaseTime:
-    """How long one case took, in seconds, by step."""
+class WrittenCase:
+    """The part of a case's journal record that the report needs."""
 
     case_id: str
     split: str
+    spacing: tuple[float, float, float]  # mm: between slices, per row, per column
+    statistics: tuple[Statistics, ...]
     n_slices: int
     n_bytes: int
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # by step
+    at: float  # seconds since 1970
 
     @property
     def total(self) -> float:
@@ -72,104 +75,46 @@ class CaseTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """An output as a whole.
-
-    Attributes
-    ----------
-    path : Path
-    config : RunConfig
-    made_in : str
-        Where the last run that ended knew it; it may have been moved since.
-    n_slices, n_unlabelled : int
-        Written; of them, those of cases without a label map.
-    n_bytes : int
-    first_at, last_at : float or None
-        When the first and the last of its cases were written, in seconds since 1970.
-    elapsed_seconds, slices_per_second : float or None
-        Of the last run that ended.
-    versions : dict
-        Of packages, in that run.
-    is_in_use : bool
-        Whether a run is writing to it.
-    splits : tuple of SplitFacts
-    missing : tuple of str
-        Cases that were planned, and are neither written nor failed.
-    empty : tuple of str
-        Cases that are written, and of which no slice was kept.
-    sample : Sample
-    spacings : dict of str to Histogram
-        Of the cases, mm; rows and columns together where they are the same.
-    n_labels : int
-    labels : tuple of LabelFacts
-        By value; where there are very many, those that most cases hold.
-    step_seconds : dict of step to float
-        Over all cases.
-    slowest : tuple of CaseTime
-    failures : tuple of FailedCase
-        By case id.
-    """
+    """Facts about a whole output: spacings in mm, durations in s, moments in s since 1970."""
 
     path: Path
     config: RunConfig
-    made_in: str
+    original_path: str  # path of the output during the last completed run
     n_slices: int
-    n_unlabelled: int
+    n_unlabelled: int  # slices of cases without a label map
     n_bytes: int
-    first_at: float | None
+    first_at: float | None  # when the first of its cases was written
     last_at: float | None
-    elapsed_seconds: float | None
-    slices_per_second: float | None
-    versions: dict[str, str]
-    is_in_use: bool
+    elapsed_seconds: float | None  # of the last completed run
+    slices_per_second: float | None  # of the last completed run
+    versions: dict[str, str]  # of packages, in the last completed run
+    is_in_use: bool  # a run is writing to it
     splits: tuple[SplitFacts, ...]
-    missing: tuple[str, ...]
-    empty: tuple[str, ...]
+    missing: tuple[str, ...]  # planned cases, neither written nor failed
+    empty: tuple[str, ...]  # written cases of which no slice was kept
     sample: Sample
-    spacings: dict[str, Histogram]
+    spacings: dict[str, Histogram]  # by axis; rows and columns together where they are equal
     n_labels: int
-    labels: tuple[LabelFacts, ...]
-    step_seconds: dict[str, float]
-    slowest: tuple[CaseTime, ...]
-    failures: tuple[FailedCase, ...]
+    labels: tuple[LabelFacts, ...]  # by value; at most the 100 that most cases hold
+    step_seconds: dict[str, float]  # of all cases, by step
+    slowest: tuple[WrittenCase, ...]
+    failures: tuple[FailedCase, ...]  # by case id
 
     @property
     def n_planned(self) -> int:
-        """Return how many cases were planned."""
+        """Return the number of planned cases."""
         return sum(split.n_planned for split in self.splits)
 
     @property
     def n_written(self) -> int:
-        """Return how many cases are written."""
+        """Return the number of written cases."""
         return sum(split.n_written for split in self.splits)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Written:
-    """What is kept in memory of a case's record."""
-
-    split: str
-    spacing: tuple[float, float, float]
-    statistics: tuple[Statistics, ...]
-    n_slices: int
-    n_bytes: int
-    seconds: dict[str, float]
-    at: float
-
-
 def overview(output: Output) -> Overview:
-    """Return what there is to say of an output.
+    """Return the facts about an output, from its journal, its index and some of its slices.
 
-    Reads the journal, the index, and some slices.
-
-    Parameters
-    ----------
-    output : Output
-        Also while a run writes to it, or after it was killed.
-
-    Raises
-    ------
-    OutputError
-        If it is damaged, or nothing came of any case so far.
+    Raises OutputError if it is damaged, or if no case was written and none failed.
     """
     written, failures = _records(output)
     index = output.index
@@ -183,11 +128,10 @@ def overview(output: Output) -> Overview:
     done = written.keys() | {case.case_id for case in index.cases}
     ended = [case.at for case in written.values() if case.at]
     n_labels, labels = _labels(index, written)
-    times = [_time_of(case_id, case) for case_id, case in written.items()]
     return Overview(
         path=output.path,
         config=output.config,
-        made_in=_texts(output.summary.get("config")).get("output_dir", str(output.path)),
+        original_path=_texts(output.summary.get("config")).get("output_dir", str(output.path)),
         n_slices=len(index),
         n_unlabelled=int(np.isnan(index.foreground).sum()),
         n_bytes=sum(case.n_bytes for case in written.values()),
@@ -204,17 +148,17 @@ def overview(output: Output) -> Overview:
         spacings=_spacings([case.spacing for case in written.values()]),
         n_labels=n_labels,
         labels=labels,
-        step_seconds=_summed([case.seconds for case in written.values()]),
-        slowest=tuple(sorted(times, key=lambda time: -time.total)[:_SLOWEST]),
+        step_seconds=_sum_by_step(written.values()),
+        slowest=tuple(sorted(written.values(), key=lambda case: -case.total)[:_SLOWEST]),
         failures=tuple(failure for _, failure in sorted(failures.items())),
     )
 
 
-def _records(output: Output) -> tuple[dict[str, _Written], dict[str, FailedCase]]:
-    """Return what became of each case: of those written, and of those failed."""
+def _records(output: Output) -> tuple[dict[str, WrittenCase], dict[str, FailedCase]]:
+    """Return the written and the failed cases, by case id."""
     planned = {case_id for ids in output.splits.values() for case_id in ids}
-    written: dict[str, _Written] = {}
-    # Those that failed before they were run are in no journal.
+    written: dict[str, WrittenCase] = {}
+    # Cases that failed in planning are not in the journal.
     failures = {
         row["case_id"]: FailedCase(
             case_id=row["case_id"], step=row["step"], kind=row["kind"], message=row["message"]
@@ -223,7 +167,8 @@ def _records(output: Output) -> tuple[dict[str, _Written], dict[str, FailedCase]
     }
     for record in last_records(output.path / JOURNAL):
         if isinstance(record, CommittedCase):
-            written[record.case_id] = _Written(
+            written[record.case_id] = WrittenCase(
+                case_id=record.case_id,
                 split=record.split,
                 spacing=record.spacing,
                 statistics=record.statistics,
@@ -239,7 +184,7 @@ def _records(output: Output) -> tuple[dict[str, _Written], dict[str, FailedCase]
 
 
 def _splits(
-    output: Output, written: Mapping[str, _Written], failures: Mapping[str, FailedCase]
+    output: Output, written: Mapping[str, WrittenCase], failures: Mapping[str, FailedCase]
 ) -> tuple[SplitFacts, ...]:
     index = output.index
     cases = {case.case_id: case.split for case in index.cases}
@@ -267,9 +212,9 @@ def _splits(
 
 
 def _labels(
-    index: SliceIndex, written: Mapping[str, _Written]
+    index: SliceIndex, written: Mapping[str, WrittenCase]
 ) -> tuple[int, tuple[LabelFacts, ...]]:
-    """Return how many label values there are, and what is said of each, up to a number of them."""
+    """Return the number of label values, and the facts of those that most cases hold."""
     values, which = np.unique(index.label_values, return_inverse=True)
     case = np.repeat(index.case, np.diff(index.label_ends))
     # One number for each pair of a value and a case that holds it, ordered by value.
@@ -293,8 +238,8 @@ def _labels(
     )
 
 
-def _voxel_ml(index: SliceIndex, written: Mapping[str, _Written]) -> NDArray[np.float64]:
-    """Return the volume of a voxel of each case; NaN where it is not known."""
+def _voxel_ml(index: SliceIndex, written: Mapping[str, WrittenCase]) -> NDArray[np.float64]:
+    """Return the volume of a voxel of each case; NaN where the journal lacks it."""
     return np.array(
         [
             np.prod(written[case.case_id].spacing) / 1000 if case.case_id in written else np.nan
@@ -309,28 +254,18 @@ def _spacings(spacings: Sequence[tuple[float, float, float]]) -> dict[str, Histo
     names = {"between slices": 0, "between rows": 1, "between columns": 2}
     if np.array_equal(columns[:, 1], columns[:, 2]):
         names = {"between slices": 0, "in plane": 1}
-    found = {name: _histogram(columns[:, axis], _SPACING_BINS) for name, axis in names.items()}
-    return {name: counted for name, counted in found.items() if counted is not None}
+    counted = {name: _histogram(columns[:, axis], _SPACING_BINS) for name, axis in names.items()}
+    return {name: counts for name, counts in counted.items() if counts is not None}
 
 
 def _histogram(values: NDArray[np.float64], most_bins: int) -> Histogram | None:
     return histogram(values, most_bins=most_bins) if np.isfinite(values).any() else None
 
 
-def _time_of(case_id: str, case: _Written) -> CaseTime:
-    return CaseTime(
-        case_id=case_id,
-        split=case.split,
-        n_slices=case.n_slices,
-        n_bytes=case.n_bytes,
-        seconds=case.seconds,
-    )
-
-
-def _summed(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _sum_by_step(cases: Iterable[WrittenCase]) -> dict[str, float]:
     total: Counter[str] = Counter()
-    for one in seconds:
-        total.update(one)
+    for case in cases:
+        total.update(case.seconds)
     return dict(total)
 
 

@@ -19,7 +19,7 @@ from dask_slicer.report.figure_layout import Panel
 from dask_slicer.report.montage import choose_slices, display_range, shares, sides, spread, to_grey
 from dask_slicer.utils.formatting import first_few, plural
 
-# How many slices of a case say what is black and white in it.
+# Slices of a case that its range of greys is taken from.
 _SAMPLED = 5
 
 
@@ -32,29 +32,10 @@ def choose_rows(
     slices: Collection[int] | None,
     n: int,
 ) -> list[int]:
-    """Return which rows of an index are shown: spread over splits, cases, and slices of a case.
+    """Return about `n` rows of an index, spread over splits, cases and slices; labelled ones first.
 
-    The same of the same output. Slices with labels come first, those in the middle of them before
-    those at the ends.
-
-    Parameters
-    ----------
-    output : Output
-    index : SliceIndex
-        Of it, or some rows of that.
-    cases : collection of str, optional
-        Only these; each of them at least once.
-    split : str, optional
-        Only this one.
-    slices : collection of int, optional
-        These slices of every case that is shown.
-    n : int
-        How many, about.
-
-    Raises
-    ------
-    UsageError
-        If there are none, saying why.
+    Named `cases` are shown once at least, named `slices` of every case. `index` is that of `output`
+    or a selection of it. Raises UsageError, with the reason, if there are none.
     """
     _check_split(output, index, split)
     numbers = _numbers(output, index, cases, split)
@@ -69,13 +50,13 @@ def choose_rows(
         chosen = _spread_over_splits(index, numbers, n_of, n)
     rows = []
     for number, wanted in chosen.items():
-        own = np.flatnonzero(index.case == number)
-        rows += [int(own[place]) for place in choose_slices(index.foreground[own], wanted)]
+        of_case = np.flatnonzero(index.case == number)
+        rows += [int(of_case[place]) for place in choose_slices(index.foreground[of_case], wanted)]
     return rows
 
 
 def _check_split(output: Output, index: SliceIndex, split: str | None) -> None:
-    """Raise if there is nothing to show, in a split or at all."""
+    """Raise UsageError if there is nothing to show, in a split or at all."""
     if split not in (None, *SPLITS):
         raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split}")
     per_split = np.zeros(len(SPLITS), dtype=int)
@@ -83,7 +64,7 @@ def _check_split(output: Output, index: SliceIndex, split: str | None) -> None:
         per_split[SPLITS.index(index.cases[number].split)] += n_slices
     if not len(index):
         if len(output.index):
-            raise UsageError(f"no slice of {output.path} is of the kind asked for")
+            raise UsageError(f"no slice of {output.path} matches the selection")
         raise UsageError(_why_none(output))
     if split is not None and not per_split[SPLITS.index(split)]:
         others = [
@@ -105,7 +86,7 @@ def _why_none(output: Output) -> str:
 def _numbers(
     output: Output, index: SliceIndex, cases: Collection[str] | None, split: str | None
 ) -> list[int]:
-    """Return the numbers of the cases that may be shown."""
+    """Return the numbers of the selected cases."""
     if cases is None:
         return [n for n, case in enumerate(index.cases) if split in (None, case.split)]
     wanted = {cases} if isinstance(cases, str) else set(cases)
@@ -121,16 +102,16 @@ def _numbers(
 def _spread_over_splits(
     index: SliceIndex, numbers: list[int], n_of: NDArray[np.intp], n: int
 ) -> dict[int, int]:
-    """Return how many slices are shown of every case that is."""
+    """Return the number of slices to show of each case, by the number of the case."""
     of_split = {
         split: [number for number in numbers if index.cases[number].split == split]
         for split in SPLITS
     }
-    most = [int(n_of[own].sum()) if own else 0 for own in of_split.values()]
-    n_cases = [len(own) for own in of_split.values()]
+    most = [int(n_of[cases].sum()) if cases else 0 for cases in of_split.values()]
+    n_cases = [len(cases) for cases in of_split.values()]
     chosen: dict[int, int] = {}
-    for own, wanted in zip(of_split.values(), shares(most, n, weights=n_cases), strict=True):
-        shown = [own[place] for place in spread(len(own), wanted)]
+    for cases, wanted in zip(of_split.values(), shares(most, n, weights=n_cases), strict=True):
+        shown = [cases[place] for place in spread(len(cases), wanted)]
         chosen |= dict(zip(shown, shares(n_of[shown].tolist(), wanted), strict=True))
     return chosen
 
@@ -138,7 +119,7 @@ def _spread_over_splits(
 def _rows_of(
     output: Output, index: SliceIndex, numbers: list[int], slices: list[int], named: bool, n: int
 ) -> list[int]:
-    """Return the rows of some slices: of every case named, else of a few that have them."""
+    """Return the rows of these slices: of every case if `named`, else of a few that have them."""
     if not slices:
         raise UsageError("slices must name one slice at least")
     rows = np.flatnonzero(np.isin(index.slice_index, slices) & np.isin(index.case, numbers))
@@ -146,42 +127,44 @@ def _rows_of(
     complete = [number for number in numbers if n_found[number] == len(slices)]
     if named and len(complete) < len(numbers):
         number = next(number for number in numbers if number not in complete)
-        raise UsageError(_what_lacks(output, index, number, slices))
+        raise UsageError(_why_slices_missing(output, index, number, slices))
     if not complete:
-        there = index.slice_index[np.isin(index.case, numbers)]
+        known = index.slice_index[np.isin(index.case, numbers)]
         raise UsageError(
             f"no case has {_slices_in_words(slices)}: "
-            f"those of {output.path} are within {there.min()} to {there.max()}"
+            f"those of {output.path} are within {known.min()} to {known.max()}"
         )
     if not named:
-        # As if each had one slice, so that as many cases are chosen.
+        # Count one slice for each case, so that enough cases are chosen.
         chosen = _spread_over_splits(index, complete, n_found.clip(max=1), max(n // len(slices), 1))
         complete = sorted(chosen)
     return [int(row) for row in rows[np.isin(index.case[rows], complete)]]
 
 
-def _what_lacks(output: Output, index: SliceIndex, number: int, slices: list[int]) -> str:
-    """Return what is said of a case without some slices: the range, or that they were dropped."""
+def _why_slices_missing(output: Output, index: SliceIndex, number: int, slices: list[int]) -> str:
+    """Return why a case lacks some of these slices: out of range, or dropped."""
     case = index.cases[number]
-    own = index.slice_index[index.case == number]
-    with _damage_told(case, int(own[0])):
-        total = int(case_reader(output.path, case).metadata(int(own[0]))["total_slices"])
+    kept = index.slice_index[index.case == number]
+    with _named_damage(case, int(kept[0])):
+        total = int(case_reader(output.path, case).metadata(int(kept[0]))["total_slices"])
     outside = [slice_index for slice_index in slices if not 0 <= slice_index < total]
     if outside:
         return (
             f"case {case.case_id} has no {_slices_in_words(outside)}: "
             f"it has {plural(total, 'slice')}, 0 to {total - 1}"
         )
-    dropped = sorted(set(slices) - set(own.tolist()))
+    dropped = sorted(set(slices) - set(kept.tolist()))
     return (
         f"case {case.case_id} has no {_slices_in_words(dropped)}: dropped by --min_foreground "
-        f"{output.config.min_foreground:g}; {plural(len(own), 'slice')} of {total} "
-        f"were kept, within {own.min()} to {own.max()}"
+        f"{output.config.min_foreground:g}; {plural(len(kept), 'slice')} of {total} "
+        f"were kept, within {kept.min()} to {kept.max()}"
     )
 
 
 def _slices_in_words(slices: list[int]) -> str:
-    return ("slice " if len(slices) == 1 else "slices ") + first_few([str(one) for one in slices])
+    return ("slice " if len(slices) == 1 else "slices ") + first_few(
+        [str(number) for number in slices]
+    )
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -195,52 +178,39 @@ def read_panels(
     window_size: int | None = None,
     labels: bool = True,
 ) -> list[Panel]:
-    """Return slices as they are shown; reads them, and a few of the same cases for their greys.
+    """Read the slices in some rows of an index, those of a case together, as panels.
 
-    Parameters
-    ----------
-    output : Output
-    index : SliceIndex
-        Of it, or some rows of that.
-    rows : iterable of int
-        Of the index, those of a case together.
-    window_size : int, optional
-        Neighbours on each side; those that were written where it is not given.
-    labels : bool
-
-    Raises
-    ------
-    CorruptFile
-        Naming case, slice and file.
+    `window_size` is the number of neighbours on each side, by default as many as were written.
+    Raises CorruptFile, which names case, slice and file.
     """
     panels = []
-    for number, own in groupby(rows, key=lambda row: int(index.case[row])):
+    for number, of_case in groupby(rows, key=lambda row: int(index.case[row])):
         case = index.cases[number]
-        with _damage_told(case, None):
+        with _named_damage(case, None):
             reader = case_reader(output.path, case)
         ranges = _ranges(reader, case, output.index)
-        for row in own:
+        for row in of_case:
             slice_index = int(index.slice_index[row])
-            with _damage_told(case, slice_index):
-                read = _panel(reader, case, slice_index, ranges, window_size)
-            panels.append(read if labels else replace(read, label=None))
+            with _named_damage(case, slice_index):
+                panel = _read_panel(reader, case, slice_index, ranges, window_size)
+            panels.append(panel if labels else replace(panel, label=None))
     return panels
 
 
 def _ranges(
     reader: CaseReader, case: IndexedCase, index: SliceIndex
 ) -> tuple[tuple[float, float], ...]:
-    """Return black and white of every modality, whichever slices of the case are shown."""
+    """Return black and white of every modality, the same for every choice of slices of the case."""
     written = index.slice_index[index.case == index.cases.index(case)]
     sampled = []
     for place in spread(len(written), _SAMPLED):
         slice_index = int(written[place])
-        with _damage_told(case, slice_index):
+        with _named_damage(case, slice_index):
             sampled.append(reader.read(slice_index, 0)[0])
     return tuple(display_range(modality) for modality in np.stack(sampled, axis=1))
 
 
-def _panel(
+def _read_panel(
     reader: CaseReader,
     case: IndexedCase,
     slice_index: int,
@@ -249,9 +219,11 @@ def _panel(
 ) -> Panel:
     metadata = reader.metadata(slice_index)
     image, label = reader.read(slice_index, window_size)
-    # Channels are by offset, and within an offset by modality.
+    # Channels are ordered by offset, and within an offset by modality.
     by_modality = image.reshape(-1, len(ranges), *image.shape[1:]).swapaxes(0, 1)
-    grey = [to_grey(one, low, high) for one, (low, high) in zip(by_modality, ranges, strict=True)]
+    grey = [
+        to_grey(window, low, high) for window, (low, high) in zip(by_modality, ranges, strict=True)
+    ]
     _, per_row, per_column = metadata["spacing"]
     return Panel(
         case_id=case.case_id,
@@ -267,12 +239,12 @@ def _panel(
 
 
 @contextmanager
-def _damage_told(case: IndexedCase, slice_index: int | None) -> Iterator[None]:
-    """Name the case and slice that cannot be read, and what to do."""
+def _named_damage(case: IndexedCase, slice_index: int | None) -> Iterator[None]:
+    """Turn an error into one that names the damaged case and slice, and what to do."""
     try:
         yield
     except KeyError as error:
-        told = CorruptFile(f"its metadata lacks {error}")
-        raise damage(case.case_id, slice_index, told) from None
+        lacking = CorruptFile(f"its metadata lacks {error}")
+        raise damage(case.case_id, slice_index, lacking) from None
     except (CaseError, OSError) as error:
         raise damage(case.case_id, slice_index, error) from None

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 
 N_SLICES = 16
-# More would be stamps, or a wall.
+# More slices would be too small to see.
 _MOST_SLICES = 400
-_WIDTH = 1600
+# Notebooks show a figure about 900 pixels wide: at this scale, its text stays legible.
+_WIDTH, _SCALE = 1600, 2
 _NARROWEST, _WIDEST = 200, 10_000
 _SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
@@ -40,29 +41,29 @@ def show_slices(
     labels: bool = True,
     dark: bool = False,
 ) -> Figure:
-    """Return a figure of slices, spread over splits and cases, with their labels over them.
+    """Return a figure of slices with their labels, spread over splits and cases.
 
-    In a notebook, it is shown as the last value of a cell. Greys are the same in all slices of a
-    case, pixels are as wide and high as the spacing says, letters say where the patient's right and
-    left are. With a window, its channels are side by side, the slice itself in a frame.
+    A notebook shows it as the last value of a cell. Greys are the same in all slices of a case,
+    pixels have the proportions of the spacing, letters mark the patient's right and left. The
+    channels of a window are side by side, the slice itself in a frame.
 
     Parameters
     ----------
     output : str, Path, Output or SliceDataset
-        What `dask-slicer run` wrote to; also while it does. Of a dataset, the slices selected,
-        before its transform.
+        An output of `dask-slicer run`, finished or not; or a dataset, whose selected slices are
+        shown before its transform.
     cases : collection of str, optional
-        Only these case ids, each of them at least once.
+        Only these case ids, each at least once.
     split : {"train", "val", "test"}, optional
         Only this split.
     slices : collection of int, optional
-        These slices of every case that is shown.
+        These slices of every shown case.
     n_slices : int
-        How many.
+        Number of slices, 1 to 400.
     labels : bool
         Draw the labels.
     dark : bool
-        For dark pages.
+        Use a dark background.
 
     Returns
     -------
@@ -71,10 +72,11 @@ def show_slices(
     Raises
     ------
     UsageError
-        If there is no such case, split or slice; or without Matplotlib.
+        If there is no such case, split or slice, or if Matplotlib is not installed.
     OutputError
-        If the directory is not an output, or one of shares that are not merged yet.
+        If the directory is not an output, or its partitions are not merged yet.
     CorruptFile
+        If a slice cannot be read.
 
     Examples
     --------
@@ -98,6 +100,7 @@ def show_slices(
         labels=labels,
         dark=dark,
         width=_WIDTH,
+        scale=_SCALE,
     )
 
 
@@ -111,13 +114,7 @@ def picture(
 ) -> bytes:
     """Return a PNG of slices of an output, about `width` pixels wide.
 
-    With as many neighbours as were written, or `window_size` of them.
-
-    Raises
-    ------
-    UsageError
-        If there are no slices, or no Matplotlib.
-    CorruptFile
+    Raises UsageError without slices or Matplotlib, and CorruptFile.
     """
     figure = _figure(output, n_slices=n_slices, width=width, dark=dark, window_size=window_size)
     from dask_slicer.report.figure import to_bytes
@@ -134,6 +131,7 @@ def _figure(
     n_slices: int,
     labels: bool = True,
     width: int,
+    scale: int = 1,
     dark: bool,
     window_size: int | None = None,
 ) -> Figure:
@@ -161,13 +159,14 @@ def _figure(
     panels = read_panels(output, index, rows, window_size=window_size, labels=labels)
     return draw(
         panels,
-        # The same of one output, whichever slices are shown.
+        # The colours of an output do not depend on the slices that are shown.
         colours(np.unique(output.index.label_values).tolist()),
         title=escape_line(output.path.name),
         facts=_facts(output, panels),
         warning=escape_line(output.shortfall.removeprefix(f"{output.path} has ")),
         width=width,
         dark=dark,
+        scale=scale,
     )
 
 
@@ -185,12 +184,9 @@ def _facts(output: Output, panels: Collection[Panel]) -> list[str]:
 
 
 def place_of_preview(output: Output, file: Path | None) -> Path:
-    """Return where a picture of an output goes: a .png, .jpg, .pdf or .svg; `PREVIEW` in it.
+    """Return the path of a picture of an output: `file`, or `PREVIEW` in the output.
 
-    Raises
-    ------
-    UsageError
-        If it cannot be there, or is of another kind.
+    Raises UsageError if it is among the output's own files, or of an unknown type.
     """
     path = user_file_path(output.path, file, name=PREVIEW, suffixes=_SUFFIXES)
     if path.suffix.lower() not in _SUFFIXES:
@@ -199,31 +195,21 @@ def place_of_preview(output: Output, file: Path | None) -> Path:
 
 
 def write_preview(figure: Figure, path: Path) -> None:
-    """Write what `show_slices` drew, in the format that the path's suffix says.
-
-    Raises
-    ------
-    UsageError
-        If it cannot be written there.
-    """
+    """Write a figure in the format of the path's suffix; raise UsageError if that fails."""
     from dask_slicer.report.figure import to_bytes
 
     write_user_file(path, to_bytes(figure, suffix=path.suffix.lower()[1:]))
 
 
 def parse_slices(text: str) -> list[int]:
-    """Return the slices that a text names: numbers with commas between, and ranges.
-
-    Raises
-    ------
-    UsageError
+    """Parse numbers and ranges with commas between them; raise UsageError for other texts.
 
     Examples
     --------
     >>> parse_slices("3,10-12")
     [3, 10, 11, 12]
     """
-    found: list[int] = []
+    numbers: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (not dash or last.isdecimal())):
@@ -233,5 +219,5 @@ def parse_slices(text: str) -> list[int]:
             raise UsageError(
                 f"--slices {part.strip()} must be a range of 1 to {_MOST_SLICES} slices, upwards"
             )
-        found += range(start, end + 1)
-    return sorted(set(found))
+        numbers.update(range(start, end + 1))
+    return sorted(numbers)

@@ -17,36 +17,25 @@ from dask_slicer.output.index import SliceIndex, case_reader
 from dask_slicer.output.output import Output
 from dask_slicer.report.histogram import Histogram, histogram, spread_rows
 
-# An .npz slice of five 512×512 channels takes 20 ms to read.
+# Reading an .npz slice of five 512×512 channels takes 20 ms.
 _MOST_SLICES = 200
-# Of one slice, about; larger ones are thinned out, or all of them would not fit into memory.
+# Per slice, about: larger slices are thinned out so that all samples fit into memory.
 _MOST_PIXELS = 20_000
 _MOST_BINS = 60
-# Of a scan's brightest voxels, a few are metal, and would push all others into one bin.
+# A scan's few brightest voxels are often metal and would push all others into one bin.
 _TAIL = 0.001
+_UNKNOWN = Statistics(mean=0.0, std=1.0, min=0.0, max=1.0, n_foreground=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Intensities of some slices.
+    """Intensities of some slices of an output."""
 
-    Attributes
-    ----------
-    n_slices, n_cases : int
-        Read.
-    histograms : tuple of Histogram
-        One per modality; empty where no slice could be read.
-    in_file_units : bool
-        Else as they are stored, normalised.
-    problems : tuple of str
-        Slices that could not be read, and why.
-    """
-
-    n_slices: int
-    n_cases: int
-    histograms: tuple[Histogram, ...]
-    in_file_units: bool
-    problems: tuple[str, ...]
+    n_slices: int  # read
+    n_cases: int  # read
+    histograms: tuple[Histogram, ...]  # one per modality; empty if no slice could be read
+    in_file_units: bool  # False: as stored, normalised
+    problems: tuple[str, ...]  # slices that could not be read, and why
 
 
 def sample_intensities(
@@ -54,12 +43,7 @@ def sample_intensities(
 ) -> Sample:
     """Return the intensities of at most `most` slices, spread over the cases.
 
-    Parameters
-    ----------
-    output : Output
-    statistics : mapping of case id to statistics per modality
-        Normalisation is undone with them; cases without are left out, unless none has any.
-    most : int
+    `statistics`, by case id, undo the normalisation; cases without are left out if others have it.
     """
     index = output.index
     known = np.array([case.case_id in statistics for case in index.cases], dtype=bool)
@@ -70,7 +54,7 @@ def sample_intensities(
     problems: list[str] = []
     cases: set[int] = set()
     n_slices = 0
-    for number, slice_index in _chosen(index, most):
+    for number, slice_index in _choose_slices(index, most):
         case = index.cases[number]
         try:
             image, _ = case_reader(output.path, case).read(slice_index, 0)
@@ -80,8 +64,8 @@ def sample_intensities(
         step = math.ceil(math.sqrt(image[0].size / _MOST_PIXELS))
         values.append(
             [
-                intensities(channel[::step, ::step], found, method).ravel()
-                for channel, found in zip(
+                intensities(channel[::step, ::step], stats, method).ravel()
+                for channel, stats in zip(
                     image, statistics.get(case.case_id, (_UNKNOWN,) * len(image)), strict=False
                 )
             ]
@@ -94,7 +78,7 @@ def sample_intensities(
         n_cases=len(cases),
         histograms=tuple(
             histogram(
-                np.concatenate([one[modality] for one in values if modality < len(one)]),
+                np.concatenate([sample[modality] for sample in values if modality < len(sample)]),
                 most_bins=_MOST_BINS,
                 tail=_TAIL,
             )
@@ -105,11 +89,8 @@ def sample_intensities(
     )
 
 
-_UNKNOWN = Statistics(mean=0.0, std=1.0, min=0.0, max=1.0, n_foreground=0)
-
-
-def _chosen(index: SliceIndex, most: int) -> list[tuple[int, int]]:
-    """Return which slices are read: number of the case, slice_index."""
+def _choose_slices(index: SliceIndex, most: int) -> list[tuple[int, int]]:
+    """Return the (case number, slice_index) of the slices to read."""
     order = np.argsort(index.case, kind="stable")
     ends = np.searchsorted(index.case[order], np.arange(len(index.cases) + 1))
     rows = order[spread_rows(ends.tolist(), most)]

@@ -1,4 +1,4 @@
-"""A map-style dataset of slices for training, over both formats."""
+"""Map-style dataset of slices for training, from npz files or Zarr stores."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 
-# Cases that stay open: in a Zarr store, each is two mapped files.
+# Cases that stay open; a case in a Zarr store has two mapped files.
 _MOST_OPEN = 64
 
 
 class SliceDataset:
     """The slices of an output, as samples for training.
 
-    Map-style: `len`, `[i]`, iteration; what torch's DataLoader wants, without torch. Nothing is
-    opened before a sample is asked for, and nothing is kept open across a fork or a pickle.
+    Map-style: `len`, `[i]` and iteration, as torch's DataLoader needs, without torch. Files are
+    opened when a sample is read; open files are neither pickled nor shared with forked processes.
 
     Parameters
     ----------
     output_dir : str or Path
-        That `dask-slicer run` wrote to; also while it does, or after it was killed.
+        An output of `dask-slicer run`, finished or not.
     split : {"train", "val", "test"}, optional
-        None: all of them.
+        None for all splits.
     cases : collection of str, optional
         Only these case ids.
     labels : collection of int, optional
@@ -51,19 +51,19 @@ class SliceDataset:
     min_foreground : float, optional
         Only slices with at least this share of labelled pixels.
     channels : {"window", "center"}
-        The whole window, or the slice alone.
+        The whole window, or only the slice itself.
     window_size : int, optional
-        Neighbours on each side: for Zarr any, for npz not more than were written. Where it is not
-        given, that of the output.
+        Neighbours on each side: any number for Zarr, at most as many as were written for npz. By
+        default that of the output.
     transform : callable, optional
-        Applied to every sample; must be picklable for DataLoader's workers, where they are spawned.
+        Applied to every sample. It must be picklable if DataLoader spawns workers.
 
     Raises
     ------
     OutputError
-        If the directory is not an output, or one of a newer version.
+        If the directory is not an output, or was written by a newer version.
     UsageError
-        If a case id or split is unknown.
+        If a case id or split is unknown, or an argument is wrong.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class SliceDataset:
         self.transform = transform
         self._window_size = 0 if channels == "center" else window_size
         check_window_size(output, self._window_size)
-        self._index = _selected(output, split, cases, labels, min_foreground)
+        self._index = _select(output, split, cases, labels, min_foreground)
         self._readers: OrderedDict[int, CaseReader] = OrderedDict()
         if output.shortfall:
             warnings.warn(output.shortfall, stacklevel=2)
         if not len(self._index):
-            warnings.warn(f"no slice of {output.path} is of the kind asked for", stacklevel=2)
+            warnings.warn(f"no slice of {output.path} matches the selection", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -110,14 +110,14 @@ class SliceDataset:
         Returns
         -------
         dict
-            `image` (channel, row, column) float32; `label` (row, column), where the case has one;
-            `case_id`; `slice_index`. Or what `transform` makes of it.
+            `image` (channel, row, column) float32; `label` (row, column) if the case has one;
+            `case_id`; `slice_index`. With a `transform`, its result.
 
         Raises
         ------
         IndexError
         CorruptFile
-            Naming case, slice and file.
+            If the slice cannot be read; names case, slice and file.
         """
         n, number = len(self), operator.index(number)
         if not -n <= number < n:
@@ -146,12 +146,12 @@ class SliceDataset:
 
     @property
     def index(self) -> SliceIndex:
-        """Return which slices they are, as columns."""
+        """Return the index of the selected slices, as columns."""
         return self._index
 
     @property
     def window_size(self) -> int | None:
-        """Return the neighbours on each side; None for what the output was written with."""
+        """Return the number of neighbours on each side; None for that of the output."""
         return self._window_size
 
     def weights(
@@ -161,24 +161,24 @@ class SliceDataset:
         labels: Collection[int] | None = None,
         balanced: bool = False,
     ) -> NDArray[np.float64]:
-        """Return sampling weights, one a slice, from the index alone.
+        """Return sampling weights, one for each slice, without reading slices.
 
-        For torch's WeightedRandomSampler; they sum to 1.
+        They sum to 1. Pass them to torch's WeightedRandomSampler.
 
         Parameters
         ----------
         foreground : float, optional
-            Share of draws that have foreground: 0.5 for half of them.
+            Share of draws with foreground: 0.5 for half of them.
         labels : collection of int, optional
-            The label values that count as foreground; all but 0 where they are not given.
+            Label values that count as foreground; by default all but 0.
         balanced : bool
-            Every label value, and having none, weighs the same in all; a slice with several values
-            has the weight of each, so that values that come together come more often.
+            Give every label value, and the slices without labels, the same total weight. A slice
+            with several values has the weight of each.
 
         Raises
         ------
         UsageError
-            If both are asked for, or no slice is of the kind wanted.
+            If both `foreground` and `balanced` are given, or no slice matches.
         """
         return self._index.weights(foreground, labels=labels, balanced=balanced)
 
@@ -188,27 +188,19 @@ class SliceDataset:
         Parameters
         ----------
         buffer_size : int
-            Samples that are held, to be drawn from at random.
+            Number of samples in memory, from which the next one is drawn at random.
         seed : int
-            Of the drawing, and of the order of cases.
-
-        Returns
-        -------
-        ShuffledSlices
+            For the order of cases and the draws.
         """
         return ShuffledSlices(self, buffer_size=buffer_size, seed=seed)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return the index as a pandas data frame: what slices.csv has, of the slices selected.
-
-        Returns
-        -------
-        pandas.DataFrame
+        """Return the columns of slices.csv for the selected slices, as a pandas data frame.
 
         Raises
         ------
         UsageError
-            Without pandas.
+            If pandas is not installed.
         """
         try:
             import pandas as pd
@@ -237,7 +229,7 @@ class SliceDataset:
             self._readers[case_number] = reader
             if len(self._readers) > _MOST_OPEN:
                 self._readers.popitem(last=False)
-        if case_number in self._readers:  # unless another thread has just closed it
+        if case_number in self._readers:  # unless another thread just closed it
             self._readers.move_to_end(case_number)
         return reader
 
@@ -248,17 +240,15 @@ class SliceDataset:
 class ShuffledSlices:
     """Samples as a stream: cases in random order, slices of a few of them mixed in a buffer.
 
-    For torch's DataLoader, import torch before it is made.
-
-    Reads each case from front to back, once an epoch. Every iteration is the next epoch. Inside
-    torch's DataLoader, every worker takes its share of the cases, and torch's seed has a say in the
-    order.
+    Each case is read from front to back, once per epoch; every iteration is one epoch. In torch's
+    DataLoader, every worker reads a part of the cases, and torch's seed changes the order. Import
+    torch before you create the stream.
 
     Parameters
     ----------
     dataset : SliceDataset
     buffer_size : int
-        Samples held in memory, of which each next one is drawn.
+        Number of samples in memory, from which the next one is drawn at random.
     seed : int
     """
 
@@ -269,7 +259,7 @@ class ShuffledSlices:
         self.buffer_size = buffer_size
         self.seed = seed
         self.epoch = 0
-        _known_to_torch()
+        _register_with_torch()
 
     def __iter__(self) -> Iterator[Any]:
         worker, n_workers, torch_seed = _torch_worker() or (0, 1, 0)
@@ -292,24 +282,21 @@ class ShuffledSlices:
         yield from buffer
 
 
-def _known_to_torch() -> None:
-    """Let DataLoader know a stream for what it is, where torch is in use."""
+def _register_with_torch() -> None:
+    """Make streams an IterableDataset for DataLoader, if torch is imported."""
     data = sys.modules.get("torch.utils.data")
     if data is not None:
         data.IterableDataset.register(ShuffledSlices)
 
 
 def _torch_worker() -> tuple[int, int, int] | None:
-    """Return which of DataLoader's workers this is, of how many, and the seed that they share.
-
-    None in another process.
-    """
+    """Return the number of this DataLoader worker, of how many, and their seed; else None."""
     data = sys.modules.get("torch.utils.data")
     info = None if data is None else data.get_worker_info()
     return None if info is None else (info.id, info.num_workers, info.seed - info.id)
 
 
-def _selected(
+def _select(
     output: Output,
     split: str | None,
     cases: Collection[str] | None,

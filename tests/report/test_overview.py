@@ -182,7 +182,7 @@ def test_a_slice_that_cannot_be_read_is_said_and_the_rest_is_reported(
     sample = facts_of(output).sample
     assert (sample.n_slices, sample.n_cases, len(sample.problems)) == (10, 1, 10)
     text = text_of(page_of(output))
-    assert "10 slices of those looked at cannot be read" in text
+    assert "10 slices of the sample cannot be read" in text
     assert "case hurt, slice 0" in text
     assert "Read from 10 of 20 slices, of 1 of 2 cases" in text
 

@@ -522,6 +522,19 @@ def test_a_figure_shows_in_a_notebook_and_leaves_pyplot_alone(dataset, slice_dat
         assert sys.modules["matplotlib.pyplot"].get_fignums() == []
 
 
+def test_captions_of_windows_of_five_are_legible_where_a_notebook_shows_them(
+    dataset, slice_dataset
+) -> None:
+    for case_id in "abcd":
+        dataset.add(case_id)
+    figure = dask_slicer.show_slices(slice_dataset(window_size=2), n_slices=16)
+    width = figure.get_figwidth() * figure.dpi
+    assert width <= 1600
+    assert {"-2", "-1", "0", "+1", "+2"} <= set(_texts(figure))
+    pixels = [text.get_fontsize() * figure.dpi / 72 * 900 / width for text in figure.texts]
+    assert min(pixels) >= 9
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "pdf", "svg"])
 def test_a_file_of_another_kind_is_written_whole(
     dataset, slice_dataset, invoke, tmp_path: Path, suffix: str

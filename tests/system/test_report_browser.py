@@ -123,6 +123,27 @@ def test_no_one_has_to_scroll_the_page_sideways(browser, report, width) -> None:
         assert all(one[1] <= other[0] for one, other in pairwise(places))
 
 
+def test_what_is_wider_than_a_phone_shows_that_it_scrolls(browser, report) -> None:
+    with opened_page(browser) as page:
+        page.set_viewport_size({"width": _PHONE, "height": 844})
+        page.goto(report.as_uri())
+        wide = page.evaluate(
+            """[...document.querySelectorAll('.scroll')]
+                .filter(box => box.scrollWidth > box.clientWidth)
+                .map(box => getComputedStyle(box).backgroundImage.includes('gradient')
+                    || getComputedStyle(box.querySelector('.sideways')).display !== 'none')"""
+        )
+        # Everything that is wider than the screen is in such a box.
+        cut = page.evaluate(
+            """[...document.querySelectorAll('main *')].filter(element =>
+                element.getBoundingClientRect().right > innerWidth && !element.closest('.scroll')
+            ).map(element => element.outerHTML.slice(0, 80))"""
+        )
+    assert len(wide) >= 3
+    assert all(wide)
+    assert cut == []
+
+
 def test_it_is_printed_on_white_also_from_a_dark_screen(browser, report) -> None:
     with opened_page(browser, dark=True) as page:
         page.goto(report.as_uri())

@@ -199,7 +199,7 @@ class TestAsASequence:
         splits = open_output(output).splits
         for split in ("train", "val"):
             assert {s["case_id"] for s in SliceDataset(output, split)} == set(splits[split])
-        with pytest.warns(UserWarning, match="no slice of .* is of the kind asked for"):
+        with pytest.warns(UserWarning, match="no slice of .* matches the selection"):
             assert len(SliceDataset(output, "test")) == 0
 
     def test_a_case_without_a_label_has_no_label(self, dataset, slice_dataset):
@@ -249,7 +249,7 @@ class TestChoosing:
         assert {s["case_id"] for s in by_case} == {"b"}
         by_label = SliceDataset(output, labels={2})
         assert len(by_label) == sum(2 in s["label"] for s in everything)
-        with pytest.warns(UserWarning, match="no slice of .* is of the kind asked for"):
+        with pytest.warns(UserWarning, match="no slice of .* matches the selection"):
             assert len(SliceDataset(output, labels={7})) == 0
         by_share = SliceDataset(output, min_foreground=0.35)
         assert len(by_share) == sum((s["label"] > 0).mean() >= 0.35 for s in everything)
