@@ -29,7 +29,7 @@ from dask.delayed import Delayed, delayed
 from datasets import ct
 
 import dask_slicer
-from dask_slicer.cluster.client import SETTINGS, settings_of_clients
+from dask_slicer.cluster.client import SETTINGS, client_timeouts
 from dask_slicer.execution.futures import run_graphs
 from dask_slicer.execution.graph import Batcher, batch_work, target_of
 from dask_slicer.execution.tasks import CaseBatch, Target
@@ -204,7 +204,7 @@ def _measure(
     spans: list[_Span] = []
     began = ended = None
     with (
-        settings_of_clients(),
+        client_timeouts(),
         Client(address, set_as_default=False) as client,
         tempfile.TemporaryDirectory() as folder,
         Journal(Path(folder) / _JOURNAL) as journal,

@@ -55,7 +55,7 @@ _HOMES = {
 }
 
 
-# What is logged goes where the program that uses us sends it, and nowhere if it does not.
+# Log records go nowhere, unless the program that imports this package handles them.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'dask_slicer' has no attribute {name!r}")
     module, attribute = _HOMES[name]
     value = getattr(import_module(module), attribute)
-    globals()[name] = value  # asked for once, then an ordinary name of the module
+    globals()[name] = value  # the next access finds it without this function
     return value
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import dask_slicer
 from dask_slicer.config.loader import build_config
-from dask_slicer.execution.faults import FAULTS
+from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.report.html_report import write_report
 from dask_slicer.report.preview import show_slices

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import sys
 import traceback
+from itertools import chain
 
 import click
 
@@ -26,9 +27,9 @@ _SETTINGS = {
 _INTERRUPTED, _TERMINATED = 130, 143
 # The commands by use, in the order of the help.
 _COMMANDS = {
-    "Make slices": ("demo", "plan", "run", "merge"),
-    "Look at an output": ("preview", "report", "verify"),
-    "Runs and performance": ("watch", "benchmark"),
+    "Make slices": (demo, plan, run, merge),
+    "Look at an output": (preview, report, verify),
+    "Runs and performance": (watch, benchmark),
 }
 
 
@@ -55,10 +56,10 @@ class _Group(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands by use, each with its first sentence."""
-        for heading, names in _COMMANDS.items():
+        for heading, commands in _COMMANDS.items():
             with formatter.section(heading):
                 formatter.write_dl(
-                    [(name, self.commands[name].get_short_help_str(limit=80)) for name in names]
+                    [(str(c.name), c.get_short_help_str(limit=80)) for c in commands]
                 )
 
     @staticmethod
@@ -80,5 +81,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal without × must not stop a run
 
 
-for _command in (demo, plan, run, merge, preview, report, verify, watch, benchmark):
+for _command in chain.from_iterable(_COMMANDS.values()):
     main.add_command(_command)

@@ -6,11 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dask_slicer.planning.estimate import (
-    outliers,
-    plan_lines,
-    plan_needs,
-)
+from dask_slicer.planning.estimate import outliers, plan_lines, plan_needs
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import failure_line
 from dask_slicer.utils.formatting import format_bytes
@@ -29,35 +25,33 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     console.print(table)
     if len(plan.cases) > _MOST_ROWS:
         console.print(f"… and {len(plan.cases) - _MOST_ROWS} more")
-
-    def say(text: str, style: str | None = None) -> None:
-        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-
     for line in plan_lines(plan):
-        say(line)
+        _print(line, console)
     for text in outliers(plan.cases)[:_MOST_ROWS]:
-        say(f"Outlier: {text}")
+        _print(f"Outlier: {text}", console)
     needs = plan_needs(plan)
-    say(
+    lines = (
         f"Output: at most {needs['output_files']} files, "
         f"{format_bytes(needs['output_bytes_estimate'])} "
         f"estimated, {format_bytes(needs['output_bytes_at_most'])} at most; "
-        f"{format_bytes(needs['disk_free_bytes'])} free"
-    )
-    say(
+        f"{format_bytes(needs['disk_free_bytes'])} free",
         f"Memory: {format_bytes(needs['peak_bytes_per_worker'])} per worker at most, "
-        f"{format_bytes(needs['memory_bytes'])} in this machine"
+        f"{format_bytes(needs['memory_bytes'])} in this machine",
+        f"Suggested: --num_workers {needs['num_workers']} ({needs['num_workers_reason']})",
     )
-    say(f"Suggested: --num_workers {needs['num_workers']} ({needs['num_workers_reason']})")
+    for line in lines:
+        _print(line, console)
     print_problems(plan, console)
 
 
 def print_problems(plan: RunPlan, console: Console) -> None:
     """Print the problems of a plan."""
     for text in (*plan.problems, *map(failure_line, plan.failures)):
-        console.print(
-            f"Problem: {text}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        _print(f"Problem: {text}", console, style="red")
+
+
+def _print(text: str, console: Console, style: str | None = None) -> None:
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _row(case: CasePlan) -> tuple[str, ...]:

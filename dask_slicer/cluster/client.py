@@ -56,11 +56,11 @@ _PAGE_SECONDS = 5
 
 
 @contextmanager
-def settings_of_clients() -> Iterator[None]:
+def client_timeouts() -> Iterator[None]:
     """Set the timeouts of a client of a running scheduler, unless the user has set them."""
     import distributed  # noqa: F401, adds its defaults
 
-    quiet()
+    silence_dask()
     defaults = dask.config.merge(*dask.config.defaults)
     timeouts = {
         key: SETTINGS[key]
@@ -71,7 +71,7 @@ def settings_of_clients() -> Iterator[None]:
         yield
 
 
-def quiet() -> int:
+def silence_dask() -> int:
     """Silence Dask's log below -vv; return its level.
 
     The run itself reports a worker that was killed, or a scheduler that was lost.
@@ -136,25 +136,25 @@ def dashboard_link(client: Client) -> str:
     return str(client.dashboard_link or "")
 
 
-def with_our_page() -> dict[str, list[str]]:
+def run_page_setting() -> dict[str, list[str]]:
     """Return the setting with which a scheduler serves our page in addition to its own."""
     routes = list(dask.config.get(_ROUTES))
     return {_ROUTES: routes if OUR_ROUTES in routes else [*routes, OUR_ROUTES]}
 
 
-def page_link(dashboard: str) -> str:
+def run_page_link(dashboard: str) -> str:
     """Return the link of our page, given that of the dashboard; empty if that is another page.
 
     Examples
     --------
-    >>> page_link("http://127.0.0.1:8787/status")
+    >>> run_page_link("http://127.0.0.1:8787/status")
     'http://127.0.0.1:8787/dask-slicer'
     """
     server, slash, name = dashboard.rpartition("/")
     return f"{server}/{_PAGE}" if slash and name == "status" else ""
 
 
-def has_our_page(client: Client) -> bool:
+def has_run_page(client: Client) -> bool:
     """Return whether a running scheduler was started with our page."""
     try:
         routes = client.sync(

@@ -26,7 +26,7 @@ from dask_slicer.cluster.batch_system import (
     job_keywords,
     system_of,
 )
-from dask_slicer.cluster.client import ENVIRONMENT, SETTINGS, quiet, with_our_page
+from dask_slicer.cluster.client import ENVIRONMENT, SETTINGS, run_page_setting, silence_dask
 from dask_slicer.cluster.job_monitor import JobMonitor, Note
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.errors import SchedulerError, UsageError
@@ -71,10 +71,10 @@ def job_client(
 
     logs = output_dir / LOGS
     hidden = dashboard_address == "none"
-    level = quiet()
+    level = silence_dask()
     options = _keywords(settings, logs)
     with (
-        dask.config.set(SETTINGS | _fixed_settings(settings) | with_our_page()),
+        dask.config.set(SETTINGS | _fixed_settings(settings) | run_page_setting()),
         ExitStack() as stack,
     ):
         logs.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def wait_for_workers(client: Client, note: Note) -> None:
         time.sleep(0.1)
 
 
-def are_coming(client: Client) -> bool:
+def has_pending_jobs(client: Client) -> bool:
     """Return whether a client still waits for its first worker, whose job is queued or starting.
 
     Raises a SchedulerError if no worker will start.

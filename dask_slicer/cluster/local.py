@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 import psutil
 
-from dask_slicer.cluster.client import ENVIRONMENT, SETTINGS, quiet, with_our_page
+from dask_slicer.cluster.client import ENVIRONMENT, SETTINGS, run_page_setting, silence_dask
 from dask_slicer.cluster.dask_private import exit_reporting_nanny, nanny_variables
 from dask_slicer.errors import SchedulerError
 from dask_slicer.utils import signals
@@ -89,12 +89,12 @@ def local_client(
     from distributed import Client, LocalCluster
 
     hidden = dashboard_address == "none"
-    level = quiet()
+    level = silence_dask()
     more = {
         "distributed.worker.multiprocessing-method": method,
         "logging.distributed": logging.getLevelName(level).lower(),
     }
-    with dask.config.set(SETTINGS | more | with_our_page()), ExitStack() as stack:
+    with dask.config.set(SETTINGS | more | run_page_setting()), ExitStack() as stack:
         stack.enter_context(_restored_environment(nanny_variables()))
         with signals.deferred(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that the run prints has the right port.
@@ -125,7 +125,7 @@ def local_client(
             raise
 
 
-def tells_exits(client: Client) -> bool:
+def logs_exit_codes(client: Client) -> bool:
     """Return whether the nannies of a client's workers log exit codes, as those started here do."""
     nannies = getattr(client.cluster, "workers", {}).values()
     return any(isinstance(nanny, exit_reporting_nanny()) for nanny in nannies)

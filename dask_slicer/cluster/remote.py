@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster.address import TlsFiles, check_reachable, scheduler_address
-from dask_slicer.cluster.client import settings_of_clients
+from dask_slicer.cluster.client import client_timeouts
 from dask_slicer.cluster.rpc import worker_addresses
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError
@@ -33,13 +33,13 @@ def remote_client(settings: SchedulerSettings, note: Callable[[str], None]) -> I
     Raises a SchedulerError if it does not answer within 10 s, or has too few workers in time.
     """
     address = _wait_for_address(settings)
-    with settings_of_clients(), connected(address, tls_files(settings)) as client:
+    with client_timeouts(), connect(address, tls_files(settings)) as client:
         _wait_for_workers(client, address, settings, note)
         yield client
 
 
 @contextmanager
-def connected(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Client]:
+def connect(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Client]:
     """Connect to a running scheduler; yield a client with these options.
 
     Raises a SchedulerError if it does not answer within 10 s. The scheduler keeps running.

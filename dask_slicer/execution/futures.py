@@ -9,7 +9,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_slicer.cluster.client import count_threads
-from dask_slicer.cluster.local import tells_exits
+from dask_slicer.cluster.local import logs_exit_codes
 from dask_slicer.errors import CaseError
 from dask_slicer.execution.watchdog import LOST, Watchdog
 from dask_slicer.utils import signals
@@ -168,7 +168,7 @@ def _cancel(client: Client, futures: list[Future[Any]]) -> None:
     try:
         # Not by force: another run on this scheduler may be waiting for the same keys.
         client.cancel(futures)
-        if not tells_exits(client):  # workers that the run has started end with it
+        if not logs_exit_codes(client):  # workers that the run has started end with it
             _wait_until_idle(client)
     except Exception:  # perhaps the scheduler was lost
         _LOG.debug("Could not cancel the graphs in flight", exc_info=True)

@@ -61,12 +61,12 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
     """
     started = time.monotonic()
     path = Path(output_dir).absolute()
-    directory.own_config(path)  # before a lock is put into a foreign directory
+    directory.output_config(path)  # before a lock is put into a foreign directory
     with locked(path) as notes:
         for note in notes:
             (observer or Observer()).note(note)
         plan = read_partition_plan(path)
-        config = directory.own_config(path) if plan is None else plan.config
+        config = directory.output_config(path) if plan is None else plan.config
         planned = set(directory.existing_splits(path) if plan is None else plan.cases)
         n_journals = len(partition_journals(path))
         failures = [failure for failure in take_over(path) if failure.case_id in planned]

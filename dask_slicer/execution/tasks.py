@@ -21,7 +21,7 @@ from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack, slice_volume
 from dask_slicer.core.volume import Volume
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
-from dask_slicer.execution import faults
+from dask_slicer.execution import fault_injection
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.output.atomic import move, remove_whole
 from dask_slicer.output.formats import write_case
@@ -58,7 +58,7 @@ def load_case(case: CasePlan, target: Target) -> Timed[Volume]:
     """Return a case's voxels as stored, with the axes in the order of the plane."""
     seconds: dict[str, float] = {}
     with _step("load", seconds, target.run_id):
-        faults.inject(case.case_id)
+        fault_injection.inject(case.case_id)
         volume = load_volume(case.case, target.settings.plane)
     return Timed(result=volume, seconds=seconds)
 
@@ -117,7 +117,7 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
                     remove_whole(path, temporary)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    if faults.returns_no_record(case.case_id):
+    if fault_injection.returns_no_record(case.case_id):
         return None  # type: ignore[return-value]
     return CommittedCase(
         case_id=case.case_id,

@@ -15,7 +15,7 @@ import psutil
 from dask_slicer.cluster import jobqueue
 from dask_slicer.cluster.client import address
 from dask_slicer.cluster.dask_private import EXIT_EVENTS
-from dask_slicer.cluster.local import tells_exits
+from dask_slicer.cluster.local import logs_exit_codes
 from dask_slicer.errors import (
     CaseError,
     OutOfMemory,
@@ -39,7 +39,7 @@ _MEMORY_EVENTS = "worker-restart-memory"
 _RESULT_SECONDS = 5
 # How long to wait for a nanny of this run to report its worker's exit status.
 _EXITCODE_SECONDS = 10.0
-# Stands for a result that was lost with its worker.
+# In place of a result that was lost with its worker.
 LOST = object()
 _KILLED = -9
 # The exit status from multiprocessing when other code has read the status of the process before;
@@ -99,7 +99,7 @@ class Watchdog:
             for name, task in running.items()
             if name in ours
         }
-        if is_busy or jobqueue.are_coming(self.client):
+        if is_busy or jobqueue.has_pending_jobs(self.client):
             self._last_sign_of_life = now
         elif now - self._last_sign_of_life > _STALLED_SECONDS:
             raise SchedulerError(
@@ -198,7 +198,7 @@ class Watchdog:
 
     def _exitcode(self, worker: WorkerState) -> int | None:
         """Return the exit status of a worker; None if no nanny of this run reports it."""
-        if not tells_exits(self.client):
+        if not logs_exit_codes(self.client):
             return None
         began = min((at for at, _ in self._events(worker.address)), default=0.0)
         deadline = time.monotonic() + _EXITCODE_SECONDS

@@ -61,9 +61,9 @@ def workers(
     from dask_slicer.cluster import jobqueue
     from dask_slicer.cluster.client import (
         dashboard_link,
-        has_our_page,
-        page_link,
+        has_run_page,
         performance_report,
+        run_page_link,
     )
 
     with ExitStack() as stack:
@@ -78,8 +78,8 @@ def workers(
             used = stack.enter_context(_here(config, n_cases, peak_bytes, observer))
         dashboard = "" if config.dashboard_address == "none" else used.dashboard
         observer.connected(dashboard, used.where)
-        page = page_link(dashboard)
-        if page and (is_local or in_jobs or has_our_page(used.client)):
+        page = run_page_link(dashboard)
+        if page and (is_local or in_jobs or has_run_page(used.client)):
             observer.paged(page)
         for note in _ignored_settings(
             config, is_remote=is_remote, in_jobs=in_jobs, is_local=is_local

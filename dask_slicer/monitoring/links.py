@@ -14,19 +14,8 @@ _JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID")
 def ways_to_see(link: str, environment: Mapping[str, str], *, host: str = "") -> list[str]:
     """Return how to open a dashboard from the user's own computer, in lines to show below its link.
 
-    Parameters
-    ----------
-    link : str
-        Link of the dashboard, as Dask has it.
-    environment : mapping
-        Variables of this process.
-    host : str
-        Name of this machine. In a job, the tunnel goes through the login node to it.
-
-    Returns
-    -------
-    list of str
-        Empty where the link itself can be opened, as far as is known.
+    Empty where nothing seems to be in the way. `host` is the name of this machine: in a job, the
+    tunnel goes through the login node to it.
 
     Examples
     --------

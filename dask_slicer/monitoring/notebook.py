@@ -14,8 +14,8 @@ from typing import Any, Self
 
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.links import proxied, ways_to_see
+from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import progress_words
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
 from dask_slicer.utils.formatting import plural
@@ -89,7 +89,7 @@ class RunProgress(Observer):
         if self._latest is None:
             return "stopped before the first case" if self.stopped else "reading headers"
         state, at = self._latest
-        return progress_words(state, time.monotonic() - at)
+        return progress_line(state, time.monotonic() - at)
 
     def html(self) -> str:
         """Return the progress of the run as one block in the colours of the page."""

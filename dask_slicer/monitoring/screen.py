@@ -20,9 +20,10 @@ from dask_slicer.cluster.remote import tls_files
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.monitoring.journal_reader import JournalReader
+from dask_slicer.monitoring.progress_line import figures_line
 from dask_slicer.monitoring.snapshot import Snapshot
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import COLUMNS, content, in_words
+from dask_slicer.monitoring.tables import COLUMNS, content
 from dask_slicer.monitoring.watcher import (
     NotRunning,
     SchedulerGone,
@@ -51,26 +52,10 @@ _STYLES = {"gone": "red", "paused": "yellow", "closing_gracefully": "yellow"}
 def watch_run(
     console: Console, where: str | None, settings: SchedulerSettings, *, once: bool
 ) -> None:
-    """Draw a run until it is over; or print its progress once.
+    """Draw the run of an output or a scheduler until it is over; or print its progress once.
 
-    Parameters
-    ----------
-    console : Console
-        If it is no terminal, progress is printed once.
-    where : str or None
-        An output directory, or the address of a scheduler; None where the settings have one.
-    settings : SchedulerSettings
-        How to connect to the scheduler.
-    once : bool
-        Print progress once.
-
-    Raises
-    ------
-    UsageError
-        If there is no such output, or the address is malformed.
-    SchedulerError
-        If the scheduler of an address cannot be reached, or a scheduler is lost while its run may
-        still be in progress.
+    `where` is None if the settings have the scheduler. Raises UsageError if it is neither an output
+    nor an address, and SchedulerError if no scheduler answers there, or it is lost during the run.
     """
     once = once or not console.is_terminal
     output_dir = _as_output(where)
@@ -262,7 +247,7 @@ def _run_lines(run: dict[str, Any], n_tables: int, *, with_bar: bool) -> Iterato
             ProgressBar(total=max(run["n_todo"], 1), completed=run["n_done"] + run["n_failed"])
         )
         yield bar
-    yield _line(in_words(run["figures"]))
+    yield _line(figures_line(run["figures"]))
     small = [table for table in run["tables"] if table["title"] != _LAST_FAILURES][:n_tables]
     if small:
         yield Columns([_titled(table) for table in small], padding=(0, 4))

@@ -34,19 +34,8 @@ class TaskInfo:
 class WorkerInfo:
     """A worker as its scheduler sees it.
 
-    Attributes
-    ----------
-    name, host : str
-    cpu : float
-        Percent of one core.
-    memory, memory_limit : int
-        Bytes; no limit is 0.
-    n_threads : int
-    status : str
-        running, paused, …, or gone.
-    unseen : float
-        Seconds since its last heartbeat.
-    tasks : tuple of TaskInfo
+    CPU is in percent of one core, memory in bytes (a limit of 0 is none); `unseen` are the seconds
+    since its last heartbeat. The status is running, paused, … or gone.
     """
 
     name: str
@@ -62,17 +51,9 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Runs and workers at one moment.
+    """Runs, each with its age in seconds, their last failures, and workers, at one moment.
 
-    Attributes
-    ----------
-    runs : tuple of (RunState, float)
-        Each with its age in seconds.
-    failures : tuple of FailureEvent
-        The last ones.
-    workers : tuple of WorkerInfo
-    n_waiting : int
-        Graphs that wait for a worker.
+    `n_waiting` graphs wait for a worker.
     """
 
     runs: tuple[tuple[RunState, float], ...] = ()
@@ -110,16 +91,7 @@ def with_gone(
 class EventLog:
     """Events and workers of a scheduler so far; another thread may add events while it is read.
 
-    Attributes
-    ----------
-    runs : dict of run id to (RunState, float)
-        The latest state of each run, with its time by the scheduler's clock, in seconds.
-    failures : dict of (run id, case id) to FailureEvent
-        The last ones of each run.
-    workers, clients, n_waiting
-        As of the last `update`.
-    last_event, last_update : float
-        Times by the scheduler's clock.
+    Each run has its latest state, and the time of that; all times are by the scheduler's clock.
     """
 
     runs: dict[str, tuple[RunState, float]] = field(default_factory=dict)
@@ -163,14 +135,9 @@ class EventLog:
             del self.failures[key]
 
     def view(self, now: float, *, process: tuple[str, str] | None = None) -> Snapshot:
-        """Return the runs to show, with their failures and the workers.
+        """Return the runs to show, perhaps of one process only, given as its host and number.
 
-        Parameters
-        ----------
-        now : float
-            By the scheduler's clock.
-        process : (str, str), optional
-            Host and number of a process: show its runs only.
+        `now` is by the scheduler's clock.
         """
         known = list(self.runs.values())
         ages = {run.run_id: max(now - at, 0.0) for run, at in known}
@@ -190,17 +157,9 @@ class EventLog:
 def chosen(
     runs: Iterable[RunState], connected: Iterable[str], *, process: tuple[str, str] | None
 ) -> list[RunState]:
-    """Return the runs to show: those in progress, or else the last one.
+    """Return the runs to show: those in progress, or else the one that began last.
 
-    Parameters
-    ----------
-    runs : iterable of RunState
-        The latest state of each run, in the order in which they began.
-    connected : iterable of str
-        Clients of the scheduler. A run whose client is not among them has stopped, also when it
-        could not publish that.
-    process : (str, str), optional
-        Host and number of a process: only its runs.
+    A run whose client the scheduler does not have has stopped, also when it could not publish that.
     """
     clients = set(connected)
     of_process = [

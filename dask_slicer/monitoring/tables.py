@@ -1,15 +1,15 @@
-"""Tables and text of progress: rates, time left, rows of runs and workers."""
+"""Tables of runs and workers, for `dask-slicer watch` and the run page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dask_slicer.monitoring.progress_line import figures
 from dask_slicer.monitoring.snapshot import Snapshot, WorkerInfo, natural_key
 from dask_slicer.monitoring.state import FailureEvent, RunState
 from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
 
-Figures = Sequence[tuple[str, str]]
 Row = tuple[str, str, str, str, str, str]
 COLUMNS: Row = ("worker", "CPU", "memory", "step", "case", "for")
 
@@ -85,67 +85,6 @@ def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) ->
         "head": list(head),
         "rows": [[str(cell) for cell in row] for row in rows],
     }
-
-
-# -- progress --------------------------------------------------------------------------------------
-
-
-def figures(run: RunState, since: float = 0.0) -> list[tuple[str, str]]:
-    """Return names and values of what a run has done, the most important first.
-
-    Parameters
-    ----------
-    run : RunState
-    since : float
-        Seconds since that was its state: the rate of a run in progress falls.
-    """
-    since = 0.0 if run.ending else since
-    seconds = max(run.seconds + since, 1e-3)
-    left = seconds_left(run, since)
-    shown = [
-        ("cases", f"{run.n_ended} of {run.n_todo}"),
-        ("failed", f"{run.n_failed}"),
-        ("left", "unknown time" if left is None else f"about {format_time(left)}"),
-        ("slices/s", f"{run.n_slices / seconds:.0f}"),
-        (f"{run.ending} after" if run.ending else "so far", format_time(run.seconds + since)),
-        ("read", f"{format_bytes(run.n_bytes_in / seconds)}/s"),
-        ("written", f"{format_bytes(run.n_bytes / seconds)}/s"),
-        ("skipped", f"{run.n_skipped}"),
-    ]
-    hidden = {"left" if run.ending else "", "" if run.n_skipped else "skipped"}
-    if run.n_done and not run.n_bytes_in:  # a journal has no size of scans
-        hidden.add("read")
-    return [figure for figure in shown if figure[0] not in hidden]
-
-
-def in_words(shown: Figures) -> str:
-    """Return figures on one line.
-
-    Examples
-    --------
-    >>> in_words([("cases", "2 of 8"), ("failed", "0"), ("stopped after", "4.0 s")])
-    '2 of 8 cases, 0 failed, stopped after 4.0 s'
-    """
-    return ", ".join(
-        f"{name} {value}" if name.endswith(" after") else f"{value} {name}" for name, value in shown
-    )
-
-
-def progress_words(run: RunState, since: float = 0.0, *, most: int | None = None) -> str:
-    """Return the first `most` figures of a run, or all of them, on one line."""
-    return in_words(figures(run, since)[:most])
-
-
-def seconds_left(run: RunState, since: float = 0.0) -> float | None:
-    """Return about how long a run will still take; None until a case is written."""
-    if run.ending or run.n_ended == run.n_todo:
-        return 0.0
-    if not run.work_done:
-        return None
-    return (run.seconds + since) * (run.work - run.work_done) / run.work_done
-
-
-# -- workers ---------------------------------------------------------------------------------------
 
 
 def worker_rows(workers: Sequence[WorkerInfo], *, most: int) -> list[Row]:

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from dask_slicer.monitoring.events import Observer, RunReport, slices_of_cases
 from dask_slicer.monitoring.links import ways_to_see
+from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import progress_words
 from dask_slicer.planning.estimate import plan_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
@@ -121,7 +121,7 @@ class ProgressDisplay(Observer):
         if self._latest is None:
             return ""
         state, at = self._latest
-        return progress_words(state, time.monotonic() - at, most=_MOST_FIGURES)
+        return progress_line(state, time.monotonic() - at, most=_MOST_FIGURES)
 
     def _say(self, text: str) -> None:
         if not self._quiet:

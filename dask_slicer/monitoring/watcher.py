@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster.address import TlsFiles
-from dask_slicer.cluster.client import settings_of_clients
-from dask_slicer.cluster.remote import connected
+from dask_slicer.cluster.client import client_timeouts
+from dask_slicer.cluster.remote import connect
 from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
 from dask_slicer.monitoring.state import TOPIC
@@ -39,20 +39,12 @@ class SchedulerGone(SchedulerError):
 
 @contextmanager
 def connect_watcher(target: WatchTarget, tls: TlsFiles | None) -> Iterator[Watcher]:
-    """Connect to a scheduler, and leave it running.
-
-    Raises
-    ------
-    SchedulerError
-        If it does not answer within 10 seconds.
-    ConfigError
-        If the TLS files cannot be used.
-    """
+    """Connect to a scheduler, and leave it running; raise SchedulerError if there is no answer."""
     with ExitStack() as stack:
-        stack.enter_context(settings_of_clients())
+        stack.enter_context(client_timeouts())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other versions of packages there
-            client = stack.enter_context(connected(target.address, tls, name="dask-slicer-watch"))
+            client = stack.enter_context(connect(target.address, tls, name="dask-slicer-watch"))
         # We report a lost connection ourselves. Not earlier: importing Dask sets these levels.
         for name in ("distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -66,12 +58,7 @@ def connect_watcher(target: WatchTarget, tls: TlsFiles | None) -> Iterator[Watch
 class Watcher:
     """A read-only connection to a scheduler.
 
-    Attributes
-    ----------
-    client : Client
-    target : WatchTarget
-    silent_since : float or None
-        When the question was sent that the scheduler has not answered yet, in monotonic seconds.
+    `silent_since` is when the question was sent that it has not answered yet, in monotonic seconds.
     """
 
     client: Client
@@ -87,11 +74,7 @@ class Watcher:
     def poll(self) -> Snapshot:
         """Ask the scheduler; return what is known then, also if it does not answer.
 
-        Raises
-        ------
-        SchedulerGone
-        SchedulerError
-            If it does not know this package.
+        Raises SchedulerGone, or SchedulerError if it does not know this package.
         """
         asked = time.monotonic()
         try:
@@ -150,12 +133,8 @@ class WatchTarget:
 def find_scheduler(output_dir: Path) -> WatchTarget | NotRunning | None:
     """Return the scheduler of the run that writes to an output; None while it has none yet.
 
-    Raises
-    ------
-    OutputError
-        If the directory is no output.
-    SchedulerError
-        If the run cannot be watched, or not from this host.
+    Raises OutputError if the directory is no output, and SchedulerError if the run has no scheduler
+    that can be reached from this host.
     """
     owner = lock_owner(output_dir)
     if owner is None or not owner.is_alive:

@@ -92,7 +92,7 @@ def remove_whole(path: Path, temporary: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_aside(file: Path, content: bytes) -> None:
+def write_user_file(file: Path, content: bytes) -> None:
     """Write a file that the user named with `--file`; raise UsageError if it fails."""
     try:
         with atomic_write(file) as stream:

@@ -97,7 +97,7 @@ def existing_config(output_dir: Path) -> RunConfig | None:
         ) from None
 
 
-def own_config(output_dir: Path) -> RunConfig:
+def output_config(output_dir: Path) -> RunConfig:
     """Return the configuration of an output; raise OutputError if there is none."""
     config = existing_config(output_dir) if (output_dir / CONFIG).exists() else None
     if config is None:

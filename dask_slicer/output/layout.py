@@ -22,7 +22,7 @@ from dask_slicer.planning.plan import CasePlan, Partition
 from dask_slicer.records import CommittedCase
 
 
-class OwnFiles(NamedTuple):
+class PartitionFiles(NamedTuple):
     """Names that one run, or one partition of it, uses alone, at the top of the output."""
 
     journal: str
@@ -30,7 +30,7 @@ class OwnFiles(NamedTuple):
     temporary: str
 
 
-WHOLE = OwnFiles("journal.jsonl", ".dask_slicer.lock", ".dask_slicer.tmp")
+WHOLE = PartitionFiles("journal.jsonl", ".dask_slicer.lock", ".dask_slicer.tmp")
 
 CONFIG = "config.yaml"
 SPLITS_FILE = "splits.json"
@@ -57,7 +57,7 @@ _SLICE = re.compile(r"(?P<case_id>.+)_\d{3,}\.npz", re.DOTALL)
 # -- the top of the output -------------------------------------------------------------------------
 
 
-def partition_files(partition: Partition | None) -> OwnFiles:
+def partition_files(partition: Partition | None) -> PartitionFiles:
     """Return the files of a partition, or of a run without partitions.
 
     Examples
@@ -68,7 +68,7 @@ def partition_files(partition: Partition | None) -> OwnFiles:
     if partition is None:
         return WHOLE
     name = f"{partition.number}of{partition.of}"
-    return OwnFiles(
+    return PartitionFiles(
         f"journal.{name}.jsonl", f".dask_slicer.{name}.lock", f".dask_slicer.{name}.tmp"
     )
 

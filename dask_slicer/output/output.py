@@ -16,7 +16,7 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import not_written
-from dask_slicer.output.directory import check_merged, existing_splits, own_config
+from dask_slicer.output.directory import check_merged, existing_splits, output_config
 from dask_slicer.output.formats.base import damage, read_json
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
@@ -178,7 +178,7 @@ def open_output(output_dir: str | Path) -> Output:
         If it is no output, was written by a newer version, or has partitions that are not merged.
     """
     path = Path(output_dir).absolute()
-    config = own_config(path)
+    config = output_config(path)
     check_merged(path)
     return Output(path, config)
 
@@ -209,7 +209,9 @@ def check_window_size(output: Output, window_size: int | None) -> None:
         )
 
 
-def place_for(output_dir: Path, file: Path | None, *, name: str, suffixes: Collection[str]) -> Path:
+def user_file_path(
+    output_dir: Path, file: Path | None, *, name: str, suffixes: Collection[str]
+) -> Path:
     """Return the resolved path of `--file`, by default `name` in the output.
 
     Raise UsageError for a directory, and for a name that a file of the output may have.

@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings, SplitSettings
 from dask_slicer.errors import DaskSlicerError, UsageError
-from dask_slicer.output.atomic import write_aside
+from dask_slicer.output.atomic import write_user_file
 from dask_slicer.output.layout import CONFIG
-from dask_slicer.output.output import Output, open_output, place_for
+from dask_slicer.output.output import Output, open_output, user_file_path
 from dask_slicer.report.histogram import chart, log_chart
 from dask_slicer.report.overview import Overview, overview
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
@@ -46,7 +46,7 @@ def write_report(
     and UsageError if `file` cannot be written or is among the output's own files.
     """
     output = open_output(output_dir)
-    file = place_for(output.path, file, name=REPORT, suffixes=_SUFFIXES)
+    file = user_file_path(output.path, file, name=REPORT, suffixes=_SUFFIXES)
     if file.suffix.lower() not in _SUFFIXES:  # browsers choose by suffix
         raise UsageError(f"--file must end with {' or '.join(_SUFFIXES)}, got {file.name}")
     facts = overview(output)
@@ -55,7 +55,7 @@ def write_report(
         say(f"Note: no pictures of slices in the report: {why_none}")
     page = _render(facts, pictures, why_none)
     # File names may hold bytes that are not UTF-8; the page is UTF-8.
-    write_aside(file, page.encode("utf-8", "backslashreplace"))
+    write_user_file(file, page.encode("utf-8", "backslashreplace"))
     return file
 
 

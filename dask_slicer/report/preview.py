@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dask_slicer.errors import UsageError
-from dask_slicer.output.atomic import write_aside
+from dask_slicer.output.atomic import write_user_file
 from dask_slicer.output.layout import PREVIEW
-from dask_slicer.output.output import Output, open_output, place_for
+from dask_slicer.output.output import Output, open_output, user_file_path
 from dask_slicer.report.figure_layout import Panel
 from dask_slicer.report.montage import colours
 from dask_slicer.report.panels import choose_rows, read_panels
@@ -188,7 +188,7 @@ def place_of_preview(output: Output, file: Path | None) -> Path:
 
     Raises UsageError if it is among the output's own files, or of an unknown type.
     """
-    path = place_for(output.path, file, name=PREVIEW, suffixes=_SUFFIXES)
+    path = user_file_path(output.path, file, name=PREVIEW, suffixes=_SUFFIXES)
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--file must end with {', '.join(_SUFFIXES)}, got {path.name}")
     return path
@@ -198,7 +198,7 @@ def write_preview(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the path's suffix; raise UsageError if that fails."""
     from dask_slicer.report.figure import to_bytes
 
-    write_aside(path, to_bytes(figure, suffix=path.suffix.lower()[1:]))
+    write_user_file(path, to_bytes(figure, suffix=path.suffix.lower()[1:]))
 
 
 def parse_slices(text: str) -> list[int]:

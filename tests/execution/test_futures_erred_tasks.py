@@ -22,7 +22,7 @@ from dask_slicer.cluster import local
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import SchedulerError, Unexpected
 from dask_slicer.execution import futures
-from dask_slicer.execution.faults import FAULTS
+from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.execution.graph import case_graph, target_of
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.events import Observer

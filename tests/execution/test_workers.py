@@ -91,9 +91,9 @@ def test_a_client_notices_soon_that_its_scheduler_is_lost_unless_told_otherwise(
     import dask
 
     tcp, connect = "distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect"
-    with client.settings_of_clients():
+    with client.client_timeouts():
         assert (dask.config.get(tcp), dask.config.get(connect)) == ("20s", "10s")
-    with dask.config.set({tcp: "40s"}), client.settings_of_clients():
+    with dask.config.set({tcp: "40s"}), client.client_timeouts():
         assert (dask.config.get(tcp), dask.config.get(connect)) == ("40s", "10s")
     assert (dask.config.get(tcp), dask.config.get(connect)) == ("30s", "30s")
 

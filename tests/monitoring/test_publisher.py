@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import dask_slicer
-from dask_slicer.execution.faults import FAULTS
+from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.events import Observer, RunReport

@@ -132,7 +132,7 @@ def runs_of(client: Client) -> list[dict[str, Any]]:
 
 
 def test_the_page_of_a_scheduler_started_here_says_what_runs_have_told_it(client) -> None:
-    assert "dask-slicer" in client_module.page_link(client_module.dashboard_link(client))
+    assert "dask-slicer" in client_module.run_page_link(client_module.dashboard_link(client))
     assert answer(client, "/dask-slicer") == answer(client, "/dask-slicer/")
     assert runs_of(client) == []
     client.log_event(TOPIC, "nonsense")
@@ -208,7 +208,9 @@ def test_the_pages_of_dask_are_still_there(client, path) -> None:
 
 def test_a_setting_that_names_the_page_already_stays_as_it_is() -> None:
     with dask.config.set({"distributed.scheduler.http.routes": ["one", client_module.OUR_ROUTES]}):
-        assert list(client_module.with_our_page().values()) == [["one", client_module.OUR_ROUTES]]
+        assert list(client_module.run_page_setting().values()) == [
+            ["one", client_module.OUR_ROUTES]
+        ]
 
 
 def test_a_scheduler_imports_little_for_it() -> None:

@@ -6,14 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from dask_slicer.monitoring.progress_line import progress_line, seconds_left
 from dask_slicer.monitoring.snapshot import Snapshot, TaskInfo, WorkerInfo, with_gone
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import (
-    progress_words,
-    seconds_left,
-    worker_rows,
-    workers_words,
-)
+from dask_slicer.monitoring.tables import worker_rows, workers_words
 
 RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
@@ -67,11 +63,11 @@ def test_the_time_left_is_that_of_the_work_left_at_the_rate_so_far(
 )  # fmt: skip
 def test_how_far_a_run_is_in_words(changed, since_told, expected) -> None:
     run = replace(RUN, **{"n_bytes_in": 70_000_000} | changed)
-    assert progress_words(run, since_told) == expected
+    assert progress_line(run, since_told) == expected
 
 
 def test_a_line_is_cut_after_what_matters_most() -> None:
-    assert progress_words(RUN, most=3) == "40 of 100 cases, 10 failed, about 2 min 0 s left"
+    assert progress_line(RUN, most=3) == "40 of 100 cases, 10 failed, about 2 min 0 s left"
 
 
 GB = 1_000_000_000

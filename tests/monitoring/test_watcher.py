@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import dask_slicer
-from dask_slicer.execution.faults import FAULTS
+from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from browser import opened_browser, opened_page
 
-from dask_slicer.execution.faults import FAULTS
+from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(300)]

@@ -1,6 +1,6 @@
 """A case that kills its worker, hangs, or comes to nonsense fails by name; the others are written.
 
-Cases are broken by `dask_slicer.execution.faults`, which an environment variable switches on.
+`dask_slicer.execution.fault_injection` breaks cases; an environment variable switches it on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 
 import dask_slicer
 from dask_slicer.execution import pipeline, watchdog
-from dask_slicer.execution.faults import FAULTS
+from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.utils import system
 

@@ -24,7 +24,7 @@ import pytest
 from distributed import Client
 
 import dask_slicer
-from dask_slicer.execution.faults import FAULTS
+from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 
 N_CASES = 20

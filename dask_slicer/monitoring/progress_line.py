@@ -1,0 +1,61 @@
+"""Words of a progress line: cases, failures, time left, rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dask_slicer.monitoring.state import RunState
+from dask_slicer.utils.formatting import format_bytes, format_time
+
+Figures = Sequence[tuple[str, str]]
+
+
+def figures(run: RunState, since: float = 0.0) -> list[tuple[str, str]]:
+    """Return names and values of what a run has done, the most important first.
+
+    `since` are the seconds since that was its state: the rate of a run in progress falls.
+    """
+    since = 0.0 if run.ending else since
+    seconds = max(run.seconds + since, 1e-3)
+    left = seconds_left(run, since)
+    shown = [
+        ("cases", f"{run.n_ended} of {run.n_todo}"),
+        ("failed", f"{run.n_failed}"),
+        ("left", "unknown time" if left is None else f"about {format_time(left)}"),
+        ("slices/s", f"{run.n_slices / seconds:.0f}"),
+        (f"{run.ending} after" if run.ending else "so far", format_time(run.seconds + since)),
+        ("read", f"{format_bytes(run.n_bytes_in / seconds)}/s"),
+        ("written", f"{format_bytes(run.n_bytes / seconds)}/s"),
+        ("skipped", f"{run.n_skipped}"),
+    ]
+    hidden = {"left" if run.ending else "", "" if run.n_skipped else "skipped"}
+    if run.n_done and not run.n_bytes_in:  # a journal has no size of scans
+        hidden.add("read")
+    return [figure for figure in shown if figure[0] not in hidden]
+
+
+def figures_line(shown: Figures) -> str:
+    """Return figures on one line.
+
+    Examples
+    --------
+    >>> figures_line([("cases", "2 of 8"), ("failed", "0"), ("stopped after", "4.0 s")])
+    '2 of 8 cases, 0 failed, stopped after 4.0 s'
+    """
+    return ", ".join(
+        f"{name} {value}" if name.endswith(" after") else f"{value} {name}" for name, value in shown
+    )
+
+
+def progress_line(run: RunState, since: float = 0.0, *, most: int | None = None) -> str:
+    """Return the first `most` figures of a run, or all of them, on one line."""
+    return figures_line(figures(run, since)[:most])
+
+
+def seconds_left(run: RunState, since: float = 0.0) -> float | None:
+    """Return about how long a run will still take; None until a case is written."""
+    if run.ending or run.n_ended == run.n_todo:
+        return 0.0
+    if not run.work_done:
+        return None
+    return (run.seconds + since) * (run.work - run.work_done) / run.work_done
