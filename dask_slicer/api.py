@@ -108,12 +108,14 @@ def run(
         After Ctrl-C, when the finished cases are usable.
     """
     run_config = config_of(config, settings)
+    if client is not None:
+        client = client_for(run_config, client)  # refused before anything is written
     display = _display(str(run_config.output_dir), progress=progress, observer=observer)
     with logged_to(run_config.log_file), display as run_observer, _interrupt_once():
-        from dask_slicer.execution import pipeline
-
         try:
-            run_client = client_for(run_config, client)
+            from dask_slicer.execution import pipeline
+
+            run_client = client or client_for(run_config, None)
             return pipeline.run(run_config, run_client, observer=run_observer)
         except KeyboardInterrupt:
             pass

@@ -65,6 +65,7 @@ ALLOWED = {
         "cluster/jobqueue.py",
         "cluster/local.py",
         "cluster/remote.py",
+        "cluster/rpc.py",
         "cluster/upload.py",
         "execution/futures.py",
         "execution/watchdog.py",

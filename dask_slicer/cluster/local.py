@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -47,7 +48,7 @@ def start_forkserver(imported: Sequence[str] = ()) -> str:
     if os.environ.get("PYTHONWARNINGS"):
         warnings_option = f"{os.environ['PYTHONWARNINGS']},{warnings_option}"
     variables = ENVIRONMENT | {"PYTHONWARNINGS": warnings_option}
-    with _restored_environment(variables), signals.deferred():
+    with _ENVIRONMENT.restored(variables), signals.deferred():
         os.environ.update(variables)
         multiprocessing.set_forkserver_preload([*_IMPORTED, *imported])
         try:
@@ -58,19 +59,46 @@ def start_forkserver(imported: Sequence[str] = ()) -> str:
     return "forkserver"
 
 
-@contextmanager
-def _restored_environment(names: Iterable[str]) -> Iterator[None]:
-    """Restore environment variables when the block ends."""
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+class _Environment:
+    """Restores environment variables, also when runs in several threads overlap."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._before: dict[str, str | None] = {}
+        self._during: dict[str, str | None] = {}
+
+    @contextmanager
+    def restored(self, names: Iterable[str]) -> Iterator[None]:
+        """Restore variables when the last such block ends."""
+        with self._lock:
+            self._depth += 1
+            for name in names:
+                self._before.setdefault(name, os.environ.get(name))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._depth -= 1
+                if not self._depth:
+                    self._restore()
+
+    def note(self) -> None:
+        """Remember the present values: one that the user's program changes later is kept."""
+        with self._lock:
+            self._during = {name: os.environ.get(name) for name in self._before}
+
+    def _restore(self) -> None:
+        for name, value in self._before.items():
+            if os.environ.get(name) == self._during.get(name, os.environ.get(name)):
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+        self._before.clear()
+        self._during.clear()
 
 
+_ENVIRONMENT = _Environment()
 _CLOSE_SECONDS = 3
 
 
@@ -95,7 +123,7 @@ def local_client(
         "logging.distributed": logging.getLevelName(level).lower(),
     }
     with dask.config.set(SETTINGS | more | run_page_setting()), ExitStack() as stack:
-        stack.enter_context(_restored_environment(nanny_variables()))
+        stack.enter_context(_ENVIRONMENT.restored(nanny_variables()))
         with signals.deferred(), warnings.catch_warnings():
             # "Port 8787 is already in use": the link that the run prints has the right port.
             warnings.filterwarnings("ignore", message="Port .* is already in use")
@@ -114,6 +142,7 @@ def local_client(
                 )
             except (RuntimeError, OSError, ValueError) as error:
                 raise SchedulerError(f"cannot start workers on this machine: {error}") from error
+            _ENVIRONMENT.note()
             stack.callback(_close, cluster)
             # Not the default client: the rest of the program has no use for it.
             client = stack.enter_context(Client(cluster, set_as_default=False))

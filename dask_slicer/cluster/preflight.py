@@ -178,10 +178,11 @@ def check_code(
         processes = _describe(names)
         if not release:
             result.refuse(f"{OURS} is missing on {processes}; {remedy}")
-        elif fault:
-            result.refuse(f"{OURS} cannot be imported on {processes} ({fault})")
         elif release != own["version"]:
             result.refuse(f"{OURS} is {own['version']} here, {release} on {processes}; {remedy}")
+        elif fault:
+            other = f"; it has other code than here: {remedy}" if code != own["code"] else ""
+            result.refuse(f"{OURS} cannot be imported on {processes} ({fault}){other}")
         elif code != own["code"]:
             result.refuse(f"{OURS} {release} has other code on {processes} than here; {remedy}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,15 +58,13 @@ def run_on_workers(client: Client, function: Callable[..., Any], *args: Any) -> 
 def versions(client: Client, packages: Sequence[str]) -> dict[str, Any]:
     """Return {"packages": {name: version}} of the scheduler and each worker, or the error.
 
-    Dask itself answers: our code must not be sent to another version of Python, which may crash.
-    Its own question has no timeout, so workers that do not answer a first one are returned alone.
+    Dask's own function is sent by its name: our code must not be sent to another version of Python,
+    which may crash. `Client.get_versions` would wait for a silent worker without a timeout.
     """
-    answers = _run_on_workers(client, platform.python_version)  # by name, without code
-    errors = {worker: error for worker, error in answers.items() if isinstance(error, Exception)}
-    if errors:
-        return errors
-    answer = ask_scheduler(client, client.get_versions, packages=list(packages))
-    return {SCHEDULER: answer["scheduler"], **answer["workers"]}
+    from distributed.versions import get_versions
+
+    scheduler = ask_scheduler(client, client.run_on_scheduler, get_versions, list(packages))
+    return {SCHEDULER: scheduler} | _run_on_workers(client, get_versions, list(packages))
 
 
 def worker_addresses(client: Client) -> list[str]:

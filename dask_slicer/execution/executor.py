@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,15 +49,22 @@ Execute = Callable[[NextCase], Iterator[tuple[CasePlan, Outcome]]]
 
 @contextmanager
 def executor(
-    plan: RunPlan, n_cases: int, *, run_id: str, client: Client | None, observer: ProgressPublisher
+    plan: RunPlan,
+    n_cases: int,
+    *,
+    n_todo: int,
+    run_id: str,
+    client: Client | None,
+    observer: ProgressPublisher,
 ) -> Iterator[Execute]:
     """Start or connect to workers; yield a function that runs cases there.
 
     It takes a function that returns the next case, or None when there is none at present, and
-    yields each case with its outcome.
+    yields each case with its outcome. `n_todo` counts cases that cannot be run, too.
     """
     target = target_of(plan.config, run_id=run_id)
     partition = parse_partition(plan.config.shard)
+    name_scheduler = partial(lock.name_scheduler, plan.config.output_dir, partition, n_cases=n_todo)
     with workers(
         plan.config,
         n_cases,
@@ -70,7 +78,7 @@ def executor(
                 observer.note(
                     "--timeout has no effect in this process: only a worker can be stopped"
                 )
-            lock.name_scheduler(plan.config.output_dir, partition, lock.IN_PROCESS)
+            name_scheduler(lock.IN_PROCESS)
             yield lambda next_case: _execute_here(next_case, target)
         else:
             from dask_slicer.cluster.client import address
@@ -79,7 +87,7 @@ def executor(
             scheduler = address(used_client)
             if scheduler.startswith("inproc://"):  # other processes cannot reach it
                 scheduler = lock.IN_PROCESS
-            lock.name_scheduler(plan.config.output_dir, partition, scheduler)
+            name_scheduler(scheduler)
             with observer.publishing_to(used_client, run_id=run_id, output_dir=target.output_dir):
                 yield lambda next_case: _execute_on(
                     used_client, next_case, n_cases, target, timeout

@@ -120,7 +120,12 @@ class _Run:
         )
         # The workers come first: without them, earlier runs must stay as they are.
         with executor(
-            self.plan, len(queue), run_id=self.run_id, client=self.client, observer=self.observer
+            self.plan,
+            len(queue),
+            n_todo=len(todo),
+            run_id=self.run_id,
+            client=self.client,
+            observer=self.observer,
         ) as execute:
             # Before any case: with another plan, a partition may have cases of others.
             shared_plan = None if self.partition is None else record_plan(self.plan)
@@ -248,6 +253,7 @@ class _Run:
         self._tell(record)
 
     def _tell(self, record: CommittedCase | FailedCase) -> None:
+        self.observer.case_finished(record)  # first: a Ctrl-C may come with any line below
         if isinstance(record, CommittedCase):
             if not record.slices:
                 self.observer.note(
@@ -258,7 +264,6 @@ class _Run:
             _LOG.error("case %s: %s: %s", record.case_id, record.kind, record.message)
             if record.details:
                 _LOG.debug("case %s: %s", record.case_id, record.details)
-        self.observer.case_finished(record)
         signals.raise_if_interrupted()
 
     def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:

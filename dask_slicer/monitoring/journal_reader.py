@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.monitoring.publisher import failure_event, with_failed, with_written
@@ -18,6 +19,16 @@ from dask_slicer.output.layout import journals, locked_partitions, partition_fil
 from dask_slicer.output.lock import is_alive, read_lock
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
 from dask_slicer.utils.formatting import escape_line, first_few
+
+# Of a lock whose run has workers: host, process, its start, scheduler, cases to run, time.
+_FIELDS = 6
+
+
+class _Owner(NamedTuple):
+    host: str
+    process: str
+    began: float
+    n_cases: int | None
 
 
 class JournalReader:
@@ -41,28 +52,41 @@ class JournalReader:
     def view(self) -> Snapshot | None:
         """Return the progress of the run so far, without workers; None if it is over."""
         names = [partition_files(part).lock for part in (None, *locked_partitions(self.output_dir))]
-        locks = {name: read_lock(self.output_dir / name) for name in names}
-        owners = [text.split() for text in locks.values() if is_alive(text)]
-        try:
-            # A run writes its lock before its first case.
-            began = min(
-                (self.output_dir / name).stat().st_mtime
-                for name, text in locks.items()
-                if is_alive(text)
-            )
-        except (FileNotFoundError, ValueError):  # no lock is held any more
+        owners = [owner for name in names if (owner := self._read_owner(name)) is not None]
+        if not owners:
             return None
+        began = min(owner.began for owner in owners)
+        n_cases = [owner.n_cases for owner in owners if owner.n_cases is not None]
         self._splits = existing_splits(self.output_dir)
         for path in journals(self.output_dir):
             for record in self._new_records(path):
                 self._add(record, began)
         state = replace(
-            self._with_plan(),
-            host=first_few([owner[0] for owner in owners], 1),
-            process=owners[0][1],
+            self._with_plan(sum(n_cases) if len(n_cases) == len(owners) else None),
+            host=first_few([owner.host for owner in owners], 1),
+            process=owners[0].process,
             seconds=max(time.time() - began, 0.0),
         )
         return Snapshot(runs=((state, 0.0),), failures=tuple(self._failures.values()))
+
+    def _read_owner(self, name: str) -> _Owner | None:
+        """Return what a lock says of its run, None if it is not held."""
+        lock = self.output_dir / name
+        text = read_lock(lock)
+        if not is_alive(text):
+            return None
+        host, process, *_ = fields = text.split()
+        try:
+            if len(fields) == _FIELDS:
+                return _Owner(host, process, float(fields[5]), int(fields[4]))
+            # The run is starting. It writes its lock before its first case.
+            return _Owner(host, process, lock.stat().st_mtime, None)
+        except (FileNotFoundError, ValueError):  # just removed, or of another version
+            return None
+
+    def last_record_at(self) -> float:
+        """Return when a journal was last written, as the file system has it; 0 if there is none."""
+        return max((p.stat().st_mtime for p in journals(self.output_dir) if p.exists()), default=0)
 
     def _new_records(self, path: Path) -> Iterator[CaseRecord]:
         """Yield the records that were added to a journal since the last time."""
@@ -96,21 +120,29 @@ class JournalReader:
         else:
             self._written_earlier.discard(record.case_id)
 
-    def _with_plan(self) -> RunState:
-        """Return the state with the cases that the run has to do; each counts as much work."""
+    def _with_plan(self, n_todo: int | None) -> RunState:
+        """Return the state with the cases that the run has to do; each counts as much work.
+
+        Where `n_todo` of its lock are not all that is left of the splits (`--only`, partitions),
+        nothing on disk says which they are.
+        """
         state = self._state
-        n_todo = Counter(
+        counts = Counter(
             split for case_id, split in self._splits.items() if case_id not in self._written_earlier
         )
-        n_todo[""] = state.splits[""].n_failed  # cases that could not be planned
+        if n_todo is not None and n_todo != counts.total():
+            return replace(
+                state, n_cases=n_todo, n_skipped=0, work=n_todo - state.n_failed, splits={}
+            )
+        counts[""] = state.splits[""].n_failed  # cases that could not be planned
         return replace(
             state,
-            n_cases=n_todo.total() + len(self._written_earlier),
+            n_cases=counts.total() + len(self._written_earlier),
             n_skipped=len(self._written_earlier),
-            work=n_todo.total() - state.n_failed,
+            work=counts.total() - state.n_failed,
             splits={
-                name: replace(split, n_todo=n_todo[name])
+                name: replace(split, n_todo=counts[name])
                 for name, split in state.splits.items()
-                if n_todo[name]
+                if counts[name]
             },
         )

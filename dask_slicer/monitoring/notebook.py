@@ -153,7 +153,7 @@ class NotebookDisplay(RunProgress):
         traceback: TracebackType | None,
     ) -> None:
         self._over.set()
-        self.stopped = error is not None
+        self.stopped = self.report is None
         self._draw()
 
     def connected(self, dashboard: str, where: str) -> None:

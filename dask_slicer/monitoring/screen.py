@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,8 @@ _EVERY_SECONDS = 1.0
 _START_SECONDS = 2.0
 # How long a run may take to release its output after its scheduler has gone.
 _ENDING_SECONDS = 10.0
+# A journal that was not written for so long is worth a word.
+_OLD_SECONDS = 60.0
 _NO_RUN = "No dask-slicer run on this scheduler"
 _LAST_FAILURES, _FAILURES_SHOWN = "Last failures", 5
 # Rows of workers that there are always, and that other tables leave room for.
@@ -102,15 +105,25 @@ def _watch_scheduler(
 def _watch_journal(console: Console, output_dir: Path, reason: str, *, once: bool) -> None:
     """Draw the run into an output from its journal, until it is over; it has no workers to show."""
     reader = JournalReader(output_dir)
-    title = f"progress as of the journal in {output_dir}"
+
+    def title() -> str:
+        words = f"progress as of the journal in {output_dir}"
+        written_at = reader.last_record_at()
+        age = time.time() - written_at
+        if written_at and age > _OLD_SECONDS:
+            words += f", last record {format_time(age)} ago"
+        return words
+
     if (view := reader.view()) is not None:
         _print(console, f"No workers to show: {reason}")
+        if (host := view.runs[0][0].host) != socket.gethostname():
+            _print(console, f"From here it cannot be checked whether the run on {host} is alive")
         if once:
-            console.print(picture(view, title, console))
+            console.print(picture(view, title(), console))
             return
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while view is not None:
-            live.update(picture(view, title, console, height=console.height), refresh=True)
+            live.update(picture(view, title(), console, height=console.height), refresh=True)
             time.sleep(_START_SECONDS)
             view = reader.view()
     if isinstance(target := find_scheduler(output_dir), NotRunning):

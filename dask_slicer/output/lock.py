@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -107,13 +108,18 @@ def remove_stale_locks(output_dir: Path) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def name_scheduler(output_dir: Path, partition: Partition | None, address: str) -> None:
-    """Add the address of the run's scheduler, or IN_PROCESS, to the lock of this process."""
+def name_scheduler(
+    output_dir: Path, partition: Partition | None, address: str, *, n_cases: int
+) -> None:
+    """Add to the lock of this process: the scheduler's address, or IN_PROCESS; cases to run; time.
+
+    The time is by this host's clock, as in the journal; a file server may have another.
+    """
     lock = output_dir / partition_files(partition).lock
     try:
         if read_lock(lock) == lock_text():
             with atomic_write(lock) as file:
-                file.write(f"{lock_text()} {address}".encode())
+                file.write(f"{lock_text()} {address} {n_cases} {time.time():.3f}".encode())
     except OSError:  # `watch` then needs the address of the scheduler
         _LOG.debug("Could not add the scheduler's address to the lock", exc_info=True)
 

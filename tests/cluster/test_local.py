@@ -49,3 +49,27 @@ def test_where_no_socket_can_be_made_workers_are_spawned(monkeypatch) -> None:
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         (parent,) = client.run(os.getppid).values()
     assert parent == os.getpid()
+
+
+def test_variables_are_as_before_when_the_last_of_overlapping_runs_ends(monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    environment = local._Environment()
+    first, second = (environment.restored(["OMP_NUM_THREADS"]) for _ in range(2))
+    first.__enter__()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    environment.note()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    second.__exit__(None, None, None)
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_a_variable_that_the_program_sets_during_a_run_is_kept(monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    environment = local._Environment()
+    with environment.restored(["OMP_NUM_THREADS"]):
+        os.environ["OMP_NUM_THREADS"] = "1"
+        environment.note()
+        monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert os.environ["OMP_NUM_THREADS"] == "8"

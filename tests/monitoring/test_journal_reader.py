@@ -41,8 +41,8 @@ def output(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def hold(lock: Path) -> None:
-    lock.write_text(f"{lock_text()} -")
+def hold(lock: Path, *more: object) -> None:
+    lock.write_text(" ".join(map(str, [lock_text(), "-", *more])))
     os.utime(lock, (NOW - 10, NOW - 10))
 
 
@@ -100,6 +100,31 @@ def test_partitions_that_run_side_by_side_are_counted_together(output) -> None:
         append(output / partition_files(Partition(number, 3)).journal, written(case_id))
     ((run, _),) = JournalReader(output).view().runs
     assert (run.n_todo, run.n_done) == (6, 2)
+
+
+def test_a_run_of_some_cases_counts_those_that_its_lock_has(output) -> None:
+    append(output / WHOLE.journal, written("a", at=EARLIER), written("c"))
+    hold(output / WHOLE.lock, 2, NOW - 10)
+    ((run, _),) = JournalReader(output).view().runs
+    assert (run.n_todo, run.n_done, run.n_skipped, run.splits) == (2, 1, 0, {})
+    hold(output / WHOLE.lock, 5, NOW - 10)  # all that is left
+    ((run, _),) = JournalReader(output).view().runs
+    assert (run.n_todo, run.n_done, run.n_skipped) == (5, 1, 1)
+
+
+def test_the_clock_of_a_run_counts_not_that_of_its_file_server(output) -> None:
+    hold(output / WHOLE.lock, 6, NOW - 10)
+    os.utime(output / WHOLE.lock, (NOW + 1000, NOW + 1000))
+    append(output / WHOLE.journal, written("a", at=NOW - 5))
+    assert JournalReader(output).view().runs[0][0].n_done == 1
+
+
+def test_a_partition_that_ends_leaves_the_others_to_be_seen(output) -> None:
+    (output / WHOLE.lock).unlink()
+    hold(output / partition_files(Partition(1, 3)).lock, 2, NOW - 10)
+    (output / partition_files(Partition(2, 3)).lock).write_text("it has just gone")
+    ((run, _),) = JournalReader(output).view().runs
+    assert run.n_todo == 2
 
 
 def test_a_run_that_is_over_has_no_view(output) -> None:

@@ -78,7 +78,7 @@ def end(process: subprocess.Popen[str]) -> None:
 def address_in(output: Path) -> str:
     """Return the address that a lock names, empty until then."""
     lock = output / LOCK
-    return "".join(lock.read_text().split()[3:]) if lock.exists() else ""
+    return "".join(lock.read_text().split()[3:4]) if lock.exists() else ""
 
 
 @dataclass
