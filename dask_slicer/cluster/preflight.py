@@ -181,8 +181,9 @@ def check_code(
         elif release != own["version"]:
             result.refuse(f"{OURS} is {own['version']} here, {release} on {processes}; {remedy}")
         elif fault:
-            other = f"; it has other code than here: {remedy}" if code != own["code"] else ""
-            result.refuse(f"{OURS} cannot be imported on {processes} ({fault}){other}")
+            lacks_modules = OURS in fault  # another version; what else is missing, we do not bring
+            more = f"; {remedy}" if lacks_modules else ""
+            result.refuse(f"{OURS} cannot be imported on {processes} ({fault}){more}")
         elif code != own["code"]:
             result.refuse(f"{OURS} {release} has other code on {processes} than here; {remedy}")
 

@@ -113,8 +113,11 @@ def test_a_worker_that_does_not_answer_or_fails_is_named(raised, said) -> None:
          "install dask_slicer==0.1.0 there, or add --upload_code"),
         ({"code": "", "fault": "ImportError:\n\nno libisal.so"}, "dask_slicer cannot be imported "
          "on 1 worker on node1 (ImportError: no libisal.so)"),
+        ({"code": "", "fault": "ImportError: no dask_slicer.execution"}, "dask_slicer cannot be "
+         "imported on 1 worker on node1 (ImportError: no dask_slicer.execution); install "
+         "dask_slicer==0.1.0 there, or add --upload_code"),
     ],
-    ids=["same", "missing", "other_version", "other_code", "broken"],
+    ids=["same", "missing", "other_version", "other_code", "broken", "other_modules"],
 )  # fmt: skip
 def test_workers_must_have_this_code(changes, said) -> None:
     findings = Preflight()
