@@ -77,14 +77,14 @@ class VerifyDisplay(ProgressDisplay):
         if report.n_missing:
             why = why_not_written(report.n_failed, report.n_missing - report.n_failed)
             self._print(f"{plural(report.n_missing, 'planned case')} not written: {why}")
-        if report.forgotten:
+        if report.to_rewrite:
             self._print(
-                f"Marked {plural(len(report.forgotten), 'case')} for rewriting; "
+                f"Marked {plural(len(report.to_rewrite), 'case')} for rewriting; "
                 "run the same command again"
             )
         if not report.findings:
             self._say(f"No problems found in {report.output_dir}")
-        elif not report.forgotten:
+        elif not report.to_rewrite:
             damaged = {finding.case_id for finding in report.findings if finding.is_damage} - {""}
             in_cases = (
                 f", in {plural(len(damaged), 'case')}; "

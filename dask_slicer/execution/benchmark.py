@@ -28,9 +28,9 @@ from dask_slicer.utils.formatting import plural
 
 # Seconds. Sampling all processes costs milliseconds of CPU, which the workers would lack.
 _SAMPLE_EVERY = 0.25
-# Below this share of the time with a case in hand, workers wait for the scheduler.
+# If workers have a case for less than this share of the time, they wait for the scheduler.
 _BUSY = 0.75
-# Below this share of that time on the CPU, they wait for the disk.
+# If they compute for less than this share of that time, they wait for the disk.
 _COMPUTING = 0.75
 # Seconds between runs. For 5 s after files were deleted, ext4 takes a millisecond more for each
 # new file, because it avoids the blocks of the deleted ones.
@@ -46,7 +46,7 @@ class Measurement:
     n_workers: int  # 0: in this process
     seconds: float  # from the first case submitted to the last one written
     start_seconds: float  # before that: planning, and starting workers
-    busy_seconds: float  # with a case in hand, all workers together
+    busy_seconds: float  # in which a worker had a case, all workers together
     cpu_seconds: float  # on the CPU in `seconds`, all workers together
     n_cases: int
     n_slices: int
@@ -68,7 +68,7 @@ class Row:
     megabytes_in_per_second: float
     megabytes_out_per_second: float
     peak_rss: int
-    busy: float  # share of the time with a case in hand
+    busy: float  # share of the time in which a worker had a case
     cpu: float  # share of the time on the CPU
 
 
@@ -104,7 +104,7 @@ def measure(config: RunConfig) -> Measurement:
 
 
 class _Meter(Observer):
-    """Times a run, and samples CPU and memory of its workers, whose figures end with them."""
+    """Times a run, and samples CPU and memory of its workers while they exist."""
 
     def __init__(self, n_workers: int) -> None:
         self._n_workers = n_workers
@@ -202,20 +202,20 @@ def judge(table: Sequence[Row], *, n_cpus: int) -> Verdict:
     if best.busy < _BUSY:
         bottleneck = "scheduler"
         reason = (
-            f"workers have a case in hand for {best.busy:.0%} of the time: cases are too small, or "
+            f"workers have a case for {best.busy:.0%} of the time: cases are too small, or "
             "too few, for more workers"
         )
     elif best.cpu / best.busy < _COMPUTING:
         bottleneck = "disk"
         reason = (
-            f"with a case in hand, workers compute for {best.cpu / best.busy:.0%} of the time, and "
+            f"workers that have a case compute for {best.cpu / best.busy:.0%} of the time, and "
             "wait for files to be read or written in the rest"
         )
     else:
         bottleneck = "CPU"
         reason = f"workers compute for {min(best.cpu, 1.0):.0%} of the time"
         if best.n_workers < n_cpus and best is table[-1]:
-            reason += f"; {plural(n_cpus, 'CPU')} are there, more workers were not tried"
+            reason += f"; this machine has {plural(n_cpus, 'CPU')}, more workers were not tried"
     return Verdict(num_workers=best.n_workers, bottleneck=bottleneck, reason=reason)
 
 

@@ -129,8 +129,8 @@ def _execute_on(
 
     limit, n_threads = memory_limit(client), count_threads(client)
     fitting = _FittingCases(next_case, target, limit)
-    # The time limit is that of a case: a graph must not take much longer than its cases do. The
-    # memory of workers that are still to come is unknown.
+    # Batches stay small with a timeout, which is for one case but stops a whole graph, and before
+    # the first worker is there, since the memory of workers is then unknown.
     n_served = n_threads if timeout is None and client.nthreads() else 1
     enough = batch_work(n_served, memory_limit(client, of=min))
     batcher = Batcher(fitting.next, n_cases=n_cases, n_threads=n_threads, enough=enough)
@@ -144,12 +144,12 @@ def _execute_on(
     for batch, result in results:
         yield from fitting.too_large()
         for case, outcome in zip(batch, _outcomes(batch, result), strict=True):
-            if isinstance(outcome, WorkerLost | OutOfMemory) and not batcher.was_alone(batch):
-                batcher.quarantine(case)  # another case may have killed its worker
+            if isinstance(outcome, WorkerLost | OutOfMemory) and not batcher.ran_isolated(batch):
+                batcher.retry_isolated(case)  # another case may have killed its worker
             elif isinstance(outcome, DiskFull):
                 yield case, outcome  # without a retry: the run must stop at once
             elif isinstance(outcome, CaseError) and len(batch) > 1:
-                batcher.retry_alone(case)  # before it counts as failed
+                batcher.retry_unbatched(case)  # before it counts as failed
             else:
                 yield case, outcome
     yield from fitting.too_large()

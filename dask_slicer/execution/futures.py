@@ -24,7 +24,7 @@ B = TypeVar("B")  # a batch of cases
 _LOG = logging.getLogger(__name__)
 
 # Graphs in flight, so that neither the scheduler nor this process grows with the dataset.
-_SMALLEST_WINDOW = 16
+_FEWEST_IN_FLIGHT = 16
 _GRAPHS_PER_THREAD = 4
 _FORGET_SECONDS = 3
 # Each result takes a round trip to the scheduler, and one from there to the worker.
@@ -53,27 +53,27 @@ def run_graphs(
     """
     from distributed import as_completed
 
-    window = max(_SMALLEST_WINDOW, _GRAPHS_PER_THREAD * count_threads(client))
-    refill = window // 4
+    most_in_flight = max(_FEWEST_IN_FLIGHT, _GRAPHS_PER_THREAD * count_threads(client))
+    refill = most_in_flight // 4
     # Enough that the scheduler sees that there are many loads, and then queues them.
     at_once = 2 * count_threads(client) + 1
     in_flight: dict[Future[Any], B] = {}
-    # Without results: it would never yield a graph whose result is lost and which then fails.
+    # Not with_results=True, which never yields a graph whose result is lost and that then fails.
     ended = as_completed(loop=client.loop)
     watchdog = Watchdog(client, timeout)
     fetchers = ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="dask-slicer-fetch")
     errors = _ErrorsInDask(client)
     try:
         while True:
-            if len(in_flight) <= window - refill:
-                batches = _take(next_batch, len(in_flight), window)
+            if len(in_flight) <= most_in_flight - refill:
+                batches = _take(next_batch, len(in_flight), most_in_flight)
                 errors.release(name for batch in batches for name in names_of(batch))
                 for first in range(0, len(batches), at_once):
-                    some = batches[first : first + at_once]
+                    group = batches[first : first + at_once]
                     # The last argument puts each call's graphs after those of the call before;
                     # those of one call run in an order that Dask chooses.
-                    futures = client.compute(list(map(graph_of, some)), fifo_timeout="0 s")
-                    in_flight |= dict(zip(futures, some, strict=True))
+                    futures = client.compute(list(map(graph_of, group)), fifo_timeout="0 s")
+                    in_flight |= dict(zip(futures, group, strict=True))
                     ended.update(futures)
                     del futures
             if not in_flight:

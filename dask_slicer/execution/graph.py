@@ -26,12 +26,12 @@ from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition
 
 NextCase = Callable[[], CasePlan | None]
 
-# Bytes of voxels, of which a thread processes about 120 MB a second.
-# A graph costs client, scheduler and worker about 10 ms together; cases are batched until they take
+# Work is counted in bytes of voxels; a thread processes about 120 MB a second.
+# A graph takes client, scheduler and worker about 10 ms, so cases are batched until they take
 # several times as long. A volume of 256 x 256 x 64 is large enough for a graph of its own.
 _LEAST_WORK = 8_000_000
-# A scheduler serves one thread after another: the more there are, the longer each must work, 30 ms
-# for each of them, until a batch is as large as a whole-body CT.
+# A scheduler serves one thread at a time, so batches grow with the number of threads: by 30 ms of
+# work for each thread, up to the size of a whole-body CT.
 _WORK_PER_THREAD, _MOST_WORK = 4_000_000, 256_000_000
 # All cases of a batch are in memory at once, perhaps in a wider dtype than the file's.
 _PART_OF_MEMORY = 16
@@ -128,7 +128,7 @@ def compute_here(graph: Delayed) -> Any:
 
 
 class Batcher:
-    """Gives out cases for graphs: a large case alone, small cases in batches.
+    """Chooses the cases of each graph: one large case, or a batch of small ones.
 
     `next_case` returns the next case, or None when there is none at present. `n_threads` is 0 when
     the workers are still to come. `enough` is the work, in bytes of voxels, that fills a batch.
@@ -141,44 +141,44 @@ class Batcher:
         self._enough = enough
         self._most = max(n_cases // (_BATCHES_PER_THREAD * max(n_threads, 1)), 1)
         self._held: CasePlan | None = None
-        self._alone: deque[CasePlan] = deque()
-        self._alone_ids: set[str] = set()
-        self._suspects: deque[CasePlan] = deque()
-        self._suspect_ids: set[str] = set()
-        self._suspect_is_running = False
+        self._unbatched: deque[CasePlan] = deque()
+        self._unbatched_ids: set[str] = set()
+        self._isolated: deque[CasePlan] = deque()
+        self._isolated_ids: set[str] = set()
+        self._isolated_is_running = False
 
     def next(self, n_in_flight: int = 0) -> CaseBatch:
         """Return the cases of the next graph; none when there are none at present.
 
-        A suspect runs when no other graph is in flight, and nothing else until it has ended.
+        An isolated case runs when no other graph is in flight; no other starts until it has ended.
         """
-        if self._suspect_is_running and n_in_flight:
+        if self._isolated_is_running and n_in_flight:
             return ()
         batch = self._next_batch()
-        self._suspect_is_running = not batch and not n_in_flight and bool(self._suspects)
-        return (self._suspects.popleft(),) if self._suspect_is_running else batch
+        self._isolated_is_running = not batch and not n_in_flight and bool(self._isolated)
+        return (self._isolated.popleft(),) if self._isolated_is_running else batch
 
-    def retry_alone(self, case: CasePlan) -> None:
-        """Give out a case again, in a graph of its own, now and in later attempts."""
-        self._alone_ids.add(case.case_id)
-        self._alone.append(case)
+    def retry_unbatched(self, case: CasePlan) -> None:
+        """Return a case again, in a graph of its own, now and in later attempts."""
+        self._unbatched_ids.add(case.case_id)
+        self._unbatched.append(case)
 
-    def quarantine(self, case: CasePlan) -> None:
-        """Give out a case again when nothing else runs, so that it cannot harm other cases."""
-        self._suspect_ids.add(case.case_id)
-        self._suspects.append(case)
+    def retry_isolated(self, case: CasePlan) -> None:
+        """Return a case again when nothing else runs: it may have killed its worker."""
+        self._isolated_ids.add(case.case_id)
+        self._isolated.append(case)
 
-    def was_alone(self, batch: CaseBatch) -> bool:
+    def ran_isolated(self, batch: CaseBatch) -> bool:
         """Return whether nothing else ran while a batch did."""
-        return len(batch) == 1 and batch[0].case_id in self._suspect_ids
+        return len(batch) == 1 and batch[0].case_id in self._isolated_ids
 
     def _next_batch(self) -> CaseBatch:
-        if self._alone:
-            return (self._alone.popleft(),)
+        if self._unbatched:
+            return (self._unbatched.popleft(),)
         batch: list[CasePlan] = []
         work = 0
         while len(batch) < self._most and (case := self._next()) is not None:
-            case_work = self._enough if case.case_id in self._alone_ids else case.work
+            case_work = self._enough if case.case_id in self._unbatched_ids else case.work
             if batch and work + case_work > self._enough:
                 self._held = case
                 break
@@ -190,8 +190,8 @@ class Batcher:
         held, self._held = self._held, None
         if held is not None:
             return held
-        while (case := self._next_case()) is not None and case.case_id in self._suspect_ids:
-            self._suspects.append(case)  # a retry of a suspect: it must still run alone
+        while (case := self._next_case()) is not None and case.case_id in self._isolated_ids:
+            self._isolated.append(case)  # a retry: it must still run isolated
         return case
 
 

@@ -16,7 +16,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 @contextmanager
 def logged_to(path: Path | None) -> Iterator[None]:
-    """Write the log of this thread, which is that of its run, to a file; None: to none."""
+    """Write the log of a run, which has this thread for itself, to a file; None writes none."""
     if path is None:
         yield
         return

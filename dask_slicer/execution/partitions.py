@@ -69,7 +69,7 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
         config = directory.output_config(path) if plan is None else plan.config
         planned = set(directory.existing_splits(path) if plan is None else plan.cases)
         n_journals = len(partition_journals(path))
-        failures = [failure for failure in take_over(path) if failure.case_id in planned]
+        failures = [failure for failure in merge_journals(path) if failure.case_id in planned]
         totals = finalize(
             config,
             failures,
@@ -93,7 +93,7 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
     )
 
 
-def take_over(output_dir: Path) -> list[FailedCase]:
+def merge_journals(output_dir: Path) -> list[FailedCase]:
     """Add the records of partitions to the output's journal; the caller has locked the output.
 
     Returns failures that are not in the journal: of cases whose earlier record stays valid.
@@ -117,7 +117,7 @@ def take_over(output_dir: Path) -> list[FailedCase]:
 
 
 def remove_partition_files(output_dir: Path) -> None:
-    """Remove the journals, the plan and stale locks of partitions, after `take_over`."""
+    """Remove the journals, the plan and stale locks of partitions, after `merge_journals`."""
     for path in (*partition_journals(output_dir), output_dir / layout.PARTITION_PLAN):
         path.unlink(missing_ok=True)
     remove_stale_locks(output_dir)

@@ -18,9 +18,9 @@ from dask_slicer.execution.executor import Execute, check_report_place, executor
 from dask_slicer.execution.partitions import (
     PartitionPlan,
     check_partition_plan,
+    merge_journals,
     record_plan,
     remove_partition_files,
-    take_over,
 )
 from dask_slicer.execution.prepare import prepare_plan
 from dask_slicer.execution.resume import EarlierRuns, unreadable
@@ -96,7 +96,7 @@ class _Run:
         except SchedulerError as error:
             if not self.has_started:
                 raise
-            report = self._finish(stopped=f"{error}; the same command continues")
+            report = self._finish(stopped=f"{error}; run the same command again to continue")
             if not self.observer.state.n_done:
                 raise
         except Exception:
@@ -127,14 +127,13 @@ class _Run:
             client=self.client,
             observer=self.observer,
         ) as execute:
-            # Before any case: with another plan, a partition may have cases of others.
+            # Checked first: with another plan, this partition could overwrite the cases of others.
             shared_plan = None if self.partition is None else record_plan(self.plan)
             self.has_started = True
             if config.overwrite:
                 self._clear()
             elif self.partition is None and partition_journals(config.output_dir):
-                take_over(config.output_dir)
-                remove_partition_files(config.output_dir)
+                merge_journals(config.output_dir)
                 self.observer.note("merged the partitions that earlier runs left unmerged")
             self._start(shared_plan)
             path = config.output_dir / partition_files(self.partition).journal
@@ -143,10 +142,10 @@ class _Run:
                     journal.append(replace(record, at=0.0))
                 known = self.earlier.journaled()
                 self.unreadable = unreadable(todo, known)
-                gone = {case.case_id for case in todo} - self.unreadable
-                stuck = self.earlier.remove_outdated(gone, known, journal, self.observer)
+                outdated = {case.case_id for case in todo} - self.unreadable
+                unremoved = self.earlier.remove_outdated(outdated, known, journal, self.observer)
                 self.observer.planned(self.plan, todo=todo, skipped=self.n_skipped)
-                self._run_cases(todo, queue, stuck, execute, journal)
+                self._run_cases(todo, queue, unremoved, execute, journal)
 
     def _clear(self) -> None:
         if lost := self.earlier.lost_by_overwriting():
@@ -167,7 +166,7 @@ class _Run:
         self,
         todo: list[CasePlan],
         queue: deque[CasePlan],
-        stuck: Mapping[str, CaseError],
+        unremoved: Mapping[str, CaseError],
         execute: Execute,
         journal: Journal,
     ) -> None:
@@ -182,24 +181,24 @@ class _Run:
                     self.observer.case_finished(case.problem)
                 else:
                     self._record(case.problem, journal)
-            elif case.case_id in stuck:
+            elif case.case_id in unremoved:
                 queue.remove(case)
-                self._fail(case, stuck[case.case_id], journal)
+                self._fail(case, unremoved[case.case_id], journal)
             else:
                 continue
             if config.fail_fast:
                 return
         for case, outcome in execute(lambda: queue.popleft() if queue else None):
             if isinstance(outcome, CommittedCase):
-                self._check(case, outcome.run_id)
+                self._check_run_id(case, outcome.run_id)
                 try:
                     journal.append(outcome)
                 except OSError as error:  # without a record it is not committed
                     outcome = as_case_error(error, step="save")
                 else:
-                    self._tell(outcome)
+                    self._announce(outcome)
                     continue
-            self._check(case, outcome.run_id or self.run_id)  # empty if no task raised it
+            self._check_run_id(case, outcome.run_id or self.run_id)  # none: raised by no task
             attempts[case.case_id] += 1
             if outcome.retriable and attempts[case.case_id] <= config.retries:
                 _LOG.warning(
@@ -224,7 +223,7 @@ class _Run:
                 f"about {format_bytes(needed)}; free some space, then run the same command again"
             )
 
-    def _check(self, case: CasePlan, run_id: str) -> None:
+    def _check_run_id(self, case: CasePlan, run_id: str) -> None:
         if run_id != self.run_id:
             raise SchedulerError(
                 f"another run is using this scheduler for a case of the same id "
@@ -250,9 +249,9 @@ class _Run:
         except OSError as error:
             _LOG.warning("Could not write the journal record of case %s: %s", record.case_id, error)
             self.unjournaled.append(record)
-        self._tell(record)
+        self._announce(record)
 
-    def _tell(self, record: CommittedCase | FailedCase) -> None:
+    def _announce(self, record: CommittedCase | FailedCase) -> None:
         self.observer.case_finished(record)  # first: a Ctrl-C may come with any line below
         if isinstance(record, CommittedCase):
             if not record.slices:

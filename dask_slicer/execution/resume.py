@@ -37,7 +37,7 @@ class EarlierRuns:
     def completed(self) -> dict[str, CommittedCase | None]:
         """Return the cases that are already written as this plan would write them.
 
-        A case that failed later has its record, which must be appended to the journal again.
+        The value is None, or, if the case failed later, its record, to be journaled again.
         """
         planned = {case.case_id: case for case in self.plan.selected}
         on_disk = self._on_disk()

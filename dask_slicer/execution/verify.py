@@ -58,7 +58,7 @@ class VerifyReport:
     n_missing: int  # cases that were planned and are not written
     n_failed: int  # of these, the failed ones
     findings: tuple[Issue, ...]
-    forgotten: tuple[str, ...]  # cases that the next run writes again
+    to_rewrite: tuple[str, ...]  # cases that the next run writes again
     elapsed_seconds: float
 
 
@@ -130,7 +130,7 @@ def verify(
             findings += issues
             on_case(record, len(records), issues)
         findings.sort(key=lambda finding: (finding.path, finding.case_id))
-        forgotten = _repair(output.path, records, findings) if repair and findings else ()
+        to_rewrite = _repair(output.path, records, findings) if repair and findings else ()
     return VerifyReport(
         output_dir=str(output.path),
         n_cases=len(records),
@@ -140,7 +140,7 @@ def verify(
         n_missing=len(missing),
         n_failed=len(missing.intersection(failed)),
         findings=tuple(findings),
-        forgotten=forgotten,
+        to_rewrite=to_rewrite,
         elapsed_seconds=time.monotonic() - started,
     )
 
@@ -245,7 +245,7 @@ def _repair(
             layout.remove_entries(output_dir, entries.get(case_id, {}))
         for record in records:
             if record.case_id not in damaged:
-                extra = entries.get(record.case_id, {}).keys() - layout.slice_paths(record).keys()
+                extra = entries.get(record.case_id, {}).keys() - layout.entries_of(record).keys()
                 layout.remove_entries(output_dir, extra)
         # Files named like slices of cases that were never written.
         for case_id in entries.keys() - {record.case_id for record in records}:

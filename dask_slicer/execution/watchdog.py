@@ -47,7 +47,7 @@ _KILLED = -9
 _UNREAD = 255
 _KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
-# How often to ask the scheduler which tasks run, and how long to wait for its answer.
+# Seconds between polls of the scheduler, at most and at least; and how long to wait for an answer.
 _LOOK_SECONDS, _SHORTEST_LOOK_SECONDS = 5.0, 0.2
 _ANSWER_SECONDS = 60
 # How long to wait for a worker's nanny; its host may be frozen, or cut off.
@@ -57,7 +57,7 @@ _STALLED_SECONDS = 120.0
 
 
 class _Running(NamedTuple):
-    """A task of ours that runs, or that may (not `is_certain`)."""
+    """A task of this run that is running; if not `is_certain`, it may still be waiting."""
 
     step: str
     worker: str
@@ -76,7 +76,7 @@ class Watchdog:
     _address: str = field(init=False)
     _began: dict[tuple[str, str], float] = field(default_factory=dict)
     _last_look: float = field(default_factory=time.monotonic)
-    _last_sign_of_life: float = field(default_factory=time.monotonic)
+    _last_activity: float = field(default_factory=time.monotonic)
     _n_oom_kills: int = field(default_factory=system.n_oom_kills)
 
     def __post_init__(self) -> None:
@@ -100,8 +100,8 @@ class Watchdog:
             if name in ours
         }
         if is_busy or jobqueue.has_pending_jobs(self.client):
-            self._last_sign_of_life = now
-        elif now - self._last_sign_of_life > _STALLED_SECONDS:
+            self._last_activity = now
+        elif now - self._last_activity > _STALLED_SECONDS:
             raise SchedulerError(
                 f"nothing has run for {_STALLED_SECONDS:.0f} s; the scheduler has "
                 f"{plural(len(self.client.nthreads()), 'worker')}"
@@ -145,7 +145,7 @@ class Watchdog:
         from distributed.scheduler import KilledWorker
 
         outcome = self.stopped.pop(future.key, result)
-        self._last_sign_of_life = time.monotonic()
+        self._last_activity = time.monotonic()
         _, name = _step_and_name(future.key)
         # If it runs again, its time begins again.
         self._began = {key: began for key, began in self._began.items() if key[0] != name}
@@ -180,7 +180,7 @@ class Watchdog:
         exitcode = self._exitcode(worker)
         lost: CaseError
         if self._passed_its_limit(worker):
-            lost = OutOfMemory(f"its worker passed its memory limit and was stopped; {_LESS}")
+            lost = OutOfMemory(f"its worker exceeded its memory limit and was stopped; {_LESS}")
         elif exitcode in (_KILLED, _UNREAD) and system.n_oom_kills() > self._n_oom_kills:
             self._n_oom_kills = system.n_oom_kills()
             lost = OutOfMemory(f"the system was out of memory and ended its worker; {_LESS}")
@@ -223,7 +223,7 @@ class Watchdog:
             return None
 
     def _stop(self, worker: str, graphs: list[tuple[Future[Any], _Running]]) -> None:
-        """Stop graphs of a worker, by the end of the worker.
+        """Stop late graphs by killing the worker that runs them.
 
         Cancelling does not stop its thread. The worker is paused first, so that it takes no other
         case; the graphs are cancelled, so that no other worker runs them.

@@ -80,7 +80,7 @@ def workers(
         observer.connected(dashboard, used.where)
         page = run_page_link(dashboard)
         if page and (is_local or in_jobs or has_run_page(used.client)):
-            observer.paged(page)
+            observer.run_page(page)
         for note in _ignored_settings(
             config, is_remote=is_remote, in_jobs=in_jobs, is_local=is_local
         ):

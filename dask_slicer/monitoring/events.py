@@ -78,7 +78,7 @@ class RunReport:
             rows.append(("partition", self.share))
         if self.stopped:
             rows.append(("stopped", self.stopped))
-        title = "Run, interrupted: the same call continues" if self.interrupted else "Run"
+        title = "Run, interrupted: call it again to continue" if self.interrupted else "Run"
         return repr_html.html_card(
             title, repr_html.html_facts(rows), records.failure_table(self.failures)
         )
@@ -95,7 +95,7 @@ class Observer:
     def connected(self, dashboard: str, where: str) -> None:
         """Receive the dashboard's link, which may be empty, and where the cases run, in words."""
 
-    def paged(self, link: str) -> None:
+    def run_page(self, link: str) -> None:
         """Receive the link of the run page, if the scheduler has one."""
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:

@@ -11,16 +11,16 @@ _SSH_PORT = "22"
 _JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID")
 
 
-def ways_to_see(link: str, environment: Mapping[str, str], *, host: str = "") -> list[str]:
+def link_hints(link: str, environment: Mapping[str, str], *, host: str = "") -> list[str]:
     """Return how to open a dashboard from the user's own computer, in lines to show below its link.
 
-    Empty where nothing seems to be in the way. `host` is the name of this machine: in a job, the
+    Empty if the link itself seems to work. `host` is the name of this machine: in a job, the
     tunnel goes through the login node to it.
 
     Examples
     --------
-    >>> known = {"SSH_CONNECTION": "198.51.100.7 50022 10.0.0.5 22", "USER": "me"}
-    >>> ways_to_see("http://127.0.0.1:8787/status", known)[0]
+    >>> variables = {"SSH_CONNECTION": "198.51.100.7 50022 10.0.0.5 22", "USER": "me"}
+    >>> link_hints("http://127.0.0.1:8787/status", variables)[0]
     'From your own computer: ssh -N -L 8787:127.0.0.1:8787 me@10.0.0.5'
     """
     if path := proxied(link, environment):

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dask_slicer.monitoring.events import Observer, RunReport
-from dask_slicer.monitoring.links import proxied, ways_to_see
+from dask_slicer.monitoring.links import link_hints, proxied
 from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.planning.plan import CasePlan, RunPlan
@@ -52,9 +52,9 @@ class RunProgress(Observer):
         """Keep where the cases run, and how to open the dashboard."""
         self._dashboard, self._where = dashboard, where
         if dashboard:
-            self._ways = ways_to_see(dashboard, os.environ, host=socket.gethostname())
+            self._ways = link_hints(dashboard, os.environ, host=socket.gethostname())
 
-    def paged(self, link: str) -> None:
+    def run_page(self, link: str) -> None:
         """Keep the link of the run page."""
         self._page = link
 

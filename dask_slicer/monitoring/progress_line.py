@@ -10,20 +10,20 @@ from dask_slicer.utils.formatting import format_bytes, format_time
 Figures = Sequence[tuple[str, str]]
 
 
-def figures(run: RunState, since: float = 0.0) -> list[tuple[str, str]]:
+def figures(run: RunState, age: float = 0.0) -> list[tuple[str, str]]:
     """Return names and values of what a run has done, the most important first.
 
-    `since` are the seconds since that was its state: the rate of a run in progress falls.
+    `age` is how many seconds ago this was its state: meanwhile, the rate of an active run falls.
     """
-    since = 0.0 if run.ending else since
-    seconds = max(run.seconds + since, 1e-3)
-    left = seconds_left(run, since)
+    age = 0.0 if run.ending else age
+    seconds = max(run.seconds + age, 1e-3)
+    left = seconds_left(run, age)
     shown = [
         ("cases", f"{run.n_ended} of {run.n_todo}"),
         ("failed", f"{run.n_failed}"),
         ("left", "unknown time" if left is None else f"about {format_time(left)}"),
         ("slices/s", f"{run.n_slices / seconds:.0f}"),
-        (f"{run.ending} after" if run.ending else "so far", format_time(run.seconds + since)),
+        (f"{run.ending} after" if run.ending else "so far", format_time(run.seconds + age)),
         ("read", f"{format_bytes(run.n_bytes_in / seconds)}/s"),
         ("written", f"{format_bytes(run.n_bytes / seconds)}/s"),
         ("skipped", f"{run.n_skipped}"),
@@ -47,15 +47,15 @@ def figures_line(shown: Figures) -> str:
     )
 
 
-def progress_line(run: RunState, since: float = 0.0, *, most: int | None = None) -> str:
+def progress_line(run: RunState, age: float = 0.0, *, most: int | None = None) -> str:
     """Return the first `most` figures of a run, or all of them, on one line."""
-    return figures_line(figures(run, since)[:most])
+    return figures_line(figures(run, age)[:most])
 
 
-def seconds_left(run: RunState, since: float = 0.0) -> float | None:
+def seconds_left(run: RunState, age: float = 0.0) -> float | None:
     """Return about how long a run will still take; None until a case is written."""
     if run.ending or run.n_ended == run.n_todo:
         return 0.0
     if not run.work_done:
         return None
-    return (run.seconds + since) * (run.work - run.work_done) / run.work_done
+    return (run.seconds + age) * (run.work - run.work_done) / run.work_done

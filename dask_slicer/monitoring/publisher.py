@@ -94,9 +94,9 @@ class ProgressPublisher(Observer):
         """Pass it on."""
         self._observer.connected(dashboard, where)
 
-    def paged(self, link: str) -> None:
+    def run_page(self, link: str) -> None:
         """Pass it on."""
-        self._observer.paged(link)
+        self._observer.run_page(link)
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Start counting cases and time, and pass it on."""
@@ -164,7 +164,7 @@ class ProgressPublisher(Observer):
 def with_written(
     state: RunState, record: CommittedCase, *, split: str | None, work: int, n_bytes_in: int = 0
 ) -> RunState:
-    """Return a state in which a written case is counted; no split of it where `split` is None."""
+    """Return a state in which a written case is counted, in no split if `split` is None."""
     seconds = {step: record.seconds.get(step, 0.0) for step in ("load", "slice", "save")}
     slow_case = SlowCase(case_id=escape_line(record.case_id), **seconds)
     slowest = sorted((*state.slowest, slow_case), key=lambda slow: -slow.seconds)
@@ -183,7 +183,7 @@ def with_written(
 def with_failed(
     state: RunState, record: FailedCase, *, split: str | None, work: int = 0
 ) -> RunState:
-    """Return a state in which a failed case is counted, with its work no longer to do."""
+    """Return a state in which a failed case is counted, and its work is subtracted."""
     return replace(
         state,
         n_failed=state.n_failed + 1,

@@ -46,9 +46,9 @@ _ENDING_SECONDS = 10.0
 _OLD_SECONDS = 60.0
 _NO_RUN = "No dask-slicer run on this scheduler"
 _LAST_FAILURES, _FAILURES_SHOWN = "Last failures", 5
-# Rows of workers that there are always, and that other tables leave room for.
+# Rows of workers: shown at least; and for which other tables are left out until they fit.
 _FEWEST_ROWS, _ENOUGH_ROWS = 3, 8
-# Of workers whose row needs attention.
+# Styles of the rows of workers that need attention, by status.
 _STYLES = {"gone": "red", "paused": "yellow", "closing_gracefully": "yellow"}
 
 
@@ -155,7 +155,7 @@ def _tls_of(output_dir: Path | None, target: WatchTarget) -> TlsFiles | None:
 def _target_of(
     output_dir: Path, console: Console, *, once: bool
 ) -> WatchTarget | NotRunning | None:
-    """Return the scheduler of a run; wait for it, unless it is to be shown once."""
+    """Return the scheduler of a run; unless `once`, wait until it has one."""
     target = find_scheduler(output_dir)
     if target is None and not once:
         with console.status(f"The run into {output_dir} is starting"):
@@ -188,9 +188,9 @@ def _draw(console: Console, watcher: Watcher) -> None:
 
 
 def _wait_for_end(output_dir: Path) -> NotRunning | None:
-    """Return what a run left whose scheduler has gone; None if it still holds its output.
+    """Wait until a run whose scheduler has gone releases its output; return what it left, or None.
 
-    It may do so for a while, since it writes the index.
+    It may still be writing the index.
     """
     deadline = time.monotonic() + _ENDING_SECONDS
     while not isinstance(target := find_scheduler(output_dir), NotRunning):
@@ -214,7 +214,7 @@ def _title(watcher: Watcher) -> str:
 
 def _last_words(run: RunState) -> str:
     if run.ending == "stopped":
-        return f"The run into {run.output_dir} has stopped; the same command continues"
+        return f"The run into {run.output_dir} has stopped; run the same command again to continue"
     failed = f"; see {run.output_dir}/{layout.FAILURES}" if run.n_failed else ""
     return f"The run into {run.output_dir} has ended{failed}"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # How long a worker that has gone is still shown.
 _GONE_SECONDS = 60.0
-# Failures kept of each run; and runs, of which a scheduler may see very many.
+# The most failures kept of a run, and the most runs kept: a scheduler may see thousands.
 _MOST_FAILURES, _MOST_RUNS = 20, 100
 
 
@@ -74,12 +74,15 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 
 
 def with_gone(
-    before: Sequence[WorkerInfo], now: Sequence[WorkerInfo], *, passed: float
+    before: Sequence[WorkerInfo], now: Sequence[WorkerInfo], *, elapsed: float
 ) -> tuple[WorkerInfo, ...]:
-    """Return the workers of now, and for a while those that have gone in the seconds `passed`."""
+    """Return the workers of now, and those that have gone within the last minute.
+
+    `elapsed` is the time since `before`, in seconds.
+    """
     names = {worker.name for worker in now}
     gone = (
-        replace(worker, status="gone", cpu=0.0, memory=0, tasks=(), unseen=worker.unseen + passed)
+        replace(worker, status="gone", cpu=0.0, memory=0, tasks=(), unseen=worker.unseen + elapsed)
         for worker in before
         if worker.name not in names
     )
@@ -91,7 +94,7 @@ def with_gone(
 class EventLog:
     """Events and workers of a scheduler so far; another thread may add events while it is read.
 
-    Each run has its latest state, and the time of that; all times are by the scheduler's clock.
+    `runs` has the latest state of each run, and its time; all times are by the scheduler's clock.
     """
 
     runs: dict[str, tuple[RunState, float]] = field(default_factory=dict)
@@ -108,8 +111,8 @@ class EventLog:
             self.add(at, content)
             self.last_event = at
         workers = [worker_info(worker) for worker in answer["workers"]]
-        passed = max(answer["now"] - self.last_update, 0.0)
-        self.workers = with_gone(self.workers, workers, passed=passed)
+        elapsed = max(answer["now"] - self.last_update, 0.0)
+        self.workers = with_gone(self.workers, workers, elapsed=elapsed)
         self.clients = frozenset(answer["clients"])
         self.n_waiting = answer["n_waiting"]
         self.last_update = answer["now"]
@@ -143,7 +146,7 @@ class EventLog:
         ages = {run.run_id: max(now - at, 0.0) for run, at in known}
         # A run that has published since the last update has a client, too.
         newer = {run.client for run, at in known if at > self.last_update}
-        runs = chosen([run for run, _ in known], self.clients | newer, process=process)
+        runs = runs_to_show([run for run, _ in known], self.clients | newer, process=process)
         ids = {run.run_id for run in runs}
         failures = list(self.failures.values())
         return Snapshot(
@@ -154,7 +157,7 @@ class EventLog:
         )
 
 
-def chosen(
+def runs_to_show(
     runs: Iterable[RunState], connected: Iterable[str], *, process: tuple[str, str] | None
 ) -> list[RunState]:
     """Return the runs to show: those in progress, or else the one that began last.
@@ -170,7 +173,7 @@ def chosen(
     return [run for run in of_process if not run.ending] or of_process[-1:]
 
 
-# -- asked of the scheduler ------------------------------------------------------------------------
+# -- functions that run on the scheduler -----------------------------------------------------------
 
 _KEY_LENGTH = 2  # step and name
 _STEPS = {"load", "slice", "save", "verify"}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-# Of the events that runs publish on the scheduler.
+# Dask's topic of the events that runs publish on the scheduler.
 TOPIC = "dask-slicer"
 
 T = TypeVar("T")

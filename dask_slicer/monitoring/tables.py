@@ -24,7 +24,7 @@ def content(view: Snapshot, *, most_workers: int = _MOST_WORKERS) -> dict[str, A
     Each table has a `title`, a `head` and `rows`; no text in it is escaped.
     """
     return {
-        "runs": [_run(run, since, view.failures) for run, since in view.runs],
+        "runs": [_run(run, age, view.failures) for run, age in view.runs],
         "workers": {
             **_table("Workers", COLUMNS, worker_rows(view.workers, most=most_workers)),
             "foot": workers_words(view),
@@ -32,7 +32,7 @@ def content(view: Snapshot, *, most_workers: int = _MOST_WORKERS) -> dict[str, A
     }
 
 
-def _run(run: RunState, since: float, failures: Sequence[FailureEvent]) -> dict[str, Any]:
+def _run(run: RunState, age: float, failures: Sequence[FailureEvent]) -> dict[str, Any]:
     of_run = [failure for failure in failures if failure.run_id == run.run_id]
     kinds = sorted(run.kinds.items(), key=lambda kind: (-kind[1], kind[0]))
     tables = [
@@ -74,7 +74,7 @@ def _run(run: RunState, since: float, failures: Sequence[FailureEvent]) -> dict[
         "n_todo": run.n_todo,
         "n_done": run.n_done,
         "n_failed": run.n_failed,
-        "figures": figures(run, since),
+        "figures": figures(run, age),
         "tables": [table for table in tables if table["rows"]],
     }
 
@@ -137,13 +137,11 @@ def _cpu_and_memory(workers: Sequence[WorkerInfo]) -> tuple[str, str]:
 def workers_words(view: Snapshot) -> str:
     """Return the sums of all workers on one line."""
     present = [worker for worker in view.workers if worker.status != "gone"]
-    waiting = (
-        f"; {plural(view.n_waiting, 'graph')} handed out and waiting" if view.n_waiting else ""
-    )
+    waiting = f"; {plural(view.n_waiting, 'graph')} waiting for a worker" if view.n_waiting else ""
     if not present:
         return f"no worker{waiting}"
     hosts = sorted({worker.host for worker in present}, key=natural_key)
     where = f" on {plural(len(hosts), 'host')} ({first_few(hosts)})" if len(hosts) > 1 else ""
     threads = plural(sum(worker.n_threads for worker in present), "thread")
     cpu, memory = _cpu_and_memory(present)
-    return f"{plural(len(present), 'worker')}{where} of {threads}, {cpu} CPU, {memory}{waiting}"
+    return f"{plural(len(present), 'worker')}{where}, {threads}, {cpu} CPU, {memory}{waiting}"

@@ -17,7 +17,7 @@ from rich.table import Column
 from rich.text import Text
 
 from dask_slicer.monitoring.events import Observer, RunReport, slices_of_cases
-from dask_slicer.monitoring.links import ways_to_see
+from dask_slicer.monitoring.links import link_hints
 from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.planning.estimate import plan_lines
@@ -74,10 +74,10 @@ class ProgressDisplay(Observer):
         self._where = where
         if dashboard:
             self._say(f"Dashboard: {dashboard}")
-            for line in ways_to_see(dashboard, os.environ, host=socket.gethostname()):
+            for line in link_hints(dashboard, os.environ, host=socket.gethostname()):
                 self._say(line)
 
-    def paged(self, link: str) -> None:
+    def run_page(self, link: str) -> None:
         """Print the link of the run page."""
         self._say(f"Run page: {link}")
 
@@ -175,7 +175,7 @@ def report_lines(report: RunReport) -> list[str]:
     """Return the result of a run in a few lines."""
     lines = []
     if report.interrupted:
-        lines.append("Stopped. What is done is kept; the same command continues.")
+        lines.append("Stopped. Finished cases are kept; run the same command again to continue.")
         if not report.n_committed:
             return lines
     elif not report.n_committed and not report.remaining:
@@ -191,7 +191,7 @@ def report_lines(report: RunReport) -> list[str]:
     lines += failure_lines(report.failures, _where_failures_are(report))
     left = report.remaining - len(report.failures)
     if left > 0 and not report.interrupted:
-        lines.append(f"{plural(left, 'case')} not done; the same command continues")
+        lines.append(f"{plural(left, 'case')} not done; run the same command again to continue")
     return lines + ([] if report.interrupted else _next_merge(report))
 
 

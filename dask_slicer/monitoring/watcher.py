@@ -58,7 +58,7 @@ def connect_watcher(target: WatchTarget, tls: TlsFiles | None) -> Iterator[Watch
 class Watcher:
     """A read-only connection to a scheduler.
 
-    `silent_since` is when the question was sent that it has not answered yet, in monotonic seconds.
+    `silent_since` is when the first unanswered question was sent, in monotonic seconds.
     """
 
     client: Client
@@ -91,8 +91,8 @@ class Watcher:
             return self.view()
         except (ImportError, AttributeError) as error:
             raise SchedulerError(
-                f"the scheduler at {self.target.address} does not have this version of "
-                f"dask_slicer, so it has no run of it ({error})"
+                f"the scheduler at {self.target.address} has another version of "
+                f"dask_slicer, or none; it cannot show runs of this version ({error})"
             ) from None
         except Exception as error:  # a broken connection raises errors of many kinds
             _LOG.debug("Could not ask the scheduler", exc_info=True)
@@ -162,7 +162,7 @@ def _last_run(output_dir: Path, died: LockOwner | None) -> str:
     begin = (
         f"No run writes to {output_dir}"
         if died is None
-        else f"The run into {output_dir} died ({died}); the same command continues"
+        else f"The run into {output_dir} died ({died}); run the same command again"
     )
     try:
         info = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
@@ -175,4 +175,4 @@ def _last_run(output_dir: Path, died: LockOwner | None) -> str:
         if partition_journals(output_dir):
             return f"{begin}. Its partitions are not merged yet: dask-slicer merge {output_dir}"
         return f"{begin}. There is no {SUMMARY} yet"
-    return f"{begin}. {'There are' if died is None else 'Before, there were'} {', '.join(words)}"
+    return f"{begin}. {SUMMARY} lists {', '.join(words)}"

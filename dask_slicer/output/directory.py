@@ -131,10 +131,9 @@ def check_merged(output_dir: Path) -> None:
         )
 
 
-def check_unchanged(old: RunConfig | None, new: RunConfig) -> None:
+def check_unchanged(old: RunConfig, new: RunConfig) -> None:
     """Raise OutputError, with a list, if settings changed that would give other slices."""
-    changed = [] if old is None else changed_settings(old, new)
-    if changed:
+    if changed := changed_settings(old, new):
         raise OutputError(
             f"{new.output_dir} was made with other settings: {'; '.join(changed)}; "
             "use another --output_dir, or --overwrite to replace it"

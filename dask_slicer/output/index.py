@@ -17,7 +17,7 @@ from dask_slicer.errors import OutputError, UsageError
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.journal import last_records
-from dask_slicer.output.layout import INDEX, JOURNAL, slice_paths
+from dask_slicer.output.layout import INDEX, JOURNAL, entries_of
 from dask_slicer.records import CommittedCase
 
 
@@ -123,13 +123,13 @@ class SliceIndex:
         Raises
         ------
         UsageError
-            If both are asked for, or no slice can be drawn.
+            If both are set, or no slice can be drawn.
         """
         if foreground is not None and balanced:
-            raise UsageError("weights are by foreground or balanced, not both")
+            raise UsageError("set foreground or balanced, not both")
         if labels is not None and foreground is None:
             raise UsageError(
-                "labels say what foreground is: give its share, such as foreground=0.5"
+                "labels needs foreground, the share of draws with these labels, such as 0.5"
             )
         if balanced:
             return self._balanced_weights()
@@ -221,7 +221,7 @@ def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
     """Yield the rows of a case in slices.csv."""
     n_pixels = record.shape[2] * record.shape[3]
     in_zarr = bool(record.files)
-    paths = list(slice_paths(record)) * (len(record.slices) if in_zarr else 1)
+    paths = list(entries_of(record)) * (len(record.slices) if in_zarr else 1)
     for written, path in zip(record.slices, paths, strict=True):
         foreground = labels = ""
         if written.labels is not None:

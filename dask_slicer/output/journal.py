@@ -152,8 +152,9 @@ def histories(journals: Sequence[Path]) -> Iterator[History]:
     """
     places: defaultdict[str, list[_Place]] = defaultdict(list)
     for number, path in enumerate(journals):
-        whole = lines(path)
-        for case_id, line in whole if number else dict(whole).items():
+        positions = lines(path)
+        # Of the output's own journal, the last line of each case; of partitions, every line.
+        for case_id, line in positions if number else dict(positions).items():
             places[case_id].append(_Place(number > 0, line.at, number, line.offset))
     by_case = [sorted(case_places, reverse=True) for case_places in places.values()]
     # By journal: most cases are in only one, which is then read from start to end.

@@ -2,6 +2,8 @@
 
 npz     <split>/<case_id>_<slice_index>.npz             a file for every slice
 zarr    slices.zarr/<split>/<case_id>/                  a directory for every case
+
+An entry is such a file or such a directory.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from dask_slicer.records import CommittedCase
 
 
 class PartitionFiles(NamedTuple):
-    """Names that one run, or one partition of it, uses alone, at the top of the output."""
+    """Names at the top of the output that belong to one run, or to one partition of it."""
 
     journal: str
     lock: str
@@ -163,8 +165,8 @@ def case_files(record: CommittedCase) -> dict[str, tuple[int, int]]:
     }
 
 
-def slice_paths(record: CommittedCase) -> dict[str, int]:
-    """Return the entries of a case, relative to the output → bytes; 0 for a directory."""
+def entries_of(record: CommittedCase) -> dict[str, int]:
+    """Return a case's entries by its record, as `find_entries`: path → bytes, 0 for a directory."""
     if record.files:
         return {f"{ZARR}/{record.split}/{record.case_id}": 0}
     return {f"{record.split}/{name}": size for name, (size, _) in case_files(record).items()}
@@ -203,7 +205,7 @@ def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str =
 
 def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -> bool:
     """Return whether a case's entries are those recorded, each file with the recorded size."""
-    if slice_paths(record) != entries:
+    if entries_of(record) != entries:
         return False
     folder = case_folder(output_dir, record)
     return all(_size(folder / file.path) == file.size for file in record.files)

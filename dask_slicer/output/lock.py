@@ -83,12 +83,12 @@ def locked(output_dir: Path, partition: Partition | None = None) -> Iterator[lis
 
 def check_not_in_use(output_dir: Path) -> None:
     """Raise OutputError if a run, or a partition of one, holds an output directory."""
-    _check_whole(output_dir)
+    _check_run_lock(output_dir)
     _check_partitions(output_dir, locked_partitions(output_dir))
 
 
 def check_free(output_dir: Path, partition: Partition | None) -> None:
-    """Raise OutputError if a run holds the output that excludes this run, or this partition."""
+    """Raise OutputError if the output is locked by a run that excludes this run or partition."""
     _check_others(output_dir, partition)
     own = partition_files(partition).lock
     text = read_lock(output_dir / own)
@@ -142,7 +142,7 @@ def _take(lock: Path, rival: str) -> list[str]:
                 raise _in_use(lock.parent, rival, text, lock.name) from None
             if notes:
                 break
-            notes = [f"took over the lock of a run that died ({_owner(text)})"]
+            notes = [f"took over the lock of a run that died ({_holder(text)})"]
             _remove_lock(lock, text)
         else:
             return notes
@@ -166,15 +166,15 @@ def _rival(partition: Partition | None) -> str:
 
 
 def _check_others(output_dir: Path, partition: Partition | None) -> None:
-    """Raise OutputError if another lock than the own one excludes this run or partition."""
+    """Raise OutputError if the lock of another run or partition excludes this one."""
     others = locked_partitions(output_dir)
     if partition is not None:
-        _check_whole(output_dir)
+        _check_run_lock(output_dir)
         others = [other for other in others if other.of != partition.of]
     _check_partitions(output_dir, others)
 
 
-def _check_whole(output_dir: Path) -> None:
+def _check_run_lock(output_dir: Path) -> None:
     text = read_lock(output_dir / WHOLE.lock)
     if is_alive(text):
         raise _in_use(output_dir, "another run", text, WHOLE.lock)
@@ -188,7 +188,7 @@ def _check_partitions(output_dir: Path, partitions: list[Partition]) -> None:
         name = partition_files(partition).lock
         raise _in_use(output_dir, f"partition {partition} of a run", text, name)
     if alive:
-        owners = first_few([f"{partition} ({_owner(text)})" for partition, text in alive.items()])
+        owners = first_few([f"{partition} ({_holder(text)})" for partition, text in alive.items()])
         locks = first_few([partition_files(partition).lock for partition in alive])
         raise OutputError(
             f"{output_dir} is in use by {len(alive)} partitions of a run: {owners}; wait for them, "
@@ -198,7 +198,7 @@ def _check_partitions(output_dir: Path, partitions: list[Partition]) -> None:
 
 def _in_use(output_dir: Path, rival: str, text: str, lock: str) -> OutputError:
     return OutputError(
-        f"{output_dir} is in use by {rival} ({_owner(text)}); wait for it, or remove {lock} if it "
+        f"{output_dir} is in use by {rival} ({_holder(text)}); wait for it, or remove {lock} if it "
         "no longer runs"
     )
 
@@ -268,7 +268,7 @@ def _read_owner(lock: Path) -> LockOwner | None:
     return LockOwner(host=host, process=process, scheduler=scheduler, is_alive=is_alive(text))
 
 
-def _owner(text: str) -> str:
+def _holder(text: str) -> str:
     try:
         host, pid, _, *_ = text.split()
     except ValueError:

@@ -207,7 +207,7 @@ def _intensity(statistics: Sequence[Statistics]) -> dict[str, Any]:
     return {name: by_modality(name) for name in ("mean", "std", "min", "max")}
 
 
-def pooled(one: Statistics, other: Statistics) -> Statistics:
+def pooled(first: Statistics, second: Statistics) -> Statistics:
     """Return the statistics of two sets of voxels taken together.
 
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
@@ -215,20 +215,21 @@ def pooled(one: Statistics, other: Statistics) -> Statistics:
 
     Examples
     --------
-    >>> one = Statistics(mean=0.0, std=0.0, min=0.0, max=0.0, n_foreground=1)
-    >>> other = Statistics(mean=2.0, std=0.0, min=2.0, max=2.0, n_foreground=1)
-    >>> pooled(one, other).mean, pooled(one, other).std
+    >>> first = Statistics(mean=0.0, std=0.0, min=0.0, max=0.0, n_foreground=1)
+    >>> second = Statistics(mean=2.0, std=0.0, min=2.0, max=2.0, n_foreground=1)
+    >>> pooled(first, second).mean, pooled(first, second).std
     (1.0, 1.0)
     """
-    n = one.n_foreground + other.n_foreground
-    weight = other.n_foreground / n
-    step = other.mean - one.mean
-    variance = one.std**2 * (1 - weight) + other.std**2 * weight + step**2 * weight * (1 - weight)
+    n = first.n_foreground + second.n_foreground
+    weight = second.n_foreground / n
+    step = second.mean - first.mean
+    variance = first.std**2 * (1 - weight) + second.std**2 * weight
+    variance += step**2 * weight * (1 - weight)
     return Statistics(
-        mean=one.mean + step * weight,
+        mean=first.mean + step * weight,
         std=math.sqrt(variance),
-        min=min(one.min, other.min),
-        max=max(one.max, other.max),
+        min=min(first.min, second.min),
+        max=max(first.max, second.max),
         n_foreground=n,
-        n_nonfinite=one.n_nonfinite + other.n_nonfinite,
+        n_nonfinite=first.n_nonfinite + second.n_nonfinite,
     )

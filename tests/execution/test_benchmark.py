@@ -79,7 +79,7 @@ def test_more_workers_than_cpus_are_not_expected_to_compute_at_once() -> None:
         ),
         pytest.param(
             [measured(1, 8.0), measured(2, 4.1)],
-            2, "CPU", "4 CPUs are there", id="more_could_be_tried",
+            2, "CPU", "this machine has 4 CPUs", id="more_could_be_tried",
         ),
         pytest.param(
             [measured(1, 8.0), measured(2, 4.1), measured(4, 4.0, busy=15.0)],

@@ -171,8 +171,8 @@ def test_a_case_that_failed_in_company_comes_next_and_by_itself() -> None:
     batcher = batcher_of([SMALL] * 64)
     first = batcher.next()
     assert len(first) == 16
-    batcher.retry_alone(first[3])
-    batcher.retry_alone(first[5])
+    batcher.retry_unbatched(first[3])
+    batcher.retry_unbatched(first[5])
     assert (batcher.next(), batcher.next()) == ((first[3],), (first[5],))
     assert lengths(batcher) == [16, 16, 16]
 
@@ -186,7 +186,7 @@ def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> Non
     queue = [first, *others]
     batcher = Batcher(lambda: queue.pop(0) if queue else None, n_cases=8, n_threads=0)
     assert len(batcher.next()) == 2
-    batcher.retry_alone(first)
+    batcher.retry_unbatched(first)
     assert batcher.next() == (first,)
     queue.insert(0, first)  # a run tries it again
     assert batcher.next() == (first,)
@@ -195,13 +195,13 @@ def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> Non
 def test_a_suspect_runs_when_nothing_else_does_and_nothing_else_then() -> None:
     batcher = batcher_of([SMALL] * 8)
     (suspect, _), *_ = taken = [batcher.next(), batcher.next()]
-    batcher.quarantine(suspect)
-    assert not batcher.was_alone(taken[0])
+    batcher.retry_isolated(suspect)
+    assert not batcher.ran_isolated(taken[0])
     assert len(batcher.next(1)) == len(batcher.next(2)) == 2
     assert batcher.next(3) == ()  # others are in flight
     assert batcher.next(0) == (suspect,)
-    assert batcher.was_alone((suspect,))
-    batcher.retry_alone(taken[1][0])
+    assert batcher.ran_isolated((suspect,))
+    batcher.retry_unbatched(taken[1][0])
     assert batcher.next(1) == ()  # it must be alone
     assert batcher.next(0) == (taken[1][0],)
 

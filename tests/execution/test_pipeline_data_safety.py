@@ -95,7 +95,7 @@ def test_repair_keeps_what_can_only_not_be_held_against_its_scan(config, monkeyp
     os.utime(second, (0, 0))
     report = verify(config.output_dir, num_workers=0, deep=1000, repair=True)
     assert len(report.findings) == 2
-    assert report.forgotten == ()
+    assert report.to_rewrite == ()
     assert slices_of(config.output_dir) == written
 
     def stale(*_: object) -> None:

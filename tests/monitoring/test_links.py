@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dask_slicer.monitoring.links import ways_to_see
+from dask_slicer.monitoring.links import link_hints
 from dask_slicer.monitoring.terminal import RunDisplay
 
 HERE = "http://127.0.0.1:8787/status"
@@ -104,7 +104,7 @@ def tunnel(command: str, port: int = 8787) -> list[str]:
 def test_a_way_is_named_where_the_link_alone_does_not_lead_there(
     link, environment, expected
 ) -> None:
-    assert ways_to_see(link, environment, host="node9") == expected
+    assert link_hints(link, environment, host="node9") == expected
 
 
 def test_a_command_prints_the_link_first_and_then_the_way(monkeypatch) -> None:

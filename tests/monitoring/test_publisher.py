@@ -92,7 +92,7 @@ def test_all_that_an_observer_is_told_passes_through() -> None:
         failures=(), elapsed_seconds=0.0,
     )  # fmt: skip
     telling.connected("", "here")
-    telling.paged("")
+    telling.run_page("")
     telling.planned(plan, todo=cases("a"), skipped=0)
     telling.note("a note")
     telling.case_finished(failed)

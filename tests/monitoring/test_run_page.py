@@ -111,7 +111,7 @@ def test_the_figures_of_a_run(changed, since_told, expected) -> None:
 def test_workers_are_there_with_the_case_that_they_are_at() -> None:
     workers = content(VIEW)["workers"]
     assert workers["rows"] == [["0", "0%", "0 bytes", "save", "ct_031", "1.2 s"]]
-    assert workers["foot"].endswith("2 graphs handed out and waiting")
+    assert workers["foot"].endswith("2 graphs waiting for a worker")
 
 
 @pytest.fixture(scope="module")

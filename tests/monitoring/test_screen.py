@@ -60,7 +60,7 @@ def test_a_terminal_shows_figures_workers_and_failures_whatever_its_height(width
     assert len(lines) < height
     assert lines[3].startswith("40 of 100 cases, 10 failed, about 2 min 0 s left, ")
     assert sum("[case]_" in line for line in lines) >= 2
-    assert any(line.startswith("40 workers of 40 threads") for line in lines)
+    assert any(line.startswith("40 workers, 40 threads") for line in lines)
     assert lines[-1].startswith("ct_5")
     assert any("val" in line for line in lines) == (height > 24)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgpack
 import pytest
 
-from dask_slicer.monitoring.snapshot import chosen
+from dask_slicer.monitoring.snapshot import runs_to_show
 from dask_slicer.monitoring.state import (
     FailureEvent,
     RunState,
@@ -85,4 +85,4 @@ KILLED = replace(OTHER, ending="stopped")
 )
 def test_runs_that_go_on_are_shown_else_the_last_one(told, process, expected) -> None:
     # Client-2 is not there any more.
-    assert chosen(told, {"Client-1", "Client-0"}, process=process) == expected
+    assert runs_to_show(told, {"Client-1", "Client-0"}, process=process) == expected

@@ -131,14 +131,14 @@ def test_a_thousand_workers_are_as_many_rows_as_fit() -> None:
 
 def test_workers_are_in_the_order_of_their_names_and_gone_ones_are_shown_for_a_while() -> None:
     before = [replace(IDLE, name=name) for name in ("w-2", "w-10", "w-9")]
-    seen = with_gone(before, [before[1]], passed=40.0)
+    seen = with_gone(before, [before[1]], elapsed=40.0)
     assert [(one.name, one.status) for one in seen] == [
         ("w-2", "gone"),
         ("w-9", "gone"),
         ("w-10", "running"),
     ]
     # One comes back under its name; what has been gone for over a minute is forgotten.
-    assert with_gone(seen, [before[0]], passed=40.0) == (
+    assert with_gone(seen, [before[0]], elapsed=40.0) == (
         before[0],
         replace(before[1], status="gone", cpu=0.0, memory=0, unseen=40.0),
     )
@@ -148,12 +148,12 @@ def test_workers_are_in_the_order_of_their_names_and_gone_ones_are_shown_for_a_w
     ("view", "expected"),
     [
         (Snapshot(), "no worker"),
-        (Snapshot(n_waiting=3), "no worker; 3 graphs handed out and waiting"),
-        (Snapshot(workers=(BUSY,)), "1 worker of 1 thread, 99% CPU, 1.0 GB"),
+        (Snapshot(n_waiting=3), "no worker; 3 graphs waiting for a worker"),
+        (Snapshot(workers=(BUSY,)), "1 worker, 1 thread, 99% CPU, 1.0 GB"),
         (
             Snapshot(workers=(BUSY, PAUSED, TWO, GONE), n_waiting=1),
-            "3 workers on 2 hosts (node7, node8) of 4 threads, 296% CPU, 3.0 GB; "
-            "1 graph handed out and waiting",
+            "3 workers on 2 hosts (node7, node8), 4 threads, 296% CPU, 3.0 GB; "
+            "1 graph waiting for a worker",
         ),
     ],
 )

@@ -136,7 +136,7 @@ ALL_IN_IT = re.compile(
     r"8 of 10 cases, 1 failed, about .* left, \d+ slices/s, .* so far, "
     r"[\d.]+ \w+/s read, [\d.]+ \w+/s written\n.*"
     r" load +phantom_00[36] +[\d.]+ s\n.* load +phantom_00[36] +[\d.]+ s\n.*"
-    r"3 workers of 3 threads.*Last failures\n.*\nphantom_001 +load +Unexpected +RuntimeError",
+    r"3 workers, 3 threads.*Last failures\n.*\nphantom_001 +load +Unexpected +RuntimeError",
     flags=re.DOTALL,
 )
 
@@ -179,7 +179,7 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     ("lock", "status", "said"),
     [
-        (None, 0, "No run writes to {out}. There are 10 cases, 66 slices, 0 failed"),
+        (None, 0, "No run writes to {out}. dataset_info.json lists 10 cases, 66 slices, 0 failed"),
         ("{host} {dead} 1.0 tcp://127.0.0.1:{free}", 0, "The run into {out} died (process {dead}"),
         ("far 4711 1.0", 0, "The run into {out} is starting"),
         ("no lock", 0, "No run writes to {out}."),

@@ -26,7 +26,7 @@ from dask_slicer.output.formats.codecs import image_codec
 def test_codecs_go_by_what_is_stored(compression, dtype, name, shuffle):
     source = dtype.startswith("source") or "int" in dtype
     codec = image_codec(compression, np.dtype(dtype.split()[-1]), source=source)
-    first = codec.described[0].to_dict()
+    first = codec.zarr_codecs[0].to_dict()
     settings = first.get("configuration", {})
     assert (settings.get("shuffle"), settings.get("cname", first["name"])) == (
         shuffle,

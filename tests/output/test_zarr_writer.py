@@ -285,7 +285,7 @@ def test_a_run_that_is_stopped_says_so_and_nothing_else(tmp_path: Path):
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate()
     assert (process.returncode, stderr) == (130, "")
-    assert "Stopped. What is done is kept" in stdout
+    assert "Stopped. Finished cases are kept" in stdout
 
 
 def _n_lines(path: Path) -> int:

@@ -92,7 +92,7 @@ UNTOLD = "died; the system's log may say why"
 SORTS = [
     ("exit", "WorkerLost", "exited with status 7"),
     ("segfault", "WorkerLost", "was killed by signal 11 (SIGSEGV)"),
-    ("memory", "OutOfMemory", "its worker passed its memory limit"),
+    ("memory", "OutOfMemory", "its worker exceeded its memory limit"),
     ("sleep", "Timeout", f"took longer than --timeout {TIMEOUT} s and was stopped"),
     ("hold_gil", "Timeout", f"took longer than --timeout {TIMEOUT} s and was stopped"),
     ("freeze", "Timeout", f"took longer than --timeout {TIMEOUT} s and was stopped"),

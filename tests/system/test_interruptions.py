@@ -240,7 +240,7 @@ def assert_stopped_tidily(stopped: subprocess.Popen[str], status: int) -> None:
     stdout, stderr = stopped.communicate(timeout=60)
     assert stopped.returncode == status, stdout + stderr
     assert "Traceback" not in stdout + stderr
-    assert "the same command continues" in stdout
+    assert "run the same command again to continue" in stdout
     assert_no_process_is_left(stopped)
 
 
@@ -281,7 +281,7 @@ def test_impatient_ctrl_c_changes_nothing(scans, undisturbed, start, tmp_path, s
     # One that comes after all is done may end Python itself; a shell says 130 to both.
     assert stopped.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in stdout + stderr
-    assert "the same command continues" in stdout
+    assert "run the same command again to continue" in stdout
     assert {path.name for path in output.iterdir()} <= EXPECTED
     assert_no_process_is_left(stopped)
     assert_the_same_command_completes(scans, output, undisturbed, n_workers=2)

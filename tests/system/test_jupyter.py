@@ -154,7 +154,7 @@ def test_an_interrupted_cell_leaves_what_the_same_cell_completes(
     assert stopped.error == (
         "KeyboardInterrupt: stopped; finished cases are kept, and the same call continues"
     )
-    assert "Stopped. What is done is kept" in stopped.html[-1]
+    assert "Stopped. Finished cases are kept" in stopped.html[-1]
     assert "Traceback" not in stopped.text
     assert 3 <= n_done(output) < N_CASES
     assert not [path.name for path in output.iterdir() if path.name.startswith(".")]

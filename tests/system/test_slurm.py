@@ -208,7 +208,7 @@ def test_a_run_that_is_stopped_leaves_no_job_and_can_be_continued(
     os.killpg(run.pid, number)
     stdout, stderr = run.communicate(timeout=60)
     assert (run.returncode, stderr) == (status, ""), stdout
-    assert "the same command continues" in stdout
+    assert "run the same command again to continue" in stdout
     assert_nothing_is_left(slurm)
     again = command(scans, output, "--num_workers", "0")
     subprocess.run(again, check=True, capture_output=True)

@@ -178,7 +178,7 @@ def test_the_block_says_how_to_get_to_the_dashboard_and_where_the_page_of_runs_i
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
     shown = RunProgress("out")
     shown.connected("http://127.0.0.1:8787/status", "here")
-    shown.paged("http://127.0.0.1:8787/dask-slicer")
+    shown.run_page("http://127.0.0.1:8787/dask-slicer")
     assert "/user/me/proxy/8787/status" in shown.html()
     assert '<a href="/user/me/proxy/8787/status"' in shown.html()
     assert '<a href="/user/me/proxy/8787/dask-slicer"' in shown.html()

@@ -1,8 +1,8 @@
 """Compression of planes in a Zarr store.
 
 `benchmarks/compressors.py` measures it. Shuffling groups bytes that vary little: the high bytes of
-integers, sign and exponent of floats. It does not help normalised integers, because zstd compresses
-their few different float32 values as they are, nor labels, which are long runs of one value.
+integers, sign and exponent of floats. It does not help integers that were normalised to float32,
+which have few different values, nor labels, which are long runs of one value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Codec:
     """Compression of a chunk, and its description in the metadata of the store."""
 
-    described: tuple[BytesBytesCodec, ...]
+    zarr_codecs: tuple[BytesBytesCodec, ...]
     encode: Callable[[NDArray[np.generic]], bytes]
 
 
@@ -57,7 +57,7 @@ def label_codec(compression: str) -> Codec:
 
 
 def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int, *, shuffled: bool) -> Codec:
-    described = BloscCodec(
+    zarr_codecs = BloscCodec(
         typesize=itemsize,
         cname=name,
         clevel=level,
@@ -66,7 +66,7 @@ def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int, *, shuffled:
     )
     shuffle = blosc.SHUFFLE if shuffled else blosc.NOSHUFFLE
     return Codec(
-        (described, Crc32cCodec()),
+        (zarr_codecs, Crc32cCodec()),
         lambda plane: blosc.compress(plane, name.encode(), level, shuffle),
     )
 

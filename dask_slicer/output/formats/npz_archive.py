@@ -29,7 +29,7 @@ _RAW = -15
 _STORED, _DEFLATED = 0, 8
 # The highest level of ISA-L; higher levels are zlib's.
 _MOST_ISAL = 2
-# Bytes that ISA-L deflates first, separately; fewer would not start its history.
+# The bytes that ISA-L deflates first, separately; fewer would not start its history.
 _ISAL_BEGINNING = 4
 # 1980-01-01 00:00, the earliest time in a zip: equal input gives equal bytes.
 _DOS_TIME, _DOS_DATE = 0, (1 << 5) | 1
@@ -41,8 +41,8 @@ _MOST_PARTS = 1024
 _ZIP64_FROM = 0xFFFFFFFF
 
 
-class Bytes(NamedTuple):
-    """Bytes and their CRC-32."""
+class Part(NamedTuple):
+    """Bytes of an archive, and their CRC-32."""
 
     data: bytes
     crc32: int
@@ -52,7 +52,7 @@ class Bytes(NamedTuple):
 class Piece:
     """Part of an archive member: stored bytes; length and CRC-32 of the content itself."""
 
-    stored: Bytes
+    stored: Part
     length: int
     crc32: int
 
@@ -76,9 +76,9 @@ def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
         view = memoryview(content)
     crc32 = isal_zlib.crc32(view)
     if level == 0:
-        return Piece(Bytes(bytes(view), crc32), len(view), crc32)
+        return Piece(Part(bytes(view), crc32), len(view), crc32)
     data = _isal_deflated(view, level) if level <= _MOST_ISAL else _zlib_deflated(view, level)
-    return Piece(_bytes(data), len(view), crc32)
+    return Piece(_part(data), len(view), crc32)
 
 
 def _zlib_deflated(view: memoryview, level: int) -> bytes:
@@ -141,7 +141,7 @@ def archive(
     crc32 : int
         Combined from the pieces' CRCs.
     """
-    parts: list[Bytes] = []
+    parts: list[Part] = []
     directory: list[bytes] = []
     offset = 0
     for name, pieces in members:
@@ -149,7 +149,7 @@ def archive(
         parts += member.parts
         directory.append(member.directory_entry)
         offset += sum(len(part.data) for part in member.parts)
-    parts.append(_bytes(b"".join(directory) + _end(len(directory), _length(directory), offset)))
+    parts.append(_part(b"".join(directory) + _end(len(directory), _length(directory), offset)))
     return [part.data for part in parts], _combine((p.crc32, len(p.data)) for p in parts)
 
 
@@ -174,7 +174,7 @@ class _Member:
     def __init__(self, name: str, pieces: Sequence[Piece], offset: int, *, deflated: bool) -> None:
         content = [piece.stored for piece in pieces]
         if deflated:
-            content.append(_bytes(_LAST_BLOCK))
+            content.append(_part(_LAST_BLOCK))
         size = sum(piece.length for piece in pieces)
         stored = sum(len(part.data) for part in content)
         crc32 = _combine((piece.crc32, piece.length) for piece in pieces)
@@ -188,7 +188,7 @@ class _Member:
         common = (0, method, _DOS_TIME, _DOS_DATE, crc32, *shown, len(encoded))
         extra = _zip64_extra(sizes)
         local = struct.pack("<4s5H3L2H", b"PK\x03\x04", version, *common, len(extra))
-        self.parts = [_bytes(local + encoded + extra), *content]
+        self.parts = [_part(local + encoded + extra), *content]
         extra = _zip64_extra(sizes + (struct.pack("<Q", offset) if far else b""))
         self.directory_entry = (
             struct.pack(
@@ -226,8 +226,8 @@ def _end(n_members: int, directory_size: int, offset: int) -> bytes:
     )
 
 
-def _bytes(data: bytes) -> Bytes:
-    return Bytes(data, isal_zlib.crc32(data))
+def _part(data: bytes) -> Part:
+    return Part(data, isal_zlib.crc32(data))
 
 
 def _length(parts: Iterable[bytes]) -> int:
@@ -237,6 +237,6 @@ def _length(parts: Iterable[bytes]) -> int:
 def _combine(parts: Iterable[tuple[int, int]]) -> int:
     """Return the CRC-32 of joined parts, from (CRC-32, length) of each."""
     crc32 = 0
-    for part, length in parts:
-        crc32 = isal_zlib.crc32_combine(crc32, part, length)
+    for part_crc32, length in parts:
+        crc32 = isal_zlib.crc32_combine(crc32, part_crc32, length)
     return crc32

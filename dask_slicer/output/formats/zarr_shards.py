@@ -1,8 +1,8 @@
 """Zarr shards: chunks one after another, then an index of their positions.
 
 Source: the Zarr v3 codec `sharding_indexed`, version 1.0, with the index at the end, and the codec
-`crc32c`, version 1.0. This module writes them, not zarr-python, to write chunk by chunk and never
-hold a volume twice. It reads them to start no thread (see `zarr_reader`).
+`crc32c`, version 1.0. This module writes them chunk by chunk, so that a volume is
+not in memory twice, as with zarr-python; and reads them without a thread (see `zarr_reader`).
 """
 
 from __future__ import annotations

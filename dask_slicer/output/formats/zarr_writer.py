@@ -43,7 +43,7 @@ _SHARD_BYTES = 1 << 30
 _METADATA = "zarr.json"
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 # Bytes of the largest number in a Zarr array.
-_LARGEST_NUMBER = 8
+_MOST_ITEM_BYTES = 8
 
 
 def write_group(
@@ -109,7 +109,7 @@ def _write_array(
         chunks=chunk,
         shards=(per_shard, *shape[1:]),
         serializer=BytesCodec(endian="little"),
-        compressors=codec.described,
+        compressors=codec.zarr_codecs,
         filters=None,
         fill_value=0,
         dimension_names=dimension_names,
@@ -131,7 +131,7 @@ def _image_dtype(stack: SliceStack, settings: SliceSettings) -> np.dtype[Any]:
     if settings.dtype != "source":
         return np.dtype(settings.dtype)
     dtype = np.result_type(*(voxels.stored.dtype for voxels in stack.image)).newbyteorder("<")
-    if dtype.itemsize > _LARGEST_NUMBER:
+    if dtype.itemsize > _MOST_ITEM_BYTES:
         raise UnsupportedImage(f"--dtype source cannot hold {dtype.name}; use --dtype float32")
     return dtype
 
@@ -184,7 +184,7 @@ def _finite(value: Any) -> Any:
 def _files(
     folder: Path, known: dict[str, tuple[int, int]], *, fsync: bool
 ) -> Iterator[WrittenFile]:
-    # The next run removes them if it takes over the lock of a run that seemed dead.
+    # Another run may have removed files, if it took the lock because this run seemed dead.
     for name in (_METADATA, *known):
         if not (folder / name).is_file():
             raise Unexpected(f"{folder / name} was removed while its case was being written")
