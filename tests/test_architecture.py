@@ -356,6 +356,15 @@ def test_help_is_shown_without_importing_anything_slow() -> None:
     assert not {name.partition(".")[0] for name in imported} & SLOW_TO_IMPORT
 
 
+def test_a_run_starts_without_what_reads_slices() -> None:
+    program = "import sys, dask_slicer.execution.pipeline; print(*sys.modules)"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    # Blosc's lock would be reported as leaked when workers are killed.
+    assert not {"numcodecs", "zarr"} & set(shown.stdout.split())
+
+
 @each_module
 def test_a_module_opens_with_a_noun_phrase(module: Module) -> None:
     docstring = ast.get_docstring(tree_of(module))

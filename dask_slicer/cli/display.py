@@ -80,7 +80,7 @@ class VerifyDisplay(ProgressDisplay):
         if report.to_rewrite:
             self._print(
                 f"Marked {plural(len(report.to_rewrite), 'case')} for rewriting; "
-                "run the same command again"
+                "run the `dask-slicer run` command of this output again"
             )
         if not report.findings:
             self._say(f"No problems found in {report.output_dir}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,8 @@ def verify(
     from dask_slicer.config.run_settings import LocalSettings, SchedulerSettings
     from dask_slicer.execution.verify import verify as verify_output
 
-    where = build_settings(
-        SchedulerSettings, {name: options.pop(name) for name in SCHEDULER_OPTIONS}
-    )
-    workers = {name: options.pop(name) for name in LocalSettings.model_fields}
-    options |= dict(build_settings(LocalSettings, workers))
+    where = build_settings(SchedulerSettings, _pop_given(options, SCHEDULER_OPTIONS))
+    options |= dict(build_settings(LocalSettings, _pop_given(options, LocalSettings.model_fields)))
     with VerifyDisplay(make_console(), quiet=quiet) as display, interrupt_once():
         report = verify_output(
             output_dir, where=where, observer=display, on_case=display.checked, **options
@@ -168,4 +166,11 @@ def watch(
     from dask_slicer.monitoring.screen import watch_run
 
     with interrupt_once():
-        watch_run(make_console(), where, build_settings(SchedulerSettings, options), once=once)
+        settings = build_settings(SchedulerSettings, _pop_given(options, SCHEDULER_OPTIONS))
+        watch_run(make_console(), where, settings, once=once)
+
+
+def _pop_given(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Take options out of a command's, and return those that the user gave."""
+    popped = {name: options.pop(name) for name in names if name in options}
+    return {name: value for name, value in popped.items() if value is not None}

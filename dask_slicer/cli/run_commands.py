@@ -61,7 +61,7 @@ def run(
     configure_logging(verbose, config.log_file)
     report = _run(config, verbose=verbose, quiet=quiet)
     ended_early = report.interrupted or report.stopped
-    if (report.n_slices or report.n_skipped) and not (report.share or ended_early or quiet):
+    if not (report.share or ended_early or quiet) and _has_slices(config.output_dir):
         make_console().print(_next_steps(config.output_dir), markup=False, soft_wrap=True)
     ctx.exit(1 if report.remaining else 0)
 
@@ -132,11 +132,11 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     from dask_slicer.inputs.phantom import ensure_dataset
 
     phantoms, slices = output_dir / "phantoms", output_dir / "slices"
-    ensure_dataset(phantoms)
     config = build_config(
         {"input_dir": phantoms, "output_dir": slices, "num_workers": num_workers},
         base="ct_abdomen",
     )
+    ensure_dataset(phantoms)
     configure_logging(verbose, None)
     report = _run(config, verbose=verbose, quiet=quiet)
     if not quiet and not report.remaining:
@@ -217,6 +217,15 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not numbers or min(numbers) < 0:
         raise UsageError(f"--workers must be numbers such as 0,1,2,4, got {text}")
     return numbers
+
+
+def _has_slices(output_dir: Path) -> bool:
+    """Return whether an output has slices, also those of earlier runs."""
+    from dask_slicer.output.formats.base import read_json
+    from dask_slicer.output.layout import SUMMARY
+
+    summary = output_dir / SUMMARY
+    return summary.exists() and bool(read_json(summary).get("num_slices"))
 
 
 def _next_steps(output_dir: Path) -> str:

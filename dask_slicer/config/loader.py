@@ -48,11 +48,10 @@ def build_config(
     return build_settings(RunConfig, settings | given)
 
 
-def build_settings(model: type[M], options: Mapping[str, Any]) -> M:
-    """Return validated settings of a model; options that are None are not given."""
-    given = {name: value for name, value in options.items() if value is not None}
+def build_settings(model: type[M], settings: Mapping[str, Any]) -> M:
+    """Return validated settings of a model."""
     try:
-        return model.model_validate(given)
+        return model.model_validate(dict(settings))
     except ValidationError as error:
         raise ConfigError("; ".join(map(_message, error.errors()))) from None
 

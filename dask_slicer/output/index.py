@@ -7,18 +7,20 @@ import io
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.slices import foreground_share
 from dask_slicer.errors import OutputError, UsageError
-from dask_slicer.output.formats.npz import NpzReader
-from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import INDEX, JOURNAL, entries_of
 from dask_slicer.records import CommittedCase
+
+if TYPE_CHECKING:
+    from dask_slicer.output.formats.npz import NpzReader
+    from dask_slicer.output.formats.zarr_reader import ZarrReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +246,12 @@ def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
 
 def case_reader(output_dir: Path, case: IndexedCase) -> NpzReader | ZarrReader:
     """Return a reader of a case; raise CorruptFile or OSError if it is damaged or missing."""
+    # Imported here, since a run reads no slices: Blosc has a lock, which a process that starts
+    # workers must not have before it starts the process that they are forked from.
     if case.digits:
+        from dask_slicer.output.formats.npz import NpzReader
+
         return NpzReader(lambda slice_index: output_dir / case.path_of(slice_index))
+    from dask_slicer.output.formats.zarr_reader import ZarrReader
+
     return ZarrReader(output_dir / case.folder)

@@ -94,10 +94,11 @@ def finalize(
             slices_this_run=slices_this_run,
         ):
             directory.write_lines(config.output_dir, name, lines)
-        if not is_complete and (stopped := planned - totals.split_of.keys()):
-            # Their files were written before they could be committed.
-            for paths in layout.find_entries(config.output_dir, of=stopped).values():
-                directory.remove_case_files(config.output_dir, paths)
+            if name == layout.INDEX and not is_complete:  # now `totals` has every case
+                # Cases that were stopped before they could be committed.
+                stopped = planned - totals.split_of.keys()
+                for paths in layout.find_entries(config.output_dir, of=stopped).values():
+                    directory.remove_case_files(config.output_dir, paths)
     finally:  # also if the disk is too full for these files
         directory.remove_temporary(config.output_dir)
     return totals

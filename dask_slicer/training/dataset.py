@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, UsageError
+from dask_slicer.output.formats import npz, zarr_reader  # noqa: F401, before loaders are forked
 from dask_slicer.output.formats.base import CaseReader, damage
 from dask_slicer.output.index import SliceIndex, case_reader
 from dask_slicer.output.output import Output, check_cases, check_window_size, open_output

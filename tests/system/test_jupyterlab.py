@@ -89,7 +89,14 @@ def write_notebook(path: Path) -> None:
 
 
 def run_cells(page: Any) -> None:
-    page.locator(".jp-Notebook .jp-Cell").first.click(timeout=1000 * NEVER)
+    from playwright.sync_api import TimeoutError as NotThere
+
+    first = page.locator(".jp-Notebook .jp-Cell").first
+    try:
+        first.wait_for(timeout=1000 * NEVER / 3)
+    except NotThere:  # a busy machine may leave the page under its splash screen
+        page.reload()
+    first.click(timeout=1000 * NEVER)
     page.wait_for_selector('.jp-Toolbar [data-status="idle"]', timeout=1000 * NEVER)
     for _ in CELLS:
         page.keyboard.press("Shift+Enter")

@@ -329,7 +329,7 @@ class TestWeights:
             pytest.raises(UsageError, match="no slice with foreground to draw 50% from"),
         ):
             SliceDataset(few, labels={1}, cases=[]).weights(foreground=0.5)
-        with pytest.raises(UsageError, match=r"give its share, such as foreground=0\.5"):
+        with pytest.raises(UsageError, match=r"share of draws with these labels, such as 0\.5"):
             SliceDataset(few).weights(labels={1})
         with pytest.raises(UsageError, match="no slice without foreground"):
             SliceDataset(few, labels={1}).weights(foreground=0.5)
