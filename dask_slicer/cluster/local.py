@@ -48,14 +48,15 @@ def start_forkserver(imported: Sequence[str] = ()) -> str:
     if os.environ.get("PYTHONWARNINGS"):
         warnings_option = f"{os.environ['PYTHONWARNINGS']},{warnings_option}"
     variables = ENVIRONMENT | {"PYTHONWARNINGS": warnings_option}
-    with _ENVIRONMENT.restored(variables), signals.deferred():
+    with _ENVIRONMENT.restored(variables):
         os.environ.update(variables)
-        multiprocessing.set_forkserver_preload([*_IMPORTED, *imported])
-        try:
-            forkserver.ensure_running()
-        except OSError as error:  # the path of its socket, below TMPDIR, may be too long
-            _LOG.info("workers are spawned, not forked: %s", error)
-            return "spawn"
+        with signals.deferred():  # after the variables: it starts the resource tracker
+            multiprocessing.set_forkserver_preload([*_IMPORTED, *imported])
+            try:
+                forkserver.ensure_running()
+            except OSError as error:  # the path of its socket, below TMPDIR, may be too long
+                _LOG.info("workers are spawned, not forked: %s", error)
+                return "spawn"
     return "forkserver"
 
 
