@@ -270,7 +270,7 @@ def test_a_scheduler_that_is_cut_off_ends_the_run_and_the_same_command_continues
     assert run.returncode == 1
     assert said == [
         f"Error: the connection to the Dask scheduler at {hosts.address} was lost; "
-        "run the same command again"
+        "run the same command again to continue"
     ]
     whole = undisturbed(format_)
     committed = contents_of(output)
