@@ -157,13 +157,13 @@ def _translate(error: BaseException) -> CaseError:
         text = f"{error.filename}: {error.strerror.lower()}"
     match error:
         case FileNotFoundError():
-            return MissingFile(f"{text}; is it where the dataset says, and still there?")
+            return MissingFile(f"{text}; check the path, and that the file still exists")
         case PermissionError():
-            return PermissionDenied(f"{text}; check the owner and mode of the file")
+            return PermissionDenied(f"{text}; check the owner and permissions of the file")
         case OSError(errno=errno.EROFS):
             return PermissionDenied(f"{text}; use another directory, or make it writable")
         case OSError(errno=errno.ENOTDIR | errno.ENAMETOOLONG | errno.ELOOP):
-            return MissingFile(f"{text}; is it where the dataset says?")
+            return MissingFile(f"{text}; check that the path is right")
         case IsADirectoryError():
             return UnsupportedImage(f"{text}; expected a file")
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG):

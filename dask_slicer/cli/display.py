@@ -109,8 +109,8 @@ def merge_lines(report: MergeReport) -> list[str]:
     lines += failure_lines(report.failures, f", see {report.output_dir}/failures.csv")
     if report.missing:
         lines.append(
-            f"{plural(len(report.missing), 'case')} in no partition's journal: "
+            f"{plural(len(report.missing), 'case')} not run by any partition: "
             f"{first_few(report.missing)}; "
-            "run the missing partitions, or the same command without --shard"
+            "run the missing partitions, or the same run command without --shard"
         )
     return lines

@@ -144,7 +144,7 @@ def verify(
 @click.command(cls=SettingsCommand, settings=SCHEDULER_OPTIONS[1:])
 @click.argument("where", required=False, metavar="OUT|ADDR")
 @click.option(
-    "--once", is_flag=True, help="Print the progress once, and exit. Always so in a pipe."
+    "--once", is_flag=True, help="Print the progress once, and exit; the default in a pipe."
 )
 @verbose_option
 @click.pass_context
@@ -160,7 +160,7 @@ def watch(
     """
     configure_logging(verbose, None)
     if (where is None) == (options["scheduler_file"] is None):
-        raise UsageError("watch takes an output directory, an address, or --scheduler_file")
+        raise UsageError("give watch one of: an output directory, an address, --scheduler_file")
     from dask_slicer.config.loader import build_settings
     from dask_slicer.config.run_settings import SchedulerSettings
     from dask_slicer.monitoring.screen import watch_run

@@ -131,18 +131,18 @@ def _check_plain(address: str, location: str) -> None:
         with _connected(address) as connection:
             if _speaks_tls(connection):
                 raise SchedulerError(
-                    f"the scheduler at {address} talks TLS: use {_TLS}://{location} with --tls_ca, "
+                    f"the scheduler at {address} uses TLS: give {_TLS}://{location} with --tls_ca, "
                     "--tls_cert and --tls_key"
                 )
         with _connected(address) as connection:  # it may be far away, or busy
             received = _first_bytes(connection, _CONNECT_SECONDS)
     if received is None:  # Dask's client would wait for it without end
         raise SchedulerError(
-            f"what listens at {address} has said nothing for {_CONNECT_SECONDS:.0f} s: a Dask "
-            "scheduler that is stopped or very busy, or something else"
+            f"{address} accepts connections, but has sent nothing for {_CONNECT_SECONDS:.0f} s: a "
+            "Dask scheduler that is stopped or very busy, or another program"
         )
     if not 0 < int.from_bytes(received, "little") <= _MOST_BYTES:
-        raise SchedulerError(f"what listens at {address} is no Dask scheduler")
+        raise SchedulerError(f"the program that listens at {address} is not a Dask scheduler")
 
 
 def _connected(address: str) -> socket.socket:
@@ -203,22 +203,22 @@ def _check_tls(address: str, connection: socket.socket, context: ssl.SSLContext)
             # In TLS 1.3 a server refuses a client's certificate only after the handshake.
             if secured.recv(1):
                 return
-        reason = "it closed the connection: does it take the certificate of --tls_cert?"
+        reason = "it closed the connection; check whether it accepts the certificate of --tls_cert"
     except ssl.SSLCertVerificationError as error:
-        reason = f"its certificate is not one of --tls_ca: {error.verify_message}"
+        reason = f"its certificate was not signed by --tls_ca: {error.verify_message}"
     except ssl.SSLError as error:
         refused = "ALERT" in (error.reason or "")
         reason = (
-            f"it does not take the certificate of --tls_cert: {_reason(error)}"
+            f"it does not accept the certificate of --tls_cert: {_reason(error)}"
             if refused
-            else f"it does not talk TLS ({_reason(error)}): is it {_PLAIN}://?"
+            else f"it does not use TLS ({_reason(error)}); try {_PLAIN}://"
         )
     except TimeoutError:
-        reason = f"it does not talk TLS, or not within {_CONNECT_SECONDS:.0f} s"
+        reason = f"it does not use TLS, or has not answered within {_CONNECT_SECONDS:.0f} s"
     except OSError as error:
         reason = (
-            f"it closed the connection ({error.strerror or error}): does it talk TLS, and take "
-            "the certificate of --tls_cert?"
+            f"it closed the connection ({error.strerror or error}); check whether it uses TLS, and "
+            "accepts the certificate of --tls_cert"
         )
     raise SchedulerError(f"no connection to the Dask scheduler at {address}: {reason}")
 

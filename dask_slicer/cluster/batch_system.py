@@ -117,8 +117,8 @@ def check_job_settings(settings: JobSettings) -> None:
     has_environment = any(line.split()[:1] == ["-pe"] for line in settings.job_extra)
     if settings.cluster == "sge" and settings.cores > 1 and not has_environment:
         raise UsageError(
-            f"sge gives a job {settings.cores} cores only in a parallel environment of the site: "
-            f"name it, as in --job_extra '-pe smp {settings.cores}'"
+            f"a job with {settings.cores} cores needs a parallel environment of the site's sge: "
+            f"give one, such as --job_extra '-pe smp {settings.cores}'"
         )
 
 
@@ -184,7 +184,7 @@ def job_keywords(
 def system_of(settings: JobSettings) -> BatchSystem:
     """Return the batch system of settings; raise a UsageError if they name none."""
     if settings.cluster is None:
-        raise UsageError("there are no jobs without --cluster; name a batch system")
+        raise UsageError("a job script needs --cluster, such as --cluster slurm")
     return SYSTEMS[settings.cluster]
 
 

@@ -100,15 +100,15 @@ ALIKE = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
 WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "distributed.scheduler.worker-saturation": (
         lambda value: value == 1.0,
-        "holds one volume a worker, none waiting behind a slow case",
+        "gives a worker one volume at a time, so that none waits behind a slow case",
     ),
     "distributed.scheduler.work-stealing": (
         lambda value: value in (False, "false"),
-        "moves no volume to another worker",
+        "never moves a volume to another worker",
     ),
     "distributed.scheduler.allowed-failures": (
         lambda value: int(value) >= 3,
-        "blames no case for a worker that another one killed",
+        "does not fail a case because another case killed its worker",
     ),
 }
 _SHARED = "must be on a disk that all workers share"
@@ -151,7 +151,7 @@ def check_versions(own: Mapping[str, str], others: Mapping[str, Any], result: Pr
     for other, names in groups.items():
         if other != python:
             line = f"Python is {python} here, {other} on {_describe(names)}"
-            result.refuse(f"{line}; use the same in all places")
+            result.refuse(f"{line}; use the same version everywhere")
     for package in (*SAME, *ALIKE):
         release = own[package]
         installed = {name: answer["packages"][package] for name, answer in answers.items()}
@@ -162,9 +162,9 @@ def check_versions(own: Mapping[str, str], others: Mapping[str, Any], result: Pr
                 remedy = f"install {package}=={release} there"
                 result.refuse(f"{package} is missing on {processes}; {remedy}")
             elif other != release and package in SAME:
-                result.refuse(f"{line}; install the same version in all places")
+                result.refuse(f"{line}; install the same version everywhere")
             elif other != release:
-                result.notes.append(f"{line}: digits or bytes may differ")
+                result.notes.append(f"{line}: bytes or last digits of slices may differ")
 
 
 def check_code(
@@ -201,23 +201,23 @@ def check_workers(
     }
     if len(limits) == len(infos) and limits and max(limits.values()) < needs.least_bytes:
         result.refuse(
-            "no worker has memory for a case: the smallest takes "
-            f"{format_bytes(needs.least_bytes)}, a thread of a worker may use "
-            f"{format_bytes(max(limits.values()))}; start workers with more --memory-limit, or "
+            "no worker has enough memory for any case: the smallest case needs "
+            f"{format_bytes(needs.least_bytes)}, a thread of a worker has at most "
+            f"{format_bytes(max(limits.values()))}; start workers with a larger --memory-limit, or "
             "fewer --nthreads"
         )
     small = [address for address, limit in limits.items() if limit < needs.most_bytes]
     if small and not result.refusals:
         result.notes.append(
-            f"a thread of {plural(len(small), 'worker')} may use "
-            f"{format_bytes(min(limits[address] for address in small))}, the largest case takes "
-            f"{format_bytes(needs.most_bytes)}: {first_few(small)}"
+            f"{plural(len(small), 'worker')} may lack memory for the largest case, which needs "
+            f"{format_bytes(needs.most_bytes)}: a thread has "
+            f"{format_bytes(min(limits[address] for address in small))} ({first_few(small)})"
         )
     unattended = [address for address, info in infos.items() if not info.get("nanny")]
     if unattended and needs.timeout is not None:
         result.notes.append(
-            f"{plural(len(unattended), 'worker')} without a nanny: a case that exceeds --timeout "
-            f"keeps its thread busy there ({first_few(unattended)})"
+            f"{plural(len(unattended), 'worker')} without a nanny cannot be restarted: a case that "
+            f"exceeds --timeout keeps a thread busy there ({first_few(unattended)})"
         )
 
 
@@ -227,13 +227,13 @@ def check_disks(accesses: Mapping[str, Any], needs: Requirements, result: Prefli
     for fault, names in _grouped(answers, _output_fault).items():
         if fault and needs.temporary:
             result.refuse(
-                f"{_describe(names)} cannot write to {needs.output_dir} as it is here ({fault}); "
-                f"the output {_SHARED}"
+                f"{_describe(names)} cannot write to the same {needs.output_dir} as this process "
+                f"({fault}); the output {_SHARED}"
             )
     for fault, names in _grouped(answers, lambda answer: answer["input_fault"].lower()).items():
         if fault:
             result.refuse(
-                f"{_describe(names)} cannot read {needs.input_file} ({fault}); it {_SHARED}"
+                f"{_describe(names)} cannot read {needs.input_file} ({fault}); scans {_SHARED}"
             )
 
 
@@ -252,7 +252,8 @@ def check_settings(settings: Mapping[str, Any], result: Preflight) -> None:
             for name in better
         )
         result.notes.append(
-            f"the scheduler works as it is; started with {advice} it {', '.join(better.values())}"
+            "the scheduler can be used as it is, but would do better if it was started with "
+            f"{advice}: it then {', '.join(better.values())}"
         )
 
 
@@ -260,7 +261,9 @@ def _answers(others: Mapping[str, Any], result: Preflight) -> dict[str, Any]:
     """Return the answers without errors, which are problems."""
     for fault, names in _grouped(others, _error_text).items():
         if fault:
-            result.refuse(f"{_describe(names)} cannot be used ({fault}); end or restart what hangs")
+            result.refuse(
+                f"{_describe(names)} cannot be used ({fault}); stop or restart what does not answer"
+            )
     return {name: answer for name, answer in others.items() if not _error_text(answer)}
 
 

@@ -39,13 +39,13 @@ def send_package(
     own = probes.describe(module)
     answers = [answer for answer in descriptions.values() if isinstance(answer, Mapping)]
     if any(answer["process"] == own["process"] for answer in answers):
-        note("--upload_code has no effect: the scheduler or a worker is this very process")
+        note("--upload_code has no effect: the scheduler or a worker runs in this same process")
         return
     if any(answer["code"] != own["code"] for answer in answers):
         if n_tasks := run_on_scheduler(client, probes.n_tasks):
             raise SchedulerError(
-                f"--upload_code would put another {OURS} under the {plural(n_tasks, 'task')} that "
-                "the scheduler has at present; wait for them, or use another scheduler"
+                f"--upload_code would replace {OURS} while the scheduler has "
+                f"{plural(n_tasks, 'task')} to run; wait until they end, or use another scheduler"
             )
         run_on_scheduler(client, probes.forget_package, module, own["code"])
         run_on_workers(client, probes.forget_package, module, own["code"])
@@ -58,7 +58,7 @@ def send_package(
         except TimeoutError:
             raise SchedulerError(
                 f"--upload_code: {OURS} has not arrived at all workers within "
-                f"{_SEND_SECONDS:.0f} s; does one of them hang?"
+                f"{_SEND_SECONDS:.0f} s; check whether one of them hangs"
             ) from None
         except Exception as error:  # whatever the other side raises
             raise SchedulerError(

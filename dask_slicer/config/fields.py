@@ -30,7 +30,7 @@ def _absolute(path: Path) -> Path:
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
-        raise ValueError("names the home of a user who is not known") from None
+        raise ValueError("is in the home directory of an unknown user") from None
 
 
 def _regex_with_group(text: str) -> str:
@@ -39,7 +39,7 @@ def _regex_with_group(text: str) -> str:
     except re.error as error:
         raise ValueError(f"is not a regular expression: {error}") from None
     if groups < 1:
-        raise ValueError("must have a group in parentheses, the patient")
+        raise ValueError("must have a group in parentheses, which matches the patient")
     return text
 
 

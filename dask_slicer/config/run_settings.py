@@ -81,7 +81,7 @@ class JobSettings(Frozen):
     """Workers that are jobs of a batch system."""
 
     cluster: BatchSystem | None = Field(
-        None, description="Batch system that runs the workers as jobs (extra hpc)."
+        None, description="Batch system that runs the workers as jobs (needs dask_slicer[hpc])."
     )
     jobs: Positive = Field(1, description="Jobs to keep running; a lost job is replaced.")
     cores: Positive = Field(1, description="Workers in each job, one core each.")
@@ -107,7 +107,7 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
 
     shard: Shard | None = Field(
         None,
-        description="I/N: run partition I of N of the cases, beside the others; then `merge`.",
+        description="I/N: run only partition I of N of the cases; `merge` when all are done.",
     )
     fsync: bool = Field(
         False, description="Force every file to disk before its case counts as written."
@@ -125,7 +125,7 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
     )
     log_file: AbsolutePath | None = Field(None, description="Write the log to this file.")
     overwrite: bool = Field(
-        False, description="Start with an empty output directory (only if this tool wrote it)."
+        False, description="Remove the earlier output first (only if this tool wrote it)."
     )
     prune: bool = Field(
         False, description="Remove written cases that are no longer in the dataset."
@@ -137,7 +137,9 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
     @model_validator(mode="after")
     def _one_place_to_run(self) -> Self:
         if self.cluster is not None and (self.scheduler or self.scheduler_file):
-            raise ValueError("cluster starts its own scheduler; give it or a scheduler")
+            raise ValueError(
+                "cluster starts its own scheduler; give cluster or a scheduler, not both"
+            )
         return self
 
     @model_validator(mode="after")
@@ -153,5 +155,5 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
     def _a_partition_concerns_its_own_cases(self) -> Self:
         for name in ("overwrite", "prune"):
             if self.shard is not None and getattr(self, name):
-                raise ValueError(f"{name} concerns the whole output, shard one partition of it")
+                raise ValueError(f"{name} changes the whole output, shard one part; give only one")
         return self

@@ -82,7 +82,8 @@ class SliceSettings(Frozen):
     )
     min_foreground: Ratio = Field(
         0.0,
-        description="Drop slices with a smaller labelled fraction; windows of others keep them.",
+        description="Drop slices with a smaller labelled fraction; windows of other slices still "
+        "hold them.",
     )
     compression_level: Integer = Field(
         1, ge=0, le=9, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."

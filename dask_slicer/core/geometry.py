@@ -118,7 +118,9 @@ def matching_orientation(
     """
     orientation = _io_orientation(np.linalg.inv(reference) @ affine)
     if not np.isfinite(orientation).all():
-        raise GeometryMismatch("the axes cannot be aligned with those of the image")
+        raise GeometryMismatch(
+            "the axes of its files differ too much to be aligned; check their affines"
+        )
     return orientation
 
 

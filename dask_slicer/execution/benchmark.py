@@ -271,8 +271,8 @@ def sweep(
             shutil.rmtree(scratch, ignore_errors=True)
         if runs[-1].n_failed:
             raise DatasetError(
-                f"{plural(runs[-1].n_failed, 'case')} failed; run them by themselves to see why, "
-                "and choose others with --only"
+                f"{plural(runs[-1].n_failed, 'case')} failed; `dask-slicer run` shows why; "
+                "choose other cases with --only"
             )
         on_run(runs[-1])
     return runs

@@ -192,7 +192,7 @@ def _check_equal(shared_plan: PartitionPlan, plan: RunPlan) -> None:
     if changed:
         raise OutputError(
             f"other partitions in {output_dir} have other settings: {'; '.join(changed)}; "
-            f"use the same, or run dask-slicer merge {output_dir} first"
+            f"use the same settings, or run dask-slicer merge {output_dir} first"
         )
     cases, shared_cases = {case.case_id for case in plan.cases}, set(shared_plan.cases)
     differences = []
@@ -206,7 +206,7 @@ def _check_equal(shared_plan: PartitionPlan, plan: RunPlan) -> None:
         differences.append(f"{plan.n_modalities} images a case, not {shared_plan.n_modalities}")
     if differences:
         raise OutputError(
-            f"the dataset is not the one of other partitions in {output_dir}: "
+            f"the dataset differs from that of the other partitions in {output_dir}: "
             f"{', '.join(differences)}; run dask-slicer merge {output_dir}, then all partitions "
             "again"
         )

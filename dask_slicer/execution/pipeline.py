@@ -226,7 +226,7 @@ class _Run:
     def _check_run_id(self, case: CasePlan, run_id: str) -> None:
         if run_id != self.run_id:
             raise SchedulerError(
-                f"another run is using this scheduler for a case of the same id "
+                f"another run on this scheduler works on a case with the same id "
                 f"({case.case_id}); wait for it, or use another scheduler"
             )
 
@@ -279,9 +279,9 @@ class _Run:
             except OSError as error:
                 if not self._remaining:
                     raise
-                what = "index and summary are not written"
+                what = "could not write the index and the summary"
                 if self.partition is not None:
-                    what = "temporary files are not removed"
+                    what = "could not remove temporary files"
                 self.observer.note(f"{what} ({as_case_error(error, step='save')})")
         state = self.observer.state
         return RunReport(

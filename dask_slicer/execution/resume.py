@@ -89,8 +89,8 @@ class EarlierRuns:
             observer.note(f"removed {plural(len(left_over), 'case')} not in the dataset")
         elif left_over and self.partition is None:
             observer.note(
-                f"{plural(len(left_over), 'case')} of earlier runs not in this dataset: "
-                f"{first_few(left_over)}; kept, --prune removes them"
+                f"kept {plural(len(left_over), 'case')} of earlier runs not in this dataset: "
+                f"{first_few(left_over)}; to remove them, use --prune"
             )
         uncommitted = removed & committed
         if self.plan.config.prune:

@@ -94,7 +94,8 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
     with _step("save", seconds, target.run_id):
         if not output_dir.is_dir():
             raise MissingFile(
-                f"{output_dir}: the output directory cannot be seen from {socket.gethostname()}"
+                f"{socket.gethostname()} cannot find the output directory {output_dir}; "
+                "it must be on a disk that all workers share"
             )
         folder = output_dir / split_folder(case, target.settings)
         temporary.mkdir(parents=True, exist_ok=True)

@@ -206,7 +206,7 @@ def _check(
     if not record.files:
         path += f"/{record.case_id}"
     if case is None or case.problem is not None or case.digest != record.digest:
-        message = f"cannot be made again: {_why_not(case)}"
+        message = f"cannot be compared with its scan: {_why_not(case)}"
         return [Issue(case_id=record.case_id, path=path, message=message, is_damage=False)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -227,10 +227,10 @@ def _check(
 def _why_not(case: CasePlan | None) -> str:
     """Return why a case cannot be made again."""
     if case is None:
-        return "its scan is no longer in the dataset"
+        return "the scan is no longer in the dataset"
     if case.problem is not None:
         return case.problem.message
-    return "its scan, or how it is sliced, has changed since"
+    return "the scan or the settings have changed since the slices were written"
 
 
 def _repair(

@@ -168,7 +168,7 @@ class Watchdog:
         call = self.client.run_on_scheduler
         if self._try(call, _is_wanted_by_others, key=key, client=self.client.id):
             raise SchedulerError(
-                f"another run is using this scheduler for a case of the same id "
+                f"another run on this scheduler works on a case with the same id "
                 f"({_step_and_name(key)[1]}); wait for it, or use another scheduler"
             )
 
@@ -229,10 +229,10 @@ class Watchdog:
         case; the graphs are cancelled, so that no other worker runs them.
         """
         has_nanny = all(task.has_nanny for _, task in graphs)
-        stays = "" if has_nanny else f"; {worker} has no nanny, and stays busy with it"
+        stays = "" if has_nanny else f"; {worker} has no nanny to restart it, and stays busy"
         for future, task in graphs:
             # A worker that hangs may not say which of its tasks run: each may be the late one.
-            subject = "took" if task.is_certain else "was on a worker that took"
+            subject = "took" if task.is_certain else "it or another case on its worker took"
             kind = Timeout if task.is_certain else WorkerLost
             failure = kind(
                 f"{subject} longer than --timeout {self.timeout:g} s and was stopped{stays}"
@@ -263,7 +263,7 @@ class Watchdog:
         lost = self._scheduler_lost()
         if self.client.status == "running":
             return SchedulerError(
-                f"its graphs were cancelled: by another client, or {lost} for a moment"
+                f"another client cancelled the tasks of this run, or {lost} for a moment"
             )
         return lost
 

@@ -135,9 +135,9 @@ def _in_jobs(
     memory = config.memory // config.cores
     if memory < peak_bytes:
         observer.note(
-            f"a case may need {format_bytes(peak_bytes)} of memory, a worker has "
-            f"{format_bytes(memory)}; "
-            f"--memory {math.ceil(peak_bytes * config.cores / 1e9)}GB fits"
+            f"a case may need {format_bytes(peak_bytes)} of memory, but a worker has "
+            f"{format_bytes(memory)}; use --memory "
+            f"{math.ceil(peak_bytes * config.cores / 1e9)}GB"
         )
     n_jobs = min(config.jobs, math.ceil(n_cases / config.cores))
     each = f", {config.cores} workers each" if config.cores > 1 else ""
@@ -195,13 +195,13 @@ def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -
         n_workers = system.cpu_count()
         if fitting < min(n_workers, n_cases):
             observer.note(
-                f"{fitting} of {n_workers} CPUs are used: memory of {format_bytes(memory)} holds "
-                f"no more cases of {format_bytes(peak)}"
+                f"only {fitting} of {n_workers} CPUs are used: the memory, {format_bytes(memory)}, "
+                f"has no room for more cases, each up to {format_bytes(peak)}"
             )
             n_workers = fitting
     elif fitting < min(n_workers, n_cases):
         observer.note(
-            f"{n_workers} workers may need {format_bytes(n_workers * peak)} of memory, there is "
-            f"{format_bytes(memory)}; --num_workers {fitting} fits"
+            f"{n_workers} workers may need {format_bytes(n_workers * peak)} of memory, but "
+            f"there are {format_bytes(memory)}; use --num_workers {fitting}"
         )
     return max(min(n_workers, n_cases), 1)

@@ -109,7 +109,7 @@ def case_id_problem(case_id: str) -> str | None:
     elif case_id.startswith(".") or case_id.endswith((".", " ")) or case_id.startswith(" "):
         reason = "it starts or ends with a dot or a space"
     elif _DEVICES.fullmatch(case_id):
-        reason = "it is a device on Windows"
+        reason = "Windows reserves it for a device"
     elif len(case_id.encode("utf-8", "surrogatepass")) > _LONGEST_ID:
         reason = f"it is longer than {_LONGEST_ID} bytes"
     elif not case_id.isprintable():
@@ -127,7 +127,7 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
     Examples
     --------
     >>> case_id_problems(["a", "b", "A"])
-    ["case ids must be unique, also when case is ignored: 'a', 'A'"]
+    ["case ids must be unique, also if upper and lower case count as equal: 'a', 'A'"]
     """
     case_ids = list(case_ids)
     problems = [problem for problem in map(case_id_problem, dict.fromkeys(case_ids)) if problem]
@@ -141,7 +141,9 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
             named = ", ".join(
                 f"{name!r}" + (f" ({n} times)" if n > 1 else "") for name, n in counts.items()
             )
-            problems.append(f"case ids must be unique, also when case is ignored: {named}")
+            problems.append(
+                f"case ids must be unique, also if upper and lower case count as equal: {named}"
+            )
     return problems
 
 

@@ -47,7 +47,7 @@ def link_hints(link: str, environment: Mapping[str, str], *, host: str = "") -> 
         target = "127.0.0.1"  # Dask listens on loopback there, too
     return [
         f"From your own computer: ssh -N {jump}-L {port}:{target}:{port} {option}{prefix}{last}",
-        f"and there: {parts.scheme}://127.0.0.1:{port}{parts.path}",
+        f"then open there: {parts.scheme}://127.0.0.1:{port}{parts.path}",
     ]
 
 

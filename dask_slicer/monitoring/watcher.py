@@ -143,7 +143,7 @@ def find_scheduler(output_dir: Path) -> WatchTarget | NotRunning | None:
         return NotRunning(words=_last_run(output_dir, owner))
     if owner.scheduler == IN_PROCESS:
         raise SchedulerError(
-            f"the run into {output_dir} ({owner}) works in its own process, without a scheduler"
+            f"the run that writes to {output_dir} ({owner}) has no scheduler: it uses one process"
         )
     address = owner.scheduler.rpartition("://")[2]
     if owner.host != socket.gethostname() and address.startswith(_LOOPBACK):

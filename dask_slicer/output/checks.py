@@ -116,14 +116,15 @@ def compare_slices(
         image, label = stored.read(slice_index, window_size)
         expected, expected_label = derived.read(slice_index, window_size)
         if image.shape != expected.shape:
-            yield slice_index, f"has shape {image.shape}, its scan gives {expected.shape}"
+            yield slice_index, f"has shape {image.shape}, but its scan now gives {expected.shape}"
         elif not np.allclose(image, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
             difference = np.abs(image - expected).max()
-            yield slice_index, f"differs by up to {difference:.3g} from what its scan gives"
+            yield slice_index, f"differs by up to {difference:.3g} from what its scan now gives"
         if (label is None) != (expected_label is None):
-            yield slice_index, "has a label, or lacks one, unlike its scan"
+            has, gives = ("no label", "one") if label is None else ("a label", "none")
+            yield slice_index, f"has {has}, but its scan now gives {gives}"
         elif label is not None and (label != expected_label).any():
-            yield slice_index, "has another label than its scan"
+            yield slice_index, "has a label that differs from the one its scan now gives"
 
 
 def _check_bytes(path: Path, size: int, crc32: int) -> str:
@@ -133,7 +134,7 @@ def _check_bytes(path: Path, size: int, crc32: int) -> str:
         return "is missing"
     if len(data) != size:
         return f"holds {len(data)} bytes, {size} were written"
-    return "" if zlib.crc32(data) == crc32 else "is not what was written (its checksum differs)"
+    return "" if zlib.crc32(data) == crc32 else "has changed since it was written (by its checksum)"
 
 
 def _check_content(
@@ -206,22 +207,22 @@ def _check_splits(
         yield issue(f"is damaged ({error})")
         return
     if text != splits_text(splits):
-        yield issue("is not as it was written")
+        yield issue("has changed since it was written")
     split_of = dict(pairs)
     if len(split_of) < len(pairs):
-        yield issue("puts cases into several splits")
+        yield issue("has a case in more than one split")
     splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
     for record in written:
         splits_of_group[record.group or record.case_id].add(record.split)
         split = split_of.get(record.case_id)
         if split != record.split:
-            yield issue(f"{record.case_id} is in {split}, it was written to {record.split}")
+            yield issue(f"has {record.case_id} in {split}, but its slices are in {record.split}")
     for case_id in failed:
         if case_id not in split_of:
-            yield issue(f"{case_id} is missing")
+            yield issue(f"does not have the failed case {case_id}")
     for group, names in splits_of_group.items():
         if len(names) > 1:
-            yield issue(f"the cases of {group} are in {' and '.join(sorted(names))}")
+            yield issue(f"has the cases of group {group} in {' and '.join(sorted(names))}")
 
 
 def _check_lines(output_dir: Path, name: str, expected_lines: Iterable[str]) -> Iterator[Issue]:
@@ -265,7 +266,7 @@ def _check_summary(output_dir: Path, text: str, totals: DatasetTotals) -> Iterat
 
 def _check_text(output_dir: Path, name: str, text: str) -> Iterator[Issue]:
     if not holds(output_dir / name, text):
-        yield Issue(path=name, message="is not as it was written")
+        yield Issue(path=name, message="has changed since it was written")
 
 
 def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:

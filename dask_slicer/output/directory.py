@@ -67,7 +67,8 @@ def check_ours(output_dir: Path) -> bool:
         if marked and int(marked[1]) > FORMAT_VERSION:
             raise OutputError(
                 f"output_dir {output_dir} was written by a newer version of dask-slicer "
-                f"(format {int(marked[1])}, this version knows {FORMAT_VERSION}); update it"
+                f"(format {int(marked[1])}, this version reads up to {FORMAT_VERSION}); "
+                "update dask-slicer"
             )
         return True
     foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
@@ -104,7 +105,7 @@ def output_config(output_dir: Path) -> RunConfig:
         raise OutputError(
             f"{output_dir} is not an output of dask-slicer: it has no {CONFIG}"
             + ("" if output_dir.is_dir() else " (there is no such directory)")
-            + "; name the --output_dir of a run, which writes it before its first case"
+            + "; give the --output_dir of a run that has started"
         )
     return config
 

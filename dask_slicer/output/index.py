@@ -146,7 +146,9 @@ class SliceIndex:
             ("without", 1 - foreground, ~has_foreground),
         ):
             if share and not rows.any():
-                raise UsageError(f"no slice {kind} foreground to draw {share:.0%} from")
+                raise UsageError(
+                    f"{share:.0%} of the draws should have slices {kind} foreground: there are none"
+                )
             weights[rows] = share / max(int(rows.sum()), 1)
         return weights
 

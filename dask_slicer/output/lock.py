@@ -146,7 +146,7 @@ def _take(lock: Path, rival: str) -> list[str]:
             _remove_lock(lock, text)
         else:
             return notes
-    raise OutputError(f"another run took {lock.parent} at the same moment")
+    raise OutputError(f"another run has just started in {lock.parent}; wait until it ends")
 
 
 def _remove_lock(lock: Path, text: str) -> None:
@@ -250,8 +250,8 @@ def lock_owner(output_dir: Path) -> LockOwner | None:
     if len(alive) > 1 and len(schedulers) > 1:
         names = [f"{owner.scheduler} ({owner})" for owner in alive if owner.scheduler in schedulers]
         raise SchedulerError(
-            f"{len(alive)} partitions of a run write to {output_dir}; watch one of them by the "
-            f"address of its scheduler: {first_few(names, 9)}"
+            f"{len(alive)} partitions of a run write to {output_dir}; to watch one of them, give "
+            f"the address of its scheduler: {first_few(names, 9)}"
         )
     if len(alive) > 1 and schedulers:  # that scheduler knows all of them
         return replace(alive[0], scheduler=schedulers.pop(), process="")

@@ -195,7 +195,7 @@ def check_cases(output: Output, wanted: Collection[str], *, split: str | None = 
             raise UsageError(f"no case {case_id} in {output.path}{did_you_mean(case_id, splits)}")
         if split not in (None, splits[case_id]):
             raise UsageError(
-                f"{case_id} is in {splits[case_id]}, not in {split}; split=None has all"
+                f"{case_id} is in {splits[case_id]}, not in {split}; choose that split, or none"
             )
 
 
@@ -204,8 +204,8 @@ def check_window_size(output: Output, window_size: int | None) -> None:
     written = output.config.window_size
     if output.config.format == "npz" and window_size is not None and window_size > written:
         raise UsageError(
-            f"{output.path} has .npz windows of --window_size {written}; "
-            f"{window_size} needs --format zarr, or slices that were written with it"
+            f"{output.path} was written with --window_size {written}, window_size {window_size} is "
+            "too large for it; make the slices again with that window size or with --format zarr"
         )
 
 
@@ -227,8 +227,8 @@ def user_file_path(
         raise UsageError(f"--file {file} is a directory; name a file in it")
     if file.is_relative_to(home) and (file.parent != home or file.suffix.lower() not in suffixes):
         raise UsageError(
-            f"--file {file} is among files of the output; name one at its top that ends in "
-            f"{' or '.join(suffixes)}"
+            f"--file {file} could be a file of the output itself; choose a place outside "
+            f"{output_dir}, or directly in it with the ending {' or '.join(suffixes)}"
         )
     return file
 

@@ -98,7 +98,7 @@ def suggest_workers(
             f"memory: {format_bytes(memory_bytes)} holds {by_memory} workers of "
             f"{format_bytes(peak)}",
         ),
-        (max(n_cases, 1), f"there is only {plural(n_cases, 'case')}"),
+        (max(n_cases, 1), f"the dataset has only {plural(n_cases, 'case')}"),
     ]
     if rotational:
         limits.append((2, "disk: a spinning disk slows down with more than 2 readers"))
@@ -134,7 +134,7 @@ def outliers(cases: Iterable[CasePlan]) -> list[str]:
     ):
         counts = Counter(values).most_common()
         unusual = [
-            f"{case.case_id}: {name} {value}, most {counts[0][0]}"
+            f"{case.case_id}: {name} {value}, most cases {counts[0][0]}"
             for case, value in zip(sound, values, strict=True)
             if value != counts[0][0]
         ]
@@ -165,7 +165,7 @@ def plan_lines(plan: RunPlan) -> list[str]:
         )
     free = system.free_bytes(plan.config.output_dir)
     if sound and likely > free:
-        lines.append(f"Note: only {format_bytes(free)} of disk are free")
+        lines.append(f"Note: only {format_bytes(free)} of disk space is free")
     return lines + [f"Note: {note}" for note in plan.notes]
 
 

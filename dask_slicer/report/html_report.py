@@ -64,7 +64,7 @@ def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
     if not facts.n_slices:
         return {}, ""
     if find_spec("matplotlib") is None:
-        return {}, "matplotlib is missing, python -m pip install 'dask_slicer[plot]'"
+        return {}, "matplotlib is missing; to add it: python -m pip install 'dask_slicer[plot]'"
     from dask_slicer.report.preview import picture
 
     try:

@@ -94,7 +94,8 @@ def _numbers(
     known = {case.case_id: number for number, case in enumerate(index.cases)}
     for case_id in sorted(wanted - set(known)):
         raise UsageError(
-            f"case {case_id} has no slices in {output.path}: it is not done yet, or none was kept"
+            f"case {case_id} has no slices in {output.path}: it has not been run yet, or no slice "
+            "was kept"
         )
     return sorted(known[case_id] for case_id in wanted)
 
@@ -121,7 +122,7 @@ def _rows_of(
 ) -> list[int]:
     """Return the rows of these slices: of every case if `named`, else of a few that have them."""
     if not slices:
-        raise UsageError("slices must name one slice at least")
+        raise UsageError("slices must have at least one slice index")
     rows = np.flatnonzero(np.isin(index.slice_index, slices) & np.isin(index.case, numbers))
     n_found = np.bincount(index.case[rows], minlength=len(index.cases))
     complete = [number for number in numbers if n_found[number] == len(slices)]
@@ -132,7 +133,7 @@ def _rows_of(
         known = index.slice_index[np.isin(index.case, numbers)]
         raise UsageError(
             f"no case has {_slices_in_words(slices)}: "
-            f"those of {output.path} are within {known.min()} to {known.max()}"
+            f"slices in {output.path} are numbered {known.min()} to {known.max()}"
         )
     if not named:
         # Count one slice for each case, so that enough cases are chosen.
@@ -157,7 +158,7 @@ def _why_slices_missing(output: Output, index: SliceIndex, number: int, slices: 
     return (
         f"case {case.case_id} has no {_slices_in_words(dropped)}: dropped by --min_foreground "
         f"{output.config.min_foreground:g}; {plural(len(kept), 'slice')} of {total} "
-        f"were kept, within {kept.min()} to {kept.max()}"
+        f"were kept, from {kept.min()} to {kept.max()}"
     )
 
 

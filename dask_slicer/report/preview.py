@@ -155,7 +155,7 @@ def _figure(
         index = output.index
     rows = choose_rows(output, index, cases=cases, split=split, slices=slices, n=n_slices)
     if len(rows) > _MOST_SLICES:
-        raise UsageError(f"{len(rows)} slices are more than the {_MOST_SLICES} of one picture")
+        raise UsageError(f"{len(rows)} slices are too many, choose at most {_MOST_SLICES}")
     panels = read_panels(output, index, rows, window_size=window_size, labels=labels)
     return draw(
         panels,
@@ -213,11 +213,12 @@ def parse_slices(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (not dash or last.isdecimal())):
-            raise UsageError(f"--slices must be such as 3,10,20-30, got {text}")
+            raise UsageError(f"--slices must be a list such as 3,10,20-30, got {text}")
         start, end = int(first), int(last or first)
         if not 0 <= end - start < _MOST_SLICES:
             raise UsageError(
-                f"--slices {part.strip()} must be a range of 1 to {_MOST_SLICES} slices, upwards"
+                f"--slices {part.strip()} must be a range from low to high, of at most "
+                f"{_MOST_SLICES} slices"
             )
         numbers.update(range(start, end + 1))
     return sorted(numbers)

@@ -25,7 +25,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         return result
     labels = by_stem(volume_files(root / "labels"), result)
     result.reason = (
-        f"images holds {plural(len(images), 'volume')}, labels {len(labels)} of equal names"
+        f"images/ has {plural(len(images), 'volume')}, labels/ has {len(labels)}, paired by name"
     )
     result.cases = [
         Case(case_id=case_id, images=(str(path),), label=optional_text(labels.get(case_id)))

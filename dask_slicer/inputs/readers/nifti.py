@@ -201,13 +201,13 @@ def _nibabel_header(head: bytes) -> nib.Nifti1Header:
     if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
         raise UnsupportedImage("expected a NIfTI file, found half of an .hdr/.img pair; convert it")
     if offset < kind.sizeof_hdr:
-        raise CorruptFile(f"the header puts voxels at byte {offset}, inside itself")
+        raise CorruptFile(f"the header is damaged (it puts the voxels at its own byte {offset})")
     return cast(nib.Nifti1Header, header)
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if any(length < 1 for length in shape):
-        raise CorruptFile(f"the header promises the shape {'×'.join(map(str, shape))}")
+        raise CorruptFile(f"the header is damaged (it gives the shape {'×'.join(map(str, shape))})")
     volume, more = shape[:3], shape[3:]
     if len(volume) < 3:
         raise UnsupportedImage(f"expected a 3D volume, found {len(volume)}D {format_shape(shape)}")
@@ -222,7 +222,7 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
     try:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
-        raise CorruptFile(f"the header names no known data type ({error})") from None
+        raise CorruptFile(f"the header is damaged (unknown data type: {error})") from None
     if dtype.kind == "V" and not dtype.fields:
         raise UnsupportedImage("expected integers or floats up to 64 bits")
     if dtype.kind not in "iuf" or dtype.itemsize == 0:
@@ -237,9 +237,9 @@ def _check_backed(header: NiftiHeader) -> None:
     most = header.file_bytes * (_MOST_DEFLATED if header.gzipped else 1)
     if promised > most:
         raise CorruptFile(
-            f"the header promises {promised:,} bytes ({format_shape(header.shape)} "
-            f"{header.dtype}), "
-            f"the file of {header.file_bytes:,} bytes cannot hold them; it is cut or damaged"
+            f"the header gives {promised:,} bytes ({format_shape(header.shape)} "
+            f"{header.dtype}), but the file of {header.file_bytes:,} bytes cannot hold them; it is "
+            "cut off or damaged, copy it again"
         )
 
 
@@ -251,8 +251,11 @@ def _inflate(header: NiftiHeader) -> bytes:
         trailer = file.read(_TRAILER + 1)
     if len(inflated) < promised:
         raise CorruptFile(
-            f"the header promises {promised:,} bytes, the gzip stream holds {len(inflated):,}"
+            f"the header gives {promised:,} bytes, but the gzip stream holds {len(inflated):,}; "
+            "copy the file again"
         )
     if len(trailer) > _TRAILER:
-        raise CorruptFile(f"the gzip stream holds more than the {promised:,} bytes promised")
+        raise CorruptFile(
+            f"the gzip stream holds more than the {promised:,} bytes that the header gives"
+        )
     return inflated
