@@ -7,12 +7,12 @@ first message, with TLS it waits for the client.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
 import time
 from dataclasses import dataclass
-from json import JSONDecodeError, loads
 from pathlib import Path
 
 from dask_slicer.errors import ConfigError, SchedulerError
@@ -45,19 +45,13 @@ class TlsFiles:
                 raise ConfigError(f"cannot read {option} {path}: {error.strerror}") from None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False  # as in Dask: nodes of a cluster share a certificate
+        problem = f"tls_ca {self.ca} is no PEM certificate"
         try:
             context.load_verify_locations(self.ca)
-        except ssl.SSLError as error:
-            raise ConfigError(
-                f"tls_ca {self.ca} is no PEM certificate ({_reason(error)})"
-            ) from None
-        try:
+            problem = f"tls_cert {self.cert} and tls_key {self.key} are no certificate and its key"
             context.load_cert_chain(self.cert, self.key, password="")
         except ssl.SSLError as error:
-            raise ConfigError(
-                f"tls_cert {self.cert} and tls_key {self.key} are no certificate and its key "
-                f"({_reason(error)})"
-            ) from None
+            raise ConfigError(f"{problem} ({_reason(error)})") from None
         return context
 
 
@@ -88,20 +82,17 @@ def scheduler_address(address: str | None, scheduler_file: Path | None) -> str:
 
 def _address_in(scheduler_file: Path) -> str:
     try:
-        return str(loads(scheduler_file.read_text(encoding="utf-8"))["address"])
+        return str(json.loads(scheduler_file.read_text(encoding="utf-8"))["address"])
     except FileNotFoundError:
-        raise SchedulerError(
-            f"the scheduler_file {scheduler_file} does not exist; is the scheduler running?"
-        ) from None
+        problem = f"the scheduler_file {scheduler_file} does not exist; is the scheduler running?"
     except OSError as error:
-        raise SchedulerError(
-            f"cannot read the scheduler_file {scheduler_file}: {error.strerror}"
-        ) from None
-    except (JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise SchedulerError(
+        problem = f"cannot read the scheduler_file {scheduler_file}: {error.strerror}"
+    except (ValueError, KeyError, TypeError):  # not UTF-8, no JSON, or JSON of another kind
+        problem = (
             f"the scheduler_file {scheduler_file} holds no address; "
             "it must be what `dask scheduler --scheduler-file` writes"
-        ) from None
+        )
+    raise SchedulerError(problem)
 
 
 def check_reachable(
@@ -111,31 +102,27 @@ def check_reachable(
 
     Other protocols are not probed. A tls address without files needs a default context.
     """
-    protocol, _, location = address.partition("://")
+    protocol = address.partition("://")[0]
     if protocol == _TLS:
         context = tls.context() if tls is not None else default
         if context is None:
             raise ConfigError(f"{address} needs tls_ca, tls_cert and tls_key")
-        with _connected(address) as connection:
-            _check_tls(address, connection, context)
+        _check_tls(address, context)
     elif tls is not None:
         raise ConfigError(f"tls_ca, tls_cert and tls_key need a tls:// address, got {address}")
     elif protocol == _PLAIN:
-        _check_plain(address, location)
+        _check_plain(address)
 
 
-def _check_plain(address: str, location: str) -> None:
-    with _connected(address) as connection:
-        received = _first_bytes(connection, _SPEAK_SECONDS)
-    if received is None:
-        with _connected(address) as connection:
-            if _speaks_tls(connection):
-                raise SchedulerError(
-                    f"the scheduler at {address} uses TLS: give {_TLS}://{location} with --tls_ca, "
-                    "--tls_cert and --tls_key"
-                )
-        with _connected(address) as connection:  # it may be far away, or busy
-            received = _first_bytes(connection, _CONNECT_SECONDS)
+def _check_plain(address: str) -> None:
+    received = _first_bytes(address, _SPEAK_SECONDS)
+    if received is None and _speaks_tls(address):
+        raise SchedulerError(
+            f"the scheduler at {address} uses TLS: give {address.replace(_PLAIN, _TLS, 1)} with "
+            "--tls_ca, --tls_cert and --tls_key"
+        )
+    if received is None:  # it may be far away, or busy
+        received = _first_bytes(address, _CONNECT_SECONDS)
     if received is None:  # Dask's client would wait for it without end
         raise SchedulerError(
             f"{address} accepts connections, but has sent nothing for {_CONNECT_SECONDS:.0f} s: a "
@@ -143,6 +130,58 @@ def _check_plain(address: str, location: str) -> None:
         )
     if not 0 < int.from_bytes(received, "little") <= _MOST_BYTES:
         raise SchedulerError(f"the program that listens at {address} is not a Dask scheduler")
+
+
+def _first_bytes(address: str, seconds: float) -> bytes | None:
+    """Return what a server sends first, at most 8 bytes; None if it sends nothing."""
+    with _connected(address) as connection:
+        connection.settimeout(seconds)
+        try:
+            return connection.recv(_LENGTH_BYTES)
+        except TimeoutError:
+            return None
+        except OSError:
+            return b""
+
+
+def _speaks_tls(address: str) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with _connected(address) as connection:
+        connection.settimeout(_SPEAK_SECONDS)
+        try:
+            context.wrap_socket(connection).close()
+        except ssl.SSLError as error:
+            return _is_refusal(error)
+        except OSError:
+            return False
+    return True
+
+
+def _check_tls(address: str, context: ssl.SSLContext) -> None:
+    connection = _connected(address)
+    connection.settimeout(_CONNECT_SECONDS)
+    try:
+        with connection, context.wrap_socket(connection) as secured:
+            # In TLS 1.3 a server refuses a client's certificate only after the handshake.
+            if secured.recv(1):
+                return
+        reason = "it closed the connection; check whether it accepts the certificate of --tls_cert"
+    except ssl.SSLCertVerificationError as error:
+        reason = f"its certificate was not signed by --tls_ca: {error.verify_message}"
+    except ssl.SSLError as error:
+        reason = f"it does not use TLS ({_reason(error)}); try {_PLAIN}://"
+        if _is_refusal(error):
+            reason = f"it does not accept the certificate of --tls_cert: {_reason(error)}"
+    except TimeoutError:
+        reason = f"it does not use TLS, or has not answered within {_CONNECT_SECONDS:.0f} s"
+    except OSError as error:
+        reason = (
+            f"it closed the connection ({error.strerror or error}); check whether it uses TLS, and "
+            "accepts the certificate of --tls_cert"
+        )
+    raise SchedulerError(f"no connection to the Dask scheduler at {address}: {reason}")
 
 
 def _connected(address: str) -> socket.socket:
@@ -168,60 +207,10 @@ def _connected(address: str) -> socket.socket:
     )
 
 
-def _first_bytes(connection: socket.socket, seconds: float) -> bytes | None:
-    """Return the first 8 bytes, fewer if the other side closes; None if it sends nothing."""
-    connection.settimeout(seconds)
-    received = b""
-    try:
-        while (missing := _LENGTH_BYTES - len(received)) and (more := connection.recv(missing)):
-            received += more
-    except TimeoutError:
-        return received or None
-    except OSError:
-        return b""
-    return received
-
-
-def _speaks_tls(connection: socket.socket) -> bool:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    connection.settimeout(_SPEAK_SECONDS)
-    try:
-        context.wrap_socket(connection).close()
-    except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")  # a TLS server that refuses
-    except OSError:
-        return False
-    return True
-
-
-def _check_tls(address: str, connection: socket.socket, context: ssl.SSLContext) -> None:
-    connection.settimeout(_CONNECT_SECONDS)
-    try:
-        with context.wrap_socket(connection) as secured:
-            # In TLS 1.3 a server refuses a client's certificate only after the handshake.
-            if secured.recv(1):
-                return
-        reason = "it closed the connection; check whether it accepts the certificate of --tls_cert"
-    except ssl.SSLCertVerificationError as error:
-        reason = f"its certificate was not signed by --tls_ca: {error.verify_message}"
-    except ssl.SSLError as error:
-        refused = "ALERT" in (error.reason or "")
-        reason = (
-            f"it does not accept the certificate of --tls_cert: {_reason(error)}"
-            if refused
-            else f"it does not use TLS ({_reason(error)}); try {_PLAIN}://"
-        )
-    except TimeoutError:
-        reason = f"it does not use TLS, or has not answered within {_CONNECT_SECONDS:.0f} s"
-    except OSError as error:
-        reason = (
-            f"it closed the connection ({error.strerror or error}); check whether it uses TLS, and "
-            "accepts the certificate of --tls_cert"
-        )
-    raise SchedulerError(f"no connection to the Dask scheduler at {address}: {reason}")
-
-
 def _reason(error: ssl.SSLError) -> str:
     return (error.reason or str(error)).replace("_", " ").lower()
+
+
+def _is_refusal(error: ssl.SSLError) -> bool:
+    """Return whether a TLS server sent this error."""
+    return "ALERT" in (error.reason or "")

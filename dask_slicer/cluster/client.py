@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 
+from dask_slicer.cluster.rpc import ask_scheduler
 from dask_slicer.errors import SchedulerError, UsageError
+from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import format_value
 
 if TYPE_CHECKING:
@@ -49,10 +52,65 @@ SETTINGS = {
 }
 # A client, too, notices by these that it cannot reach its scheduler.
 _TIMEOUTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
+# Variables that work only if they are set when a process starts. Dask would set
+# MALLOC_TRIM_THRESHOLD_ too, with which glibc returns the memory of every plane and maps it again:
+# a third of the CPU time. One arena, since one thread allocates: others would map and unmap, too.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
 # The setting of pages that a scheduler serves, and the module of our page.
 _ROUTES, OUR_ROUTES = "distributed.scheduler.http.routes", "dask_slicer.monitoring.run_page"
-_PAGE = "dask-slicer"
-_PAGE_SECONDS = 5
+
+
+def variable_of(setting: str) -> str:
+    """Return the environment variable of a setting of Dask."""
+    return "DASK_" + setting.upper().replace(".", "__").replace("-", "_")
+
+
+@contextmanager
+def cluster_client(
+    start: Callable[..., Any],
+    close: Callable[[Any], None],
+    *,
+    workers: str,
+    dashboard_address: str,
+    settings: dict[str, Any],
+) -> Iterator[Client]:
+    """Start a cluster whose scheduler runs in this process; yield its client.
+
+    `start` makes it, given options of the scheduler and a level for logs. A busy port of the
+    dashboard falls back to a free one; `none` is no dashboard.
+    """
+    # Before the settings: this import adds defaults to Dask's configuration, which must stay when
+    # the settings end.
+    from distributed import Client
+
+    hidden = dashboard_address == "none"
+    scheduler_options = {
+        "dashboard_address": "127.0.0.1:0" if hidden else dashboard_address,
+        "dashboard": not hidden,
+    }
+    level = silence_dask()
+    log_level = {"logging.distributed": logging.getLevelName(level).lower()}
+    with (
+        dask.config.set(SETTINGS | log_level | settings | run_page_setting()),
+        ExitStack() as stack,
+    ):
+        with signals.deferred(), warnings.catch_warnings():
+            # "Port 8787 is already in use": the link that the run prints has the right port.
+            warnings.filterwarnings("ignore", message="Port .* is already in use")
+            try:
+                cluster = start(scheduler_options, level)
+            except (RuntimeError, OSError, ValueError) as error:
+                raise SchedulerError(f"cannot start {workers}: {error}") from error
+            stack.callback(close, cluster)
+            # Still without signals: nothing would close a client that is half made. It is not the
+            # default client: the rest of the program has no use for it.
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        yield client
 
 
 @contextmanager
@@ -151,16 +209,14 @@ def run_page_link(dashboard: str) -> str:
     'http://127.0.0.1:8787/dask-slicer'
     """
     server, slash, name = dashboard.rpartition("/")
-    return f"{server}/{_PAGE}" if slash and name == "status" else ""
+    return f"{server}/dask-slicer" if slash and name == "status" else ""
 
 
 def has_run_page(client: Client) -> bool:
     """Return whether a running scheduler was started with our page."""
     try:
-        routes = client.sync(
-            client.run_on_scheduler, dask.config.get, _ROUTES, callback_timeout=_PAGE_SECONDS
-        )
-    except Exception as error:  # it may be busy, or of another version; the page is optional
+        routes = ask_scheduler(client, client.run_on_scheduler, dask.config.get, _ROUTES)
+    except SchedulerError as error:  # it may be busy, or of another version; the page is optional
         _LOG.debug("Could not ask the scheduler for its pages: %s", error)
         return False
     return OUR_ROUTES in routes
@@ -178,14 +234,3 @@ def performance_report(client: Client, path: Path) -> Iterator[None]:
         except SchedulerError:
             stack.pop_all()  # the scheduler would have to write it
             raise
-
-
-# Variables that work only if they are set when a process starts. Dask would set
-# MALLOC_TRIM_THRESHOLD_ too, with which glibc returns the memory of every plane and maps it again:
-# a third of the CPU time. One arena, since one thread allocates: others would map and unmap, too.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
-}

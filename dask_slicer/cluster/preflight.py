@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,79 +17,23 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask
+
 from dask_slicer.cluster import probes
-from dask_slicer.cluster.client import SETTINGS
+from dask_slicer.cluster.client import SETTINGS, variable_of
 from dask_slicer.cluster.rpc import (
-    SCHEDULER,
+    OURS,
     ask_scheduler,
-    run_on_scheduler,
+    run_everywhere,
     run_on_workers,
+    send_package,
     versions,
 )
-from dask_slicer.cluster.upload import OURS, send_package
 from dask_slicer.errors import PreflightError
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, plural
 
 if TYPE_CHECKING:
     from distributed import Client
-
-
-def run_preflight(
-    client: Client, needs: Requirements, note: Callable[[str], None], *, module: str, upload: bool
-) -> None:
-    """Check a client's scheduler and workers before the first case; note what is useful to know.
-
-    Raises a PreflightError with a line for each problem. `module` is what computes cases there;
-    `upload` sends this package first, where it is missing or has other code.
-    """
-    result = Preflight()
-    check_versions(_own_versions(), versions(client, (*SAME, *ALIKE)), result)
-    result.raise_refusals()  # code must not be sent to another version of Python
-    descriptions = _describe_all(client, module)
-    if upload:
-        send_package(client, descriptions, note, module=module)
-        descriptions = _describe_all(client, module)
-    check_code(probes.describe(module), descriptions, result, uploaded=upload)
-    identity = ask_scheduler(client, client.scheduler.identity)  # type: ignore[union-attr]
-    check_workers(identity["workers"], needs, result)
-    result.raise_refusals()
-    check_disks(_try_files(client, needs), needs, result)
-    check_settings(run_on_scheduler(client, probes.dask_settings, tuple(WANTED)), result)
-    result.raise_refusals()
-    for text in result.notes:
-        note(text)
-
-
-def _own_versions() -> dict[str, str]:
-    return {"python": sys.version.split()[0]} | {name: version(name) for name in (*SAME, *ALIKE)}
-
-
-def _describe_all(client: Client, module: str) -> dict[str, Any]:
-    scheduler = run_on_scheduler(client, probes.describe, module)
-    return {SCHEDULER: scheduler} | run_on_workers(client, probes.describe, module)
-
-
-def _try_files(client: Client, needs: Requirements) -> dict[str, Any]:
-    """Return what `probes.try_files` returns on each worker; `seen`: its file is visible here."""
-    if not needs.temporary:
-        return run_on_workers(client, probes.try_files, "", needs.input_file)
-    content = uuid.uuid4().hex
-    folder = needs.output_dir / needs.temporary
-    folder.mkdir(exist_ok=True)
-    token = folder / f"preflight.{content[:8]}"
-    try:
-        token.write_text(content, encoding="ascii")
-        answers = run_on_workers(client, probes.try_files, str(token), needs.input_file)
-        for access in answers.values():
-            if isinstance(access, dict):
-                is_shared = access["token"] == content and Path(access["sibling"]).is_file()
-                access["seen"] = "yes" if is_shared else ""
-        return answers
-    finally:
-        for path in folder.glob(f"{token.name}*"):
-            path.unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()  # an earlier run may have left files in it
 
 
 # Graphs and results need the same version of these.
@@ -98,15 +42,15 @@ SAME = ("dask", "distributed")
 ALIKE = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
 # Settings that a scheduler should be started with: whether a value suits, and what it is good for.
 WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "distributed.scheduler.worker-saturation": (
+    "worker-saturation": (
         lambda value: value == 1.0,
         "gives a worker one volume at a time, so that none waits behind a slow case",
     ),
-    "distributed.scheduler.work-stealing": (
+    "work-stealing": (
         lambda value: value in (False, "false"),
         "never moves a volume to another worker",
     ),
-    "distributed.scheduler.allowed-failures": (
+    "allowed-failures": (
         lambda value: int(value) >= 3,
         "does not fail a case because another case killed its worker",
     ),
@@ -143,20 +87,48 @@ class Preflight:
             raise PreflightError("\n".join(self.refusals))
 
 
+def run_preflight(
+    client: Client, needs: Requirements, note: Callable[[str], None], *, module: str, upload: bool
+) -> None:
+    """Check a client's scheduler and workers before the first case; note what is useful to know.
+
+    Raises a PreflightError with a line for each problem. `module` is what computes cases there;
+    `upload` sends this package first, where it is missing or has other code.
+    """
+    result = Preflight()
+    own = {"python": sys.version} | {name: version(name) for name in (*SAME, *ALIKE)}
+    check_versions(own, versions(client, (*SAME, *ALIKE)), result)
+    result.raise_refusals()  # code must not be sent to another version of Python
+    descriptions = run_everywhere(client, probes.describe, module)
+    if upload:
+        send_package(client, descriptions, note, module=module)
+        descriptions = run_everywhere(client, probes.describe, module)
+    check_code(probes.describe(module), descriptions, result, uploaded=upload)
+    identity = ask_scheduler(client, client.scheduler.identity)  # type: ignore[union-attr]
+    check_workers(identity["workers"], needs, result)
+    result.raise_refusals()
+    check_disks(_try_files(client, needs), needs, result)
+    scheduler_settings = ask_scheduler(
+        client, client.run_on_scheduler, dask.config.get, "distributed.scheduler"
+    )
+    check_settings(scheduler_settings, result)
+    result.raise_refusals()
+    for text in result.notes:
+        note(text)
+
+
 def check_versions(own: Mapping[str, str], others: Mapping[str, Any], result: Preflight) -> None:
     """Compare versions of this process, also of python, with what `rpc.versions` returns."""
     answers = _answers(others, result)
     python = _minor(own["python"])
-    groups = _grouped(answers, lambda answer: _minor(answer["packages"]["python"]))
-    for other, names in groups.items():
+    for other, processes in _groups(answers, lambda answer: _minor(answer["packages"]["python"])):
         if other != python:
-            line = f"Python is {python} here, {other} on {_describe(names)}"
+            line = f"Python is {python} here, {other} on {processes}"
             result.refuse(f"{line}; use the same version everywhere")
     for package in (*SAME, *ALIKE):
         release = own[package]
         installed = {name: answer["packages"][package] for name, answer in answers.items()}
-        for other, names in _grouped(installed, str).items():
-            processes = _describe(names)
+        for other, processes in _groups(installed, str):
             line = f"{package} is {release} here, {other} on {processes}"
             if other == "None":
                 remedy = f"install {package}=={release} there"
@@ -173,9 +145,8 @@ def check_code(
     """Compare this package with those of other processes, as `probes.describe` returns them."""
     remedy = f"install {OURS}=={own['version']} there"
     remedy += "" if uploaded else ", or add --upload_code"
-    groups = _grouped(_answers(others, result), itemgetter("version", "code", "fault"))
-    for (release, code, fault), names in groups.items():
-        processes = _describe(names)
+    groups = _groups(_answers(others, result), itemgetter("version", "code", "fault"))
+    for (release, code, fault), processes in groups:
         if not release:
             result.refuse(f"{OURS} is missing on {processes}; {remedy}")
         elif release != own["version"]:
@@ -221,36 +192,52 @@ def check_workers(
         )
 
 
+def _try_files(client: Client, needs: Requirements) -> dict[str, Any]:
+    """Return what `probes.try_files` returns on each worker whose file is visible here."""
+    if not needs.temporary:
+        return run_on_workers(client, probes.try_files, "", needs.input_file)
+    content = uuid.uuid4().hex
+    folder = needs.output_dir / needs.temporary
+    folder.mkdir(exist_ok=True)
+    token = folder / f"preflight.{content[:8]}"
+    try:
+        token.write_text(content, encoding="ascii")
+        answers = run_on_workers(client, probes.try_files, str(token), needs.input_file)
+        for access in answers.values():
+            if isinstance(access, dict) and not access["output_fault"]:
+                is_shared = access["token"] == content and Path(access["sibling"]).is_file()
+                access["output_fault"] = "" if is_shared else "another disk, at the same path"
+        return answers
+    finally:
+        for path in folder.glob(f"{token.name}*"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()  # an earlier run may have left files in it
+
+
 def check_disks(accesses: Mapping[str, Any], needs: Requirements, result: Preflight) -> None:
     """Check that workers read and write the disks of this process, given `_try_files`."""
     answers = _answers(accesses, result)
-    for fault, names in _grouped(answers, _output_fault).items():
-        if fault and needs.temporary:
-            result.refuse(
-                f"{_describe(names)} cannot write to the same {needs.output_dir} as this process "
-                f"({fault}); the output {_SHARED}"
-            )
-    for fault, names in _grouped(answers, lambda answer: answer["input_fault"].lower()).items():
+    for fault, processes in _groups(answers, lambda answer: answer["output_fault"].lower()):
         if fault:
             result.refuse(
-                f"{_describe(names)} cannot read {needs.input_file} ({fault}); scans {_SHARED}"
+                f"{processes} cannot write to the same {needs.output_dir} as this process "
+                f"({fault}); the output {_SHARED}"
             )
+    for fault, processes in _groups(answers, lambda answer: answer["input_fault"].lower()):
+        if fault:
+            result.refuse(f"{processes} cannot read {needs.input_file} ({fault}); scans {_SHARED}")
 
 
-def _output_fault(access: Mapping[str, str]) -> str:
-    if access["output_fault"]:
-        return access["output_fault"].lower()
-    return "" if access.get("seen") else "another disk, at the same path"
-
-
-def check_settings(settings: Mapping[str, Any], result: Preflight) -> None:
-    """Note with which settings a scheduler would work better."""
-    better = {name: good for name, (suits, good) in WANTED.items() if not suits(settings[name])}
+def check_settings(settings: dict[str, Any], result: Preflight) -> None:
+    """Note with which settings a scheduler would work better; these are its own."""
+    better = {
+        f"distributed.scheduler.{name}": good
+        for name, (suits, good) in WANTED.items()
+        if not suits(dask.config.get(name, config=settings))
+    }
     if better:
-        advice = " ".join(
-            f"DASK_{name.upper().replace('.', '__').replace('-', '_')}={SETTINGS[name]}"
-            for name in better
-        )
+        advice = " ".join(f"{variable_of(name)}={SETTINGS[name]}" for name in better)
         result.notes.append(
             "the scheduler can be used as it is, but would do better if it was started with "
             f"{advice}: it then {', '.join(better.values())}"
@@ -259,32 +246,30 @@ def check_settings(settings: Mapping[str, Any], result: Preflight) -> None:
 
 def _answers(others: Mapping[str, Any], result: Preflight) -> dict[str, Any]:
     """Return the answers without errors, which are problems."""
-    for fault, names in _grouped(others, _error_text).items():
-        if fault:
-            result.refuse(
-                f"{_describe(names)} cannot be used ({fault}); stop or restart what does not answer"
-            )
-    return {name: answer for name, answer in others.items() if not _error_text(answer)}
+    errors = {name: other for name, other in others.items() if isinstance(other, BaseException)}
+    for fault, processes in _groups(errors, _error_text):
+        result.refuse(f"{processes} cannot be used ({fault}); stop or restart what does not answer")
+    return {name: answer for name, answer in others.items() if name not in errors}
 
 
-def _error_text(answer: Any) -> str:
-    if not isinstance(answer, BaseException):
-        return ""
-    return str(answer) if isinstance(answer, TimeoutError) else f"{type(answer).__name__}: {answer}"
+def _error_text(error: BaseException) -> str:
+    return str(error) if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
 
 
-def _grouped(others: Mapping[str, Any], key: Callable[[Any], Any]) -> dict[Any, list[str]]:
+def _groups(others: Mapping[str, Any], key: Callable[[Any], Any]) -> Iterator[tuple[Any, str]]:
+    """Yield each value that a key has in other processes, with these processes in words."""
     groups: defaultdict[Any, list[str]] = defaultdict(list)
     for name, answer in others.items():
         groups[key(answer)].append(name)
-    return dict(groups)
+    for value, names in groups.items():
+        yield value, _describe(names)
 
 
 def _minor(python: str) -> str:
     return ".".join(python.split(".")[:2])
 
 
-def _describe(names: Iterable[str]) -> str:
+def _describe(names: Sequence[str]) -> str:
     """Return the scheduler, and the number of workers on each host, in words.
 
     Examples
@@ -292,12 +277,8 @@ def _describe(names: Iterable[str]) -> str:
     >>> _describe(["the scheduler", "tcp://node1:38411", "tcp://node1:38412"])
     'the scheduler, 2 workers on node1'
     """
-    hosts: defaultdict[str, int] = defaultdict(int)
-    words = []
-    for name in names:
-        if "://" in name:
-            hosts[name.rpartition("://")[2].rpartition(":")[0]] += 1
-        else:
-            words.append(name)
+    words = [name for name in names if "://" not in name]
+    addresses = [name.rpartition("://")[2] for name in names if "://" in name]
+    hosts = Counter(address.rpartition(":")[0] for address in addresses)
     words += [f"{plural(n, 'worker')} on {host}" for host, n in sorted(hosts.items())]
     return first_few(words)

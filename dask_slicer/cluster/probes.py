@@ -6,7 +6,6 @@ they import what they need themselves, and return builtins only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 
@@ -88,13 +87,6 @@ def try_files(token: str, input_file: str) -> dict[str, str]:
     except OSError as error:
         access["input_fault"] = error.strerror or str(error)
     return access
-
-
-def dask_settings(names: Sequence[str]) -> dict[str, Any]:
-    """Return settings of Dask in this process."""
-    import dask
-
-    return {name: dask.config.get(name, None) for name in names}
 
 
 def n_tasks(dask_scheduler: Any) -> int:

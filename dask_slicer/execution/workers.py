@@ -131,6 +131,7 @@ def _in_jobs(
     config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
 ) -> Iterator[_Workers]:
     from dask_slicer.cluster import jobqueue
+    from dask_slicer.cluster.client import dashboard_link
 
     memory = config.memory // config.cores
     if memory < peak_bytes:
@@ -150,7 +151,7 @@ def _in_jobs(
         note=observer.note,
     ) as client:
         where = f"in {plural(n_jobs, 'job')} of {config.cluster}{each}"
-        yield _Workers(client, where, jobqueue.dashboard_link(client, config.dashboard_address))
+        yield _Workers(client, where, dashboard_link(client))
 
 
 @contextmanager
