@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from dask_slicer.cluster.address import VARIABLE, TlsFiles, check_reachable, scheduler_address
+from dask_slicer.cluster.remote import VARIABLE, TlsFiles, check_reachable, scheduler_address
 from dask_slicer.errors import ConfigError, DaskSlicerError, SchedulerError
 
 pytestmark = pytest.mark.versions
@@ -155,14 +155,14 @@ def test_a_server_that_is_not_dask_or_closes_the_connection(said) -> None:
 
 
 def test_a_server_that_sends_nothing(monkeypatch) -> None:
-    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
-    monkeypatch.setattr("dask_slicer.cluster.address._CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("dask_slicer.cluster.remote._SPEAK_SECONDS", 0.3)
+    monkeypatch.setattr("dask_slicer.cluster.remote._CONNECT_SECONDS", 1.0)
     with listening(lambda _: None) as place:
         assert "has said nothing for 1 s" in refusal(f"tcp://{place}")
 
 
 def test_a_slow_scheduler(monkeypatch) -> None:
-    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
+    monkeypatch.setattr("dask_slicer.cluster.remote._SPEAK_SECONDS", 0.3)
 
     def serve(connection: socket.socket) -> None:
         time.sleep(1)
@@ -174,7 +174,7 @@ def test_a_slow_scheduler(monkeypatch) -> None:
 
 
 def test_a_tcp_address_of_a_scheduler_with_tls(monkeypatch, certificates) -> None:
-    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 1.0)
+    monkeypatch.setattr("dask_slicer.cluster.remote._SPEAK_SECONDS", 1.0)
     with listening(_tls_server(certificates.ours)) as place:
         assert f"talks TLS: use tls://{place} with --tls_ca" in refusal(f"tcp://{place}")
 
