@@ -1,7 +1,6 @@
 """Slurm, PBS, SGE and LSF: options of jobs, and parsing of their queues.
 
-dask-jobqueue writes the job scripts, and has the commands that submit and cancel jobs; this module
-runs no command.
+dask-jobqueue writes the job scripts, and submits and cancels jobs; this module runs no command.
 """
 
 from __future__ import annotations
@@ -114,13 +113,6 @@ def lifetime(settings: JobSettings) -> tuple[float, float]:
     """Return the seconds after which workers stop cleanly, and how far they vary at random.
 
     So the walltime cuts off no job, and the jobs of a run do not all end together.
-
-    Examples
-    --------
-    >>> lifetime(JobSettings(walltime="01:00:00")), lifetime(JobSettings(walltime="00:01:00"))
-    ((3240.0, 0.0), (30.0, 0.0))
-    >>> lifetime(JobSettings(walltime="1-00:00:00", jobs=8))
-    (85800.0, 300.0)
     """
     walltime = walltime_seconds(settings.walltime)
     margin = min(max(walltime / 10, _SHORTEST_MARGIN), _LONGEST_MARGIN, walltime / 2)
@@ -137,6 +129,7 @@ def job_keywords(settings: JobSettings, *, logs: Path) -> dict[str, Any]:
     arguments = ["--dashboard-address", "127.0.0.1:0", "--lifetime", f"{seconds:.0f}s"]
     if stagger:
         arguments += ["--lifetime-stagger", f"{stagger:.0f}s"]
+    log = f"{logs}/{system.log}"
     # Workers in jobs get Dask's settings as variables only.
     variables: dict[str, object] = {**ENVIRONMENT, **_GLIBC}
     for name, value in SETTINGS.items():
@@ -146,7 +139,7 @@ def job_keywords(settings: JobSettings, *, logs: Path) -> dict[str, Any]:
         "worker_extra_args": arguments,
         "job_extra_directives": [
             *system.directives,
-            f"-o {_quoted(f'{logs}/{system.log}')}",
+            f'-o "{log}"' if re.search(r"\s", log) else f"-o {log}",
             *settings.job_extra,
         ],
         "job_script_prologue": [
@@ -184,18 +177,8 @@ def _walltime(settings: JobSettings) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def _quoted(path: str) -> str:
-    return f'"{path}"' if re.search(r"\s", path) else path
-
-
 def listed_jobs(system: BatchSystem, text: str) -> dict[str, ListedJob]:
-    r"""Return the jobs of a list, by number, without those that have ended.
-
-    Examples
-    --------
-    >>> listed_jobs(SYSTEMS["slurm"], "7 R None\n8 PD Resources\n9 CA None\n")["8"]
-    ListedJob(is_queued=True, reason='Resources')
-    """
+    """Return the jobs of a list, by number, without those that have ended."""
     jobs = {}
     for line in text.splitlines():
         fields = line.split()
@@ -212,14 +195,7 @@ def listed_jobs(system: BatchSystem, text: str) -> dict[str, ListedJob]:
 
 
 def error_text(error: Exception) -> str:
-    r"""Return the batch system's own words in an error of dask-jobqueue for a failed command.
-
-    Examples
-    --------
-    >>> output = "stdout:\n\nstderr:\nsbatch: error: no such partition\nsbatch: error: failed\n"
-    >>> error_text(RuntimeError(f"Command exited with non-zero exit code.\n{output}"))
-    'no such partition; failed'
-    """
+    """Return the batch system's own words in an error of dask-jobqueue for a failed command."""
     text = str(error)
     _, _, words = text.partition("stderr:\n")
     if not words.strip():  # some systems print errors to stdout

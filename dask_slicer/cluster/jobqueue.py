@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from dask_slicer.cluster.batch_system import (
 from dask_slicer.cluster.client import cluster_client
 from dask_slicer.cluster.job_monitor import JobMonitor, Note
 from dask_slicer.config.run_settings import JobSettings
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import format_time
@@ -43,28 +44,20 @@ _CLOSE_SECONDS, _CANCEL_SECONDS = 5, 10
 
 
 @contextmanager
-def job_client(
-    settings: JobSettings,
-    *,
-    n_jobs: int,
-    dashboard_address: str,
-    output_dir: Path,
-    keep_logs: bool,
-    note: Note,
-) -> Iterator[Client]:
+def job_client(config: RunConfig, *, n_jobs: int, keep_logs: bool, note: Note) -> Iterator[Client]:
     """Start a scheduler here and workers in batch jobs; yield the client.
 
     The jobs are only submitted by then: `wait_for_workers` waits for the first worker. With
     `keep_logs`, an empty folder of logs stays: jobs of another run may be about to print there.
     """
-    cluster_class = _cluster_class(settings)
-    _check_machine(settings, cluster_class.job_cls)
-    logs = output_dir / LOGS
-    dask_settings = _fixed_settings(settings)
-    dashboard_host = dashboard_address.rpartition(":")[0]
+    cluster_class = _cluster_class(config)
+    _check_machine(config, cluster_class.job_cls)
+    logs = config.output_dir / LOGS
+    settings = _fixed_settings(config)
+    dashboard_host = config.dashboard_address.rpartition(":")[0]
     if dashboard_host not in ("", "0.0.0.0"):  # noqa: S104, not to listen there
         # In its link, Dask takes the host of the scheduler.
-        dask_settings["distributed.dashboard.link"] = f"http://{dashboard_host}:{{port}}/status"
+        settings["distributed.dashboard.link"] = f"http://{dashboard_host}:{{port}}/status"
 
     def start(scheduler_options: dict[str, Any], log_level: int) -> Any:
         cluster = cluster_class(
@@ -72,31 +65,28 @@ def job_client(
             job_cls=_job_class(cluster_class.job_cls),
             silence_logs=log_level,
             scheduler_options=scheduler_options,
-            **job_keywords(settings, logs=logs),
+            **job_keywords(config, logs=logs),
         )
-        cluster.job_monitor = JobMonitor(
-            cluster, system=SYSTEMS[str(settings.cluster)], n_jobs=n_jobs, logs=logs, note=note
-        )
-        cluster.loop.add_callback(cluster.job_monitor.start)
+        system = SYSTEMS[str(config.cluster)]
+        monitor = JobMonitor(cluster, system=system, n_jobs=n_jobs, logs=logs, note=note)
+        cluster.job_monitor = monitor
+        cluster.loop.add_callback(monitor.start)
         return cluster
 
-    with ExitStack() as stack:
-        logs.mkdir(parents=True, exist_ok=True)
-        if not keep_logs:
-            stack.callback(_remove_if_empty, logs)
-        client = stack.enter_context(
-            cluster_client(
-                start,
-                partial(_close, note=note),
-                workers="a scheduler here",
-                dashboard_address=dashboard_address,
-                settings=dask_settings,
-            )
-        )
-        try:
+    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        with cluster_client(
+            start,
+            partial(_close, note=note),
+            workers="a scheduler here",
+            dashboard_address=config.dashboard_address,
+            settings=settings,
+        ) as client:
             yield client
-        finally:
-            _cancel(client.cluster)
+    finally:
+        if not keep_logs:
+            with suppress(OSError):  # it is not empty
+                logs.rmdir()
 
 
 def wait_for_workers(client: Client, note: Note) -> None:
@@ -201,31 +191,25 @@ def _job_class(base: Any) -> Any:
     return Job
 
 
-def _cancel(cluster: Any) -> None:
-    """Cancel all jobs with one command."""
-    cluster.job_monitor.is_over.set()
-    jobs = _submitted_jobs(cluster)
-    if not jobs:
-        return
-    try:
-        with signals.deferred():  # Ctrl-C would end the command, too
-            subprocess.run(  # noqa: S603
-                _cancel_command(jobs),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=True,
-                timeout=_CANCEL_SECONDS,
-            )
-    except (OSError, subprocess.SubprocessError) as error:
-        # Some may have ended; closing the cluster cancels each job by itself.
-        _LOG.info("Could not cancel all jobs with one command: %s", error)
-    else:
-        for job in jobs:
-            job.job_id = None
-
-
 def _close(cluster: Any, *, note: Note) -> None:
-    """Cancel the remaining jobs, also those that are being submitted."""
+    """Cancel all jobs with one command, and then those that are being submitted."""
+    cluster.job_monitor.is_over.set()
+    if jobs := _submitted_jobs(cluster):
+        try:
+            with signals.deferred():  # Ctrl-C would end the command, too
+                subprocess.run(  # noqa: S603
+                    _cancel_command(jobs),
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=True,
+                    timeout=_CANCEL_SECONDS,
+                )
+        except (OSError, subprocess.SubprocessError) as error:
+            # Some may have ended; closing the cluster cancels each job by itself.
+            _LOG.info("Could not cancel all jobs with one command: %s", error)
+        else:
+            for job in jobs:
+                job.job_id = None
     with suppress(TimeoutError):
         # Not during a submission, whose job would stay unknown.
         cluster.sync(cluster.job_monitor.stop, callback_timeout=_CLOSE_SECONDS)
@@ -243,8 +227,3 @@ def _submitted_jobs(cluster: Any) -> list[Any]:
 
 def _cancel_command(jobs: list[Any]) -> list[str]:
     return [jobs[0].cancel_command, *(job.job_id for job in jobs)]
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):
-        folder.rmdir()

@@ -270,13 +270,7 @@ def _minor(python: str) -> str:
 
 
 def _describe(names: Sequence[str]) -> str:
-    """Return the scheduler, and the number of workers on each host, in words.
-
-    Examples
-    --------
-    >>> _describe(["the scheduler", "tcp://node1:38411", "tcp://node1:38412"])
-    'the scheduler, 2 workers on node1'
-    """
+    """Return the scheduler, and the number of workers on each host, in words."""
     words = [name for name in names if "://" not in name]
     addresses = [name.rpartition("://")[2] for name in names if "://" in name]
     hosts = Counter(address.rpartition(":")[0] for address in addresses)

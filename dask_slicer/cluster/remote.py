@@ -51,7 +51,7 @@ def remote_client(settings: SchedulerSettings, note: Callable[[str], None]) -> I
     Raises a SchedulerError if it does not answer within 10 s, or has too few workers in time.
     """
     address = _wait_for_address(settings)
-    with client_timeouts(), connect(address, tls_files(settings)) as client:
+    with connect(address, tls_files(settings)) as client:
         _wait_for_workers(client, address, settings, note)
         yield client
 
@@ -75,23 +75,19 @@ def connect(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Clie
             tls_client_key=str(tls.key),
             require_encryption=True,
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # preflight reports other versions
-            client = Client(
-                address,
-                timeout=_CONNECT_SECONDS,
-                security=security,
-                set_as_default=False,
-                **options,
-            )
-    except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise _unreachable(address, reason) from error
-    try:
-        yield client
-    finally:
-        client.close(_CLOSE_SECONDS)
+    options |= {"timeout": _CONNECT_SECONDS, "security": security, "set_as_default": False}
+    with client_timeouts():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # preflight reports other versions
+                client = Client(address, **options)
+        except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise _unreachable(address, reason) from error
+        try:
+            yield client
+        finally:
+            client.close(_CLOSE_SECONDS)
 
 
 def _wait_for_address(settings: SchedulerSettings) -> str:

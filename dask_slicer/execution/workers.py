@@ -145,8 +145,6 @@ def _in_jobs(
     with jobqueue.job_client(
         config,
         n_jobs=n_jobs,
-        dashboard_address=config.dashboard_address,
-        output_dir=config.output_dir,
         keep_logs=bool(locked_partitions(config.output_dir)),
         note=observer.note,
     ) as client:

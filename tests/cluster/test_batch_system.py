@@ -18,6 +18,8 @@ def _no_settings_of_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "expected"),
     [
         ({"walltime": "01:00:00"}, (3240, 0)),
+        ({"walltime": "00:01:00"}, (30, 0)),
+        ({"walltime": "1-00:00:00", "jobs": 8}, (85800, 300)),
         ({"walltime": "01:00:00", "jobs": 2}, (3240, 180)),
         ({"walltime": "00:05:00", "jobs": 2}, (240, 24)),
         ({"walltime": "00:01:00", "jobs": 2}, (30, 3)),
@@ -72,6 +74,7 @@ def test_a_listing_says_which_jobs_are_queued_and_which_run(system: str) -> None
             "invalid partition: x; no",
         ),
         ("", "qsub: Unknown queue\n", "Unknown queue"),
+        ("", "sbatch: error: no queue\nsbatch: error: failed\n", "no queue; failed"),
         ("Request aborted by esub.\n", "", "Request aborted by esub."),
     ],
 )

@@ -84,6 +84,7 @@ def refusal(address: str, tls: TlsFiles | None = None) -> str:
     [
         ("tcp://host:8786", "tcp://host:8786"),
         ("host:8786", "tcp://host:8786"),
+        ("node7:8786", "tcp://node7:8786"),
         ("tls://[::1]:8786", "tls://[::1]:8786"),
         ("ucx://host:13337", "ucx://host:13337"),
     ],
