@@ -44,7 +44,7 @@ ALIKE = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
 WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "worker-saturation": (
         lambda value: value == 1.0,
-        "gives a worker one volume at a time, so that none waits behind a slow case",
+        "gives a worker one volume at a time so that none waits behind a slow case",
     ),
     "work-stealing": (
         lambda value: value in (False, "false"),
@@ -239,16 +239,18 @@ def check_settings(settings: dict[str, Any], result: Preflight) -> None:
     if better:
         advice = " ".join(f"{variable_of(name)}={SETTINGS[name]}" for name in better)
         result.notes.append(
-            "the scheduler can be used as it is, but would do better if it was started with "
-            f"{advice}: it then {', '.join(better.values())}"
+            f"the scheduler can be used as it is, but works better if started with {advice}: it "
+            f"then {', '.join(better.values())}"
         )
 
 
 def _answers(others: Mapping[str, Any], result: Preflight) -> dict[str, Any]:
     """Return the answers without errors, which are problems."""
     errors = {name: other for name, other in others.items() if isinstance(other, BaseException)}
+    faults = [_error_text(error) for error in errors.values()]
     for fault, processes in _groups(errors, _error_text):
-        result.refuse(f"{processes} cannot be used ({fault}); stop or restart what does not answer")
+        them = "it" if faults.count(fault) == 1 else "them"
+        result.refuse(f"{processes} cannot be used ({fault}); stop or restart {them}")
     return {name: answer for name, answer in others.items() if name not in errors}
 
 

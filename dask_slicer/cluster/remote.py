@@ -264,7 +264,7 @@ def _check_tls(address: str, context: ssl.SSLContext) -> None:
                 return
         reason = "it closed the connection; check whether it accepts the certificate of --tls_cert"
     except ssl.SSLCertVerificationError as error:
-        reason = f"its certificate was not signed by --tls_ca: {error.verify_message}"
+        reason = f"its certificate cannot be verified with --tls_ca: {error.verify_message}"
     except ssl.SSLError as error:
         reason = f"it does not use TLS ({_reason(error)}); try {_PLAIN}://"
         if _is_refusal(error):

@@ -153,7 +153,7 @@ def send_package(
         if n_tasks := run_on_scheduler(client, probes.n_tasks):
             raise SchedulerError(
                 f"--upload_code would replace {OURS} while the scheduler has "
-                f"{plural(n_tasks, 'task')} to run; wait until they end, or use another scheduler"
+                f"{plural(n_tasks, 'task')}; wait until it has none, or use another scheduler"
             )
         run_everywhere(client, probes.forget_package, module, own["code"])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -100,10 +100,10 @@ def why_not_written(n_failed: int, n_left: int) -> str:
     Examples
     --------
     >>> why_not_written(1, 4)
-    '1 failed, see failures.csv; 4 not run yet, repeat the run command for them'
+    '1 failed, see failures.csv; 4 not run yet, repeat the run command to continue'
     """
     why = [f"{n_failed} failed, see failures.csv"] if n_failed else []
-    why += [f"{n_left} not run yet, repeat the run command for them"] if n_left > 0 else []
+    why += [f"{n_left} not run yet, repeat the run command to continue"] if n_left > 0 else []
     return "; ".join(why)
 
 
