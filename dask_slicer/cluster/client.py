@@ -1,4 +1,4 @@
-"""Dask clients: settings for schedulers and workers, checks, dashboard link.
+"""Dask clients: settings for schedulers and workers, checks, links.
 
 Functions import `distributed` when they are called: that takes half a second.
 """
@@ -9,8 +9,8 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,6 @@ from dask_slicer.utils.formatting import format_value
 if TYPE_CHECKING:
     from distributed import Client
 
-
-_LOG = logging.getLogger(__name__)
 
 # Each was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
 SETTINGS = {
@@ -130,10 +128,7 @@ def client_timeouts() -> Iterator[None]:
 
 
 def silence_dask() -> int:
-    """Silence Dask's log below -vv; return its level.
-
-    The run itself reports a worker that was killed, or a scheduler that was lost.
-    """
+    """Silence Dask's log below -vv, since a run reports what is lost; return its level."""
     debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
     level = logging.WARNING if debugging else logging.CRITICAL
     for name in ("distributed", "distributed.client"):  # each has its own level
@@ -143,15 +138,10 @@ def silence_dask() -> int:
 
 def default_client() -> Client | None:
     """Return the default client of this process, as a notebook may have; None if there is none."""
-    # A program with a client has imported `distributed`.
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        client: Client = distributed.default_client()
-    except ValueError:
-        return None
-    return None if client.asynchronous else client
+    with suppress(KeyError, ValueError):  # nothing has imported `distributed`, or made a client
+        client: Client = sys.modules["distributed"].default_client()
+        return None if client.asynchronous else client
+    return None
 
 
 def check_usable(client: Any) -> None:
@@ -168,13 +158,13 @@ def check_usable(client: Any) -> None:
         raise UsageError(f"the client {lost} (status {client.status}); make a new one")
 
 
-def memory_limit(client: Client, *, of: Callable[[Iterable[float]], float] = max) -> int | None:
+def memory_limit(client: Client, *, of: Callable[..., float] = max) -> int | None:
     """Return the largest (or least) memory of a worker for one case, in bytes; None: no limit."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     limits = [
         worker["memory_limit"] // max(worker["nthreads"], 1) or math.inf for worker in workers
     ]
-    limit = of(limits) if limits else math.inf
+    limit = of(limits, default=math.inf)
     return None if math.isinf(limit) else int(limit)
 
 
@@ -189,11 +179,6 @@ def address(client: Client) -> str:
     return str(client.scheduler_info(n_workers=0)["address"])
 
 
-def dashboard_link(client: Client) -> str:
-    """Return the link of the dashboard; empty if there is none."""
-    return str(client.dashboard_link or "")
-
-
 def run_page_setting() -> dict[str, list[str]]:
     """Return the setting with which a scheduler serves our page in addition to its own."""
     routes = list(dask.config.get(_ROUTES))
@@ -201,25 +186,17 @@ def run_page_setting() -> dict[str, list[str]]:
 
 
 def run_page_link(dashboard: str) -> str:
-    """Return the link of our page, given that of the dashboard; empty if that is another page.
-
-    Examples
-    --------
-    >>> run_page_link("http://127.0.0.1:8787/status")
-    'http://127.0.0.1:8787/dask-slicer'
-    """
+    """Return the link of our page, given that of the dashboard; empty if that is another page."""
     server, slash, name = dashboard.rpartition("/")
     return f"{server}/dask-slicer" if slash and name == "status" else ""
 
 
 def has_run_page(client: Client) -> bool:
     """Return whether a running scheduler was started with our page."""
-    try:
+    with suppress(SchedulerError):  # it may be busy, or of another version; the page is optional
         routes = ask_scheduler(client, client.run_on_scheduler, dask.config.get, _ROUTES)
-    except SchedulerError as error:  # it may be busy, or of another version; the page is optional
-        _LOG.debug("Could not ask the scheduler for its pages: %s", error)
-        return False
-    return OUR_ROUTES in routes
+        return OUR_ROUTES in routes
+    return False
 
 
 @contextmanager

@@ -12,16 +12,14 @@ import getpass
 import logging
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dask_slicer.cluster.batch_system import BatchSystem, ListedJob, error_text, listed_jobs
 from dask_slicer.cluster.dask_private import run_batch_command
+from dask_slicer.cluster.rpc import Note
 from dask_slicer.utils.formatting import escape_line, plural
-
-Note = Callable[[str], None]
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,10 +38,7 @@ _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 10.0, 60.0
 
 
 class JobMonitor:
-    """Keeps a number of jobs submitted; runs in the event loop of a cluster.
-
-    The cluster is one of dask-jobqueue, with jobs of the class that `jobqueue` makes.
-    """
+    """Keeps jobs of the class in `jobqueue` submitted; runs in the event loop of their cluster."""
 
     def __init__(
         self, cluster: Any, *, system: BatchSystem, n_jobs: int, logs: Path, note: Note
@@ -105,7 +100,6 @@ class JobMonitor:
             now_without = self._jobs_without_workers()
             without = {name: job for name, job in now_without.items() if name in without}
         ends = {name: end for name, job in without.items() if (end := self._end_of(job))}
-        gone = [without[name] for name in ends]
         failures = [end for name, end in ends.items() if not without[name].has_joined]
         if failures:
             self._failures += failures
@@ -114,7 +108,7 @@ class JobMonitor:
         if ends and not self.is_over.is_set():
             await self._cluster.scale_down(ends)  # which cancels what may be left of them
         if self._failures and not self.n_joined:
-            is_refused = any(job.refusal for job in gone)
+            is_refused = any(without[name].refusal for name in ends)
             is_first = self._had_no_worker and not self._cluster.workers
             if (is_first and is_refused) or len(self._failures) >= _MOST_FAILURES:
                 self.failure = self._failures[-1]
@@ -170,10 +164,7 @@ class JobMonitor:
         return True
 
     def _end_of(self, job: Any) -> str:
-        """Return why a job without a worker will have none any more; empty if it may have one.
-
-        It may while it is queued, or its worker is being restarted.
-        """
+        """Return why a job without a worker will have none any more; empty if it may have one."""
         is_unlisted = job.n_times_unlisted >= _MOST_UNLISTED
         if job.has_joined:
             is_silent = time.monotonic() - job.last_seen > _SILENT_SECONDS

@@ -24,7 +24,8 @@ from dask_slicer.cluster.batch_system import (
     job_keywords,
 )
 from dask_slicer.cluster.client import cluster_client
-from dask_slicer.cluster.job_monitor import JobMonitor, Note
+from dask_slicer.cluster.job_monitor import JobMonitor
+from dask_slicer.cluster.rpc import Note
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import SchedulerError, UsageError
@@ -90,10 +91,7 @@ def job_client(config: RunConfig, *, n_jobs: int, keep_logs: bool, note: Note) -
 
 
 def wait_for_workers(client: Client, note: Note) -> None:
-    """Wait until the first job has a worker, with a note now and then.
-
-    Raises a SchedulerError if the batch system refuses the jobs, or they end too soon.
-    """
+    """Wait for the first worker, with a note now and then; raise a SchedulerError if none comes."""
     monitor: JobMonitor = client.cluster.job_monitor  # type: ignore[union-attr]  # by `job_client`
     began = noted = time.monotonic()
     while has_pending_jobs(client):
@@ -106,10 +104,7 @@ def wait_for_workers(client: Client, note: Note) -> None:
 
 
 def has_pending_jobs(client: Client) -> bool:
-    """Return whether a client still waits for its first worker, whose job is queued or starting.
-
-    Raises a SchedulerError if no worker will start.
-    """
+    """Return whether no job has a worker yet; raise a SchedulerError if none will have one."""
     monitor = getattr(client.cluster, "job_monitor", None)
     if not isinstance(monitor, JobMonitor):
         return False

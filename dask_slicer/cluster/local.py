@@ -106,8 +106,7 @@ def local_client(
 ) -> Iterator[Client]:
     """Start one-thread worker processes on this machine, bound to loopback; yield the client.
 
-    Each has `memory_limit` bytes, and is restarted when it uses more. Workers import the modules
-    `imported`, too.
+    Each imports `imported`, too, has `memory_limit` bytes, and is restarted when it uses more.
     """
     method = start_forkserver(imported)
     from distributed import LocalCluster

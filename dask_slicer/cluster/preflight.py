@@ -23,6 +23,7 @@ from dask_slicer.cluster import probes
 from dask_slicer.cluster.client import SETTINGS, variable_of
 from dask_slicer.cluster.rpc import (
     OURS,
+    Note,
     ask_scheduler,
     run_everywhere,
     run_on_workers,
@@ -88,7 +89,7 @@ class Preflight:
 
 
 def run_preflight(
-    client: Client, needs: Requirements, note: Callable[[str], None], *, module: str, upload: bool
+    client: Client, needs: Requirements, note: Note, *, module: str, upload: bool
 ) -> None:
     """Check a client's scheduler and workers before the first case; note what is useful to know.
 

@@ -13,14 +13,14 @@ import socket
 import ssl
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster.client import client_timeouts
-from dask_slicer.cluster.rpc import worker_addresses
+from dask_slicer.cluster.rpc import Note, worker_addresses
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import ConfigError, SchedulerError
 from dask_slicer.utils import signals
@@ -45,11 +45,8 @@ _PROTOCOLS = (_PLAIN, _TLS, "ucx", "ucxx", "ws", "wss")
 
 
 @contextmanager
-def remote_client(settings: SchedulerSettings, note: Callable[[str], None]) -> Iterator[Client]:
-    """Connect to a running scheduler, wait for its workers, and yield the client.
-
-    Raises a SchedulerError if it does not answer within 10 s, or has too few workers in time.
-    """
+def remote_client(settings: SchedulerSettings, note: Note) -> Iterator[Client]:
+    """Connect to a running scheduler, wait for its workers, and yield the client."""
     address = _wait_for_address(settings)
     with connect(address, tls_files(settings)) as client:
         _wait_for_workers(client, address, settings, note)
@@ -103,7 +100,7 @@ def _wait_for_address(settings: SchedulerSettings) -> str:
 
 
 def _wait_for_workers(
-    client: Client, address: str, settings: SchedulerSettings, note: Callable[[str], None]
+    client: Client, address: str, settings: SchedulerSettings, note: Note
 ) -> None:
     began, next_note = time.monotonic(), 0.0
     while (n_workers := len(worker_addresses(client))) < settings.wait_workers:
@@ -156,10 +153,7 @@ def tls_files(settings: SchedulerSettings) -> TlsFiles | None:
 
 
 def scheduler_address(address: str | None, scheduler_file: Path | None) -> str:
-    """Return the address in a scheduler file, else `address`, with its protocol.
-
-    The address `env` is that in the variable DASK_SCHEDULER_ADDRESS.
-    """
+    """Return the address in a scheduler file, or `env`'s in a variable, or `address`, in full."""
     source, text = "scheduler", address or ""
     if scheduler_file is not None:
         source, text = f"the scheduler_file {scheduler_file}", _address_in(scheduler_file)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
+Note = Callable[[str], None]
 SCHEDULER = "the scheduler"
 OURS = "dask_slicer"
 _ANSWER_SECONDS, _SEND_SECONDS = 10.0, 60.0
@@ -136,7 +137,7 @@ def send_by_value() -> None:
 
 
 def send_package(
-    client: Client, descriptions: Mapping[str, Any], note: Callable[[str], None], *, module: str
+    client: Client, descriptions: Mapping[str, Any], note: Note, *, module: str
 ) -> None:
     """Send this package to a scheduler and its workers, also those that start later.
 
@@ -150,7 +151,7 @@ def send_package(
         note("--upload_code has no effect: the scheduler or a worker runs in this same process")
         return
     if any(answer["code"] != own["code"] for answer in answers):
-        if n_tasks := run_on_scheduler(client, probes.n_tasks):
+        if n_tasks := run_on_scheduler(client, lambda dask_scheduler: len(dask_scheduler.tasks)):
             raise SchedulerError(
                 f"--upload_code would replace {OURS} while the scheduler has "
                 f"{plural(n_tasks, 'task')}; wait until it has none, or use another scheduler"
