@@ -16,13 +16,8 @@ from typing import TYPE_CHECKING, Any
 import dask
 import psutil
 
-from dask_slicer.cluster.batch_system import (
-    NAME,
-    SYSTEMS,
-    check_job_settings,
-    error_text,
-    job_keywords,
-)
+from dask_slicer.cluster import batch_system
+from dask_slicer.cluster.batch_system import NAME, job_keywords
 from dask_slicer.cluster.client import cluster_client
 from dask_slicer.cluster.job_monitor import JobMonitor
 from dask_slicer.cluster.rpc import Note
@@ -68,7 +63,7 @@ def job_client(config: RunConfig, *, n_jobs: int, keep_logs: bool, note: Note) -
             scheduler_options=scheduler_options,
             **job_keywords(config, logs=logs),
         )
-        system = SYSTEMS[str(config.cluster)]
+        system = batch_system.SYSTEMS[str(config.cluster)]
         monitor = JobMonitor(cluster, system=system, n_jobs=n_jobs, logs=logs, note=note)
         cluster.job_monitor = monitor
         cluster.loop.add_callback(monitor.start)
@@ -124,7 +119,7 @@ def job_script(settings: JobSettings, output_dir: Path) -> str:
 
 
 def _cluster_class(settings: JobSettings) -> Any:
-    check_job_settings(settings)
+    batch_system.check_job_settings(settings)
     try:
         with signals.deferred():  # on import, dask_jobqueue makes Ctrl-C a quiet success
             import dask_jobqueue
@@ -176,7 +171,7 @@ def _job_class(base: Any) -> Any:
             try:
                 await super().start()
             except (RuntimeError, OSError, ValueError) as error:
-                self.refusal = f"{command} refused the job: {error_text(error)}"
+                self.refusal = f"{command} refused the job: {batch_system.error_text(error)}"
                 self.status = Status.running  # Dask expects this of a job that was started
 
         async def close(self) -> None:

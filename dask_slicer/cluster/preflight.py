@@ -19,17 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 
-from dask_slicer.cluster import probes
+from dask_slicer.cluster import probes, rpc
 from dask_slicer.cluster.client import SETTINGS, variable_of
-from dask_slicer.cluster.rpc import (
-    OURS,
-    Note,
-    ask_scheduler,
-    run_everywhere,
-    run_on_workers,
-    send_package,
-    versions,
-)
+from dask_slicer.cluster.rpc import OURS, Note
 from dask_slicer.errors import PreflightError
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, plural
 
@@ -98,18 +90,18 @@ def run_preflight(
     """
     result = Preflight()
     own = {"python": sys.version} | {name: version(name) for name in (*SAME, *ALIKE)}
-    check_versions(own, versions(client, (*SAME, *ALIKE)), result)
+    check_versions(own, rpc.versions(client, (*SAME, *ALIKE)), result)
     result.raise_refusals()  # code must not be sent to another version of Python
-    descriptions = run_everywhere(client, probes.describe, module)
+    descriptions = rpc.run_everywhere(client, probes.describe, module)
     if upload:
-        send_package(client, descriptions, note, module=module)
-        descriptions = run_everywhere(client, probes.describe, module)
+        rpc.send_package(client, descriptions, note, module=module)
+        descriptions = rpc.run_everywhere(client, probes.describe, module)
     check_code(probes.describe(module), descriptions, result, uploaded=upload)
-    identity = ask_scheduler(client, client.scheduler.identity)  # type: ignore[union-attr]
+    identity = rpc.ask_scheduler(client, client.scheduler.identity)  # type: ignore[union-attr]
     check_workers(identity["workers"], needs, result)
     result.raise_refusals()
     check_disks(_try_files(client, needs), needs, result)
-    scheduler_settings = ask_scheduler(
+    scheduler_settings = rpc.ask_scheduler(
         client, client.run_on_scheduler, dask.config.get, "distributed.scheduler"
     )
     check_settings(scheduler_settings, result)
@@ -196,14 +188,14 @@ def check_workers(
 def _try_files(client: Client, needs: Requirements) -> dict[str, Any]:
     """Return what `probes.try_files` returns on each worker whose file is visible here."""
     if not needs.temporary:
-        return run_on_workers(client, probes.try_files, "", needs.input_file)
+        return rpc.run_on_workers(client, probes.try_files, "", needs.input_file)
     content = uuid.uuid4().hex
     folder = needs.output_dir / needs.temporary
     folder.mkdir(exist_ok=True)
     token = folder / f"preflight.{content[:8]}"
     try:
         token.write_text(content, encoding="ascii")
-        answers = run_on_workers(client, probes.try_files, str(token), needs.input_file)
+        answers = rpc.run_on_workers(client, probes.try_files, str(token), needs.input_file)
         for access in answers.values():
             if isinstance(access, dict) and not access["output_fault"]:
                 is_shared = access["token"] == content and Path(access["sibling"]).is_file()

@@ -234,17 +234,12 @@ def _first_bytes(address: str, seconds: float) -> bytes | None:
 
 
 def _speaks_tls(address: str) -> bool:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    with _connected(address) as connection:
-        connection.settimeout(_SPEAK_SECONDS)
-        try:
-            context.wrap_socket(connection).close()
-        except ssl.SSLError as error:
-            return _is_refusal(error)
-        except OSError:
-            return False
+    try:
+        ssl.get_server_certificate(_host_and_port(address), timeout=_SPEAK_SECONDS)
+    except ssl.SSLError as error:
+        return _is_refusal(error)
+    except OSError:
+        return False
     return True
 
 
@@ -274,9 +269,9 @@ def _check_tls(address: str, context: ssl.SSLContext) -> None:
 
 
 def _connected(address: str) -> socket.socket:
-    host, _, port = address.rpartition("://")[2].rpartition(":")
+    host, port = _host_and_port(address)
     try:
-        return socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS)
+        return socket.create_connection((host, port), timeout=_CONNECT_SECONDS)
     except TimeoutError:
         reason = f"no answer within {_CONNECT_SECONDS:.0f} s"
     except (socket.gaierror, UnicodeError) as error:
@@ -284,6 +279,11 @@ def _connected(address: str) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
     raise _unreachable(address, reason)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _unreachable(address: str, reason: str) -> SchedulerError:

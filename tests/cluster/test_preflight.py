@@ -367,7 +367,7 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
     def of_another_python(*args: object) -> dict[str, Any]:
         return {"the scheduler": packages(python="3.99.0.final.0")}
 
-    monkeypatch.setattr("dask_slicer.cluster.preflight.versions", of_another_python)
+    monkeypatch.setattr("dask_slicer.cluster.rpc.versions", of_another_python)
     monkeypatch.setattr(
         "dask_slicer.cluster.rpc.send_by_value", lambda: pytest.fail("code was sent")
     )
