@@ -73,7 +73,7 @@ def cluster_client(
     start: Callable[..., Any],
     close: Callable[[Any], None],
     *,
-    workers: str,
+    failure: str,
     dashboard_address: str,
     settings: dict[str, Any],
 ) -> Iterator[Client]:
@@ -103,7 +103,7 @@ def cluster_client(
             try:
                 cluster = start(scheduler_options, level)
             except (RuntimeError, OSError, ValueError) as error:
-                raise SchedulerError(f"cannot start {workers}: {error}") from error
+                raise SchedulerError(f"{failure}: {error}") from error
             stack.callback(close, cluster)
             # Still without signals: nothing would close a client that is half made. It is not the
             # default client: the rest of the program has no use for it.

@@ -74,7 +74,7 @@ def job_client(config: RunConfig, *, n_jobs: int, keep_logs: bool, note: Note) -
         with cluster_client(
             start,
             partial(_close, note=note),
-            workers="a scheduler here",
+            failure="cannot start a scheduler here",
             dashboard_address=config.dashboard_address,
             settings=settings,
         ) as client:

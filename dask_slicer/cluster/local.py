@@ -131,7 +131,7 @@ def local_client(
         cluster_client(
             start,
             _close,
-            workers="workers on this machine",
+            failure="cannot start workers on this machine",
             dashboard_address=dashboard_address,
             settings={"distributed.worker.multiprocessing-method": method},
         ) as client,

@@ -21,7 +21,7 @@ import dask
 
 from dask_slicer.cluster import probes, rpc
 from dask_slicer.cluster.client import SETTINGS, variable_of
-from dask_slicer.cluster.rpc import OURS, Note
+from dask_slicer.cluster.rpc import PACKAGE, Note
 from dask_slicer.errors import PreflightError
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, plural
 
@@ -136,20 +136,22 @@ def check_code(
     own: Mapping[str, str], others: Mapping[str, Any], result: Preflight, *, uploaded: bool
 ) -> None:
     """Compare this package with those of other processes, as `probes.describe` returns them."""
-    remedy = f"install {OURS}=={own['version']} there"
+    remedy = f"install {PACKAGE}=={own['version']} there"
     remedy += "" if uploaded else ", or add --upload_code"
     groups = _groups(_answers(others, result), itemgetter("version", "code", "fault"))
     for (release, code, fault), processes in groups:
         if not release:
-            result.refuse(f"{OURS} is missing on {processes}; {remedy}")
+            result.refuse(f"{PACKAGE} is missing on {processes}; {remedy}")
         elif release != own["version"]:
-            result.refuse(f"{OURS} is {own['version']} here, {release} on {processes}; {remedy}")
+            result.refuse(f"{PACKAGE} is {own['version']} here, {release} on {processes}; {remedy}")
         elif fault:
-            lacks_modules = OURS in fault  # another version; what else is missing, we do not bring
+            lacks_modules = (
+                PACKAGE in fault
+            )  # another version; what else is missing, we do not bring
             more = f"; {remedy}" if lacks_modules else ""
-            result.refuse(f"{OURS} cannot be imported on {processes} ({fault}){more}")
+            result.refuse(f"{PACKAGE} cannot be imported on {processes} ({fault}){more}")
         elif code != own["code"]:
-            result.refuse(f"{OURS} {release} has other code on {processes} than here; {remedy}")
+            result.refuse(f"{PACKAGE} {release} has other code on {processes} than here; {remedy}")
 
 
 def check_workers(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-VARIABLE = "DASK_SCHEDULER_ADDRESS"
+ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
 _CONNECT_SECONDS = 10.0
 _CLOSE_SECONDS = 3
 # How long a scheduler that has just started may take to write its file.
@@ -158,9 +158,11 @@ def scheduler_address(address: str | None, scheduler_file: Path | None) -> str:
     if scheduler_file is not None:
         source, text = f"the scheduler_file {scheduler_file}", _address_in(scheduler_file)
     elif address == "env":
-        source, text = VARIABLE, os.environ.get(VARIABLE, "")
+        source, text = ADDRESS_VARIABLE, os.environ.get(ADDRESS_VARIABLE, "")
         if not text:
-            raise ConfigError(f"scheduler env needs the variable {VARIABLE}, which is not set")
+            raise ConfigError(
+                f"scheduler env needs the variable {ADDRESS_VARIABLE}, which is not set"
+            )
     protocol, _, location = text.rpartition("://")
     host, _, port = location.rpartition(":")
     protocol = protocol or _PLAIN

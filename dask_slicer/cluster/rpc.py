@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 Note = Callable[[str], None]
 SCHEDULER = "the scheduler"
-OURS = "dask_slicer"
+PACKAGE = "dask_slicer"
 _ANSWER_SECONDS, _SEND_SECONDS = 10.0, 60.0
 
 
@@ -153,13 +153,13 @@ def send_package(
     if any(answer["code"] != own["code"] for answer in answers):
         if n_tasks := run_on_scheduler(client, lambda dask_scheduler: len(dask_scheduler.tasks)):
             raise SchedulerError(
-                f"--upload_code would replace {OURS} while the scheduler has "
+                f"--upload_code would replace {PACKAGE} while the scheduler has "
                 f"{plural(n_tasks, 'task')}; wait until it has none, or use another scheduler"
             )
         run_everywhere(client, probes.forget_package, module, own["code"])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*overwriting.*")  # an earlier upload
-        path = Path(folder, f"{OURS}_code_{own['code']}.zip")
+        path = Path(folder, f"{PACKAGE}_code_{own['code']}.zip")
         write_package(path)
         # In this order: a worker that starts meanwhile must find the package on the scheduler.
         plugins = {
@@ -171,23 +171,23 @@ def send_package(
                 client.sync(client.register_plugin, plugin, name, callback_timeout=_SEND_SECONDS)
         except TimeoutError:
             raise SchedulerError(
-                f"--upload_code: {OURS} has not arrived at all workers within "
+                f"--upload_code: {PACKAGE} has not arrived at all workers within "
                 f"{_SEND_SECONDS:.0f} s; check whether one of them hangs"
             ) from None
         except Exception as error:  # whatever the other side raises
             raise SchedulerError(
-                f"--upload_code: {OURS} cannot be sent ({escape_line(str(error))})"
+                f"--upload_code: {PACKAGE} cannot be sent ({escape_line(str(error))})"
             ) from error
-    _LOG.info("sent %s to the scheduler and its workers", OURS)
+    _LOG.info("sent %s to the scheduler and its workers", PACKAGE)
 
 
 def write_package(path: Path) -> None:
     """Write this package, with its data and version, into a zip file that Python imports from."""
-    release = version(OURS)
+    release = version(PACKAGE)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, file in probes.package_files(importlib.resources.files(OURS)).items():
-            archive.writestr(f"{OURS}/{name}", file.read_bytes())
+        for name, file in probes.package_files(importlib.resources.files(PACKAGE)).items():
+            archive.writestr(f"{PACKAGE}/{name}", file.read_bytes())
         archive.writestr(
-            f"{OURS}-{release}.dist-info/METADATA",
-            f"Metadata-Version: 2.1\nName: {OURS}\nVersion: {release}\n",
+            f"{PACKAGE}-{release}.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {release}\n",
         )

@@ -14,7 +14,12 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from dask_slicer.cluster.remote import VARIABLE, TlsFiles, check_reachable, scheduler_address
+from dask_slicer.cluster.remote import (
+    ADDRESS_VARIABLE,
+    TlsFiles,
+    check_reachable,
+    scheduler_address,
+)
 from dask_slicer.errors import ConfigError, DaskSlicerError, SchedulerError
 
 pytestmark = pytest.mark.versions
@@ -91,7 +96,7 @@ def refusal(address: str, tls: TlsFiles | None = None) -> str:
 )
 def test_an_address_has_a_protocol(said, address, monkeypatch, tmp_path) -> None:
     assert scheduler_address(said, None) == address
-    monkeypatch.setenv(VARIABLE, said)
+    monkeypatch.setenv(ADDRESS_VARIABLE, said)
     assert scheduler_address("env", None) == address
     (tmp_path / "scheduler.json").write_text(json.dumps({"address": said}))
     assert scheduler_address(None, tmp_path / "scheduler.json") == address
@@ -107,8 +112,8 @@ def test_an_invalid_address_is_refused(said, monkeypatch) -> None:
 
 
 def test_the_variable_that_env_stands_for_must_be_set(monkeypatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(ConfigError, match=f"{VARIABLE}, which is not set"):
+    monkeypatch.delenv(ADDRESS_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match=f"{ADDRESS_VARIABLE}, which is not set"):
         scheduler_address("env", None)
 
 
