@@ -111,7 +111,7 @@ def check_job_settings(settings: JobSettings) -> None:
 
 def lifetime(settings: JobSettings) -> tuple[float, float]:
     """Return the seconds after which workers stop cleanly, and how far they vary at random."""
-    # So the walltime cuts off no job, and the jobs of a run do not all end together.
+    # Before the walltime, so that no case is cut off; at random, so that not all jobs end together.
     walltime = walltime_seconds(settings.walltime)
     margin = min(max(walltime / 10, _SHORTEST_MARGIN), _LONGEST_MARGIN, walltime / 2)
     seconds = walltime - margin if settings.lifetime is None else settings.lifetime

@@ -86,10 +86,10 @@ def cluster_client(
     # the settings end.
     from distributed import Client
 
-    hidden = dashboard_address == "none"
+    is_hidden = dashboard_address == "none"
     scheduler_options = {
-        "dashboard_address": "127.0.0.1:0" if hidden else dashboard_address,
-        "dashboard": not hidden,
+        "dashboard_address": "127.0.0.1:0" if is_hidden else dashboard_address,
+        "dashboard": not is_hidden,
     }
     level = silence_dask()
     log_level = {"logging.distributed": logging.getLevelName(level).lower()}
@@ -105,8 +105,8 @@ def cluster_client(
             except (RuntimeError, OSError, ValueError) as error:
                 raise SchedulerError(f"{failure}: {error}") from error
             stack.callback(close, cluster)
-            # Still without signals: nothing would close a client that is half made. It is not the
-            # default client: the rest of the program has no use for it.
+            # Signals are still held back: an interrupt here would leave a client that nothing
+            # closes. It is not the default client: the rest of the program has no use for it.
             client = stack.enter_context(Client(cluster, set_as_default=False))
         yield client
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-LOGS = "logs"
+_LOGS = "logs"
 # A note on waiting comes so often at most; later, whenever the wait has become a sixth longer.
 _NOTE_SECONDS, _NOTE_FRACTION = 10.0, 6
 _CLOSE_SECONDS, _CANCEL_SECONDS = 5, 10
@@ -48,7 +48,7 @@ def job_client(config: RunConfig, *, n_jobs: int, keep_logs: bool, note: Note) -
     """
     cluster_class = _cluster_class(config)
     _check_machine(config, cluster_class.job_cls)
-    logs = config.output_dir / LOGS
+    logs = config.output_dir / _LOGS
     settings = _fixed_settings(config)
     dashboard_host = config.dashboard_address.rpartition(":")[0]
     if dashboard_host not in ("", "0.0.0.0"):  # noqa: S104, not to listen there
@@ -113,7 +113,7 @@ def job_script(settings: JobSettings, output_dir: Path) -> str:
     job_class = _cluster_class(settings).job_cls
     with dask.config.set(_fixed_settings(settings)):
         job = job_class(
-            "tcp://SCHEDULER", name=NAME, **job_keywords(settings, logs=output_dir / LOGS)
+            "tcp://SCHEDULER", name=NAME, **job_keywords(settings, logs=output_dir / _LOGS)
         )
     return str(job.job_script())
 

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 # Graphs and results need the same version of these.
-SAME = ("dask", "distributed")
+MUST_MATCH = ("dask", "distributed")
 # Bytes or digits may differ with another version of these.
-ALIKE = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
+SHOULD_MATCH = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
 # Settings that a scheduler should be started with: whether a value suits, and what it is good for.
-WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+BETTER_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "worker-saturation": (
         lambda value: value == 1.0,
         "gives a worker one volume at a time so that none waits behind a slow case",
@@ -89,8 +89,8 @@ def run_preflight(
     `upload` sends this package first, where it is missing or has other code.
     """
     result = Preflight()
-    own = {"python": sys.version} | {name: version(name) for name in (*SAME, *ALIKE)}
-    check_versions(own, rpc.versions(client, (*SAME, *ALIKE)), result)
+    own = {"python": sys.version} | {name: version(name) for name in (*MUST_MATCH, *SHOULD_MATCH)}
+    check_versions(own, rpc.versions(client, (*MUST_MATCH, *SHOULD_MATCH)), result)
     result.raise_refusals()  # code must not be sent to another version of Python
     descriptions = rpc.run_everywhere(client, probes.describe, module)
     if upload:
@@ -118,7 +118,7 @@ def check_versions(own: Mapping[str, str], others: Mapping[str, Any], result: Pr
         if other != python:
             line = f"Python is {python} here, {other} on {processes}"
             result.refuse(f"{line}; use the same version everywhere")
-    for package in (*SAME, *ALIKE):
+    for package in (*MUST_MATCH, *SHOULD_MATCH):
         release = own[package]
         installed = {name: answer["packages"][package] for name, answer in answers.items()}
         for other, processes in _groups(installed, str):
@@ -126,7 +126,7 @@ def check_versions(own: Mapping[str, str], others: Mapping[str, Any], result: Pr
             if other == "None":
                 remedy = f"install {package}=={release} there"
                 result.refuse(f"{package} is missing on {processes}; {remedy}")
-            elif other != release and package in SAME:
+            elif other != release and package in MUST_MATCH:
                 result.refuse(f"{line}; install the same version everywhere")
             elif other != release:
                 result.notes.append(f"{line}: bytes or last digits of slices may differ")
@@ -228,7 +228,7 @@ def check_settings(settings: dict[str, Any], result: Preflight) -> None:
     """Note with which settings a scheduler would work better; these are its own."""
     better = {
         f"distributed.scheduler.{name}": good
-        for name, (suits, good) in WANTED.items()
+        for name, (suits, good) in BETTER_SETTINGS.items()
         if not suits(dask.config.get(name, config=settings))
     }
     if better:

@@ -153,16 +153,14 @@ def tls_files(settings: SchedulerSettings) -> TlsFiles | None:
 
 
 def scheduler_address(address: str | None, scheduler_file: Path | None) -> str:
-    """Return the address in a scheduler file, or `env`'s in a variable, or `address`, in full."""
+    """Return the scheduler's address with its protocol, from its file, a variable or the text."""
     source, text = "scheduler", address or ""
     if scheduler_file is not None:
         source, text = f"the scheduler_file {scheduler_file}", _address_in(scheduler_file)
     elif address == "env":
         source, text = ADDRESS_VARIABLE, os.environ.get(ADDRESS_VARIABLE, "")
         if not text:
-            raise ConfigError(
-                f"scheduler env needs the variable {ADDRESS_VARIABLE}, which is not set"
-            )
+            raise ConfigError(f"scheduler env needs the variable {source}, which is not set")
     protocol, _, location = text.rpartition("://")
     host, _, port = location.rpartition(":")
     protocol = protocol or _PLAIN
@@ -207,13 +205,13 @@ def check_reachable(
 
 def _check_plain(address: str) -> None:
     received = _first_bytes(address, _SPEAK_SECONDS)
-    if received is None and _speaks_tls(address):
-        raise SchedulerError(
-            f"the scheduler at {address} uses TLS: give {address.replace(_PLAIN, _TLS, 1)} with "
-            "--tls_ca, --tls_cert and --tls_key"
-        )
-    if received is None:  # it may be far away, or busy
-        received = _first_bytes(address, _CONNECT_SECONDS)
+    if received is None:
+        if _speaks_tls(address):
+            raise SchedulerError(
+                f"the scheduler at {address} uses TLS: give "
+                f"{address.replace(_PLAIN, _TLS, 1)} with --tls_ca, --tls_cert and --tls_key"
+            )
+        received = _first_bytes(address, _CONNECT_SECONDS)  # it may be far away, or busy
     if received is None:  # Dask's client would wait for it without end
         raise SchedulerError(
             f"{address} accepts connections, but has sent nothing for {_CONNECT_SECONDS:.0f} s: a "

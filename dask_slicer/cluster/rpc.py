@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 Note = Callable[[str], None]
-SCHEDULER = "the scheduler"
 PACKAGE = "dask_slicer"
 _ANSWER_SECONDS, _SEND_SECONDS = 10.0, 60.0
 
@@ -62,8 +61,8 @@ def run_on_scheduler(client: Client, function: Callable[..., Any], *args: Any) -
 
 def run_everywhere(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
     """Return what a function returns on the scheduler and each worker, or the worker's error."""
-    on_scheduler = run_on_scheduler(client, function, *args)
-    return {SCHEDULER: on_scheduler} | run_on_workers(client, function, *args)
+    answers = {"the scheduler": run_on_scheduler(client, function, *args)}
+    return answers | run_on_workers(client, function, *args)
 
 
 def run_on_workers(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import pytest
 import dask_slicer
 from dask_slicer.cluster import local, probes, rpc
 from dask_slicer.cluster.preflight import (
-    ALIKE,
-    SAME,
+    SHOULD_MATCH,
+    MUST_MATCH,
     Preflight,
     Requirements,
     check_code,
@@ -36,7 +36,7 @@ check = partial(check_of, module="dask_slicer.execution.tasks")
 
 pytestmark = pytest.mark.versions
 
-HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
+HERE = dict.fromkeys((*MUST_MATCH, *SHOULD_MATCH), "2.0.1") | {"python": "3.11.7"}
 OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
 NEEDS = Requirements(
     output_dir=Path("/out"),
