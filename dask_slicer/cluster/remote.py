@@ -49,7 +49,21 @@ def remote_client(settings: SchedulerSettings, note: Note) -> Iterator[Client]:
     """Connect to a running scheduler, wait for its workers, and yield the client."""
     address = _wait_for_address(settings)
     with connect(address, tls_files(settings)) as client:
-        _wait_for_workers(client, address, settings, note)
+        began, next_note = time.monotonic(), 0.0
+        while (n_workers := len(worker_addresses(client))) < settings.wait_workers:
+            signals.raise_if_interrupted()
+            waited = time.monotonic() - began
+            count = f"{n_workers} of {settings.wait_workers}"
+            if waited > settings.wait_timeout:
+                raise SchedulerError(
+                    f"the scheduler at {address} has {count} workers after "
+                    f"{settings.wait_timeout:g} s; start some with `dask worker {address}`, or "
+                    "wait longer with --wait_timeout"
+                )
+            if waited >= next_note:
+                next_note = waited + _NOTE_SECONDS
+                note(f"waiting for workers: {count}, {waited:.0f} s")
+            time.sleep(_POLL_SECONDS)
         yield client
 
 
@@ -96,26 +110,6 @@ def _wait_for_address(settings: SchedulerSettings) -> str:
         except SchedulerError:
             if time.monotonic() > deadline:
                 raise
-        time.sleep(_POLL_SECONDS)
-
-
-def _wait_for_workers(
-    client: Client, address: str, settings: SchedulerSettings, note: Note
-) -> None:
-    began, next_note = time.monotonic(), 0.0
-    while (n_workers := len(worker_addresses(client))) < settings.wait_workers:
-        signals.raise_if_interrupted()
-        waited = time.monotonic() - began
-        count = f"{n_workers} of {settings.wait_workers}"
-        if waited > settings.wait_timeout:
-            raise SchedulerError(
-                f"the scheduler at {address} has {count} workers after "
-                f"{settings.wait_timeout:g} s; start some with `dask worker {address}`, or wait "
-                "longer with --wait_timeout"
-            )
-        if waited >= next_note:
-            next_note = waited + _NOTE_SECONDS
-            note(f"waiting for workers: {count}, {waited:.0f} s")
         time.sleep(_POLL_SECONDS)
 
 

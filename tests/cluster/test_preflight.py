@@ -19,8 +19,8 @@ import pytest
 import dask_slicer
 from dask_slicer.cluster import local, probes, rpc
 from dask_slicer.cluster.preflight import (
-    SHOULD_MATCH,
     MUST_MATCH,
+    SHOULD_MATCH,
     Preflight,
     Requirements,
     check_code,
