@@ -21,12 +21,8 @@ class SliceStack:
 
     Attributes
     ----------
-    image : tuple of Voxels
-        One per modality, (n_slices, height, width).
-    normalization : tuple of Normalization
-        One per modality.
-    statistics : tuple of Statistics
-        One per modality.
+    image, normalization, statistics : tuple
+        One per modality; the voxels have the shape (n_slices, height, width).
     label : (n_slices, height, width) ndarray of integers, or None
     label_counts : tuple of dict
         Pixels by label value other than 0, one dict per slice; empty without a label.
@@ -90,7 +86,6 @@ def slice_volume(
     Parameters
     ----------
     volume : Volume
-        Not changed.
     normalize, clip_min, clip_max
         As for `intensity.normalization`.
     nonfinite : {"error", "zero"}
@@ -101,10 +96,6 @@ def slice_volume(
         Which label values must fit.
     min_foreground : float
         Least share of labelled pixels in a slice that is kept; no effect without a label.
-
-    Returns
-    -------
-    SliceStack
 
     Raises
     ------
@@ -124,7 +115,7 @@ def slice_volume(
         check_fits(modality, stats, dtype)
     label = None if volume.label is None else convert_label(volume.label, label_dtype)
     label_counts = () if label is None else tuple(count_labels(plane) for plane in label)
-    n_slices, height, width = volume.shape
+    n_slices, height, width = volume.image[0].stored.shape
     kept = tuple(
         slice_index
         for slice_index in range(n_slices)
@@ -143,13 +134,7 @@ def slice_volume(
 
 
 def foreground_share(counts: dict[int, int], n_pixels: int) -> float:
-    """Return the share of pixels whose label is not 0.
-
-    Examples
-    --------
-    >>> foreground_share({3: 1, 4: 1}, 8)
-    0.25
-    """
+    """Return the share of pixels whose label is not 0, from the pixels of each label value."""
     return sum(counts.values()) / n_pixels
 
 
