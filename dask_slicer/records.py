@@ -112,6 +112,13 @@ def failure_line(failure: FailedCase) -> str:
     return f"{failure.case_id}: {failure.kind} ({failure.step}): {failure.message}"
 
 
+def why_not_written(n_failed: int, n_left: int) -> str:
+    """Return why planned cases have no slices: failed, or not run yet."""
+    why = [f"{n_failed} failed, see failures.csv"] if n_failed else []
+    why += [f"{n_left} not run yet, repeat the run command for them"] if n_left > 0 else []
+    return "; ".join(why)
+
+
 def failure_table(failures: Sequence[FailedCase]) -> str:
     """Return an HTML table of failed cases and their reasons."""
     rows = [(failure.case_id, failure.kind, failure.step, failure.message) for failure in failures]

@@ -243,14 +243,7 @@ class ShuffledSlices:
 
     Each case is read from front to back, once per epoch; every iteration is one epoch. In torch's
     DataLoader, every worker reads a part of the cases, and torch's seed changes the order. Import
-    torch before you create the stream.
-
-    Parameters
-    ----------
-    dataset : SliceDataset
-    buffer_size : int
-        Number of samples in memory, from which the next one is drawn at random.
-    seed : int
+    torch before you create the stream with `SliceDataset.shuffled`.
     """
 
     def __init__(self, dataset: SliceDataset, *, buffer_size: int, seed: int) -> None:
