@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dask_slicer.report.preview import show_slices
     from dask_slicer.training.dataset import SliceDataset
 
-
 __all__ = [
     "DaskSlicerError",
     "Output",
@@ -53,7 +52,6 @@ _MODULES = {
     "show_slices": "dask_slicer.report.preview",
     "submit": "dask_slicer.api",
 }
-
 
 # Log records go nowhere, unless the program that imports this package handles them.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -36,7 +36,6 @@ class CommittedCase:
 
     Attributes
     ----------
-    case_id, split : str
     group : str
         The patient. If the case leaves the dataset, its patient's other cases stay in its split.
     digest : str

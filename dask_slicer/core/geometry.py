@@ -56,12 +56,8 @@ def check_affine(affine: NDArray[np.float64]) -> None:
 def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.float64]:
     """Return the orientation that turns a stored array into (slice, row, column).
 
-    Parameters
-    ----------
-    affine : (4, 4) ndarray
-        Stored voxel → RAS+ mm; not singular.
-    plane : str
-        axial, coronal, sagittal; or i, j, k.
+    `affine` maps stored voxels to RAS+ mm, and is not singular; `plane` is axial, coronal,
+    sagittal, i, j or k.
 
     Examples
     --------
@@ -184,7 +180,7 @@ def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64],
     grids : sequence of Grid
         The first, an image, defines the result; the others must match it, in any axis order.
     plane : str
-        axial, coronal, sagittal; or i, j, k.
+        As for `plane_orientation`.
 
     Returns
     -------

@@ -110,12 +110,10 @@ def normalization(
     clip_max: float | None = None,
     zero_nonfinite: bool = False,
 ) -> tuple[Normalization, Statistics]:
-    """Return the normalisation of a volume, and the statistics that it is based on.
+    """Return the normalisation of voxels in any shape, and the statistics it is based on.
 
     Parameters
     ----------
-    voxels : Voxels
-        Any shape.
     method : {"zscore", "minmax", "percentile", "none"}
         zscore over the foreground; minmax over all voxels to [0, 1]; percentile: clip to the 0.5
         and 99.5 percentiles of the foreground, then zscore.

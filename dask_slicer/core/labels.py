@@ -19,16 +19,13 @@ _NEAR_AN_INTEGER = 1e-3
 def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
     """Return a label map as integers; no value is wrapped or truncated.
 
+    The result is the stored array if that needs no conversion.
+
     Parameters
     ----------
     voxels : Voxels
         (n_slices, height, width); values within 1e-3 of an integer are rounded.
     dtype : {"uint8", "uint16", "int32"}
-
-    Returns
-    -------
-    (n_slices, height, width) ndarray of `dtype`
-        The stored array if it needs no conversion.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from dask_slicer.core.intensity import Normalization, check_fits, normalization
 from dask_slicer.core.labels import convert_label, count_labels
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.core.volume import Volume, Voxels, iterate_planes
-from dask_slicer.core.windows import ZERO_SLICE, window_indices
+from dask_slicer.core.windows import window_indices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,7 +85,6 @@ def slice_volume(
 
     Parameters
     ----------
-    volume : Volume
     normalize, clip_min, clip_max
         As for `intensity.normalization`.
     nonfinite : {"error", "zero"}
@@ -136,8 +135,3 @@ def slice_volume(
 def foreground_share(counts: dict[int, int], n_pixels: int) -> float:
     """Return the share of pixels whose label is not 0, from the pixels of each label value."""
     return sum(counts.values()) / n_pixels
-
-
-def planes_needed(windows: dict[int, list[int]]) -> frozenset[int]:
-    """Return the index of every slice in a window, without `ZERO_SLICE`."""
-    return frozenset(index for window in windows.values() for index in window) - {ZERO_SLICE}

@@ -57,7 +57,6 @@ def assign_splits(
         The group is the patient; all its cases go into one split.
     ratios : mapping of split to float
         Sum to 1.
-    seed : int
     assigned : mapping of case id to split, optional
         Cases that already have one keep it, and so do the other cases of their groups.
 

@@ -56,12 +56,10 @@ def statistics(
     percentiles: tuple[float, float] | None = None,
     zero_nonfinite: bool = False,
 ) -> Statistics:
-    """Return the statistics of a volume's intensities after clipping.
+    """Return the statistics of the intensities, after clipping, of voxels in any shape.
 
     Parameters
     ----------
-    voxels : Voxels
-        Any shape.
     clip_min, clip_max : float, optional
         In the file's units (HU for CT); one may be given without the other.
     percentiles : tuple of float, optional

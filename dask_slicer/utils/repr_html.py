@@ -42,11 +42,6 @@ def html_table(names: Sequence[str], rows: Sequence[Sequence[object]], *, of: st
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"
 
 
-def html_details(title: str, part: str) -> str:
-    """Return a part that a click on its title opens."""
-    return f"<details><summary>{_shown(title)}</summary>{part}</details>"
-
-
 def _shown(value: object) -> str:
     """Return a value as escaped text, the middle of a long one left out."""
     text = str(value)
