@@ -114,7 +114,7 @@ def failure_line(failure: FailedCase) -> str:
 def why_not_written(n_failed: int, n_left: int) -> str:
     """Return why planned cases have no slices: failed, or not run yet."""
     why = [f"{n_failed} failed, see failures.csv"] if n_failed else []
-    why += [f"{n_left} not run yet, repeat the run command for them"] if n_left > 0 else []
+    why += [f"{n_left} not run yet, repeat the run command to continue"] if n_left > 0 else []
     return "; ".join(why)
 
 

@@ -103,7 +103,7 @@ def merge_lines(report: MergeReport) -> list[str]:
     lines += failure_lines(report.failures, f", see {report.output_dir}/failures.csv")
     if report.missing:
         lines.append(
-            f"{plural(len(report.missing), 'case')} not run by any partition: "
+            f"{plural(len(report.missing), 'case')} still to run: "
             f"{first_few(report.missing)}; "
             "run the missing partitions, or the same run command without --shard"
         )
