@@ -13,14 +13,8 @@ from dask_slicer.execution.verify import VerifyReport
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.terminal import ProgressDisplay, failure_lines
 from dask_slicer.output.checks import Issue
-from dask_slicer.records import CommittedCase
-from dask_slicer.utils.formatting import (
-    first_few,
-    format_bytes,
-    format_time,
-    plural,
-    why_not_written,
-)
+from dask_slicer.records import CommittedCase, why_not_written
+from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
 
 
 class MergeDisplay(ProgressDisplay):

@@ -22,7 +22,8 @@ from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
 from dask_slicer.output.layout import FAILURES, SUMMARY
-from dask_slicer.utils.formatting import did_you_mean, plural, why_not_written
+from dask_slicer.records import why_not_written
+from dask_slicer.utils.formatting import did_you_mean, plural
 from dask_slicer.utils.repr_html import html_card, html_facts
 
 _FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
