@@ -8,9 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dask_slicer.utils.formatting import plural
-from dask_slicer.utils.repr_html import MOST_ROWS, html_card, html_facts
-
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 # Names that Windows reserves for devices, with any suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -45,9 +42,6 @@ class Case:
     def files(self) -> tuple[str, ...]:
         """Return every file of the case, the label last."""
         return self.images if self.label is None else (*self.images, self.label)
-
-    def _repr_html_(self) -> str:
-        return html_card(f"Case {self.case_id}", html_facts(file_rows(self)))
 
 
 def is_volume_name(name: str) -> bool:
@@ -149,11 +143,3 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
                 f"case ids must be unique, also if upper and lower case count as equal: {named}"
             )
     return problems
-
-
-def file_rows(case: Case) -> list[tuple[str, object]]:
-    """Return rows that name the files of a case, for `html_facts`."""
-    images = [("image", path) for path in case.images[:MOST_ROWS]]
-    more = len(case.images) - MOST_ROWS
-    rest = [("", f"… and {plural(more, 'more image')}")] if more > 0 else []
-    return [*images, *rest, ("label", case.label or "none")]

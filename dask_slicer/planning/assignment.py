@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS, assign_splits, check_groups_whole
 from dask_slicer.errors import DatasetError, OutputError
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.discovery import Dataset
+from dask_slicer.inputs.layouts.base import LayoutMatch, read_json
 from dask_slicer.utils.formatting import did_you_mean, first_few
 
 
@@ -34,16 +32,16 @@ class EarlierSplits:
     groups: Callable[[], Mapping[str, str]] = dict
 
 
-def case_groups(dataset: Dataset, config: RunConfig, notes: list[str]) -> dict[str, str]:
+def case_groups(dataset: LayoutMatch, config: RunConfig, notes: list[str]) -> dict[str, str]:
     """Return the patient of every case."""
     groups = {}
     unmatched = []
     for case in dataset.cases:
+        group = case.group
         # A regex replaces the groups of a layout, but not those of a manifest.
-        by_regex = config.group_regex is not None and dataset.layout != "manifest"
-        group = None if by_regex else case.group
-        if group is None and config.group_regex is not None:
-            group = _group_by_regex(case.case_id, config.group_regex)
+        if config.group_regex is not None and (group is None or dataset.layout != "manifest"):
+            match = re.search(config.group_regex, case.case_id)
+            group = match and match[1]
             if group is None:
                 unmatched.append(case.case_id)
         groups[case.case_id] = case.case_id if group is None else group
@@ -53,11 +51,6 @@ def case_groups(dataset: Dataset, config: RunConfig, notes: list[str]) -> dict[s
             f"{first_few(unmatched)}"
         )
     return groups
-
-
-def _group_by_regex(case_id: str, regex: str) -> str | None:
-    match = re.search(regex, case_id)
-    return match.group(1) if match else None
 
 
 def case_splits(
@@ -105,7 +98,7 @@ def case_splits(
 
 
 def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str]:
-    content = _read_json(path)
+    content = read_json(path)
     if isinstance(content, list):
         if not content:
             raise DatasetError(f"{path} holds no folds")
@@ -133,10 +126,3 @@ def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str
             f"{did_you_mean(unknown[0], known)}"
         )
     return assigned
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"cannot read {path}: {error}") from None

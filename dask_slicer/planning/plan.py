@@ -12,10 +12,10 @@ import numpy as np
 
 from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.inputs.case import Case, file_rows
+from dask_slicer.inputs.case import Case
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
-from dask_slicer.utils.repr_html import html_card, html_facts, html_table
+from dask_slicer.utils.repr_html import MOST_ROWS, html_card, html_facts, html_table
 
 # Increased when the same settings and sources give other bytes.
 FORMAT_VERSION = 1
@@ -25,7 +25,10 @@ FORMAT_VERSION = 1
 _WORK_PER_CASE, _WORK_PER_SLICE = 80_000, 20_000
 
 # Memory of a worker before its first case: Python, numpy, distributed.
-WORKER_BASE_BYTES = 200_000_000
+_WORKER_BASE_BYTES = 200_000_000
+
+# Names of what `CasePlan.described` returns, for tables.
+HEADER_FACTS = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
 
 
 # -- a case ----------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ class CasePlan:
         return self.case.case_id
 
     def described(self) -> tuple[str, str, str, str, str]:
-        """Return slices, rows×columns, spacing, orientation and dtypes, as text for tables."""
+        """Return what its headers say, as text for tables; `HEADER_FACTS` has the names."""
         n_slices, height, width = self.shape
         return (
             str(n_slices),
@@ -96,11 +99,17 @@ class CasePlan:
         if self.group and self.group != self.case_id:
             rows.append(("group", self.group))
         if self.problem is None:
-            names = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
-            rows += list(zip(names, self.described(), strict=True))
+            rows += list(zip(HEADER_FACTS, self.described(), strict=True))
         else:
             rows.append(("problem", f"{self.problem.kind}: {self.problem.message}"))
-        return html_card(f"Case {self.case_id}", html_facts(rows + file_rows(self.case)))
+        return html_card(f"Case {self.case_id}", html_facts(rows + self._file_rows()))
+
+    def _file_rows(self) -> list[tuple[str, object]]:
+        images = self.case.images
+        more = len(images) - MOST_ROWS
+        rest = [("", f"… and {plural(more, 'more image')}")] if more > 0 else []
+        shown = [("image", path) for path in images[:MOST_ROWS]]
+        return [*shown, *rest, ("label", self.case.label or "none")]
 
     @property
     def has_label(self) -> bool:
@@ -113,28 +122,21 @@ class CasePlan:
         return self.voxel_bytes + self.shape[0] * _WORK_PER_SLICE + _WORK_PER_CASE
 
 
-def case_digest(
-    settings: SliceSettings,
-    *,
-    split: str,
-    sources: Sequence[tuple[str, int, int]],
-    allow_missing_labels: bool,
-    has_label: bool,
-) -> str:
+def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, int, int]]) -> str:
     """Return a digest, of 16 hexadecimal digits, of everything that decides a case's output bytes.
 
     `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
     """
     # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
-    unused = OF_ANOTHER_FORMAT[settings.format]
-    decisive = settings.model_dump(mode="json", exclude={"nonfinite", unused})
+    unused = {"nonfinite", OF_ANOTHER_FORMAT[config.format]}
+    allowed = f"missing, allowed: {config.allow_missing_labels}"
     content = {
         "format_version": FORMAT_VERSION,
-        "settings": decisive,
-        "split": split,
-        "sources": [list(source) for source in sources],
+        "settings": config.slice_settings.model_dump(mode="json", exclude=unused),
+        "split": plan.split,
+        "sources": sources,
         # A case that was written without a label stays valid only while that is allowed.
-        "label": "present" if has_label else f"missing, allowed: {allow_missing_labels}",
+        "label": "present" if plan.has_label else allowed,
     }
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -201,6 +203,11 @@ class RunPlan:
         return tuple(case for case in self.cases if case.case_id in wanted)
 
     @property
+    def runnable(self) -> tuple[CasePlan, ...]:
+        """Return the cases whose headers show no problem."""
+        return tuple(case for case in self.cases if case.problem is None)
+
+    @property
     def failures(self) -> tuple[FailedCase, ...]:
         """Return the problems of single cases that their headers show."""
         return tuple(case.problem for case in self.cases if case.problem is not None)
@@ -208,22 +215,19 @@ class RunPlan:
     @property
     def n_modalities(self) -> int:
         """Return the number of images of a case."""
-        counts = Counter(len(case.case.images) for case in self.cases if case.problem is None)
-        counts = counts or Counter(len(case.case.images) for case in self.cases)
+        counts = Counter(len(case.case.images) for case in self.runnable or self.cases)
         return counts.most_common(1)[0][0] if counts else 1
 
     @property
     def n_slices(self) -> int:
         """Return the number of slices of all cases without a problem."""
-        return sum(case.shape[0] for case in self.cases if case.problem is None)
+        return sum(case.shape[0] for case in self.runnable)
 
     @property
     def peak_bytes(self) -> int:
         """Return the memory that a worker needs for the largest case."""
-        return WORKER_BASE_BYTES + max(
-            (peak_bytes(case, self.config) for case in self.cases if case.problem is None),
-            default=0,
-        )
+        peaks = (peak_bytes(case, self.config) for case in self.runnable)
+        return _WORKER_BASE_BYTES + max(peaks, default=0)
 
     def _repr_html_(self) -> str:
         config = self.config
@@ -239,14 +243,11 @@ class RunPlan:
             *(("note", note) for note in self.notes),
             *(("problem", problem) for problem in self.problems),
         ]
-        names = ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype")
-        cases = [
-            (case.case_id, case.split, *case.described()) for case in self.cases if not case.problem
-        ]
+        cases = [(case.case_id, case.split, *case.described()) for case in self.runnable]
         return html_card(
             f"Plan of {plural(len(self.cases), 'case')}",
             html_facts(rows),
-            html_table(names, cases, of="case"),
+            html_table(("case", "split", *HEADER_FACTS), cases, of="case"),
             failure_table(self.failures),
         )
 

@@ -34,6 +34,7 @@ def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPla
     """
     earlier = earlier or EarlierSplits()
     dataset = find_cases(config.input_dir, include_test=config.include_test)
+    root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
     notes = list(dataset.notes)
     if config.prune:
         present = {case.case_id for case in dataset.cases}
@@ -58,7 +59,7 @@ def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPla
                     )
                 if len(case.images) != n_modalities:
                     raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
-                return _with_headers(plan, config, dataset.root)
+                return _with_headers(plan, config, root)
             except Exception as error:  # any error: the other cases continue
                 failure = as_case_error(error, step="plan")
                 if not failure.retriable:
@@ -84,7 +85,7 @@ def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPla
         cases=plans,
         splits=by_split(splits),
         notes=tuple(notes),
-        problems=dataset.problems,
+        problems=tuple(dataset.problems),
     )
 
 
@@ -94,16 +95,14 @@ def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
     headers = [read_header(path) for path in case.files]
     _, grid = align(grids_of(headers, has_label=plan.has_label), config.plane)
     images = headers[: len(case.images)]
-    sources = [(_relative(path, root), *_size_and_mtime(path)) for path in case.files]
+    sources = []
+    for path in case.files:
+        status = Path(path).stat()
+        relative = PurePath(os.path.relpath(path, root)).as_posix()
+        sources.append((relative, status.st_size, status.st_mtime_ns))
     return replace(
         plan,
-        digest=case_digest(
-            config.slice_settings,
-            split=plan.split,
-            sources=sources,
-            allow_missing_labels=config.allow_missing_labels,
-            has_label=plan.has_label,
-        ),
+        digest=case_digest(plan, config, sources),
         sources=tuple(path for path, _, _ in sources[: len(images)]),
         shape=grid.shape,
         spacing=spacing(grid.affine),
@@ -113,15 +112,6 @@ def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
         voxel_bytes=sum(header.voxel_bytes for header in headers),
         oriented=images[0].oriented,
     )
-
-
-def _relative(path: str, root: Path) -> str:
-    return PurePath(os.path.relpath(path, root)).as_posix()
-
-
-def _size_and_mtime(path: str) -> tuple[int, int]:
-    status = Path(path).stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _note_unoriented(cases: Iterable[CasePlan], notes: list[str]) -> None:

@@ -104,7 +104,7 @@ def test_a_manifest_wins_over_the_layout_of_its_folder(tmp_path) -> None:
     assert dataset.layout == "manifest"
     assert "manifest.csv" in dataset.reason
     assert [case.case_id for case in dataset.cases] == ["b"]
-    assert dataset.notes == ("columns of manifest.csv that are ignored: age",)
+    assert dataset.notes == ["columns of manifest.csv that are ignored: age"]
 
 
 @pytest.mark.parametrize(

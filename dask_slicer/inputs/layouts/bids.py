@@ -58,10 +58,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         )
     used = {case.label for case in result.cases}
     orphans = [path.name for paths in labels.values() for path in paths if str(path) not in used]
-    if orphans:
-        result.notes.append(
-            f"{plural(len(orphans), 'label')} without an image: {first_few(orphans)}"
-        )
+    result.note_files(orphans, "label", "without an image")
     return result
 
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.layouts.base import (
-    LayoutMatch,
-    by_stem,
-    note_orphans,
-    optional_text,
-    volume_files,
-)
+from dask_slicer.inputs.layouts.base import LayoutMatch, by_stem, optional_text, volume_files
 from dask_slicer.utils.formatting import plural
 
 
@@ -31,5 +25,5 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         Case(case_id=case_id, images=(str(path),), label=optional_text(labels.get(case_id)))
         for case_id, path in images.items()
     ]
-    note_orphans(labels, images, result)
+    result.note_files(sorted(labels.keys() - images.keys()), "label", "without an image")
     return result
