@@ -6,17 +6,7 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Generic, TypedDict, TypeVar
 
-from dask_slicer.config.fields import (
-    BatchSystem,
-    Compression,
-    ImageType,
-    LabelType,
-    Nonfinite,
-    Normalize,
-    PaddingMode,
-    Plane,
-    SliceFormat,
-)
+from dask_slicer.config import fields
 
 StrPath = str | PathLike[str]
 # The value of a setting that is not given: None, or Never where there is no such value.
@@ -29,17 +19,17 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     include_test: bool | NotGiven
     only: Sequence[str] | NotGiven
 
-    plane: Plane | NotGiven
+    plane: fields.Plane | NotGiven
     window_size: int | NotGiven
-    padding_mode: PaddingMode | NotGiven
+    padding_mode: fields.PaddingMode | NotGiven
 
     clip_min: float | None
     clip_max: float | None
-    normalize: Normalize | NotGiven
-    dtype: ImageType | NotGiven
-    nonfinite: Nonfinite | NotGiven
+    normalize: fields.Normalize | NotGiven
+    dtype: fields.ImageType | NotGiven
+    nonfinite: fields.Nonfinite | NotGiven
 
-    label_dtype: LabelType | NotGiven
+    label_dtype: fields.LabelType | NotGiven
     allow_missing_labels: bool | NotGiven
     min_foreground: float | NotGiven
 
@@ -50,9 +40,9 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     splits: StrPath | None
     fold: int | None
 
-    format: SliceFormat | NotGiven
+    format: fields.SliceFormat | NotGiven
     compression_level: int | NotGiven
-    compression: Compression | NotGiven
+    compression: fields.Compression | NotGiven
     overwrite: bool | NotGiven
     prune: bool | NotGiven
     fsync: bool | NotGiven
@@ -70,7 +60,7 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     wait_timeout: float | NotGiven
     upload_code: bool | NotGiven
 
-    cluster: BatchSystem | None
+    cluster: fields.BatchSystem | None
     jobs: int | NotGiven
     cores: int | NotGiven
     memory: int | str | NotGiven

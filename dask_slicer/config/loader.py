@@ -36,12 +36,9 @@ def build_config(
 
     The base is a YAML file, the name of a shipped configuration, or a mapping of settings.
     """
-    if base is None:
-        settings: dict[str, Any] = {}
-    elif isinstance(base, Mapping):
-        settings = dict(base)
-    else:
-        settings = read_config_file(find_config(base))
+    if isinstance(base, str | Path):
+        base = read_config_file(find_config(base))
+    settings = dict(base or {})
     given = {name: value for name, value in options.items() if value is not None}
     if given.keys() & _PLACES:
         settings = {name: value for name, value in settings.items() if name not in _PLACE_SETTINGS}
