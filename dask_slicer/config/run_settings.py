@@ -94,15 +94,13 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
     """Settings for how and where a run executes; they never change the slices."""
 
     shard: fields.Shard | None = Field(
-        None,
-        description="I/N: run only partition I of N of the cases; `merge` when all are done.",
+        None, description="I/N: run only partition I of N of the cases; `merge` when all are done."
     )
     fsync: bool = Field(
         False, description="Force every file to disk before its case counts as written."
     )
     retries: fields.NonNegative = Field(
-        2,
-        description="How often to retry a case after failed I/O, a timeout or a lost worker.",
+        2, description="How often to retry a case after failed I/O, a timeout or a lost worker."
     )
     timeout: fields.Seconds | None = Field(
         None, description="Stop a case that takes longer than this many seconds on a worker."

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
 from pydantic import ByteSize, Field, model_validator
 
 from dask_slicer.config import fields
-from dask_slicer.config.keywords import GROUPS, OptionalKeywords, StrPath
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.repr_html import html_card, html_facts
@@ -28,8 +27,7 @@ class SliceSettings(fields.Frozen):
     """Settings that decide the bytes of a case's output."""
 
     format: fields.SliceFormat = Field(
-        "npz",
-        description="How slices are stored: npz, one file per slice; zarr, every plane once.",
+        "npz", description="How slices are stored: npz, one file per slice; zarr, every plane once."
     )
     window_size: fields.NonNegative = Field(2, description="Neighbouring slices on each side.")
     padding_mode: fields.PaddingMode = Field(
@@ -145,9 +143,9 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
         def __init__(
             self,
             *,
-            input_dir: StrPath,
-            output_dir: StrPath,
-            **settings: Unpack[OptionalKeywords[Never]],
+            input_dir: fields.StrPath,
+            output_dir: fields.StrPath,
+            **settings: Unpack[fields.OptionalKeywords[Never]],
         ) -> None: ...
 
     input_dir: fields.AbsolutePath = Field(
@@ -207,7 +205,9 @@ def _parameter(name: str) -> Parameter:
 
 
 # For help() and notebooks, required settings first; pydantic's signature is long, with every rule.
-_NAMES = list(dict.fromkeys(("input_dir", "output_dir", *chain.from_iterable(GROUPS.values()))))
+_NAMES = list(
+    dict.fromkeys(("input_dir", "output_dir", *chain.from_iterable(fields.GROUPS.values())))
+)
 RunConfig.__signature__ = Signature(list(map(_parameter, _NAMES)))
 RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
     "Examples\n",

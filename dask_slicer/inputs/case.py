@@ -17,26 +17,13 @@ _LONGEST_ID = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One scan: images of one grid, and the label map if there is one.
-
-    Attributes
-    ----------
-    case_id : str
-    images : tuple of str
-        Absolute paths, one per modality.
-    label : str or None
-        Absolute path.
-    group : str or None
-        The patient, if the dataset names one.
-    split : str or None
-        If the dataset fixes one.
-    """
+    """One scan: images of one grid, and the label map if there is one."""
 
     case_id: str
-    images: tuple[str, ...]
-    label: str | None = None
-    group: str | None = None
-    split: str | None = None
+    images: tuple[str, ...]  # absolute paths, one for each modality
+    label: str | None = None  # absolute path
+    group: str | None = None  # the patient, if the dataset names one
+    split: str | None = None  # if the dataset fixes one
 
     @property
     def files(self) -> tuple[str, ...]:

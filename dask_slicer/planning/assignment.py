@@ -17,18 +17,11 @@ from dask_slicer.utils.formatting import did_you_mean, first_few
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierSplits:
-    """Splits and patients of earlier runs into the same output.
+    """Splits and patients of earlier runs into the same output; a case stays in its split."""
 
-    Attributes
-    ----------
-    splits : mapping of case id to split
-        A case stays in its split.
-    groups : callable
-        Returns the patient of each written case. It reads the whole journal, so it is called only
-        if some of these cases are no longer in the dataset.
-    """
-
-    splits: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)  # by case id
+    # Returns the patient of each written case. It reads the whole journal, so it is called only if
+    # some of these cases are no longer in the dataset.
     groups: Callable[[], Mapping[str, str]] = dict
 
 

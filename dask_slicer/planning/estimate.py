@@ -81,15 +81,7 @@ def output_files(case: CasePlan, settings: SliceSettings) -> int:
 def suggest_workers(
     *, n_cpus: int, memory_bytes: int, peak: int, n_cases: int, rotational: bool
 ) -> tuple[int, str]:
-    """Return the suggested number of workers, and what limits it.
-
-    Examples
-    --------
-    >>> suggest_workers(
-    ...     n_cpus=16, memory_bytes=8 << 30, peak=3 << 30, n_cases=100, rotational=False
-    ... )
-    (2, 'memory: 8.6 GB holds 2 workers of 3.2 GB')
-    """
+    """Return the suggested number of workers, and what limits it."""
     by_memory = max(memory_bytes // peak, 1)
     limits = [
         (n_cpus, f"CPU: this process may use {n_cpus}"),

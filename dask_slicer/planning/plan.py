@@ -31,52 +31,23 @@ _WORKER_BASE_BYTES = 200_000_000
 HEADER_FACTS = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
 
 
-# -- a case ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CasePlan:
-    """A case with its split, and the facts in its headers.
-
-    Attributes
-    ----------
-    case : Case
-    split : str
-    group : str
-        The patient; the case id if no patient is known.
-    digest : str
-        Of everything that decides the output.
-    sources : tuple of str
-        The images, relative to the input root, POSIX.
-    shape : tuple of int
-        (n_slices, height, width), for the plane.
-    spacing : tuple of float
-        (slice, row, column), mm.
-    orientation : str
-        Axis codes of the first image as stored, such as LPS.
-    dtypes : tuple of str
-        Of the images as stored.
-    file_bytes, voxel_bytes : int
-        Of all files of the case, on disk and inflated.
-    oriented : bool
-        Whether the first image's header defines its orientation.
-    problem : FailedCase or None
-        Why the case cannot run; then the fields from headers may be empty.
-    """
+    """A case with its split and the facts in its headers, which a case with a problem may lack."""
 
     case: Case
     split: str = ""
-    group: str = ""
-    digest: str = ""
-    sources: tuple[str, ...] = ()
-    shape: tuple[int, int, int] = (0, 0, 0)
-    spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    orientation: str = ""
-    dtypes: tuple[str, ...] = ()
-    file_bytes: int = 0
-    voxel_bytes: int = 0
-    oriented: bool = True
-    problem: FailedCase | None = None
+    group: str = ""  # the patient; the case id if no patient is known
+    digest: str = ""  # of everything that decides the output
+    sources: tuple[str, ...] = ()  # the images, relative to the input root, POSIX
+    shape: tuple[int, int, int] = (0, 0, 0)  # (n_slices, height, width), for the plane
+    spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)  # (slice, row, column), mm
+    orientation: str = ""  # axis codes of the first image as stored, such as LPS
+    dtypes: tuple[str, ...] = ()  # of the images as stored
+    file_bytes: int = 0  # of all files, on disk
+    voxel_bytes: int = 0  # of all files, inflated
+    oriented: bool = True  # whether the first image's header defines its orientation
+    problem: FailedCase | None = None  # why the case cannot run
 
     @property
     def case_id(self) -> str:
@@ -152,9 +123,6 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     window = planes * len(case.case.images) * height * width * 4
     percentile = voxels * 8 if settings.normalize == "percentile" else 0
     return case.voxel_bytes + label + max(3 * window, percentile)
-
-
-# -- a run -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,18 +234,9 @@ def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
     return splits
 
 
-# -- a partition of a run --------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Partition:
-    """Partition `number`, counted from 1, `of` a run's partitions.
-
-    Examples
-    --------
-    >>> str(Partition(2, 3))
-    '2/3'
-    """
+    """Partition `number`, counted from 1, `of` a run's partitions."""
 
     number: int
     of: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -71,20 +71,13 @@ def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPla
 
     with ThreadPoolExecutor(_HEADER_THREADS) as threads:
         plans = tuple(threads.map(plan_case, cases))
-    _note_unoriented(plans, notes)
-    if not has_labels:
-        notes.append("no case has a label; slices will hold images only")
-    _note_empty_splits(plans, config, notes)
-    unused = OF_ANOTHER_FORMAT[config.format]
-    if getattr(config, unused) != RunConfig.model_fields[unused].default:
-        notes.append(f"--{unused} has no effect with --format {config.format}")
     return RunPlan(
         config=config,
         layout=dataset.layout,
         reason=dataset.reason,
         cases=plans,
         splits=by_split(splits),
-        notes=tuple(notes),
+        notes=(*notes, *_notes(plans, config, has_labels=has_labels)),
         problems=tuple(dataset.problems),
     )
 
@@ -114,23 +107,26 @@ def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
     )
 
 
-def _note_unoriented(cases: Iterable[CasePlan], notes: list[str]) -> None:
+def _notes(cases: Sequence[CasePlan], config: RunConfig, *, has_labels: bool) -> Iterator[str]:
+    """Yield notes on a plan whose headers have been read."""
     unknown = [case.case_id for case in cases if not case.oriented]
     if unknown:
-        notes.append(
+        yield (
             f"{len(unknown)} images do not define their orientation (sform and qform code 0), "
             f"LAS is assumed, as in nibabel: {first_few(unknown)}"
         )
-
-
-def _note_empty_splits(cases: Iterable[CasePlan], config: RunConfig, notes: list[str]) -> None:
+    if not has_labels:
+        yield "no case has a label; slices will hold images only"
     filled = {case.split for case in cases if case.problem is None}
     wanted = {case.split for case in cases}
     if config.splits is None:
         wanted |= {split for split, ratio in config.ratios().items() if ratio > 0}
     empty = [split for split in SPLITS if split in wanted - filled]
     if empty:
-        notes.append(f"no case that can be run is in {' or '.join(empty)}")
+        yield f"no case that can be run is in {' or '.join(empty)}"
+    unused = OF_ANOTHER_FORMAT[config.format]
+    if getattr(config, unused) != RunConfig.model_fields[unused].default:
+        yield f"--{unused} has no effect with --format {config.format}"
 
 
 def _check_only(only: Sequence[str], cases: Iterable[Case]) -> None:

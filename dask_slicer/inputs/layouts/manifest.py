@@ -15,7 +15,6 @@ from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import LayoutMatch
 
-_NAMES = ("manifest.csv", "manifest.json")
 _IMAGE = re.compile(r"image(_\d+)?")
 
 
@@ -37,7 +36,7 @@ def find_manifest(input_dir: Path) -> Path | None:
     """
     if input_dir.is_file():
         return input_dir if input_dir.suffix.lower() in (".csv", ".json") else None
-    for name in _NAMES:
+    for name in ("manifest.csv", "manifest.json"):
         if (input_dir / name).is_file():
             return input_dir / name
     tables = [path for path in sorted(input_dir.glob("*.csv")) if _has_columns(path)]
@@ -133,15 +132,14 @@ def _case(position: str, row: Mapping[str, str], images: list[str], manifest: Pa
         raise DatasetError(
             f"split must be one of {', '.join(SPLITS)}, got {split} in {position} of {manifest}"
         )
-    label = row.get("label")
+
+    def path_of(name: str) -> str:
+        return os.path.normpath(manifest.parent / row[name])
+
     return Case(
         case_id=row["case_id"],
-        images=tuple(_resolved(row[name], manifest) for name in images if name in row),
-        label=None if label is None else _resolved(label, manifest),
+        images=tuple(path_of(name) for name in images if name in row),
+        label=path_of("label") if "label" in row else None,
         group=row.get("group"),
         split=split,
     )
-
-
-def _resolved(path: str, manifest: Path) -> str:
-    return os.path.normpath(manifest.parent / path)
