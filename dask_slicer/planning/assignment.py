@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from dask_slicer.config.schema import RunConfig
@@ -13,16 +12,6 @@ from dask_slicer.errors import DatasetError, OutputError
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import LayoutMatch, read_json
 from dask_slicer.utils.formatting import did_you_mean, first_few
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EarlierSplits:
-    """Splits and patients of earlier runs into the same output; a case stays in its split."""
-
-    splits: Mapping[str, str] = field(default_factory=dict)  # by case id
-    # Returns the patient of each written case. It reads the whole journal, so it is called only if
-    # some of these cases are no longer in the dataset.
-    groups: Callable[[], Mapping[str, str]] = dict
 
 
 def case_groups(dataset: LayoutMatch, config: RunConfig, notes: list[str]) -> dict[str, str]:
@@ -50,11 +39,11 @@ def case_splits(
     cases: Sequence[Case],
     groups: Mapping[str, str],
     config: RunConfig,
-    earlier: EarlierSplits,
+    assigned: Mapping[str, str],
+    assigned_groups: Callable[[], Mapping[str, str]],
     notes: list[str],
 ) -> tuple[list[Case], dict[str, str]]:
     """Return the cases of the run, and the split of each of them and of earlier cases."""
-    assigned = earlier.splits
     given = {case.case_id: case.split for case in cases if case.split is not None}
     if config.splits is not None and len(given) < len(cases):
         given |= _read_splits(config.splits, config.fold, {case.case_id for case in cases})
@@ -78,7 +67,7 @@ def case_splits(
     # Cases that left the dataset still keep their patient in their split.
     all_groups = {name: name for name in assigned}
     if assigned.keys() - groups.keys():
-        written = earlier.groups()
+        written = assigned_groups()
         all_groups |= {name: group for name, group in written.items() if name in assigned}
     all_groups |= groups
     splits = {**assigned, **given}

@@ -256,13 +256,7 @@ class Partition:
 
 
 def parse_partition(setting: str | None) -> Partition | None:
-    """Return the partition of the setting `shard`, I/N, which was checked before.
-
-    Examples
-    --------
-    >>> parse_partition("2/3"), parse_partition(None)
-    (Partition(number=2, of=3), None)
-    """
+    """Return the partition of the setting `shard`, I/N, which was checked before; None for None."""
     if setting is None:
         return None
     number, _, of = setting.partition("/")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -17,7 +17,7 @@ from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
-from dask_slicer.planning.assignment import EarlierSplits, case_groups, case_splits
+from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.formatting import did_you_mean, first_few
@@ -26,25 +26,29 @@ from dask_slicer.utils.formatting import did_you_mean, first_few
 _HEADER_THREADS = 16
 
 
-def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPlan:
+def make_plan(
+    config: RunConfig,
+    *,
+    assigned: Mapping[str, str] | None = None,
+    assigned_groups: Callable[[], Mapping[str, str]] = dict,
+) -> RunPlan:
     """Return the plan of a run; reads headers, writes nothing.
 
-    Raise DatasetError if there is no case, or if splits or `only` do not fit the cases, and
-    OutputError if earlier runs put cases into other splits.
+    Cases keep the split that earlier runs `assigned`. `assigned_groups` returns the patients of
+    their cases; it reads the whole journal, so it is called only if some left the dataset.
     """
-    earlier = earlier or EarlierSplits()
+    assigned = assigned or {}
     dataset = find_cases(config.input_dir, include_test=config.include_test)
     root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
     notes = list(dataset.notes)
     if config.prune:
         present = {case.case_id for case in dataset.cases}
-        kept = {case_id: split for case_id, split in earlier.splits.items() if case_id in present}
-        earlier = replace(earlier, splits=kept)
+        assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
     has_labels = any(case.label is not None for case in dataset.cases)
     if config.min_foreground > 0 and not has_labels:
         raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
     groups = case_groups(dataset, config, notes)
-    cases, splits = case_splits(dataset.cases, groups, config, earlier, notes)
+    cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
     _check_only(config.only, cases)
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
 

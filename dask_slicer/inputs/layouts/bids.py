@@ -23,7 +23,6 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         for anat in (subject / "anat", *sorted(subject.glob("ses-*/anat")))
         for path in volume_files(anat)
     ]
-    result.seen = len(images)
     if not images:
         result.miss = "no NIfTI file in sub-*/anat or sub-*/ses-*/anat"
         return result

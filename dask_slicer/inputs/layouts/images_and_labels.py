@@ -13,7 +13,6 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     """Match images/<case>.nii.gz and labels/<case>.nii.gz."""
     result = LayoutMatch("images/ and labels/")
     images = by_stem(volume_files(root / "images"), result)
-    result.seen = len(images)
     if not images:
         result.miss = "no NIfTI file in images"
         return result
