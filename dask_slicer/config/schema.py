@@ -205,13 +205,10 @@ def _parameter(name: str) -> Parameter:
 
 
 # For help() and notebooks, required settings first; pydantic's signature is long, with every rule.
-_NAMES = list(
-    dict.fromkeys(("input_dir", "output_dir", *chain.from_iterable(fields.GROUPS.values())))
-)
+_NAMES = dict.fromkeys(("input_dir", "output_dir", *chain.from_iterable(fields.GROUPS.values())))
 RunConfig.__signature__ = Signature(list(map(_parameter, _NAMES)))
 RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
-    "Examples\n",
-    "Parameters\n----------\n" + "".join(map(_described, _NAMES)) + "\nExamples\n",
+    "Examples\n", "Parameters\n----------\n" + "".join(map(_described, _NAMES)) + "\nExamples\n"
 )
 
 

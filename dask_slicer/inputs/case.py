@@ -114,9 +114,9 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
         equal_ids[unicodedata.normalize("NFC", case_id).casefold()].append(case_id)
     for spellings in equal_ids.values():
         if len(spellings) > 1:
-            counts = Counter(spellings)
             named = ", ".join(
-                f"{name!r}" + (f" ({n} times)" if n > 1 else "") for name, n in counts.items()
+                f"{name!r}" + (f" ({count} times)" if count > 1 else "")
+                for name, count in Counter(spellings).items()
             )
             problems.append(
                 f"case ids must be unique, also if upper and lower case count as equal: {named}"

@@ -146,14 +146,14 @@ def plan_lines(plan: RunPlan) -> list[str]:
     bad = f", {plural(len(plan.failures), 'case')} cannot be run" if plan.failures else ""
     lines.append(f"Plan: {plural(len(plan.cases), 'case')} ({splits}){bad}")
     if plan.runnable:
-        most, likely = _output_bytes(plan)
+        needs = plan_needs(plan)
+        likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]
         lines.append(
             f"Slices: {plan.n_slices} {plan.config.plane}, "
             f"{plural((2 * plan.config.window_size + 1) * plan.n_modalities, 'channel')}, "
-            f"about {format_bytes(likely)} (at most {format_bytes(most)}) to "
-            f"{plan.config.output_dir}"
+            f"about {format_bytes(likely)} (at most {format_bytes(needs['output_bytes_at_most'])}) "
+            f"to {plan.config.output_dir}"
         )
-        free = system.free_bytes(plan.config.output_dir)
         if likely > free:
             lines.append(f"Note: only {format_bytes(free)} of disk space is free")
     return lines + [f"Note: {note}" for note in plan.notes]
@@ -183,7 +183,7 @@ def plan_json(plan: RunPlan) -> str:
 
 def plan_needs(plan: RunPlan) -> dict[str, Any]:
     """Return disk and memory that a run needs, and the suggested number of workers."""
-    most, likely = _output_bytes(plan)
+    sizes = [output_bytes(case, plan.config) for case in plan.runnable]
     n_workers, reason = suggest_workers(
         n_cpus=system.cpu_count(),
         memory_bytes=system.memory_bytes(),
@@ -193,19 +193,14 @@ def plan_needs(plan: RunPlan) -> dict[str, Any]:
     )
     return {
         "output_files": sum(output_files(case, plan.config) for case in plan.runnable),
-        "output_bytes_at_most": most,
-        "output_bytes_estimate": likely,
+        "output_bytes_at_most": sum(most for most, _ in sizes),
+        "output_bytes_estimate": sum(likely for _, likely in sizes),
         "disk_free_bytes": system.free_bytes(plan.config.output_dir),
         "peak_bytes_per_worker": plan.peak_bytes,
         "memory_bytes": system.memory_bytes(),
         "num_workers": n_workers,
         "num_workers_reason": reason,
     }
-
-
-def _output_bytes(plan: RunPlan) -> tuple[int, int]:
-    sizes = [output_bytes(case, plan.config) for case in plan.runnable]
-    return sum(most for most, _ in sizes), sum(likely for _, likely in sizes)
 
 
 def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.inputs.case import Case
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
-from dask_slicer.utils.repr_html import MOST_ROWS, html_card, html_facts, html_table
+from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
 # Increased when the same settings and sources give other bytes.
 FORMAT_VERSION = 1
@@ -73,14 +73,9 @@ class CasePlan:
             rows += list(zip(HEADER_FACTS, self.described(), strict=True))
         else:
             rows.append(("problem", f"{self.problem.kind}: {self.problem.message}"))
-        return html_card(f"Case {self.case_id}", html_facts(rows + self._file_rows()))
-
-    def _file_rows(self) -> list[tuple[str, object]]:
-        images = self.case.images
-        more = len(images) - MOST_ROWS
-        rest = [("", f"… and {plural(more, 'more image')}")] if more > 0 else []
-        shown = [("image", path) for path in images[:MOST_ROWS]]
-        return [*shown, *rest, ("label", self.case.label or "none")]
+        rows.append(("label", self.case.label or "none"))
+        images = html_table(["image"], [[path] for path in self.case.images], of="image")
+        return html_card(f"Case {self.case_id}", html_facts(rows), images)
 
     @property
     def has_label(self) -> bool:
@@ -221,13 +216,7 @@ class RunPlan:
 
 
 def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the cases of each split, sorted, from the split of each case.
-
-    Examples
-    --------
-    >>> by_split({"b": "train", "a": "train", "c": "test"})
-    {'train': ['a', 'b'], 'val': [], 'test': ['c']}
-    """
+    """Return the cases of each split, sorted, from the split of each case; no split is left out."""
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for case_id, split in sorted(assignment.items()):
         splits[split].append(case_id)
@@ -245,13 +234,7 @@ class Partition:
         return f"{self.number}/{self.of}"
 
     def cases(self, case_ids: Iterable[str]) -> list[str]:
-        """Return every `of`-th of the sorted case ids, because neighbours often have equal sizes.
-
-        Examples
-        --------
-        >>> Partition(2, 3).cases("gfedcba")
-        ['b', 'e']
-        """
+        """Return every `of`-th of the sorted case ids: neighbours often have equal sizes."""
         return sorted(case_ids)[self.number - 1 :: self.of]
 
 
