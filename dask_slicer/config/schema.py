@@ -218,12 +218,6 @@ OF_ANOTHER_FORMAT = {"npz": "compression", "zarr": "compression_level"}
 # Settings that may change between runs into one output: cases with NaN record `nonfinite`, and the
 # others come out the same; `splits` and `fold` are compared by the assignment that they lead to.
 _MAY_CHANGE = {"nonfinite", "splits", "fold"}
-# Those that an output directory always keeps.
-_FIXED = [
-    name
-    for name in (*SliceSettings.model_fields, *SplitSettings.model_fields)
-    if name not in _MAY_CHANGE
-]
 
 
 def _resolved(path: Path) -> Path:
@@ -243,8 +237,9 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     >>> changed_settings(old, old.model_copy(update={"window_size": 1}))
     ['window_size was 2, is now 1']
     """
-    unused = OF_ANOTHER_FORMAT[new.format] if old.format == new.format else ""
-    names = [name for name in (*_FIXED, *also) if name != unused]
+    unused = {OF_ANOTHER_FORMAT[new.format]} if old.format == new.format else set()
+    kept = (*SliceSettings.model_fields, *SplitSettings.model_fields)
+    names = [*(name for name in kept if name not in _MAY_CHANGE | unused), *also]
     before = {name: getattr(old, name) for name in names} | {"val_ratio": old.ratios()["val"]}
     after = {name: getattr(new, name) for name in names} | {"val_ratio": new.ratios()["val"]}
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,25 @@ class LayoutMatch:
     problems: list[str] = field(default_factory=list)
     seen: int = 0
     miss: str = ""
+
+    def add_case(
+        self,
+        case_id: str,
+        images: Iterable[str | Path],
+        label: str | Path | None = None,
+        *,
+        group: str | None = None,
+        split: str | None = None,
+    ) -> None:
+        """Add a case."""
+        case = Case(
+            case_id=case_id,
+            images=tuple(map(str, images)),
+            label=None if label is None else str(label),
+            group=group,
+            split=split,
+        )
+        self.cases.append(case)
 
     def note_files(self, names: Sequence[str], noun: str, why: str) -> None:
         """Note files that are left out, if there are any: their number, the reason, some names."""
@@ -129,8 +148,3 @@ def read_description(root: Path) -> dict[str, Any]:
     path = root / "dataset.json"
     content = read_json(path) if path.exists() else None
     return content if isinstance(content, dict) else {}
-
-
-def optional_text(path: Path | None) -> str | None:
-    """Return a path as text, None for None."""
-    return None if path is None else str(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case, stem_of
+from dask_slicer.inputs.case import stem_of
 from dask_slicer.inputs.layouts.base import (
     LayoutMatch,
     held_out_note,
@@ -26,24 +26,20 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         result.miss = f"none of the {len(pairs)} images that dataset.json lists exists"
         return result
     result.reason = f"dataset.json lists {len(pairs)} training pairs"
-    # Of each case: image, label, split.
-    files: list[tuple[str, str | None, str | None]] = [
-        (pair["image"], pair.get("label"), None) for pair in pairs
-    ]
+    for pair in pairs:
+        image, label = pair["image"], pair.get("label")
+        result.add_case(
+            stem_of(Path(image).name),
+            [os.path.normpath(root / image)],
+            os.path.normpath(root / label) if label else None,
+        )
     unlabelled = [path for path in description.get("test") or () if isinstance(path, str)]
     if include_test:
-        files += [(path, None, "test") for path in unlabelled]
+        for image in unlabelled:
+            paths = [os.path.normpath(root / image)]
+            result.add_case(stem_of(Path(image).name), paths, split="test")
     elif unlabelled:
         result.notes.append(held_out_note(len(unlabelled)))
-    result.cases = [
-        Case(
-            case_id=stem_of(Path(image).name),
-            images=(os.path.normpath(root / image),),
-            label=os.path.normpath(root / label) if label else None,
-            split=split,
-        )
-        for image, label, split in files
-    ]
     listed = {case.images[0] for case in result.cases}
     extra = [path.name for path in volume_files(root / "imagesTr") if str(path) not in listed]
     result.note_files(extra, "image", "in imagesTr not in dataset.json, left out")

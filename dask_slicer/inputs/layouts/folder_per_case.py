@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case, stem_of
-from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_text, volume_files
+from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, volume_files
 from dask_slicer.utils.formatting import plural
 
 
@@ -43,17 +43,12 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     result.reason = f"{plural(len(folders), 'folder')} with " + (
         f"the images {', '.join(modalities)}" if len(modalities) > 1 else "an image each"
     )
-    result.cases = [
-        Case(
-            case_id=case_id,
-            images=tuple(
-                str(images.get(name, root / case_id / f"{case_id}_{name}.nii.gz"))
-                for name in modalities or images
-            ),
-            label=optional_text(label),
-        )
-        for case_id, (images, label) in named.items()
-    ]
+    for case_id, (images, label) in named.items():
+        paths = [
+            images.get(name, root / case_id / f"{case_id}_{name}.nii.gz")
+            for name in modalities or images
+        ]
+        result.add_case(case_id, paths, label)
     return result
 
 

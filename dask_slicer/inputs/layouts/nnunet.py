@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case, split_channel
+from dask_slicer.inputs.case import split_channel
 from dask_slicer.inputs.layouts.base import (
     LayoutMatch,
     by_stem,
     held_out_note,
-    optional_text,
     read_description,
     volume_files,
 )
@@ -78,19 +77,13 @@ def _add_cases(
 ) -> None:
     """Add the cases of a folder of images, and note the labels that belong to none."""
     label_of = by_stem(volume_files(labels), result)
-    # A missing channel keeps its place: planning then names the missing file.
-    result.cases += [
-        Case(
-            case_id=case_id,
-            images=tuple(
-                str(files.get(channel, images / f"{case_id}_{channel:04d}.nii.gz"))
-                for channel in range(n_channels)
-            ),
-            label=optional_text(label_of.get(case_id)),
-            split=split,
-        )
-        for case_id, files in channels.items()
-    ]
+    for case_id, files in channels.items():
+        # A missing channel keeps its place: planning then names the missing file.
+        paths = [
+            files.get(channel, images / f"{case_id}_{channel:04d}.nii.gz")
+            for channel in range(n_channels)
+        ]
+        result.add_case(case_id, paths, label_of.get(case_id), split=split)
     result.note_files(sorted(label_of.keys() - channels.keys()), "label", "without an image")
 
 
