@@ -6,11 +6,11 @@ The command line, YAML files and Python all build this one frozen model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from inspect import Parameter, Signature
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Never, Self, Unpack, get_args
 
 from pydantic import ByteSize, Field, model_validator
 
@@ -177,13 +177,13 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
     def _repr_html_(self) -> str:
         """Return changed settings as an HTML table, and the others behind a click."""
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        changed = {name: value for name, value in self if value != defaults[name]}
-        others = {name: value for name, value in self if name not in changed}
+        changed = [(name, _readable(value)) for name, value in self if value != defaults[name]]
+        others = [(name, _readable(value)) for name, value in self if value == defaults[name]]
         unchanged = f"{plural(len(others), 'setting')} at the default"
         return html_card(
             "Configuration of a run",
-            html_facts(_readable(changed)),
-            f"<details><summary>{unchanged}</summary>{html_facts(_readable(others))}</details>",
+            html_facts(changed),
+            f"<details><summary>{unchanged}</summary>{html_facts(others)}</details>",
         )
 
 
@@ -212,8 +212,8 @@ RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
 )
 
 
-# By format, the setting that has no effect on it.
-OF_ANOTHER_FORMAT = {"npz": "compression", "zarr": "compression_level"}
+# By format, the setting that has no effect with it.
+UNUSED_BY_FORMAT = {"npz": "compression", "zarr": "compression_level"}
 
 # Settings that may change between runs into one output: cases with NaN record `nonfinite`, and the
 # others come out the same; `splits` and `fold` are compared by the assignment that they lead to.
@@ -237,7 +237,7 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     >>> changed_settings(old, old.model_copy(update={"window_size": 1}))
     ['window_size was 2, is now 1']
     """
-    unused = {OF_ANOTHER_FORMAT[new.format]} if old.format == new.format else set()
+    unused = {UNUSED_BY_FORMAT[new.format]} if old.format == new.format else set()
     kept = (*SliceSettings.model_fields, *SplitSettings.model_fields)
     names = [*(name for name in kept if name not in _MAY_CHANGE | unused), *also]
     before = {name: getattr(old, name) for name in names} | {"val_ratio": old.ratios()["val"]}
@@ -249,9 +249,7 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     ]
 
 
-def _readable(settings: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    for name, value in settings.items():
-        if isinstance(value, ByteSize):
-            yield name, value.human_readable(decimal=True)
-        else:
-            yield name, "none" if value in (None, ()) else value
+def _readable(value: object) -> object:
+    if isinstance(value, ByteSize):
+        return value.human_readable(decimal=True)
+    return "none" if value in (None, ()) else value

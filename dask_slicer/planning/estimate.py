@@ -39,9 +39,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     n_slices, height, width = case.shape
     n_modalities = len(case.case.images)
     pixels = height * width
-    image_dtype = (
-        np.result_type(*case.dtypes) if settings.dtype == "source" else np.dtype(settings.dtype)
-    )
+    dtypes = case.dtypes if settings.dtype == "source" else [settings.dtype]
     label = pixels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
     # Of a slice on disk: the planes of its window, or its own; and what is not voxels.
     if settings.format == "npz":
@@ -51,15 +49,15 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
             + len(case.case_id)
             + sum(_METADATA_PER_MODALITY + len(source) for source in case.sources)
         )
-        texts = _NPZ_HEADERS + 4 * n_characters
+        overhead = _NPZ_HEADERS + 4 * n_characters
         stored_raw = settings.compression_level == 0
         over_gzip = _FLOAT_OVER_GZIP
     else:
         n_planes = n_modalities
-        texts = _ZARR_OVERHEAD // max(n_slices, 1) + 1
+        overhead = _ZARR_OVERHEAD // max(n_slices, 1) + 1
         stored_raw = settings.compression == "none"
         over_gzip = _SHUFFLED_OVER_GZIP.get(settings.dtype, _FLOAT_OVER_GZIP)
-    stored = n_slices * (n_planes * pixels * image_dtype.itemsize + label + texts)
+    stored = n_slices * (n_planes * pixels * np.result_type(*dtypes).itemsize + label + overhead)
     if stored_raw:
         return stored, stored
     most = int(stored * _DEFLATE_EXPANSION)
@@ -67,7 +65,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     if ratio < 1.05:
         ratio = _TYPICAL_GZIP_RATIO  # not gzipped: the ratio is unknown
     per_plane = case.voxel_bytes / max(n_slices, 1) / n_modalities / ratio * over_gzip
-    likely = n_slices * (per_plane * n_planes + min(texts, _NPZ_OVERHEAD_DEFLATED))
+    likely = n_slices * (per_plane * n_planes + min(overhead, _NPZ_OVERHEAD_DEFLATED))
     return most, min(int(likely), most)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
+from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.inputs.case import Case
 from dask_slicer.records import FailedCase, failure_table
@@ -94,7 +94,7 @@ def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, 
     `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
     """
     # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
-    unused = {"nonfinite", OF_ANOTHER_FORMAT[config.format]}
+    unused = {"nonfinite", UNUSED_BY_FORMAT[config.format]}
     allowed = f"missing, allowed: {config.allow_missing_labels}"
     content = {
         "format_version": FORMAT_VERSION,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig
+from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
 from dask_slicer.core.geometry import align, axis_codes, spacing
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError, MissingFile, MissingLabel, as_case_error
@@ -128,7 +128,7 @@ def _notes(cases: Sequence[CasePlan], config: RunConfig, *, has_labels: bool) ->
     empty = [split for split in SPLITS if split in wanted - filled]
     if empty:
         yield f"no case that can be run is in {' or '.join(empty)}"
-    unused = OF_ANOTHER_FORMAT[config.format]
+    unused = UNUSED_BY_FORMAT[config.format]
     if getattr(config, unused) != RunConfig.model_fields[unused].default:
         yield f"--{unused} has no effect with --format {config.format}"
 

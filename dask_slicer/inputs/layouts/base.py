@@ -127,12 +127,12 @@ def volume_files(folder: Path) -> list[Path]:
 
 def by_stem(paths: list[Path], result: LayoutMatch) -> dict[str, Path]:
     """Return paths by file name without suffix; two files with one name are a problem."""
-    by_stem: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for path in paths:
-        other = by_stem.setdefault(stem_of(path.name), path)
+        other = path_of.setdefault(stem_of(path.name), path)
         if other is not path:
             result.problems.append(f"two files for one volume: {other.name} and {path.name}")
-    return by_stem
+    return path_of
 
 
 def read_json(path: Path) -> Any:

@@ -28,7 +28,10 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
             else "no NIfTI file in imagesTr"
         )
         return result
-    n_channels = _declared_channels(root) or 1 + max(max(files) for files in channels.values())
+    description = read_description(root)
+    names = description.get("channel_names", description.get("modality"))
+    n_declared = len(names) if isinstance(names, dict) else 0
+    n_channels = n_declared or 1 + max(max(files) for files in channels.values())
     result.reason = "imagesTr holds <case>_0000.nii.gz" + (
         f" to _{n_channels - 1:04d}" if n_channels > 1 else ""
     )
@@ -85,9 +88,3 @@ def _add_cases(
         ]
         result.add_case(case_id, paths, label_of.get(case_id), split=split)
     result.note_files(sorted(label_of.keys() - channels.keys()), "label", "without an image")
-
-
-def _declared_channels(root: Path) -> int | None:
-    description = read_description(root)
-    names = description.get("channel_names", description.get("modality"))
-    return len(names) if isinstance(names, dict) else None
