@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from dask_slicer.config.keywords import RunKeywords
-from dask_slicer.config.loader import build_config
+from dask_slicer.config.fields import RunKeywords
+from dask_slicer.config.loader import PLACES, build_config
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import logged_to
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 # Everything that describes a run: its cases, its settings, its place.
 Settings = RunPlan | RunConfig | Mapping[str, Any] | str | Path
-
-# Settings that name the workers of a run.
-_PLACES = ("num_workers", "scheduler", "scheduler_file", "cluster")
 
 
 def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> RunPlan:
@@ -179,7 +176,7 @@ def _client_for(config: RunConfig, client: Client | None) -> Client | None:
     from dask_slicer.cluster.client import check_usable, default_client
 
     if client is None:
-        places = config.model_fields_set.intersection(_PLACES)
+        places = config.model_fields_set.intersection(PLACES)
         if any(getattr(config, name) is not None for name in places):
             return None
         client = default_client()
