@@ -19,7 +19,7 @@ from dask_slicer.errors import DaskSlicerError, UsageError
 from dask_slicer.output.atomic import write_user_file
 from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, user_file_path
-from dask_slicer.report.histogram import chart, log_chart
+from dask_slicer.report.histogram import chart
 from dask_slicer.report.overview import Overview, overview
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
 
@@ -53,7 +53,7 @@ def write_report(
     pictures, why_none = _pictures(output, facts)
     if why_none:
         say(f"Note: no pictures of slices in the report: {why_none}")
-    page = _render(facts, pictures, why_none)
+    page = _render(output, facts, pictures, why_none)
     # File names may hold bytes that are not UTF-8; the page is UTF-8.
     write_user_file(file, page.encode("utf-8", "backslashreplace"))
     return file
@@ -84,7 +84,7 @@ def _data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
-def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> str:
+def _render(output: Output, facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> str:
     environment = Environment(
         loader=PackageLoader("dask_slicer.report"),
         autoescape=True,
@@ -106,18 +106,18 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
     environment.globals |= {
         "count": lambda n, noun: plural(n, noun).replace(str(n), f"{n:,}", 1),
         "chart": chart,
-        "log_chart": log_chart,
     }
     kinds = Counter((failure.kind, failure.step) for failure in facts.failures)
     return environment.get_template("report.html").render(
+        output=output,
         facts=facts,
         pictures=pictures,
         why_no_pictures=why_no_pictures,
         n_pictured=min(_N_SLICES, facts.n_slices),
         now=time.time(),
         version=version("dask_slicer"),
-        again=_again(facts),
-        settings=_settings(facts.config),
+        again=_again(output),
+        settings=_settings(output.config),
         steps=_STEPS,
         most_failures=_MOST_FAILURES,
         kinds=kinds.most_common(_MOST_NAMES),
@@ -126,11 +126,12 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
     )
 
 
-def _again(facts: Overview) -> str:
+def _again(output: Output) -> str:
     """Return the command that continues or repeats the run."""
-    command = ["dask-slicer", "run", "--config", str(facts.path / CONFIG)]
-    if facts.original_path != str(facts.path):  # the output was moved
-        command += ["--output_dir", str(facts.path)]
+    command = ["dask-slicer", "run", "--config", str(output.path / CONFIG)]
+    last = output.summary.get("config")
+    if isinstance(last, dict) and last.get("output_dir", str(output.path)) != str(output.path):
+        command += ["--output_dir", str(output.path)]  # the output was moved
     return shlex.join(command)
 
 
