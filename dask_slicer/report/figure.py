@@ -8,6 +8,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -256,10 +257,10 @@ class _Page:
         self.pixels: Transform = to_shares + self.figure.transFigure
 
     def write(
-        self, x: float, y: float, text: str, *, room: float, size: float = _TEXT, **style: Any
+        self, x: float, y: float, text: str, *, room: float = 0, size: float = _TEXT, **style: Any
     ) -> None:
-        """Write a line of text, shortened in the middle if it is longer than `room`."""
-        most = max(int(room / (size * _CHARACTER)), 4)
+        """Write a line of text, shortened in the middle if it is longer than `room`, if given."""
+        most = max(int((room or self.width) / (size * _CHARACTER)), 4)
         if len(text) > most:
             text = f"{text[: most // 2]}…{text[len(text) - (most - most // 2 - 1) :]}"
         style = {"ha": "left", "va": "top", "color": self.theme.text} | style
@@ -275,23 +276,17 @@ class _Page:
         self, panel: Panel, palette: Colours, tile: tuple[int, int], x: int, y: int, *, room: int
     ) -> None:
         """Draw a panel below its title."""
+        faint, background = self.theme.faint, self.theme.background
         about = f"slice {panel.slice_index} of 0–{panel.total_slices - 1} · {panel.split}"
         about += " · no label" if panel.label is None else ""
-        self.write(x, y - _PANEL_TITLE, panel.case_id, room=room * 0.93, weight="bold")
-        self.write(
-            x, y - _PANEL_TITLE + _LINE, about, size=_SMALL, room=room, color=self.theme.faint
-        )
-        canvas = compose(
-            panel, palette, tile=tile, background=self.theme.background, scale=self.scale
-        )
-        height, width = (length // self.scale for length in canvas.shape[:2])
+        title_y = y - _PANEL_TITLE
+        self.write(x, title_y, panel.case_id, room=room * 0.93, weight="bold")
+        self.write(x, title_y + _LINE, about, size=_SMALL, room=room, color=faint)
+        canvas = compose(panel, palette, tile=tile, background=background, scale=self.scale)
+        height, width = (length / self.scale for length in canvas.shape[:2])
+        left, bottom = x / self.width, 1 - (y + height) / self.height
         axes = self.figure.add_axes(
-            (
-                x / self.width,
-                1 - (y + height) / self.height,
-                width / self.width,
-                height / self.height,
-            ),
+            (left, bottom, width / self.width, height / self.height),
             label=f"{panel.case_id} {panel.slice_index}",
         )
         axes.imshow(canvas, interpolation="nearest", aspect="auto")
@@ -304,49 +299,36 @@ class _Page:
         n_modalities, n_offsets = panel.image.shape[:2]
         middle = n_offsets // 2
         centre = x + middle * (width + _TILE_GAP)
-        if n_offsets > 1:
-            all_rows = n_modalities * (height + _TILE_GAP) - _TILE_GAP
-            self.draw_box(centre, y, width, all_rows, fill=False, ec=self.theme.frame, lw=1.5)
-        # Position, text, horizontal and vertical alignment.
-        texts: list[tuple[float, float, str, str, str]] = []
+        outline = [withStroke(linewidth=2, foreground="black")]
+        write = partial(self.write, size=_SMALL, color="white", path_effects=outline)
         left, right, top, bottom = panel.sides
         if min(height, width) >= _ROOM_FOR_SOME:
             for offset in range(n_offsets if n_offsets > 1 else 0):
                 caption = f"{offset - middle:+d}" if offset != middle else "0"
-                texts.append((x + offset * (width + _TILE_GAP) + 4, y + 3, caption, "left", "top"))
-            texts.append((centre + 4, y + height / 2, left, "left", "center"))
-            texts.append((centre + width - 4, y + height / 2, right, "right", "center"))
+                write(x + offset * (width + _TILE_GAP) + 4, y + 3, caption)
+            write(centre + 4, y + height / 2, left, va="center")
+            write(centre + width - 4, y + height / 2, right, va="center", ha="right")
         if min(height, width) >= _ROOM_FOR_ALL:
-            texts.append((centre + width / 2, y + 3, top, "center", "top"))
-            texts.append((centre + width / 2, y + height - 4, bottom, "center", "bottom"))
+            write(centre + width / 2, y + 3, top, ha="center")
+            write(centre + width / 2, y + height - 4, bottom, va="bottom", ha="center")
             for modality in range(n_modalities if n_modalities > 1 else 0):
                 end = y + modality * (height + _TILE_GAP) + height - 4
-                texts.append((x + 4, end, f"modality {modality}", "left", "bottom"))
-        for text_x, text_y, text, ha, va in texts:
-            outline = [withStroke(linewidth=2, foreground="black")]
-            self.write(
-                text_x,
-                text_y,
-                text,
-                size=_SMALL,
-                room=self.width,
-                color="white",
-                ha=ha,
-                va=va,
-                path_effects=outline,
-            )
+                write(x + 4, end, f"modality {modality}", va="bottom")
+        if n_offsets > 1:
+            all_rows = n_modalities * (height + _TILE_GAP) - _TILE_GAP
+            self.draw_box(centre, y, width, all_rows, fill=False, ec=self.theme.frame, lw=1.5)
 
     def draw_legend(
         self, entries: Sequence[tuple[float, int, int | str]], palette: Colours, top: float
     ) -> None:
         """Draw the colours and values of labels."""
         if entries:
-            self.write(_MARGIN, top, "label", room=self.width, color=self.theme.faint)
+            self.write(_MARGIN, top, "label", color=self.theme.faint)
         for x, line, entry in entries:
             x, y = x + _MARGIN, top + line * _LEGEND_LINE
             if isinstance(entry, str):
-                self.write(x, y, entry, room=self.width, color=self.theme.faint)
+                self.write(x, y, entry, color=self.theme.faint)
                 continue
             colour = tuple(part / 255 for part in palette[entry])
             self.draw_box(x, y + 2, _SWATCH, _SWATCH, fc=colour, ec=self.theme.faint, lw=0.5)
-            self.write(x + _SWATCH + 5, y, str(entry), room=self.width)
+            self.write(x + _SWATCH + 5, y, str(entry))

@@ -6,7 +6,7 @@ import base64
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -26,11 +26,7 @@ from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, f
 REPORT = "report.html"
 _SUFFIXES = (".html", ".htm")
 
-_MOST_FAILURES, _MOST_NAMES, _MOST_PROBLEMS = 200, 20, 10
-_N_SLICES = 12
-# Bars of fewer volumes would show no more than the numbers.
-_FEW = 5
-_STEPS = ("load", "slice", "save")
+_N_SLICES, _MOST_NAMES = 12, 20
 # In pixels: the width of the page, so that pictures and page have text of one size; narrower if the
 # pictures would be too large.
 _WIDTHS = (1040, 900, 700)
@@ -94,8 +90,8 @@ def _render(output: Output, facts: Overview, pictures: dict[str, str], why_no_pi
     )
     environment.filters |= {
         "line": lambda value: escape_line(str(value)),
-        "names": lambda ids: escape_line(_first_names(ids)),
-        "number": lambda n: f"{n:,}",
+        "names": lambda ids: escape_line(first_few(ids, _MOST_NAMES)),
+        "number": "{:,}".format,
         "measure": measure,
         "size": format_bytes,
         "duration": format_time,
@@ -118,11 +114,7 @@ def _render(output: Output, facts: Overview, pictures: dict[str, str], why_no_pi
         version=version("dask_slicer"),
         again=_again(output),
         settings=_settings(output.config),
-        steps=_STEPS,
-        most_failures=_MOST_FAILURES,
         kinds=kinds.most_common(_MOST_NAMES),
-        few=_FEW,
-        most_problems=_MOST_PROBLEMS,
     )
 
 
@@ -161,14 +153,10 @@ def _value_text(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case tuple() | list():
-            return _first_names(value)
+            return first_few([*map(str, value)], _MOST_NAMES)
         case float():
             return f"{value:g}"
     return str(value)
-
-
-def _first_names(values: Sequence[object]) -> str:
-    return first_few([str(value) for value in values], _MOST_NAMES)
 
 
 def share(part: int, whole: int) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dask_slicer.errors import OutputError
 from dask_slicer.output.index import SliceIndex
@@ -208,30 +207,32 @@ def _labels(
     n_slices = np.bincount(which, minlength=len(values))
     totals = np.bincount(pairs // n_cases, weights=voxels, minlength=len(values))
     shown = sorted(np.lexsort((-totals, -np.diff(ends)))[:_MOST_LABELS].tolist())
-    return len(values), tuple(
-        LabelFacts(
-            value=int(values[number]),
-            n_cases=int(ends[number + 1] - ends[number]),
-            n_slices=int(n_slices[number]),
-            n_voxels=int(totals[number]),
-            volumes=_histogram(volumes[ends[number] : ends[number + 1]], _LABEL_BINS),
+    facts = []
+    for number in shown:
+        of_value = volumes[ends[number] : ends[number + 1]]
+        is_known = np.isfinite(of_value).any()
+        facts.append(
+            LabelFacts(
+                value=int(values[number]),
+                n_cases=len(of_value),
+                n_slices=int(n_slices[number]),
+                n_voxels=int(totals[number]),
+                volumes=histogram(of_value, most_bins=_LABEL_BINS) if is_known else None,
+            )
         )
-        for number in shown
-    )
+    return len(values), tuple(facts)
 
 
 def _spacings(spacings: Sequence[tuple[float, float, float]]) -> dict[str, Histogram]:
     """Return spacings between slices, rows and columns; the last two as one where they agree."""
-    columns = np.round(np.array(spacings, dtype=np.float64).reshape(-1, 3), _SPACING_DIGITS)
-    names = {"between slices": 0, "between rows": 1, "between columns": 2}
-    if np.array_equal(columns[:, 1], columns[:, 2]):
-        names = {"between slices": 0, "in plane": 1}
-    counted = {name: _histogram(columns[:, axis], _SPACING_BINS) for name, axis in names.items()}
-    return {name: counts for name, counts in counted.items() if counts is not None}
-
-
-def _histogram(values: NDArray[np.float64], most_bins: int) -> Histogram | None:
-    return histogram(values, most_bins=most_bins) if np.isfinite(values).any() else None
+    if not spacings:
+        return {}
+    slices, rows, columns = np.round(spacings, _SPACING_DIGITS).T
+    if np.array_equal(rows, columns):
+        axes = {"between slices": slices, "in plane": rows}
+    else:
+        axes = {"between slices": slices, "between rows": rows, "between columns": columns}
+    return {name: histogram(values, most_bins=_SPACING_BINS) for name, values in axes.items()}
 
 
 def _is_in_use(output_dir: Path) -> bool:

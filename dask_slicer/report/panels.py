@@ -17,7 +17,6 @@ from dask_slicer.report.selection import spread
 
 # Slices of a case that its range of greys is taken from.
 _SAMPLED = 5
-_Ranges = tuple[tuple[float, float], ...]  # black and white of each modality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,37 +54,35 @@ def read_panels(
     return panels
 
 
-def _ranges(reader: CaseReader, case: IndexedCase, index: SliceIndex) -> _Ranges:
-    """Return black and white of every modality, the same for every choice of slices of the case."""
+def _ranges(reader: CaseReader, case: IndexedCase, index: SliceIndex) -> NDArray[np.float64]:
+    """Return black and white, (2, modality), the same for every choice of slices of the case."""
     written = index.slice_index[index.case == index.cases.index(case)].tolist()
     sampled = []
     for place in spread(len(written), _SAMPLED):
         with damage_named(case.case_id, written[place]):
             sampled.append(reader.read(written[place], 0)[0])
-    return tuple(display_range(modality) for modality in np.stack(sampled, axis=1))
+    return np.transpose([display_range(modality) for modality in np.stack(sampled, axis=1)])
 
 
 def _read_panel(
     reader: CaseReader,
     case: IndexedCase,
     slice_index: int,
-    ranges: _Ranges,
+    ranges: NDArray[np.float64],
     window_size: int | None,
 ) -> Panel:
     metadata = reader.metadata(slice_index)
     image, label = reader.read(slice_index, window_size)
     # Channels are ordered by offset, and within an offset by modality.
-    by_modality = image.reshape(-1, len(ranges), *image.shape[1:]).swapaxes(0, 1)
-    grey = [
-        to_grey(window, low, high) for window, (low, high) in zip(by_modality, ranges, strict=True)
-    ]
+    by_offset = image.reshape(-1, ranges.shape[1], *image.shape[1:])
+    black, white = ranges[:, :, None, None]
     _, per_row, per_column = metadata["spacing"]
     return Panel(
         case_id=case.case_id,
         split=case.split,
         slice_index=slice_index,
         total_slices=metadata["total_slices"],
-        image=np.array(grey),
+        image=to_grey(by_offset, black, white).swapaxes(0, 1),
         label=label,
         spacing=(per_row, per_column),
         sides=sides(np.array(metadata["affine"], dtype=np.float64)),

@@ -22,6 +22,7 @@ _COLOURS = (
     (0, 114, 178),
 )
 Colours = dict[int, tuple[int, int, int]]
+Level = NDArray[np.float64] | float
 
 # Percentiles shown as black and white, robust to bright vessels or a tube beside the patient.
 _DARKEST, _BRIGHTEST = 0.5, 99.5
@@ -46,9 +47,9 @@ def display_range(image: NDArray[np.floating]) -> tuple[float, float]:
     return (low, high) if high > low else (lowest, high)
 
 
-def to_grey(image: NDArray[np.floating], low: float, high: float) -> NDArray[np.float64]:
+def to_grey(image: NDArray[np.floating], black: Level, white: Level) -> NDArray[np.float64]:
     """Return intensities as greys, 0 to 1."""
-    return ((image.astype(np.float64) - low) / (high - low)).clip(0, 1)
+    return np.asarray((image.astype(np.float64) - black) / (white - black)).clip(0, 1)
 
 
 def fit(image: NDArray[np.floating], height: int, width: int) -> NDArray[np.float64]:
@@ -139,14 +140,12 @@ def edges(label: NDArray[np.integer], *, line: int = 1) -> NDArray[np.bool_]:
     >>> edges(np.array([[1, 1, 1, 0, 2, 2]])).astype(int).tolist()
     [[0, 0, 1, 0, 1, 0]]
     """
+    height, width = label.shape
+    padded = np.pad(label, line, mode="edge")
     border = np.zeros(label.shape, dtype=bool)
-    for distance in range(1, line + 1):
-        for axis in (0, 1):
-            lower = np.moveaxis(label, axis, 0)[:-distance]
-            upper = np.moveaxis(label, axis, 0)[distance:]
-            differs, marked = lower != upper, np.moveaxis(border, axis, 0)
-            marked[:-distance] |= differs
-            marked[distance:] |= differs
+    for shift in range(2 * line + 1):
+        border |= padded[shift : shift + height, line : line + width] != label
+        border |= padded[line : line + height, shift : shift + width] != label
     return np.asarray(border & (label != 0))
 
 
