@@ -301,22 +301,24 @@ class _Page:
         centre = x + middle * (width + _TILE_GAP)
         outline = [withStroke(linewidth=2, foreground="black")]
         write = partial(self.write, size=_SMALL, color="white", path_effects=outline)
-        left, right, top, bottom = panel.sides
-        if min(height, width) >= _ROOM_FOR_SOME:
-            for offset in range(n_offsets if n_offsets > 1 else 0):
-                caption = f"{offset - middle:+d}" if offset != middle else "0"
-                write(x + offset * (width + _TILE_GAP) + 4, y + 3, caption)
-            write(centre + 4, y + height / 2, left, va="center")
-            write(centre + width - 4, y + height / 2, right, va="center", ha="right")
-        if min(height, width) >= _ROOM_FOR_ALL:
-            write(centre + width / 2, y + 3, top, ha="center")
-            write(centre + width / 2, y + height - 4, bottom, va="bottom", ha="center")
-            for modality in range(n_modalities if n_modalities > 1 else 0):
-                end = y + modality * (height + _TILE_GAP) + height - 4
-                write(x + 4, end, f"modality {modality}", va="bottom")
         if n_offsets > 1:
             all_rows = n_modalities * (height + _TILE_GAP) - _TILE_GAP
             self.draw_box(centre, y, width, all_rows, fill=False, ec=self.theme.frame, lw=1.5)
+        if n_offsets > 1 and width >= _ROOM_FOR_SOME:
+            for offset in range(n_offsets):
+                caption = f"{offset - middle:+d}" if offset != middle else "0"
+                write(x + offset * (width + _TILE_GAP) + 4, y + 3, caption)
+        if n_modalities > 1 and height >= _ROOM_FOR_ALL:
+            for modality in range(n_modalities):
+                bottom = y + modality * (height + _TILE_GAP) + height - 4
+                write(x + 4, bottom, f"modality {modality}", va="bottom")
+        at_left, at_right, at_top, at_bottom = panel.sides
+        if min(height, width) >= _ROOM_FOR_SOME:
+            write(centre + 4, y + height / 2, at_left, va="center")
+            write(centre + width - 4, y + height / 2, at_right, va="center", ha="right")
+        if min(height, width) >= _ROOM_FOR_ALL:
+            write(centre + width / 2, y + 3, at_top, ha="center")
+            write(centre + width / 2, y + height - 4, at_bottom, va="bottom", ha="center")
 
     def draw_legend(
         self, entries: Sequence[tuple[float, int, int | str]], palette: Colours, top: float

@@ -55,8 +55,8 @@ def write_report(
     return file
 
 
-def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
-    """Return pictures of slices as data URIs, light and dark, or the reason why there are none."""
+def _pictures(output: Output, facts: Overview) -> tuple[dict[str, bytes], str]:
+    """Return PNG pictures of slices, light and dark, or the reason why there are none."""
     if not facts.n_slices:
         return {}, ""
     if find_spec("matplotlib") is None:
@@ -73,14 +73,12 @@ def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
                 break
     except (DaskSlicerError, OSError) as error:
         return {}, escape_line(str(error))
-    return {"light": _data_uri(light), "dark": _data_uri(dark)}, ""
+    return {"light": light, "dark": dark}, ""
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-
-
-def _render(output: Output, facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> str:
+def _render(
+    output: Output, facts: Overview, pictures: dict[str, bytes], why_no_pictures: str
+) -> str:
     environment = Environment(
         loader=PackageLoader("dask_slicer.report"),
         autoescape=True,
@@ -96,8 +94,8 @@ def _render(output: Output, facts: Overview, pictures: dict[str, str], why_no_pi
         "size": format_bytes,
         "duration": format_time,
         "share": share,
-        "when": _when,
-        "iso": lambda at: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
+        "utc": lambda at: datetime.fromtimestamp(at, UTC),
+        "base64": lambda content: base64.b64encode(content).decode(),
     }
     environment.globals |= {
         "count": lambda n, noun: plural(n, noun).replace(str(n), f"{n:,}", 1),
@@ -162,8 +160,6 @@ def _value_text(value: object) -> str:
 def share(part: int, whole: int) -> str:
     """Return a share in percent; 0% and 100% are exact.
 
-    Examples
-    --------
     >>> share(1, 3), share(9999, 10_000), share(1, 10_000), share(0, 5), share(0, 0)
     ('33%', 'over 99%', 'under 1%', '0%', '–')
     """
@@ -178,14 +174,8 @@ def share(part: int, whole: int) -> str:
 def measure(value: float) -> str:
     """Return a measured number in four digits, with an exponent only if it needs one.
 
-    Examples
-    --------
     >>> measure(-999.9999944), measure(123456.7), measure(0.70312), measure(1.5e-7)
     ('−1,000', '123,457', '0.7031', '1.5e−07')
     """
     text = f"{value:,.0f}" if 999.95 <= abs(value) < 1e9 else f"{value:.4g}"
     return text.replace("-", "−")
-
-
-def _when(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"

@@ -148,8 +148,6 @@ def write_preview(figure: Figure, path: Path) -> None:
 def parse_slices(text: str) -> list[int]:
     """Parse numbers and ranges with commas between them; raise UsageError for other texts.
 
-    Examples
-    --------
     >>> parse_slices("3,10-12")
     [3, 10, 11, 12]
     """

@@ -25,7 +25,6 @@ _MOST_PIXELS = 20_000
 _MOST_BINS = 60
 # A scan's few brightest voxels are often metal and would push all others into one bin.
 _TAIL = 0.001
-_UNKNOWN = Statistics(mean=0.0, std=1.0, min=0.0, max=1.0, n_foreground=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +47,7 @@ def sample_intensities(output: Output, statistics: Mapping[str, tuple[Statistics
     known = np.array([case.case_id in statistics for case in index.cases], dtype=bool)
     if known.any() and not known.all():
         index = index.select(known[index.case])
-    method = output.config.normalize if known.any() else "none"
-    values: list[list[NDArray[np.float64]]] = []  # by slice and modality
+    values: list[list[NDArray[np.floating]]] = []  # by slice and modality
     problems: list[str] = []
     cases: set[str] = set()
     ends = np.searchsorted(index.case, np.arange(len(index.cases) + 1)).tolist()
@@ -61,25 +59,20 @@ def sample_intensities(output: Output, statistics: Mapping[str, tuple[Statistics
             problems.append(str(damage(case.case_id, slice_index, error)))
             continue
         step = math.ceil(math.sqrt(image[0].size / _MOST_PIXELS))
-        of_case = statistics.get(case.case_id, (_UNKNOWN,) * len(image))
-        values.append(
-            [
-                intensities(channel[::step, ::step], stats, method).ravel()
-                for channel, stats in zip(image, of_case, strict=False)
+        channels = [channel[::step, ::step].ravel() for channel in image]
+        if known.any():
+            channels = [
+                intensities(channel, stats, output.config.normalize)
+                for channel, stats in zip(channels, statistics[case.case_id], strict=False)
             ]
-        )
+        values.append(channels)
         cases.add(case.case_id)
-    # Cases may differ in the number of their modalities.
-    n_modalities = max(map(len, values), default=0)
-    by_modality = [
-        np.concatenate([sample[modality] for sample in values if modality < len(sample)])
-        for modality in range(n_modalities)
-    ]
     return Sample(
         n_slices=len(values),
         n_cases=len(cases),
         histograms=tuple(
-            histogram(numbers, most_bins=_MOST_BINS, tail=_TAIL) for numbers in by_modality
+            histogram(np.concatenate(numbers), most_bins=_MOST_BINS, tail=_TAIL)
+            for numbers in zip(*values, strict=False)
         ),
         in_file_units=bool(known.any()) or output.config.normalize == "none",
         problems=tuple(problems),

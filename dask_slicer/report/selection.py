@@ -124,11 +124,9 @@ def _check_split(output: Output, index: SliceIndex, split: str | None) -> None:
         why = output.shortfall or "every slice was dropped, see --min_foreground"
         why = why.removeprefix(f"{output.path} has ")
         raise UsageError(f"{output.path} has no slices to show: {why}")
-    per_split = Counter(index.cases[number].split for number in index.case)
-    if split is not None and not per_split[split]:
-        others = [
-            f"{name} ({plural(per_split[name], 'slice')})" for name in SPLITS if per_split[name]
-        ]
+    if split not in (None, *(case.split for case in index.cases)):
+        per_split = Counter(index.cases[number].split for number in index.case)
+        others = [f"{name} ({plural(n, 'slice')})" for name in SPLITS if (n := per_split[name])]
         raise UsageError(
             f"{output.path} has no slices in {split}; it has some in {first_few(others)}"
         )
