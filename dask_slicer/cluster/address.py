@@ -205,7 +205,7 @@ def _check_tls(address: str, connection: socket.socket, context: ssl.SSLContext)
                 return
         reason = "it closed the connection; check whether it accepts the certificate of --tls_cert"
     except ssl.SSLCertVerificationError as error:
-        reason = f"its certificate was not signed by --tls_ca: {error.verify_message}"
+        reason = f"its certificate cannot be verified with --tls_ca: {error.verify_message}"
     except ssl.SSLError as error:
         refused = "ALERT" in (error.reason or "")
         reason = (

@@ -100,7 +100,7 @@ ALIKE = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
 WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "distributed.scheduler.worker-saturation": (
         lambda value: value == 1.0,
-        "gives a worker one volume at a time, so that none waits behind a slow case",
+        "gives a worker one volume at a time so that none waits behind a slow case",
     ),
     "distributed.scheduler.work-stealing": (
         lambda value: value in (False, "false"),
@@ -252,8 +252,8 @@ def check_settings(settings: Mapping[str, Any], result: Preflight) -> None:
             for name in better
         )
         result.notes.append(
-            "the scheduler can be used as it is, but would do better if it was started with "
-            f"{advice}: it then {', '.join(better.values())}"
+            f"the scheduler can be used as it is, but works better if started with {advice}: it "
+            f"then {', '.join(better.values())}"
         )
 
 
@@ -261,9 +261,8 @@ def _answers(others: Mapping[str, Any], result: Preflight) -> dict[str, Any]:
     """Return the answers without errors, which are problems."""
     for fault, names in _grouped(others, _error_text).items():
         if fault:
-            result.refuse(
-                f"{_describe(names)} cannot be used ({fault}); stop or restart what does not answer"
-            )
+            them = "it" if len(names) == 1 else "them"
+            result.refuse(f"{_describe(names)} cannot be used ({fault}); stop or restart {them}")
     return {name: answer for name, answer in others.items() if not _error_text(answer)}
 
 

@@ -45,7 +45,7 @@ def send_package(
         if n_tasks := run_on_scheduler(client, probes.n_tasks):
             raise SchedulerError(
                 f"--upload_code would replace {OURS} while the scheduler has "
-                f"{plural(n_tasks, 'task')} to run; wait until they end, or use another scheduler"
+                f"{plural(n_tasks, 'task')}; wait until it has none, or use another scheduler"
             )
         run_on_scheduler(client, probes.forget_package, module, own["code"])
         run_on_workers(client, probes.forget_package, module, own["code"])

@@ -155,5 +155,7 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
     def _a_partition_concerns_its_own_cases(self) -> Self:
         for name in ("overwrite", "prune"):
             if self.shard is not None and getattr(self, name):
-                raise ValueError(f"{name} changes the whole output, shard one part; give only one")
+                raise ValueError(
+                    f"{name} changes the whole output, shard only a part; give one of the two"
+                )
         return self

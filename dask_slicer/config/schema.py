@@ -35,7 +35,7 @@ from dask_slicer.config.fields import (
 from dask_slicer.config.keywords import GROUPS, OptionalKeywords, StrPath
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.utils.formatting import format_value, plural
-from dask_slicer.utils.repr_html import html_card, html_details, html_facts
+from dask_slicer.utils.repr_html import html_card, html_facts
 
 # 1 - 0.8 - 0.2 is not 0 in binary.
 _RATIO_SLACK = 1e-9
@@ -209,7 +209,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
         return html_card(
             "Configuration of a run",
             html_facts(_readable(changed)),
-            html_details(unchanged, html_facts(_readable(others))),
+            f"<details><summary>{unchanged}</summary>{html_facts(_readable(others))}</details>",
         )
 
 

@@ -202,6 +202,6 @@ def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -
     elif fitting < min(n_workers, n_cases):
         observer.note(
             f"{n_workers} workers may need {format_bytes(n_workers * peak)} of memory, but "
-            f"there are {format_bytes(memory)}; use --num_workers {fitting}"
+            f"there is only {format_bytes(memory)}; use --num_workers {fitting}"
         )
     return max(min(n_workers, n_cases), 1)

@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dask_slicer.inputs.readers import volume_suffixes
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.repr_html import MOST_ROWS, html_card, html_facts
 
@@ -59,6 +58,9 @@ def is_volume_name(name: str) -> bool:
     >>> is_volume_name("liver.nii.gz"), is_volume_name("._liver.nii.gz")
     (True, False)
     """
+    # Imported on use: the first line of a run in a notebook need not wait for nibabel.
+    from dask_slicer.inputs.readers import volume_suffixes
+
     return name.lower().endswith(volume_suffixes()) and not name.startswith(".")
 
 
@@ -70,6 +72,8 @@ def stem_of(name: str) -> str:
     >>> stem_of("liver.v2.nii.gz"), stem_of("liver.nii")
     ('liver.v2', 'liver')
     """
+    from dask_slicer.inputs.readers import volume_suffixes
+
     for suffix in volume_suffixes():
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]

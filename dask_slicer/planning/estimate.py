@@ -98,7 +98,7 @@ def suggest_workers(
             f"memory: {format_bytes(memory_bytes)} holds {by_memory} workers of "
             f"{format_bytes(peak)}",
         ),
-        (max(n_cases, 1), f"the dataset has only {plural(n_cases, 'case')}"),
+        (max(n_cases, 1), f"only {plural(n_cases, 'case')} can be run"),
     ]
     if rotational:
         limits.append((2, "disk: a spinning disk slows down with more than 2 readers"))

@@ -97,7 +97,7 @@ def show_slices(
         index = output.index
     rows = choose_rows(output, index, cases=cases, split=split, slices=slices, n=n_slices)
     if len(rows) > _MOST_SLICES:
-        raise UsageError(f"{len(rows)} slices are too many, choose at most {_MOST_SLICES}")
+        raise UsageError(f"{len(rows)} slices are too many; choose at most {_MOST_SLICES}")
     panels = read_panels(output, index, rows, window_size=window_size)
     return _draw(output, panels, labels=labels, dark=dark, width=_WIDTH, scale=_SCALE)
 

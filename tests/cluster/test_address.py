@@ -151,14 +151,14 @@ def test_a_server_that_is_not_dask_or_closes_the_connection(said) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
     with listening(serve) as place:
-        assert "is no Dask scheduler" in refusal(f"tcp://{place}")
+        assert "is not a Dask scheduler" in refusal(f"tcp://{place}")
 
 
 def test_a_server_that_sends_nothing(monkeypatch) -> None:
     monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
     monkeypatch.setattr("dask_slicer.cluster.address._CONNECT_SECONDS", 1.0)
     with listening(lambda _: None) as place:
-        assert "has said nothing for 1 s" in refusal(f"tcp://{place}")
+        assert "has sent nothing for 1 s" in refusal(f"tcp://{place}")
 
 
 def test_a_slow_scheduler(monkeypatch) -> None:
@@ -176,7 +176,7 @@ def test_a_slow_scheduler(monkeypatch) -> None:
 def test_a_tcp_address_of_a_scheduler_with_tls(monkeypatch, certificates) -> None:
     monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 1.0)
     with listening(_tls_server(certificates.ours)) as place:
-        assert f"talks TLS: use tls://{place} with --tls_ca" in refusal(f"tcp://{place}")
+        assert f"uses TLS: give tls://{place} with --tls_ca" in refusal(f"tcp://{place}")
 
 
 def test_a_tls_address_of_a_scheduler_without_tls(certificates) -> None:
@@ -185,12 +185,12 @@ def test_a_tls_address_of_a_scheduler_without_tls(certificates) -> None:
             connection.sendall(b"\0" * 64)
 
     with listening(serve) as place:
-        assert "does not talk TLS" in refusal(f"tls://{place}", certificates.ours)
+        assert "does not use TLS" in refusal(f"tls://{place}", certificates.ours)
 
 
 def test_a_certificate_of_another_authority(certificates) -> None:
     with listening(_tls_server(certificates.foreign)) as place:
-        assert "its certificate is not one of --tls_ca" in refusal(
+        assert "its certificate cannot be verified with --tls_ca" in refusal(
             f"tls://{place}", certificates.ours
         )
 

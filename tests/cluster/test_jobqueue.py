@@ -186,7 +186,7 @@ def test_jobs_of_what_is_not_installed_or_not_here_are_refused_in_one_line(
     [
         ({"cluster": "sge", "cores": 4}, "--job_extra '-pe smp 4'"),
         ({"cluster": "slurm", "lifetime": 3600}, "lifetime must be less than walltime, 01:00:00"),
-        ({}, "there are no jobs without --cluster"),
+        ({}, "a job script needs --cluster"),
     ],
 )
 def test_settings_of_which_no_job_can_be_made_are_refused(settings, said) -> None:

@@ -63,9 +63,9 @@ def refused_versions(**there: Any) -> list[str]:
     ("changes", "said"),
     [
         ({"distributed": "1.9"}, "distributed is 2.0.1 here, 1.9 on 1 worker on node1; install the "
-         "same version in all places"),
+         "same version everywhere"),
         ({"python": "3.12.1.final.0"}, "Python is 3.11 here, 3.12 on 1 worker on node1; use the "
-         "same in all places"),
+         "same version everywhere"),
         ({"isal": None}, "isal is missing on 1 worker on node1; install isal==2.0.1 there"),
     ],
 )  # fmt: skip
@@ -79,7 +79,8 @@ def test_versions_that_may_change_a_digit_are_told(changes) -> None:
     check_versions(HERE, {WORKER: packages(**changes)}, findings)
     assert findings.refusals == []
     assert findings.notes == [
-        f"{name} is 2.0.1 here, {value} on 1 worker on node1: digits or bytes may differ"
+        f"{name} is 2.0.1 here, {value} on 1 worker on node1: bytes or last digits of slices may "
+        "differ"
         for name, value in changes.items()
     ]
 
@@ -97,7 +98,7 @@ def test_hosts_are_counted_and_the_scheduler_is_named() -> None:
 )  # fmt: skip
 def test_a_worker_that_does_not_answer_or_fails_is_named(raised, said) -> None:
     assert refused_versions(**{WORKER: raised}) == [
-        f"1 worker on node1 cannot be used ({said}); end or restart what hangs"
+        f"1 worker on node1 cannot be used ({said}); stop or restart it"
     ]
 
 
@@ -172,16 +173,16 @@ LOOK = {"token": "x", "seen": "yes", "output_fault": "", "input_fault": ""}
     ("look", "said"),
     [
         (LOOK, []),
-        (LOOK | {"seen": ""}, ["1 worker on node1 cannot write to /out as it is here (another "
-         "disk, at the same path); the output must be on a disk that all workers share"]),
+        (LOOK | {"seen": ""}, ["1 worker on node1 cannot write to the same /out as this process "
+         "(another disk, at the same path); the output must be on a disk that all workers share"]),
         (LOOK | {"seen": "", "output_fault": "Permission denied"},
-         ["1 worker on node1 cannot write to /out as it is here (permission denied); the output "
-          "must be on a disk that all workers share"]),
+         ["1 worker on node1 cannot write to the same /out as this process (permission denied); "
+          "the output must be on a disk that all workers share"]),
         (LOOK | {"input_fault": "No such file or directory"},
-         ["1 worker on node1 cannot read /scans/a.nii (no such file or directory); it must be on "
-          "a disk that all workers share"]),
+         ["1 worker on node1 cannot read /scans/a.nii (no such file or directory); scans must be "
+          "on a disk that all workers share"]),
         (TimeoutError("no answer within 10 s"), ["1 worker on node1 cannot be used (no answer "
-         "within 10 s); end or restart what hangs"]),
+         "within 10 s); stop or restart it"]),
     ],
     ids=["sound", "other_disk", "read_only", "no_scans", "silent"],
 )  # fmt: skip
@@ -197,10 +198,10 @@ def test_a_disk_that_is_not_shared_is_refused(look, said) -> None:
         (1.0, False, 3, ""),
         (1.0, "false", "5", ""),
         (1.1, True, 3, "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=1.0 "
-         "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING=False it holds one volume a worker, none "
-         "waiting behind a slow case, moves no volume to another worker"),
-        (1.0, False, 0, "with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=3 it blames no case "
-         "for a worker that another one killed"),
+         "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING=False: it then gives a worker one volume at a "
+         "time so that none waits behind a slow case, never moves a volume to another worker"),
+        (1.0, False, 0, "with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=3: it then does not "
+         "fail a case because another case killed its worker"),
     ],
 )  # fmt: skip
 def test_a_scheduler_is_told_how_it_would_better_have_been_started(
@@ -350,7 +351,7 @@ def test_workers_that_come_on_demand_are_not_missed(tmp_path) -> None:
 
 def test_workers_without_memory_for_any_case_are_refused(client, tmp_path) -> None:
     needs = Requirements(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40, most_bytes=2**41)
-    with pytest.raises(PreflightError, match=r"the smallest takes 1.1 TB"):
+    with pytest.raises(PreflightError, match=r"the smallest case needs 1.1 TB"):
         check(client, needs, print, upload=False)
 
 
@@ -377,7 +378,9 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
 def test_nothing_is_sent_to_this_very_process(client, tmp_path) -> None:
     notes: list[str] = []
     check(client, Requirements(output_dir=tmp_path, temporary=".tmp"), notes.append, upload=True)
-    assert notes == ["--upload_code has no effect: the scheduler or a worker is this very process"]
+    assert notes == [
+        "--upload_code has no effect: the scheduler or a worker runs in this same process"
+    ]
     assert not any("dask_slicer_code_" in path for path in sys.path)
 
 

@@ -182,7 +182,7 @@ def test_a_case_that_left_the_dataset_is_kept_until_it_is_pruned(
     remove(dataset, CASES[0])
     result = slice_again()
     assert CASES[0] in result.stdout
-    assert "--prune removes them" in result.stdout
+    assert "--prune removes such cases" in result.stdout
     assert contents(output) == before
     slice_again("--prune")
     assert list(output.glob(f"*/{CASES[0]}*")) == []

@@ -77,7 +77,7 @@ def test_a_case_unlike_the_rest_is_named_with_what_is_odd() -> None:
     named = outliers(cases)
     assert named == [
         "case_3: spacing (mm) 9×1×1, median 3×1×1",
-        "case_3: stored as RAS, most LPS",
+        "case_3: stored as RAS, most cases LPS",
     ]
 
 
