@@ -6,7 +6,7 @@ import base64
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -19,18 +19,14 @@ from dask_slicer.errors import DaskSlicerError, UsageError
 from dask_slicer.output.atomic import write_user_file
 from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, user_file_path
-from dask_slicer.report.histogram import chart, log_chart
+from dask_slicer.report.histogram import chart
 from dask_slicer.report.overview import Overview, overview
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
 
 REPORT = "report.html"
 _SUFFIXES = (".html", ".htm")
 
-_MOST_FAILURES, _MOST_NAMES, _MOST_PROBLEMS = 200, 20, 10
-_N_SLICES = 12
-# Bars of fewer volumes would show no more than the numbers.
-_FEW = 5
-_STEPS = ("load", "slice", "save")
+_N_SLICES, _MOST_NAMES = 12, 20
 # In pixels: the width of the page, so that pictures and page have text of one size; narrower if the
 # pictures would be too large.
 _WIDTHS = (1040, 900, 700)
@@ -53,14 +49,14 @@ def write_report(
     pictures, why_none = _pictures(output, facts)
     if why_none:
         say(f"Note: no pictures of slices in the report: {why_none}")
-    page = _render(facts, pictures, why_none)
+    page = _render(output, facts, pictures, why_none)
     # File names may hold bytes that are not UTF-8; the page is UTF-8.
     write_user_file(file, page.encode("utf-8", "backslashreplace"))
     return file
 
 
-def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
-    """Return pictures of slices as data URIs, light and dark, or the reason why there are none."""
+def _pictures(output: Output, facts: Overview) -> tuple[dict[str, bytes], str]:
+    """Return PNG pictures of slices, light and dark, or the reason why there are none."""
     if not facts.n_slices:
         return {}, ""
     if find_spec("matplotlib") is None:
@@ -77,14 +73,12 @@ def _pictures(output: Output, facts: Overview) -> tuple[dict[str, str], str]:
                 break
     except (DaskSlicerError, OSError) as error:
         return {}, escape_line(str(error))
-    return {"light": _data_uri(light), "dark": _data_uri(dark)}, ""
+    return {"light": light, "dark": dark}, ""
 
 
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-
-
-def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> str:
+def _render(
+    output: Output, facts: Overview, pictures: dict[str, bytes], why_no_pictures: str
+) -> str:
     environment = Environment(
         loader=PackageLoader("dask_slicer.report"),
         autoescape=True,
@@ -94,43 +88,40 @@ def _render(facts: Overview, pictures: dict[str, str], why_no_pictures: str) -> 
     )
     environment.filters |= {
         "line": lambda value: escape_line(str(value)),
-        "names": lambda ids: escape_line(_first_names(ids)),
-        "number": lambda n: f"{n:,}",
+        "names": lambda ids: escape_line(first_few(ids, _MOST_NAMES)),
+        "number": "{:,}".format,
         "measure": measure,
         "size": format_bytes,
         "duration": format_time,
         "share": share,
-        "when": _when,
-        "iso": lambda at: datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds"),
+        "utc": lambda at: datetime.fromtimestamp(at, UTC),
+        "base64": lambda content: base64.b64encode(content).decode(),
     }
     environment.globals |= {
         "count": lambda n, noun: plural(n, noun).replace(str(n), f"{n:,}", 1),
         "chart": chart,
-        "log_chart": log_chart,
     }
     kinds = Counter((failure.kind, failure.step) for failure in facts.failures)
     return environment.get_template("report.html").render(
+        output=output,
         facts=facts,
         pictures=pictures,
         why_no_pictures=why_no_pictures,
         n_pictured=min(_N_SLICES, facts.n_slices),
         now=time.time(),
         version=version("dask_slicer"),
-        again=_again(facts),
-        settings=_settings(facts.config),
-        steps=_STEPS,
-        most_failures=_MOST_FAILURES,
+        again=_again(output),
+        settings=_settings(output.config),
         kinds=kinds.most_common(_MOST_NAMES),
-        few=_FEW,
-        most_problems=_MOST_PROBLEMS,
     )
 
 
-def _again(facts: Overview) -> str:
+def _again(output: Output) -> str:
     """Return the command that continues or repeats the run."""
-    command = ["dask-slicer", "run", "--config", str(facts.path / CONFIG)]
-    if facts.original_path != str(facts.path):  # the output was moved
-        command += ["--output_dir", str(facts.path)]
+    command = ["dask-slicer", "run", "--config", str(output.path / CONFIG)]
+    last = output.summary.get("config")
+    if isinstance(last, dict) and last.get("output_dir", str(output.path)) != str(output.path):
+        command += ["--output_dir", str(output.path)]  # the output was moved
     return shlex.join(command)
 
 
@@ -160,21 +151,15 @@ def _value_text(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case tuple() | list():
-            return _first_names(value)
+            return first_few([*map(str, value)], _MOST_NAMES)
         case float():
             return f"{value:g}"
     return str(value)
 
 
-def _first_names(values: Sequence[object]) -> str:
-    return first_few([str(value) for value in values], _MOST_NAMES)
-
-
 def share(part: int, whole: int) -> str:
     """Return a share in percent; 0% and 100% are exact.
 
-    Examples
-    --------
     >>> share(1, 3), share(9999, 10_000), share(1, 10_000), share(0, 5), share(0, 0)
     ('33%', 'over 99%', 'under 1%', '0%', '–')
     """
@@ -189,14 +174,8 @@ def share(part: int, whole: int) -> str:
 def measure(value: float) -> str:
     """Return a measured number in four digits, with an exponent only if it needs one.
 
-    Examples
-    --------
     >>> measure(-999.9999944), measure(123456.7), measure(0.70312), measure(1.5e-7)
     ('−1,000', '123,457', '0.7031', '1.5e−07')
     """
     text = f"{value:,.0f}" if 999.95 <= abs(value) < 1e9 else f"{value:.4g}"
     return text.replace("-", "−")
-
-
-def _when(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"

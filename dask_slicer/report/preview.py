@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from dask_slicer.errors import UsageError
 from dask_slicer.output.atomic import write_user_file
 from dask_slicer.output.layout import PREVIEW
 from dask_slicer.output.output import Output, open_output, user_file_path
-from dask_slicer.report.figure_layout import Panel
-from dask_slicer.report.montage import colours
-from dask_slicer.report.panels import choose_rows, read_panels
+from dask_slicer.report.panels import Panel, read_panels
+from dask_slicer.report.selection import choose_rows
 from dask_slicer.training.dataset import SliceDataset
-from dask_slicer.utils.formatting import escape_line, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +23,6 @@ N_SLICES = 16
 _MOST_SLICES = 400
 # Notebooks show a figure about 900 pixels wide: at this scale, its text stays legible.
 _WIDTH, _SCALE = 1600, 2
-_NARROWEST, _WIDEST = 200, 10_000
 _SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
@@ -91,62 +86,9 @@ def show_slices(
     >>> len(figure.axes)
     6
     """
-    return _figure(
-        output,
-        cases=cases,
-        split=split,
-        slices=slices,
-        n_slices=n_slices,
-        labels=labels,
-        dark=dark,
-        width=_WIDTH,
-        scale=_SCALE,
-    )
-
-
-def picture(
-    output: Output,
-    *,
-    n_slices: int,
-    width: int,
-    dark: bool = False,
-    window_size: int | None = None,
-) -> bytes:
-    """Return a PNG of slices of an output, about `width` pixels wide.
-
-    Raises UsageError without slices or Matplotlib, and CorruptFile.
-    """
-    figure = _figure(output, n_slices=n_slices, width=width, dark=dark, window_size=window_size)
-    from dask_slicer.report.figure import to_bytes
-
-    return to_bytes(figure)
-
-
-def _figure(
-    output: str | Path | Output | SliceDataset,
-    *,
-    cases: Collection[str] | None = None,
-    split: str | None = None,
-    slices: Collection[int] | None = None,
-    n_slices: int,
-    labels: bool = True,
-    width: int,
-    scale: int = 1,
-    dark: bool,
-    window_size: int | None = None,
-) -> Figure:
-    for name, value, least, most in (
-        ("n_slices", n_slices, 1, _MOST_SLICES),
-        ("width", width, _NARROWEST, _WIDEST),
-    ):
-        if not least <= value <= most:
-            raise UsageError(f"{name} must be {least} to {most}, got {value}")
-    try:
-        from dask_slicer.report.figure import draw
-    except ImportError as error:
-        raise UsageError(
-            f"pictures need Matplotlib ({error}): pip install 'dask_slicer[plot]'"
-        ) from None
+    if not 1 <= n_slices <= _MOST_SLICES:
+        raise UsageError(f"n_slices must be 1 to {_MOST_SLICES}, got {n_slices}")
+    window_size = None
     if isinstance(output, SliceDataset):
         index, window_size = output.index, output.window_size
         output = open_output(output.output_dir)
@@ -156,31 +98,33 @@ def _figure(
     rows = choose_rows(output, index, cases=cases, split=split, slices=slices, n=n_slices)
     if len(rows) > _MOST_SLICES:
         raise UsageError(f"{len(rows)} slices are too many; choose at most {_MOST_SLICES}")
-    panels = read_panels(output, index, rows, window_size=window_size, labels=labels)
-    return draw(
-        panels,
-        # The colours of an output do not depend on the slices that are shown.
-        colours(np.unique(output.index.label_values).tolist()),
-        title=escape_line(output.path.name),
-        facts=_facts(output, panels),
-        warning=escape_line(output.shortfall.removeprefix(f"{output.path} has ")),
-        width=width,
-        dark=dark,
-        scale=scale,
-    )
+    panels = read_panels(output, index, rows, window_size=window_size)
+    return _draw(output, panels, labels=labels, dark=dark, width=_WIDTH, scale=_SCALE)
 
 
-def _facts(output: Output, panels: Collection[Panel]) -> list[str]:
-    config, index = output.config, output.index
-    n_cases = len({panel.case_id for panel in panels})
-    return [
-        config.plane,
-        f"window_size {config.window_size}",
-        f"normalize {config.normalize}",
-        f"{config.format} {config.dtype}",
-        f"{len(panels)} of {plural(len(index), 'slice')}",
-        f"{n_cases} of {plural(len(index.cases), 'written case')}",
-    ]
+def picture(
+    output: Output, *, n_slices: int, width: int, dark: bool, window_size: int | None = None
+) -> bytes:
+    """Return a PNG of slices of an output, about `width` pixels wide.
+
+    Raises UsageError without slices or Matplotlib, and CorruptFile.
+    """
+    rows = choose_rows(output, output.index, n=n_slices)
+    panels = read_panels(output, output.index, rows, window_size=window_size)
+    figure = _draw(output, panels, dark=dark, width=width)
+    from dask_slicer.report.figure import to_bytes
+
+    return to_bytes(figure)
+
+
+def _draw(output: Output, panels: Sequence[Panel], **options: Any) -> Figure:
+    try:
+        from dask_slicer.report.figure import draw
+    except ImportError as error:
+        raise UsageError(
+            f"pictures need Matplotlib ({error}): pip install 'dask_slicer[plot]'"
+        ) from None
+    return draw(output, panels, **options)
 
 
 def place_of_preview(output: Output, file: Path | None) -> Path:
@@ -204,8 +148,6 @@ def write_preview(figure: Figure, path: Path) -> None:
 def parse_slices(text: str) -> list[int]:
     """Parse numbers and ranges with commas between them; raise UsageError for other texts.
 
-    Examples
-    --------
     >>> parse_slices("3,10-12")
     [3, 10, 11, 12]
     """

@@ -13,9 +13,10 @@ from dask_slicer.core.intensity import intensities
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CaseError
 from dask_slicer.output.formats.base import damage
-from dask_slicer.output.index import SliceIndex, case_reader
+from dask_slicer.output.index import case_reader
 from dask_slicer.output.output import Output
-from dask_slicer.report.histogram import Histogram, histogram, spread_rows
+from dask_slicer.report.histogram import Histogram, histogram
+from dask_slicer.report.selection import spread_rows
 
 # Reading an .npz slice of five 512×512 channels takes 20 ms.
 _MOST_SLICES = 200
@@ -24,7 +25,6 @@ _MOST_PIXELS = 20_000
 _MOST_BINS = 60
 # A scan's few brightest voxels are often metal and would push all others into one bin.
 _TAIL = 0.001
-_UNKNOWN = Statistics(mean=0.0, std=1.0, min=0.0, max=1.0, n_foreground=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +38,8 @@ class Sample:
     problems: tuple[str, ...]  # slices that could not be read, and why
 
 
-def sample_intensities(
-    output: Output, statistics: Mapping[str, tuple[Statistics, ...]], *, most: int = _MOST_SLICES
-) -> Sample:
-    """Return the intensities of at most `most` slices, spread over the cases.
+def sample_intensities(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) -> Sample:
+    """Return the intensities of some slices, spread over the cases.
 
     `statistics`, by case id, undo the normalisation; cases without are left out if others have it.
     """
@@ -49,49 +47,33 @@ def sample_intensities(
     known = np.array([case.case_id in statistics for case in index.cases], dtype=bool)
     if known.any() and not known.all():
         index = index.select(known[index.case])
-    method = output.config.normalize if known.any() else "none"
-    values: list[list[NDArray[np.float64]]] = []
+    values: list[list[NDArray[np.floating]]] = []  # by slice and modality
     problems: list[str] = []
-    cases: set[int] = set()
-    n_slices = 0
-    for number, slice_index in _choose_slices(index, most):
-        case = index.cases[number]
+    cases: set[str] = set()
+    ends = np.searchsorted(index.case, np.arange(len(index.cases) + 1)).tolist()
+    for row in spread_rows(ends, _MOST_SLICES):
+        case, slice_index = index.cases[index.case[row]], int(index.slice_index[row])
         try:
             image, _ = case_reader(output.path, case).read(slice_index, 0)
         except (CaseError, OSError) as error:
             problems.append(str(damage(case.case_id, slice_index, error)))
             continue
         step = math.ceil(math.sqrt(image[0].size / _MOST_PIXELS))
-        values.append(
-            [
-                intensities(channel[::step, ::step], stats, method).ravel()
-                for channel, stats in zip(
-                    image, statistics.get(case.case_id, (_UNKNOWN,) * len(image)), strict=False
-                )
+        channels = [channel[::step, ::step].ravel() for channel in image]
+        if known.any():
+            channels = [
+                intensities(channel, stats, output.config.normalize)
+                for channel, stats in zip(channels, statistics[case.case_id], strict=False)
             ]
-        )
-        cases.add(number)
-        n_slices += 1
-    n_modalities = max(map(len, values), default=0)
+        values.append(channels)
+        cases.add(case.case_id)
     return Sample(
-        n_slices=n_slices,
+        n_slices=len(values),
         n_cases=len(cases),
         histograms=tuple(
-            histogram(
-                np.concatenate([sample[modality] for sample in values if modality < len(sample)]),
-                most_bins=_MOST_BINS,
-                tail=_TAIL,
-            )
-            for modality in range(n_modalities)
+            histogram(np.concatenate(numbers), most_bins=_MOST_BINS, tail=_TAIL)
+            for numbers in zip(*values, strict=False)
         ),
         in_file_units=bool(known.any()) or output.config.normalize == "none",
         problems=tuple(problems),
     )
-
-
-def _choose_slices(index: SliceIndex, most: int) -> list[tuple[int, int]]:
-    """Return the (case number, slice_index) of the slices to read."""
-    order = np.argsort(index.case, kind="stable")
-    ends = np.searchsorted(index.case[order], np.arange(len(index.cases) + 1))
-    rows = order[spread_rows(ends.tolist(), most)]
-    return list(zip(index.case[rows].tolist(), index.slice_index[rows].tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Histograms against numpy's, and rows that are spread."""
+"""Histograms against numpy's, and their charts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from hypothesis.extra import numpy as stnp
 from dask_slicer.report.histogram import (
     chart,
     histogram,
-    log_chart,
     log_heights,
     round_step,
-    spread_rows,
     ticks,
 )
 
@@ -32,7 +30,7 @@ def test_every_number_is_counted_once(values, most_bins, tail) -> None:
     assert len(found.edges) == len(found.counts) + 1
     assert len(found.counts) <= most_bins + 2
     if not tail:
-        assert (found.n_below, found.n_above) == (0, 0)
+        assert found.n_beyond == 0
     assert (found.smallest, found.median) == (values.min(), np.median(values))
 
 
@@ -57,7 +55,13 @@ def test_integers_are_counted_as_numpy_counts_them(values) -> None:
 def test_edges_are_round(values, edges) -> None:
     found = histogram(np.array(values), most_bins=5)
     assert found.edges == edges
-    assert found.is_one_number == (len(edges) == 2)
+    assert (found.smallest == found.largest) == (len(edges) == 2)
+
+
+def test_a_number_on_an_edge_is_in_the_bin_above() -> None:
+    found = histogram(np.array([0.0, 1.0, 1.5, 9.9]), most_bins=5)
+    assert found.edges == (0.0, 2.0, 4.0, 6.0, 8.0, 10.0)
+    assert found.counts == (3, 0, 0, 0, 1)
 
 
 def test_a_digit_below_an_edge_counts_as_on_it() -> None:
@@ -68,7 +72,7 @@ def test_a_digit_below_an_edge_counts_as_on_it() -> None:
 def test_what_lies_in_the_tails_is_counted_outside() -> None:
     values = np.concatenate([np.arange(100.0), [-1e6, 1e6]])
     found = histogram(values, most_bins=10, tail=0.02)
-    assert (found.n_below, found.n_above) == (1, 1)
+    assert found.n_beyond == 2
     assert (found.edges[0], found.edges[-1]) == (0.0, 100.0)
     assert (found.smallest, found.largest) == (-1e6, 1e6)
 
@@ -97,32 +101,20 @@ def test_a_logarithmic_axis_shows_every_bar_and_keeps_their_order(counts) -> Non
     assert by_count == sorted(by_count)
     assert all(height == 0 for count, height in zip(counts, found, strict=True) if not count)
     assert axis == sorted(axis)
-    assert all(0 < at <= 1 for _, at in axis)
+    assert all(0 < at <= 1 for at, _ in axis)
 
 
-def test_bars_fill_the_width_and_the_highest_the_height() -> None:
+def test_bars_are_as_high_as_their_counts_and_the_highest_fills_the_height() -> None:
     found = histogram(np.array([1.0, 1.5, 2.5, 9.0]), most_bins=10)
-    for made in (chart(found), log_chart(found)):
-        assert [bar.n for bar in made.bars] == list(found.counts)
-        assert sum(bar.width for bar in made.bars) == pytest.approx(1)
-        assert all(0 <= tick.at <= 1 for tick in (*made.x_ticks, *made.y_ticks))
-    assert max(bar.height for bar in chart(found).bars) == 1
+    for made in (chart(found), chart(found, log=True)):
+        assert [count for *_, count in made.bars] == list(found.counts)
+        assert [low for _, low, _, _ in made.bars] == list(found.edges[:-1])
+        assert all(0 <= at <= 1 for at, _ in (*made.x_ticks, *made.y_ticks))
+    heights = [height for height, *_ in chart(found).bars]
+    assert heights == [count / max(found.counts) for count in found.counts]
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 60))
-def test_rows_are_spread_over_groups(lengths, most) -> None:
-    ends = np.concatenate(([0], np.cumsum(lengths))).tolist()
-    rows = spread_rows(ends, most)
-    assert rows == sorted(set(rows))
-    assert all(0 <= row < ends[-1] for row in rows)
-    groups = set(np.searchsorted(ends, rows, side="right") - 1)
-    assert len(groups) == min(len(lengths), most)
-    if len(lengths) <= most:
-        assert len(rows) == min(most, ends[-1])
-
-
-def test_every_group_shows_another_part_of_itself() -> None:
-    ends = list(range(0, 101 * 200, 200))
-    rows = np.array(spread_rows(ends, 100))
-    places, _ = np.histogram(rows % 200, bins=10, range=(0, 200))
-    assert places.min() >= 8
+def test_counts_have_ticks_at_whole_numbers() -> None:
+    found = histogram(np.array([0.0, 0.5, 1.0, 3.0]), most_bins=2)
+    assert found.counts == (3, 1)
+    assert chart(found).y_ticks == [(0.0, 0.0), (1 / 3, 1.0), (2 / 3, 2.0), (1.0, 3.0)]

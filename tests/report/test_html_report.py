@@ -11,35 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_page import facts_of, page_of, text_of
 
 from dask_slicer.output.lock import locked
-from dask_slicer.output.output import open_output
 from dask_slicer.records import FailedCase
 from dask_slicer.report import html_report, preview
-from dask_slicer.report.overview import Overview, overview
 
 _REAL_PICTURE = preview.picture
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch) -> None:
-    """Leave the drawing out: it takes seconds, and has tests of its own."""
-    monkeypatch.setattr(preview, "picture", lambda *_, dark, **__: f"PNG, {dark}".encode())
-
-
-def facts_of(output_dir: Path) -> Overview:
-    return overview(open_output(output_dir))
-
-
-def page_of(output_dir: Path) -> str:
-    html_report.write_report(output_dir, say=lambda _: None)
-    return (output_dir / html_report.REPORT).read_text(encoding="utf-8")
-
-
-def text_of(html: str) -> str:
-    """Return what a reader sees, on one line."""
-    without_style = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]*>", " ", without_style).split())
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class References(HTMLParser):

@@ -3,40 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from affines import oblique
-
-from dask_slicer.output.output import open_output
-from dask_slicer.report import html_report, preview
-from dask_slicer.report.overview import Overview, overview
+from report_page import facts_of, page_of, text_of
 
 FORMATS = pytest.mark.parametrize("format_", ["npz", "zarr"])
 SPACING = (2.0, 1.5, 3.0)
 
 
-@pytest.fixture(autouse=True)
-def _undrawn(monkeypatch) -> None:
-    """Leave the drawing out: it takes seconds, and has tests of its own."""
-    monkeypatch.setattr(preview, "picture", lambda *_, dark, **__: f"PNG, {dark}".encode())
-
-
-def facts_of(output_dir: Path) -> Overview:
-    return overview(open_output(output_dir))
-
-
-def page_of(output_dir: Path) -> str:
-    html_report.write_report(output_dir, say=lambda _: None)
-    return (output_dir / html_report.REPORT).read_text(encoding="utf-8")
-
-
-def text_of(html: str) -> str:
-    """Return what a reader sees, on one line."""
-    without_style = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]*>", " ", without_style).split())
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def rewrite_journal(output_dir: Path, change) -> None:
@@ -96,7 +74,7 @@ def test_intensities_are_counted_in_the_units_of_the_scans(
     # numpy counts what lies on the last edge, too.
     expected, _ = np.histogram(original, bins=[*found.edges, np.inf])
     assert found.counts == tuple(expected[:-1])
-    assert (found.n_below + found.n_above + sum(found.counts)) == original.size
+    assert found.n_beyond + sum(found.counts) == original.size
     assert found.smallest == pytest.approx(original.min(), abs=1e-2)
     assert found.median == pytest.approx(np.median(original), abs=1e-2)
     assert (sample.n_slices, sample.n_cases, sample.in_file_units) == (30, 3, True)
@@ -152,7 +130,7 @@ def test_the_slowest_cases_come_first_and_not_more_than_twenty(dataset, slice_da
     rewrite_journal(output, change)
     facts = facts_of(output)
     by_hand = sorted(range(22), key=lambda number: -(number * 7 % 22))[:20]
-    assert [time.case_id for time in facts.slowest] == [f"case_{n:02d}" for n in by_hand]
+    assert [case.record.case_id for case in facts.slowest] == [f"case_{n:02d}" for n in by_hand]
     assert facts.slowest[0].total == 1.5 + 21
     assert facts.step_seconds == {"load": 22.0, "slice": 11.0, "save": 231.0}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.geometry import spacing
 from dask_slicer.core.slices import SliceStack
-from dask_slicer.errors import CorruptFile
+from dask_slicer.errors import CaseError, CorruptFile
 from dask_slicer.planning.plan import CasePlan
 
 # The way to repair a damaged case.
@@ -52,6 +54,18 @@ def damage(case_id: str, slice_index: int | None, error: Exception) -> CorruptFi
         reason = (error.strerror or "").lower()
         return CorruptFile(f"{where}: {error.filename}: {reason}; {_REPAIR}")
     return CorruptFile(f"{where}: {error}; {_REPAIR}")
+
+
+@contextmanager
+def damage_named(case_id: str, slice_index: int | None) -> Iterator[None]:
+    """Turn an error in reading a case into the one that `damage` returns."""
+    try:
+        yield
+    except KeyError as error:
+        lacking = CorruptFile(f"its metadata lacks {error}")
+        raise damage(case_id, slice_index, lacking) from None
+    except (CaseError, OSError) as error:
+        raise damage(case_id, slice_index, error) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

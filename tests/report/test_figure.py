@@ -5,14 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dask_slicer.report.figure_layout import (
-    Panel,
-    compose,
-    lay_out,
-    legend_lines,
-    tile_size,
-    wrapped,
-)
+from dask_slicer.report.figure import compose, lay_out, legend_entries, tile_size, wrapped
+from dask_slicer.report.panels import Panel
 
 
 def _panel(
@@ -27,7 +21,6 @@ def _panel(
         total_slices=9,
         image=np.random.default_rng(0).random(shape),
         label=label,
-        has_label=label is not None,
         spacing=spacing,
         sides=("R", "L", "A", "P"),
     )
@@ -69,24 +62,43 @@ def test_panels_lie_within_the_page_and_none_over_another(
     taken = np.zeros((layout.height, layout.width), dtype=int)
     for panel, (height, wide), (x, y) in zip(panels, layout.tiles, layout.places, strict=True):
         n_modalities, n_offsets = panel.image.shape[:2]
-        bottom = y + layout.title_height + n_modalities * (height + 2) - 2
+        bottom = y + n_modalities * (height + 2) - 2
         right = x + n_offsets * (wide + 2) - 2
+        assert y >= 36  # room for the title
         assert bottom <= layout.height
         assert right <= layout.width
-        taken[y:bottom, x:right] += 1
+        taken[y - 36 : bottom, x:right] += 1
     assert taken.max() == 1
     assert layout.width <= max(width, 420)
 
 
+@pytest.mark.parametrize(
+    ("n", "shape", "columns"),
+    [
+        (16, (1, 1, 50, 50), 4),
+        (16, (1, 5, 50, 50), 2),
+        (9, (1, 1, 50, 50), 3),
+        (1, (1, 1, 50, 50), 1),
+    ],
+)
+def test_a_figure_is_a_little_wider_than_high_and_its_last_row_is_full(
+    n: int, shape: tuple[int, int, int, int], columns: int
+) -> None:
+    layout = lay_out([_panel(shape)] * n, width=800)
+    assert len({x for x, _ in layout.places}) == columns
+
+
 def test_a_legend_names_all_values_or_says_how_many_it_has_no_room_for() -> None:
-    few = legend_lines([1, 2, 70_000], 800)
-    assert [[text for _, text, _ in line] for line in few] == [["label", "1", "2", "70000"]]
-    many = legend_lines(range(1, 3001), 800)
-    named = [value for line in many for _, _, value in line if value is not None]
+    few = legend_entries([1, 2, 70_000], 800)
+    assert [entry for _, _, entry in few] == [1, 2, 70_000]
+    assert {line for _, line, _ in few} == {0}
+    many = legend_entries(range(1, 3001), 800)
+    *named, text = [entry for _, _, entry in many]
     assert named == list(range(1, len(named) + 1))
-    assert many[-1][-1][1] == f"and {3000 - len(named)} more"
-    assert all(x < 800 for line in many for x, _, _ in line)
-    assert legend_lines([], 800) == []
+    assert text == f"and {3000 - len(named)} more"
+    assert all(x < 800 for x, _, _ in many)
+    assert len({(x, line) for x, line, _ in many}) == len(many)
+    assert legend_entries([], 800) == []
 
 
 def test_facts_are_wrapped_between_not_within() -> None:

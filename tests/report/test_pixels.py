@@ -1,4 +1,4 @@
-"""Which slices make a picture, in what greys and colours, on which pixels."""
+"""Greys and colours of a picture, on other pixels."""
 
 from __future__ import annotations
 
@@ -7,58 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_slicer.report.montage import (
-    choose_slices,
+from dask_slicer.report.pixels import (
     colours,
     display_range,
     edges,
     fit,
     fit_label,
     overlay,
-    shares,
     sides,
-    spread,
     to_grey,
 )
-
-
-@given(length=st.integers(0, 200), n=st.integers(0, 40))
-def test_places_are_spread_in_order_and_no_place_comes_twice(length: int, n: int) -> None:
-    places = spread(length, n)
-    assert len(places) == min(length, n)
-    assert places == sorted(set(places))
-    assert all(0 <= place < length for place in places)
-    if 0 < n <= length:  # the gaps at both ends are alike
-        assert abs(places[0] - (length - 1 - places[-1])) <= 1
-
-
-@given(most=st.lists(st.integers(0, 30), min_size=1, max_size=6), n=st.integers(0, 60))
-def test_shares_use_up_what_there_is_and_leave_no_part_out_while_there_is_enough(
-    most: list[int], n: int
-) -> None:
-    taken = shares(most, n)
-    assert sum(taken) == min(n, sum(most))
-    assert all(got <= size for got, size in zip(taken, most, strict=True))
-    if n >= sum(size > 0 for size in most):
-        assert all(got > 0 for got, size in zip(taken, most, strict=True) if size > 0)
-
-
-@pytest.mark.parametrize(
-    ("foreground", "n", "chosen"),
-    [
-        pytest.param([0, 0, 0.2, 0.2, 0.2, 0, 0, 0], 1, [3], id="the middle of what is labelled"),
-        pytest.param([0, 0.1, 0.1, 0.1, 0.9, 0, 0], 1, [4], id="where most is labelled"),
-        pytest.param([0, 0, 0, 0.5, 0, 0, 0], 3, [1, 3, 5], id="others once labels are used up"),
-        pytest.param([np.nan] * 5, 1, [2], id="the middle without a label"),
-        pytest.param([0, 0.9, 0.01, 0.01, 0.01], 2, [1, 3], id="no slice twice"),
-        pytest.param([0.1, 0.2], 5, [0, 1], id="all there are"),
-        pytest.param([], 3, [], id="none"),
-    ],
-)
-def test_slices_are_chosen_where_labels_are(
-    foreground: list[float], n: int, chosen: list[int]
-) -> None:
-    assert choose_slices(np.array(foreground, dtype=np.float32), n) == chosen
 
 
 @pytest.mark.parametrize(
@@ -69,6 +27,7 @@ def test_slices_are_chosen_where_labels_are(
         pytest.param(np.full((3, 3), 3e38), 3e38, 3e38, id="constant and large"),
         pytest.param(np.array([[2.0, 2.0, 9.0]]), 2, 9, id="two values"),
         pytest.param(np.append(np.zeros(10), np.linspace(1, 2, 201)), 1.005, 1.995, id="robust"),
+        pytest.param(np.append(np.zeros(900), np.arange(1, 101.0)), 1.495, 99.505, id="no air"),
     ],
 )
 def test_the_display_range_is_robust_and_never_empty(
@@ -116,6 +75,11 @@ def test_a_fitted_label_map_has_no_new_value_and_loses_none_that_touches_no_othe
     assert set(np.unique(fit_label(label, height, width))) <= {0, 70_000}
 
 
+def test_pixels_are_averaged_where_an_image_shrinks() -> None:
+    assert fit(np.array([[0.0, 1.0], [0.0, 1.0]]), 1, 2).tolist() == [[0.0, 1.0]]
+    assert fit(np.array([[0.0, 1.0], [0.0, 1.0]]), 1, 1).tolist() == [[0.5]]
+
+
 def test_a_label_map_that_grows_covers_just_the_pixels_that_its_own_pixels_become() -> None:
     label = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert np.array_equal(fit_label(label, 8, 12), np.kron(label, np.ones((4, 4), np.uint8)))
@@ -140,6 +104,10 @@ def test_every_label_value_has_a_colour_and_the_first_hundred_have_each_their_ow
     assert len(set(first)) == len(first)
     # None is so dark, or so grey, that it would not be seen on an image.
     assert all(max(colour) > 110 and max(colour) - min(colour) > 40 for colour in palette.values())
+
+
+def test_a_value_has_its_colour_by_its_place_among_the_values() -> None:
+    assert colours([0, 1, 7]) == {1: (230, 159, 0), 7: (86, 180, 233)}
 
 
 def test_an_overlay_colours_labelled_pixels_alone_and_lets_the_image_be_seen() -> None:

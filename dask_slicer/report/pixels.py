@@ -1,4 +1,4 @@
-"""Slices as pixels of a montage: selection, grey levels, label colours."""
+"""Pixels of a picture: greys, sizes, label colours, overlays, sides of the patient."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dask_slicer.report.selection import GOLDEN
 
 # The colours of Okabe and Ito, distinct to people with any colour vision; no black, no grey.
 _COLOURS = (
@@ -20,112 +22,38 @@ _COLOURS = (
     (0, 114, 178),
 )
 Colours = dict[int, tuple[int, int, int]]
+Level = NDArray[np.float64] | float
 
-# The golden ratio spreads any number of steps evenly over a circle.
-GOLDEN = (math.sqrt(5) - 1) / 2
 # Percentiles shown as black and white, robust to bright vessels or a tube beside the patient.
 _DARKEST, _BRIGHTEST = 0.5, 99.5
+# Opacity of a label inside its outline.
+_FILL = 0.22
 # An axis that leans further than this (cosine) towards a second side gets both letters.
 _LEANS = 0.4
 _SIDES = ("LR", "PA", "IS")
 
 
-def spread(length: int, n: int) -> list[int]:
-    """Return `n` of the places in a row of `length`, evenly spread, or all of them.
-
-    Examples
-    --------
-    >>> spread(9, 1), spread(9, 3), spread(2, 5)
-    ([4], [1, 4, 7], [0, 1])
-    """
-    if n >= length:
-        return list(range(length))
-    return [(2 * place + 1) * length // (2 * n) for place in range(n)]
-
-
-def shares(most: Sequence[int], n: int, *, weights: Sequence[float] | None = None) -> list[int]:
-    """Return how many of `n` each part gets: by weight, at most `most`, one each before a second.
-
-    Examples
-    --------
-    >>> shares([90, 90, 90], 10, weights=[8, 1, 1]), shares([50, 1, 0], 4), shares([5, 5, 5], 2)
-    ([8, 1, 1], [3, 1, 0], [1, 1, 0])
-    """
-    weights = [1.0] * len(most) if weights is None else weights
-    taken = [0] * len(most)
-    for _ in range(min(n, sum(most))):
-        open_parts = [part for part, size in enumerate(most) if taken[part] < size]
-        # First parts without any, then the part furthest below its weight.
-        taken[min(open_parts, key=lambda part: (taken[part] > 0, taken[part] / weights[part]))] += 1
-    return taken
-
-
-def choose_slices(foreground: NDArray[np.floating], n: int) -> list[int]:
-    """Return the places of `n` of a case's slices: most where most is labelled, else spread.
-
-    Parameters
-    ----------
-    foreground : (n_slices,) ndarray
-        Share of labelled pixels in each slice; 0 or NaN without labels.
-    n : int
-
-    Examples
-    --------
-    >>> choose_slices(np.array([0, 0, 0.1, 0.1, 0.8, 0.1]), 1)
-    [4]
-    >>> choose_slices(np.zeros(7), 2)
-    [1, 5]
-    """
-    weights = np.nan_to_num(foreground.astype(np.float64))
-    labelled, others = np.flatnonzero(weights), np.flatnonzero(weights == 0)
-    chosen: list[int] = []
-    if n < len(labelled):
-        shares_so_far = weights.cumsum() / weights.sum()
-        places = np.searchsorted(shares_so_far, (np.arange(n) + 0.5) / n)
-        chosen = sorted(set(places.tolist()))
-        # One slice may hold several of the wanted shares; other labelled slices take their places.
-        labelled = np.setdiff1d(labelled, chosen)
-    for left in (labelled, others):
-        chosen += [int(left[place]) for place in spread(len(left), n - len(chosen))]
-    return sorted(chosen)
-
-
 def display_range(image: NDArray[np.floating]) -> tuple[float, float]:
     """Return the intensities to show as black and as white.
 
-    Percentiles of the pixels above the minimum, which in most images is air. A constant image is
-    black.
-
-    Examples
-    --------
-    >>> low, high = display_range(np.append(np.zeros(900), np.arange(1.0, 101.0)))
-    >>> round(low, 1), round(high, 1)
-    (1.5, 99.5)
-    >>> display_range(np.full((4, 4), 7.0))
-    (7.0, 8.0)
+    Percentiles of the pixels above the minimum, which in most images is air.
     """
     lowest = float(image.min())
     foreground = image[image > lowest]
-    if not foreground.size:
+    if not foreground.size:  # a constant image is black
         return lowest, max(lowest + 1.0, float(np.nextafter(lowest, np.inf)))
     low, high = np.percentile(foreground, (_DARKEST, _BRIGHTEST)).tolist()
     # An image of two values: the lower one is black.
     return (low, high) if high > low else (lowest, high)
 
 
-def to_grey(image: NDArray[np.floating], low: float, high: float) -> NDArray[np.float64]:
+def to_grey(image: NDArray[np.floating], black: Level, white: Level) -> NDArray[np.float64]:
     """Return intensities as greys, 0 to 1."""
-    return ((image.astype(np.float64) - low) / (high - low)).clip(0, 1)
+    return np.asarray((image.astype(np.float64) - black) / (white - black)).clip(0, 1)
 
 
 def fit(image: NDArray[np.floating], height: int, width: int) -> NDArray[np.float64]:
-    """Return a resized 2D image: averaged where it shrinks, linear where it grows.
-
-    Examples
-    --------
-    >>> fit(np.array([[0.0, 1.0], [0.0, 1.0]]), 1, 2).tolist()
-    [[0.0, 1.0]]
-    """
+    """Return a resized 2D image: averaged where it shrinks, linear where it grows."""
     rows, columns = (_weights(*sizes) for sizes in zip(image.shape, (height, width), strict=True))
     return np.asarray(rows @ image @ columns.T, dtype=np.float64)
 
@@ -144,8 +72,6 @@ def _weights(n_from: int, n_to: int) -> NDArray[np.float64]:
 def fit_label(label: NDArray[np.integer], height: int, width: int) -> NDArray[np.integer]:
     """Return a 2D label map on other pixels, without new values and without losing small regions.
 
-    Examples
-    --------
     >>> fit_label(np.array([[0, 0, 0, 7]]), 1, 2).tolist()
     [[0, 7]]
     """
@@ -172,11 +98,6 @@ def colours(values: Sequence[int]) -> Colours:
     """Return a colour, red, green, blue of 0 to 255, for every label value but 0.
 
     The first seven are distinct with any colour vision; others differ in hue and lightness.
-
-    Examples
-    --------
-    >>> colours([0, 1, 7])
-    {1: (230, 159, 0), 7: (86, 180, 233)}
     """
     wanted = sorted(set(values) - {0})
     return {value: _colour(number) for number, value in enumerate(wanted)}
@@ -196,25 +117,11 @@ def overlay(
     label: NDArray[np.integer] | None,
     palette: Colours,
     *,
-    fill: float = 0.22,
     line: int = 1,
 ) -> NDArray[np.uint8]:
-    """Return a slice in colours: its labels outlined, and filled so that the slice shows through.
+    """Return a slice in colours, (height, width, 3), with labels outlined and filled lightly.
 
-    Parameters
-    ----------
-    grey : (height, width) ndarray of float, 0 to 1
-    label : (height, width) ndarray of int, optional
-    palette : dict
-        From `colours`; other label values are not drawn.
-    fill : float
-        Opacity inside the outline, 0 to 1.
-    line : int
-        Width of the outline in pixels, inside the label.
-
-    Returns
-    -------
-    (height, width, 3) ndarray of uint8
+    `line` is the width of outlines; label values that `palette` lacks are not drawn.
     """
     rgb = np.repeat(grey[..., None] * 255.0, 3, axis=2)
     if label is not None:
@@ -222,7 +129,7 @@ def overlay(
         known = np.array([value in palette for value in values.tolist()])
         table = np.array([palette.get(value, (0, 0, 0)) for value in values.tolist()], dtype=float)
         place = place.reshape(label.shape)
-        share = np.where(edges(label, line=line), 1.0, fill) * known[place]
+        share = np.where(edges(label, line=line), 1.0, _FILL) * known[place]
         rgb += share[..., None] * (table[place] - rgb)
     return np.rint(rgb).clip(0, 255).astype(np.uint8)
 
@@ -230,40 +137,22 @@ def overlay(
 def edges(label: NDArray[np.integer], *, line: int = 1) -> NDArray[np.bool_]:
     """Mark the labelled pixels that touch another value; the border of the slice is no edge.
 
-    Examples
-    --------
     >>> edges(np.array([[1, 1, 1, 0, 2, 2]])).astype(int).tolist()
     [[0, 0, 1, 0, 1, 0]]
     """
+    height, width = label.shape
+    padded = np.pad(label, line, mode="edge")
     border = np.zeros(label.shape, dtype=bool)
-    for distance in range(1, line + 1):
-        for axis in (0, 1):
-            lower = np.moveaxis(label, axis, 0)[:-distance]
-            upper = np.moveaxis(label, axis, 0)[distance:]
-            differs, marked = lower != upper, np.moveaxis(border, axis, 0)
-            marked[:-distance] |= differs
-            marked[distance:] |= differs
+    for shift in range(2 * line + 1):
+        border |= padded[shift : shift + height, line : line + width] != label
+        border |= padded[line : line + height, shift : shift + width] != label
     return np.asarray(border & (label != 0))
 
 
 def sides(affine: NDArray[np.float64]) -> tuple[str, str, str, str]:
     """Return the patient's sides at the left, right, top and bottom of a slice: R, L, A, P, S, I.
 
-    Two letters where the slice is oblique.
-
-    Parameters
-    ----------
-    affine : (4, 4) ndarray
-        (slice_index, row, column, 1) → RAS+ mm.
-
-    Examples
-    --------
-    Radiological axial slices: columns from right to left, rows from front to back.
-
-    >>> affine = np.zeros((4, 4))
-    >>> affine[0, 2], affine[1, 1], affine[2, 0] = -1, -1, 1
-    >>> sides(affine)
-    ('R', 'L', 'A', 'P')
+    Two letters where the slice is oblique. `affine` maps (slice_index, row, column, 1) to RAS+ mm.
     """
     (top, bottom), (left, right) = (_ends(affine[:3, axis]) for axis in (1, 2))
     return left, right, top, bottom
