@@ -10,8 +10,9 @@ from rich.console import Console
 
 from dask_slicer.execution.partitions import MergeReport
 from dask_slicer.execution.verify import VerifyReport
+from dask_slicer.monitoring.observer import failure_lines
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.terminal import ProgressDisplay, failure_lines
+from dask_slicer.monitoring.terminal import ProgressDisplay
 from dask_slicer.output.checks import Issue
 from dask_slicer.records import CommittedCase, why_not_written
 from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural

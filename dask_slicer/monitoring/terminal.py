@@ -6,31 +6,47 @@ import os
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Column
+from rich.table import Column, Table
 from rich.text import Text
 
-from dask_slicer.monitoring.events import Observer, RunReport, slices_of_cases
 from dask_slicer.monitoring.links import link_hints
-from dask_slicer.monitoring.progress_line import progress_line
+from dask_slicer.monitoring.observer import (
+    MOST_FAILURES,
+    Observer,
+    RunReport,
+    failures_place,
+    report_lines,
+)
 from dask_slicer.monitoring.state import RunState
+from dask_slicer.monitoring.tables import progress_line
 from dask_slicer.planning.estimate import plan_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
-from dask_slicer.utils.formatting import format_bytes, format_time, plural
+from dask_slicer.utils.formatting import plural
 
 # Between two lines of progress where there is no terminal, in seconds.
 _LINE_EVERY = 10.0
-# Failures shown one by one; the others are only counted.
-_MOST_FAILURES = 10
 # Figures beside the bar, which needs the rest of the line.
 _MOST_FIGURES = 5
+
+
+def plain_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ()
+) -> Table:
+    """Return a table without lines, the columns named in `right` at the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in head:
+        justify: JustifyMethod = "right" if name in right else "left"
+        table.add_column(name, no_wrap=True, overflow="ellipsis", justify=justify)
+    for row in rows:
+        table.add_row(*map(Text, row))  # as it is, without markup
+    return table
 
 
 class _Words(ProgressColumn):
@@ -56,7 +72,7 @@ class ProgressDisplay(Observer):
         self._task: Any = None
         self._stop = threading.Event()
         self._where = ""
-        self._latest: tuple[RunState, float] | None = None
+        self._state, self._state_at = RunState(), 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +103,7 @@ class ProgressDisplay(Observer):
 
     def progress(self, state: RunState) -> None:
         """Keep the state, and when it came; move the bar, if there is one."""
-        self._latest = (state, time.monotonic())
+        self._state, self._state_at = state, time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=state.n_ended)
 
@@ -118,17 +134,15 @@ class ProgressDisplay(Observer):
             self._print(self._words())
 
     def _words(self) -> str:
-        if self._latest is None:
-            return ""
-        state, at = self._latest
-        return progress_line(state, time.monotonic() - at, most=_MOST_FIGURES)
+        state = self._state.later(time.monotonic() - self._state_at)
+        return progress_line(state, most=_MOST_FIGURES)
 
     def _say(self, text: str) -> None:
         if not self._quiet:
             self._print(text)
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        self._console.out(text, style=style, highlight=False)
 
 
 class RunDisplay(ProgressDisplay):
@@ -153,8 +167,7 @@ class RunDisplay(ProgressDisplay):
         """Print why a case failed, if it did."""
         if isinstance(record, FailedCase):
             # Problems that the plan found are printed once, at the end.
-            n_failed = 1 if self._latest is None else self._latest[0].n_failed
-            if record.step != "plan" and n_failed <= _MOST_FAILURES and not self._quiet:
+            if record.step != "plan" and self._state.n_failed <= MOST_FAILURES and not self._quiet:
                 self._print(f"Failed: {failure_line(record)}", style="red")
             if self._details and record.details:
                 self._print(record.details)
@@ -165,64 +178,7 @@ class RunDisplay(ProgressDisplay):
         for line in report_lines(report):
             self._say(line)
         if self._quiet:
-            for failure in report.failures[:_MOST_FAILURES]:
+            for failure in report.failures[:MOST_FAILURES]:
                 self._print(f"Failed: {failure_line(failure)}")
-            if more := len(report.failures[_MOST_FAILURES:]):
-                self._print(f"Failed: {more} more{_where_failures_are(report)}")
-
-
-def report_lines(report: RunReport) -> list[str]:
-    """Return the result of a run in a few lines."""
-    lines = []
-    if report.interrupted:
-        lines.append("Stopped. Finished cases are kept; run the same command again to continue.")
-        if not report.n_committed:
-            return lines
-    elif not report.n_committed and not report.remaining:
-        lines.append(f"Nothing to do. {_why_nothing(report)}")
-        return lines + _next_merge(report)
-    lines.append(
-        f"Wrote {slices_of_cases(report)} ({format_bytes(report.n_bytes)}) in "
-        f"{format_time(report.elapsed_seconds)}, {report.slices_per_second:.0f} slices/s, "
-        f"to {report.output_dir}"
-    )
-    if report.n_skipped:
-        lines.append(f"Skipped {plural(report.n_skipped, 'case')} written by earlier runs")
-    lines += failure_lines(report.failures, _where_failures_are(report))
-    left = report.remaining - len(report.failures)
-    if left > 0 and not report.interrupted:
-        lines.append(f"{plural(left, 'case')} not done; run the same command again to continue")
-    return lines + ([] if report.interrupted else _next_merge(report))
-
-
-def failure_lines(failures: Sequence[FailedCase], where: str) -> list[str]:
-    """Return the first failures, a line each, below a line with the number of each kind."""
-    if not failures:
-        return []
-    kinds = Counter(failure.kind for failure in failures)
-    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    lines = [f"{plural(len(failures), 'case')} failed ({shown}){where}:"]
-    lines += [f"  {failure_line(failure)}" for failure in failures[:_MOST_FAILURES]]
-    if len(failures) > _MOST_FAILURES:
-        lines.append(f"  … and {len(failures) - _MOST_FAILURES} more")
-    return lines
-
-
-def _why_nothing(report: RunReport) -> str:
-    if report.share and not report.n_skipped:
-        return f"Partition {report.share} has no case"
-    return (
-        f"Skipped {plural(report.n_skipped, 'case')} written by earlier runs to {report.output_dir}"
-    )
-
-
-def _where_failures_are(report: RunReport) -> str:
-    """Return the end of a line about failures; those of partitions are listed by `merge`."""
-    return "" if report.share else f", see {report.output_dir}/failures.csv"
-
-
-def _next_merge(report: RunReport) -> list[str]:
-    if not report.share:
-        return []
-    n_partitions = report.share.partition("/")[2]
-    return [f"When all {n_partitions} partitions are done: dask-slicer merge {report.output_dir}"]
+            if more := len(report.failures[MOST_FAILURES:]):
+                self._print(f"Failed: {more} more{failures_place(report)}")

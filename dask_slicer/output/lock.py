@@ -42,6 +42,10 @@ class LockOwner:
     host, process : str
     scheduler : str
         Address; empty until the run has a scheduler, IN_PROCESS if it needs none.
+    n_cases : int or None
+        Cases to run; None until they are known.
+    began : float
+        When it began to run them, in seconds since 1970; until then, when it took the lock.
     is_alive : bool
         Whether it may still be running.
     """
@@ -49,6 +53,8 @@ class LockOwner:
     host: str
     process: str
     scheduler: str
+    n_cases: int | None
+    began: float
     is_alive: bool
 
     def __str__(self) -> str:
@@ -243,8 +249,7 @@ def lock_owner(output_dir: Path) -> LockOwner | None:
 
     Raise SchedulerError if several partitions hold it, on several schedulers.
     """
-    locks = [WHOLE.lock, *(partition_files(p).lock for p in locked_partitions(output_dir))]
-    owners = [owner for lock in locks if (owner := _read_owner(output_dir / lock))]
+    owners = lock_owners(output_dir)
     alive = [owner for owner in owners if owner.is_alive]
     schedulers = {owner.scheduler for owner in alive} - {"", IN_PROCESS}
     if len(alive) > 1 and len(schedulers) > 1:
@@ -258,14 +263,27 @@ def lock_owner(output_dir: Path) -> LockOwner | None:
     return (*alive, *owners, None)[0]
 
 
+def lock_owners(output_dir: Path) -> list[LockOwner]:
+    """Return the processes of all locks of an output directory; some may have died."""
+    locks = [WHOLE.lock, *(partition_files(p).lock for p in locked_partitions(output_dir))]
+    return [owner for lock in locks if (owner := _read_owner(output_dir / lock))]
+
+
 def _read_owner(lock: Path) -> LockOwner | None:
     text = read_lock(lock)
     try:
-        host, process, _, scheduler = (*text.split(), "")[:4]
+        host, process, _, scheduler, n_cases, began = (*text.split(), "", "", "")[:6]
         int(process)
-    except ValueError:  # just removed, or damaged
+        return LockOwner(
+            host=host,
+            process=process,
+            scheduler=scheduler,
+            n_cases=int(n_cases) if n_cases else None,
+            began=float(began) if began else lock.stat().st_mtime,
+            is_alive=is_alive(text),
+        )
+    except (ValueError, FileNotFoundError):  # just removed, or damaged
         return None
-    return LockOwner(host=host, process=process, scheduler=scheduler, is_alive=is_alive(text))
 
 
 def _holder(text: str) -> str:
