@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import socket
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
@@ -11,11 +13,13 @@ _SSH_PORT = "22"
 _JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID")
 
 
-def link_hints(link: str, environment: Mapping[str, str], *, host: str = "") -> list[str]:
+def link_hints(
+    link: str, environment: Mapping[str, str] = os.environ, *, host: str | None = None
+) -> list[str]:
     """Return how to open a dashboard from the user's own computer, in lines to show below its link.
 
-    Empty if the link itself seems to work. `host` is the name of this machine: in a job, the
-    tunnel goes through the login node to it.
+    Empty if the link itself seems to work. `host` is the name of this machine, by default its own:
+    in a job, the tunnel goes through the login node to it.
 
     Examples
     --------
@@ -37,7 +41,8 @@ def link_hints(link: str, environment: Mapping[str, str], *, host: str = "") -> 
     prefix = f"{user}@" if user else ""
     last = listens_on
     if _is_loopback(listens_on):
-        last = host if host and any(map(environment.get, _JOBS)) else login
+        is_job = any(map(environment.get, _JOBS))
+        last = (host or socket.gethostname()) if is_job else login
     if last == login:
         jump, option = "", "" if ssh_port == _SSH_PORT else f"-p {ssh_port} "
         target = "127.0.0.1" if listens_on == "localhost" else _in_url(listens_on)
@@ -51,7 +56,7 @@ def link_hints(link: str, environment: Mapping[str, str], *, host: str = "") -> 
     ]
 
 
-def proxied(link: str, environment: Mapping[str, str]) -> str:
+def proxied(link: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return the path of a page of this machine in JupyterHub; empty outside JupyterHub.
 
     Examples

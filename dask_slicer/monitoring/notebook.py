@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from html import escape
-from types import TracebackType
 from typing import Any, Self
 
 from dask_slicer.monitoring.links import link_hints, proxied
@@ -42,21 +39,23 @@ class RunProgress(Observer):
         self.output_dir = output_dir
         self.report: RunReport | None = None
         self.stopped = False
-        self._dashboard = self._page = self._where = ""
-        self._ways: list[str] = []
+        self._where = ""
+        self._links: list[str] = []  # as HTML
+        self._hints: list[str] = []
         self._notes: list[str] = []
         self._failures: list[FailedCase] = []
         self._state, self._state_at = RunState(), 0.0
 
     def connected(self, dashboard: str, where: str) -> None:
         """Keep where the cases run, and how to open the dashboard."""
-        self._dashboard, self._where = dashboard, where
+        self._where = where
         if dashboard:
-            self._ways = link_hints(dashboard, os.environ, host=socket.gethostname())
+            self._links.append(_anchor(dashboard, "Dask dashboard"))
+            self._hints = link_hints(dashboard)
 
     def run_page(self, link: str) -> None:
         """Keep the link of the run page."""
-        self._page = link
+        self._links.append(_anchor(link, "run page"))
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Keep the notes of the plan."""
@@ -92,11 +91,8 @@ class RunProgress(Observer):
         """Return the progress of the run as one block in the colours of the page."""
         place = f"to <code>{_cut(self.output_dir)}</code>"
         head = f"<strong>Slicing</strong> {escape(self._where)} {place}"
-        if self._dashboard:
-            head += f" · {_anchor(self._dashboard, 'Dask dashboard')}"
-        if self._page:
-            head += f" · {_anchor(self._page, 'run page')}"
-        lines = self._ways + [f"Note: {note}" for note in self._notes[-_MOST_LINES:]]
+        head = " · ".join([head, *self._links])
+        lines = self._hints + [f"Note: {note}" for note in self._notes[-_MOST_LINES:]]
         lines += [f"Failed: {failure_line(failure)}" for failure in self._failures[:_MOST_LINES]]
         if (more := len(self._failures) - _MOST_LINES) > 0:
             lines.append(f"… and {plural(more, 'more failed case')}")
@@ -137,12 +133,7 @@ class NotebookDisplay(RunProgress):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stopped = self.report is None
         self._over.set()
         self._thread.join()
@@ -159,7 +150,7 @@ class NotebookDisplay(RunProgress):
 
 
 def _anchor(link: str, text: str) -> str:
-    link = proxied(link, os.environ) or link
+    link = proxied(link) or link
     if not link.startswith(("http://", "https://", "/")):
         return escape(link)  # no script, for example
     return f'<a href="{escape(link)}" target="_blank" rel="noopener">{text}</a>'

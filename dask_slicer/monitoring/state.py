@@ -56,58 +56,28 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Progress of a run. Published as events, of which the latest counts.
-
-    Attributes
-    ----------
-    run_id, output_dir : str
-    host, process : str
-        Host and process id of the run.
-    client : str
-        Id of its client; when its scheduler no longer has this client, the run has stopped.
-    n_cases, n_skipped : int
-        Selected cases, and those of them that an earlier run wrote.
-    n_done, n_failed : int
-        Cases written, and cases failed.
-    n_slices, n_bytes : int
-        Slices and bytes written.
-    n_bytes_in : int
-        Size of the scans of written cases.
-    work, work_done : int
-        Sum of `CasePlan.work` of the cases to run, without failed ones, and of written cases.
-    seconds : float
-        Time since the first case could run.
-    ending : str
-        Empty while the run is in progress; then ended, or stopped.
-    splits : dict of str to SplitState
-    kinds : dict of str to int
-        Failures by kind.
-    slowest : tuple of SlowCase
-        The slowest first.
-    failures : tuple of Failure
-        The last first.
-    """
+    """Progress of a run. Published as events, of which the latest counts."""
 
     run_id: str = ""
     output_dir: str = ""
     host: str = ""
     process: str = ""
-    client: str = ""
-    n_cases: int = 0
-    n_skipped: int = 0
-    n_done: int = 0
+    client: str = ""  # its id; when the scheduler no longer has it, the run has stopped
+    n_cases: int = 0  # selected
+    n_skipped: int = 0  # of these, written by an earlier run
+    n_done: int = 0  # written
     n_failed: int = 0
-    n_slices: int = 0
+    n_slices: int = 0  # written
     n_bytes: int = 0
-    n_bytes_in: int = 0
-    work: int = 0
-    work_done: int = 0
-    seconds: float = 0.0
-    ending: str = ""
+    n_bytes_in: int = 0  # the scans of written cases
+    work: int = 0  # sum of `CasePlan.work` of the cases to run, without failed ones
+    work_done: int = 0  # of written cases
+    seconds: float = 0.0  # since the first case could run
+    ending: str = ""  # ended or stopped, when the run is over
     splits: dict[str, SplitState] = field(default_factory=dict)
-    kinds: dict[str, int] = field(default_factory=dict)
-    slowest: tuple[SlowCase, ...] = ()
-    failures: tuple[Failure, ...] = ()
+    kinds: dict[str, int] = field(default_factory=dict)  # of failures
+    slowest: tuple[SlowCase, ...] = ()  # the slowest first
+    failures: tuple[Failure, ...] = ()  # the last first
 
     @property
     def n_todo(self) -> int:

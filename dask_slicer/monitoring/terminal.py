@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, JustifyMethod
@@ -77,12 +74,7 @@ class ProgressDisplay(Observer):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end_progress()
 
     def connected(self, dashboard: str, where: str) -> None:
@@ -90,7 +82,7 @@ class ProgressDisplay(Observer):
         self._where = where
         if dashboard:
             self._say(f"Dashboard: {dashboard}")
-            for line in link_hints(dashboard, os.environ, host=socket.gethostname()):
+            for line in link_hints(dashboard):
                 self._say(line)
 
     def run_page(self, link: str) -> None:

@@ -35,27 +35,14 @@ IN_PROCESS = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockOwner:
-    """A process that holds an output directory, or held it when it died.
-
-    Attributes
-    ----------
-    host, process : str
-    scheduler : str
-        Address; empty until the run has a scheduler, IN_PROCESS if it needs none.
-    n_cases : int or None
-        Cases to run; None until they are known.
-    began : float
-        When it began to run them, in seconds since 1970; until then, when it took the lock.
-    is_alive : bool
-        Whether it may still be running.
-    """
+    """A process that holds an output directory, or held it when it died."""
 
     host: str
     process: str
-    scheduler: str
-    n_cases: int | None
-    began: float
-    is_alive: bool
+    scheduler: str  # address; empty until the run has a scheduler, IN_PROCESS if it needs none
+    n_cases: int | None  # to run; None until they are known
+    began: float  # when it began to run them, else when it took the lock; in seconds since 1970
+    is_alive: bool  # it may still be running
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
