@@ -105,7 +105,6 @@ class OutputDisplay(ProgressDisplay):
         state = self._state
         if not state.n_cases:
             self._began = time.monotonic()
-            self._start_progress(total)
         self.progress(
             replace(
                 state,
@@ -118,6 +117,8 @@ class OutputDisplay(ProgressDisplay):
                 seconds=time.monotonic() - self._began,
             )
         )
+        if not state.n_cases:
+            self._start_progress()
 
     def verified(self, report: VerifyReport) -> None:
         """Print the problems, a line each, and the result."""

@@ -146,12 +146,7 @@ def demo(output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> bool:
 )
 @verbosity_options
 def benchmark(
-    workers: str | None,
-    repeats: int,
-    cases: int | None,
-    verbose: int,
-    quiet: bool,
-    **options: Any,
+    workers: str | None, repeats: int, cases: int | None, verbose: int, quiet: bool, **options: Any
 ) -> None:
     """Find the number of workers that suits your scans and machine.
 

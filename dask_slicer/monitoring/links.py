@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
+# Beginnings of the names of this machine that only programs on it can use.
+LOOPBACK = ("127.", "localhost", "::1", "[::1]")
 _SSH_PORT = "22"
 # Each batch system sets one of these in its jobs.
 _JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID")
@@ -40,7 +41,7 @@ def link_hints(
     user = environment.get("USER") or environment.get("LOGNAME")
     prefix = f"{user}@" if user else ""
     last = listens_on
-    if _is_loopback(listens_on):
+    if listens_on.startswith(LOOPBACK):
         is_job = any(map(environment.get, _JOBS))
         last = (host or socket.gethostname()) if is_job else login
     if last == login:
@@ -69,7 +70,7 @@ def proxied(link: str, environment: Mapping[str, str] = os.environ) -> str:
         return ""
     host = str(parts.hostname)
     # For another host, jupyter-server-proxy needs its name too.
-    target = f"{parts.port}" if _is_loopback(host) else f"{_in_url(host)}:{parts.port}"
+    target = f"{parts.port}" if host.startswith(LOOPBACK) else f"{_in_url(host)}:{parts.port}"
     return f"{prefix.rstrip('/')}/proxy/{target}{parts.path}"
 
 
@@ -81,13 +82,6 @@ def _parsed(link: str) -> SplitResult | None:
     except ValueError:  # the port is no number
         return None
     return parts if is_whole else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _in_url(host: str) -> str:

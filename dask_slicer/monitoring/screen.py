@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.monitoring.journal_reader import JournalReader
 from dask_slicer.monitoring.snapshot import Snapshot
-from dask_slicer.monitoring.tables import LAST_FAILURES, WORKER_COLUMNS, content, figures_line
+from dask_slicer.monitoring.tables import (
+    LAST_FAILURES,
+    WORKER_COLUMNS,
+    content,
+    figures_line,
+    worker_rows,
+)
 from dask_slicer.monitoring.terminal import plain_table
 from dask_slicer.monitoring.watcher import (
     NotRunning,
@@ -39,7 +45,6 @@ from dask_slicer.output.lock import LockOwner
 _LOOK_SECONDS = 2.0
 # How long a run may take to release its output after its scheduler has gone.
 _ENDING_SECONDS = 10.0
-_NO_RUN = "No dask-slicer run on this scheduler"
 # Failures shown of each run.
 _MOST_FAILURES = 5
 # Rows of workers: shown at least; and for which other tables are left out until they fit.
@@ -117,16 +122,13 @@ def _draw(console: Console, source: Watcher | JournalReader, *, once: bool) -> N
 
 def _as_output(where: str | None) -> Path | None:
     """Return `where` as an output directory; None if it is an address."""
-    if where is None or "://" in where:
+    if where is None or (":" in where and not Path(where).is_dir()):
         return None
-    path = Path(where)
-    if path.is_dir():
-        return path.absolute()
-    if ":" not in where:
+    if not Path(where).is_dir():
         raise UsageError(
             f"{where} is neither an output directory nor an address such as tcp://host:8786"
         )
-    return None
+    return Path(where).absolute()
 
 
 def _tls_of(output_dir: Path, owner: LockOwner) -> TlsFiles | None:
@@ -154,26 +156,25 @@ def picture(
     view: Snapshot, title: str, console: Console, *, height: int | None = None
 ) -> RenderableType:
     """Return runs and workers, in plain lines, or in a number of lines with a bar for each run."""
-    is_live, room = height is not None, height or sys.maxsize
-    shown = content(view)
+    shown, room = content(view), height or sys.maxsize
+    runs = shown["runs"]
+    failures = [
+        _titled(table, most=_MOST_FAILURES)
+        for run in runs
+        for table in run["tables"]
+        if table["title"] == LAST_FAILURES
+    ]
+    below = Group(_line(shown["workers"]["foot"]), *failures)
     for n_tables in (3, 2, 1, 0):  # as many as leave room for workers
-        above = Group(
-            _line(title, "dim"),
-            *(
-                line
-                for run in shown["runs"]
-                for line in _run_lines(run, n_tables, with_bar=is_live)
-            ),
-            *([] if shown["runs"] else [_line(_NO_RUN)]),
-            _line(""),
-        )
-        below = Group(_line(shown["workers"]["foot"]), *_failure_tables(shown["runs"]))
+        lines = [_run_lines(run, n_tables, with_bar=height is not None) for run in runs]
+        no_run = [] if runs else [_line("No dask-slicer run on this scheduler")]
+        above = Group(_line(title, "dim"), *chain(*lines), *no_run, _line(""))
         # Two lines for the head of the workers' table and the cursor.
-        rows = room - 2 - sum(len(console.render_lines(part)) for part in (above, below))
-        if rows >= min(len(shown["workers"]["rows"]), _ENOUGH_ROWS):
+        n_rows = room - 2 - sum(len(console.render_lines(part)) for part in (above, below))
+        if n_rows >= min(len(shown["workers"]["rows"]), _ENOUGH_ROWS):
             break
-    workers = content(view, most_workers=max(rows, _FEWEST_ROWS))["workers"]
-    return Group(above, *([_table(workers)] if workers["rows"] else []), below)
+    workers = [_workers_table(view, max(n_rows, _FEWEST_ROWS))] if view.workers else []
+    return Group(above, *workers, below)
 
 
 def _run_lines(run: dict[str, Any], n_tables: int, *, with_bar: bool) -> Iterator[RenderableType]:
@@ -190,22 +191,15 @@ def _run_lines(run: dict[str, Any], n_tables: int, *, with_bar: bool) -> Iterato
         yield Columns([_titled(table) for table in small], padding=(0, 4))
 
 
-def _failure_tables(runs: Sequence[dict[str, Any]]) -> Iterator[RenderableType]:
-    for run in runs:
-        for table in run["tables"]:
-            if table["title"] == LAST_FAILURES:
-                yield _titled(table | {"rows": table["rows"][:_MOST_FAILURES]})
+def _titled(table: dict[str, Any], most: int | None = None) -> RenderableType:
+    return Group(_line(table["title"], "dim"), plain_table(table["head"], table["rows"][:most]))
 
 
-def _titled(table: dict[str, Any]) -> RenderableType:
-    return Group(_line(table["title"], "dim"), _table(table))
-
-
-def _table(shown: dict[str, Any]) -> Table:
-    table = plain_table(shown["head"], shown["rows"], right=("CPU", "for"))
-    if shown["head"] == list(WORKER_COLUMNS):
-        for row, (_, _, _, status, *_) in zip(table.rows, shown["rows"], strict=True):
-            row.style = next((_STYLES[word] for word in _STYLES if status.startswith(word)), None)
+def _workers_table(view: Snapshot, most: int) -> Table:
+    rows = worker_rows(view.workers, most=most)
+    table = plain_table(WORKER_COLUMNS, rows, right=("CPU", "for"))
+    for row, (_, _, _, status, *_) in zip(table.rows, rows, strict=True):
+        row.style = next((_STYLES[word] for word in _STYLES if status.startswith(word)), None)
     return table
 
 

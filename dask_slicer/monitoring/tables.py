@@ -71,12 +71,12 @@ def seconds_left(run: RunState) -> float | None:
 # -- tables of runs and workers --------------------------------------------------------------------
 
 
-def content(view: Snapshot, *, most_workers: int = _MOST_WORKERS) -> dict[str, Any]:
+def content(view: Snapshot) -> dict[str, Any]:
     """Return what `watch` and the run page show, as plain data: `runs`, and a table of `workers`.
 
     Each table has a `title`, a `head` and `rows`; no text in it is escaped.
     """
-    workers = _table("Workers", WORKER_COLUMNS, worker_rows(view.workers, most=most_workers))
+    workers = _table("Workers", WORKER_COLUMNS, worker_rows(view.workers, most=_MOST_WORKERS))
     return {
         "runs": [_run(run) for run in view.runs],
         "workers": workers | {"foot": workers_words(view)},

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Self
+from collections.abc import Collection, Iterable, Sequence
+from typing import Self
 
 from rich.console import Console, JustifyMethod
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -46,17 +47,6 @@ def plain_table(
     return table
 
 
-class _Words(ProgressColumn):
-    """Text beside a bar, which changes also while no case ends."""
-
-    def __init__(self, words: Callable[[], str]) -> None:
-        super().__init__(table_column=Column(no_wrap=True))
-        self._words = words
-
-    def render(self, task: Task) -> Text:
-        return Text(self._words())
-
-
 class ProgressDisplay(Observer):
     """Shows progress: a bar on a terminal, a line every 10 s elsewhere; nothing if `quiet`."""
 
@@ -65,8 +55,7 @@ class ProgressDisplay(Observer):
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
         self._quiet = quiet
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._bar: Live | None = None
         self._stop = threading.Event()
         self._where = ""
         self._state, self._state_at = RunState(), 0.0
@@ -94,26 +83,28 @@ class ProgressDisplay(Observer):
         self._say(f"Note: {text}")
 
     def progress(self, state: RunState) -> None:
-        """Keep the state, and when it came; move the bar, if there is one."""
+        """Keep the state, and when it came."""
         self._state, self._state_at = state, time.monotonic()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=state.n_ended)
 
-    def _start_progress(self, total: int) -> None:
-        if not total or self._quiet:
-            return
-        if not self._console.is_terminal:
-            threading.Thread(target=self._print_lines, daemon=True).start()
-            return
-        self._bar = Progress(
-            TextColumn(self.doing, table_column=Column(no_wrap=True, min_width=len(self.doing))),
-            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the words leave
-            _Words(self._words),
-            console=self._console,
-            expand=True,
+    def __rich__(self) -> Table:
+        columns = (
+            Column(no_wrap=True, min_width=len(self.doing)),
+            Column(ratio=1),  # what the words leave
+            Column(no_wrap=True),
         )
-        self._task = self._bar.add_task("", total=total)
-        self._bar.start()
+        line = Table.grid(*columns, padding=(0, 1), expand=True)
+        bar = ProgressBar(total=max(self._state.n_todo, 1), completed=self._state.n_ended)
+        line.add_row(self.doing, bar, self._words())
+        return line
+
+    def _start_progress(self) -> None:
+        if self._quiet:
+            return
+        if self._console.is_terminal:
+            self._bar = Live(self, console=self._console)
+            self._bar.start(refresh=True)
+        else:
+            threading.Thread(target=self._print_lines, daemon=True).start()
 
     def _end_progress(self) -> None:
         self._stop.set()
@@ -153,7 +144,8 @@ class RunDisplay(ProgressDisplay):
         of = f" of partition {plan.config.shard}" if plan.config.shard else ""
         after = f", {skipped} skipped" if skipped else ""
         self._say(f"Run: {plural(len(todo), 'case')}{of} {self._where}{after}")
-        self._start_progress(len(todo))
+        if todo:
+            self._start_progress()
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Print why a case failed, if it did."""

@@ -16,6 +16,7 @@ from dask_slicer.cluster.address import TlsFiles
 from dask_slicer.cluster.client import client_timeouts
 from dask_slicer.cluster.remote import connect
 from dask_slicer.errors import DaskSlicerError, OutputError, SchedulerError
+from dask_slicer.monitoring.links import LOOPBACK
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
 from dask_slicer.monitoring.state import TOPIC, RunState
 from dask_slicer.output.layout import CONFIG, FAILURES, SUMMARY, partition_journals
@@ -32,7 +33,6 @@ _LOG = logging.getLogger(__name__)
 _EVERY_SECONDS = 1.0
 # How long a scheduler may take to answer before the screen shows that it does not.
 _ANSWER_SECONDS = 3
-_LOOPBACK = ("127.", "localhost", "[::1]", "::1")
 
 
 class SchedulerGone(SchedulerError):
@@ -153,7 +153,7 @@ def find_scheduler(output_dir: Path) -> LockOwner | None:
             f"the run that writes to {output_dir} ({owner}) has no scheduler: it uses one process"
         )
     address = owner.scheduler.rpartition("://")[2]
-    if owner.host != socket.gethostname() and address.startswith(_LOOPBACK):
+    if owner.host != socket.gethostname() and address.startswith(LOOPBACK):
         raise SchedulerError(
             f"the scheduler of the run into {output_dir} ({owner.scheduler}) can be reached from "
             f"{owner.host} only: ssh -t {owner.host} dask-slicer watch {output_dir}"
