@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dask_slicer.monitoring.watcher import find_scheduler
 from dask_slicer.output.directory import existing_splits
 from dask_slicer.output.journal import read_line
 from dask_slicer.output.layout import journals
-from dask_slicer.output.lock import lock_owners
+from dask_slicer.output.lock import LockOwner, lock_owners
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
 from dask_slicer.utils.formatting import escape_line, first_few, format_time
 
@@ -56,14 +56,14 @@ class JournalReader:
         owners = [owner for owner in lock_owners(self.output_dir) if owner.is_alive]
         if not owners:
             return None
-        began = min(owner.began for owner in owners)
-        n_cases = [owner.n_cases for owner in owners if owner.n_cases is not None]
+        # Before its first case, a run writes to its lock that it begins.
+        began = min((owner.began for owner in owners if owner.began), default=time.time())
         splits = existing_splits(self.output_dir)
         for path in journals(self.output_dir):
             for record in self._new_records(path):
                 self._add(record, splits.get(record.case_id, ""), began)
         state = replace(
-            self._with_plan(splits, sum(n_cases) if len(n_cases) == len(owners) else None),
+            self._with_plan(splits, owners),
             host=first_few([owner.host for owner in owners], 1),
             process=owners[0].process,
             seconds=max(time.time() - began, 0.0),
@@ -100,17 +100,18 @@ class JournalReader:
         else:
             self._written_earlier.discard(record.case_id)
 
-    def _with_plan(self, splits: Mapping[str, str], n_todo: int | None) -> RunState:
+    def _with_plan(self, splits: Mapping[str, str], owners: Sequence[LockOwner]) -> RunState:
         """Return the state with the cases that the run has to do; each counts as much work.
 
-        Where `n_todo` of its lock are not all that is left of the splits (`--only`, partitions),
+        Where those of its locks are not all that is left of the splits (`--only`, partitions),
         nothing on disk says which they are.
         """
         state = self._state
         counts = Counter(
             split for case_id, split in splits.items() if case_id not in self._written_earlier
         )
-        if n_todo is not None and n_todo != counts.total():
+        n_todo = sum(owner.n_cases for owner in owners)
+        if all(owner.began for owner in owners) and n_todo != counts.total():
             return replace(state, n_cases=n_todo, work=n_todo - state.n_failed, splits={})
         of_split = {split: state.splits.get(split, SplitState()) for split in (*SPLITS, "")}
         counts[""] = of_split[""].n_failed  # cases that could not be planned

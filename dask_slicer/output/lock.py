@@ -40,8 +40,8 @@ class LockOwner:
     host: str
     process: str
     scheduler: str  # address; empty until the run has a scheduler, IN_PROCESS if it needs none
-    n_cases: int | None  # to run; None until they are known
-    began: float  # when it began to run them, else when it took the lock; in seconds since 1970
+    n_cases: int  # to run
+    began: float  # when it began to run them, in seconds since 1970; 0 until then
     is_alive: bool  # it may still be running
 
     def __str__(self) -> str:
@@ -259,17 +259,18 @@ def lock_owners(output_dir: Path) -> list[LockOwner]:
 def _read_owner(lock: Path) -> LockOwner | None:
     text = read_lock(lock)
     try:
-        host, process, _, scheduler, n_cases, began = (*text.split(), "", "", "")[:6]
+        host, process, _, *more = text.split()
         int(process)
+        scheduler, n_cases, began = (*more, *("", "0", "0")[len(more) :])  # a run that is starting
         return LockOwner(
             host=host,
             process=process,
             scheduler=scheduler,
-            n_cases=int(n_cases) if n_cases else None,
-            began=float(began) if began else lock.stat().st_mtime,
+            n_cases=int(n_cases),
+            began=float(began),
             is_alive=is_alive(text),
         )
-    except (ValueError, FileNotFoundError):  # just removed, or damaged
+    except ValueError:  # just removed, or damaged
         return None
 
 

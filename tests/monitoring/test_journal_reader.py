@@ -37,13 +37,12 @@ def output(tmp_path: Path) -> Path:
     """Return an output of six cases that this process holds since ten seconds."""
     splits = {"train": ["a", "b", "c", "d"], "val": ["e"], "test": ["f"]}
     (tmp_path / "splits.json").write_text(json.dumps(splits))
-    hold(tmp_path / WHOLE.lock)
+    hold(tmp_path / WHOLE.lock, 6, NOW - 10)
     return tmp_path
 
 
-def hold(lock: Path, *more: object) -> None:
-    lock.write_text(" ".join(map(str, [lock_text(), "-", *more])))
-    os.utime(lock, (NOW - 10, NOW - 10))
+def hold(lock: Path, n_cases: int, began: float) -> None:
+    lock.write_text(" ".join(map(str, [lock_text(), "-", n_cases, began])))
 
 
 def append(path: Path, *records: object) -> None:
@@ -60,6 +59,7 @@ def test_cases_of_this_run_count_and_those_of_earlier_ones_are_skipped(output) -
         *(written("a", at=EARLIER), written("b", at=EARLIER), failed("e", at=EARLIER)),
         *(RemovedCase(case_id="b"), written("c"), failed("f"), written("a")),
     )
+    hold(output / WHOLE.lock, 5, NOW - 10)
     (run,) = reader.view().runs
     assert (run.n_cases, run.n_skipped, run.n_todo) == (6, 1, 5)
     assert (run.n_done, run.n_failed, run.n_slices, run.n_bytes) == (1, 1, 2, 30)
@@ -96,7 +96,7 @@ def test_a_journal_that_begins_again_is_counted_again(output) -> None:
 def test_partitions_that_run_side_by_side_are_counted_together(output) -> None:
     (output / WHOLE.lock).unlink()
     for number, case_id in enumerate("ab", 1):
-        hold(output / partition_files(Partition(number, 3)).lock)
+        hold(output / partition_files(Partition(number, 3)).lock, 3, NOW - 10)
         append(output / partition_files(Partition(number, 3)).journal, written(case_id))
     (run,) = JournalReader(output).view().runs
     assert (run.n_todo, run.n_done) == (6, 2)
@@ -113,7 +113,6 @@ def test_a_run_of_some_cases_counts_those_that_its_lock_has(output) -> None:
 
 
 def test_the_clock_of_a_run_counts_not_that_of_its_file_server(output) -> None:
-    hold(output / WHOLE.lock, 6, NOW - 10)
     os.utime(output / WHOLE.lock, (NOW + 1000, NOW + 1000))
     append(output / WHOLE.journal, written("a", at=NOW - 5))
     assert JournalReader(output).view().runs[0].n_done == 1
