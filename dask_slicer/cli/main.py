@@ -67,11 +67,7 @@ class _Group(click.Group):
             click.echo(f"Error: {escape_line(line)}", err=True)
 
 
-@click.group(
-    cls=_Group,
-    commands=list(chain.from_iterable(_COMMANDS.values())),
-    context_settings=_SETTINGS,
-)
+@click.group(cls=_Group, commands=list(chain(*_COMMANDS.values())), context_settings=_SETTINGS)
 @click.version_option(package_name="dask_slicer")
 def main() -> None:
     """Convert 3D medical volumes (NIfTI) into 2D and 2.5D training slices."""

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dask_slicer.core.splits import SPLITS
 from dask_slicer.monitoring.snapshot import Snapshot
-from dask_slicer.monitoring.state import RunState, SplitState
+from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.watcher import find_scheduler
 from dask_slicer.output.directory import existing_splits
 from dask_slicer.output.journal import read_line
@@ -113,16 +112,8 @@ class JournalReader:
         n_todo = sum(owner.n_cases for owner in owners)
         if all(owner.began for owner in owners) and n_todo != counts.total():
             return replace(state, n_cases=n_todo, work=n_todo - state.n_failed, splits={})
-        of_split = {split: state.splits.get(split, SplitState()) for split in (*SPLITS, "")}
-        counts[""] = of_split[""].n_failed  # cases that could not be planned
-        return replace(
-            state,
-            n_cases=counts.total() + len(self._written_earlier),
-            n_skipped=len(self._written_earlier),
-            work=counts.total() - state.n_failed,
-            splits={
-                split: replace(counted, n_todo=counts[split])
-                for split, counted in of_split.items()
-                if counts[split]
-            },
+        if uncounted := state.splits.get(""):
+            counts[""] = uncounted.n_failed  # cases that could not be planned
+        return state.with_plan(
+            counts, n_skipped=len(self._written_earlier), work=counts.total() - state.n_failed
         )

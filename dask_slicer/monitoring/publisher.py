@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from dask_slicer.core.splits import SPLITS
 from dask_slicer.monitoring.observer import Observer
-from dask_slicer.monitoring.state import TOPIC, RunState, SplitState
+from dask_slicer.monitoring.state import TOPIC, RunState
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.utils.formatting import escape_line
@@ -81,17 +80,10 @@ class ProgressPublisher(Observer):
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Start counting cases and time, and pass it on."""
         self._todo = {case.case_id: case for case in todo}
-        counts = Counter(case.split for case in todo)
-        self._state = replace(
-            self._state,
-            n_cases=len(self._todo) + skipped,
+        self._state = self._state.with_plan(
+            Counter(case.split for case in todo),
             n_skipped=skipped,
             work=sum(case.work for case in todo),
-            splits={
-                split: SplitState(n_todo=counts[split])
-                for split in (*SPLITS, "")  # a case that cannot be run may have none
-                if counts[split]
-            },
         )
         self._began = time.monotonic()
         self._observer.progress(self.state)

@@ -21,15 +21,9 @@ from dask_slicer.cluster.address import TlsFiles, scheduler_address
 from dask_slicer.cluster.remote import tls_files
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
+from dask_slicer.monitoring import tables
 from dask_slicer.monitoring.journal_reader import JournalReader
 from dask_slicer.monitoring.snapshot import Snapshot
-from dask_slicer.monitoring.tables import (
-    LAST_FAILURES,
-    WORKER_COLUMNS,
-    content,
-    figures_line,
-    worker_rows,
-)
 from dask_slicer.monitoring.terminal import plain_table
 from dask_slicer.monitoring.watcher import (
     NotRunning,
@@ -156,13 +150,13 @@ def picture(
     view: Snapshot, title: str, console: Console, *, height: int | None = None
 ) -> RenderableType:
     """Return runs and workers, in plain lines, or in a number of lines with a bar for each run."""
-    shown, room = content(view), height or sys.maxsize
+    shown, room = tables.content(view), height or sys.maxsize
     runs = shown["runs"]
     failures = [
         _titled(table, most=_MOST_FAILURES)
         for run in runs
         for table in run["tables"]
-        if table["title"] == LAST_FAILURES
+        if table["title"] == tables.LAST_FAILURES
     ]
     below = Group(_line(shown["workers"]["foot"]), *failures)
     for n_tables in (3, 2, 1, 0):  # as many as leave room for workers
@@ -185,8 +179,8 @@ def _run_lines(run: dict[str, Any], n_tables: int, *, with_bar: bool) -> Iterato
             ProgressBar(total=max(run["n_todo"], 1), completed=run["n_done"] + run["n_failed"])
         )
         yield bar
-    yield _line(figures_line(run["figures"]))
-    small = [table for table in run["tables"] if table["title"] != LAST_FAILURES][:n_tables]
+    yield _line(tables.figures_line(run["figures"]))
+    small = [table for table in run["tables"] if table["title"] != tables.LAST_FAILURES][:n_tables]
     if small:
         yield Columns([_titled(table) for table in small], padding=(0, 4))
 
@@ -196,8 +190,8 @@ def _titled(table: dict[str, Any], most: int | None = None) -> RenderableType:
 
 
 def _workers_table(view: Snapshot, most: int) -> Table:
-    rows = worker_rows(view.workers, most=most)
-    table = plain_table(WORKER_COLUMNS, rows, right=("CPU", "for"))
+    rows = tables.worker_rows(view.workers, most=most)
+    table = plain_table(tables.WORKER_COLUMNS, rows, right=("CPU", "for"))
     for row, (_, _, _, status, *_) in zip(table.rows, rows, strict=True):
         row.style = next((_STYLES[word] for word in _STYLES if status.startswith(word)), None)
     return table

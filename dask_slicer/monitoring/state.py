@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dask_slicer.core.splits import SPLITS
 from dask_slicer.utils.formatting import escape_line
 
 if TYPE_CHECKING:
@@ -92,6 +94,20 @@ class RunState:
     def later(self, seconds: float) -> RunState:
         """Return the state some seconds later, if no case ends until then."""
         return self if self.ending else replace(self, seconds=self.seconds + seconds)
+
+    def with_plan(self, n_todo: Mapping[str, int], *, n_skipped: int, work: int) -> RunState:
+        """Return the state with the number of cases to run of each split, and of skipped cases."""
+        return replace(
+            self,
+            n_cases=sum(n_todo.values()) + n_skipped,
+            n_skipped=n_skipped,
+            work=work,
+            splits={
+                split: replace(self.splits.get(split, SplitState()), n_todo=n_todo[split])
+                for split in (*SPLITS, "")  # a case that cannot be run may have none
+                if n_todo.get(split)
+            },
+        )
 
     def with_written(self, record: CommittedCase, *, work: int, n_bytes_in: int = 0) -> RunState:
         """Return the state with one more written case."""
