@@ -65,7 +65,7 @@ def watch_run(
         else:
             _watch_output(console, output_dir, settings, once=once)
     except NotRunning as ending:
-        console.out(ending, highlight=False)
+        console.out(ending)
 
 
 def _watch_output(
@@ -73,10 +73,6 @@ def _watch_output(
 ) -> None:
     try:
         owner = _owner_of(output_dir, console, once=once)
-        if owner is None:
-            starting = f"The run into {output_dir} is starting, and has no workers to show yet"
-            console.out(starting, highlight=False)
-            return
         tls = tls_files(settings) or _tls_of(output_dir, owner)
         process = (owner.host, owner.process) if owner.process else None
         with connect_watcher(owner.scheduler, tls, process=process) as watcher:
@@ -96,10 +92,9 @@ def _watch_journal(console: Console, output_dir: Path, reason: str, *, once: boo
     """Draw the run into an output from its journal; it has no workers to show."""
     reader = JournalReader(output_dir)
     if (view := reader.view()) is not None:
-        console.out(f"No workers to show: {reason}", highlight=False)
+        console.out(f"No workers to show: {reason}")
         if (host := view.runs[0].host) != socket.gethostname():
-            unknown = f"From here it cannot be checked whether the run on {host} is alive"
-            console.out(unknown, highlight=False)
+            console.out(f"From here it cannot be checked whether the run on {host} is alive")
     _draw(console, reader, once=once)
 
 
@@ -133,10 +128,12 @@ def _tls_of(output_dir: Path, owner: LockOwner) -> TlsFiles | None:
     return None if config is None else tls_files(config)
 
 
-def _owner_of(output_dir: Path, console: Console, *, once: bool) -> LockOwner | None:
+def _owner_of(output_dir: Path, console: Console, *, once: bool) -> LockOwner:
     """Return the run into an output, with its scheduler; unless `once`, wait until it has one."""
     owner = find_scheduler(output_dir)
-    if owner is None and not once:
+    if owner is None and once:
+        raise NotRunning(f"The run into {output_dir} is starting, and has no workers to show yet")
+    if owner is None:
         with console.status(f"The run into {output_dir} is starting"):
             while (owner := find_scheduler(output_dir)) is None:
                 time.sleep(_LOOK_SECONDS)

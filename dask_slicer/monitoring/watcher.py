@@ -40,7 +40,7 @@ class SchedulerGone(SchedulerError):
 
 
 class NotRunning(DaskSlicerError):
-    """The watched run is over; the message has what it left."""
+    """There is no run to draw, or not any more; the message says why, and what it left."""
 
 
 @contextmanager
