@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_slicer.cluster.address import TlsFiles
 from dask_slicer.cluster.client import client_timeouts
-from dask_slicer.cluster.remote import connect
+from dask_slicer.cluster.remote import TlsFiles, connect
 from dask_slicer.errors import DaskSlicerError, OutputError, SchedulerError
 from dask_slicer.monitoring.links import LOOPBACK
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot

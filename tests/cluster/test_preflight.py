@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import dask_slicer
-from dask_slicer.cluster import local, probes, upload
+from dask_slicer.cluster import local, probes, rpc
 from dask_slicer.cluster.preflight import (
-    ALIKE,
-    SAME,
+    MUST_MATCH,
+    SHOULD_MATCH,
     Preflight,
     Requirements,
     check_code,
@@ -36,7 +36,7 @@ check = partial(check_of, module="dask_slicer.execution.tasks")
 
 pytestmark = pytest.mark.versions
 
-HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
+HERE = dict.fromkeys((*MUST_MATCH, *SHOULD_MATCH), "2.0.1") | {"python": "3.11.7"}
 OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
 NEEDS = Requirements(
     output_dir=Path("/out"),
@@ -166,16 +166,17 @@ def test_a_case_can_be_stopped_only_where_there_is_a_nanny(timeout, noted) -> No
     assert all("1 worker without a nanny" in note for note in findings.notes)
 
 
-LOOK = {"token": "x", "seen": "yes", "output_fault": "", "input_fault": ""}
+LOOK = {"token": "x", "output_fault": "", "input_fault": ""}
 
 
 @pytest.mark.parametrize(
     ("look", "said"),
     [
         (LOOK, []),
-        (LOOK | {"seen": ""}, ["1 worker on node1 cannot write to the same /out as this process "
+        (LOOK | {"output_fault": "another disk, at the same path"},
+         ["1 worker on node1 cannot write to the same /out as this process "
          "(another disk, at the same path); the output must be on a disk that all workers share"]),
-        (LOOK | {"seen": "", "output_fault": "Permission denied"},
+        (LOOK | {"output_fault": "Permission denied"},
          ["1 worker on node1 cannot write to the same /out as this process (permission denied); "
           "the output must be on a disk that all workers share"]),
         (LOOK | {"input_fault": "No such file or directory"},
@@ -209,8 +210,7 @@ def test_a_scheduler_is_told_how_it_would_better_have_been_started(
 ) -> None:
     findings = Preflight()
     names = ("worker-saturation", "work-stealing", "allowed-failures")
-    settings = zip(names, (saturation, stealing, failures), strict=True)
-    check_settings({f"distributed.scheduler.{name}": value for name, value in settings}, findings)
+    check_settings(dict(zip(names, (saturation, stealing, failures), strict=True)), findings)
     assert not findings.refusals
     assert (said in findings.notes[0]) if said else not findings.notes
 
@@ -237,7 +237,7 @@ def package(tmp_path, monkeypatch) -> Path:
 
 
 def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp_path) -> None:
-    upload.write_package(tmp_path / "sent.zip")
+    rpc.write_package(tmp_path / "sent.zip")
     with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
         sent = {name: archive.read(name) for name in archive.namelist()}
     there = {
@@ -252,7 +252,7 @@ def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp
 
 
 def test_python_imports_every_module_from_an_archive(package, tmp_path) -> None:
-    upload.write_package(tmp_path / "sent.zip")
+    rpc.write_package(tmp_path / "sent.zip")
     modules = sorted(
         ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
         for path in package.rglob("*.py")
@@ -280,7 +280,7 @@ def test_an_archive_describes_itself_as_the_folder_that_it_was_made_of(
     package, tmp_path, monkeypatch
 ) -> None:
     own = probes.describe("dask_slicer.execution.tasks")
-    upload.write_package(tmp_path / "sent.zip")
+    rpc.write_package(tmp_path / "sent.zip")
     sent = zipfile.Path(tmp_path / "sent.zip", "dask_slicer/")
     monkeypatch.setattr(importlib.resources, "files", lambda name: sent)
     assert probes.describe("dask_slicer.execution.tasks") == own
@@ -367,7 +367,7 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
     def of_another_python(*args: object) -> dict[str, Any]:
         return {"the scheduler": packages(python="3.99.0.final.0")}
 
-    monkeypatch.setattr("dask_slicer.cluster.preflight.versions", of_another_python)
+    monkeypatch.setattr("dask_slicer.cluster.rpc.versions", of_another_python)
     monkeypatch.setattr(
         "dask_slicer.cluster.rpc.send_by_value", lambda: pytest.fail("code was sent")
     )
