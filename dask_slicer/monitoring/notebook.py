@@ -129,7 +129,8 @@ class NotebookDisplay(RunProgress):
         # Draw at once: imports, planning and the start of workers can take seconds.
         from IPython.display import HTML, display
 
-        self._handle: Any = display(HTML(self.html()), display_id=True)
+        self._drawn = self.html()
+        self._handle: Any = display(HTML(self._drawn), display_id=True)
         self._thread.start()
         return self
 
@@ -146,7 +147,10 @@ class NotebookDisplay(RunProgress):
     def _draw(self) -> None:
         from IPython.display import HTML
 
-        self._handle.update(HTML(self.html()))
+        html = self.html()
+        if html != self._drawn:
+            self._drawn = html
+            self._handle.update(HTML(html))
 
 
 def _anchor(link: str, text: str) -> str:
