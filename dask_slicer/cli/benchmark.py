@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
@@ -24,6 +23,7 @@ from dask_slicer.execution.benchmark import (
     sweep,
 )
 from dask_slicer.inputs.phantom import ensure_dataset
+from dask_slicer.monitoring.terminal import plain_table
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import first_few, format_bytes, plural
 
@@ -38,6 +38,17 @@ _LIKE_CT: dict[str, Any] = {
 }
 _FEWEST_CASES, _CASES_PER_WORKER = 16, 4
 RESULTS, PLOT = "results.json", "speedup.png"
+# Of each column of the table: its heading, the field of a row, and how that is shown.
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("workers", "n_workers", str),
+    ("seconds", "seconds", "{:.2f}".format),
+    ("speed-up", "speedup", "{:.2f}".format),
+    ("efficiency", "efficiency", "{:.0%}".format),
+    ("slices/s", "slices_per_second", "{:.0f}".format),
+    ("MB/s in", "megabytes_in_per_second", "{:.1f}".format),
+    ("MB/s out", "megabytes_out_per_second", "{:.1f}".format),
+    ("peak RSS", "peak_rss", format_bytes),
+)
 
 
 def run_benchmark(
@@ -95,7 +106,9 @@ def run_benchmark(
         f"{plural(n_cpus, 'CPU')}"
     )
     say(f"{title}, medians of {repeats}; start-up excluded")
-    say(_as_table(table))
+    cells = [[show(getattr(row, field)) for _, field, show in _COLUMNS] for row in table]
+    headings = [heading for heading, _, _ in _COLUMNS]
+    say(plain_table(headings, cells, right=headings))
     say(f"Results: {folder / RESULTS}")
     if find_spec("matplotlib") is None:
         say("Note: no plot without matplotlib; pip install 'dask_slicer[plot]'")
@@ -103,28 +116,6 @@ def run_benchmark(
         _write_plot(table, folder / PLOT, title=title)
         say(f"Plot: {folder / PLOT}")
     return verdict
-
-
-# Of each column of the table: its heading, the field of a row, and how that is shown.
-_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("workers", "n_workers", str),
-    ("seconds", "seconds", "{:.2f}".format),
-    ("speed-up", "speedup", "{:.2f}".format),
-    ("efficiency", "efficiency", "{:.0%}".format),
-    ("slices/s", "slices_per_second", "{:.0f}".format),
-    ("MB/s in", "megabytes_in_per_second", "{:.1f}".format),
-    ("MB/s out", "megabytes_out_per_second", "{:.1f}".format),
-    ("peak RSS", "peak_rss", format_bytes),
-)
-
-
-def _as_table(rows: Sequence[Row]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, _, _ in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(show(getattr(row, field)) for _, field, show in _COLUMNS))
-    return table
 
 
 def _write_plot(table: Sequence[Row], path: Path, *, title: str) -> None:

@@ -12,8 +12,8 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import OutputError
 from dask_slicer.execution.logs import logged_to
 from dask_slicer.execution.pipeline import run
-from dask_slicer.monitoring.events import RunReport
 from dask_slicer.monitoring.notebook import RunProgress
+from dask_slicer.monitoring.observer import RunReport
 from dask_slicer.utils import repr_html, signals
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import psutil
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import DatasetError
 from dask_slicer.execution.pipeline import run
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, FailedCase

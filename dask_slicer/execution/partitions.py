@@ -11,7 +11,7 @@ from pathlib import Path
 from dask_slicer.config.loader import build_config, lasting_settings
 from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.errors import ConfigError, OutputError
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories

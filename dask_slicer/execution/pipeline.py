@@ -24,7 +24,7 @@ from dask_slicer.execution.partitions import (
 )
 from dask_slicer.execution.prepare import prepare_plan
 from dask_slicer.execution.resume import EarlierRuns, unreadable
-from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.monitoring.observer import Observer, RunReport
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import Journal

@@ -23,7 +23,7 @@ from dask_slicer.execution.graph import compute_here, target_of, verify_graph
 from dask_slicer.execution.prepare import prepare_plan
 from dask_slicer.execution.tasks import Target, load_case, slice_case
 from dask_slicer.execution.workers import workers
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import formats, layout
 from dask_slicer.output.checks import (
     Issue,

@@ -13,7 +13,7 @@ from dask_slicer.cluster.rpc import workers_ignore_sigint
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution import tasks
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output.layout import locked_partitions
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import format_bytes, plural

@@ -35,21 +35,14 @@ IN_PROCESS = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockOwner:
-    """A process that holds an output directory, or held it when it died.
-
-    Attributes
-    ----------
-    host, process : str
-    scheduler : str
-        Address; empty until the run has a scheduler, IN_PROCESS if it needs none.
-    is_alive : bool
-        Whether it may still be running.
-    """
+    """A process that holds an output directory, or held it when it died."""
 
     host: str
     process: str
-    scheduler: str
-    is_alive: bool
+    scheduler: str  # address; empty until the run has a scheduler, IN_PROCESS if it needs none
+    n_cases: int  # to run
+    began: float  # when it began to run them, in seconds since 1970; 0 until then
+    is_alive: bool  # it may still be running
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
@@ -243,8 +236,7 @@ def lock_owner(output_dir: Path) -> LockOwner | None:
 
     Raise SchedulerError if several partitions hold it, on several schedulers.
     """
-    locks = [WHOLE.lock, *(partition_files(p).lock for p in locked_partitions(output_dir))]
-    owners = [owner for lock in locks if (owner := _read_owner(output_dir / lock))]
+    owners = lock_owners(output_dir)
     alive = [owner for owner in owners if owner.is_alive]
     schedulers = {owner.scheduler for owner in alive} - {"", IN_PROCESS}
     if len(alive) > 1 and len(schedulers) > 1:
@@ -258,14 +250,28 @@ def lock_owner(output_dir: Path) -> LockOwner | None:
     return (*alive, *owners, None)[0]
 
 
+def lock_owners(output_dir: Path) -> list[LockOwner]:
+    """Return the processes of all locks of an output directory; some may have died."""
+    locks = [WHOLE.lock, *(partition_files(p).lock for p in locked_partitions(output_dir))]
+    return [owner for lock in locks if (owner := _read_owner(output_dir / lock))]
+
+
 def _read_owner(lock: Path) -> LockOwner | None:
     text = read_lock(lock)
     try:
-        host, process, _, scheduler = (*text.split(), "")[:4]
+        host, process, _, *more = text.split()
         int(process)
+        scheduler, n_cases, began = (*more, *("", "0", "0")[len(more) :])  # a run that is starting
+        return LockOwner(
+            host=host,
+            process=process,
+            scheduler=scheduler,
+            n_cases=int(n_cases),
+            began=float(began),
+            is_alive=is_alive(text),
+        )
     except ValueError:  # just removed, or damaged
         return None
-    return LockOwner(host=host, process=process, scheduler=scheduler, is_alive=is_alive(text))
 
 
 def _holder(text: str) -> str:

@@ -19,7 +19,7 @@ from dask_slicer.execution import verify as verify_module
 from dask_slicer.execution.graph import case_graph, compute_here, target_of
 from dask_slicer.execution.verify import verify
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory
 from dask_slicer.output.formats import zarr_writer
 from dask_slicer.output.journal import Journal, last_records
