@@ -20,21 +20,23 @@ from dask_slicer.output.directory import holds, splits_text
 from dask_slicer.output.formats.base import CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
+from dask_slicer.output.index import index_lines
 from dask_slicer.output.layout import (
-    FAILURES,
     INDEX,
     SPLITS_FILE,
     SUMMARY,
     ZARR,
+    ZARR_METADATA,
+    ZARR_ROOT,
+    ZARR_SPLITS,
     case_files,
     case_folder,
     slice_name,
     temporary_folders,
 )
-from dask_slicer.output.summary import DatasetTotals, whole_files
+from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.records import CommittedCase
 
-_GROUP_METADATA = {"zarr.json", *(f"{split}/zarr.json" for split in SPLITS)}
 # Keys of dataset_info.json that the journal does not determine.
 _OF_ONE_RUN = {
     "elapsed_seconds", "slices_per_second", "versions", "config", "failures", "num_failed",
@@ -176,20 +178,19 @@ def check_whole(
     `written`, sorted by case id, and `failed` are the cases in the journal.
     """
     yield from _check_splits(output_dir, written, failed)
+    yield from _check_index(output_dir, index_lines(written))
     totals = DatasetTotals()
-    for name, lines in whole_files(config, written, totals):
-        if name == INDEX and lines is not None:
-            yield from _check_lines(output_dir, name, lines)
-        elif name == SUMMARY and lines is not None:
-            yield from _check_summary(output_dir, "".join(lines), totals)
-        elif name != FAILURES and lines is not None:
-            yield from _check_text(output_dir, name, "".join(lines))
+    for record in written:
+        totals.add(record)
     if config.format == "zarr":
-        from dask_slicer.output.formats.zarr_writer import group_files
+        from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, consolidated
 
-        for name, text in group_files():
-            if name.partition("/")[0] in totals.slices_by_split:
-                yield from _check_text(output_dir, f"{ZARR}/{name}", text)
+        texts = {ZARR_ROOT: consolidated(output_dir / ZARR, totals.split_of)}
+        texts |= {f"{ZARR}/{split}/{ZARR_METADATA}": GROUP_TEXT for split in totals.slices_by_split}
+        for name, text in texts.items():
+            if not holds(output_dir / name, text):
+                yield Issue(path=name, message="has changed since it was written")
+    yield from _check_summary(output_dir, config, totals)
     yield from _strays(output_dir, written)
 
 
@@ -225,12 +226,12 @@ def _check_splits(
             yield issue(f"has the cases of group {group} in {' and '.join(sorted(names))}")
 
 
-def _check_lines(output_dir: Path, name: str, expected_lines: Iterable[str]) -> Iterator[Issue]:
-    """Compare a file line by line: slices.csv may have millions."""
+def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[Issue]:
+    """Compare slices.csv line by line: it may have millions."""
     try:
-        lines = (output_dir / name).open(encoding="utf-8", newline="")
+        lines = (output_dir / INDEX).open(encoding="utf-8", newline="")
     except OSError:
-        yield Issue(path=name, message="is missing; the same run command writes it")
+        yield Issue(path=INDEX, message="is missing; the same run command writes it")
         return
     with lines:
         try:
@@ -239,16 +240,16 @@ def _check_lines(output_dir: Path, name: str, expected_lines: Iterable[str]) -> 
                 if line != expected:
                     shown = "is missing" if line is None else f"holds {line.strip()!r}"
                     message = f"line {number} differs from the journal: it {shown}"
-                    yield Issue(path=name, message=message)
+                    yield Issue(path=INDEX, message=message)
                     return
         except UnicodeDecodeError as error:
-            yield Issue(path=name, message=f"is damaged ({error})")
+            yield Issue(path=INDEX, message=f"is damaged ({error})")
 
 
-def _check_summary(output_dir: Path, text: str, totals: DatasetTotals) -> Iterator[Issue]:
+def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -> Iterator[Issue]:
     # Without a case, the number of channels is not known.
     ignored = _OF_ONE_RUN if totals.split_of else {*_OF_ONE_RUN, "total_channels"}
-    expected = json.loads(text)
+    expected = json.loads(json.dumps(dataset_info(config, totals)))
     try:
         info = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
         wrong = [
@@ -264,14 +265,9 @@ def _check_summary(output_dir: Path, text: str, totals: DatasetTotals) -> Iterat
         yield Issue(path=SUMMARY, message=f"{', '.join(wrong)} {verb} from the journal")
 
 
-def _check_text(output_dir: Path, name: str, text: str) -> Iterator[Issue]:
-    if not holds(output_dir / name, text):
-        yield Issue(path=name, message="has changed since it was written")
-
-
 def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
-    known = {f"{ZARR}/{name}" for name in _GROUP_METADATA}
+    known = {ZARR_ROOT, *ZARR_SPLITS}
     cases = set()
     for record in written:
         cases.add(record.case_id)

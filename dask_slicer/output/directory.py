@@ -26,6 +26,8 @@ from dask_slicer.output.layout import (
     SUMMARY,
     TEMPORARY,
     ZARR,
+    ZARR_ROOT,
+    ZARR_SPLITS,
     find_entries,
     journals,
     partition_journals,
@@ -164,9 +166,9 @@ def start(
     # Forced to disk: without these two, no run could continue after a power cut.
     files = [(CONFIG, _MARK + to_yaml(config), True), (SPLITS_FILE, splits_text(splits), True)]
     if config.format == "zarr":
-        from dask_slicer.output.formats.zarr_writer import group_files
+        from dask_slicer.output.formats.zarr_writer import GROUP_TEXT
 
-        files += [(f"{ZARR}/{name}", text, config.fsync) for name, text in group_files()]
+        files += [(name, GROUP_TEXT, config.fsync) for name in (ZARR_ROOT, *ZARR_SPLITS)]
     for name, text, fsync in files:
         path = output_dir / name
         if not holds(path, text):  # partitions write the same files
@@ -227,8 +229,8 @@ def clear(output_dir: Path) -> None:
         path.unlink(missing_ok=True)
     for entries in find_entries(output_dir).values():
         remove_entries(output_dir, entries)
-    groups = [f"{ZARR}/{folder}zarr.json" for folder in ("", *(f"{split}/" for split in SPLITS))]
-    for name in (*groups, SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, CONFIG):
+    whole = (SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, CONFIG)
+    for name in (ZARR_ROOT, *ZARR_SPLITS, *whole):
         (output_dir / name).unlink(missing_ok=True)
     remove_temporary(output_dir)
 

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from dask_slicer.core.slices import foreground_share
 from dask_slicer.errors import OutputError, UsageError
 from dask_slicer.output.journal import last_records
-from dask_slicer.output.layout import INDEX, JOURNAL, entries_of
+from dask_slicer.output.layout import COLUMNS, INDEX, JOURNAL, entries_of
 from dask_slicer.records import CommittedCase
 
 if TYPE_CHECKING:
@@ -233,6 +234,11 @@ def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
             labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
         row = written.slice_index if in_zarr else ""
         yield record.case_id, record.split, written.slice_index, path, row, foreground, labels
+
+
+def index_lines(committed: Iterable[CommittedCase]) -> Iterator[str]:
+    """Yield the lines of slices.csv; cases come in the order of their ids."""
+    return csv_lines(chain([COLUMNS], chain.from_iterable(map(index_rows, committed))))
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:

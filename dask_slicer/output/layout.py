@@ -41,7 +41,13 @@ INDEX = "slices.csv"
 COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")
 SUMMARY = "dataset_info.json"
 FAILURES = "failures.csv"
+FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
 ZARR = "slices.zarr"
+# The metadata of each group and array in it.
+ZARR_METADATA = "zarr.json"
+ZARR_ROOT = f"{ZARR}/{ZARR_METADATA}"
+# The groups of the splits.
+ZARR_SPLITS = tuple(f"{ZARR}/{split}/{ZARR_METADATA}" for split in SPLITS)
 # Written by `dask-slicer preview`.
 PREVIEW = "preview.png"
 # The plan that all partitions of a run share.

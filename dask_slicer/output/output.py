@@ -21,11 +21,10 @@ from dask_slicer.output.formats.base import damage, read_json
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
-from dask_slicer.output.layout import FAILURES, SUMMARY
+from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY
 from dask_slicer.utils.formatting import did_you_mean, plural, why_not_written
 from dask_slicer.utils.repr_html import html_card, html_facts
 
-_FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
 _REWRITE = "; the same run command writes it again"
 
 
@@ -74,7 +73,7 @@ class Output:
             return []
         except (ValueError, csv.Error) as error:
             raise OutputError(f"{path} is damaged ({error}){_REWRITE}") from None
-        if any(None in map(row.get, _FAILURE_COLUMNS) for row in failures):
+        if any(None in map(row.get, FAILURE_COLUMNS) for row in failures):
             raise OutputError(f"{path} is damaged (a column is missing){_REWRITE}")
         return failures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.geometry import spacing
 from dask_slicer.core.slices import SliceStack
+from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CorruptFile
 from dask_slicer.planning.plan import CasePlan
 
@@ -77,10 +79,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "num_channels": channels,
         "spacing": list(spacing(stack.affine)),
         "normalized": settings.normalize != "none",
-        "norm_stats": {
-            name: _one_or_list([getattr(stats, name) for stats in stack.statistics])
-            for name in ("mean", "std", "min", "max")
-        },
+        "norm_stats": by_name(stack.statistics),
         "shape": {
             "image": [channels, height, width],
             "label": None if stack.label is None else [height, width],
@@ -92,5 +91,13 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
     }
 
 
+def by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:
+    """Return mean, std, min and max: a number each, a list for several modalities, or None."""
+    return {
+        name: _one_or_list([getattr(stats, name) for stats in statistics])
+        for name in ("mean", "std", "min", "max")
+    }
+
+
 def _one_or_list(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values
+    return values[0] if len(values) == 1 else values or None

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -35,13 +35,15 @@ from dask_slicer.output.formats.base import case_metadata, read_json
 from dask_slicer.output.formats.codecs import Codec, image_codec, label_codec
 from dask_slicer.output.formats.zarr_reader import one_thread
 from dask_slicer.output.formats.zarr_shards import ShardWriter, shard_path
+from dask_slicer.output.layout import ZARR_METADATA
 from dask_slicer.planning.plan import FORMAT_VERSION, CasePlan
 from dask_slicer.records import WrittenFile, WrittenSlice
 
 # Raw bytes of one shard, at most.
 _SHARD_BYTES = 1 << 30
-_METADATA = "zarr.json"
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+# Of each split, and of the root before the store is complete.
+GROUP_TEXT = json.dumps(_GROUP, indent=2) + "\n"
 # Bytes of the largest number in a Zarr array.
 _MOST_ITEM_BYTES = 8
 
@@ -185,7 +187,7 @@ def _files(
     folder: Path, known: dict[str, tuple[int, int]], *, fsync: bool
 ) -> Iterator[WrittenFile]:
     # Another run may have removed files, if it took the lock because this run seemed dead.
-    for name in (_METADATA, *known):
+    for name in (ZARR_METADATA, *known):
         if not (folder / name).is_file():
             raise Unexpected(f"{folder / name} was removed while its case was being written")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -203,25 +205,18 @@ def _files(
 # -- the store as a whole --------------------------------------------------------------------------
 
 
-def group_files() -> Iterator[tuple[str, str]]:
-    """Yield path in the store and content of the metadata files of the root and each split."""
-    for folder in ("", *(f"{split}/" for split in SPLITS)):
-        yield f"{folder}{_METADATA}", json.dumps(_GROUP, indent=2) + "\n"
-
-
-def consolidated(store: Path, cases: Iterable[tuple[str, str]]) -> str:
+def consolidated(store: Path, split_of: Mapping[str, str]) -> str:
     """Return the root's metadata, which includes that of all groups and arrays.
 
-    `cases` are pairs of split and case id. zarr-python's own function lists directories in no
-    order, and takes minutes for thousands of cases. The structure is its convention.
+    zarr-python's own function lists directories in no order, and takes minutes for thousands of
+    cases. The structure is its convention.
     """
     nodes: dict[str, Any] = {split: dict(_GROUP) for split in SPLITS}
-    for split, case_id in sorted(cases):
-        group = f"{split}/{case_id}"
+    for group in sorted(f"{split}/{case_id}" for case_id, split in split_of.items()):
         for name in (group, *(f"{group}/{array}" for array in ("image", "label", "slice_index"))):
             # Without a label, or damaged: then its readers report it.
             with suppress(FileNotFoundError, CorruptFile):
-                nodes[name] = read_json(store / name / _METADATA)
+                nodes[name] = read_json(store / name / ZARR_METADATA)
     for node in nodes.values():
         if node.get("node_type") == "group":
             node["consolidated_metadata"] = _inline({})
