@@ -18,7 +18,7 @@ from dask_slicer.errors import OutputError
 from dask_slicer.output.index import SliceIndex
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import CONFIG, JOURNAL
-from dask_slicer.output.lock import check_not_in_use
+from dask_slicer.output.lock import check_free
 from dask_slicer.output.output import Output
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.report.histogram import Histogram, histogram
@@ -271,7 +271,7 @@ def _sum_by_step(cases: Iterable[WrittenCase]) -> dict[str, float]:
 
 def _is_in_use(output_dir: Path) -> bool:
     try:
-        check_not_in_use(output_dir)
+        check_free(output_dir)
     except OutputError:
         return True
     return False
