@@ -46,26 +46,13 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
-    """A problem of one file, or of one case.
+    """A problem of one file, or of one case."""
 
-    Attributes
-    ----------
-    path : str
-        Relative to the output.
-    message : str
-    case_id : str
-        Empty for a file of no single case.
-    is_damage : bool
-        Whether the file is known to be bad. False if it could not be compared with its scan.
-    is_stray : bool
-        Whether the file does not belong to the output.
-    """
-
-    path: str
+    path: str  # relative to the output
     message: str
-    case_id: str = ""
-    is_damage: bool = True
-    is_stray: bool = False
+    case_id: str = ""  # empty for a file of no single case
+    is_damage: bool = True  # False if the file could not be compared with its scan
+    is_stray: bool = False  # it does not belong to the output
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"

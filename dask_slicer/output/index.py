@@ -26,21 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class IndexedCase:
-    """A case in the index, and the names of its files.
-
-    Attributes
-    ----------
-    case_id, split : str
-    folder : str
-        The directory of its .npz files, or its Zarr group, relative to the output.
-    digits : int
-        Digits of the slice index in the names of .npz files; 0 for a Zarr group.
-    """
+    """A case in the index, and the names of its files."""
 
     case_id: str
     split: str
-    folder: str
-    digits: int
+    folder: str  # the directory of its .npz files, or its Zarr group, relative to the output
+    digits: int  # of the slice index in the names of .npz files; 0 for a Zarr group
 
     def path_of(self, slice_index: int) -> str:
         """Return the path of a slice, relative to the output."""
@@ -112,21 +103,9 @@ class SliceIndex:
     def weights(
         self, foreground: float | None, *, labels: Collection[int] | None, balanced: bool
     ) -> NDArray[np.float64]:
-        """Return the sampling weight of each slice; they sum to 1.
+        """Return the sampling weight of each slice, as `SliceDataset.weights` describes them.
 
-        Parameters
-        ----------
-        foreground : float, optional
-            Share of draws that have foreground.
-        labels : collection of int, optional
-            The label values that count as foreground; by default all but 0.
-        balanced : bool
-            Give each label value, and slices without labels, the same total weight.
-
-        Raises
-        ------
-        UsageError
-            If both are set, or no slice can be drawn.
+        They sum to 1. Raise UsageError if arguments contradict each other or no slice can be drawn.
         """
         if foreground is not None and balanced:
             raise UsageError("set foreground or balanced, not both")

@@ -14,7 +14,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, BinaryIO, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -42,18 +41,10 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """All records of a case.
-
-    Attributes
-    ----------
-    records : tuple of CaseRecord
-        Those of partitions, newest first, then the last record of the output's own journal.
-    own : CaseRecord or None
-        That last record, if there is one.
-    """
+    """All records of a case: of partitions, newest first, then the last of the output's own."""
 
     records: tuple[CaseRecord, ...]
-    own: CaseRecord | None
+    own: CaseRecord | None  # the last record of the output's own journal, if there is one
 
     @property
     def case_id(self) -> str:
@@ -80,17 +71,13 @@ class Journal:
     """A journal, open for appending; `fsync` forces each line to disk before `append` returns."""
 
     def __init__(self, path: Path, *, fsync: bool = False) -> None:
-        self.path = path
         self._fsync = fsync
         self._file = path.open("ab", buffering=0)
-        self._start_on_a_new_line(path)
-
-    def _start_on_a_new_line(self, path: Path) -> None:
         if self._file.tell():
             with path.open("rb") as file:
                 file.seek(-1, os.SEEK_END)
                 is_cut = file.read() != b"\n"
-            if is_cut:
+            if is_cut:  # start on a new line
                 self._file.write(b"\n")
 
     def append(self, record: CaseRecord) -> None:
@@ -118,12 +105,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, CorruptFile, OutputError, UsageError
-from dask_slicer.output.atomic import not_written
+from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.directory import check_merged, existing_splits, output_config
 from dask_slicer.output.formats.base import damage, read_json
 from dask_slicer.output.formats.npz import NpzReader
@@ -208,30 +208,6 @@ def check_window_size(output: Output, window_size: int | None) -> None:
         )
 
 
-def user_file_path(
-    output_dir: Path, file: Path | None, *, name: str, suffixes: Collection[str]
-) -> Path:
-    """Return the resolved path of `--file`, by default `name` in the output.
-
-    Raise UsageError for a directory, and for a name that a file of the output may have.
-    """
-    if file is None:
-        return output_dir / name
-    try:
-        file, home = file.resolve(), output_dir.resolve()
-        is_directory = file.is_dir()
-    except OSError as error:
-        raise not_written(file, error) from None
-    if is_directory:
-        raise UsageError(f"--file {file} is a directory; name a file in it")
-    if file.is_relative_to(home) and (file.parent != home or file.suffix.lower() not in suffixes):
-        raise UsageError(
-            f"--file {file} could be a file of the output itself; choose a place outside "
-            f"{output_dir}, or directly in it with the ending {' or '.join(suffixes)}"
-        )
-    return file
-
-
 def _planes_of_windows(
     reader: NpzReader, kept: list[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -247,3 +223,44 @@ def _planes_of_windows(
                 first = (offset + window_size) * n_modalities
                 planes[slice_index + offset] = window[first : first + n_modalities]
     return planes, np.array(metadata["affine"])
+
+
+# -- files that the user names ---------------------------------------------------------------------
+
+
+def user_file_path(
+    output_dir: Path, file: Path | None, *, name: str, suffixes: Collection[str]
+) -> Path:
+    """Return the resolved path of `--file`, by default `name` in the output.
+
+    Raise UsageError for a directory, and for a name that a file of the output may have.
+    """
+    if file is None:
+        return output_dir / name
+    try:
+        file, home = file.resolve(), output_dir.resolve()
+        is_directory = file.is_dir()
+    except OSError as error:
+        raise _not_written(file, error) from None
+    if is_directory:
+        raise UsageError(f"--file {file} is a directory; name a file in it")
+    if file.is_relative_to(home) and (file.parent != home or file.suffix.lower() not in suffixes):
+        raise UsageError(
+            f"--file {file} could be a file of the output itself; choose a place outside "
+            f"{output_dir}, or directly in it with the ending {' or '.join(suffixes)}"
+        )
+    return file
+
+
+def write_user_file(file: Path, content: bytes) -> None:
+    """Write the file of `--file`; raise UsageError if it fails."""
+    try:
+        with atomic_write(file) as stream:
+            stream.write(content)
+    except OSError as error:
+        raise _not_written(file, error) from None
+
+
+def _not_written(file: Path, error: OSError) -> UsageError:
+    reason = (error.strerror or str(error)).lower()
+    return UsageError(f"cannot write {file}: {reason}; name another place with --file")

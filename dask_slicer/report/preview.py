@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dask_slicer.errors import UsageError
-from dask_slicer.output.atomic import write_user_file
 from dask_slicer.output.layout import PREVIEW
-from dask_slicer.output.output import Output, open_output, user_file_path
+from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
 from dask_slicer.report.figure_layout import Panel
 from dask_slicer.report.montage import colours
 from dask_slicer.report.panels import choose_rows, read_panels

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numcodecs
@@ -30,18 +31,9 @@ class Codec:
 
 
 def image_codec(compression: str, dtype: np.dtype[Any], *, source: bool) -> Codec:
-    """Return the codec for planes of an image.
-
-    Parameters
-    ----------
-    compression : {"auto", "lz4", "zstd", "none"}
-        auto is lz4 for integers of several bytes, the fastest to read and nearly as small;
-        zstd for the rest.
-    dtype : numpy.dtype
-    source : bool
-        Whether planes have the values of the scan, which were not normalised.
-    """
+    """Return the codec for planes of an image; `source`: with the scan's values, not normalised."""
     if compression == "auto":
+        # lz4 is the fastest to read, and nearly as small for integers of several bytes.
         compression = "lz4" if dtype.kind in "iu" and dtype.itemsize > 1 else "zstd"
     if dtype.itemsize > 1 and (source or dtype == np.float16):
         if compression == "lz4":
@@ -57,7 +49,7 @@ def label_codec(compression: str) -> Codec:
 
 
 def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int, *, shuffled: bool) -> Codec:
-    zarr_codecs = BloscCodec(
+    codec = BloscCodec(
         typesize=itemsize,
         cname=name,
         clevel=level,
@@ -65,10 +57,8 @@ def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int, *, shuffled:
         blocksize=0,
     )
     shuffle = blosc.SHUFFLE if shuffled else blosc.NOSHUFFLE
-    return Codec(
-        (zarr_codecs, Crc32cCodec()),
-        lambda plane: blosc.compress(plane, name.encode(), level, shuffle),
-    )
+    encode = partial(blosc.compress, cname=name.encode(), clevel=level, shuffle=shuffle)
+    return Codec((codec, Crc32cCodec()), encode)
 
 
 _UNSHUFFLED = {

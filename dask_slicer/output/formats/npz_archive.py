@@ -60,15 +60,7 @@ class Piece:
 def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
     """Return content, deflated so that it fits at any position of a member.
 
-    Parameters
-    ----------
-    content : bytes or C-contiguous ndarray
-    level : int
-        0 stored; 1 and 2 ISA-L; 3 to 9 zlib.
-
-    Returns
-    -------
-    Piece
+    Arrays are C-contiguous. Level 0 stores, 1 and 2 are ISA-L's, 3 to 9 zlib's.
     """
     if isinstance(content, np.ndarray):
         view = content.reshape(-1).view(np.uint8).data
@@ -128,18 +120,7 @@ def archive(
 ) -> tuple[list[bytes], int]:
     """Return a zip archive, in parts to be joined, and its CRC-32.
 
-    Parameters
-    ----------
-    members : iterable of (name, pieces)
-        The pieces are the member's content, in order, all from `piece` with the same `level`.
-    level : int
-        As for `piece`.
-
-    Returns
-    -------
-    parts : list of bytes
-    crc32 : int
-        Combined from the pieces' CRCs.
+    A member's pieces are its content, in order, all from `piece` with the same `level`.
     """
     parts: list[Part] = []
     directory: list[bytes] = []
