@@ -35,7 +35,7 @@ from dask_slicer.output.checks import (
 )
 from dask_slicer.output.directory import existing_splits, restore_splits
 from dask_slicer.output.journal import Journal, last_records
-from dask_slicer.output.layout import CONFIG, JOURNAL, SPLITS_FILE, case_folder
+from dask_slicer.output.layout import CONFIG, JOURNAL, SPLITS_FILE, case_folder, case_path
 from dask_slicer.output.lock import check_free, locked
 from dask_slicer.output.output import open_output
 from dask_slicer.planning.plan import CasePlan
@@ -202,9 +202,7 @@ def _check(
     if issues or not drawn:
         return issues
     folder = case_folder(output_dir, record)
-    path = folder.relative_to(output_dir).as_posix()
-    if not record.files:
-        path += f"/{record.case_id}"
+    path = case_path(record)
     if case is None or case.problem is not None or case.digest != record.digest:
         message = f"cannot be compared with its scan: {_why_not(case)}"
         return [Issue(case_id=record.case_id, path=path, message=message, is_damage=False)]

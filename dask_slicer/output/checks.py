@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dask_slicer.config.schema import RunConfig, SliceSettings
+from dask_slicer.core.labels import count_labels
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, as_case_error
 from dask_slicer.output.directory import holds, splits_text
@@ -31,6 +31,7 @@ from dask_slicer.output.layout import (
     ZARR_SPLITS,
     case_files,
     case_folder,
+    case_path,
     slice_name,
     temporary_folders,
 )
@@ -78,7 +79,7 @@ def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings)
         messages = [error.one_line]
     except OSError as error:  # the file may be readable, and correct, the next time
         return [not_checked(case_id, as_case_error(error, step="load"))]
-    path = _relative(folder if record.files else folder / case_id, output_dir)
+    path = case_path(record)
     return [Issue(case_id=case_id, path=path, message=message) for message in messages]
 
 
@@ -141,13 +142,8 @@ def _check_content(
             expected["label"] = f"{settings.label_dtype} {(height, width)}"
         if arrays != expected:
             yield f"slice {written.slice_index} holds {arrays}, not {expected}"
-        elif label is not None and (counts := _counts(label)) != written.labels:
+        elif label is not None and (counts := count_labels(label)) != written.labels:
             yield f"slice {written.slice_index} has {counts} label pixels, not {written.labels}"
-
-
-def _counts(label: Any) -> dict[int, int]:
-    values, counts = np.unique(label, return_counts=True)
-    return {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != 0}
 
 
 def _relative(path: Path, output_dir: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from dask_slicer.output.layout import (
     ZARR_SPLITS,
     find_entries,
     journals,
+    names,
     partition_journals,
     remove_entries,
     temporary_folders,
@@ -57,8 +57,13 @@ def check_ours(output_dir: Path) -> bool:
 
     Raise OutputError if it holds other files, or was written by a newer version.
     """
-    names = _names(output_dir)
-    if CONFIG in names:
+    try:
+        found = names(output_dir)
+    except NotADirectoryError:
+        raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
+    except PermissionError:
+        raise OutputError(f"no permission to read output_dir {output_dir}") from None
+    if CONFIG in found:
         text = (output_dir / CONFIG).read_bytes()
         if not text.startswith(_MARK_START):
             raise OutputError(
@@ -73,7 +78,7 @@ def check_ours(output_dir: Path) -> bool:
                 "update dask-slicer"
             )
         return True
-    foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
+    foreign = [name for name in found if not _TOLERATED.fullmatch(name)]
     if foreign and (output_dir / CONFIG).exists():
         return check_ours(output_dir)  # another process started the output during the listing
     if foreign:
@@ -141,17 +146,6 @@ def check_unchanged(old: RunConfig, new: RunConfig) -> None:
             f"{new.output_dir} was made with other settings: {'; '.join(changed)}; "
             "use another --output_dir, or --overwrite to replace it"
         )
-
-
-def _names(output_dir: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(output_dir))
-    except FileNotFoundError:
-        return []
-    except NotADirectoryError:
-        raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
-    except PermissionError:
-        raise OutputError(f"no permission to read output_dir {output_dir}") from None
 
 
 # -- top-level files -------------------------------------------------------------------------------

@@ -98,20 +98,21 @@ def locked_partitions(output_dir: Path) -> list[Partition]:
 
 def unfinished_locks(output_dir: Path) -> list[Path]:
     """Return temporary files of locks and partition plans; their writers may be dead."""
-    return [output_dir / name for name in _names(output_dir) if _UNFINISHED.fullmatch(name)]
+    return [output_dir / name for name in names(output_dir) if _UNFINISHED.fullmatch(name)]
 
 
 def temporary_folders(output_dir: Path) -> list[Path]:
     """Return the folders of unfinished files, of a run or its partitions."""
-    return [output_dir / name for name in _names(output_dir) if _TEMPORARY.fullmatch(name)]
+    return [output_dir / name for name in names(output_dir) if _TEMPORARY.fullmatch(name)]
 
 
 def _partitions(output_dir: Path, pattern: re.Pattern[str]) -> list[Partition]:
-    matches = filter(None, map(pattern.fullmatch, _names(output_dir)))
+    matches = filter(None, map(pattern.fullmatch, names(output_dir)))
     return sorted(Partition(int(match[1]), int(match[2])) for match in matches)
 
 
-def _names(output_dir: Path) -> list[str]:
+def names(output_dir: Path) -> list[str]:
+    """Return the names at the top of an output, sorted; none if it does not exist."""
     try:
         return sorted(os.listdir(output_dir))
     except FileNotFoundError:
@@ -151,11 +152,16 @@ def case_entries(case: CasePlan, settings: SliceSettings) -> list[str]:
     return [f"{folder}/{name}" for name in entry_names(case, settings, range(case.shape[0]))]
 
 
+def case_path(record: CommittedCase) -> str:
+    """Return the directory of a Zarr case, or what the .npz files of a case begin with."""
+    path = f"{record.split}/{record.case_id}"
+    return f"{ZARR}/{path}" if record.files else path
+
+
 def case_folder(output_dir: Path, record: CommittedCase) -> Path:
     """Return the directory that holds a case's files; with .npz, other cases' files too."""
-    if record.files:
-        return output_dir / ZARR / record.split / record.case_id
-    return output_dir / record.split
+    path = output_dir / case_path(record)
+    return path if record.files else path.parent
 
 
 def case_files(record: CommittedCase) -> dict[str, tuple[int, int]]:
@@ -174,7 +180,7 @@ def case_files(record: CommittedCase) -> dict[str, tuple[int, int]]:
 def entries_of(record: CommittedCase) -> dict[str, int]:
     """Return a case's entries by its record, as `find_entries`: path → bytes, 0 for a directory."""
     if record.files:
-        return {f"{ZARR}/{record.split}/{record.case_id}": 0}
+        return {case_path(record): 0}
     return {f"{record.split}/{name}": size for name, (size, _) in case_files(record).items()}
 
 

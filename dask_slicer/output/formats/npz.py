@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -53,7 +54,7 @@ class _Writer:
     def __init__(self, stack: SliceStack, case: CasePlan, settings: SliceSettings) -> None:
         self._stack = stack
         self._settings = settings
-        self._level = settings.compression_level
+        self._piece = partial(piece, level=settings.compression_level)
         self._windows = stack.windows(
             window_size=settings.window_size, padding_mode=settings.padding_mode
         )
@@ -65,10 +66,7 @@ class _Writer:
         self._image_header = self._piece(npy_header((channels, height, width), settings.dtype))
         zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))
         self._zeros = [zeros] * len(stack.image)
-        self._label_header: Piece | None = None
-        self._empty_label: Piece | None = None
-        if stack.label is not None:
-            self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
+        self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
 
     def archive(self, slice_index: int) -> tuple[list[bytes], int]:
         """Return the file of one slice, in parts, and its CRC-32."""
@@ -80,20 +78,19 @@ class _Writer:
         for index in window:
             image += self._plane(index)
         members = [("image.npy", image)]
-        if self._stack.label is not None and self._label_header is not None:
-            members.append(
-                ("label.npy", [self._label_header, self._label(self._stack.label, slice_index)])
-            )
+        if self._stack.label is not None:
+            if self._stack.label_counts[slice_index]:
+                plane = self._piece(np.ascontiguousarray(self._stack.label[slice_index]))
+            else:
+                plane = self._empty_label
+            members.append(("label.npy", [self._label_header, plane]))
         text = json.dumps({"slice_index": slice_index} | self._metadata, ensure_ascii=False)
         members.append(("metadata.npy", [self._piece(npy_of_text(text))]))
-        return archive(members, level=self._level)
+        return archive(members, level=self._settings.compression_level)
 
-    def _label(self, label: np.ndarray[Any, Any], slice_index: int) -> Piece:
-        if self._stack.label_counts[slice_index]:
-            return self._piece(np.ascontiguousarray(label[slice_index]))
-        if self._empty_label is None:  # shared by all slices without labelled pixels
-            self._empty_label = self._piece(np.zeros_like(label[0], order="C"))
-        return self._empty_label
+    @cached_property
+    def _empty_label(self) -> Piece:
+        return self._piece(np.zeros(self._stack.shape[1:], dtype=self._settings.label_dtype))
 
     def _plane(self, index: int) -> list[Piece]:
         if index == ZERO_SLICE:
@@ -104,9 +101,6 @@ class _Writer:
                 self._piece(plane.astype(self._settings.dtype, copy=False)) for plane in planes
             ]
         return self._pieces[index]
-
-    def _piece(self, content: bytes | np.ndarray[Any, Any]) -> Piece:
-        return piece(content, level=self._level)
 
 
 class NpzReader:
