@@ -37,8 +37,7 @@ from dask_slicer.output.layout import (
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
 from dask_slicer.utils.formatting import first_few
 
-_MARK_START = b"# Written by dask-slicer"
-_MARKED_FORMAT = re.compile(rb"# Written by dask-slicer \(format (\d+)\)")
+_MARKED = re.compile(rb"# Written by dask-slicer(?: \(format (\d+)\))?")
 _MARK = (
     f"# Written by dask-slicer (format {FORMAT_VERSION}); marks this directory as its output. "
     "`dask-slicer run --config` with this file continues.\n"
@@ -64,14 +63,13 @@ def check_ours(output_dir: Path) -> bool:
     except PermissionError:
         raise OutputError(f"no permission to read output_dir {output_dir}") from None
     if CONFIG in found:
-        text = (output_dir / CONFIG).read_bytes()
-        if not text.startswith(_MARK_START):
+        marked = _MARKED.match((output_dir / CONFIG).read_bytes())
+        if marked is None:
             raise OutputError(
                 f"output_dir {output_dir} holds a {CONFIG} that dask-slicer did not write; "
                 "name another directory"
             )
-        marked = _MARKED_FORMAT.match(text)
-        if marked and int(marked[1]) > FORMAT_VERSION:
+        if int(marked[1] or 0) > FORMAT_VERSION:
             raise OutputError(
                 f"output_dir {output_dir} was written by a newer version of dask-slicer "
                 f"(format {int(marked[1])}, this version reads up to {FORMAT_VERSION}); "
@@ -83,9 +81,8 @@ def check_ours(output_dir: Path) -> bool:
         return check_ours(output_dir)  # another process started the output during the listing
     if foreign:
         raise OutputError(
-            f"output_dir {output_dir} holds other files ({foreign[0]}"
-            + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
-            + "); name an empty or new directory"
+            f"output_dir {output_dir} holds other files ({first_few(foreign, 1)}); "
+            "name an empty or new directory"
         )
     return False
 

@@ -167,13 +167,10 @@ def case_folder(output_dir: Path, record: CommittedCase) -> Path:
 def case_files(record: CommittedCase) -> dict[str, tuple[int, int]]:
     """Return size in bytes and CRC-32 of each file of a case, by path in its `case_folder`."""
     if record.files:
-        return {file.path: (file.size, file.crc32) for file in record.files}
+        return {path: (size, crc32) for path, size, crc32 in record.files}
     return {
-        slice_name(record.case_id, written.slice_index, record.shape[1]): (
-            written.size,
-            written.crc32,
-        )
-        for written in record.slices
+        slice_name(record.case_id, slice_index, record.shape[1]): (size, crc32)
+        for slice_index, size, crc32, _ in record.slices
     }
 
 

@@ -198,16 +198,6 @@ def check_cases(output: Output, wanted: Collection[str], *, split: str | None = 
             )
 
 
-def check_window_size(output: Output, window_size: int | None) -> None:
-    """Raise UsageError if the output has no windows of this size; None is the written size."""
-    written = output.config.window_size
-    if output.config.format == "npz" and window_size is not None and window_size > written:
-        raise UsageError(
-            f"{output.path} was written with --window_size {written}, window_size {window_size} is "
-            "too large for it; make the slices again with that window size or with --format zarr"
-        )
-
-
 def _planes_of_windows(
     reader: NpzReader, kept: list[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

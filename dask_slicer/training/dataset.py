@@ -20,7 +20,7 @@ from dask_slicer.errors import CaseError, UsageError
 from dask_slicer.output.formats import npz, zarr_reader  # noqa: F401, before loaders are forked
 from dask_slicer.output.formats.base import CaseReader, damage
 from dask_slicer.output.index import SliceIndex, case_reader
-from dask_slicer.output.output import Output, check_cases, check_window_size, open_output
+from dask_slicer.output.output import Output, check_cases, open_output
 from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
@@ -94,7 +94,13 @@ class SliceDataset:
         self.output_dir = output.path
         self.transform = transform
         self._window_size = 0 if channels == "center" else window_size
-        check_window_size(output, self._window_size)
+        written = output.config.window_size
+        if output.config.format == "npz" and (self._window_size or 0) > written:
+            raise UsageError(
+                f"{output.path} was written with --window_size {written}, window_size "
+                f"{window_size} is too large for it; make the slices again with that window size "
+                "or with --format zarr"
+            )
         self._index = _select(output, split, cases, labels, min_foreground)
         self._readers: OrderedDict[int, CaseReader] = OrderedDict()
         if output.shortfall:

@@ -15,24 +15,26 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numcodecs
 import numpy as np
 import zarr
+from numcodecs import blosc
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
 from dask_slicer.config.schema import SliceSettings
-from dask_slicer.core.intensity import Normalization
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
 from dask_slicer.output.formats.base import case_metadata, read_json
-from dask_slicer.output.formats.codecs import Codec, image_codec, label_codec
 from dask_slicer.output.formats.zarr_reader import one_thread
 from dask_slicer.output.formats.zarr_shards import ShardWriter, shard_path
 from dask_slicer.output.layout import ZARR_METADATA
@@ -155,22 +157,14 @@ def _image_planes(
 
 
 def _attributes(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
-    attributes = case_metadata(stack, case, settings)
-    attributes["format_version"] = FORMAT_VERSION
-    if settings.dtype == "source":
-        attributes |= _normalization_attributes(stack.normalization)
-    return attributes
-
-
-def _normalization_attributes(normalization: Iterable[Normalization]) -> dict[str, Any]:
-    """Return how to normalise stored numbers, for each modality.
-
-    `normalization` is complete, for our reader. Other readers clip to `clip_range` (None is an open
-    end), multiply by `scale`, and add `offset`.
-    """
-    each = list(normalization)
+    attributes = case_metadata(stack, case, settings) | {"format_version": FORMAT_VERSION}
+    if settings.dtype != "source":
+        return attributes
+    # Readers normalise stored numbers: our own by `normalization`, which is complete; others clip
+    # to `clip_range` (None is an open end), multiply by `scale`, and add `offset`.
+    each = stack.normalization
     ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
-    return {
+    return attributes | {
         "normalization": [{key: _finite(value) for key, value in asdict(n).items()} for n in each],
         "scale": [n.slope / n.scale for n in each],
         "offset": [(n.intercept - n.center) / n.scale for n in each],
@@ -200,6 +194,59 @@ def _files(
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         yield WrittenFile(name, len(data), zlib.crc32(data))
+
+
+# -- compression of planes -------------------------------------------------------------------------
+
+# `benchmarks/compressors.py` measures it. Shuffling groups bytes that vary little: the high bytes
+# of integers, sign and exponent of floats. It does not help integers that were normalised to
+# float32, which have few different values, nor labels, which are long runs of one value.
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Compression of a chunk, and its description in the metadata of the store."""
+
+    zarr_codecs: tuple[BytesBytesCodec, ...]
+    encode: Callable[[NDArray[np.generic]], bytes]
+
+
+def image_codec(compression: str, dtype: np.dtype[Any], *, source: bool) -> Codec:
+    """Return the codec for planes of an image; `source`: with the scan's values, not normalised."""
+    if compression == "auto":
+        # lz4 is the fastest to read, and nearly as small for integers of several bytes.
+        compression = "lz4" if dtype.kind in "iu" and dtype.itemsize > 1 else "zstd"
+    if dtype.itemsize > 1 and (source or dtype == np.float16):
+        if compression == "lz4":
+            return _blosc("lz4", 5, dtype.itemsize)
+        if compression == "zstd":
+            return _blosc("zstd", 1, dtype.itemsize)
+    return _UNSHUFFLED[compression]
+
+
+def label_codec(compression: str) -> Codec:
+    """Return the codec for planes of a label map; auto is zstd."""
+    return _UNSHUFFLED["zstd" if compression == "auto" else compression]
+
+
+def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int) -> Codec:
+    codec = BloscCodec(
+        typesize=itemsize,
+        cname=name,
+        clevel=level,
+        shuffle="shuffle" if itemsize > 1 else "noshuffle",
+        blocksize=0,
+    )
+    shuffle = blosc.SHUFFLE if itemsize > 1 else blosc.NOSHUFFLE
+    encode = partial(blosc.compress, cname=name.encode(), clevel=level, shuffle=shuffle)
+    return Codec((codec, Crc32cCodec()), encode)
+
+
+_UNSHUFFLED = {
+    "zstd": Codec((ZstdCodec(level=3), Crc32cCodec()), numcodecs.Zstd(level=3).encode),
+    "lz4": _blosc("lz4", 9, 1),
+    "none": Codec((Crc32cCodec(),), lambda plane: plane.tobytes()),
+}
 
 
 # -- the store as a whole --------------------------------------------------------------------------
