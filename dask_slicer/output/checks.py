@@ -64,17 +64,17 @@ class Issue:
 
 def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings) -> list[Issue]:
     """Return problems of a case's files: size, CRC-32, shapes, dtypes, labels."""
-    folder = case_folder(output_dir, record)
     case_id = record.case_id
     try:
         issues = [
-            Issue(case_id=case_id, path=_relative(folder / name, output_dir), message=message)
-            for name, (size, crc32) in case_files(record).items()
-            if (message := _check_bytes(folder / name, size, crc32))
+            Issue(case_id=case_id, path=path, message=message)
+            for path, (size, crc32) in case_files(record).items()
+            if (message := _check_bytes(output_dir / path, size, crc32))
         ]
         if issues:
             return issues
-        messages = list(_check_content(reader_of(folder, record), record, settings))
+        reader = reader_of(case_folder(output_dir, record), record)
+        messages = list(_check_content(reader, record, settings))
     except CaseError as error:
         messages = [error.one_line]
     except OSError as error:  # the file may be readable, and correct, the next time
@@ -144,10 +144,6 @@ def _check_content(
             yield f"slice {written.slice_index} holds {arrays}, not {expected}"
         elif label is not None and (counts := count_labels(label)) != written.labels:
             yield f"slice {written.slice_index} has {counts} label pixels, not {written.labels}"
-
-
-def _relative(path: Path, output_dir: Path) -> str:
-    return path.relative_to(output_dir).as_posix()
 
 
 # -- the whole output ------------------------------------------------------------------------------
@@ -250,16 +246,14 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
 
 def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
-    known = {ZARR_ROOT, *ZARR_SPLITS}
-    cases = set()
+    known, cases = {ZARR_ROOT, *ZARR_SPLITS}, set()
     for record in written:
         cases.add(record.case_id)
-        folder = _relative(case_folder(output_dir, record), output_dir)
-        known.update(f"{folder}/{name}" for name in case_files(record))
+        known.update(case_files(record))
     folders = [*(output_dir / top for top in (*SPLITS, ZARR)), *temporary_folders(output_dir)]
     for top in folders:
         for path in sorted(top.rglob("*")):
-            name = _relative(path, output_dir)
+            name = path.relative_to(output_dir).as_posix()
             if not path.is_dir() and name not in known:
                 _, _, case_id, *_ = (*Path(name).parts, "", "", "")
                 yield Issue(

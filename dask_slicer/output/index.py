@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.slices import foreground_share
-from dask_slicer.errors import OutputError, UsageError
+from dask_slicer.errors import OutputError
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import COLUMNS, INDEX, JOURNAL, entries_of
 from dask_slicer.records import CommittedCase
@@ -99,47 +99,6 @@ class SliceIndex:
             label_values=self.label_values[labels],
             label_counts=self.label_counts[labels],
         )
-
-    def weights(
-        self, foreground: float | None, *, labels: Collection[int] | None, balanced: bool
-    ) -> NDArray[np.float64]:
-        """Return the sampling weight of each slice, as `SliceDataset.weights` describes them.
-
-        They sum to 1. Raise UsageError if arguments contradict each other or no slice can be drawn.
-        """
-        if foreground is not None and balanced:
-            raise UsageError("set foreground or balanced, not both")
-        if labels is not None and foreground is None:
-            raise UsageError(
-                "labels needs foreground, the share of draws with these labels, such as 0.5"
-            )
-        if balanced:
-            return self._balanced_weights()
-        if foreground is None:
-            return np.full(len(self), 1.0 / max(len(self), 1))
-        if not 0 <= foreground <= 1:
-            raise UsageError(f"foreground must be between 0 and 1, got {foreground:g}")
-        has_foreground = np.diff(self.label_ends) > 0 if labels is None else self.rows_with(labels)
-        weights = np.zeros(len(self))
-        for kind, share, rows in (
-            ("with", foreground, has_foreground),
-            ("without", 1 - foreground, ~has_foreground),
-        ):
-            if share and not rows.any():
-                raise UsageError(
-                    f"{share:.0%} of the draws should have slices {kind} foreground: there are none"
-                )
-            weights[rows] = share / max(int(rows.sum()), 1)
-        return weights
-
-    def _balanced_weights(self) -> NDArray[np.float64]:
-        n_values = np.diff(self.label_ends)
-        empty = n_values == 0
-        _, value, n_slices = np.unique(self.label_values, return_inverse=True, return_counts=True)
-        # Each value divides 1 among its slices; so do the slices without labels.
-        weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
-        np.add.at(weights, np.repeat(np.arange(len(self)), n_values), 1.0 / n_slices[value])
-        return np.asarray(weights / weights.sum())
 
 
 def read_index(output_dir: Path) -> SliceIndex:

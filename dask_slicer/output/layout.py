@@ -165,12 +165,12 @@ def case_folder(output_dir: Path, record: CommittedCase) -> Path:
 
 
 def case_files(record: CommittedCase) -> dict[str, tuple[int, int]]:
-    """Return size in bytes and CRC-32 of each file of a case, by path in its `case_folder`."""
+    """Return size in bytes and CRC-32 of each file of a case, by path in the output."""
     if record.files:
-        return {path: (size, crc32) for path, size, crc32 in record.files}
+        return {f"{case_path(record)}/{path}": (size, crc32) for path, size, crc32 in record.files}
     return {
-        slice_name(record.case_id, slice_index, record.shape[1]): (size, crc32)
-        for slice_index, size, crc32, _ in record.slices
+        f"{record.split}/{slice_name(record.case_id, index, record.shape[1])}": (size, crc32)
+        for index, size, crc32, _ in record.slices
     }
 
 
@@ -178,7 +178,7 @@ def entries_of(record: CommittedCase) -> dict[str, int]:
     """Return a case's entries by its record, as `find_entries`: path → bytes, 0 for a directory."""
     if record.files:
         return {case_path(record): 0}
-    return {f"{record.split}/{name}": size for name, (size, _) in case_files(record).items()}
+    return {path: size for path, (size, _) in case_files(record).items()}
 
 
 # -- entries on disk -------------------------------------------------------------------------------
@@ -214,10 +214,9 @@ def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str =
 
 def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -> bool:
     """Return whether a case's entries are those recorded, each file with the recorded size."""
-    if entries_of(record) != entries:
-        return False
-    folder = case_folder(output_dir, record)
-    return all(_size(folder / file.path) == file.size for file in record.files)
+    return entries_of(record) == entries and all(
+        _size(output_dir / case_path(record) / file.path) == file.size for file in record.files
+    )
 
 
 def refresh_listing(output_dir: Path) -> None:

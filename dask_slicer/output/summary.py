@@ -14,7 +14,7 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import Statistics, pooled
 from dask_slicer.output import directory, layout
-from dask_slicer.output.formats.base import by_name
+from dask_slicer.output.formats.base import statistics_by_name
 from dask_slicer.output.index import csv_lines, index_lines
 from dask_slicer.output.journal import last_records
 from dask_slicer.planning.plan import FORMAT_VERSION
@@ -155,7 +155,7 @@ def dataset_info(
             for _, failure in sorted(failed.items())
         ],
         "label_voxels": {str(value): count for value, count in sorted(totals.label_voxels.items())},
-        "intensity": by_name(totals.intensity),
+        "intensity": statistics_by_name(totals.intensity),
         "elapsed_seconds": round(elapsed_seconds, 3),
         "slices_per_second": round(slices_this_run / max(elapsed_seconds, 1e-9), 1),
         "bytes_written": totals.n_bytes,

@@ -187,7 +187,33 @@ class SliceDataset:
         UsageError
             If both `foreground` and `balanced` are given, or no slice matches.
         """
-        return self._index.weights(foreground, labels=labels, balanced=balanced)
+        if foreground is not None and balanced:
+            raise UsageError("set foreground or balanced, not both")
+        if labels is not None and foreground is None:
+            raise UsageError(
+                "labels needs foreground, the share of draws with these labels, such as 0.5"
+            )
+        if balanced:
+            return _balanced_weights(self._index)
+        if foreground is None:
+            return np.full(len(self), 1.0 / max(len(self), 1))
+        if not 0 <= foreground <= 1:
+            raise UsageError(f"foreground must be between 0 and 1, got {foreground:g}")
+        index = self._index
+        has_foreground = (
+            np.diff(index.label_ends) > 0 if labels is None else index.rows_with(labels)
+        )
+        weights = np.zeros(len(self))
+        for kind, share, rows in (
+            ("with", foreground, has_foreground),
+            ("without", 1 - foreground, ~has_foreground),
+        ):
+            if share and not rows.any():
+                raise UsageError(
+                    f"{share:.0%} of the draws should have slices {kind} foreground: there are none"
+                )
+            weights[rows] = share / max(int(rows.sum()), 1)
+        return weights
 
     def shuffled(self, *, buffer_size: int = 256, seed: int = 0) -> ShuffledSlices:
         """Return the samples as a stream that reads case after case, for network disks.
@@ -301,6 +327,16 @@ def _torch_worker() -> tuple[int, int, int] | None:
     data = sys.modules.get("torch.utils.data")
     info = None if data is None else data.get_worker_info()
     return None if info is None else (info.id, info.num_workers, info.seed - info.id)
+
+
+def _balanced_weights(index: SliceIndex) -> NDArray[np.float64]:
+    n_values = np.diff(index.label_ends)
+    empty = n_values == 0
+    _, value, n_slices = np.unique(index.label_values, return_inverse=True, return_counts=True)
+    # Each value divides 1 among its slices; so do the slices without labels.
+    weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
+    np.add.at(weights, np.repeat(np.arange(len(index)), n_values), 1.0 / n_slices[value])
+    return np.asarray(weights / weights.sum())
 
 
 def _select(

@@ -79,7 +79,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "num_channels": channels,
         "spacing": list(spacing(stack.affine)),
         "normalized": settings.normalize != "none",
-        "norm_stats": by_name(stack.statistics),
+        "norm_stats": statistics_by_name(stack.statistics),
         "shape": {
             "image": [channels, height, width],
             "label": None if stack.label is None else [height, width],
@@ -91,7 +91,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
     }
 
 
-def by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:
+def statistics_by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:
     """Return mean, std, min and max: a number each, a list for several modalities, or None."""
     return {
         name: _one_or_list([getattr(stats, name) for stats in statistics])

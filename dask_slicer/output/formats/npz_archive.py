@@ -130,13 +130,15 @@ def archive(
         parts += member.parts
         directory.append(member.directory_entry)
         offset += sum(len(part.data) for part in member.parts)
-    parts.append(_part(b"".join(directory) + _end(len(directory), _length(directory), offset)))
+    parts.append(
+        _part(b"".join(directory) + _end(len(directory), sum(map(len, directory)), offset))
+    )
     return [part.data for part in parts], _combine((p.crc32, len(p.data)) for p in parts)
 
 
 def write_parts(path: Path, parts: list[bytes], *, fsync: bool) -> int:
     """Write parts to a new file, in one call without joining them if possible; return its size."""
-    size = _length(parts)
+    size = sum(map(len, parts))
     with open(path, "xb") as file:
         written = 0
         if hasattr(os, "writev") and len(parts) <= _MOST_PARTS:
@@ -209,10 +211,6 @@ def _end(n_members: int, directory_size: int, offset: int) -> bytes:
 
 def _part(data: bytes) -> Part:
     return Part(data, isal_zlib.crc32(data))
-
-
-def _length(parts: Iterable[bytes]) -> int:
-    return sum(map(len, parts))
 
 
 def _combine(parts: Iterable[tuple[int, int]]) -> int:
