@@ -137,7 +137,10 @@ def _check_content(
     channels = (2 * settings.window_size + 1) * n_modalities
     expected = {"image": f"{settings.dtype} {(channels, height, width)}"}
     for written in record.slices:
-        arrays, label = reader.arrays(written.slice_index)
+        image, label = reader.stored(written.slice_index)
+        arrays = {"image": image}
+        if label is not None:
+            arrays["label"] = f"{label.dtype} {label.shape}"
         if written.labels is not None:
             expected["label"] = f"{settings.label_dtype} {(height, width)}"
         if arrays != expected:

@@ -29,7 +29,7 @@ from dask_slicer.output.layout import (
     ZARR_SPLITS,
     find_entries,
     journals,
-    names,
+    names_in,
     partition_journals,
     remove_entries,
     temporary_folders,
@@ -51,18 +51,15 @@ _LOG = logging.getLogger(__name__)
 # -- checks ----------------------------------------------------------------------------------------
 
 
-def check_ours(output_dir: Path) -> bool:
-    """Return whether a directory holds an output; False for an empty or new one.
-
-    Raise OutputError if it holds other files, or was written by a newer version.
-    """
+def _is_ours(output_dir: Path) -> bool:
+    """Return whether a directory holds an output, and is not empty or new."""
     try:
-        found = names(output_dir)
+        names = names_in(output_dir)
     except NotADirectoryError:
         raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
     except PermissionError:
         raise OutputError(f"no permission to read output_dir {output_dir}") from None
-    if CONFIG in found:
+    if CONFIG in names:
         marked = _MARKED.match((output_dir / CONFIG).read_bytes())
         if marked is None:
             raise OutputError(
@@ -76,9 +73,9 @@ def check_ours(output_dir: Path) -> bool:
                 "update dask-slicer"
             )
         return True
-    foreign = [name for name in found if not _TOLERATED.fullmatch(name)]
+    foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
     if foreign and (output_dir / CONFIG).exists():
-        return check_ours(output_dir)  # another process started the output during the listing
+        return _is_ours(output_dir)  # another process started the output during the listing
     if foreign:
         raise OutputError(
             f"output_dir {output_dir} holds other files ({first_few(foreign, 1)}); "
@@ -92,7 +89,7 @@ def existing_config(output_dir: Path) -> RunConfig | None:
 
     Raise OutputError if it holds other files, or was written by a newer version.
     """
-    if not check_ours(output_dir):
+    if not _is_ours(output_dir):
         return None
     try:
         return build_config({"output_dir": output_dir}, base=output_dir / CONFIG)

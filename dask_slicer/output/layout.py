@@ -98,20 +98,20 @@ def locked_partitions(output_dir: Path) -> list[Partition]:
 
 def unfinished_locks(output_dir: Path) -> list[Path]:
     """Return temporary files of locks and partition plans; their writers may be dead."""
-    return [output_dir / name for name in names(output_dir) if _UNFINISHED.fullmatch(name)]
+    return [output_dir / name for name in names_in(output_dir) if _UNFINISHED.fullmatch(name)]
 
 
 def temporary_folders(output_dir: Path) -> list[Path]:
     """Return the folders of unfinished files, of a run or its partitions."""
-    return [output_dir / name for name in names(output_dir) if _TEMPORARY.fullmatch(name)]
+    return [output_dir / name for name in names_in(output_dir) if _TEMPORARY.fullmatch(name)]
 
 
 def _partitions(output_dir: Path, pattern: re.Pattern[str]) -> list[Partition]:
-    matches = filter(None, map(pattern.fullmatch, names(output_dir)))
+    matches = filter(None, map(pattern.fullmatch, names_in(output_dir)))
     return sorted(Partition(int(match[1]), int(match[2])) for match in matches)
 
 
-def names(output_dir: Path) -> list[str]:
+def names_in(output_dir: Path) -> list[str]:
     """Return the names at the top of an output, sorted; none if it does not exist."""
     try:
         return sorted(os.listdir(output_dir))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -25,12 +25,9 @@ _REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "
 
 @dataclass(slots=True)
 class DatasetTotals:
-    """Running totals over committed cases; its size does not grow with the number of slices.
+    """Running totals over committed cases; its size does not grow with the number of slices."""
 
-    `split_of` has the case ids in the order in which they were added.
-    """
-
-    split_of: dict[str, str] = field(default_factory=dict)
+    split_of: dict[str, str] = field(default_factory=dict)  # by case id, in the order of `add`
     n_slices: int = 0
     n_bytes: int = 0
     slices_by_split: Counter[str] = field(default_factory=Counter)
@@ -57,7 +54,7 @@ def finalize(
     config: RunConfig,
     failures: list[FailedCase],
     *,
-    planned: Collection[str],
+    planned: set[str],
     n_modalities: int | None,
     elapsed_seconds: float,
     slices_this_run: int,
@@ -68,7 +65,6 @@ def finalize(
     Failures of `planned` cases in the journal are appended to `failures`. Unless the run
     `is_complete`, files of cases that were stopped before their commit are removed.
     """
-    planned = set(planned)
     totals = DatasetTotals()
     output_dir = config.output_dir
 

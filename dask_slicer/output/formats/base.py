@@ -39,14 +39,6 @@ class CaseReader(Protocol):
         ...
 
 
-def dtype_and_shape(
-    shape: tuple[int, ...], dtype: np.dtype[Any] | str, label: NDArray[np.integer] | None
-) -> dict[str, str]:
-    """Return dtype and shape of an image and its label, as text by name."""
-    image = {"image": f"{dtype} {shape}"}
-    return image if label is None else image | {"label": f"{label.dtype} {label.shape}"}
-
-
 def damage(case_id: str, slice_index: int | None, error: Exception) -> CorruptFile:
     """Return the error for a case that cannot be read: case, slice, file, and what to do."""
     where = f"case {case_id}" + ("" if slice_index is None else f", slice {slice_index}")

@@ -18,7 +18,7 @@ from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack, planes_needed
 from dask_slicer.core.windows import ZERO_SLICE
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, case_metadata, dtype_and_shape
+from dask_slicer.output.formats.base import Slice, case_metadata
 from dask_slicer.output.formats.npz_archive import (
     Piece,
     archive,
@@ -122,15 +122,15 @@ class NpzReader:
             image = image[outside : len(image) - outside]
         return image.astype(np.float32, copy=False), members.get("label")
 
-    def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
-        """Return dtype and shape of image and label, and the label; the image is not inflated."""
+    def stored(self, slice_index: int) -> tuple[str, NDArray[np.integer] | None]:
+        """Return dtype and shape of the image, which is not inflated, and the label."""
         path = self._path_of(slice_index)
         with _naming_damage(path), np.load(path, allow_pickle=False) as members:
             with members.zip.open("image.npy") as member:
                 np.lib.format.read_magic(member)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(member)
             label = members["label"] if "label" in members.files else None
-        return dtype_and_shape(shape, dtype, label), label
+        return f"{dtype} {shape}", label
 
     def metadata(self, slice_index: int) -> dict[str, Any]:
         """Return the metadata of a slice."""

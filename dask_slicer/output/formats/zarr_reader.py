@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dask_slicer.core.intensity import Normalization
 from dask_slicer.core.windows import ZERO_SLICE, window_indices
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, dtype_and_shape, read_json
+from dask_slicer.output.formats.base import Slice, read_json
 from dask_slicer.output.formats.zarr_shards import ShardReader, shard_path
 from dask_slicer.output.layout import ZARR_METADATA
 
@@ -64,13 +64,13 @@ class ZarrReader:
         """Return the metadata of a slice."""
         return self._attributes | {"slice_index": slice_index}
 
-    def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
-        """Return dtype and shape of a window and its label, and the label."""
+    def stored(self, slice_index: int) -> tuple[str, NDArray[np.integer] | None]:
+        """Return dtype and shape of a window, and its label."""
         _, n_modalities, height, width = self.shape
         channels = (2 * self._window_size + 1) * n_modalities
         label = None if self._label is None else self._label.read(slice_index)
         dtype = "source" if self._normalization else self._image.dtype
-        return dtype_and_shape((channels, height, width), dtype, label), label
+        return f"{dtype} {(channels, height, width)}", label
 
     def read(self, slice_index: int, window_size: int | None) -> Slice:
         """Return a window and its label."""
