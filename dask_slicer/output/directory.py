@@ -30,7 +30,6 @@ from dask_slicer.output.layout import (
     find_entries,
     journals,
     names_in,
-    partition_journals,
     remove_entries,
     temporary_folders,
 )
@@ -121,16 +120,6 @@ def existing_splits(output_dir: Path) -> dict[str, str]:
         return {}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise OutputError(f"{path} is damaged ({error}); restore it, or use --overwrite") from None
-
-
-def check_merged(output_dir: Path) -> None:
-    """Raise OutputError if an output has partitions that are not merged yet."""
-    left = [path.name for path in partition_journals(output_dir)]
-    if left:
-        raise OutputError(
-            f"{output_dir} has partitions that are not merged yet ({first_few(left)}): when all "
-            f"have ended, run dask-slicer merge {output_dir}"
-        )
 
 
 def check_unchanged(old: RunConfig, new: RunConfig) -> None:

@@ -16,13 +16,13 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import atomic_write
-from dask_slicer.output.directory import check_merged, existing_splits, output_config
+from dask_slicer.output.directory import existing_splits, output_config
 from dask_slicer.output.formats.base import damage, read_json
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
-from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY
-from dask_slicer.utils.formatting import did_you_mean, plural, why_not_written
+from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals
+from dask_slicer.utils.formatting import did_you_mean, first_few, plural, why_not_written
 from dask_slicer.utils.repr_html import html_card, html_facts
 
 _REWRITE = "; the same run command writes it again"
@@ -178,7 +178,11 @@ def open_output(output_dir: str | Path) -> Output:
     """
     path = Path(output_dir).absolute()
     config = output_config(path)
-    check_merged(path)
+    if left := [journal.name for journal in partition_journals(path)]:
+        raise OutputError(
+            f"{path} has partitions that are not merged yet ({first_few(left)}): when all "
+            f"have ended, run dask-slicer merge {path}"
+        )
     return Output(path, config)
 
 

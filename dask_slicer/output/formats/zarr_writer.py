@@ -198,7 +198,7 @@ def _files(
 
 # -- compression of planes -------------------------------------------------------------------------
 
-# `benchmarks/compressors.py` measures it. Shuffling groups bytes that vary little: the high bytes
+# Measured by `benchmarks/compressors.py`. Shuffling groups bytes that vary little: the high bytes
 # of integers, sign and exponent of floats. It does not help integers that were normalised to
 # float32, which have few different values, nor labels, which are long runs of one value.
 
