@@ -128,20 +128,19 @@ def read_index(output_dir: Path) -> SliceIndex:
 
 
 def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
-    cases: dict[tuple[str, str], IndexedCase] = {}
+    cases: list[IndexedCase] = []
     numbers: dict[tuple[str, str], int] = {}
     case, slice_index, foreground, ends = [], [], [], [0]
     values: list[int] = []
     counts: list[int] = []
     for case_id, split, index, path, row, share, labels in rows:
-        key = (case_id, split)
-        if key not in cases:
+        number = numbers.setdefault((case_id, split), len(cases))
+        if number == len(cases):
             folder, _, name = path.rpartition("/")
             in_zarr = str(row) != ""
             digits = 0 if in_zarr else len(name) - len(f"{case_id}_.npz")
-            numbers[key] = len(cases)
-            cases[key] = IndexedCase(case_id, split, path if in_zarr else folder, digits)
-        case.append(numbers[key])
+            cases.append(IndexedCase(case_id, split, path if in_zarr else folder, digits))
+        case.append(number)
         slice_index.append(int(index))
         foreground.append(float(share) if share else np.nan)
         for pair in labels.split(";") if labels else ():
@@ -150,7 +149,7 @@ def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
             counts.append(int(count))
         ends.append(len(values))
     return SliceIndex(
-        cases=tuple(cases.values()),
+        cases=tuple(cases),
         case=np.array(case, dtype=np.int32),
         slice_index=np.array(slice_index, dtype=np.int32),
         foreground=np.array(foreground, dtype=np.float32),

@@ -209,13 +209,12 @@ def _planes_of_windows(
     metadata = reader.metadata(kept[0])
     n_slices, window_size = metadata["total_slices"], metadata["window_size"]
     planes = np.full((n_slices, *reader.read(kept[0], 0)[0].shape), np.nan, np.float32)
-    n_modalities = planes.shape[1]
     for slice_index in kept:
         window, _ = reader.read(slice_index, None)
-        for offset in range(-window_size, window_size + 1):
-            if 0 <= slice_index + offset < n_slices:
-                first = (offset + window_size) * n_modalities
-                planes[slice_index + offset] = window[first : first + n_modalities]
+        by_slice = window.reshape(-1, *planes.shape[1:])
+        for index, plane in enumerate(by_slice, start=slice_index - window_size):
+            if 0 <= index < n_slices:
+                planes[index] = plane
     return planes, np.array(metadata["affine"])
 
 
