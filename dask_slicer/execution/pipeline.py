@@ -226,7 +226,7 @@ class _Run:
     def _check_run_id(self, case: CasePlan, run_id: str) -> None:
         if run_id != self.run_id:
             raise SchedulerError(
-                f"another run on this scheduler works on a case with the same id "
+                f"another run on this scheduler has a case with the same id "
                 f"({case.case_id}); wait for it, or use another scheduler"
             )
 

@@ -9,7 +9,6 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.output.directory import check_unchanged, existing_config, existing_splits
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import JOURNAL
-from dask_slicer.planning.assignment import EarlierSplits
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase
@@ -24,10 +23,11 @@ def prepare_plan(config: RunConfig) -> RunPlan:
     if old is None or config.overwrite:
         return make_plan(config)
     check_unchanged(old, config)
-    earlier = EarlierSplits(
-        splits=existing_splits(config.output_dir), groups=partial(_groups, config.output_dir)
+    return make_plan(
+        config,
+        assigned=existing_splits(config.output_dir),
+        assigned_groups=partial(_groups, config.output_dir),
     )
-    return make_plan(config, earlier)
 
 
 def _groups(output_dir: Path) -> dict[str, str]:

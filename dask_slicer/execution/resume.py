@@ -90,7 +90,7 @@ class EarlierRuns:
         elif left_over and self.partition is None:
             observer.note(
                 f"kept {plural(len(left_over), 'case')} of earlier runs not in this dataset: "
-                f"{first_few(left_over)}; to remove them, use --prune"
+                f"{first_few(left_over)}; --prune removes such cases"
             )
         uncommitted = removed & committed
         if self.plan.config.prune:

@@ -168,7 +168,7 @@ class Watchdog:
         call = self.client.run_on_scheduler
         if self._try(call, _is_wanted_by_others, key=key, client=self.client.id):
             raise SchedulerError(
-                f"another run on this scheduler works on a case with the same id "
+                f"another run on this scheduler has a case with the same id "
                 f"({_step_and_name(key)[1]}); wait for it, or use another scheduler"
             )
 

@@ -30,7 +30,6 @@ _LOCK = threading.Lock()
 class _Workers(NamedTuple):
     client: Client
     where: str
-    dashboard: str
 
 
 @contextmanager
@@ -59,24 +58,20 @@ def workers(
         yield None
         return
     from dask_slicer.cluster import jobqueue
-    from dask_slicer.cluster.client import (
-        dashboard_link,
-        has_run_page,
-        performance_report,
-        run_page_link,
-    )
+    from dask_slicer.cluster.client import has_run_page, performance_report, run_page_link
 
     with ExitStack() as stack:
         if client is not None:
             stack.enter_context(_alone_on(client))
-            used = _Workers(client, "on the workers of the given client", dashboard_link(client))
+            used = _Workers(client, "on the workers of the given client")
         elif is_remote:
             used = stack.enter_context(_on_scheduler(config, observer))
         elif in_jobs:
             used = stack.enter_context(_in_jobs(config, n_cases, peak_bytes, observer))
         else:
             used = stack.enter_context(_here(config, n_cases, peak_bytes, observer))
-        dashboard = "" if config.dashboard_address == "none" else used.dashboard
+        link = used.client.dashboard_link or ""
+        dashboard = "" if config.dashboard_address == "none" else str(link)
         observer.connected(dashboard, used.where)
         page = run_page_link(dashboard)
         if page and (is_local or in_jobs or has_run_page(used.client)):
@@ -118,12 +113,11 @@ def _ignored_settings(
 @contextmanager
 def _on_scheduler(config: RunConfig, observer: Observer) -> Iterator[_Workers]:
     from dask_slicer.cluster import remote
-    from dask_slicer.cluster.client import address, count_threads, dashboard_link
+    from dask_slicer.cluster.client import address, count_threads
 
     with remote.remote_client(config, observer.note) as client:
         threads = plural(count_threads(client), "thread")
-        where = f"on {threads} of {address(client)}"
-        yield _Workers(client, where, dashboard_link(client))
+        yield _Workers(client, f"on {threads} of {address(client)}")
 
 
 @contextmanager
@@ -144,13 +138,10 @@ def _in_jobs(
     with jobqueue.job_client(
         config,
         n_jobs=n_jobs,
-        dashboard_address=config.dashboard_address,
-        output_dir=config.output_dir,
         keep_logs=bool(locked_partitions(config.output_dir)),
         note=observer.note,
     ) as client:
-        where = f"in {plural(n_jobs, 'job')} of {config.cluster}{each}"
-        yield _Workers(client, where, jobqueue.dashboard_link(client, config.dashboard_address))
+        yield _Workers(client, f"in {plural(n_jobs, 'job')} of {config.cluster}{each}")
 
 
 @contextmanager
@@ -174,7 +165,6 @@ def _here(
     config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
 ) -> Iterator[_Workers]:
     from dask_slicer.cluster import local
-    from dask_slicer.cluster.client import dashboard_link
 
     n_workers = _n_workers(config, n_cases, peak_bytes, observer)
     with local.local_client(
@@ -183,7 +173,7 @@ def _here(
         dashboard_address=config.dashboard_address,
         imported=["dask_slicer.output.formats.zarr_writer"] if config.format == "zarr" else [],
     ) as client:
-        yield _Workers(client, f"on {plural(n_workers, 'worker')}", dashboard_link(client))
+        yield _Workers(client, f"on {plural(n_workers, 'worker')}")
 
 
 def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
@@ -202,6 +192,6 @@ def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -
     elif fitting < min(n_workers, n_cases):
         observer.note(
             f"{n_workers} workers may need {format_bytes(n_workers * peak)} of memory, but "
-            f"there are {format_bytes(memory)}; use --num_workers {fitting}"
+            f"there is only {format_bytes(memory)}; use --num_workers {fitting}"
         )
     return max(min(n_workers, n_cases), 1)

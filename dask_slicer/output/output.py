@@ -22,7 +22,8 @@ from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
 from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals
-from dask_slicer.utils.formatting import did_you_mean, first_few, plural, why_not_written
+from dask_slicer.records import why_not_written
+from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 from dask_slicer.utils.repr_html import html_card, html_facts
 
 _REWRITE = "; the same run command writes it again"
@@ -198,7 +199,8 @@ def check_cases(output: Output, wanted: Collection[str], *, split: str | None = 
             raise UsageError(f"no case {case_id} in {output.path}{did_you_mean(case_id, splits)}")
         if split not in (None, splits[case_id]):
             raise UsageError(
-                f"{case_id} is in {splits[case_id]}, not in {split}; choose that split, or none"
+                f"{case_id} is in {splits[case_id]}, not in {split}; choose split "
+                f"{splits[case_id]}, or none"
             )
 
 

@@ -97,9 +97,9 @@ class SliceDataset:
         written = output.config.window_size
         if output.config.format == "npz" and (self._window_size or 0) > written:
             raise UsageError(
-                f"{output.path} was written with --window_size {written}, window_size "
-                f"{window_size} is too large for it; make the slices again with that window size "
-                "or with --format zarr"
+                f"{output.path} was written with --window_size {written}, so window_size "
+                f"{window_size} is too large; make the slices again with --window_size "
+                f"{window_size}, or with --format zarr"
             )
         self._index = _select(output, split, cases, labels, min_foreground)
         self._readers: OrderedDict[int, CaseReader] = OrderedDict()
@@ -210,7 +210,8 @@ class SliceDataset:
         ):
             if share and not rows.any():
                 raise UsageError(
-                    f"{share:.0%} of the draws should have slices {kind} foreground: there are none"
+                    f"{share:.0%} of the draws should be slices {kind} foreground, but there are "
+                    "none"
                 )
             weights[rows] = share / max(int(rows.sum()), 1)
         return weights
@@ -275,14 +276,7 @@ class ShuffledSlices:
 
     Each case is read from front to back, once per epoch; every iteration is one epoch. In torch's
     DataLoader, every worker reads a part of the cases, and torch's seed changes the order. Import
-    torch before you create the stream.
-
-    Parameters
-    ----------
-    dataset : SliceDataset
-    buffer_size : int
-        Number of samples in memory, from which the next one is drawn at random.
-    seed : int
+    torch before you create the stream with `SliceDataset.shuffled`.
     """
 
     def __init__(self, dataset: SliceDataset, *, buffer_size: int, seed: int) -> None:
@@ -292,10 +286,12 @@ class ShuffledSlices:
         self.buffer_size = buffer_size
         self.seed = seed
         self.epoch = 0
-        _register_with_torch()
+        torch_data = sys.modules.get("torch.utils.data")
+        if torch_data is not None:  # DataLoader recognises streams by this class
+            torch_data.IterableDataset.register(ShuffledSlices)
 
     def __iter__(self) -> Iterator[Any]:
-        worker, n_workers, torch_seed = _torch_worker() or (0, 1, 0)
+        worker, n_workers, torch_seed = _torch_worker()
         order = random.Random(f"{self.seed} {torch_seed} {self.epoch}")  # noqa: S311  # no secret
         self.epoch += 1
         index = self.dataset._index
@@ -315,18 +311,11 @@ class ShuffledSlices:
         yield from buffer
 
 
-def _register_with_torch() -> None:
-    """Make streams an IterableDataset for DataLoader, if torch is imported."""
-    data = sys.modules.get("torch.utils.data")
-    if data is not None:
-        data.IterableDataset.register(ShuffledSlices)
-
-
-def _torch_worker() -> tuple[int, int, int] | None:
-    """Return the number of this DataLoader worker, of how many, and their seed; else None."""
-    data = sys.modules.get("torch.utils.data")
-    info = None if data is None else data.get_worker_info()
-    return None if info is None else (info.id, info.num_workers, info.seed - info.id)
+def _torch_worker() -> tuple[int, int, int]:
+    """Return the number of this DataLoader worker, of how many, and their seed; else 0, 1, 0."""
+    torch_data = sys.modules.get("torch.utils.data")
+    info = None if torch_data is None else torch_data.get_worker_info()
+    return (0, 1, 0) if info is None else (info.id, info.num_workers, info.seed - info.id)
 
 
 def _balanced_weights(index: SliceIndex) -> NDArray[np.float64]:
