@@ -80,11 +80,11 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
             is_complete=False,
         )
         remove_partition_files(path)
-    known = {*totals.case_names, *(failure.case_id for failure in failures)}
+    known = {*totals.split_of, *(failure.case_id for failure in failures)}
     return MergeReport(
         output_dir=str(path),
         n_journals=n_journals,
-        n_cases=len(totals.case_names),
+        n_cases=len(totals.split_of),
         n_slices=totals.n_slices,
         n_bytes=totals.n_bytes,
         failures=tuple(sorted(failures, key=lambda failure: failure.case_id)),

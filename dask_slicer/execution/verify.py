@@ -35,8 +35,8 @@ from dask_slicer.output.checks import (
 )
 from dask_slicer.output.directory import existing_splits, restore_splits
 from dask_slicer.output.journal import Journal, last_records
-from dask_slicer.output.layout import CONFIG, JOURNAL, SPLITS_FILE, case_folder
-from dask_slicer.output.lock import check_not_in_use, locked
+from dask_slicer.output.layout import CONFIG, JOURNAL, SPLITS_FILE, case_folder, case_path
+from dask_slicer.output.lock import check_free, locked
 from dask_slicer.output.output import open_output
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase, FailedCase, RemovedCase
@@ -100,7 +100,7 @@ def verify(
         if repair:  # cases that a run writes at the same time would look damaged
             stack.enter_context(locked(output.path))
         else:
-            check_not_in_use(output.path)
+            check_free(output.path)
         journaled = list(last_records(output.path / JOURNAL))
         records = [record for record in journaled if isinstance(record, CommittedCase)]
         failed = [record.case_id for record in journaled if isinstance(record, FailedCase)]
@@ -202,9 +202,7 @@ def _check(
     if issues or not drawn:
         return issues
     folder = case_folder(output_dir, record)
-    path = folder.relative_to(output_dir).as_posix()
-    if not record.files:
-        path += f"/{record.case_id}"
+    path = case_path(record)
     if case is None or case.problem is not None or case.digest != record.digest:
         message = f"cannot be compared with its scan: {_why_not(case)}"
         return [Issue(case_id=record.case_id, path=path, message=message, is_damage=False)]
