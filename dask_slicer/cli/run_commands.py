@@ -102,7 +102,7 @@ def plan(
     """
     config = build_config_of(options, more_cases)
     from dask_slicer.cli.tables import print_plan, print_problems
-    from dask_slicer.execution.prepare import prepare_plan
+    from dask_slicer.execution.resume import prepare_plan
     from dask_slicer.planning.estimate import plan_json
 
     run_plan = prepare_plan(config)

@@ -1,29 +1,47 @@
-"""Cases to skip, redo or remove when a run continues."""
+"""Continuing earlier runs: planning, and cases to skip, redo or remove."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import CaseError
 from dask_slicer.monitoring.events import Observer
 from dask_slicer.output import directory, layout
-from dask_slicer.output.journal import History, Journal, histories
+from dask_slicer.output.journal import History, Journal, histories, last_records
 from dask_slicer.output.layout import journals, partition_files
+from dask_slicer.planning.assignment import EarlierSplits
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
+from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase
 from dask_slicer.utils.formatting import first_few, plural
 
-# Failures that do not invalidate what an earlier run wrote.
-_OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
+
+def prepare_plan(config: RunConfig) -> RunPlan:
+    """Return what a run into the present output directory would do; write nothing.
+
+    Problems of single cases are in `failures`, those of the dataset in `problems`.
+    """
+    old = directory.existing_config(config.output_dir)
+    if old is None or config.overwrite:
+        return make_plan(config)
+    directory.check_unchanged(old, config)
+    earlier = EarlierSplits(
+        splits=directory.existing_splits(config.output_dir),
+        groups=partial(_groups, config.output_dir),
+    )
+    return make_plan(config, earlier)
 
 
-def unreadable(todo: Iterable[CasePlan], known: Mapping[str, bool]) -> set[str]:
-    """Return the cases that are written but whose scans cannot be read at present."""
+def _groups(output_dir: Path) -> dict[str, str]:
+    """Return the group, such as a patient, of each case that was written."""
     return {
-        case.case_id
-        for case in todo
-        if known.get(case.case_id) and case.problem and case.problem.kind in _OUT_OF_REACH
+        record.case_id: record.group or record.case_id
+        for record in last_records(output_dir / layout.JOURNAL)
+        if isinstance(record, CommittedCase)
     }
 
 
@@ -58,14 +76,6 @@ class EarlierRuns:
             for history in self._histories()
             if not isinstance(history.records[0], RemovedCase)
         }
-
-    def lost_by_overwriting(self) -> int:
-        """Return how many written cases this plan would not write again."""
-        selected = {case.case_id for case in self.plan.selected}
-        return sum(
-            bool(history.committed) and history.case_id not in selected
-            for history in self._histories()
-        )
 
     def remove_outdated(
         self,

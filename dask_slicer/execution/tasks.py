@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Generic, ParamSpec, TypeVar
+from typing import Generic, TypeVar
 
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack, slice_volume
 from dask_slicer.core.volume import Volume
-from dask_slicer.errors import CaseError, MissingFile, as_case_error
+from dask_slicer.errors import CaseError, MissingFile, SchedulerError, as_case_error
 from dask_slicer.execution import fault_injection
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.output.atomic import move, remove_whole
@@ -29,8 +29,8 @@ from dask_slicer.output.layout import entry_names, split_folder
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
 
+S = TypeVar("S")
 T = TypeVar("T")
-P = ParamSpec("P")
 
 CaseBatch = tuple[CasePlan, ...]
 
@@ -47,23 +47,24 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Timed(Generic[T]):
+class StepResult(Generic[T]):
     """The result of a step, and the seconds that it and the steps before it took."""
 
+    case: CasePlan
     result: T
     seconds: dict[str, float]
 
 
-def load_case(case: CasePlan, target: Target) -> Timed[Volume]:
+def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     """Return a case's voxels as stored, with the axes in the order of the plane."""
     seconds: dict[str, float] = {}
     with _step("load", seconds, target.run_id):
         fault_injection.inject(case.case_id)
         volume = load_volume(case.case, target.settings.plane)
-    return Timed(result=volume, seconds=seconds)
+    return StepResult(case=case, result=volume, seconds=seconds)
 
 
-def slice_case(loaded: Timed[Volume], target: Target) -> Timed[SliceStack]:
+def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceStack]:
     """Return a case's slices: normalisation decided, label checked, empty slices dropped."""
     settings = target.settings
     seconds = dict(loaded.seconds)
@@ -79,15 +80,15 @@ def slice_case(loaded: Timed[Volume], target: Target) -> Timed[SliceStack]:
             label_dtype=settings.label_dtype,
             min_foreground=settings.min_foreground,
         )
-    return Timed(result=stack, seconds=seconds)
+    return StepResult(case=loaded.case, result=stack, seconds=seconds)
 
 
-def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> CommittedCase:
+def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
     """Write a case's slices to a temporary folder, move them into their split, and list them.
 
     Two workers that do this at the same time leave the same files.
     """
-    stack = sliced.result
+    case, stack = sliced.case, sliced.result
     seconds = dict(sliced.seconds)
     output_dir = Path(target.output_dir)
     temporary = output_dir / target.temporary / _unique_name(os.getpid(), threading.get_ident())
@@ -135,36 +136,30 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
     )
 
 
-def load_batch(cases: CaseBatch, target: Target) -> list[Timed[Volume] | CaseError]:
-    """Return the result or the error of `load_case` for each case."""
-    return [_or_failure(load_case, case, target) for case in cases]
+def run_batch(
+    step: Callable[[S, Target], T], inputs: Iterable[S | CaseError], target: Target
+) -> list[T | CaseError]:
+    """Return the result or the error of a step for each case of a batch."""
+    return [_result_or_error(step, item, target) for item in inputs]
 
 
-def slice_batch(
-    loaded: list[Timed[Volume] | CaseError], target: Target
-) -> list[Timed[SliceStack] | CaseError]:
-    """Return the result or the error of `slice_case` for each case that could be loaded."""
-    return [
-        item if isinstance(item, CaseError) else _or_failure(slice_case, item, target)
-        for item in loaded
-    ]
-
-
-def save_batch(
-    sliced: list[Timed[SliceStack] | CaseError], cases: CaseBatch, target: Target
-) -> list[CommittedCase | CaseError]:
-    """Return the result or the error of `save_case` for each case that could be sliced."""
-    return [
-        item if isinstance(item, CaseError) else _or_failure(save_case, item, case, target)
-        for item, case in zip(sliced, cases, strict=True)
-    ]
-
-
-def _or_failure(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | CaseError:
+def _result_or_error(
+    step: Callable[[S, Target], T], item: S | CaseError, target: Target
+) -> T | CaseError:
+    if isinstance(item, CaseError):  # of the step before
+        return item
     try:
-        return step(*args, **kwargs)
-    except CaseError as failure:
-        return failure
+        return step(item, target)
+    except CaseError as error:
+        return error
+
+
+def shared_scheduler_error(case_id: str) -> SchedulerError:
+    """Return the error of a run whose case is also a task of another run."""
+    return SchedulerError(
+        f"another run on this scheduler works on a case with the same id ({case_id}); wait for it, "
+        "or use another scheduler"
+    )
 
 
 @cache

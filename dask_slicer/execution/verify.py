@@ -20,7 +20,7 @@ from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import CaseError, OutputError, as_case_error
 from dask_slicer.execution.graph import compute_here, target_of, verify_graph
-from dask_slicer.execution.prepare import prepare_plan
+from dask_slicer.execution.resume import prepare_plan
 from dask_slicer.execution.tasks import Target, load_case, slice_case
 from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.events import Observer

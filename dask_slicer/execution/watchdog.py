@@ -24,6 +24,7 @@ from dask_slicer.errors import (
     WorkerLost,
     as_case_error,
 )
+from dask_slicer.execution.tasks import shared_scheduler_error
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import plural
 
@@ -167,10 +168,7 @@ class Watchdog:
         """Raise SchedulerError if another client holds the same task: it may be that of its run."""
         call = self.client.run_on_scheduler
         if self._try(call, _is_wanted_by_others, key=key, client=self.client.id):
-            raise SchedulerError(
-                f"another run on this scheduler works on a case with the same id "
-                f"({_step_and_name(key)[1]}); wait for it, or use another scheduler"
-            )
+            raise shared_scheduler_error(_step_and_name(key)[1])
 
     def _lost(self, error: Any) -> CaseError:
         """Return the error of a case whose worker died."""
