@@ -131,12 +131,10 @@ def verify(
     from dask_slicer.config.run_settings import LocalSettings, SchedulerSettings
     from dask_slicer.execution.verify import verify as verify_output
 
-    where = build_settings(SchedulerSettings, _pop_given(options, SCHEDULER_OPTIONS))
+    options |= dict(build_settings(SchedulerSettings, _pop_given(options, SCHEDULER_OPTIONS)))
     options |= dict(build_settings(LocalSettings, _pop_given(options, LocalSettings.model_fields)))
     with VerifyDisplay(make_console(), quiet=quiet) as display, interrupt_once():
-        report = verify_output(
-            output_dir, where=where, observer=display, on_case=display.checked, **options
-        )
+        report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
         display.verified(report)
     ctx.exit(1 if report.findings else 0)
 

@@ -195,7 +195,7 @@ def benchmark(
     configure_logging(verbose, config.log_file)
     console = make_console()
     with interrupt_once():
-        verdict = run_benchmark(
+        advice = run_benchmark(
             config,
             workers=numbers,
             repeats=repeats,
@@ -203,8 +203,7 @@ def benchmark(
             say=lambda what: None if quiet else console.print(what, markup=False, highlight=False),
         )
     click.echo(
-        f"Use --num_workers {verdict.num_workers}. Bottleneck: {verdict.bottleneck} "
-        f"({verdict.reason})"
+        f"Use --num_workers {advice.num_workers}. Bottleneck: {advice.bottleneck} ({advice.reason})"
     )
 
 
