@@ -136,7 +136,7 @@ def verify(
     with VerifyDisplay(make_console(), quiet=quiet) as display, interrupt_once():
         report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
         display.verified(report)
-    ctx.exit(1 if report.findings else 0)
+    ctx.exit(1 if report.issues else 0)
 
 
 @click.command(cls=SettingsCommand, settings=SCHEDULER_OPTIONS[1:])

@@ -66,14 +66,14 @@ def run_graphs(
     try:
         while True:
             if len(in_flight) <= most_in_flight - refill:
-                batches = _take(next_batch, len(in_flight), most_in_flight)
-                errors.release(name for batch in batches for name in names_of(batch))
-                for first in range(0, len(batches), at_once):
-                    group = batches[first : first + at_once]
+                while batches := _take(
+                    next_batch, len(in_flight), min(len(in_flight) + at_once, most_in_flight)
+                ):
+                    errors.release(name for batch in batches for name in names_of(batch))
                     # The last argument puts each call's graphs after those of the call before;
                     # those of one call run in an order that Dask chooses.
-                    futures = client.compute(list(map(graph_of, group)), fifo_timeout="0 s")
-                    in_flight |= dict(zip(futures, group, strict=True))
+                    futures = client.compute(list(map(graph_of, batches)), fifo_timeout="0 s")
+                    in_flight |= dict(zip(futures, batches, strict=True))
                     ended.update(futures)
                     del futures
             if not in_flight:

@@ -17,7 +17,7 @@ from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
 from dask_slicer.output.layout import PARTITION_PLAN, journals, partition_journals
 from dask_slicer.output.lock import locked, remove_stale_locks
-from dask_slicer.output.summary import finalize
+from dask_slicer.output.summary import DatasetTotals, finalize
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
 from dask_slicer.utils.formatting import first_few, plural
@@ -35,12 +35,9 @@ class MergeReport:
 
     output_dir: str
     n_journals: int  # of partitions; they are removed
-    n_cases: int
-    n_slices: int
-    n_bytes: int
+    totals: DatasetTotals
     failures: tuple[FailedCase, ...]
     missing: tuple[str, ...]
-    elapsed_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +81,9 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
     return MergeReport(
         output_dir=str(path),
         n_journals=n_journals,
-        n_cases=len(totals.case_names),
-        n_slices=totals.n_slices,
-        n_bytes=totals.n_bytes,
+        totals=totals,
         failures=tuple(sorted(failures, key=lambda failure: failure.case_id)),
         missing=tuple(sorted(planned - known)),
-        elapsed_seconds=time.monotonic() - started,
     )
 
 

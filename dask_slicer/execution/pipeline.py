@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-# Failures that do not invalidate what an earlier run wrote.
-_OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
-
 
 def run(
     config: RunConfig, client: Client | None = None, *, observer: Observer | None = None
@@ -140,13 +137,9 @@ class _Run:
         self.has_started = True
         config = self.plan.config
         if config.overwrite:
-            selected = {case.case_id for case in self.plan.selected}
-            lost = [
-                case_id
-                for case_id, is_written in self.earlier.journaled().items()
-                if is_written and case_id not in selected
-            ]
-            if lost:
+            known = self.earlier.journaled()
+            written = {case_id for case_id, is_written in known.items() if is_written}
+            if lost := written - {case.case_id for case in self.plan.selected}:
                 self.observer.note(
                     f"--overwrite removed {plural(len(lost), 'case')} that this command does not "
                     "write"
@@ -165,14 +158,7 @@ class _Run:
         self, todo: list[CasePlan], queue: deque[CasePlan], journal: Journal
     ) -> None:
         """Remove outdated files of the cases to run; record cases that cannot be run."""
-        known = self.earlier.journaled()
-        unreadable = {
-            case.case_id
-            for case in todo
-            if known.get(case.case_id) and case.problem and case.problem.kind in _OUT_OF_REACH
-        }
-        outdated = {case.case_id for case in todo} - unreadable
-        unremoved = self.earlier.remove_outdated(outdated, known, journal, self.observer)
+        unreadable, unremoved = self.earlier.remove_outdated(todo, journal, self.observer)
         self.observer.planned(self.plan, todo=todo, skipped=self.n_skipped)
         for case in todo:
             if case.problem is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,9 @@ from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase
 from dask_slicer.utils.formatting import first_few, plural
+
+# Failures that do not invalidate what an earlier run wrote.
+_OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
 
 
 def prepare_plan(config: RunConfig) -> RunPlan:
@@ -78,21 +81,24 @@ class EarlierRuns:
         }
 
     def remove_outdated(
-        self,
-        outdated: Collection[str],
-        known: Mapping[str, bool],
-        journal: Journal,
-        observer: Observer,
-    ) -> dict[str, CaseError]:
-        """Remove the files of outdated cases, and with --prune of cases not in the dataset.
+        self, todo: Collection[CasePlan], journal: Journal, observer: Observer
+    ) -> tuple[set[str], dict[str, CaseError]]:
+        """Remove the files of the cases to run, and with --prune of cases not in the dataset.
 
-        `known` is what `journaled` returned. Returns the errors of files that could not be removed.
+        Returns the written cases whose scans cannot be read at present, which keep their files,
+        and the errors of files that could not be removed.
         """
+        known = self.journaled()
+        unreadable = {
+            case.case_id
+            for case in todo
+            if known.get(case.case_id) and case.problem and case.problem.kind in _OUT_OF_REACH
+        }
+        removed = {case.case_id for case in todo} - unreadable
         planned = {case.case_id for case in self.plan.cases}
-        committed = {case_id for case_id, is_committed in known.items() if is_committed}
+        written = {case_id for case_id, is_written in known.items() if is_written}
         on_disk = self._on_disk()
-        removed = set(outdated)
-        left_over = sorted(committed - planned)
+        left_over = sorted(written - planned)
         if self.plan.config.prune and left_over:
             # A killed run may have left files of a case that no journal knows.
             removed |= set(left_over) | (on_disk.keys() - planned)
@@ -102,22 +108,19 @@ class EarlierRuns:
                 f"kept {plural(len(left_over), 'case')} of earlier runs not in this dataset: "
                 f"{first_few(left_over)}; to remove them, use --prune"
             )
-        uncommitted = removed & committed
+        journaled = removed & written
         if self.plan.config.prune:
-            uncommitted |= known.keys() - planned  # failed cases too
-        for case_id in sorted(uncommitted):
+            journaled |= known.keys() - planned  # failed cases too
+        for case_id in sorted(journaled):
             journal.append(RemovedCase(case_id=case_id))
-        return {
-            case_id: error
-            for case_id in removed & on_disk.keys()
-            if (error := self.remove(on_disk[case_id]))
-        }
+        errors = {case_id: self.remove(on_disk[case_id]) for case_id in removed & on_disk.keys()}
+        return unreadable, {case_id: error for case_id, error in errors.items() if error}
 
     def remove_uncommitted(self) -> None:
         """Remove files of this partition's cases that were stopped before they were committed."""
-        committed = {history.case_id for history in self._histories() if history.committed}
+        known = self.journaled()
         for case_id, entries in self._on_disk().items():
-            if case_id not in committed:
+            if not known.get(case_id):
                 self.remove(entries)
 
     def remove(self, entries: Iterable[str]) -> CaseError | None:

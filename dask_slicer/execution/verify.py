@@ -55,7 +55,7 @@ class VerifyReport:
     n_derived: int  # slices that were made from their scans again, and compared
     n_missing: int  # cases that were planned and are not written
     n_failed: int  # of these, the failed ones
-    findings: tuple[Issue, ...]
+    issues: tuple[Issue, ...]
     to_rewrite: tuple[str, ...]  # cases that the next run writes again
     elapsed_seconds: float
 
@@ -93,7 +93,7 @@ def verify(
         records = [record for record in journaled if isinstance(record, CommittedCase)]
         failed = [record.case_id for record in journaled if isinstance(record, FailedCase)]
         missing = _planned(output.path) - {record.case_id for record in records}
-        findings = list(check_whole(output.path, config, records, failed))
+        issues = list(check_whole(output.path, config, records, failed))
         drawn = _drawn(records, deep, seed)
         plans = {case.case_id: case for case in prepare_plan(config).cases} if drawn else {}
         target = target_of(config)
@@ -117,11 +117,11 @@ def verify(
             check = partial(_check, record, plan, target, tuple(slices))
             return verify_graph(f"{record.case_id} of {verify_id}", check)
 
-        for record, issues in _checked(client, records, graph_of):
-            findings += issues
-            on_case(record, len(records), issues)
-        findings.sort(key=lambda finding: (finding.path, finding.case_id))
-        to_rewrite = _repair(output.path, records, findings) if repair and findings else ()
+        for record, case_issues in _checked(client, records, graph_of):
+            issues += case_issues
+            on_case(record, len(records), case_issues)
+        issues.sort(key=lambda issue: (issue.path, issue.case_id))
+        to_rewrite = _repair(output.path, records, issues) if repair and issues else ()
     return VerifyReport(
         output_dir=str(output.path),
         n_cases=len(records),
@@ -130,7 +130,7 @@ def verify(
         n_derived=sum(map(len, drawn.values())),
         n_missing=len(missing),
         n_failed=len(missing.intersection(failed)),
-        findings=tuple(findings),
+        issues=tuple(issues),
         to_rewrite=to_rewrite,
         elapsed_seconds=time.monotonic() - started,
     )
@@ -216,10 +216,10 @@ def _why_not(case: CasePlan | None) -> str:
 
 
 def _repair(
-    output_dir: Path, records: Sequence[CommittedCase], findings: Sequence[Issue]
+    output_dir: Path, records: Sequence[CommittedCase], issues: Sequence[Issue]
 ) -> tuple[str, ...]:
     """Remove damaged cases and unknown files, so that a run writes them again; return the cases."""
-    damaged = sorted({finding.case_id for finding in findings if finding.is_damage} - {""})
+    damaged = sorted({issue.case_id for issue in issues if issue.is_damage} - {""})
     kept = {record.case_id: record for record in records if record.case_id not in damaged}
     with Journal(output_dir / JOURNAL) as journal:
         for case_id in damaged:
@@ -228,9 +228,9 @@ def _repair(
         for case_id, entries in layout.find_entries(output_dir).items():
             known = layout.entries_of(kept[case_id]) if case_id in kept else {}
             layout.remove_entries(output_dir, entries.keys() - known.keys())
-        for finding in findings:
-            if finding.is_stray and finding.case_id not in {"", *damaged}:  # within a Zarr group
-                (output_dir / finding.path).unlink(missing_ok=True)
-        if any(finding.path == SPLITS_FILE for finding in findings):
+        for issue in issues:
+            if issue.is_stray and issue.case_id not in {"", *damaged}:  # within a Zarr group
+                (output_dir / issue.path).unlink(missing_ok=True)
+        if any(issue.path == SPLITS_FILE for issue in issues):
             restore_splits(output_dir, {record.case_id: record.split for record in kept.values()})
     return tuple(damaged)

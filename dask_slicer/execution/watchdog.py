@@ -72,7 +72,7 @@ class Watchdog:
 
     client: Client
     timeout: float | None
-    # Why a graph was stopped, by its key.
+    # The errors of graphs that were stopped, by key.
     stopped: dict[Any, CaseError] = field(default_factory=dict)
     _address: str = field(init=False)
     _began: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -126,7 +126,12 @@ class Watchdog:
             return future.result(timeout=_RESULT_SECONDS)
         except Exception as raised:
             if future.status == "cancelled":  # a lost scheduler cancels all of them
-                return self._cancelled()
+                lost = self._scheduler_lost()
+                if self.client.status != "running":
+                    return lost
+                return SchedulerError(
+                    f"another client cancelled the tasks of this run, or {lost} for a moment"
+                )
             if future.status == "error":
                 return self._error(future)
             # UnboundLocalError: distributed, when its client is closing.
@@ -155,7 +160,10 @@ class Watchdog:
         if isinstance(outcome, SchedulerError):
             raise outcome
         if isinstance(outcome, KilledWorker):
-            self._check_not_shared(future.key)
+            # If another client holds the same task, it may be that of its run.
+            call, client = self.client.run_on_scheduler, self.client.id
+            if self._try(call, _is_wanted_by_others, key=future.key, client=client):
+                raise shared_scheduler_error(name)
             return self._lost(outcome)
         if isinstance(outcome, RuntimeError) and "deserialization" in str(outcome):
             raise SchedulerError(
@@ -163,12 +171,6 @@ class Watchdog:
                 f"too ({outcome})"
             )
         return as_case_error(outcome, step="load")
-
-    def _check_not_shared(self, key: Any) -> None:
-        """Raise SchedulerError if another client holds the same task: it may be that of its run."""
-        call = self.client.run_on_scheduler
-        if self._try(call, _is_wanted_by_others, key=key, client=self.client.id):
-            raise shared_scheduler_error(_step_and_name(key)[1])
 
     def _lost(self, error: Any) -> CaseError:
         """Return the error of a case whose worker died."""
@@ -256,14 +258,6 @@ class Watchdog:
             _LOG.debug("Could not ask the scheduler which tasks run: %s", error)
             return {}, False
         return running
-
-    def _cancelled(self) -> SchedulerError:
-        lost = self._scheduler_lost()
-        if self.client.status == "running":
-            return SchedulerError(
-                f"another client cancelled the tasks of this run, or {lost} for a moment"
-            )
-        return lost
 
     def _scheduler_lost(self) -> SchedulerError:
         return SchedulerError(f"the connection to the Dask scheduler at {self._address} was lost")
