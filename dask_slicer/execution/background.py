@@ -34,7 +34,7 @@ class RunHandle:
     """A run in the background; `submit` returns it.
 
     Two runs at once need two outputs and two schedulers: a second run on the same client, or into
-    the same directory, is refused with an OutputError. The run is cancelled when Python ends.
+    the same directory, is refused. The run is cancelled when Python ends.
     """
 
     def __init__(self, config: RunConfig, client: Client | None = None) -> None:

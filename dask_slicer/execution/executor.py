@@ -185,15 +185,12 @@ def _too_large(queue: deque[CasePlan], settings: SliceSettings, limit: int | Non
 
 def _outcomes(batch: CaseBatch, result: object) -> list[Outcome]:
     """Return the outcome of each case of a batch."""
-    if isinstance(result, CaseError):
-        return [result] * len(batch)
-    outcomes = [result] if len(batch) == 1 else result
-    if isinstance(outcomes, list) and len(outcomes) == len(batch):
-        return [item if isinstance(item, Outcome) else _unexpected(item) for item in outcomes]
-    return [_unexpected(result)] * len(batch)
-
-
-def _unexpected(result: object) -> CaseError:
-    return as_case_error(
-        Unexpected(f"its task returned no record but {type(result).__name__}"), step="save"
-    )
+    # An error of the whole graph is that of each case.
+    items = result if isinstance(result, list) and len(batch) > 1 else [result] * len(batch)
+    outcomes: list[Outcome] = []
+    for item in items:
+        if not isinstance(item, Outcome):
+            message = f"its task returned no record but {type(item).__name__}"
+            item = as_case_error(Unexpected(message), step="save")
+        outcomes.append(item)
+    return outcomes

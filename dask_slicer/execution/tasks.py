@@ -57,8 +57,7 @@ class StepResult(Generic[T]):
 
 def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     """Return a case's voxels as stored, with the axes in the order of the plane."""
-    seconds: dict[str, float] = {}
-    with _step("load", seconds, target.run_id):
+    with _step("load", {}, target.run_id) as seconds:
         fault_injection.inject(case.case_id)
         volume = load_volume(case.case, target.settings.plane)
     return StepResult(case=case, result=volume, seconds=seconds)
@@ -67,8 +66,7 @@ def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
 def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceStack]:
     """Return a case's slices: normalisation decided, label checked, empty slices dropped."""
     settings = target.settings
-    seconds = dict(loaded.seconds)
-    with _step("slice", seconds, target.run_id):
+    with _step("slice", loaded.seconds, target.run_id) as seconds:
         stack = slice_volume(
             loaded.result,
             normalize=settings.normalize,
@@ -89,10 +87,9 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
     Two workers that do this at the same time leave the same files.
     """
     case, stack = sliced.case, sliced.result
-    seconds = dict(sliced.seconds)
     output_dir = Path(target.output_dir)
     temporary = output_dir / target.temporary / _unique_name(os.getpid(), threading.get_ident())
-    with _step("save", seconds, target.run_id):
+    with _step("save", sliced.seconds, target.run_id) as seconds:
         if not output_dir.is_dir():
             raise MissingFile(
                 f"{socket.gethostname()} cannot find the output directory {output_dir}; "
@@ -169,11 +166,12 @@ def _unique_name(process_id: int, thread_id: int) -> str:
 
 
 @contextmanager
-def _step(name: str, seconds: dict[str, float], run_id: str) -> Iterator[None]:
-    """Time a step, and turn any error in it into one of the named failures."""
+def _step(name: str, before: dict[str, float], run_id: str) -> Iterator[dict[str, float]]:
+    """Add the time of a step to that `before`; turn any error into one of the named failures."""
     started = time.perf_counter()
+    seconds = dict(before)
     try:
-        yield
+        yield seconds
     except Exception as error:
         failure = as_case_error(error, step=name)
         failure.details = traceback.format_exc()

@@ -212,7 +212,7 @@ class Watchdog:
 
     def _events(self, topic: str) -> list[tuple[float, dict[str, Any]]]:
         # Only the wording of errors depends on them.
-        return list(self._try(self.client.run_on_scheduler, _events, topic=topic) or ())
+        return list(self._try(self.client.get_events, topic) or ())
 
     def _try(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Return the answer to a call; None if there is none."""
@@ -305,12 +305,6 @@ def _running_tasks(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool
                 has_nanny = worker.nanny is not None
                 running[name] = _Running(step, worker.address, has_nanny, is_certain)
     return running, is_busy
-
-
-def _events(topic: str, dask_scheduler: Scheduler) -> tuple[Any, ...]:
-    """Return the logged events; called on the scheduler."""
-    events: tuple[Any, ...] = tuple(dask_scheduler.get_events(topic))
-    return events
 
 
 def _is_wanted_by_others(key: Any, client: str, dask_scheduler: Scheduler) -> bool:
