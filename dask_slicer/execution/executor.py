@@ -146,12 +146,10 @@ def _execute_on(
         for case, outcome in zip(batch, _outcomes(batch, result), strict=True):
             if isinstance(outcome, WorkerLost | OutOfMemory) and not batcher.ran_isolated(batch):
                 batcher.retry_isolated(case)  # another case may have killed its worker
-            elif isinstance(outcome, DiskFull):
-                yield case, outcome  # without a retry: the run must stop at once
-            elif isinstance(outcome, CaseError) and len(batch) > 1:
-                batcher.retry_unbatched(case)  # before it counts as failed
+            elif isinstance(outcome, DiskFull | CommittedCase) or len(batch) == 1:
+                yield case, outcome  # on a full disk without a retry: the run must stop at once
             else:
-                yield case, outcome
+                batcher.retry_unbatched(case)  # before it counts as failed
 
 
 def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:

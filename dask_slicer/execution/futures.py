@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dask_slicer.cluster.client import count_threads
 from dask_slicer.cluster.local import logs_exit_codes
 from dask_slicer.errors import CaseError
-from dask_slicer.execution.watchdog import LOST, Watchdog
+from dask_slicer.execution.watchdog import LOST, Watchdog, step_and_name
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
@@ -180,7 +180,5 @@ def _cancel(client: Client, futures: list[Future[Any]]) -> None:
 
 def _runs_ours(dask_worker: Any) -> bool:
     """Return whether a worker runs a task of ours, cancelled or not; called on the worker."""
-    return any(
-        isinstance(task.key, tuple) and task.key[0] in _STEPS
-        for task in dask_worker.state.all_running_tasks
-    )
+    running = dask_worker.state.all_running_tasks
+    return any(step_and_name(task.key)[0] in _STEPS for task in running)

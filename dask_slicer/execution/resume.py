@@ -140,10 +140,8 @@ class EarlierRuns:
 
     def _is_current(self, record: CommittedCase, case: CasePlan, entries: dict[str, int]) -> bool:
         """Return whether a case is written as this plan would write it."""
-        if record.digest != case.digest:
+        config = self.plan.config
+        has_nonfinite = any(stats.n_nonfinite for stats in record.statistics)
+        if record.digest != case.digest or (has_nonfinite and config.nonfinite == "error"):
             return False
-        if self.plan.config.nonfinite == "error" and any(
-            stats.n_nonfinite for stats in record.statistics
-        ):
-            return False
-        return layout.is_whole(self.plan.config.output_dir, record, entries)
+        return layout.is_whole(config.output_dir, record, entries)

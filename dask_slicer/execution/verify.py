@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,10 @@ def verify(
         journaled = list(last_records(output.path / JOURNAL))
         records = [record for record in journaled if isinstance(record, CommittedCase)]
         failed = [record.case_id for record in journaled if isinstance(record, FailedCase)]
-        missing = _planned(output.path) - {record.case_id for record in records}
+        planned: dict[str, str] = {}
+        with suppress(OutputError):  # splits.json is damaged, which `check_whole` reports
+            planned = existing_splits(output.path)
+        missing = planned.keys() - {record.case_id for record in records}
         issues = list(check_whole(output.path, config, records, failed))
         drawn = _drawn(records, deep, seed)
         plans = {case.case_id: case for case in prepare_plan(config).cases} if drawn else {}
@@ -134,14 +137,6 @@ def verify(
         to_rewrite=to_rewrite,
         elapsed_seconds=time.monotonic() - started,
     )
-
-
-def _planned(output_dir: Path) -> set[str]:
-    """Return the cases in splits.json; none if it is damaged, which `check_whole` reports."""
-    try:
-        return set(existing_splits(output_dir))
-    except OutputError:
-        return set()
 
 
 def _drawn(records: Sequence[CommittedCase], n: int, seed: int) -> dict[str, list[int]]:
@@ -187,9 +182,11 @@ def _check(
     path = folder.relative_to(output_dir).as_posix()
     if not record.files:
         path += f"/{record.case_id}"
+    issue = partial(Issue, case_id=record.case_id, path=path)
     if case is None or case.problem is not None or case.digest != record.digest:
-        message = f"cannot be compared with its scan: {_why_not(case)}"
-        return [Issue(case_id=record.case_id, path=path, message=message, is_damage=False)]
+        return [
+            issue(message=f"cannot be compared with its scan: {_why_not(case)}", is_damage=False)
+        ]
     try:
         with tempfile.TemporaryDirectory() as scratch:
             stack = slice_case(load_case(case, target), target).result
@@ -200,10 +197,7 @@ def _check(
             )
     except (CaseError, OSError) as error:
         return [not_checked(record.case_id, as_case_error(error, step="load"))]
-    return [
-        Issue(case_id=record.case_id, path=path, message=f"slice {slice_index} {message}")
-        for slice_index, message in differences
-    ]
+    return [issue(message=f"slice {index} {message}") for index, message in differences]
 
 
 def _why_not(case: CasePlan | None) -> str:

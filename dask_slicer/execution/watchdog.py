@@ -7,6 +7,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,7 +47,6 @@ _KILLED = -9
 # The exit status from multiprocessing when other code has read the status of the process before;
 # multiprocessing does so itself when it starts a process while this one ends.
 _UNREAD = 255
-_KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
 # Seconds between polls of the scheduler, at most and at least; and how long to wait for an answer.
 _LOOK_SECONDS, _SHORTEST_LOOK_SECONDS = 5.0, 0.2
@@ -94,7 +94,7 @@ class Watchdog:
             return
         running, is_busy = self._running_tasks()
         now = self._last_look = time.monotonic()
-        ours = {_step_and_name(future.key)[1]: future for future in in_flight}
+        ours = {step_and_name(future.key)[1]: future for future in in_flight}
         self._began = {
             (name, task.worker): self._began.get((name, task.worker), now)
             for name, task in running.items()
@@ -133,18 +133,13 @@ class Watchdog:
                     f"another client cancelled the tasks of this run, or {lost} for a moment"
                 )
             if future.status == "error":
-                return self._error(future)
+                with suppress(Exception):
+                    return future.exception(timeout=_RESULT_SECONDS)
+                return LOST
             # UnboundLocalError: distributed, when its client is closing.
             if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
                 return LOST
             return raised
-
-    @staticmethod
-    def _error(future: Future[Any]) -> Any:
-        try:
-            return future.exception(timeout=_RESULT_SECONDS)
-        except Exception:
-            return LOST
 
     def resolve(self, future: Future[Any], result: Any) -> Any:
         """Turn what `result` returned for a graph into its outcome: a result or a CaseError."""
@@ -152,7 +147,7 @@ class Watchdog:
 
         outcome = self.stopped.pop(future.key, result)
         self._last_activity = time.monotonic()
-        _, name = _step_and_name(future.key)
+        _, name = step_and_name(future.key)
         # If it runs again, its time begins again.
         self._began = {key: began for key, began in self._began.items() if key[0] != name}
         if isinstance(outcome, CaseError) or not isinstance(outcome, Exception):
@@ -280,10 +275,11 @@ def _how_it_ended(exitcode: int | None) -> str:
         return f"was killed by signal {-exitcode}"
 
 
-def _step_and_name(key: Any) -> tuple[str, str]:
+def step_and_name(key: Any) -> tuple[str, str]:
     """Return the step and the name in a key of ours; empty for other keys."""
-    if isinstance(key, tuple) and len(key) == _KEY_LENGTH:
-        return str(key[0]), str(key[1])
+    match key:
+        case (step, name):
+            return str(step), str(name)
     return "", ""
 
 
@@ -300,7 +296,7 @@ def _running_tasks(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool
             tasks = [task for task in tasks if task in worker.executing] or tasks
         is_certain = len(tasks) <= worker.nthreads
         for task in tasks:
-            step, name = _step_and_name(task.key)
+            step, name = step_and_name(task.key)
             if name:
                 has_nanny = worker.nanny is not None
                 running[name] = _Running(step, worker.address, has_nanny, is_certain)
