@@ -15,7 +15,6 @@ from dask_slicer.monitoring.events import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
-from dask_slicer.output.layout import PARTITION_PLAN, journals, partition_journals
 from dask_slicer.output.lock import locked, remove_stale_locks
 from dask_slicer.output.summary import DatasetTotals, finalize
 from dask_slicer.planning.plan import RunPlan
@@ -65,7 +64,7 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
         plan = read_partition_plan(path)
         config = directory.output_config(path) if plan is None else plan.config
         planned = set(directory.existing_splits(path) if plan is None else plan.cases)
-        n_journals = len(partition_journals(path))
+        n_journals = len(layout.partition_journals(path))
         failures = [failure for failure in merge_journals(path) if failure.case_id in planned]
         totals = finalize(
             config,
@@ -92,13 +91,13 @@ def merge_journals(output_dir: Path) -> list[FailedCase]:
 
     Returns failures that are not in the journal: of cases whose earlier record stays valid.
     """
-    if not partition_journals(output_dir):
+    if not layout.partition_journals(output_dir):
         return []
     failures = []
     layout.refresh_listing(output_dir)
     on_disk = layout.find_entries(output_dir)
     with Journal(output_dir / layout.JOURNAL) as journal:
-        for history in histories(journals(output_dir)):
+        for history in histories(layout.journals(output_dir)):
             if history.records == (history.own,):  # in no partition's journal
                 continue
             record = _valid_record(history, output_dir, on_disk.get(history.case_id, {}))
@@ -112,7 +111,7 @@ def merge_journals(output_dir: Path) -> list[FailedCase]:
 
 def remove_partition_files(output_dir: Path) -> None:
     """Remove the journals, the plan and stale locks of partitions, after `merge_journals`."""
-    for path in (*partition_journals(output_dir), output_dir / layout.PARTITION_PLAN):
+    for path in (*layout.partition_journals(output_dir), output_dir / layout.PARTITION_PLAN):
         path.unlink(missing_ok=True)
     remove_stale_locks(output_dir)
 
@@ -139,26 +138,18 @@ def record_plan(plan: RunPlan) -> PartitionPlan:
         "splits": plan.splits,
         "n_modalities": plan.n_modalities,
     }
-    path = plan.config.output_dir / PARTITION_PLAN
+    path = plan.config.output_dir / layout.PARTITION_PLAN
     with suppress(FileExistsError), atomic_write(path, exclusive=True, fsync=True) as file:
         file.write(f"{json.dumps(content)}\n".encode())
-    shared_plan = read_partition_plan(plan.config.output_dir)
+    shared_plan = check_partition_plan(plan)
     if shared_plan is None:
         raise OutputError(f"{path} has just been removed; run the same command again")
-    _check_equal(shared_plan, plan)
     return shared_plan
-
-
-def check_partition_plan(plan: RunPlan) -> None:
-    """Raise OutputError if other partitions have another plan; write nothing."""
-    shared_plan = read_partition_plan(plan.config.output_dir)
-    if shared_plan is not None:
-        _check_equal(shared_plan, plan)
 
 
 def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
     """Return the plan of unmerged partitions, None where there are none; raise if it is damaged."""
-    path = output_dir / PARTITION_PLAN
+    path = output_dir / layout.PARTITION_PLAN
     for number in range(_TRIES):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -180,8 +171,12 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
     return None
 
 
-def _check_equal(shared_plan: PartitionPlan, plan: RunPlan) -> None:
+def check_partition_plan(plan: RunPlan) -> PartitionPlan | None:
+    """Return the plan that other partitions wrote, if any; raise OutputError if it differs."""
     output_dir = plan.config.output_dir
+    shared_plan = read_partition_plan(output_dir)
+    if shared_plan is None:
+        return None
     changed = changed_settings(shared_plan.config, plan.config, also=_ALSO_EQUAL)
     if changed:
         raise OutputError(
@@ -204,3 +199,4 @@ def _check_equal(shared_plan: PartitionPlan, plan: RunPlan) -> None:
             f"{', '.join(differences)}; run dask-slicer merge {output_dir}, then all partitions "
             "again"
         )
+    return shared_plan

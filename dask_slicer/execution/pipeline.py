@@ -26,7 +26,6 @@ from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import Journal
-from dask_slicer.output.layout import partition_files, partition_journals
 from dask_slicer.output.lock import locked
 from dask_slicer.output.summary import finalize
 from dask_slicer.planning.estimate import output_bytes
@@ -123,7 +122,7 @@ class _Run:
             observer=self.observer,
         ) as outcomes:
             self._start()
-            path = config.output_dir / partition_files(self.partition).journal
+            path = config.output_dir / layout.partition_files(self.partition).journal
             with Journal(path, fsync=config.fsync) as journal:
                 for record in filter(None, done.values()):
                     journal.append(replace(record, at=0.0))
@@ -145,13 +144,13 @@ class _Run:
                     "write"
                 )
             directory.clear(config.output_dir)
-        elif self.partition is None and partition_journals(config.output_dir):
+        elif self.partition is None and layout.partition_journals(config.output_dir):
             merge_journals(config.output_dir)
             self.observer.note("merged the partitions that earlier runs left unmerged")
         if shared_plan is None:
             remove_partition_files(config.output_dir)
         start_from = shared_plan or self.plan
-        temporary = partition_files(self.partition).temporary
+        temporary = layout.partition_files(self.partition).temporary
         directory.start(start_from.config, start_from.splits, temporary=temporary)
 
     def _prepare_cases(
@@ -299,7 +298,7 @@ class _Run:
 
     def _clean_up(self, partition: Partition, *, is_complete: bool) -> None:
         """Remove temporary files of this partition, and its journal if that is empty."""
-        files = partition_files(partition)
+        files = layout.partition_files(partition)
         if not is_complete:
             self.earlier.remove_uncommitted()
         shutil.rmtree(self.plan.config.output_dir / files.temporary, ignore_errors=True)

@@ -12,7 +12,6 @@ from dask_slicer.errors import CaseError
 from dask_slicer.monitoring.events import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import History, Journal, histories, last_records
-from dask_slicer.output.layout import journals, partition_files
 from dask_slicer.planning.assignment import EarlierSplits
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
 from dask_slicer.planning.planner import make_plan
@@ -125,13 +124,13 @@ class EarlierRuns:
 
     def remove(self, entries: Iterable[str]) -> CaseError | None:
         """Delete the files of a case; return the error, if any."""
-        temporary = partition_files(self.partition).temporary
+        temporary = layout.partition_files(self.partition).temporary
         return directory.remove_case_files(
             self.plan.config.output_dir, entries, temporary=temporary
         )
 
     def _histories(self) -> Iterator[History]:
-        return histories(journals(self.plan.config.output_dir))
+        return histories(layout.journals(self.plan.config.output_dir))
 
     def _on_disk(self) -> dict[str, dict[str, int]]:
         """Return the files of each case, or of the cases of this partition."""

@@ -33,7 +33,6 @@ from dask_slicer.output.checks import (
 )
 from dask_slicer.output.directory import existing_splits, restore_splits
 from dask_slicer.output.journal import Journal, last_records
-from dask_slicer.output.layout import CONFIG, JOURNAL, SPLITS_FILE, case_folder
 from dask_slicer.output.lock import check_not_in_use, locked
 from dask_slicer.output.output import open_output
 from dask_slicer.planning.plan import CasePlan
@@ -89,7 +88,7 @@ def verify(
             stack.enter_context(locked(output.path))
         else:
             check_not_in_use(output.path)
-        journaled = list(last_records(output.path / JOURNAL))
+        journaled = list(last_records(output.path / layout.JOURNAL))
         records = [record for record in journaled if isinstance(record, CommittedCase)]
         failed = [record.case_id for record in journaled if isinstance(record, FailedCase)]
         planned: dict[str, str] = {}
@@ -106,7 +105,9 @@ def verify(
                 len(records),
                 peak_bytes=max((record.n_bytes for record in records), default=0),
                 needs=Requirements(
-                    output_dir=output.path, input_file=str(output.path / CONFIG), temporary=""
+                    output_dir=output.path,
+                    input_file=str(output.path / layout.CONFIG),
+                    temporary="",
                 ),
                 client=None,
                 observer=observer or Observer(),
@@ -178,7 +179,7 @@ def _check(
     issues = check_case(output_dir, record, target.settings)
     if issues or not drawn:
         return issues
-    folder = case_folder(output_dir, record)
+    folder = layout.case_folder(output_dir, record)
     path = folder.relative_to(output_dir).as_posix()
     if not record.files:
         path += f"/{record.case_id}"
@@ -215,7 +216,7 @@ def _repair(
     """Remove damaged cases and unknown files, so that a run writes them again; return the cases."""
     damaged = sorted({issue.case_id for issue in issues if issue.is_damage} - {""})
     kept = {record.case_id: record for record in records if record.case_id not in damaged}
-    with Journal(output_dir / JOURNAL) as journal:
+    with Journal(output_dir / layout.JOURNAL) as journal:
         for case_id in damaged:
             journal.append(RemovedCase(case_id=case_id))
         # Of damaged cases, and files named like slices that were never written.
@@ -225,6 +226,6 @@ def _repair(
         for issue in issues:
             if issue.is_stray and issue.case_id not in {"", *damaged}:  # within a Zarr group
                 (output_dir / issue.path).unlink(missing_ok=True)
-        if any(issue.path == SPLITS_FILE for issue in issues):
+        if any(issue.path == layout.SPLITS_FILE for issue in issues):
             restore_splits(output_dir, {record.case_id: record.split for record in kept.values()})
     return tuple(damaged)
