@@ -54,10 +54,9 @@ def executor(
     client: Client | None,
     observer: ProgressPublisher,
 ) -> Iterator[Outcomes]:
-    """Start or connect to workers; yield an iterator that runs the cases of a queue there.
+    """Start or connect to workers; yield an iterator over the cases of a queue and their outcomes.
 
-    It yields each case with its outcome; a case may be put into the queue again. `n_todo` counts
-    cases that cannot be run, too.
+    A case may be put into the queue again. `n_todo` counts cases that cannot be run, too.
     """
     target = target_of(plan.config, run_id=run_id)
     timeout = plan.config.timeout

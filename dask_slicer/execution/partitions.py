@@ -52,8 +52,7 @@ class PartitionPlan:
 def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeReport:
     """Merge partitions into what one run would have written; read no scan.
 
-    It may be repeated, also after it was killed. Raises OutputError if the directory is not an
-    output, or if a partition is running. `observer` gets notes for the user.
+    It may be repeated, also after it was killed. `observer` gets notes for the user.
     """
     started = time.monotonic()
     path = Path(output_dir).absolute()
@@ -128,10 +127,7 @@ def _valid_record(history: History, output_dir: Path, entries: dict[str, int]) -
 
 
 def record_plan(plan: RunPlan) -> PartitionPlan:
-    """Write the plan for all partitions, or return the one that another partition wrote before.
-
-    Raises OutputError if the two differ.
-    """
+    """Write the plan of all partitions; raise OutputError if another one wrote a different plan."""
     content = {
         "config": lasting_settings(plan.config),
         "cases": [case.case_id for case in plan.cases],

@@ -84,8 +84,7 @@ class EarlierRuns:
     ) -> tuple[set[str], dict[str, CaseError]]:
         """Remove the files of the cases to run, and with --prune of cases not in the dataset.
 
-        Returns the written cases whose scans cannot be read at present, which keep their files,
-        and the errors of files that could not be removed.
+        Returns written cases whose scans are unreadable, which keep their files; and errors.
         """
         known = self.journaled()
         unreadable = {

@@ -71,12 +71,8 @@ def verify(
 ) -> VerifyReport:
     """Check every file of an output against the journal; change nothing, except with `repair`.
 
-    `deep` slices, drawn with `seed`, are made from their scans again and compared. With `repair`,
-    the next run writes damaged cases again. `on_case` gets each checked case, the number of cases,
-    and the problems of the case. `place` has `LocalSettings` and `SchedulerSettings`.
-
-    Raises OutputError if the directory is no output, or if a run is writing to it; DatasetError if
-    the scans cannot be planned for `deep`.
+    `deep` slices, drawn with `seed`, are made from their scans again. `on_case` gets each case, the
+    number of cases, and the problems of the case; `place` has `LocalSettings`, `SchedulerSettings`.
     """
     started = time.monotonic()
     output = open_output(output_dir)

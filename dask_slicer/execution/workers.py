@@ -39,9 +39,8 @@ def workers(
 ) -> Iterator[Client | None]:
     """Start workers here or in jobs, or connect to a scheduler; yield the client, or None.
 
-    A given client wins over the configuration. At most `n_cases` workers are started; `peak_bytes`
-    is the memory that one needs for the largest case. `needs` is checked where workers are not
-    processes of this machine.
+    A given client wins over the configuration. At most `n_cases` workers are started, which may
+    need `peak_bytes` each; `needs` is checked where they are not processes of this machine.
     """
     is_given = client is not None
     is_remote = not is_given and bool(config.scheduler or config.scheduler_file)
