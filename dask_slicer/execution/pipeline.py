@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, as_case_error
+from dask_slicer.errors import (
+    CaseError,
+    DatasetError,
+    DiskFull,
+    SchedulerError,
+    as_case_error,
+    shared_scheduler_error,
+)
 from dask_slicer.execution.executor import Outcomes, check_report_place, executor
 from dask_slicer.execution.partitions import (
     check_partition_plan,
@@ -21,7 +28,6 @@ from dask_slicer.execution.partitions import (
     remove_partition_files,
 )
 from dask_slicer.execution.resume import EarlierRuns, prepare_plan
-from dask_slicer.execution.tasks import shared_scheduler_error
 from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
@@ -82,7 +88,7 @@ class _Run:
 
     def execute(self) -> RunReport:
         try:
-            self._prepare_and_run()
+            self._run()
             report = self._finish()
         except KeyboardInterrupt:
             self.observer.finished(self._finish(interrupted=True))
@@ -100,7 +106,7 @@ class _Run:
         self.observer.finished(report)
         return report
 
-    def _prepare_and_run(self) -> None:
+    def _run(self) -> None:
         signals.raise_if_interrupted()
         config = self.plan.config
         if self.partition is not None:
@@ -121,7 +127,7 @@ class _Run:
             client=self.client,
             observer=self.observer,
         ) as outcomes:
-            self._start()
+            self._prepare_output()
             path = config.output_dir / layout.partition_files(self.partition).journal
             with Journal(path, fsync=config.fsync) as journal:
                 for record in filter(None, done.values()):
@@ -129,8 +135,8 @@ class _Run:
                 self._prepare_cases(todo, queue, journal)
                 self._run_cases(queue, outcomes, journal)
 
-    def _start(self) -> None:
-        """Write the files of an output that has no case yet, or continue one."""
+    def _prepare_output(self) -> None:
+        """Clear the output directory, or merge what is left there; write its first files."""
         # First: with another plan, this partition could overwrite the cases of others.
         shared_plan = None if self.partition is None else record_plan(self.plan)
         self.has_started = True

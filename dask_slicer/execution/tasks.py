@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack, slice_volume
 from dask_slicer.core.volume import Volume
-from dask_slicer.errors import CaseError, MissingFile, SchedulerError, as_case_error
+from dask_slicer.errors import CaseError, MissingFile, as_case_error
 from dask_slicer.execution import fault_injection
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.output.atomic import move, remove_whole
@@ -149,14 +149,6 @@ def _result_or_error(
         return step(item, target)
     except CaseError as error:
         return error
-
-
-def shared_scheduler_error(case_id: str) -> SchedulerError:
-    """Return the error of a run whose case is also a task of another run."""
-    return SchedulerError(
-        f"another run on this scheduler works on a case with the same id ({case_id}); wait for it, "
-        "or use another scheduler"
-    )
 
 
 @cache

@@ -24,8 +24,8 @@ from dask_slicer.errors import (
     Timeout,
     WorkerLost,
     as_case_error,
+    shared_scheduler_error,
 )
-from dask_slicer.execution.tasks import shared_scheduler_error
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import plural
 
