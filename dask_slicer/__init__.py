@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dask_slicer.report.preview import show_slices
     from dask_slicer.training.dataset import SliceDataset
 
-
 __all__ = [
     "DaskSlicerError",
     "Output",
@@ -38,22 +37,21 @@ __all__ = [
 ]
 
 # Imported on first use: `dask-slicer --help` must not wait for numpy and Dask.
-_HOMES = {
-    "DaskSlicerError": ("dask_slicer.errors", "DaskSlicerError"),
-    "Output": ("dask_slicer.output.output", "Output"),
-    "RunConfig": ("dask_slicer.config.schema", "RunConfig"),
-    "RunHandle": ("dask_slicer.execution.background", "RunHandle"),
-    "RunPlan": ("dask_slicer.planning.plan", "RunPlan"),
-    "RunReport": ("dask_slicer.monitoring.events", "RunReport"),
-    "SliceDataset": ("dask_slicer.training.dataset", "SliceDataset"),
-    "build_graphs": ("dask_slicer.execution.graph", "build_graphs"),
-    "open_output": ("dask_slicer.output.output", "open_output"),
-    "plan": ("dask_slicer.api", "plan"),
-    "run": ("dask_slicer.api", "run"),
-    "show_slices": ("dask_slicer.report.preview", "show_slices"),
-    "submit": ("dask_slicer.api", "submit"),
+_MODULES = {
+    "DaskSlicerError": "dask_slicer.errors",
+    "Output": "dask_slicer.output.output",
+    "RunConfig": "dask_slicer.config.schema",
+    "RunHandle": "dask_slicer.execution.background",
+    "RunPlan": "dask_slicer.planning.plan",
+    "RunReport": "dask_slicer.monitoring.events",
+    "SliceDataset": "dask_slicer.training.dataset",
+    "build_graphs": "dask_slicer.execution.graph",
+    "open_output": "dask_slicer.output.output",
+    "plan": "dask_slicer.api",
+    "run": "dask_slicer.api",
+    "show_slices": "dask_slicer.report.preview",
+    "submit": "dask_slicer.api",
 }
-
 
 # Log records go nowhere, unless the program that imports this package handles them.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -62,10 +60,9 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("dask_slicer")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'dask_slicer' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    value = getattr(import_module(module), attribute)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value  # the next access finds it without this function
     return value
 

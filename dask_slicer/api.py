@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from dask_slicer.config.keywords import RunKeywords
-from dask_slicer.config.loader import build_config
+from dask_slicer.config.fields import RunKeywords
+from dask_slicer.config.loader import PLACES, build_config
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import logged_to
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 # Everything that describes a run: its cases, its settings, its place.
 Settings = RunPlan | RunConfig | Mapping[str, Any] | str | Path
-
-# Settings that name the workers of a run.
-_PLACES = ("num_workers", "scheduler", "scheduler_file", "cluster")
 
 
 def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> RunPlan:
@@ -61,7 +58,7 @@ def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> Run
     """
     from dask_slicer.execution.resume import prepare_plan
 
-    return prepare_plan(config_of(config, settings))
+    return prepare_plan(_config_of(config, settings))
 
 
 def run(
@@ -107,15 +104,15 @@ def run(
     KeyboardInterrupt
         After Ctrl-C, when the finished cases are usable.
     """
-    run_config = config_of(config, settings)
+    run_config = _config_of(config, settings)
     if client is not None:
-        client = client_for(run_config, client)  # refused before anything is written
+        client = _client_for(run_config, client)  # refused before anything is written
     display = _display(str(run_config.output_dir), progress=progress, observer=observer)
     with logged_to(run_config.log_file), display as run_observer, _interrupt_once():
         try:
             from dask_slicer.execution import pipeline
 
-            run_client = client or client_for(run_config, None)
+            run_client = client or _client_for(run_config, None)
             return pipeline.run(run_config, run_client, observer=run_observer)
         except KeyboardInterrupt:
             pass
@@ -130,12 +127,10 @@ def submit(
 
     Parameters
     ----------
-    config : RunPlan, RunConfig, mapping, str or Path, optional
-        As for `run`.
-    client : distributed.Client, optional
-        As for `run`; it must stay open.
+    config, client
+        As for `run`; the client must stay open.
     **settings
-        Names of `RunConfig`; they win over `config`. None means not given.
+        As for `run`.
 
     Returns
     -------
@@ -150,20 +145,20 @@ def submit(
     """
     from dask_slicer.execution.background import RunHandle
 
-    run_config = config_of(config, settings)
-    run_client = client_for(run_config, client)
+    run_config = _config_of(config, settings)
+    run_client = _client_for(run_config, client)
     check_free(run_config.output_dir, parse_partition(run_config.shard))
     return RunHandle(run_config, run_client)
 
 
-def config_of(config: Settings | None, settings: Mapping[str, Any]) -> RunConfig:
+def _config_of(config: Settings | None, settings: Mapping[str, Any]) -> RunConfig:
     """Return the configuration made of `config` and the settings, which win."""
     if isinstance(config, RunPlan):
         config = config.config
     if isinstance(config, RunConfig):
         if not settings:
             return config
-        # Unset fields stay unset: `client_for` asks which fields were set.
+        # Unset fields stay unset: `_client_for` asks which fields were set.
         config = config.model_dump(exclude_unset=True)
     if not isinstance(config, Mapping | str | Path | None):
         raise UsageError(
@@ -173,7 +168,7 @@ def config_of(config: Settings | None, settings: Mapping[str, Any]) -> RunConfig
     return build_config(settings, base=config)
 
 
-def client_for(config: RunConfig, client: Client | None) -> Client | None:
+def _client_for(config: RunConfig, client: Client | None) -> Client | None:
     """Return the given client, or that of this program; None to start or connect as `config` says.
 
     Raises UsageError if the client cannot be used.
@@ -181,7 +176,7 @@ def client_for(config: RunConfig, client: Client | None) -> Client | None:
     from dask_slicer.cluster.client import check_usable, default_client
 
     if client is None:
-        places = config.model_fields_set.intersection(_PLACES)
+        places = config.model_fields_set.intersection(PLACES)
         if any(getattr(config, name) is not None for name in places):
             return None
         client = default_client()

@@ -11,11 +11,16 @@ class DaskSlicerError(Exception):
     """Root of all errors that this package raises on purpose; takes one message."""
 
 
+def _without_traceback(error: DaskSlicerError) -> list[str]:
+    """Return the lines that IPython shows, where a class has this as `_render_traceback_`."""
+    notes = getattr(error, "__notes__", [])
+    return [f"{type(error).__name__}: {error}", *notes]
+
+
 class UsageError(DaskSlicerError, ValueError):
     """The settings or the input are wrong; nothing was written."""
 
-    def _render_traceback_(self) -> list[str]:
-        return _in_notebook(self)
+    _render_traceback_ = _without_traceback
 
 
 class ConfigError(UsageError):
@@ -33,18 +38,11 @@ class OutputError(UsageError):
 class SchedulerError(DaskSlicerError):
     """The Dask scheduler cannot be reached, or was lost during the run."""
 
-    def _render_traceback_(self) -> list[str]:
-        return _in_notebook(self)
+    _render_traceback_ = _without_traceback
 
 
 class PreflightError(SchedulerError):
     """No case can run with this scheduler or these workers; one line per reason."""
-
-
-def _in_notebook(error: DaskSlicerError) -> list[str]:
-    """Return the lines that IPython shows: the message, without a traceback."""
-    notes = getattr(error, "__notes__", [])
-    return [f"{type(error).__name__}: {error}", *notes]
 
 
 class CaseError(DaskSlicerError):
@@ -131,25 +129,16 @@ class Unexpected(CaseError):
     """Any other error, of this program or of the machine."""
 
 
-KINDS = tuple(sorted(kind.__name__ for kind in CaseError.__subclasses__()))
-
-
 def shared_scheduler_error(case_id: str) -> SchedulerError:
     """Return the error of a run whose case is also a task of another run."""
     return SchedulerError(
-        f"another run on this scheduler works on a case with the same id ({case_id}); wait for it, "
-        "or use another scheduler"
+        f"another run on this scheduler has a case with the same id ({case_id}); wait for it, or "
+        "use another scheduler"
     )
 
 
 def as_case_error(error: BaseException, *, step: str) -> CaseError:
-    """Return `error` as one of the named failures, with the step in which it happened.
-
-    Examples
-    --------
-    >>> as_case_error(FileNotFoundError(2, "No such file", "ct.nii"), step="load").kind
-    'MissingFile'
-    """
+    """Return `error` as one of the named failures, with the step in which it happened."""
     if isinstance(error, CaseError):
         case_error = error
     else:

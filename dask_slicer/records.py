@@ -36,7 +36,6 @@ class CommittedCase:
 
     Attributes
     ----------
-    case_id, split : str
     group : str
         The patient. If the case leaves the dataset, its patient's other cases stay in its split.
     digest : str
@@ -110,6 +109,13 @@ CaseRecord = CommittedCase | FailedCase | RemovedCase
 def failure_line(failure: FailedCase) -> str:
     """Return the reason of a failure, on one line."""
     return f"{failure.case_id}: {failure.kind} ({failure.step}): {failure.message}"
+
+
+def why_not_written(n_failed: int, n_left: int) -> str:
+    """Return why planned cases have no slices: failed, or not run yet."""
+    why = [f"{n_failed} failed, see failures.csv"] if n_failed else []
+    why += [f"{n_left} not run yet, repeat the run command to continue"] if n_left > 0 else []
+    return "; ".join(why)
 
 
 def failure_table(failures: Sequence[FailedCase]) -> str:

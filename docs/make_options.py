@@ -10,7 +10,7 @@ import click
 
 from dask_slicer import RunConfig
 from dask_slicer.cli.options import MOST_USED, config_options
-from dask_slicer.config.keywords import GROUPS
+from dask_slicer.config.fields import GROUPS
 
 PAGE = Path(__file__).with_name("options.md")
 _TEMPLATE = Path(__file__).with_name("options.md.in")

@@ -101,6 +101,7 @@ def test_the_names_of_the_package_are_listed_and_loaded_on_first_use() -> None:
     program = """
 import sys, dask_slicer as ds
 assert "numpy" not in sys.modules and "pydantic" not in sys.modules
+assert ds.run and "nibabel" not in sys.modules
 for name in dir(ds):
     value = getattr(ds, name)
     assert vars(ds).get(name, value) is value

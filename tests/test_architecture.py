@@ -66,7 +66,6 @@ ALLOWED = {
         "cluster/local.py",
         "cluster/remote.py",
         "cluster/rpc.py",
-        "cluster/upload.py",
         "execution/futures.py",
         "execution/watchdog.py",
     },

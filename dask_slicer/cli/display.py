@@ -13,14 +13,8 @@ from dask_slicer.execution.verify import VerifyReport
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.terminal import ProgressDisplay, failure_lines
 from dask_slicer.output.checks import Issue
-from dask_slicer.records import CommittedCase
-from dask_slicer.utils.formatting import (
-    first_few,
-    format_bytes,
-    format_time,
-    plural,
-    why_not_written,
-)
+from dask_slicer.records import CommittedCase, why_not_written
+from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
 
 
 class MergeDisplay(ProgressDisplay):
@@ -110,7 +104,7 @@ def merge_lines(report: MergeReport) -> list[str]:
     lines += failure_lines(report.failures, f", see {report.output_dir}/failures.csv")
     if report.missing:
         lines.append(
-            f"{plural(len(report.missing), 'case')} not run by any partition: "
+            f"{plural(len(report.missing), 'case')} still to run: "
             f"{first_few(report.missing)}; "
             "run the missing partitions, or the same run command without --shard"
         )

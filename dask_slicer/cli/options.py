@@ -45,7 +45,7 @@ class ConfigCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options that most people need, the other settings by group, and the rest."""
-        from dask_slicer.config.keywords import GROUPS
+        from dask_slicer.config.fields import GROUPS
 
         rows = {
             parameter.name: row

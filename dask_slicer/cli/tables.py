@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dask_slicer.planning.estimate import outliers, plan_lines, plan_needs
-from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.planning.plan import HEADER_FACTS, CasePlan, RunPlan
 from dask_slicer.records import failure_line
 from dask_slicer.utils.formatting import format_bytes
 
@@ -18,7 +18,7 @@ _MOST_ROWS = 40
 def print_plan(plan: RunPlan, console: Console) -> None:
     """Print the cases of a plan, its problems, and the disk space and memory of its run."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype"):
+    for name in ("case", "split", *HEADER_FACTS):
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     for case in plan.cases[:_MOST_ROWS]:
         table.add_row(*map(escape, _row(case)))

@@ -1,17 +1,20 @@
 """Slurm, PBS, SGE and LSF: options of jobs, and parsing of their queues.
 
-dask-jobqueue writes the job scripts; this module runs no command.
+dask-jobqueue writes the job scripts, and submits and cancels jobs; this module runs no command.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import dask
+
+from dask_slicer.cluster.client import ENVIRONMENT, SETTINGS, variable_of
 from dask_slicer.config.fields import walltime_seconds
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.errors import UsageError
@@ -25,20 +28,17 @@ _SHORTEST_MARGIN, _LONGEST_MARGIN = 60.0, 600.0
 # How long a worker tries to reach the scheduler: Python may need a minute to start from a network
 # disk.
 _DEATH_SECONDS = 120
-# How many lists in a row must lack a job: some systems list a new one only after a while.
-_MOST_UNLISTED = 2
-# How long a running job may have no worker, as when its nanny starts another.
-_SILENT_SECONDS = 60.0
+# Dask's nannies set the first one, unless it is set, so low that glibc maps fresh memory for every
+# plane. Once it is set, glibc no longer raises the second one by itself. These are the values up to
+# which glibc would raise both.
+_GLIBC = {"MALLOC_TRIM_THRESHOLD_": 64 << 20, "MALLOC_MMAP_THRESHOLD_": 32 << 20}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSystem:
-    """A batch system: its commands, and the keywords of dask-jobqueue."""
+    """What distinguishes a batch system from the others."""
 
-    cluster: str  # class of dask-jobqueue
-    account: str  # keyword of the account that pays for a job
-    submit: str
-    cancel: str
+    account: str  # keyword of dask-jobqueue for the account that pays for a job
     listing: tuple[str, ...]  # command that lists the jobs of a {user}, their numbers first
     state: int  # column of the state in that list
     queued: str  # pattern of states; a job runs in a state that is neither queued nor ended
@@ -50,10 +50,7 @@ class BatchSystem:
 
 SYSTEMS = {
     "slurm": BatchSystem(
-        cluster="SLURMCluster",
         account="account",
-        submit="sbatch",
-        cancel="scancel",
         listing=("squeue", "--noheader", "--user={user}", "--format=%i %t %r"),
         state=1,
         queued="PD|R[DHQSV]|SE",
@@ -62,10 +59,7 @@ SYSTEMS = {
         log=f"{NAME}-%j.log",
     ),
     "pbs": BatchSystem(
-        cluster="PBSCluster",
         account="account",
-        submit="qsub",
-        cancel="qdel",
         listing=("qstat", "-u", "{user}"),
         state=9,
         queued="[HQTW]",
@@ -74,10 +68,7 @@ SYSTEMS = {
         directives=("-S /bin/bash", "-j oe"),
     ),
     "sge": BatchSystem(
-        cluster="SGECluster",
         account="project",
-        submit="qsub",
-        cancel="qdel",
         listing=("qstat", "-u", "{user}"),
         state=4,
         queued=".*w.*",
@@ -85,10 +76,7 @@ SYSTEMS = {
         directives=("-S /bin/bash",),
     ),
     "lsf": BatchSystem(
-        cluster="LSFCluster",
         account="project",
-        submit="bsub",
-        cancel="bkill",
         listing=("bjobs", "-noheader", "-o", "jobid stat"),
         state=1,
         queued="PEND|PSUSP|WAIT",
@@ -105,11 +93,10 @@ class ListedJob(NamedTuple):
     reason: str = ""
 
 
-JobStatus = Literal["running", "refused", "failed_to_start", "ended"]
-
-
 def check_job_settings(settings: JobSettings) -> None:
     """Raise a UsageError if settings make no valid job."""
+    if settings.cluster is None:
+        raise UsageError("a job script needs --cluster, such as --cluster slurm")
     if settings.lifetime is not None and settings.lifetime >= walltime_seconds(settings.walltime):
         raise UsageError(
             f"lifetime must be less than walltime, {settings.walltime}, got {settings.lifetime:g} s"
@@ -123,17 +110,8 @@ def check_job_settings(settings: JobSettings) -> None:
 
 
 def lifetime(settings: JobSettings) -> tuple[float, float]:
-    """Return the seconds after which workers stop cleanly, and how far they vary at random.
-
-    So the walltime cuts off no job, and the jobs of a run do not all end together.
-
-    Examples
-    --------
-    >>> lifetime(JobSettings(walltime="01:00:00")), lifetime(JobSettings(walltime="00:01:00"))
-    ((3240.0, 0.0), (30.0, 0.0))
-    >>> lifetime(JobSettings(walltime="1-00:00:00", jobs=8))
-    (85800.0, 300.0)
-    """
+    """Return the seconds after which workers stop cleanly, and how far they vary at random."""
+    # Before the walltime, so that no case is cut off; at random, so that not all jobs end together.
     walltime = walltime_seconds(settings.walltime)
     margin = min(max(walltime / 10, _SHORTEST_MARGIN), _LONGEST_MARGIN, walltime / 2)
     seconds = walltime - margin if settings.lifetime is None else settings.lifetime
@@ -141,18 +119,37 @@ def lifetime(settings: JobSettings) -> tuple[float, float]:
     return float(seconds), stagger
 
 
-def job_keywords(
-    settings: JobSettings, *, logs: Path, python: str, environment: Mapping[str, object]
-) -> dict[str, Any]:
-    """Return the keywords of dask-jobqueue for a job whose workers have these variables."""
-    system = system_of(settings)
+def job_keywords(settings: JobSettings, *, logs: Path) -> dict[str, Any]:
+    """Return the keywords of dask-jobqueue; lines of its own configuration come first."""
+    system = SYSTEMS[str(settings.cluster)]
     seconds, stagger = lifetime(settings)
     # Nothing uses the HTTP servers of workers, which listen on all interfaces by default.
     arguments = ["--dashboard-address", "127.0.0.1:0", "--lifetime", f"{seconds:.0f}s"]
     if stagger:
         arguments += ["--lifetime-stagger", f"{stagger:.0f}s"]
-    exports = [f"export {name}={shlex.quote(str(value))}" for name, value in environment.items()]
-    return {
+    log = f"{logs}/{system.log}"
+    # Workers in jobs get Dask's settings as variables only.
+    variables: dict[str, object] = {**ENVIRONMENT, **_GLIBC}
+    for name, value in SETTINGS.items():
+        if not name.startswith("distributed.scheduler."):
+            variables[variable_of(name)] = value
+    lines = {
+        "worker_extra_args": arguments,
+        "job_extra_directives": [
+            *system.directives,
+            f'-o "{log}"' if re.search(r"\s", log) else f"-o {log}",
+            *settings.job_extra,
+        ],
+        "job_script_prologue": [
+            *(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items()),
+            # TMPDIR may be that of the machine that submitted the job.
+            '[ -d "$TMPDIR" ] && [ -w "$TMPDIR" ] || export TMPDIR=/tmp',
+        ],
+    }
+    for name, ours in lines.items():
+        configured = dask.config.get(f"jobqueue.{settings.cluster}.{name}", None) or []
+        lines[name] = [*configured, *ours]
+    return lines | {
         "cores": settings.cores,
         "processes": settings.cores,
         "memory": int(settings.memory),
@@ -162,30 +159,12 @@ def job_keywords(
         "job_name": NAME,
         "interface": settings.interface,
         # exec: otherwise a cancelled job may leave Python behind.
-        "python": f"exec {shlex.quote(python)}",
+        "python": f"exec {shlex.quote(sys.executable)}",
         "nanny": True,
         "death_timeout": _DEATH_SECONDS,
         # On the node: a shared disk is slow.
         "local_directory": '"$TMPDIR"',
-        "worker_extra_args": arguments,
-        "job_extra_directives": [
-            *system.directives,
-            f"-o {_quoted(f'{logs}/{system.log}')}",
-            *settings.job_extra,
-        ],
-        # TMPDIR may be that of the machine that submitted the job.
-        "job_script_prologue": [
-            *exports,
-            '[ -d "$TMPDIR" ] && [ -w "$TMPDIR" ] || export TMPDIR=/tmp',
-        ],
     }
-
-
-def system_of(settings: JobSettings) -> BatchSystem:
-    """Return the batch system of settings; raise a UsageError if they name none."""
-    if settings.cluster is None:
-        raise UsageError("a job script needs --cluster, such as --cluster slurm")
-    return SYSTEMS[settings.cluster]
 
 
 def _walltime(settings: JobSettings) -> str:
@@ -196,18 +175,8 @@ def _walltime(settings: JobSettings) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def _quoted(path: str) -> str:
-    return f'"{path}"' if re.search(r"\s", path) else path
-
-
 def listed_jobs(system: BatchSystem, text: str) -> dict[str, ListedJob]:
-    r"""Return the jobs of a list, by number, without those that have ended.
-
-    Examples
-    --------
-    >>> listed_jobs(SYSTEMS["slurm"], "7 R None\n8 PD Resources\n9 CA None\n")["8"]
-    ListedJob(is_queued=True, reason='Resources')
-    """
+    """Return the jobs of a list, by number, without those that have ended."""
     jobs = {}
     for line in text.splitlines():
         fields = line.split()
@@ -223,30 +192,8 @@ def listed_jobs(system: BatchSystem, text: str) -> dict[str, ListedJob]:
     return jobs
 
 
-def job_status(
-    *, refused: bool, has_joined: bool, silent_seconds: float, n_times_unlisted: int
-) -> JobStatus:
-    """Return the status of a job that has no worker at present.
-
-    It is running, too, while it is queued or its worker is being restarted. `silent_seconds` count
-    since it had a worker or was submitted; `n_times_unlisted` are lists in a row without it.
-    """
-    if refused:
-        return "refused"
-    if n_times_unlisted >= _MOST_UNLISTED:
-        return "ended" if has_joined else "failed_to_start"
-    return "ended" if has_joined and silent_seconds > _SILENT_SECONDS else "running"
-
-
 def error_text(error: Exception) -> str:
-    r"""Return the batch system's own words in an error of dask-jobqueue for a failed command.
-
-    Examples
-    --------
-    >>> output = "stdout:\n\nstderr:\nsbatch: error: no such partition\nsbatch: error: failed\n"
-    >>> error_text(RuntimeError(f"Command exited with non-zero exit code.\n{output}"))
-    'no such partition; failed'
-    """
+    """Return the batch system's own words in an error of dask-jobqueue for a failed command."""
     text = str(error)
     _, _, words = text.partition("stderr:\n")
     if not words.strip():  # some systems print errors to stdout

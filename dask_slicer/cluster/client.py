@@ -1,4 +1,4 @@
-"""Dask clients: settings for schedulers and workers, checks, dashboard link.
+"""Dask clients: settings for schedulers and workers, checks, links.
 
 Functions import `distributed` when they are called: that takes half a second.
 """
@@ -8,21 +8,22 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
 
+from dask_slicer.cluster.rpc import ask_scheduler
 from dask_slicer.errors import SchedulerError, UsageError
+from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import format_value
 
 if TYPE_CHECKING:
     from distributed import Client
 
-
-_LOG = logging.getLogger(__name__)
 
 # Each was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
 SETTINGS = {
@@ -49,10 +50,65 @@ SETTINGS = {
 }
 # A client, too, notices by these that it cannot reach its scheduler.
 _TIMEOUTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
+# Variables that work only if they are set when a process starts. Dask would set
+# MALLOC_TRIM_THRESHOLD_ too, with which glibc returns the memory of every plane and maps it again:
+# a third of the CPU time. One arena, since one thread allocates: others would map and unmap, too.
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
 # The setting of pages that a scheduler serves, and the module of our page.
 _ROUTES, OUR_ROUTES = "distributed.scheduler.http.routes", "dask_slicer.monitoring.run_page"
-_PAGE = "dask-slicer"
-_PAGE_SECONDS = 5
+
+
+def variable_of(setting: str) -> str:
+    """Return the environment variable of a setting of Dask."""
+    return "DASK_" + setting.upper().replace(".", "__").replace("-", "_")
+
+
+@contextmanager
+def cluster_client(
+    start: Callable[..., Any],
+    close: Callable[[Any], None],
+    *,
+    failure: str,
+    dashboard_address: str,
+    settings: dict[str, Any],
+) -> Iterator[Client]:
+    """Start a cluster whose scheduler runs in this process; yield its client.
+
+    `start` makes it, given options of the scheduler and a level for logs. A busy port of the
+    dashboard falls back to a free one; `none` is no dashboard.
+    """
+    # Before the settings: this import adds defaults to Dask's configuration, which must stay when
+    # the settings end.
+    from distributed import Client
+
+    is_hidden = dashboard_address == "none"
+    scheduler_options = {
+        "dashboard_address": "127.0.0.1:0" if is_hidden else dashboard_address,
+        "dashboard": not is_hidden,
+    }
+    level = silence_dask()
+    log_level = {"logging.distributed": logging.getLevelName(level).lower()}
+    with (
+        dask.config.set(SETTINGS | log_level | settings | run_page_setting()),
+        ExitStack() as stack,
+    ):
+        with signals.deferred(), warnings.catch_warnings():
+            # "Port 8787 is already in use": the link that the run prints has the right port.
+            warnings.filterwarnings("ignore", message="Port .* is already in use")
+            try:
+                cluster = start(scheduler_options, level)
+            except (RuntimeError, OSError, ValueError) as error:
+                raise SchedulerError(f"{failure}: {error}") from error
+            stack.callback(close, cluster)
+            # Signals are still held back: an interrupt here would leave a client that nothing
+            # closes. It is not the default client: the rest of the program has no use for it.
+            client = stack.enter_context(Client(cluster, set_as_default=False))
+        yield client
 
 
 @contextmanager
@@ -72,10 +128,7 @@ def client_timeouts() -> Iterator[None]:
 
 
 def silence_dask() -> int:
-    """Silence Dask's log below -vv; return its level.
-
-    The run itself reports a worker that was killed, or a scheduler that was lost.
-    """
+    """Silence Dask's log below -vv, since a run reports what is lost; return its level."""
     debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
     level = logging.WARNING if debugging else logging.CRITICAL
     for name in ("distributed", "distributed.client"):  # each has its own level
@@ -85,15 +138,10 @@ def silence_dask() -> int:
 
 def default_client() -> Client | None:
     """Return the default client of this process, as a notebook may have; None if there is none."""
-    # A program with a client has imported `distributed`.
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        client: Client = distributed.default_client()
-    except ValueError:
-        return None
-    return None if client.asynchronous else client
+    with suppress(KeyError, ValueError):  # nothing has imported `distributed`, or made a client
+        client: Client = sys.modules["distributed"].default_client()
+        return None if client.asynchronous else client
+    return None
 
 
 def check_usable(client: Any) -> None:
@@ -110,13 +158,13 @@ def check_usable(client: Any) -> None:
         raise UsageError(f"the client {lost} (status {client.status}); make a new one")
 
 
-def memory_limit(client: Client, *, of: Callable[[Iterable[float]], float] = max) -> int | None:
+def memory_limit(client: Client, *, of: Callable[..., float] = max) -> int | None:
     """Return the largest (or least) memory of a worker for one case, in bytes; None: no limit."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     limits = [
         worker["memory_limit"] // max(worker["nthreads"], 1) or math.inf for worker in workers
     ]
-    limit = of(limits) if limits else math.inf
+    limit = of(limits, default=math.inf)
     return None if math.isinf(limit) else int(limit)
 
 
@@ -131,11 +179,6 @@ def address(client: Client) -> str:
     return str(client.scheduler_info(n_workers=0)["address"])
 
 
-def dashboard_link(client: Client) -> str:
-    """Return the link of the dashboard; empty if there is none."""
-    return str(client.dashboard_link or "")
-
-
 def run_page_setting() -> dict[str, list[str]]:
     """Return the setting with which a scheduler serves our page in addition to its own."""
     routes = list(dask.config.get(_ROUTES))
@@ -143,27 +186,17 @@ def run_page_setting() -> dict[str, list[str]]:
 
 
 def run_page_link(dashboard: str) -> str:
-    """Return the link of our page, given that of the dashboard; empty if that is another page.
-
-    Examples
-    --------
-    >>> run_page_link("http://127.0.0.1:8787/status")
-    'http://127.0.0.1:8787/dask-slicer'
-    """
+    """Return the link of our page, given that of the dashboard; empty if that is another page."""
     server, slash, name = dashboard.rpartition("/")
-    return f"{server}/{_PAGE}" if slash and name == "status" else ""
+    return f"{server}/dask-slicer" if slash and name == "status" else ""
 
 
 def has_run_page(client: Client) -> bool:
     """Return whether a running scheduler was started with our page."""
-    try:
-        routes = client.sync(
-            client.run_on_scheduler, dask.config.get, _ROUTES, callback_timeout=_PAGE_SECONDS
-        )
-    except Exception as error:  # it may be busy, or of another version; the page is optional
-        _LOG.debug("Could not ask the scheduler for its pages: %s", error)
-        return False
-    return OUR_ROUTES in routes
+    with suppress(SchedulerError):  # it may be busy, or of another version; the page is optional
+        routes = ask_scheduler(client, client.run_on_scheduler, dask.config.get, _ROUTES)
+        return OUR_ROUTES in routes
+    return False
 
 
 @contextmanager
@@ -178,14 +211,3 @@ def performance_report(client: Client, path: Path) -> Iterator[None]:
         except SchedulerError:
             stack.pop_all()  # the scheduler would have to write it
             raise
-
-
-# Variables that work only if they are set when a process starts. Dask would set
-# MALLOC_TRIM_THRESHOLD_ too, with which glibc returns the memory of every plane and maps it again:
-# a third of the CPU time. One arena, since one thread allocates: others would map and unmap, too.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
-}

@@ -44,9 +44,6 @@ def nanny_variables() -> list[str]:
 
 
 async def run_batch_command(job_class: Any, command: Sequence[str]) -> str:
-    """Return what a command of a batch system prints.
-
-    A RuntimeError has the command's own words, which `batch_system.error_text` finds.
-    """
+    """Return what a command of a batch system prints; `error_text` finds its words in an error."""
     # dask-jobqueue submits and cancels with it: one way to run commands, one form of their errors.
     return str(await job_class._call(list(command)))

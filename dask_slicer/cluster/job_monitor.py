@@ -12,22 +12,14 @@ import getpass
 import logging
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dask_slicer.cluster.batch_system import (
-    BatchSystem,
-    ListedJob,
-    error_text,
-    job_status,
-    listed_jobs,
-)
+from dask_slicer.cluster.batch_system import BatchSystem, ListedJob, error_text, listed_jobs
 from dask_slicer.cluster.dask_private import run_batch_command
+from dask_slicer.cluster.rpc import Note
 from dask_slicer.utils.formatting import escape_line, plural
-
-Note = Callable[[str], None]
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +27,10 @@ _CHECK_SECONDS = 1.0
 # How often the batch system lists its jobs while some are queued; and while a job that had a
 # worker, or was listed, is missing.
 _LIST_SECONDS, _URGENT_LIST_SECONDS = 10.0, 2.0
+# How many lists in a row must lack a job: some systems list a new one only after a while.
+_MOST_UNLISTED = 2
+# How long a running job may have no worker, as when its nanny starts another.
+_SILENT_SECONDS = 60.0
 # A run without workers ends after so many jobs in a row that were refused or ended before their
 # worker came; each of them delays the next job by so many more seconds.
 _MOST_FAILURES = 3
@@ -42,10 +38,7 @@ _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 10.0, 60.0
 
 
 class JobMonitor:
-    """Keeps a number of jobs submitted; runs in the event loop of a cluster.
-
-    The cluster is one of dask-jobqueue, with jobs of the class that `jobqueue` makes.
-    """
+    """Keeps jobs of the class in `jobqueue` submitted; runs in the event loop of their cluster."""
 
     def __init__(
         self, cluster: Any, *, system: BatchSystem, n_jobs: int, logs: Path, note: Note
@@ -106,17 +99,22 @@ class JobMonitor:
             # Workers may have come while the batch system answered.
             now_without = self._jobs_without_workers()
             without = {name: job for name, job in now_without.items() if name in without}
-        gone = {name: job for name, job in without.items() if self._is_gone(job)}
-        if gone and not self.is_over.is_set():
-            await self._cluster.scale_down(gone)  # which cancels what may be left of them
+        ends = {name: end for name, job in without.items() if (end := self._end_of(job))}
+        failures = [end for name, end in ends.items() if not without[name].has_joined]
+        if failures:
+            self._failures += failures
+            delay = min(_RETRY_SECONDS * len(self._failures), _LONGEST_RETRY_SECONDS)
+            self._next_submit = time.monotonic() + delay
+        if ends and not self.is_over.is_set():
+            await self._cluster.scale_down(ends)  # which cancels what may be left of them
         if self._failures and not self.n_joined:
-            is_refused = any(job.refusal for job in gone.values())
+            is_refused = any(without[name].refusal for name in ends)
             is_first = self._had_no_worker and not self._cluster.workers
             if (is_first and is_refused) or len(self._failures) >= _MOST_FAILURES:
                 self.failure = self._failures[-1]
                 return
-        for job in gone.values():
-            self._note(f"{job.end}; submitted a replacement")
+        for end in ends.values():
+            self._note(f"{end}; submitted a replacement")
         is_missing = len(self._cluster.worker_spec) < self._n_jobs
         if is_missing and time.monotonic() >= self._next_submit and not self.is_over.is_set():
             self._cluster.scale(jobs=self._n_jobs)
@@ -165,25 +163,16 @@ class JobMonitor:
             job.n_times_unlisted = 0 if job.job_id in self._listed else job.n_times_unlisted + 1
         return True
 
-    def _is_gone(self, job: Any) -> bool:
-        """Return whether to replace a job; set its `end`, the reason."""
-        status = job_status(
-            refused=bool(job.refusal),
-            has_joined=job.has_joined,
-            silent_seconds=time.monotonic() - job.last_seen,
-            n_times_unlisted=job.n_times_unlisted,
-        )
-        if status == "ended":
-            job.end = f"Job {job.job_id} ended"
-        elif status != "running":
-            job.end = job.refusal or (
-                f"Job {job.job_id} ended before its worker started"
-                f"{_last_line(self._logs, job.job_id)}"
-            )
-            self._failures.append(job.end)
-            delay = min(_RETRY_SECONDS * len(self._failures), _LONGEST_RETRY_SECONDS)
-            self._next_submit = time.monotonic() + delay
-        return status != "running"
+    def _end_of(self, job: Any) -> str:
+        """Return why a job without a worker will have none any more; empty if it may have one."""
+        is_unlisted = job.n_times_unlisted >= _MOST_UNLISTED
+        if job.has_joined:
+            is_silent = time.monotonic() - job.last_seen > _SILENT_SECONDS
+            return f"Job {job.job_id} ended" if is_unlisted or is_silent else ""
+        if is_unlisted and not job.refusal:
+            last_line = _last_line(self._logs, job.job_id)
+            return f"Job {job.job_id} ended before its worker started{last_line}"
+        return str(job.refusal)
 
 
 def _last_line(logs: Path, job_id: str) -> str:

@@ -11,17 +11,14 @@ import multiprocessing
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-import dask
 import psutil
 
-from dask_slicer.cluster.client import ENVIRONMENT, SETTINGS, run_page_setting, silence_dask
+from dask_slicer.cluster.client import ENVIRONMENT, cluster_client
 from dask_slicer.cluster.dask_private import exit_reporting_nanny, nanny_variables
-from dask_slicer.errors import SchedulerError
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 _IMPORTED = ["distributed", "dask_slicer.execution.tasks", "distributed.dashboard.worker"]
+_CLOSE_SECONDS = 3
 
 
 def start_forkserver(imported: Sequence[str] = ()) -> str:
@@ -100,7 +98,6 @@ class _Environment:
 
 
 _ENVIRONMENT = _Environment()
-_CLOSE_SECONDS = 3
 
 
 @contextmanager
@@ -109,49 +106,41 @@ def local_client(
 ) -> Iterator[Client]:
     """Start one-thread worker processes on this machine, bound to loopback; yield the client.
 
-    Each has `memory_limit` bytes, and is restarted when it uses more. A busy port of the dashboard
-    falls back to a free one; `none` is no dashboard. Workers import the modules `imported`, too.
+    Each imports `imported`, too, has `memory_limit` bytes, and is restarted when it uses more.
     """
     method = start_forkserver(imported)
-    # Before the settings: this import adds defaults to Dask's configuration, which must stay when
-    # the settings end.
-    from distributed import Client, LocalCluster
+    from distributed import LocalCluster
 
-    hidden = dashboard_address == "none"
-    level = silence_dask()
-    more = {
-        "distributed.worker.multiprocessing-method": method,
-        "logging.distributed": logging.getLevelName(level).lower(),
-    }
-    with dask.config.set(SETTINGS | more | run_page_setting()), ExitStack() as stack:
-        stack.enter_context(_ENVIRONMENT.restored(nanny_variables()))
-        with signals.deferred(), warnings.catch_warnings():
-            # "Port 8787 is already in use": the link that the run prints has the right port.
-            warnings.filterwarnings("ignore", message="Port .* is already in use")
-            try:
-                cluster = LocalCluster(
-                    n_workers=n_workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    worker_class=exit_reporting_nanny(),
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0" if hidden else dashboard_address,
-                    worker_dashboard_address="127.0.0.1:0",
-                    scheduler_kwargs={"dashboard": not hidden},
-                    memory_limit=memory_limit,
-                    silence_logs=level,
-                )
-            except (RuntimeError, OSError, ValueError) as error:
-                raise SchedulerError(f"cannot start workers on this machine: {error}") from error
-            _ENVIRONMENT.note()
-            stack.callback(_close, cluster)
-            # Not the default client: the rest of the program has no use for it.
-            client = stack.enter_context(Client(cluster, set_as_default=False))
+    def start(scheduler_options: dict[str, Any], log_level: int) -> Any:
+        cluster = LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            worker_class=exit_reporting_nanny(),
+            host="127.0.0.1",
+            worker_dashboard_address="127.0.0.1:0",
+            scheduler_kwargs=scheduler_options,
+            memory_limit=memory_limit,
+            silence_logs=log_level,
+        )
+        _ENVIRONMENT.note()
+        return cluster
+
+    with (
+        _ENVIRONMENT.restored(nanny_variables()),
+        cluster_client(
+            start,
+            _close,
+            failure="cannot start workers on this machine",
+            dashboard_address=dashboard_address,
+            settings={"distributed.worker.multiprocessing-method": method},
+        ) as client,
+    ):
         try:
             yield client
         except BaseException:
             client.close()
-            _kill_workers(cluster)
+            _kill_workers(client.cluster)
             raise
 
 

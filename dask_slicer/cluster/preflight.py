@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -17,16 +17,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dask_slicer.cluster import probes
-from dask_slicer.cluster.client import SETTINGS
-from dask_slicer.cluster.rpc import (
-    SCHEDULER,
-    ask_scheduler,
-    run_on_scheduler,
-    run_on_workers,
-    versions,
-)
-from dask_slicer.cluster.upload import OURS, send_package
+import dask
+
+from dask_slicer.cluster import probes, rpc
+from dask_slicer.cluster.client import SETTINGS, variable_of
+from dask_slicer.cluster.rpc import PACKAGE, Note
 from dask_slicer.errors import PreflightError
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, plural
 
@@ -34,79 +29,21 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-def run_preflight(
-    client: Client, needs: Requirements, note: Callable[[str], None], *, module: str, upload: bool
-) -> None:
-    """Check a client's scheduler and workers before the first case; note what is useful to know.
-
-    Raises a PreflightError with a line for each problem. `module` is what computes cases there;
-    `upload` sends this package first, where it is missing or has other code.
-    """
-    result = Preflight()
-    check_versions(_own_versions(), versions(client, (*SAME, *ALIKE)), result)
-    result.raise_refusals()  # code must not be sent to another version of Python
-    descriptions = _describe_all(client, module)
-    if upload:
-        send_package(client, descriptions, note, module=module)
-        descriptions = _describe_all(client, module)
-    check_code(probes.describe(module), descriptions, result, uploaded=upload)
-    identity = ask_scheduler(client, client.scheduler.identity)  # type: ignore[union-attr]
-    check_workers(identity["workers"], needs, result)
-    result.raise_refusals()
-    check_disks(_try_files(client, needs), needs, result)
-    check_settings(run_on_scheduler(client, probes.dask_settings, tuple(WANTED)), result)
-    result.raise_refusals()
-    for text in result.notes:
-        note(text)
-
-
-def _own_versions() -> dict[str, str]:
-    return {"python": sys.version.split()[0]} | {name: version(name) for name in (*SAME, *ALIKE)}
-
-
-def _describe_all(client: Client, module: str) -> dict[str, Any]:
-    scheduler = run_on_scheduler(client, probes.describe, module)
-    return {SCHEDULER: scheduler} | run_on_workers(client, probes.describe, module)
-
-
-def _try_files(client: Client, needs: Requirements) -> dict[str, Any]:
-    """Return what `probes.try_files` returns on each worker; `seen`: its file is visible here."""
-    if not needs.temporary:
-        return run_on_workers(client, probes.try_files, "", needs.input_file)
-    content = uuid.uuid4().hex
-    folder = needs.output_dir / needs.temporary
-    folder.mkdir(exist_ok=True)
-    token = folder / f"preflight.{content[:8]}"
-    try:
-        token.write_text(content, encoding="ascii")
-        answers = run_on_workers(client, probes.try_files, str(token), needs.input_file)
-        for access in answers.values():
-            if isinstance(access, dict):
-                is_shared = access["token"] == content and Path(access["sibling"]).is_file()
-                access["seen"] = "yes" if is_shared else ""
-        return answers
-    finally:
-        for path in folder.glob(f"{token.name}*"):
-            path.unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()  # an earlier run may have left files in it
-
-
 # Graphs and results need the same version of these.
-SAME = ("dask", "distributed")
+MUST_MATCH = ("dask", "distributed")
 # Bytes or digits may differ with another version of these.
-ALIKE = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
+SHOULD_MATCH = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
 # Settings that a scheduler should be started with: whether a value suits, and what it is good for.
-WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "distributed.scheduler.worker-saturation": (
+BETTER_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "worker-saturation": (
         lambda value: value == 1.0,
-        "gives a worker one volume at a time, so that none waits behind a slow case",
+        "gives a worker one volume at a time so that none waits behind a slow case",
     ),
-    "distributed.scheduler.work-stealing": (
+    "work-stealing": (
         lambda value: value in (False, "false"),
         "never moves a volume to another worker",
     ),
-    "distributed.scheduler.allowed-failures": (
+    "allowed-failures": (
         lambda value: int(value) >= 3,
         "does not fail a case because another case killed its worker",
     ),
@@ -143,25 +80,53 @@ class Preflight:
             raise PreflightError("\n".join(self.refusals))
 
 
+def run_preflight(
+    client: Client, needs: Requirements, note: Note, *, module: str, upload: bool
+) -> None:
+    """Check a client's scheduler and workers before the first case; note what is useful to know.
+
+    Raises a PreflightError with a line for each problem. `module` is what computes cases there;
+    `upload` sends this package first, where it is missing or has other code.
+    """
+    result = Preflight()
+    own = {"python": sys.version} | {name: version(name) for name in (*MUST_MATCH, *SHOULD_MATCH)}
+    check_versions(own, rpc.versions(client, (*MUST_MATCH, *SHOULD_MATCH)), result)
+    result.raise_refusals()  # code must not be sent to another version of Python
+    descriptions = rpc.run_everywhere(client, probes.describe, module)
+    if upload:
+        rpc.send_package(client, descriptions, note, module=module)
+        descriptions = rpc.run_everywhere(client, probes.describe, module)
+    check_code(probes.describe(module), descriptions, result, uploaded=upload)
+    identity = rpc.ask_scheduler(client, client.scheduler.identity)  # type: ignore[union-attr]
+    check_workers(identity["workers"], needs, result)
+    result.raise_refusals()
+    check_disks(_try_files(client, needs), needs, result)
+    scheduler_settings = rpc.ask_scheduler(
+        client, client.run_on_scheduler, dask.config.get, "distributed.scheduler"
+    )
+    check_settings(scheduler_settings, result)
+    result.raise_refusals()
+    for text in result.notes:
+        note(text)
+
+
 def check_versions(own: Mapping[str, str], others: Mapping[str, Any], result: Preflight) -> None:
     """Compare versions of this process, also of python, with what `rpc.versions` returns."""
     answers = _answers(others, result)
     python = _minor(own["python"])
-    groups = _grouped(answers, lambda answer: _minor(answer["packages"]["python"]))
-    for other, names in groups.items():
+    for other, processes in _groups(answers, lambda answer: _minor(answer["packages"]["python"])):
         if other != python:
-            line = f"Python is {python} here, {other} on {_describe(names)}"
+            line = f"Python is {python} here, {other} on {processes}"
             result.refuse(f"{line}; use the same version everywhere")
-    for package in (*SAME, *ALIKE):
+    for package in (*MUST_MATCH, *SHOULD_MATCH):
         release = own[package]
         installed = {name: answer["packages"][package] for name, answer in answers.items()}
-        for other, names in _grouped(installed, str).items():
-            processes = _describe(names)
+        for other, processes in _groups(installed, str):
             line = f"{package} is {release} here, {other} on {processes}"
             if other == "None":
                 remedy = f"install {package}=={release} there"
                 result.refuse(f"{package} is missing on {processes}; {remedy}")
-            elif other != release and package in SAME:
+            elif other != release and package in MUST_MATCH:
                 result.refuse(f"{line}; install the same version everywhere")
             elif other != release:
                 result.notes.append(f"{line}: bytes or last digits of slices may differ")
@@ -171,21 +136,22 @@ def check_code(
     own: Mapping[str, str], others: Mapping[str, Any], result: Preflight, *, uploaded: bool
 ) -> None:
     """Compare this package with those of other processes, as `probes.describe` returns them."""
-    remedy = f"install {OURS}=={own['version']} there"
+    remedy = f"install {PACKAGE}=={own['version']} there"
     remedy += "" if uploaded else ", or add --upload_code"
-    groups = _grouped(_answers(others, result), itemgetter("version", "code", "fault"))
-    for (release, code, fault), names in groups.items():
-        processes = _describe(names)
+    groups = _groups(_answers(others, result), itemgetter("version", "code", "fault"))
+    for (release, code, fault), processes in groups:
         if not release:
-            result.refuse(f"{OURS} is missing on {processes}; {remedy}")
+            result.refuse(f"{PACKAGE} is missing on {processes}; {remedy}")
         elif release != own["version"]:
-            result.refuse(f"{OURS} is {own['version']} here, {release} on {processes}; {remedy}")
+            result.refuse(f"{PACKAGE} is {own['version']} here, {release} on {processes}; {remedy}")
         elif fault:
-            lacks_modules = OURS in fault  # another version; what else is missing, we do not bring
+            lacks_modules = (
+                PACKAGE in fault
+            )  # another version; what else is missing, we do not bring
             more = f"; {remedy}" if lacks_modules else ""
-            result.refuse(f"{OURS} cannot be imported on {processes} ({fault}){more}")
+            result.refuse(f"{PACKAGE} cannot be imported on {processes} ({fault}){more}")
         elif code != own["code"]:
-            result.refuse(f"{OURS} {release} has other code on {processes} than here; {remedy}")
+            result.refuse(f"{PACKAGE} {release} has other code on {processes} than here; {remedy}")
 
 
 def check_workers(
@@ -221,83 +187,89 @@ def check_workers(
         )
 
 
+def _try_files(client: Client, needs: Requirements) -> dict[str, Any]:
+    """Return what `probes.try_files` returns on each worker whose file is visible here."""
+    if not needs.temporary:
+        return rpc.run_on_workers(client, probes.try_files, "", needs.input_file)
+    content = uuid.uuid4().hex
+    folder = needs.output_dir / needs.temporary
+    folder.mkdir(exist_ok=True)
+    token = folder / f"preflight.{content[:8]}"
+    try:
+        token.write_text(content, encoding="ascii")
+        answers = rpc.run_on_workers(client, probes.try_files, str(token), needs.input_file)
+        for access in answers.values():
+            if isinstance(access, dict) and not access["output_fault"]:
+                is_shared = access["token"] == content and Path(access["sibling"]).is_file()
+                access["output_fault"] = "" if is_shared else "another disk, at the same path"
+        return answers
+    finally:
+        for path in folder.glob(f"{token.name}*"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()  # an earlier run may have left files in it
+
+
 def check_disks(accesses: Mapping[str, Any], needs: Requirements, result: Preflight) -> None:
     """Check that workers read and write the disks of this process, given `_try_files`."""
     answers = _answers(accesses, result)
-    for fault, names in _grouped(answers, _output_fault).items():
-        if fault and needs.temporary:
-            result.refuse(
-                f"{_describe(names)} cannot write to the same {needs.output_dir} as this process "
-                f"({fault}); the output {_SHARED}"
-            )
-    for fault, names in _grouped(answers, lambda answer: answer["input_fault"].lower()).items():
+    for fault, processes in _groups(answers, lambda answer: answer["output_fault"].lower()):
         if fault:
             result.refuse(
-                f"{_describe(names)} cannot read {needs.input_file} ({fault}); scans {_SHARED}"
+                f"{processes} cannot write to the same {needs.output_dir} as this process "
+                f"({fault}); the output {_SHARED}"
             )
+    for fault, processes in _groups(answers, lambda answer: answer["input_fault"].lower()):
+        if fault:
+            result.refuse(f"{processes} cannot read {needs.input_file} ({fault}); scans {_SHARED}")
 
 
-def _output_fault(access: Mapping[str, str]) -> str:
-    if access["output_fault"]:
-        return access["output_fault"].lower()
-    return "" if access.get("seen") else "another disk, at the same path"
-
-
-def check_settings(settings: Mapping[str, Any], result: Preflight) -> None:
-    """Note with which settings a scheduler would work better."""
-    better = {name: good for name, (suits, good) in WANTED.items() if not suits(settings[name])}
+def check_settings(settings: dict[str, Any], result: Preflight) -> None:
+    """Note with which settings a scheduler would work better; these are its own."""
+    better = {
+        f"distributed.scheduler.{name}": good
+        for name, (suits, good) in BETTER_SETTINGS.items()
+        if not suits(dask.config.get(name, config=settings))
+    }
     if better:
-        advice = " ".join(
-            f"DASK_{name.upper().replace('.', '__').replace('-', '_')}={SETTINGS[name]}"
-            for name in better
-        )
+        advice = " ".join(f"{variable_of(name)}={SETTINGS[name]}" for name in better)
         result.notes.append(
-            "the scheduler can be used as it is, but would do better if it was started with "
-            f"{advice}: it then {', '.join(better.values())}"
+            f"the scheduler can be used as it is, but works better if started with {advice}: it "
+            f"then {', '.join(better.values())}"
         )
 
 
 def _answers(others: Mapping[str, Any], result: Preflight) -> dict[str, Any]:
     """Return the answers without errors, which are problems."""
-    for fault, names in _grouped(others, _error_text).items():
-        if fault:
-            result.refuse(
-                f"{_describe(names)} cannot be used ({fault}); stop or restart what does not answer"
-            )
-    return {name: answer for name, answer in others.items() if not _error_text(answer)}
+    errors = {name: other for name, other in others.items() if isinstance(other, BaseException)}
+    faults = [_error_text(error) for error in errors.values()]
+    for fault, processes in _groups(errors, _error_text):
+        them = "it" if faults.count(fault) == 1 else "them"
+        result.refuse(f"{processes} cannot be used ({fault}); stop or restart {them}")
+    return {name: answer for name, answer in others.items() if name not in errors}
 
 
-def _error_text(answer: Any) -> str:
-    if not isinstance(answer, BaseException):
-        return ""
-    return str(answer) if isinstance(answer, TimeoutError) else f"{type(answer).__name__}: {answer}"
+def _error_text(error: BaseException) -> str:
+    return str(error) if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
 
 
-def _grouped(others: Mapping[str, Any], key: Callable[[Any], Any]) -> dict[Any, list[str]]:
+def _groups(others: Mapping[str, Any], key: Callable[[Any], Any]) -> Iterator[tuple[Any, str]]:
+    """Yield each value that a key has in other processes, with these processes in words."""
     groups: defaultdict[Any, list[str]] = defaultdict(list)
     for name, answer in others.items():
         groups[key(answer)].append(name)
-    return dict(groups)
+    for value, names in groups.items():
+        yield value, _describe(names)
 
 
 def _minor(python: str) -> str:
     return ".".join(python.split(".")[:2])
 
 
-def _describe(names: Iterable[str]) -> str:
-    """Return the scheduler, and the number of workers on each host, in words.
-
-    Examples
-    --------
-    >>> _describe(["the scheduler", "tcp://node1:38411", "tcp://node1:38412"])
-    'the scheduler, 2 workers on node1'
-    """
-    hosts: defaultdict[str, int] = defaultdict(int)
-    words = []
-    for name in names:
-        if "://" in name:
-            hosts[name.rpartition("://")[2].rpartition(":")[0]] += 1
-        else:
-            words.append(name)
+def _describe(names: Sequence[str]) -> str:
+    """Return the scheduler, and the number of workers on each host, in words."""
+    words = [name for name in names if "://" not in name]
+    addresses = [name.rpartition("://")[2] for name in names if "://" in name]
+    hosts = Counter(address.rpartition(":")[0] for address in addresses)
     words += [f"{plural(n, 'worker')} on {host}" for host, n in sorted(hosts.items())]
     return first_few(words)

@@ -1,12 +1,21 @@
 """Functions that preflight runs on the scheduler and on every worker.
 
 They are sent as code, because the other process may lack this package or have another version. So
-they import what they need themselves, and return builtins only.
+they use the standard library only, and return builtins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.resources
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
 from typing import Any
 
 
@@ -15,13 +24,6 @@ def describe(module: str) -> dict[str, str]:
 
     The version is empty if the package is missing; `fault` says why the module cannot be imported.
     """
-    import hashlib
-    import importlib
-    import importlib.metadata
-    import importlib.resources
-    import os
-    import socket
-
     description = dict.fromkeys(("version", "code", "fault"), "")
     description["process"] = f"{socket.gethostname()} {os.getpid()}"
     try:
@@ -42,7 +44,7 @@ def describe(module: str) -> dict[str, str]:
 def package_files(package: Any, *, below: str = "") -> dict[str, Any]:
     """Return the files of a package and its subfolders by path, sorted; without bytecode.
 
-    A package in a zip file has no `rglob` before Python 3.12. Paths begin with `below`.
+    A package in a zip file has no `rglob` before Python 3.12.
     """
     files: dict[str, Any] = {}
     for entry in package.iterdir():
@@ -56,8 +58,6 @@ def package_files(package: Any, *, below: str = "") -> dict[str, Any]:
 
 def forget_package(module: str, code: str) -> None:
     """Unload this package and earlier uploads of it, unless its code is the same."""
-    import sys
-
     if describe(module)["code"] != code:
         for name in [name for name in sys.modules if name.partition(".")[0] == "dask_slicer"]:
             del sys.modules[name]
@@ -69,8 +69,6 @@ def try_files(token: str, input_file: str) -> dict[str, str]:
 
     Returns the content of the token, the path of the new file, and errors; empty paths are skipped.
     """
-    import uuid
-
     access = dict.fromkeys(("token", "sibling", "output_fault", "input_fault"), "")
     try:
         if token:
@@ -90,25 +88,8 @@ def try_files(token: str, input_file: str) -> dict[str, str]:
     return access
 
 
-def dask_settings(names: Sequence[str]) -> dict[str, Any]:
-    """Return settings of Dask in this process."""
-    import dask
-
-    return {name: dask.config.get(name, None) for name in names}
-
-
-def n_tasks(dask_scheduler: Any) -> int:
-    """Return how many tasks a scheduler has, of any client."""
-    return len(dask_scheduler.tasks)
-
-
 def ignore_sigint(host: str, group: int, dask_worker: Any) -> bool:
     """Make this worker ignore SIGINT if it is in a process group; return whether it does."""
-    import os
-    import signal
-    import socket
-    import threading
-
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or not hasattr(os, "getpgrp"):  # in the driver's process, or on Windows
         return False
@@ -121,7 +102,5 @@ def ignore_sigint(host: str, group: int, dask_worker: Any) -> bool:
 
 def restore_sigint(dask_worker: Any) -> None:
     """Undo one `ignore_sigint`."""
-    import signal
-
     if handlers := getattr(dask_worker, "sigint_handlers", []):
         signal.signal(signal.SIGINT, handlers.pop())

@@ -1,26 +1,36 @@
-"""Calls to the scheduler and its workers, with timeouts."""
+"""Calls to the scheduler and its workers, with timeouts; the upload of this package to them."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.resources
+import logging
 import os
 import socket
 import sys
+import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster import probes
 from dask_slicer.errors import SchedulerError
-from dask_slicer.utils.formatting import escape_line
+from dask_slicer.utils.formatting import escape_line, plural
 
 if TYPE_CHECKING:
     from distributed import Client
 
 
-SCHEDULER = "the scheduler"
-_ANSWER_SECONDS = 10.0
+_LOG = logging.getLogger(__name__)
+
+Note = Callable[[str], None]
+PACKAGE = "dask_slicer"
+_ANSWER_SECONDS, _SEND_SECONDS = 10.0, 60.0
 
 
 def ask_scheduler(client: Client, ask: Callable[..., Any], *args: Any, **kw: Any) -> Any:
@@ -44,15 +54,41 @@ def ask_scheduler(client: Client, ask: Callable[..., Any], *args: Any, **kw: Any
 
 
 def run_on_scheduler(client: Client, function: Callable[..., Any], *args: Any) -> Any:
-    """Return what one of the `probes` returns on the scheduler, or raise a SchedulerError."""
+    """Return what a function returns on the scheduler, or raise a SchedulerError."""
     send_by_value()
     return ask_scheduler(client, client.run_on_scheduler, function, *args)
 
 
+def run_everywhere(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """Return what a function returns on the scheduler and each worker, or the worker's error."""
+    answers = {"the scheduler": run_on_scheduler(client, function, *args)}
+    return answers | run_on_workers(client, function, *args)
+
+
 def run_on_workers(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-    """Return what one of the `probes` returns on each worker, or the error, by worker address."""
+    """Return what a function returns on each worker, or the error, by worker address."""
     send_by_value()
-    return _run_on_workers(client, function, *args)
+
+    async def ask(workers: Sequence[str]) -> dict[str, Any]:
+        call: Any = client.run(function, *args, workers=list(workers), on_error="return")
+        try:
+            answers = await asyncio.wait_for(call, _ANSWER_SECONDS)
+        except Exception as error:
+            if len(workers) != 1:  # one message for all is cheapest: now find out which is silent
+                answers = {}
+                for answer in await asyncio.gather(*(ask([worker]) for worker in workers)):
+                    answers |= answer
+                return answers
+            if isinstance(error, TimeoutError):
+                error = TimeoutError(f"no answer within {_ANSWER_SECONDS:.0f} s")
+            answers = {workers[0]: error}
+        return {worker: answers.get(worker, ConnectionError("it has gone")) for worker in workers}
+
+    answers: dict[str, Any] = client.sync(ask, worker_addresses(client))
+    if any(isinstance(answer, BaseException) for answer in answers.values()):
+        present = worker_addresses(client)  # workers that left in the meantime do not matter
+        return {worker: answer for worker, answer in answers.items() if worker in present}
+    return answers
 
 
 def versions(client: Client, packages: Sequence[str]) -> dict[str, Any]:
@@ -63,8 +99,7 @@ def versions(client: Client, packages: Sequence[str]) -> dict[str, Any]:
     """
     from distributed.versions import get_versions
 
-    scheduler = ask_scheduler(client, client.run_on_scheduler, get_versions, list(packages))
-    return {SCHEDULER: scheduler} | _run_on_workers(client, get_versions, list(packages))
+    return run_everywhere(client, get_versions, list(packages))
 
 
 def worker_addresses(client: Client) -> list[str]:
@@ -92,39 +127,66 @@ def workers_ignore_sigint(client: Client) -> Iterator[None]:
                 run_on_workers(client, probes.restore_sigint)
 
 
-def _run_on_workers(client: Client, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
-    async def ask(workers: Sequence[str]) -> Mapping[str, Any]:
-        answers: Mapping[str, Any] = await client.run(
-            function, *args, workers=list(workers), on_error="return"
-        )
-        return answers
-
-    async def ask_one(worker: str) -> Any:
-        try:
-            answers = await asyncio.wait_for(ask([worker]), _ANSWER_SECONDS)
-        except TimeoutError:
-            return TimeoutError(f"no answer within {_ANSWER_SECONDS:.0f} s")
-        except Exception as error:  # any error is the answer of this worker
-            return error
-        return answers.get(worker, ConnectionError("it has gone"))
-
-    async def ask_all(workers: Sequence[str]) -> Mapping[str, Any]:
-        try:  # one message for all is cheapest
-            return await asyncio.wait_for(ask(workers), _ANSWER_SECONDS)
-        except Exception:  # a worker does not answer: find out which
-            answers = await asyncio.gather(*map(ask_one, workers))
-            return dict(zip(workers, answers, strict=True))
-
-    answers = client.sync(ask_all, worker_addresses(client))
-    if not any(isinstance(answer, BaseException) for answer in answers.values()):
-        return dict(answers)
-    present = set(worker_addresses(client))  # workers that left in the meantime do not matter
-    return {worker: answer for worker, answer in answers.items() if worker in present}
-
-
 @cache
 def send_by_value() -> None:
     """Send functions of `probes` as code: the other process may lack this package."""
     import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[probes.__name__])
+
+
+def send_package(
+    client: Client, descriptions: Mapping[str, Any], note: Note, *, module: str
+) -> None:
+    """Send this package to a scheduler and its workers, also those that start later.
+
+    Raises a SchedulerError if tasks run there with other code (see `probes.describe`).
+    """
+    from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
+
+    own = probes.describe(module)
+    answers = [answer for answer in descriptions.values() if isinstance(answer, Mapping)]
+    if any(answer["process"] == own["process"] for answer in answers):
+        note("--upload_code has no effect: the scheduler or a worker runs in this same process")
+        return
+    if any(answer["code"] != own["code"] for answer in answers):
+        if n_tasks := run_on_scheduler(client, lambda dask_scheduler: len(dask_scheduler.tasks)):
+            raise SchedulerError(
+                f"--upload_code would replace {PACKAGE} while the scheduler has "
+                f"{plural(n_tasks, 'task')}; wait until it has none, or use another scheduler"
+            )
+        run_everywhere(client, probes.forget_package, module, own["code"])
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*overwriting.*")  # an earlier upload
+        path = Path(folder, f"{PACKAGE}_code_{own['code']}.zip")
+        write_package(path)
+        # In this order: a worker that starts meanwhile must find the package on the scheduler.
+        plugins = {
+            "dask-slicer-code-scheduler": SchedulerUploadFile(str(path)),
+            "dask-slicer-code": UploadFile(str(path)),
+        }
+        try:
+            for name, plugin in plugins.items():
+                client.sync(client.register_plugin, plugin, name, callback_timeout=_SEND_SECONDS)
+        except TimeoutError:
+            raise SchedulerError(
+                f"--upload_code: {PACKAGE} has not arrived at all workers within "
+                f"{_SEND_SECONDS:.0f} s; check whether one of them hangs"
+            ) from None
+        except Exception as error:  # whatever the other side raises
+            raise SchedulerError(
+                f"--upload_code: {PACKAGE} cannot be sent ({escape_line(str(error))})"
+            ) from error
+    _LOG.info("sent %s to the scheduler and its workers", PACKAGE)
+
+
+def write_package(path: Path) -> None:
+    """Write this package, with its data and version, into a zip file that Python imports from."""
+    release = version(PACKAGE)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, file in probes.package_files(importlib.resources.files(PACKAGE)).items():
+            archive.writestr(f"{PACKAGE}/{name}", file.read_bytes())
+        archive.writestr(
+            f"{PACKAGE}-{release}.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {release}\n",
+        )

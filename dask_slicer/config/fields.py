@@ -1,10 +1,12 @@
-"""Types of settings with their rules."""
+"""Types of settings: with their rules, and as keyword arguments; groups of settings."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
 
@@ -12,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Confi
 class Frozen(BaseModel):
     """Settings that are validated once and never changed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _not_bool(value: Any) -> Any:
@@ -98,6 +100,107 @@ Nonfinite = Annotated[Literal["error", "zero"], _AnyCase]
 SliceFormat = Annotated[Literal["npz", "zarr"], _AnyCase]
 Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], _AnyCase]
 BatchSystem = Annotated[Literal["slurm", "pbs", "sge", "lsf"], _AnyCase]
+
+
+StrPath = str | PathLike[str]
+# The value of a setting that is not given: None, or Never where there is no such value.
+NotGiven = TypeVar("NotGiven")
+
+
+class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
+    """The settings of `RunConfig` that have a default."""
+
+    include_test: bool | NotGiven
+    only: Sequence[str] | NotGiven
+
+    plane: Plane | NotGiven
+    window_size: int | NotGiven
+    padding_mode: PaddingMode | NotGiven
+
+    clip_min: float | None
+    clip_max: float | None
+    normalize: Normalize | NotGiven
+    dtype: ImageType | NotGiven
+    nonfinite: Nonfinite | NotGiven
+
+    label_dtype: LabelType | NotGiven
+    allow_missing_labels: bool | NotGiven
+    min_foreground: float | NotGiven
+
+    train_ratio: float | NotGiven
+    val_ratio: float | None
+    group_regex: str | None
+    seed: int | NotGiven
+    splits: StrPath | None
+    fold: int | None
+
+    format: SliceFormat | NotGiven
+    compression_level: int | NotGiven
+    compression: Compression | NotGiven
+    overwrite: bool | NotGiven
+    prune: bool | NotGiven
+    fsync: bool | NotGiven
+
+    num_workers: int | NotGiven
+    dashboard_address: str | NotGiven
+    shard: str | None
+
+    scheduler: str | None
+    scheduler_file: StrPath | None
+    tls_ca: StrPath | None
+    tls_cert: StrPath | None
+    tls_key: StrPath | None
+    wait_workers: int | NotGiven
+    wait_timeout: float | NotGiven
+    upload_code: bool | NotGiven
+
+    cluster: BatchSystem | None
+    jobs: int | NotGiven
+    cores: int | NotGiven
+    memory: int | str | NotGiven
+    walltime: str | NotGiven
+    queue: str | None
+    account: str | None
+    job_extra: Sequence[str] | NotGiven
+    lifetime: float | None
+    interface: str | None
+
+    retries: int | NotGiven
+    timeout: float | None
+    fail_fast: bool | NotGiven
+    performance_report: StrPath | None
+    log_file: StrPath | None
+
+
+class RunKeywords(OptionalKeywords[None], total=False):
+    """Settings over a configuration; None means not given."""
+
+    input_dir: StrPath | None
+    output_dir: StrPath | None
+
+
+# By heading, in the order of `--help`; every setting is in one group.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Input": ("input_dir", "include_test", "only"),
+    "Slices": ("plane", "window_size", "padding_mode"),
+    "Intensities": ("clip_min", "clip_max", "normalize", "dtype", "nonfinite"),
+    "Labels": ("label_dtype", "allow_missing_labels", "min_foreground"),
+    "Splits": ("train_ratio", "val_ratio", "group_regex", "seed", "splits", "fold"),
+    "Output": (
+        *("output_dir", "format", "compression_level", "compression"),
+        *("overwrite", "prune", "fsync"),
+    ),
+    "Workers": ("num_workers", "dashboard_address", "shard"),
+    "Running scheduler": (
+        *("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key"),
+        *("wait_workers", "wait_timeout", "upload_code"),
+    ),
+    "Batch system": (
+        *("cluster", "jobs", "cores", "memory", "walltime", "queue", "account"),
+        *("job_extra", "lifetime", "interface"),
+    ),
+    "Failures and logs": ("retries", "timeout", "fail_fast", "performance_report", "log_file"),
+}
 
 
 def plain_type(annotation: Any) -> Any:

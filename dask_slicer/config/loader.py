@@ -20,9 +20,9 @@ M = TypeVar("M", bound=BaseModel)
 
 # Python refuses to print integers of 4,300 digits and more.
 _TOO_LARGE = 10**1000
-# Where a run executes: one of these on the command line replaces all of these in the file.
-_PLACES = {"num_workers", "scheduler", "scheduler_file", "cluster"}
-_PLACE_SETTINGS = {*_PLACES, "tls_ca", "tls_cert", "tls_key"}
+# Settings that say where a run executes: one of them on the command line replaces all in the file.
+PLACES = {"num_workers", "scheduler", "scheduler_file", "cluster"}
+_PLACE_SETTINGS = {*PLACES, "tls_ca", "tls_cert", "tls_key"}
 # Not written to OUT/config.yaml: a later run with that file continues the output.
 _SINGLE_RUN_SETTINGS = {
     *("overwrite", "prune", "only", "shard", "fail_fast", "log_file", "performance_report"),
@@ -36,14 +36,11 @@ def build_config(
 
     The base is a YAML file, the name of a shipped configuration, or a mapping of settings.
     """
-    if base is None:
-        settings: dict[str, Any] = {}
-    elif isinstance(base, Mapping):
-        settings = dict(base)
-    else:
-        settings = read_config_file(find_config(base))
+    if isinstance(base, str | Path):
+        base = read_config_file(find_config(base))
+    settings = dict(base or {})
     given = {name: value for name, value in options.items() if value is not None}
-    if given.keys() & _PLACES:
+    if given.keys() & PLACES:
         settings = {name: value for name, value in settings.items() if name not in _PLACE_SETTINGS}
     return build_settings(RunConfig, settings | given)
 

@@ -6,136 +6,111 @@ The command line, YAML files and Python all build this one frozen model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from inspect import Parameter, Signature
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Never, Self, Unpack, get_args
 
 from pydantic import ByteSize, Field, model_validator
 
-from dask_slicer.config.fields import (
-    AbsolutePath,
-    Compression,
-    Finite,
-    Frozen,
-    ImageType,
-    Integer,
-    LabelType,
-    Nonfinite,
-    NonNegative,
-    Normalize,
-    PaddingMode,
-    Plane,
-    Ratio,
-    RegexWithGroup,
-    SliceFormat,
-    plain_type,
-)
-from dask_slicer.config.keywords import GROUPS, OptionalKeywords, StrPath
+from dask_slicer.config import fields
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.utils.formatting import format_value, plural
-from dask_slicer.utils.repr_html import html_card, html_details, html_facts
+from dask_slicer.utils.repr_html import html_card, html_facts
 
 # 1 - 0.8 - 0.2 is not 0 in binary.
 _RATIO_SLACK = 1e-9
 
 
-class SliceSettings(Frozen):
+class SliceSettings(fields.Frozen):
     """Settings that decide the bytes of a case's output."""
 
-    format: SliceFormat = Field(
-        "npz",
-        description="How slices are stored: npz, one file per slice; zarr, every plane once.",
+    format: fields.SliceFormat = Field(
+        "npz", description="How slices are stored: npz, one file per slice; zarr, every plane once."
     )
-    window_size: NonNegative = Field(2, description="Neighbouring slices on each side.")
-    padding_mode: PaddingMode = Field(
+    window_size: fields.NonNegative = Field(2, description="Neighbouring slices on each side.")
+    padding_mode: fields.PaddingMode = Field(
         "replicate",
         description="Slices outside the volume: zeros, copies of the edge slice, or a reflection "
         "about the edge slice.",
     )
-    plane: Plane = Field(
+    plane: fields.Plane = Field(
         "axial",
         description="Anatomical plane (by the affine, in radiological display order), or the "
         "file's own array axis.",
     )
-    clip_min: Finite | None = Field(
+    clip_min: fields.Finite | None = Field(
         None, description="Lower limit of intensities, in the file's units (HU for CT)."
     )
-    clip_max: Finite | None = Field(None, description="Upper limit of intensities.")
-    normalize: Normalize = Field(
+    clip_max: fields.Finite | None = Field(None, description="Upper limit of intensities.")
+    normalize: fields.Normalize = Field(
         "zscore",
         description="zscore over the foreground, the voxels above the lowest; minmax to [0, 1]; "
         "percentile: clip to the 0.5 and 99.5 percentiles, then zscore; none.",
     )
-    dtype: ImageType = Field(
+    dtype: fields.ImageType = Field(
         "float32",
         description="Data type of the image on disk; source (zarr): as in the file, normalised "
         "when read.",
     )
-    label_dtype: LabelType = Field(
+    label_dtype: fields.LabelType = Field(
         "uint8",
         description="Data type of the label on disk; a value that does not fit fails the case.",
     )
-    nonfinite: Nonfinite = Field(
+    nonfinite: fields.Nonfinite = Field(
         "error", description="NaN and Inf in images: fail the case, or count as 0."
     )
-    min_foreground: Ratio = Field(
+    min_foreground: fields.Ratio = Field(
         0.0,
         description="Drop slices with a smaller labelled fraction; windows of other slices still "
         "hold them.",
     )
-    compression_level: Integer = Field(
+    compression_level: fields.Integer = Field(
         1, ge=0, le=9, description="npz: 0 stored, 1-2 ISA-L, 3-9 zlib."
     )
-    compression: Compression = Field(
+    compression: fields.Compression = Field(
         "auto", description="zarr: auto is lz4 for integers, zstd for floats and labels."
     )
 
     @model_validator(mode="after")
-    def _source_needs_zarr(self) -> Self:
+    def _slice_settings_fit(self) -> Self:
         if self.dtype == "source" and self.format != "zarr":
             raise ValueError("dtype source needs format zarr; npz holds normalised floats")
-        return self
-
-    @model_validator(mode="after")
-    def _clip_range_is_ordered(self) -> Self:
         low, high = self.clip_min, self.clip_max
         if low is not None and high is not None and low >= high:
             raise ValueError(f"clip_min must be less than clip_max, got {low:g} and {high:g}")
         return self
 
 
-class SplitSettings(Frozen):
+class SplitSettings(fields.Frozen):
     """How cases are divided into train, val and test."""
 
-    train_ratio: Ratio = Field(0.8, description="Fraction of the cases for training.")
-    val_ratio: Ratio | None = Field(
+    train_ratio: fields.Ratio = Field(0.8, description="Fraction of the cases for training.")
+    val_ratio: fields.Ratio | None = Field(
         None,
         description="Fraction for validation; the rest is test. [default: min(0.1, 1 - train)]",
     )
-    group_regex: RegexWithGroup | None = Field(
+    group_regex: fields.RegexWithGroup | None = Field(
         None,
         description="Regular expression for case ids whose first group is the patient; a patient "
         "is never in two splits.",
     )
-    seed: Integer = Field(42, description="Seed of the order in which patients are assigned.")
-    splits: AbsolutePath | None = Field(
+    seed: fields.Integer = Field(
+        42, description="Seed of the order in which patients are assigned."
+    )
+    splits: fields.AbsolutePath | None = Field(
         None, description="JSON file with the splits; nnU-Net's splits_final.json with --fold."
     )
-    fold: NonNegative | None = Field(None, description="Entry of splits_final.json, from 0.")
+    fold: fields.NonNegative | None = Field(None, description="Entry of splits_final.json, from 0.")
 
     @model_validator(mode="after")
-    def _ratios_sum_to_at_most_one(self) -> Self:
+    def _split_settings_fit(self) -> Self:
         if self.val_ratio is not None and self.train_ratio + self.val_ratio > 1 + _RATIO_SLACK:
             raise ValueError(
                 "train_ratio + val_ratio must be 1 or less, got "
                 f"{self.train_ratio + self.val_ratio:g}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _fold_is_of_a_file(self) -> Self:
         if self.fold is not None and self.splits is None:
             raise ValueError(f"fold needs splits, the file that holds the folds, got {self.fold}")
         return self
@@ -168,15 +143,17 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
         def __init__(
             self,
             *,
-            input_dir: StrPath,
-            output_dir: StrPath,
-            **settings: Unpack[OptionalKeywords[Never]],
+            input_dir: fields.StrPath,
+            output_dir: fields.StrPath,
+            **settings: Unpack[fields.OptionalKeywords[Never]],
         ) -> None: ...
 
-    input_dir: AbsolutePath = Field(
+    input_dir: fields.AbsolutePath = Field(
         description="Folder of the dataset, in a known layout, or a CSV or JSON manifest."
     )
-    output_dir: AbsolutePath = Field(description="Folder for the slices; created if missing.")
+    output_dir: fields.AbsolutePath = Field(
+        description="Folder for the slices; created if missing."
+    )
     allow_missing_labels: bool = Field(
         False, description="Write cases without a label; without this option, they fail."
     )
@@ -199,63 +176,48 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
 
     def _repr_html_(self) -> str:
         """Return changed settings as an HTML table, and the others behind a click."""
-        fields = type(self).model_fields
-        changed: dict[str, Any] = {}
-        others: dict[str, Any] = {}
-        for name, value in self:
-            is_default = not fields[name].is_required() and value == fields[name].default
-            (others if is_default else changed)[name] = value
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        changed = [(name, _readable(value)) for name, value in self if value != defaults[name]]
+        others = [(name, _readable(value)) for name, value in self if value == defaults[name]]
         unchanged = f"{plural(len(others), 'setting')} at the default"
         return html_card(
             "Configuration of a run",
-            html_facts(_readable(changed)),
-            html_details(unchanged, html_facts(_readable(others))),
+            html_facts(changed),
+            f"<details><summary>{unchanged}</summary>{html_facts(others)}</details>",
         )
 
 
-def _parameters() -> Iterator[Parameter]:
-    """Yield the settings as keyword arguments, required ones first, then by group."""
-    names = ("input_dir", "output_dir", *chain.from_iterable(GROUPS.values()))
-    for name in dict.fromkeys(names):
-        field = RunConfig.model_fields[name]
-        default = Parameter.empty if field.is_required() else field.default
-        kind = plain_type(field.annotation)
-        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-
-
-def _described(parameter: Parameter) -> str:
+def _described(name: str) -> str:
     """Return the entry of a setting in a docstring."""
-    kind = str(getattr(parameter.annotation, "__name__", parameter.annotation))
-    if choices := get_args(parameter.annotation):
+    field = RunConfig.model_fields[name]
+    annotation = fields.plain_type(field.annotation)
+    kind = str(getattr(annotation, "__name__", annotation))
+    if choices := get_args(annotation):
         kind = "sequence of str" if Ellipsis in choices else f"{{{str(choices)[1:-1]}}}"
     kind = {"Path": "str or Path", "ByteSize": "int or str"}.get(kind, kind)
-    return f"{parameter.name} : {kind}\n    {RunConfig.model_fields[parameter.name].description}\n"
+    return f"{name} : {kind}\n    {field.description}\n"
 
 
-# For help() and notebooks; the signature by pydantic is long, with every rule in it.
-_PARAMETERS = list(_parameters())
-RunConfig.__signature__ = Signature(
-    [parameter.replace(annotation=Parameter.empty) for parameter in _PARAMETERS]
-)
+def _parameter(name: str) -> Parameter:
+    field = RunConfig.model_fields[name]
+    default = Parameter.empty if field.is_required() else field.default
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default)
+
+
+# For help() and notebooks, required settings first; pydantic's signature is long, with every rule.
+_NAMES = dict.fromkeys(("input_dir", "output_dir", *chain.from_iterable(fields.GROUPS.values())))
+RunConfig.__signature__ = Signature(list(map(_parameter, _NAMES)))
 RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
-    "Examples\n",
-    "Parameters\n----------\n" + "".join(map(_described, _PARAMETERS)) + "\nExamples\n",
+    "Examples\n", "Parameters\n----------\n" + "".join(map(_described, _NAMES)) + "\nExamples\n"
 )
 
 
-# By format, the setting that has no effect on it.
-OF_ANOTHER_FORMAT = {"npz": "compression", "zarr": "compression_level"}
+# By format, the setting that has no effect with it.
+UNUSED_BY_FORMAT = {"npz": "compression", "zarr": "compression_level"}
 
-# Settings that an output directory always keeps. `nonfinite` is not among them: cases with NaN
-# record it, and the others come out the same. `splits` and `fold` are compared by the assignment
-# that they lead to.
-_FIXED = (
-    *(name for name in SliceSettings.model_fields if name != "nonfinite"),
-    "train_ratio",
-    "val_ratio",
-    "group_regex",
-    "seed",
-)
+# Settings that may change between runs into one output: cases with NaN record `nonfinite`, and the
+# others come out the same; `splits` and `fold` are compared by the assignment that they lead to.
+_MAY_CHANGE = {"nonfinite", "splits", "fold"}
 
 
 def _resolved(path: Path) -> Path:
@@ -275,8 +237,9 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     >>> changed_settings(old, old.model_copy(update={"window_size": 1}))
     ['window_size was 2, is now 1']
     """
-    unused = OF_ANOTHER_FORMAT[new.format] if old.format == new.format else ""
-    names = [name for name in (*_FIXED, *also) if name != unused]
+    unused = {UNUSED_BY_FORMAT[new.format]} if old.format == new.format else set()
+    kept = (*SliceSettings.model_fields, *SplitSettings.model_fields)
+    names = [*(name for name in kept if name not in _MAY_CHANGE | unused), *also]
     before = {name: getattr(old, name) for name in names} | {"val_ratio": old.ratios()["val"]}
     after = {name: getattr(new, name) for name in names} | {"val_ratio": new.ratios()["val"]}
     return [
@@ -286,9 +249,7 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     ]
 
 
-def _readable(settings: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    for name, value in settings.items():
-        if isinstance(value, ByteSize):
-            yield name, value.human_readable(decimal=True)
-        else:
-            yield name, "none" if value in (None, ()) else value
+def _readable(value: object) -> object:
+    if isinstance(value, ByteSize):
+        return value.human_readable(decimal=True)
+    return "none" if value in (None, ()) else value

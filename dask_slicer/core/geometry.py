@@ -39,18 +39,7 @@ _SAME_GRID = 0.1
 
 
 def check_affine(affine: NDArray[np.float64]) -> None:
-    """Raise unless `affine` is finite and maps every voxel to another point.
-
-    Parameters
-    ----------
-    affine : (4, 4) ndarray
-        Voxel → world, mm.
-
-    Raises
-    ------
-    GeometryMismatch
-        If it is not finite, or singular.
-    """
+    """Raise GeometryMismatch unless a (4, 4) `affine` is finite and not singular."""
     if not np.isfinite(affine).all():
         raise GeometryMismatch("the affine holds NaN or Inf; repair the header's sform or qform")
     with np.errstate(over="ignore"):
@@ -67,16 +56,8 @@ def check_affine(affine: NDArray[np.float64]) -> None:
 def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.float64]:
     """Return the orientation that turns a stored array into (slice, row, column).
 
-    Parameters
-    ----------
-    affine : (4, 4) ndarray
-        Stored voxel → RAS+ mm; not singular.
-    plane : str
-        axial, coronal, sagittal; or i, j, k.
-
-    Returns
-    -------
-    (3, 2) ndarray of float64
+    `affine` maps stored voxels to RAS+ mm, and is not singular; `plane` is axial, coronal,
+    sagittal, i, j or k.
 
     Examples
     --------
@@ -95,27 +76,10 @@ def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.flo
     return np.asarray(nio.ornt_transform(stored, target), dtype=np.float64)
 
 
-def matching_orientation(
+def _matching_orientation(
     affine: NDArray[np.float64], *, reference: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the orientation that aligns a stored array with the axes of a reference grid.
-
-    Parameters
-    ----------
-    affine : (4, 4) ndarray
-        Of the stored array.
-    reference : (4, 4) ndarray
-        Of the grid to match, such as an image already in the order of its plane.
-
-    Returns
-    -------
-    (3, 2) ndarray of float64
-
-    Raises
-    ------
-    GeometryMismatch
-        If an axis of the array is parallel to none of the grid's.
-    """
+    """Return the orientation that aligns a stored array with the axes of a reference grid."""
     orientation = _io_orientation(np.linalg.inv(reference) @ affine)
     if not np.isfinite(orientation).all():
         raise GeometryMismatch(
@@ -126,7 +90,7 @@ def matching_orientation(
 
 def _io_orientation(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the closest orientation of an affine, whose translation has no effect."""
-    return _io_orientation_of(np.ascontiguousarray(affine[:3, :3]).tobytes())
+    return _io_orientation_of(affine[:3, :3].tobytes())
 
 
 @lru_cache(maxsize=1024)
@@ -144,43 +108,8 @@ def reorient(array: NDArray[np.generic], orientation: NDArray[np.float64]) -> ND
     return array[flips].transpose(np.argsort(orientation[:, 0]))
 
 
-def reorient_shape(
-    shape: tuple[int, int, int], orientation: NDArray[np.float64]
-) -> tuple[int, int, int]:
-    """Return the shape that `reorient` gives to an array of `shape`."""
-    first, second, third = (shape[axis] for axis in np.argsort(orientation[:, 0]))
-    return first, second, third
-
-
-def reorient_affine(
-    affine: NDArray[np.float64], shape: tuple[int, int, int], orientation: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the affine of an array of `shape` after `reorient`.
-
-    Parameters
-    ----------
-    affine : (4, 4) ndarray
-        Before.
-    shape : tuple of 3 int
-        Before.
-    orientation : (3, 2) ndarray
-
-    Returns
-    -------
-    (4, 4) ndarray of float64
-    """
-    moved = affine @ nio.inv_ornt_aff(orientation, shape)
-    return np.asarray(moved + 0.0, dtype=np.float64)  # + 0.0 turns -0.0 into 0.0
-
-
 def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Return the mm per voxel along each array axis.
-
-    Examples
-    --------
-    >>> spacing(np.diag([3.0, 2.0, 0.5, 1.0]))
-    (3.0, 2.0, 0.5)
-    """
+    """Return the mm per voxel along each array axis."""
     first, second, third = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
     return first, second, third
 
@@ -188,66 +117,6 @@ def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
 def axis_codes(affine: NDArray[np.float64]) -> str:
     """Return the directions of the array axes, such as 'RAS'."""
     return "".join(nio.ornt2axcodes(_io_orientation(affine)))
-
-
-def grid_distance(
-    affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
-) -> tuple[float, float]:
-    """Return the distance between two grids of one shape at the worst corner.
-
-    Parameters
-    ----------
-    affine, other : (4, 4) ndarray
-        Voxel → world, mm.
-    shape : tuple of 3 int
-
-    Returns
-    -------
-    voxels : float
-        Largest component of ``|inv(affine) @ other @ c - c|`` over the corners c.
-    mm : float
-        Largest distance in world space.
-
-    Examples
-    --------
-    >>> shifted = np.diag([2.0, 2.0, 2.0, 1.0])
-    >>> shifted[0, 3] = 3.0
-    >>> grid_distance(np.diag([2.0, 2.0, 2.0, 1.0]), shifted, (4, 5, 6))
-    (1.5, 3.0)
-    """
-    corners = np.array([(*c, 1.0) for c in product(*((0.0, n - 1.0) for n in shape))]).T
-    difference = (other - affine) @ corners
-    voxels = np.abs((np.linalg.inv(affine) @ difference)[:3]).max()
-    mm = np.sqrt((difference[:3] ** 2).sum(axis=0)).max()
-    return float(voxels), float(mm)
-
-
-def check_same_grid(
-    affine: NDArray[np.float64],
-    shape: tuple[int, int, int],
-    *,
-    other: NDArray[np.float64],
-    other_shape: tuple[int, int, int],
-    what: str,
-) -> None:
-    """Raise unless two arrays in the same axis order lie on one grid.
-
-    Raises
-    ------
-    GeometryMismatch
-        If the shapes differ, or a corner is more than 0.1 voxel off; gives the mm.
-    """
-    if shape != other_shape:
-        raise GeometryMismatch(
-            f"{what} has shape {format_shape(other_shape)}, the image {format_shape(shape)} "
-            "(slices, rows, columns); resample it onto the image's grid"
-        )
-    voxels, mm = grid_distance(affine, other, shape)
-    if voxels > _SAME_GRID:
-        raise GeometryMismatch(
-            f"{what} lies up to {mm:.3g} mm ({voxels:.3g} voxels) off the image; "
-            "resample it onto the image's grid or repair its affine"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -258,6 +127,50 @@ class Grid:
     affine: NDArray[np.float64]
     name: str
 
+    def reoriented(self, orientation: NDArray[np.float64]) -> Grid:
+        """Return the grid of the array after `reorient`."""
+        first, second, third = (self.shape[axis] for axis in np.argsort(orientation[:, 0]))
+        affine = self.affine @ nio.inv_ornt_aff(orientation, self.shape)
+        affine += 0.0  # turns -0.0 into 0.0
+        return Grid(shape=(first, second, third), affine=affine, name=self.name)
+
+
+def _grid_distance(
+    affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
+) -> tuple[float, float]:
+    """Return the distance between two grids of one shape at the worst corner, in voxels and mm.
+
+    In voxels, it is the largest component of ``|inv(affine) @ other @ c - c|`` over the corners c.
+
+    Examples
+    --------
+    >>> shifted = np.diag([2.0, 2.0, 2.0, 1.0])
+    >>> shifted[0, 3] = 3.0
+    >>> _grid_distance(np.diag([2.0, 2.0, 2.0, 1.0]), shifted, (4, 5, 6))
+    (1.5, 3.0)
+    """
+    corners = np.array([(*c, 1.0) for c in product(*((0.0, n - 1.0) for n in shape))]).T
+    difference = (other - affine) @ corners
+    voxels = np.abs((np.linalg.inv(affine) @ difference)[:3]).max()
+    mm = np.sqrt((difference[:3] ** 2).sum(axis=0)).max()
+    return float(voxels), float(mm)
+
+
+def _check_same_grid(image: Grid, other: Grid) -> None:
+    """Raise GeometryMismatch unless two arrays in the same axis order lie on one grid."""
+    if image.shape != other.shape:
+        raise GeometryMismatch(
+            f"{other.name} has shape {format_shape(other.shape)}, "
+            f"the image {format_shape(image.shape)} (slices, rows, columns); "
+            "resample it onto the image's grid"
+        )
+    voxels, mm = _grid_distance(image.affine, other.affine, image.shape)
+    if voxels > _SAME_GRID:
+        raise GeometryMismatch(
+            f"{other.name} lies up to {mm:.3g} mm ({voxels:.3g} voxels) off the image; "
+            "resample it onto the image's grid or repair its affine"
+        )
+
 
 def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64], ...], Grid]:
     """Return the orientations that put stored arrays onto one grid in the order of a plane.
@@ -267,7 +180,7 @@ def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64],
     grids : sequence of Grid
         The first, an image, defines the result; the others must match it, in any axis order.
     plane : str
-        axial, coronal, sagittal; or i, j, k.
+        As for `plane_orientation`.
 
     Returns
     -------
@@ -281,22 +194,14 @@ def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64],
     GeometryMismatch
         Naming the array that does not match, and the distance in mm.
     """
-    first = grids[0]
-    orientation = plane_orientation(first.affine, plane)
-    shape = reorient_shape(first.shape, orientation)
-    affine = reorient_affine(first.affine, first.shape, orientation)
-    orientations = [orientation]
+    image = grids[0]
+    orientations = [plane_orientation(image.affine, plane)]
+    target = image.reoriented(orientations[0])
     for grid in grids[1:]:
-        if grid.shape == first.shape and np.array_equal(grid.affine, first.affine):
+        if grid.shape == image.shape and np.array_equal(grid.affine, image.affine):
             orientations.append(orientations[0])
             continue
-        orientation = matching_orientation(grid.affine, reference=affine)
-        check_same_grid(
-            affine,
-            shape,
-            other=reorient_affine(grid.affine, grid.shape, orientation),
-            other_shape=reorient_shape(grid.shape, orientation),
-            what=grid.name,
-        )
+        orientation = _matching_orientation(grid.affine, reference=target.affine)
+        _check_same_grid(target, grid.reoriented(orientation))
         orientations.append(orientation)
-    return tuple(orientations), Grid(shape=shape, affine=affine, name=first.name)
+    return tuple(orientations), target

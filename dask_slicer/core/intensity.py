@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, floor
-from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -73,7 +72,8 @@ class Normalization:
         with np.errstate(over="ignore", invalid="ignore"):
             values *= self.slope
             values += self.intercept
-        self._zero_nonfinite(values)
+        if self.zero_nonfinite:
+            values[~np.isfinite(values)] = 0
         np.clip(values, self.low, self.high, out=values)
         values -= self.center
         values /= self.scale
@@ -86,7 +86,7 @@ class Normalization:
         center = np.float32(self.center)
         if self.zero_nonfinite:
             values = stored.astype(np.float32, order="C")
-            self._zero_nonfinite(values)
+            values[~np.isfinite(values)] = 0
             values -= center
         else:  # read, converted and shifted in one pass
             values = np.subtract(stored, center, dtype=np.float32, order="C")
@@ -101,10 +101,6 @@ class Normalization:
         values /= np.float32(self.scale)
         return values
 
-    def _zero_nonfinite(self, values: NDArray[Any]) -> None:
-        if self.zero_nonfinite:
-            values[~np.isfinite(values)] = 0
-
 
 def normalization(
     voxels: Voxels,
@@ -114,26 +110,18 @@ def normalization(
     clip_max: float | None = None,
     zero_nonfinite: bool = False,
 ) -> tuple[Normalization, Statistics]:
-    """Return the normalisation of a volume, and the statistics that it is based on.
+    """Return the normalisation of voxels in any shape, and the statistics it is based on.
 
     Parameters
     ----------
-    voxels : Voxels
-        Any shape.
     method : {"zscore", "minmax", "percentile", "none"}
         zscore over the foreground; minmax over all voxels to [0, 1]; percentile: clip to the 0.5
         and 99.5 percentiles of the foreground, then zscore.
-    clip_min, clip_max, zero_nonfinite
-        As for `statistics`.
-
-    Returns
-    -------
-    Normalization, Statistics
 
     Raises
     ------
     NonFinite
-        As for `statistics`.
+        As `statistics`, which also takes the other arguments.
     ValueError
         If `method` is none of the four.
     """
@@ -169,13 +157,7 @@ def intensities(
 ) -> NDArray[np.float64]:
     """Return the clipped intensities of normalised numbers, in the file's units.
 
-    Parameters
-    ----------
-    normalised : ndarray
-    stats : Statistics
-        As `normalization` returned them.
-    method : {"zscore", "minmax", "percentile", "none"}
-        As given to `normalization`.
+    `stats` are those that `normalization` returned, and `method` is the one it was given.
 
     Examples
     --------
@@ -196,13 +178,7 @@ def _center_and_scale(stats: Statistics, method: str) -> tuple[float, float]:
 
 
 def check_fits(normalization: Normalization, stats: Statistics, dtype: DTypeLike) -> None:
-    """Raise if a normalised intensity would overflow a float `dtype`.
-
-    Raises
-    ------
-    NonFinite
-        Naming the value and the largest value of `dtype`.
-    """
+    """Raise NonFinite if a normalised intensity would overflow a float `dtype`."""
     largest = float(np.finfo(np.dtype(dtype)).max)
     for value in (stats.min, stats.max):
         normalised = (value - normalization.center) / normalization.scale

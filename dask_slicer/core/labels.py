@@ -19,17 +19,13 @@ _NEAR_AN_INTEGER = 1e-3
 def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
     """Return a label map as integers; no value is wrapped or truncated.
 
+    The result is the stored array if that needs no conversion.
+
     Parameters
     ----------
     voxels : Voxels
         (n_slices, height, width); values within 1e-3 of an integer are rounded.
     dtype : {"uint8", "uint16", "int32"}
-        Of the result.
-
-    Returns
-    -------
-    (n_slices, height, width) ndarray
-        The stored array if it needs no conversion.
 
     Raises
     ------
@@ -80,7 +76,7 @@ def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]
         off = ~(np.abs(values - nearest) <= _NEAR_AN_INTEGER)
     if off.any():
         raise LabelValues(
-            f"the label value {values[off][0]:g} is not an integer{_where(voxels)}; "
+            f"the label value {values[off][0]:g} is not an integer in {voxels.source}; "
             "threshold soft masks before slicing"
         )
     return nearest
@@ -99,9 +95,5 @@ def _check_range(plane: NDArray[np.generic], target: np.dtype[Any], voxels: Voxe
     value = low if low < limits.min else high
     raise LabelValues(
         f"the label value {value if abs(value) < 1e20 else f'{value:g}'} does not fit "
-        f"--label_dtype {target.name} ({limits.min} to {limits.max}){_where(voxels)}; {advice}"
+        f"--label_dtype {target.name} ({limits.min} to {limits.max}) in {voxels.source}; {advice}"
     )
-
-
-def _where(voxels: Voxels) -> str:
-    return f" in {voxels.source}" if voxels.source else ""

@@ -12,7 +12,7 @@ from dask_slicer.core.intensity import Normalization, check_fits, normalization
 from dask_slicer.core.labels import convert_label, count_labels
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.core.volume import Volume, Voxels, iterate_planes
-from dask_slicer.core.windows import ZERO_SLICE, window_indices
+from dask_slicer.core.windows import window_indices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -21,12 +21,8 @@ class SliceStack:
 
     Attributes
     ----------
-    image : tuple of Voxels
-        One per modality, (n_slices, height, width).
-    normalization : tuple of Normalization
-        One per modality.
-    statistics : tuple of Statistics
-        One per modality.
+    image, normalization, statistics : tuple
+        One per modality; the voxels have the shape (n_slices, height, width).
     label : (n_slices, height, width) ndarray of integers, or None
     label_counts : tuple of dict
         Pixels by label value other than 0, one dict per slice; empty without a label.
@@ -89,8 +85,6 @@ def slice_volume(
 
     Parameters
     ----------
-    volume : Volume
-        Not changed.
     normalize, clip_min, clip_max
         As for `intensity.normalization`.
     nonfinite : {"error", "zero"}
@@ -101,10 +95,6 @@ def slice_volume(
         Which label values must fit.
     min_foreground : float
         Least share of labelled pixels in a slice that is kept; no effect without a label.
-
-    Returns
-    -------
-    SliceStack
 
     Raises
     ------
@@ -124,7 +114,7 @@ def slice_volume(
         check_fits(modality, stats, dtype)
     label = None if volume.label is None else convert_label(volume.label, label_dtype)
     label_counts = () if label is None else tuple(count_labels(plane) for plane in label)
-    n_slices, height, width = volume.shape
+    n_slices, height, width = volume.image[0].stored.shape
     kept = tuple(
         slice_index
         for slice_index in range(n_slices)
@@ -143,16 +133,5 @@ def slice_volume(
 
 
 def foreground_share(counts: dict[int, int], n_pixels: int) -> float:
-    """Return the share of pixels whose label is not 0.
-
-    Examples
-    --------
-    >>> foreground_share({3: 1, 4: 1}, 8)
-    0.25
-    """
+    """Return the share of pixels whose label is not 0, from the pixels of each label value."""
     return sum(counts.values()) / n_pixels
-
-
-def planes_needed(windows: dict[int, list[int]]) -> frozenset[int]:
-    """Return the index of every slice in a window, without `ZERO_SLICE`."""
-    return frozenset(index for window in windows.values() for index in window) - {ZERO_SLICE}

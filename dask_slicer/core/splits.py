@@ -14,17 +14,8 @@ SPLITS = ("train", "val", "test")
 def target_counts(n_cases: int, ratios: Mapping[str, float]) -> dict[str, int]:
     """Return the number of cases for each split, by largest remainder.
 
-    Parameters
-    ----------
-    n_cases : int
-    ratios : mapping of split to float
-        Sum to 1.
-
-    Returns
-    -------
-    dict of split to int
-        Sum to `n_cases`. Ties go to train before val before test. Every split with a ratio over
-        0 gets at least one case if there are enough.
+    Ties go to train before val before test. Every split with a ratio over 0 gets at least one case
+    if there are enough. The ratios sum to 1, and the counts to `n_cases`.
 
     Examples
     --------
@@ -66,14 +57,8 @@ def assign_splits(
         The group is the patient; all its cases go into one split.
     ratios : mapping of split to float
         Sum to 1.
-    seed : int
     assigned : mapping of case id to split, optional
         Cases that already have one keep it, and so do the other cases of their groups.
-
-    Returns
-    -------
-    dict of case id to split
-        In the order of `groups`.
 
     Raises
     ------
@@ -113,18 +98,9 @@ def assign_splits(
 
 
 def check_groups_whole(assigned: Mapping[str, str], groups: Mapping[str, str]) -> None:
-    """Raise if an assignment puts cases of one group into different splits.
+    """Raise DatasetError if an assignment puts cases of one group into different splits.
 
-    Parameters
-    ----------
-    assigned : mapping of case id to split
-    groups : mapping of case id to group
-        Cases without a group are skipped.
-
-    Raises
-    ------
-    DatasetError
-        Naming the group and both cases.
+    Both arguments are by case id. Cases without a group are skipped.
     """
     first: dict[str, str] = {}
     for case, split in assigned.items():

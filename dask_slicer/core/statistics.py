@@ -56,12 +56,10 @@ def statistics(
     percentiles: tuple[float, float] | None = None,
     zero_nonfinite: bool = False,
 ) -> Statistics:
-    """Return the statistics of a volume's intensities after clipping.
+    """Return the statistics of the intensities, after clipping, of voxels in any shape.
 
     Parameters
     ----------
-    voxels : Voxels
-        Any shape.
     clip_min, clip_max : float, optional
         In the file's units (HU for CT); one may be given without the other.
     percentiles : tuple of float, optional
@@ -69,10 +67,6 @@ def statistics(
         before.
     zero_nonfinite : bool
         Count NaN and Inf as 0 instead of raising.
-
-    Returns
-    -------
-    Statistics
 
     Raises
     ------
@@ -223,8 +217,8 @@ def _statistics_by_slabs(
     n_replaced = n_nonfinite  # which later passes increase
     if n_replaced and not zero_nonfinite:
         raise NonFinite(
-            f"{n_replaced} of {stored.size} voxels are NaN or Inf in "
-            f"{voxels.source or 'the image'}; repair it, or use --nonfinite zero to take them as 0"
+            f"{n_replaced} of {stored.size} voxels are NaN or Inf in {voxels.source}; "
+            "repair it, or use --nonfinite zero to take them as 0"
         )
     minimum, maximum = sums.low, sums.high
     n_foreground = sums.n - sums.n_low
@@ -250,7 +244,7 @@ def _statistics_by_slabs(
         mean, variance = _moments_within(map(clipped, _slabs(stored)), sums.low, n_clipped)
     if not np.isfinite([mean, variance]).all():
         raise NonFinite(
-            f"the intensities of {voxels.source or 'image'} reach {max(maximum, -minimum):g}, "
+            f"the intensities of {voxels.source} reach {max(maximum, -minimum):g}, "
             "too large for their mean and std; clip them with --clip_min and --clip_max"
         )
     return Statistics(

@@ -29,7 +29,7 @@ class Voxels:
     stored: NDArray[np.generic]
     slope: float = 1.0
     intercept: float = 0.0
-    source: str = ""
+    source: str = "the array"
 
     @property
     def scaled(self) -> bool:
@@ -54,12 +54,6 @@ class Volume:
     image: tuple[Voxels, ...]
     label: Voxels | None
     affine: NDArray[np.float64]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return (n_slices, height, width)."""
-        n_slices, height, width = self.image[0].stored.shape
-        return n_slices, height, width
 
 
 def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -27,8 +27,6 @@ def window_indices(
     ----------
     slice_index : int
         The slice in the middle, 0 to n_slices - 1.
-    n_slices : int
-        Slices in the volume.
     window_size : int
         Neighbours on each side.
     padding_mode : {"zero", "replicate", "mirror"}

@@ -12,7 +12,6 @@ from dask_slicer.errors import CaseError
 from dask_slicer.monitoring.events import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import History, Journal, histories, last_records
-from dask_slicer.planning.assignment import EarlierSplits
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase
@@ -31,11 +30,11 @@ def prepare_plan(config: RunConfig) -> RunPlan:
     if old is None or config.overwrite:
         return make_plan(config)
     directory.check_unchanged(old, config)
-    earlier = EarlierSplits(
-        splits=directory.existing_splits(config.output_dir),
-        groups=partial(_groups, config.output_dir),
+    return make_plan(
+        config,
+        assigned=directory.existing_splits(config.output_dir),
+        assigned_groups=partial(_groups, config.output_dir),
     )
-    return make_plan(config, earlier)
 
 
 def _groups(output_dir: Path) -> dict[str, str]:
@@ -104,7 +103,7 @@ class EarlierRuns:
         elif left_over and self.partition is None:
             observer.note(
                 f"kept {plural(len(left_over), 'case')} of earlier runs not in this dataset: "
-                f"{first_few(left_over)}; to remove them, use --prune"
+                f"{first_few(left_over)}; --prune removes such cases"
             )
         journaled = removed & written
         if self.plan.config.prune:

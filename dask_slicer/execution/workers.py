@@ -65,12 +65,7 @@ def workers(
             client, where = _in_jobs(stack, config, n_cases, peak_bytes, observer)
         else:
             client, where = _here(stack, config, n_cases, peak_bytes, observer)
-        if config.dashboard_address == "none":
-            dashboard = ""
-        elif in_jobs:
-            dashboard = jobqueue.dashboard_link(client, config.dashboard_address)
-        else:
-            dashboard = clients.dashboard_link(client)
+        dashboard = "" if config.dashboard_address == "none" else str(client.dashboard_link or "")
         observer.connected(dashboard, where)
         if (page := clients.run_page_link(dashboard)) and clients.has_run_page(client):
             observer.run_page(page)
@@ -137,8 +132,6 @@ def _in_jobs(
         jobqueue.job_client(
             config,
             n_jobs=n_jobs,
-            dashboard_address=config.dashboard_address,
-            output_dir=config.output_dir,
             keep_logs=bool(locked_partitions(config.output_dir)),
             note=observer.note,
         )
@@ -180,6 +173,6 @@ def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -
     elif fitting < min(n_workers, n_cases):
         observer.note(
             f"{n_workers} workers may need {format_bytes(n_workers * peak)} of memory, but "
-            f"there are {format_bytes(memory)}; use --num_workers {fitting}"
+            f"there is only {format_bytes(memory)}; use --num_workers {fitting}"
         )
     return max(min(n_workers, n_cases), 1)

@@ -8,10 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dask_slicer.inputs.readers import volume_suffixes
-from dask_slicer.utils.formatting import plural
-from dask_slicer.utils.repr_html import MOST_ROWS, html_card, html_facts
-
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 # Names that Windows reserves for devices, with any suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -21,34 +17,18 @@ _LONGEST_ID = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One scan: images of one grid, and the label map if there is one.
-
-    Attributes
-    ----------
-    case_id : str
-    images : tuple of str
-        Absolute paths, one per modality.
-    label : str or None
-        Absolute path.
-    group : str or None
-        The patient, if the dataset names one.
-    split : str or None
-        If the dataset fixes one.
-    """
+    """One scan: images of one grid, and the label map if there is one."""
 
     case_id: str
-    images: tuple[str, ...]
-    label: str | None = None
-    group: str | None = None
-    split: str | None = None
+    images: tuple[str, ...]  # absolute paths, one for each modality
+    label: str | None = None  # absolute path
+    group: str | None = None  # the patient, if the dataset names one
+    split: str | None = None  # if the dataset fixes one
 
     @property
     def files(self) -> tuple[str, ...]:
         """Return every file of the case, the label last."""
         return self.images if self.label is None else (*self.images, self.label)
-
-    def _repr_html_(self) -> str:
-        return html_card(f"Case {self.case_id}", html_facts(file_rows(self)))
 
 
 def is_volume_name(name: str) -> bool:
@@ -59,6 +39,9 @@ def is_volume_name(name: str) -> bool:
     >>> is_volume_name("liver.nii.gz"), is_volume_name("._liver.nii.gz")
     (True, False)
     """
+    # Imported on use: the first line of a run in a notebook need not wait for nibabel.
+    from dask_slicer.inputs.readers import volume_suffixes
+
     return name.lower().endswith(volume_suffixes()) and not name.startswith(".")
 
 
@@ -70,6 +53,8 @@ def stem_of(name: str) -> str:
     >>> stem_of("liver.v2.nii.gz"), stem_of("liver.nii")
     ('liver.v2', 'liver')
     """
+    from dask_slicer.inputs.readers import volume_suffixes
+
     for suffix in volume_suffixes():
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
@@ -91,15 +76,7 @@ def split_channel(name: str) -> tuple[str, int] | None:
 
 
 def case_id_problem(case_id: str) -> str | None:
-    """Return why a case id is not a valid file name on every system, None if it is.
-
-    Examples
-    --------
-    >>> case_id_problem("../liver")
-    "case id '../liver' is not a plain file name: it holds '/'"
-    >>> case_id_problem("liver_007") is None
-    True
-    """
+    """Return why a case id is not a valid file name on every system, None if it is."""
     reason = None
     bad = re.search(r'[/\\:*?"<>|\x00-\x1f\x7f]', case_id)
     if not case_id.strip():
@@ -137,19 +114,11 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
         equal_ids[unicodedata.normalize("NFC", case_id).casefold()].append(case_id)
     for spellings in equal_ids.values():
         if len(spellings) > 1:
-            counts = Counter(spellings)
             named = ", ".join(
-                f"{name!r}" + (f" ({n} times)" if n > 1 else "") for name, n in counts.items()
+                f"{name!r}" + (f" ({count} times)" if count > 1 else "")
+                for name, count in Counter(spellings).items()
             )
             problems.append(
                 f"case ids must be unique, also if upper and lower case count as equal: {named}"
             )
     return problems
-
-
-def file_rows(case: Case) -> list[tuple[str, object]]:
-    """Return rows that name the files of a case, for `html_facts`."""
-    images = [("image", path) for path in case.images[:MOST_ROWS]]
-    more = len(case.images) - MOST_ROWS
-    rest = [("", f"… and {plural(more, 'more image')}")] if more > 0 else []
-    return [*images, *rest, ("label", case.label or "none")]

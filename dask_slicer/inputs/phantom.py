@@ -26,6 +26,9 @@ ORGANS = {label: name for name, label, *_ in _ORGANS}
 _AIR_HU, _FAT_HU, _TISSUE_HU = -1000, -90, 30
 _FAT_FROM = 0.86
 _LPS = np.diag([-1.0, -1.0, 1.0])
+# Rotation about the left-right axis, as of a tilted head.
+_COSINE, _SINE = np.cos(np.deg2rad(12.0)), np.sin(np.deg2rad(12.0))
+_TILT = np.array([[1, 0, 0], [0, _COSINE, -_SINE], [0, _SINE, _COSINE]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,7 +117,7 @@ def write_dataset(
             directions = np.eye(3) if number % 3 == 2 else _LPS
             n_slices = max(shape[2] - number % 7, 1)
             if number == n_cases - 1:
-                directions = _tilted(directions, degrees=12.0)
+                directions = _TILT @ directions
         phantom = make_phantom(
             (shape[0], shape[1], n_slices),
             spacing=spacing,
@@ -134,10 +137,3 @@ def ensure_dataset(folder: Path, **settings: Any) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         write_dataset(unfinished, **settings)
         unfinished.rename(folder)
-
-
-def _tilted(directions: NDArray[np.float64], *, degrees: float) -> NDArray[np.float64]:
-    """Return directions rotated about the left-right axis, as of a tilted head."""
-    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
-    return np.asarray(turn @ directions, dtype=np.float64)

@@ -16,8 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dask_slicer.cluster.address import TlsFiles, scheduler_address
-from dask_slicer.cluster.remote import tls_files
+from dask_slicer.cluster.remote import TlsFiles, scheduler_address, tls_files
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.monitoring.journal_reader import JournalReader

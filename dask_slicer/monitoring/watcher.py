@@ -13,9 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dask_slicer.cluster.address import TlsFiles
 from dask_slicer.cluster.client import client_timeouts
-from dask_slicer.cluster.remote import connect
+from dask_slicer.cluster.remote import TlsFiles, connect
 from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
 from dask_slicer.monitoring.state import TOPIC

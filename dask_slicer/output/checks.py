@@ -216,7 +216,8 @@ def _check_splits(
         splits_of_group[record.group or record.case_id].add(record.split)
         split = split_of.get(record.case_id)
         if split != record.split:
-            yield issue(f"has {record.case_id} in {split}, but its slices are in {record.split}")
+            where = split or "no split"
+            yield issue(f"has {record.case_id} in {where}, but its slices are in {record.split}")
     for case_id in failed:
         if case_id not in split_of:
             yield issue(f"does not have the failed case {case_id}")

@@ -147,7 +147,8 @@ class SliceIndex:
         ):
             if share and not rows.any():
                 raise UsageError(
-                    f"{share:.0%} of the draws should have slices {kind} foreground: there are none"
+                    f"{share:.0%} of the draws should be slices {kind} foreground, but there are "
+                    "none"
                 )
             weights[rows] = share / max(int(rows.sum()), 1)
         return weights

@@ -22,7 +22,8 @@ from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
 from dask_slicer.output.layout import FAILURES, SUMMARY
-from dask_slicer.utils.formatting import did_you_mean, plural, why_not_written
+from dask_slicer.records import why_not_written
+from dask_slicer.utils.formatting import did_you_mean, plural
 from dask_slicer.utils.repr_html import html_card, html_facts
 
 _FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
@@ -195,7 +196,8 @@ def check_cases(output: Output, wanted: Collection[str], *, split: str | None = 
             raise UsageError(f"no case {case_id} in {output.path}{did_you_mean(case_id, splits)}")
         if split not in (None, splits[case_id]):
             raise UsageError(
-                f"{case_id} is in {splits[case_id]}, not in {split}; choose that split, or none"
+                f"{case_id} is in {splits[case_id]}, not in {split}; choose split "
+                f"{splits[case_id]}, or none"
             )
 
 
@@ -204,8 +206,9 @@ def check_window_size(output: Output, window_size: int | None) -> None:
     written = output.config.window_size
     if output.config.format == "npz" and window_size is not None and window_size > written:
         raise UsageError(
-            f"{output.path} was written with --window_size {written}, window_size {window_size} is "
-            "too large for it; make the slices again with that window size or with --format zarr"
+            f"{output.path} was written with --window_size {written}, so window_size "
+            f"{window_size} is too large; make the slices again with --window_size {window_size}, "
+            "or with --format zarr"
         )
 
 

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS, assign_splits, check_groups_whole
 from dask_slicer.errors import DatasetError, OutputError
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.discovery import Dataset
+from dask_slicer.inputs.layouts.base import LayoutMatch, read_json
 from dask_slicer.utils.formatting import did_you_mean, first_few
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EarlierSplits:
-    """Splits and patients of earlier runs into the same output.
-
-    Attributes
-    ----------
-    splits : mapping of case id to split
-        A case stays in its split.
-    groups : callable
-        Returns the patient of each written case. It reads the whole journal, so it is called only
-        if some of these cases are no longer in the dataset.
-    """
-
-    splits: Mapping[str, str] = field(default_factory=dict)
-    groups: Callable[[], Mapping[str, str]] = dict
-
-
-def case_groups(dataset: Dataset, config: RunConfig, notes: list[str]) -> dict[str, str]:
+def case_groups(dataset: LayoutMatch, config: RunConfig, notes: list[str]) -> dict[str, str]:
     """Return the patient of every case."""
     groups = {}
     unmatched = []
     for case in dataset.cases:
+        group = case.group
         # A regex replaces the groups of a layout, but not those of a manifest.
-        by_regex = config.group_regex is not None and dataset.layout != "manifest"
-        group = None if by_regex else case.group
-        if group is None and config.group_regex is not None:
-            group = _group_by_regex(case.case_id, config.group_regex)
+        if config.group_regex is not None and (group is None or dataset.layout != "manifest"):
+            match = re.search(config.group_regex, case.case_id)
+            group = match and match[1]
             if group is None:
                 unmatched.append(case.case_id)
         groups[case.case_id] = case.case_id if group is None else group
@@ -55,20 +35,15 @@ def case_groups(dataset: Dataset, config: RunConfig, notes: list[str]) -> dict[s
     return groups
 
 
-def _group_by_regex(case_id: str, regex: str) -> str | None:
-    match = re.search(regex, case_id)
-    return match.group(1) if match else None
-
-
 def case_splits(
     cases: Sequence[Case],
     groups: Mapping[str, str],
     config: RunConfig,
-    earlier: EarlierSplits,
+    assigned: Mapping[str, str],
+    assigned_groups: Callable[[], Mapping[str, str]],
     notes: list[str],
 ) -> tuple[list[Case], dict[str, str]]:
     """Return the cases of the run, and the split of each of them and of earlier cases."""
-    assigned = earlier.splits
     given = {case.case_id: case.split for case in cases if case.split is not None}
     if config.splits is not None and len(given) < len(cases):
         given |= _read_splits(config.splits, config.fold, {case.case_id for case in cases})
@@ -92,7 +67,7 @@ def case_splits(
     # Cases that left the dataset still keep their patient in their split.
     all_groups = {name: name for name in assigned}
     if assigned.keys() - groups.keys():
-        written = earlier.groups()
+        written = assigned_groups()
         all_groups |= {name: group for name, group in written.items() if name in assigned}
     all_groups |= groups
     splits = {**assigned, **given}
@@ -105,7 +80,7 @@ def case_splits(
 
 
 def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str]:
-    content = _read_json(path)
+    content = read_json(path)
     if isinstance(content, list):
         if not content:
             raise DatasetError(f"{path} holds no folds")
@@ -133,10 +108,3 @@ def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str
             f"{did_you_mean(unknown[0], known)}"
         )
     return assigned
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"cannot read {path}: {error}") from None

@@ -39,35 +39,33 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     n_slices, height, width = case.shape
     n_modalities = len(case.case.images)
     pixels = height * width
-    image_dtype = (
-        np.result_type(*case.dtypes) if settings.dtype == "source" else np.dtype(settings.dtype)
-    )
+    dtypes = case.dtypes if settings.dtype == "source" else [settings.dtype]
     label = pixels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
-    # Planes of a slice on disk: those of its window, or its own.
-    channels = n_modalities
-    texts = _ZARR_OVERHEAD if n_slices == 0 else _ZARR_OVERHEAD // n_slices + 1
-    stored_raw = settings.compression == "none"
+    # Of a slice on disk: the planes of its window, or its own; and what is not voxels.
     if settings.format == "npz":
-        channels *= 2 * settings.window_size + 1
+        n_planes = n_modalities * (2 * settings.window_size + 1)
         n_characters = (
             _METADATA_LENGTH
             + len(case.case_id)
             + sum(_METADATA_PER_MODALITY + len(source) for source in case.sources)
         )
-        texts = _NPZ_HEADERS + 4 * n_characters
+        overhead = _NPZ_HEADERS + 4 * n_characters
         stored_raw = settings.compression_level == 0
-    stored = n_slices * (channels * pixels * image_dtype.itemsize + label + texts)
+        over_gzip = _FLOAT_OVER_GZIP
+    else:
+        n_planes = n_modalities
+        overhead = _ZARR_OVERHEAD // max(n_slices, 1) + 1
+        stored_raw = settings.compression == "none"
+        over_gzip = _SHUFFLED_OVER_GZIP.get(settings.dtype, _FLOAT_OVER_GZIP)
+    stored = n_slices * (n_planes * pixels * np.result_type(*dtypes).itemsize + label + overhead)
     if stored_raw:
         return stored, stored
     most = int(stored * _DEFLATE_EXPANSION)
     ratio = case.voxel_bytes / case.file_bytes if case.file_bytes else _TYPICAL_GZIP_RATIO
     if ratio < 1.05:
         ratio = _TYPICAL_GZIP_RATIO  # not gzipped: the ratio is unknown
-    longer = _FLOAT_OVER_GZIP
-    if settings.format == "zarr":
-        longer = _SHUFFLED_OVER_GZIP.get(settings.dtype, longer)
-    per_plane = case.voxel_bytes / max(n_slices, 1) / n_modalities / ratio * longer
-    likely = n_slices * (per_plane * channels + min(texts, _NPZ_OVERHEAD_DEFLATED))
+    per_plane = case.voxel_bytes / max(n_slices, 1) / n_modalities / ratio * over_gzip
+    likely = n_slices * (per_plane * n_planes + min(overhead, _NPZ_OVERHEAD_DEFLATED))
     return most, min(int(likely), most)
 
 
@@ -81,15 +79,7 @@ def output_files(case: CasePlan, settings: SliceSettings) -> int:
 def suggest_workers(
     *, n_cpus: int, memory_bytes: int, peak: int, n_cases: int, rotational: bool
 ) -> tuple[int, str]:
-    """Return the suggested number of workers, and what limits it.
-
-    Examples
-    --------
-    >>> suggest_workers(
-    ...     n_cpus=16, memory_bytes=8 << 30, peak=3 << 30, n_cases=100, rotational=False
-    ... )
-    (2, 'memory: 8.6 GB holds 2 workers of 3.2 GB')
-    """
+    """Return the suggested number of workers, and what limits it."""
     by_memory = max(memory_bytes // peak, 1)
     limits = [
         (n_cpus, f"CPU: this process may use {n_cpus}"),
@@ -98,7 +88,7 @@ def suggest_workers(
             f"memory: {format_bytes(memory_bytes)} holds {by_memory} workers of "
             f"{format_bytes(peak)}",
         ),
-        (max(n_cases, 1), f"the dataset has only {plural(n_cases, 'case')}"),
+        (max(n_cases, 1), f"only {plural(n_cases, 'case')} can be run"),
     ]
     if rotational:
         limits.append((2, "disk: a spinning disk slows down with more than 2 readers"))
@@ -118,16 +108,15 @@ def outliers(cases: Iterable[CasePlan]) -> list[str]:
         ("spacing (mm)", [case.spacing for case in sound]),
         ("shape", [case.shape for case in sound]),
     ):
-        medians = [median(triple[axis] for triple in triples) for axis in range(3)]
+        axes = list(zip(*triples, strict=True))
+        medians = [median(lengths) for lengths in axes]
         unusual = [
             f"{case.case_id}: {name} {format_shape(triple)}, median {format_shape(medians)}"
             for case, triple in zip(sound, triples, strict=True)
             if any(not m / 2 <= value <= m * 2 for value, m in zip(triple, medians, strict=True))
         ]
-        low, high = ([edge(t[axis] for t in triples) for axis in range(3)] for edge in (min, max))
-        lines += _few_or_one(
-            unusual, len(sound), f"{name} varies from {format_shape(low)} to {format_shape(high)}"
-        )
+        low, high = format_shape(list(map(min, axes))), format_shape(list(map(max, axes)))
+        lines += _few_or_one(unusual, len(sound), f"{name} varies from {low} to {high}")
     for name, values in (
         ("stored as", [case.orientation for case in sound]),
         ("dtype", ["/".join(case.dtypes) for case in sound]),
@@ -152,20 +141,19 @@ def plan_lines(plan: RunPlan) -> list[str]:
     lines = [f"Input: {plan.config.input_dir}", f"Layout: {plan.layout} ({plan.reason})"]
     counts = Counter(case.split for case in plan.cases)
     splits = ", ".join(f"{counts[split]} {split}" for split in plan.splits)
-    sound = len(plan.cases) - len(plan.failures)
     bad = f", {plural(len(plan.failures), 'case')} cannot be run" if plan.failures else ""
     lines.append(f"Plan: {plural(len(plan.cases), 'case')} ({splits}){bad}")
-    if sound:
-        most, likely = _output_bytes(plan)
+    if plan.runnable:
+        needs = plan_needs(plan)
+        likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]
         lines.append(
             f"Slices: {plan.n_slices} {plan.config.plane}, "
             f"{plural((2 * plan.config.window_size + 1) * plan.n_modalities, 'channel')}, "
-            f"about {format_bytes(likely)} (at most {format_bytes(most)}) to "
-            f"{plan.config.output_dir}"
+            f"about {format_bytes(likely)} (at most {format_bytes(needs['output_bytes_at_most'])}) "
+            f"to {plan.config.output_dir}"
         )
-    free = system.free_bytes(plan.config.output_dir)
-    if sound and likely > free:
-        lines.append(f"Note: only {format_bytes(free)} of disk space is free")
+        if likely > free:
+            lines.append(f"Note: only {format_bytes(free)} of disk space is free")
     return lines + [f"Note: {note}" for note in plan.notes]
 
 
@@ -181,12 +169,10 @@ def plan_json(plan: RunPlan) -> str:
         "num_slices": plan.n_slices,
         "outliers": outliers(plan.cases),
         "notes": list(plan.notes),
-        "problems": [
-            *({"case_id": None, "kind": None, "message": text} for text in plan.problems),
-            *(
-                {"case_id": failure.case_id, "kind": failure.kind, "message": failure.message}
-                for failure in plan.failures
-            ),
+        "problems": [{"case_id": None, "kind": None, "message": text} for text in plan.problems]
+        + [
+            {"case_id": failure.case_id, "kind": failure.kind, "message": failure.message}
+            for failure in plan.failures
         ],
         **plan_needs(plan),
     }
@@ -195,32 +181,24 @@ def plan_json(plan: RunPlan) -> str:
 
 def plan_needs(plan: RunPlan) -> dict[str, Any]:
     """Return disk and memory that a run needs, and the suggested number of workers."""
-    most, likely = _output_bytes(plan)
-    sound = [case for case in plan.cases if case.problem is None]
+    sizes = [output_bytes(case, plan.config) for case in plan.runnable]
     n_workers, reason = suggest_workers(
         n_cpus=system.cpu_count(),
         memory_bytes=system.memory_bytes(),
         peak=plan.peak_bytes,
-        n_cases=len(sound),
+        n_cases=len(plan.runnable),
         rotational=system.is_rotational(plan.config.output_dir),
     )
     return {
-        "output_files": sum(
-            output_files(case, plan.config) for case in plan.cases if case.problem is None
-        ),
-        "output_bytes_at_most": most,
-        "output_bytes_estimate": likely,
+        "output_files": sum(output_files(case, plan.config) for case in plan.runnable),
+        "output_bytes_at_most": sum(most for most, _ in sizes),
+        "output_bytes_estimate": sum(likely for _, likely in sizes),
         "disk_free_bytes": system.free_bytes(plan.config.output_dir),
         "peak_bytes_per_worker": plan.peak_bytes,
         "memory_bytes": system.memory_bytes(),
         "num_workers": n_workers,
         "num_workers_reason": reason,
     }
-
-
-def _output_bytes(plan: RunPlan) -> tuple[int, int]:
-    sizes = [output_bytes(case, plan.config) for case in plan.cases if case.problem is None]
-    return sum(most for most, _ in sizes), sum(likely for _, likely in sizes)
 
 
 def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:

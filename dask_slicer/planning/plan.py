@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings
+from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.inputs.case import Case, file_rows
+from dask_slicer.inputs.case import Case
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
@@ -25,55 +25,29 @@ FORMAT_VERSION = 1
 _WORK_PER_CASE, _WORK_PER_SLICE = 80_000, 20_000
 
 # Memory of a worker before its first case: Python, numpy, distributed.
-WORKER_BASE_BYTES = 200_000_000
+_WORKER_BASE_BYTES = 200_000_000
 
-
-# -- a case ----------------------------------------------------------------------------------------
+# Names of what `CasePlan.described` returns, for tables.
+HEADER_FACTS = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CasePlan:
-    """A case with its split, and the facts in its headers.
-
-    Attributes
-    ----------
-    case : Case
-    split : str
-    group : str
-        The patient; the case id if no patient is known.
-    digest : str
-        Of everything that decides the output.
-    sources : tuple of str
-        The images, relative to the input root, POSIX.
-    shape : tuple of int
-        (n_slices, height, width), for the plane.
-    spacing : tuple of float
-        (slice, row, column), mm.
-    orientation : str
-        Axis codes of the first image as stored, such as LPS.
-    dtypes : tuple of str
-        Of the images as stored.
-    file_bytes, voxel_bytes : int
-        Of all files of the case, on disk and inflated.
-    oriented : bool
-        Whether the first image's header defines its orientation.
-    problem : FailedCase or None
-        Why the case cannot run; then the fields from headers may be empty.
-    """
+    """A case with its split and the facts in its headers, which a case with a problem may lack."""
 
     case: Case
     split: str = ""
-    group: str = ""
-    digest: str = ""
-    sources: tuple[str, ...] = ()
-    shape: tuple[int, int, int] = (0, 0, 0)
-    spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    orientation: str = ""
-    dtypes: tuple[str, ...] = ()
-    file_bytes: int = 0
-    voxel_bytes: int = 0
-    oriented: bool = True
-    problem: FailedCase | None = None
+    group: str = ""  # the patient; the case id if no patient is known
+    digest: str = ""  # of everything that decides the output
+    sources: tuple[str, ...] = ()  # the images, relative to the input root, POSIX
+    shape: tuple[int, int, int] = (0, 0, 0)  # (n_slices, height, width), for the plane
+    spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)  # (slice, row, column), mm
+    orientation: str = ""  # axis codes of the first image as stored, such as LPS
+    dtypes: tuple[str, ...] = ()  # of the images as stored
+    file_bytes: int = 0  # of all files, on disk
+    voxel_bytes: int = 0  # of all files, inflated
+    oriented: bool = True  # whether the first image's header defines its orientation
+    problem: FailedCase | None = None  # why the case cannot run
 
     @property
     def case_id(self) -> str:
@@ -81,7 +55,7 @@ class CasePlan:
         return self.case.case_id
 
     def described(self) -> tuple[str, str, str, str, str]:
-        """Return slices, rows×columns, spacing, orientation and dtypes, as text for tables."""
+        """Return what its headers say, as text for tables; `HEADER_FACTS` has the names."""
         n_slices, height, width = self.shape
         return (
             str(n_slices),
@@ -96,11 +70,12 @@ class CasePlan:
         if self.group and self.group != self.case_id:
             rows.append(("group", self.group))
         if self.problem is None:
-            names = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
-            rows += list(zip(names, self.described(), strict=True))
+            rows += list(zip(HEADER_FACTS, self.described(), strict=True))
         else:
             rows.append(("problem", f"{self.problem.kind}: {self.problem.message}"))
-        return html_card(f"Case {self.case_id}", html_facts(rows + file_rows(self.case)))
+        rows.append(("label", self.case.label or "none"))
+        images = html_table(["image"], [[path] for path in self.case.images], of="image")
+        return html_card(f"Case {self.case_id}", html_facts(rows), images)
 
     @property
     def has_label(self) -> bool:
@@ -113,28 +88,21 @@ class CasePlan:
         return self.voxel_bytes + self.shape[0] * _WORK_PER_SLICE + _WORK_PER_CASE
 
 
-def case_digest(
-    settings: SliceSettings,
-    *,
-    split: str,
-    sources: Sequence[tuple[str, int, int]],
-    allow_missing_labels: bool,
-    has_label: bool,
-) -> str:
+def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, int, int]]) -> str:
     """Return a digest, of 16 hexadecimal digits, of everything that decides a case's output bytes.
 
     `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
     """
     # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
-    unused = OF_ANOTHER_FORMAT[settings.format]
-    decisive = settings.model_dump(mode="json", exclude={"nonfinite", unused})
+    unused = {"nonfinite", UNUSED_BY_FORMAT[config.format]}
+    allowed = f"missing, allowed: {config.allow_missing_labels}"
     content = {
         "format_version": FORMAT_VERSION,
-        "settings": decisive,
-        "split": split,
-        "sources": [list(source) for source in sources],
+        "settings": config.slice_settings.model_dump(mode="json", exclude=unused),
+        "split": plan.split,
+        "sources": sources,
         # A case that was written without a label stays valid only while that is allowed.
-        "label": "present" if has_label else f"missing, allowed: {allow_missing_labels}",
+        "label": "present" if plan.has_label else allowed,
     }
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -150,9 +118,6 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     window = planes * len(case.case.images) * height * width * 4
     percentile = voxels * 8 if settings.normalize == "percentile" else 0
     return case.voxel_bytes + label + max(3 * window, percentile)
-
-
-# -- a run -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +166,11 @@ class RunPlan:
         return tuple(case for case in self.cases if case.case_id in wanted)
 
     @property
+    def runnable(self) -> tuple[CasePlan, ...]:
+        """Return the cases whose headers show no problem."""
+        return tuple(case for case in self.cases if case.problem is None)
+
+    @property
     def failures(self) -> tuple[FailedCase, ...]:
         """Return the problems of single cases that their headers show."""
         return tuple(case.problem for case in self.cases if case.problem is not None)
@@ -208,22 +178,19 @@ class RunPlan:
     @property
     def n_modalities(self) -> int:
         """Return the number of images of a case."""
-        counts = Counter(len(case.case.images) for case in self.cases if case.problem is None)
-        counts = counts or Counter(len(case.case.images) for case in self.cases)
+        counts = Counter(len(case.case.images) for case in self.runnable or self.cases)
         return counts.most_common(1)[0][0] if counts else 1
 
     @property
     def n_slices(self) -> int:
         """Return the number of slices of all cases without a problem."""
-        return sum(case.shape[0] for case in self.cases if case.problem is None)
+        return sum(case.shape[0] for case in self.runnable)
 
     @property
     def peak_bytes(self) -> int:
         """Return the memory that a worker needs for the largest case."""
-        return WORKER_BASE_BYTES + max(
-            (peak_bytes(case, self.config) for case in self.cases if case.problem is None),
-            default=0,
-        )
+        peaks = (peak_bytes(case, self.config) for case in self.runnable)
+        return _WORKER_BASE_BYTES + max(peaks, default=0)
 
     def _repr_html_(self) -> str:
         config = self.config
@@ -239,44 +206,26 @@ class RunPlan:
             *(("note", note) for note in self.notes),
             *(("problem", problem) for problem in self.problems),
         ]
-        names = ("case", "split", "slices", "rows×columns", "spacing mm", "stored", "dtype")
-        cases = [
-            (case.case_id, case.split, *case.described()) for case in self.cases if not case.problem
-        ]
+        cases = [(case.case_id, case.split, *case.described()) for case in self.runnable]
         return html_card(
             f"Plan of {plural(len(self.cases), 'case')}",
             html_facts(rows),
-            html_table(names, cases, of="case"),
+            html_table(("case", "split", *HEADER_FACTS), cases, of="case"),
             failure_table(self.failures),
         )
 
 
 def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the cases of each split, sorted, from the split of each case.
-
-    Examples
-    --------
-    >>> by_split({"b": "train", "a": "train", "c": "test"})
-    {'train': ['a', 'b'], 'val': [], 'test': ['c']}
-    """
+    """Return the cases of each split, sorted, from the split of each case; no split is left out."""
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for case_id, split in sorted(assignment.items()):
         splits[split].append(case_id)
     return splits
 
 
-# -- a partition of a run --------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class Partition:
-    """Partition `number`, counted from 1, `of` a run's partitions.
-
-    Examples
-    --------
-    >>> str(Partition(2, 3))
-    '2/3'
-    """
+    """Partition `number`, counted from 1, `of` a run's partitions."""
 
     number: int
     of: int
@@ -285,24 +234,12 @@ class Partition:
         return f"{self.number}/{self.of}"
 
     def cases(self, case_ids: Iterable[str]) -> list[str]:
-        """Return every `of`-th of the sorted case ids, because neighbours often have equal sizes.
-
-        Examples
-        --------
-        >>> Partition(2, 3).cases("gfedcba")
-        ['b', 'e']
-        """
+        """Return every `of`-th of the sorted case ids: neighbours often have equal sizes."""
         return sorted(case_ids)[self.number - 1 :: self.of]
 
 
 def parse_partition(setting: str | None) -> Partition | None:
-    """Return the partition of the setting `shard`, I/N, which was checked before.
-
-    Examples
-    --------
-    >>> parse_partition("2/3"), parse_partition(None)
-    (Partition(number=2, of=3), None)
-    """
+    """Return the partition of the setting `shard`, I/N, which was checked before; None for None."""
     if setting is None:
         return None
     number, _, of = setting.partition("/")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig
+from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
 from dask_slicer.core.geometry import align, axis_codes, spacing
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError, MissingFile, MissingLabel, as_case_error
@@ -17,7 +17,7 @@ from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
-from dask_slicer.planning.assignment import EarlierSplits, case_groups, case_splits
+from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.formatting import did_you_mean, first_few
@@ -26,24 +26,29 @@ from dask_slicer.utils.formatting import did_you_mean, first_few
 _HEADER_THREADS = 16
 
 
-def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPlan:
+def make_plan(
+    config: RunConfig,
+    *,
+    assigned: Mapping[str, str] | None = None,
+    assigned_groups: Callable[[], Mapping[str, str]] = dict,
+) -> RunPlan:
     """Return the plan of a run; reads headers, writes nothing.
 
-    Raise DatasetError if there is no case, or if splits or `only` do not fit the cases, and
-    OutputError if earlier runs put cases into other splits.
+    Cases keep the split that earlier runs `assigned`. `assigned_groups` returns the patients of
+    their cases; it reads the whole journal, so it is called only if some left the dataset.
     """
-    earlier = earlier or EarlierSplits()
+    assigned = assigned or {}
     dataset = find_cases(config.input_dir, include_test=config.include_test)
+    root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
     notes = list(dataset.notes)
     if config.prune:
         present = {case.case_id for case in dataset.cases}
-        kept = {case_id: split for case_id, split in earlier.splits.items() if case_id in present}
-        earlier = replace(earlier, splits=kept)
+        assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
     has_labels = any(case.label is not None for case in dataset.cases)
     if config.min_foreground > 0 and not has_labels:
         raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
     groups = case_groups(dataset, config, notes)
-    cases, splits = case_splits(dataset.cases, groups, config, earlier, notes)
+    cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
     _check_only(config.only, cases)
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
 
@@ -58,7 +63,7 @@ def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPla
                     )
                 if len(case.images) != n_modalities:
                     raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
-                return _with_headers(plan, config, dataset.root)
+                return _with_headers(plan, config, root)
             except Exception as error:  # any error: the other cases continue
                 failure = as_case_error(error, step="plan")
                 if not failure.retriable:
@@ -70,21 +75,14 @@ def make_plan(config: RunConfig, earlier: EarlierSplits | None = None) -> RunPla
 
     with ThreadPoolExecutor(_HEADER_THREADS) as threads:
         plans = tuple(threads.map(plan_case, cases))
-    _note_unoriented(plans, notes)
-    if not has_labels:
-        notes.append("no case has a label; slices will hold images only")
-    _note_empty_splits(plans, config, notes)
-    unused = OF_ANOTHER_FORMAT[config.format]
-    if getattr(config, unused) != RunConfig.model_fields[unused].default:
-        notes.append(f"--{unused} has no effect with --format {config.format}")
     return RunPlan(
         config=config,
         layout=dataset.layout,
         reason=dataset.reason,
         cases=plans,
         splits=by_split(splits),
-        notes=tuple(notes),
-        problems=dataset.problems,
+        notes=(*notes, *_notes(plans, config, has_labels=has_labels)),
+        problems=tuple(dataset.problems),
     )
 
 
@@ -94,16 +92,14 @@ def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
     headers = [read_header(path) for path in case.files]
     _, grid = align(grids_of(headers, has_label=plan.has_label), config.plane)
     images = headers[: len(case.images)]
-    sources = [(_relative(path, root), *_size_and_mtime(path)) for path in case.files]
+    sources = []
+    for path in case.files:
+        status = Path(path).stat()
+        relative = PurePath(os.path.relpath(path, root)).as_posix()
+        sources.append((relative, status.st_size, status.st_mtime_ns))
     return replace(
         plan,
-        digest=case_digest(
-            config.slice_settings,
-            split=plan.split,
-            sources=sources,
-            allow_missing_labels=config.allow_missing_labels,
-            has_label=plan.has_label,
-        ),
+        digest=case_digest(plan, config, sources),
         sources=tuple(path for path, _, _ in sources[: len(images)]),
         shape=grid.shape,
         spacing=spacing(grid.affine),
@@ -115,32 +111,26 @@ def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
     )
 
 
-def _relative(path: str, root: Path) -> str:
-    return PurePath(os.path.relpath(path, root)).as_posix()
-
-
-def _size_and_mtime(path: str) -> tuple[int, int]:
-    status = Path(path).stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _note_unoriented(cases: Iterable[CasePlan], notes: list[str]) -> None:
+def _notes(cases: Sequence[CasePlan], config: RunConfig, *, has_labels: bool) -> Iterator[str]:
+    """Yield notes on a plan whose headers have been read."""
     unknown = [case.case_id for case in cases if not case.oriented]
     if unknown:
-        notes.append(
+        yield (
             f"{len(unknown)} images do not define their orientation (sform and qform code 0), "
             f"LAS is assumed, as in nibabel: {first_few(unknown)}"
         )
-
-
-def _note_empty_splits(cases: Iterable[CasePlan], config: RunConfig, notes: list[str]) -> None:
+    if not has_labels:
+        yield "no case has a label; slices will hold images only"
     filled = {case.split for case in cases if case.problem is None}
     wanted = {case.split for case in cases}
     if config.splits is None:
         wanted |= {split for split, ratio in config.ratios().items() if ratio > 0}
     empty = [split for split in SPLITS if split in wanted - filled]
     if empty:
-        notes.append(f"no case that can be run is in {' or '.join(empty)}")
+        yield f"no case that can be run is in {' or '.join(empty)}"
+    unused = UNUSED_BY_FORMAT[config.format]
+    if getattr(config, unused) != RunConfig.model_fields[unused].default:
+        yield f"--{unused} has no effect with --format {config.format}"
 
 
 def _check_only(only: Sequence[str], cases: Iterable[Case]) -> None:

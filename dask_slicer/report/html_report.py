@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dask_slicer.config.schema import OF_ANOTHER_FORMAT, RunConfig, SliceSettings, SplitSettings
+from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings, SplitSettings
 from dask_slicer.errors import DaskSlicerError, UsageError
 from dask_slicer.output.atomic import write_user_file
 from dask_slicer.output.layout import CONFIG
@@ -140,7 +140,7 @@ def _settings(config: RunConfig) -> list[tuple[str, str, bool, str]]:
     Other settings are left out unless they differ from their default.
     """
     always = {"input_dir", *SliceSettings.model_fields, *SplitSettings.model_fields}
-    always.discard(OF_ANOTHER_FORMAT[config.format])
+    always.discard(UNUSED_BY_FORMAT[config.format])
     rows = []
     for name, field in sorted(
         RunConfig.model_fields.items(), key=lambda item: item[0] != "input_dir"

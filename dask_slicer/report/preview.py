@@ -155,7 +155,7 @@ def _figure(
         index = output.index
     rows = choose_rows(output, index, cases=cases, split=split, slices=slices, n=n_slices)
     if len(rows) > _MOST_SLICES:
-        raise UsageError(f"{len(rows)} slices are too many, choose at most {_MOST_SLICES}")
+        raise UsageError(f"{len(rows)} slices are too many; choose at most {_MOST_SLICES}")
     panels = read_panels(output, index, rows, window_size=window_size, labels=labels)
     return draw(
         panels,

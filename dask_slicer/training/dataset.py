@@ -243,14 +243,7 @@ class ShuffledSlices:
 
     Each case is read from front to back, once per epoch; every iteration is one epoch. In torch's
     DataLoader, every worker reads a part of the cases, and torch's seed changes the order. Import
-    torch before you create the stream.
-
-    Parameters
-    ----------
-    dataset : SliceDataset
-    buffer_size : int
-        Number of samples in memory, from which the next one is drawn at random.
-    seed : int
+    torch before you create the stream with `SliceDataset.shuffled`.
     """
 
     def __init__(self, dataset: SliceDataset, *, buffer_size: int, seed: int) -> None:
@@ -260,10 +253,12 @@ class ShuffledSlices:
         self.buffer_size = buffer_size
         self.seed = seed
         self.epoch = 0
-        _register_with_torch()
+        torch_data = sys.modules.get("torch.utils.data")
+        if torch_data is not None:  # DataLoader recognises streams by this class
+            torch_data.IterableDataset.register(ShuffledSlices)
 
     def __iter__(self) -> Iterator[Any]:
-        worker, n_workers, torch_seed = _torch_worker() or (0, 1, 0)
+        worker, n_workers, torch_seed = _torch_worker()
         order = random.Random(f"{self.seed} {torch_seed} {self.epoch}")  # noqa: S311  # no secret
         self.epoch += 1
         index = self.dataset._index
@@ -283,18 +278,11 @@ class ShuffledSlices:
         yield from buffer
 
 
-def _register_with_torch() -> None:
-    """Make streams an IterableDataset for DataLoader, if torch is imported."""
-    data = sys.modules.get("torch.utils.data")
-    if data is not None:
-        data.IterableDataset.register(ShuffledSlices)
-
-
-def _torch_worker() -> tuple[int, int, int] | None:
-    """Return the number of this DataLoader worker, of how many, and their seed; else None."""
-    data = sys.modules.get("torch.utils.data")
-    info = None if data is None else data.get_worker_info()
-    return None if info is None else (info.id, info.num_workers, info.seed - info.id)
+def _torch_worker() -> tuple[int, int, int]:
+    """Return the number of this DataLoader worker, of how many, and their seed; else 0, 1, 0."""
+    torch_data = sys.modules.get("torch.utils.data")
+    info = None if torch_data is None else torch_data.get_worker_info()
+    return (0, 1, 0) if info is None else (info.id, info.num_workers, info.seed - info.id)
 
 
 def _select(

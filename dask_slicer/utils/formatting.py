@@ -10,24 +10,12 @@ _LONGEST_LINE = 2000
 
 
 def plural(n: int, noun: str) -> str:
-    """Return a number with its noun.
-
-    Examples
-    --------
-    >>> plural(1, "case"), plural(2, "case")
-    ('1 case', '2 cases')
-    """
+    """Return a number with its noun, such as 1 case, 2 cases."""
     return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Return a number of bytes with its unit.
-
-    Examples
-    --------
-    >>> format_bytes(153_400_000), format_bytes(512)
-    ('153.4 MB', '512 bytes')
-    """
+    """Return a number of bytes with its unit, such as 153.4 MB."""
     if n_bytes < 1000:
         return f"{n_bytes:.0f} bytes"
     for unit in ("kB", "MB", "GB", "TB"):
@@ -38,13 +26,7 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """Return a time span with its units.
-
-    Examples
-    --------
-    >>> format_time(2.51), format_time(7384)
-    ('2.5 s', '2 h 3 min')
-    """
+    """Return a time span with its units, such as 2.5 s or 2 h 3 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -53,13 +35,7 @@ def format_time(seconds: float) -> str:
 
 
 def escape_line(text: str) -> str:
-    r"""Return a text on one line, its control characters escaped.
-
-    Examples
-    --------
-    >>> escape_line(f"a.nii:\n{chr(7)} bad")
-    'a.nii: \\x07 bad'
-    """
+    """Return a text on one line, its control characters escaped."""
     line = " ".join(text.split())
     if len(line) > _LONGEST_LINE:
         line = line[:_LONGEST_LINE] + " …"
@@ -69,13 +45,7 @@ def escape_line(text: str) -> str:
 
 
 def format_shape(lengths: Sequence[float]) -> str:
-    """Return a shape or a spacing as messages show it.
-
-    Examples
-    --------
-    >>> format_shape((512, 512, 40)), format_shape((5.0, 0.5703125, 0.5703125))
-    ('512×512×40', '5×0.57×0.57')
-    """
+    """Return a shape or a spacing as messages show it, such as 512×512×40 or 5×0.57×0.57."""
     return "×".join(
         f"{length:.0f}" if isinstance(length, int) or length >= 1000 else f"{length:.3g}"
         for length in lengths
@@ -83,42 +53,13 @@ def format_shape(lengths: Sequence[float]) -> str:
 
 
 def first_few(names: Sequence[str], most: int = 3) -> str:
-    """Return the first names of a list, and the number of the others.
-
-    Examples
-    --------
-    >>> first_few(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
-    """
+    """Return the first names of a list, and the number of the others: a, b, c and 1 more."""
     shown = ", ".join(names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def why_not_written(n_failed: int, n_left: int) -> str:
-    """Return why planned cases have no slices: failed, or not run yet.
-
-    Examples
-    --------
-    >>> why_not_written(1, 4)
-    '1 failed, see failures.csv; 4 not run yet, repeat the run command for them'
-    """
-    why = [f"{n_failed} failed, see failures.csv"] if n_failed else []
-    why += [f"{n_left} not run yet, repeat the run command for them"] if n_left > 0 else []
-    return "; ".join(why)
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a suggestion to end a message about an unknown name: the nearest known one, if any.
-
-    Examples
-    --------
-    >>> did_you_mean("windowsize", ["window_size", "plane"])
-    '; did you mean window_size?'
-    >>> did_you_mean("x", ["window_size", "plane"])
-    ''
-    >>> did_you_mean("brain", ["abdomen_1", "mr_brain_1", "mr_brain_2"])
-    '; did you mean mr_brain_1?'
-    """
+    """Return a suggestion to end a message about an unknown name: the nearest known one, if any."""
     known = sorted(known)
     # Fewer than three letters are part of too many names.
     longer = [other for other in known if len(name) >= 3 and name in other]

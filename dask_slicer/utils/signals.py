@@ -102,14 +102,13 @@ def deferred() -> Iterator[None]:
     Processes started in the block never get Ctrl-C. A terminal or Jupyter server sends it to the
     whole process group, and workers would die with tracebacks; the driver alone stops them.
     """
-    if threading.current_thread() is not threading.main_thread():
-        with _blocked_for_children():
-            yield
-        return
+    # Signals reach the main thread only, which alone may set handlers.
+    is_main = threading.current_thread() is threading.main_thread()
     caught: list[int] = []
     before = {
         number: signal.signal(number, lambda number, frame: caught.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
+        if is_main
     }
     try:
         with _blocked_for_children():

@@ -12,7 +12,7 @@ import pytest
 
 from dask_slicer.cli.main import main
 from dask_slicer.cli.options import MOST_USED
-from dask_slicer.config.keywords import GROUPS
+from dask_slicer.config.fields import GROUPS
 from dask_slicer.config.schema import RunConfig
 
 # What the command promises, as far as they are settings of one run with npz slices.
@@ -113,7 +113,7 @@ def test_help_does_not_wait_for_numpy_and_dask() -> None:
 import sys
 from dask_slicer.cli.main import main
 from dask_slicer.cli.options import MOST_USED
-from dask_slicer.config.keywords import GROUPS
+from dask_slicer.config.fields import GROUPS
 main(["run", "--help"], standalone_mode=False)
 heavy = {"distributed", "dask", "zarr", "nibabel", "numpy"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)

@@ -1,10 +1,10 @@
-"""What batch systems print of their jobs, and what becomes of a job."""
+"""What batch systems print of their jobs."""
 
 from __future__ import annotations
 
 import pytest
 
-from dask_slicer.cluster.batch_system import SYSTEMS, error_text, job_status, lifetime, listed_jobs
+from dask_slicer.cluster.batch_system import SYSTEMS, error_text, lifetime, listed_jobs
 from dask_slicer.config.run_settings import JobSettings
 
 
@@ -18,6 +18,8 @@ def _no_settings_of_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
     ("settings", "expected"),
     [
         ({"walltime": "01:00:00"}, (3240, 0)),
+        ({"walltime": "00:01:00"}, (30, 0)),
+        ({"walltime": "1-00:00:00", "jobs": 8}, (85800, 300)),
         ({"walltime": "01:00:00", "jobs": 2}, (3240, 180)),
         ({"walltime": "00:05:00", "jobs": 2}, (240, 24)),
         ({"walltime": "00:01:00", "jobs": 2}, (30, 3)),
@@ -64,30 +66,6 @@ def test_a_listing_says_which_jobs_are_queued_and_which_run(system: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("refused", "has_joined", "silent_seconds", "n_times_unlisted", "status"),
-    [
-        (True, False, 0, 0, "refused"),
-        (False, False, 1e6, 0, "running"),  # queued for days
-        (False, False, 30, 1, "running"),  # it may not be listed yet
-        (False, False, 30, 2, "failed_to_start"),
-        (False, True, 30, 0, "running"),  # its nanny starts another worker
-        (False, True, 5, 2, "ended"),
-        (False, True, 61, 0, "ended"),  # its node is frozen, or cut off
-    ],
-)
-def test_a_job_without_a_worker_has_one_of_four_statuses(
-    refused, has_joined, silent_seconds, n_times_unlisted, status
-) -> None:
-    found = job_status(
-        refused=refused,
-        has_joined=has_joined,
-        silent_seconds=silent_seconds,
-        n_times_unlisted=n_times_unlisted,
-    )
-    assert found == status
-
-
-@pytest.mark.parametrize(
     ("stdout", "stderr", "words"),
     [
         (
@@ -96,6 +74,7 @@ def test_a_job_without_a_worker_has_one_of_four_statuses(
             "invalid partition: x; no",
         ),
         ("", "qsub: Unknown queue\n", "Unknown queue"),
+        ("", "sbatch: error: no queue\nsbatch: error: failed\n", "no queue; failed"),
         ("Request aborted by esub.\n", "", "Request aborted by esub."),
     ],
 )

@@ -56,7 +56,6 @@ class Cluster:
             self.workers[f"job-{number}"] = SimpleNamespace(
                 job_id=None if self.refusal else str(number),
                 refusal=self.refusal,
-                end="",
                 has_joined=False,
                 n_times_unlisted=0,
                 last_seen=time.monotonic(),
@@ -78,6 +77,32 @@ class Cluster:
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_LIST_SECONDS", "_URGENT_LIST_SECONDS", "_RETRY_SECONDS"):
         monkeypatch.setattr(job_monitor, name, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "has_joined", "silent_seconds", "n_times_unlisted", "end"),
+    [
+        ("no such queue", False, 0, 0, "no such queue"),
+        ("", False, 1e6, 0, ""),  # queued for days
+        ("", False, 30, 1, ""),  # it may not be listed yet
+        ("", False, 30, 2, "Job 7 ended before its worker started; it left no log file in "),
+        ("", True, 30, 0, ""),  # its nanny starts another worker
+        ("", True, 5, 2, "Job 7 ended"),
+        ("", True, 61, 0, "Job 7 ended"),  # its node is frozen, or cut off
+    ],
+)
+def test_a_job_without_a_worker_is_refused_or_over_or_may_have_one_again(
+    tmp_path, refusal, has_joined, silent_seconds, n_times_unlisted, end
+) -> None:
+    job = SimpleNamespace(
+        job_id="7",
+        refusal=refusal,
+        has_joined=has_joined,
+        n_times_unlisted=n_times_unlisted,
+        last_seen=time.monotonic() - silent_seconds,
+    )
+    found = Cluster(n_jobs=1, logs=tmp_path).monitor._end_of(job)
+    assert found.removesuffix(str(tmp_path)) == end
 
 
 def test_jobs_that_are_queued_are_left_alone_however_long_that_takes() -> None:

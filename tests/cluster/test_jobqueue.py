@@ -186,7 +186,7 @@ def test_jobs_of_what_is_not_installed_or_not_here_are_refused_in_one_line(
     [
         ({"cluster": "sge", "cores": 4}, "--job_extra '-pe smp 4'"),
         ({"cluster": "slurm", "lifetime": 3600}, "lifetime must be less than walltime, 01:00:00"),
-        ({}, "there are no jobs without --cluster"),
+        ({}, "a job script needs --cluster"),
     ],
 )
 def test_settings_of_which_no_job_can_be_made_are_refused(settings, said) -> None:
@@ -246,6 +246,12 @@ def test_logs_of_jobs_make_no_directory_somebody_elses(dataset, tmp_path, slice_
     assert (slice_dataset() / "slices.csv").exists()
 
 
+# Its commands that submit, cancel and list jobs.
+_COMMANDS = {
+    "pbs": ("qsub", "qdel", "qstat"),
+    "sge": ("qsub", "qdel", "qstat"),
+    "lsf": ("bsub", "bkill", "bjobs"),
+}
 # A program in place of a batch system's commands: a job is a process of this machine, its number is
 # the process's, and a file remembers it.
 _MADE_UP = """\
@@ -292,11 +298,7 @@ def made_up(tmp_path, monkeypatch):
         folder = tmp_path / "bin"
         for made in (jobs, folder):
             made.mkdir()
-        for command in (
-            SYSTEMS[system].submit,
-            SYSTEMS[system].cancel,
-            SYSTEMS[system].listing[0],
-        ):
+        for command in _COMMANDS[system]:
             script = _MADE_UP.replace("PYTHON", sys.executable).replace("JOBS", str(jobs))
             (folder / command).write_text(script.replace("SYSTEM", system))
             (folder / command).chmod(0o755)
@@ -332,7 +334,7 @@ def test_a_run_in_jobs_of_a_made_up_batch_system(
     command += ["--memory", "1GB", "--dashboard_address", "none"]
     refused = invoke(*command, "--output_dir", tmp_path / "refused", "--queue", "nowhere")
     assert refused.exit_code == 1
-    assert refused.stderr == f"Error: {SYSTEMS[system].submit} refused the job: Unknown queue\n"
+    assert refused.stderr == f"Error: {_COMMANDS[system][0]} refused the job: Unknown queue\n"
     assert not (tmp_path / "refused").exists()
     result = invoke(*command, "--output_dir", tmp_path / "out", "--jobs", 2)
     assert result.exit_code == 0, result.output

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import dask_slicer
-from dask_slicer.cluster import local, probes, upload
+from dask_slicer.cluster import local, probes, rpc
 from dask_slicer.cluster.preflight import (
-    ALIKE,
-    SAME,
+    MUST_MATCH,
+    SHOULD_MATCH,
     Preflight,
     Requirements,
     check_code,
@@ -36,7 +36,7 @@ check = partial(check_of, module="dask_slicer.execution.tasks")
 
 pytestmark = pytest.mark.versions
 
-HERE = dict.fromkeys((*SAME, *ALIKE), "2.0.1") | {"python": "3.11.7"}
+HERE = dict.fromkeys((*MUST_MATCH, *SHOULD_MATCH), "2.0.1") | {"python": "3.11.7"}
 OWN = {"version": "0.1.0", "code": "abc", "fault": "", "process": "laptop 1"}
 NEEDS = Requirements(
     output_dir=Path("/out"),
@@ -63,9 +63,9 @@ def refused_versions(**there: Any) -> list[str]:
     ("changes", "said"),
     [
         ({"distributed": "1.9"}, "distributed is 2.0.1 here, 1.9 on 1 worker on node1; install the "
-         "same version in all places"),
+         "same version everywhere"),
         ({"python": "3.12.1.final.0"}, "Python is 3.11 here, 3.12 on 1 worker on node1; use the "
-         "same in all places"),
+         "same version everywhere"),
         ({"isal": None}, "isal is missing on 1 worker on node1; install isal==2.0.1 there"),
     ],
 )  # fmt: skip
@@ -79,7 +79,8 @@ def test_versions_that_may_change_a_digit_are_told(changes) -> None:
     check_versions(HERE, {WORKER: packages(**changes)}, findings)
     assert findings.refusals == []
     assert findings.notes == [
-        f"{name} is 2.0.1 here, {value} on 1 worker on node1: digits or bytes may differ"
+        f"{name} is 2.0.1 here, {value} on 1 worker on node1: bytes or last digits of slices may "
+        "differ"
         for name, value in changes.items()
     ]
 
@@ -97,7 +98,7 @@ def test_hosts_are_counted_and_the_scheduler_is_named() -> None:
 )  # fmt: skip
 def test_a_worker_that_does_not_answer_or_fails_is_named(raised, said) -> None:
     assert refused_versions(**{WORKER: raised}) == [
-        f"1 worker on node1 cannot be used ({said}); end or restart what hangs"
+        f"1 worker on node1 cannot be used ({said}); stop or restart it"
     ]
 
 
@@ -165,23 +166,24 @@ def test_a_case_can_be_stopped_only_where_there_is_a_nanny(timeout, noted) -> No
     assert all("1 worker without a nanny" in note for note in findings.notes)
 
 
-LOOK = {"token": "x", "seen": "yes", "output_fault": "", "input_fault": ""}
+LOOK = {"token": "x", "output_fault": "", "input_fault": ""}
 
 
 @pytest.mark.parametrize(
     ("look", "said"),
     [
         (LOOK, []),
-        (LOOK | {"seen": ""}, ["1 worker on node1 cannot write to /out as it is here (another "
-         "disk, at the same path); the output must be on a disk that all workers share"]),
-        (LOOK | {"seen": "", "output_fault": "Permission denied"},
-         ["1 worker on node1 cannot write to /out as it is here (permission denied); the output "
-          "must be on a disk that all workers share"]),
+        (LOOK | {"output_fault": "another disk, at the same path"},
+         ["1 worker on node1 cannot write to the same /out as this process "
+         "(another disk, at the same path); the output must be on a disk that all workers share"]),
+        (LOOK | {"output_fault": "Permission denied"},
+         ["1 worker on node1 cannot write to the same /out as this process (permission denied); "
+          "the output must be on a disk that all workers share"]),
         (LOOK | {"input_fault": "No such file or directory"},
-         ["1 worker on node1 cannot read /scans/a.nii (no such file or directory); it must be on "
-          "a disk that all workers share"]),
+         ["1 worker on node1 cannot read /scans/a.nii (no such file or directory); scans must be "
+          "on a disk that all workers share"]),
         (TimeoutError("no answer within 10 s"), ["1 worker on node1 cannot be used (no answer "
-         "within 10 s); end or restart what hangs"]),
+         "within 10 s); stop or restart it"]),
     ],
     ids=["sound", "other_disk", "read_only", "no_scans", "silent"],
 )  # fmt: skip
@@ -197,10 +199,10 @@ def test_a_disk_that_is_not_shared_is_refused(look, said) -> None:
         (1.0, False, 3, ""),
         (1.0, "false", "5", ""),
         (1.1, True, 3, "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=1.0 "
-         "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING=False it holds one volume a worker, none "
-         "waiting behind a slow case, moves no volume to another worker"),
-        (1.0, False, 0, "with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=3 it blames no case "
-         "for a worker that another one killed"),
+         "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING=False: it then gives a worker one volume at a "
+         "time so that none waits behind a slow case, never moves a volume to another worker"),
+        (1.0, False, 0, "with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=3: it then does not "
+         "fail a case because another case killed its worker"),
     ],
 )  # fmt: skip
 def test_a_scheduler_is_told_how_it_would_better_have_been_started(
@@ -208,8 +210,7 @@ def test_a_scheduler_is_told_how_it_would_better_have_been_started(
 ) -> None:
     findings = Preflight()
     names = ("worker-saturation", "work-stealing", "allowed-failures")
-    settings = zip(names, (saturation, stealing, failures), strict=True)
-    check_settings({f"distributed.scheduler.{name}": value for name, value in settings}, findings)
+    check_settings(dict(zip(names, (saturation, stealing, failures), strict=True)), findings)
     assert not findings.refusals
     assert (said in findings.notes[0]) if said else not findings.notes
 
@@ -236,7 +237,7 @@ def package(tmp_path, monkeypatch) -> Path:
 
 
 def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp_path) -> None:
-    upload.write_package(tmp_path / "sent.zip")
+    rpc.write_package(tmp_path / "sent.zip")
     with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
         sent = {name: archive.read(name) for name in archive.namelist()}
     there = {
@@ -251,7 +252,7 @@ def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp
 
 
 def test_python_imports_every_module_from_an_archive(package, tmp_path) -> None:
-    upload.write_package(tmp_path / "sent.zip")
+    rpc.write_package(tmp_path / "sent.zip")
     modules = sorted(
         ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
         for path in package.rglob("*.py")
@@ -279,7 +280,7 @@ def test_an_archive_describes_itself_as_the_folder_that_it_was_made_of(
     package, tmp_path, monkeypatch
 ) -> None:
     own = probes.describe("dask_slicer.execution.tasks")
-    upload.write_package(tmp_path / "sent.zip")
+    rpc.write_package(tmp_path / "sent.zip")
     sent = zipfile.Path(tmp_path / "sent.zip", "dask_slicer/")
     monkeypatch.setattr(importlib.resources, "files", lambda name: sent)
     assert probes.describe("dask_slicer.execution.tasks") == own
@@ -350,7 +351,7 @@ def test_workers_that_come_on_demand_are_not_missed(tmp_path) -> None:
 
 def test_workers_without_memory_for_any_case_are_refused(client, tmp_path) -> None:
     needs = Requirements(output_dir=tmp_path, temporary=".tmp", least_bytes=2**40, most_bytes=2**41)
-    with pytest.raises(PreflightError, match=r"the smallest takes 1.1 TB"):
+    with pytest.raises(PreflightError, match=r"the smallest case needs 1.1 TB"):
         check(client, needs, print, upload=False)
 
 
@@ -366,7 +367,7 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
     def of_another_python(*args: object) -> dict[str, Any]:
         return {"the scheduler": packages(python="3.99.0.final.0")}
 
-    monkeypatch.setattr("dask_slicer.cluster.preflight.versions", of_another_python)
+    monkeypatch.setattr("dask_slicer.cluster.rpc.versions", of_another_python)
     monkeypatch.setattr(
         "dask_slicer.cluster.rpc.send_by_value", lambda: pytest.fail("code was sent")
     )
@@ -377,7 +378,9 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
 def test_nothing_is_sent_to_this_very_process(client, tmp_path) -> None:
     notes: list[str] = []
     check(client, Requirements(output_dir=tmp_path, temporary=".tmp"), notes.append, upload=True)
-    assert notes == ["--upload_code has no effect: the scheduler or a worker is this very process"]
+    assert notes == [
+        "--upload_code has no effect: the scheduler or a worker runs in this same process"
+    ]
     assert not any("dask_slicer_code_" in path for path in sys.path)
 
 

@@ -21,8 +21,6 @@ from dask_slicer.core.geometry import (
     check_affine,
     plane_orientation,
     reorient,
-    reorient_affine,
-    reorient_shape,
     spacing,
 )
 from dask_slicer.errors import GeometryMismatch
@@ -72,11 +70,11 @@ def store(array: np.ndarray, affine: np.ndarray, storage: tuple) -> tuple[np.nda
 def stack(array: np.ndarray, affine: np.ndarray, plane: str) -> tuple[np.ndarray, np.ndarray]:
     orientation = plane_orientation(affine, plane)
     seen = reorient(array, orientation)
-    assert seen.shape == reorient_shape(array.shape, orientation)
+    grid = Grid(shape=array.shape, affine=affine, name="image").reoriented(orientation)
+    assert seen.shape == grid.shape
     assert np.shares_memory(seen, array)
-    seen_affine = reorient_affine(affine, array.shape, orientation)
-    assert not np.signbit(seen_affine[seen_affine == 0]).any(), "-0.0 would be written out"
-    return seen, seen_affine
+    assert not np.signbit(grid.affine[grid.affine == 0]).any(), "-0.0 would be written out"
+    return seen, grid.affine
 
 
 def places(array: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -133,5 +133,7 @@ def test_a_failure_that_another_run_left_there_is_not_taken_for_our_own(
     with Client(client.scheduler.address, set_as_default=False) as others:
         theirs = others.compute(case_graph(case, target_of(config, run_id="theirs")))
         wait_for(lambda: theirs.status == "error")
-        with pytest.raises(SchedulerError, match="another run is using this scheduler"):
+        with pytest.raises(
+            SchedulerError, match="another run on this scheduler has a case with the same id"
+        ):
             dask_slicer.run(config, client)

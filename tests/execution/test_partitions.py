@@ -269,7 +269,7 @@ def test_a_killed_share_is_repeated(start, shares, whole, invoke, output_dir) ->
     leave_unfinished(output_dir, Partition(2, 3))
     result = invoke("merge", output_dir)
     assert result.exit_code == 1
-    assert "1 case in no partition's journal: e; run the missing partitions" in result.stdout
+    assert "1 case still to run: e; run the missing partitions" in result.stdout
     result = shares("2/3")
     assert result.exit_code == 0
     assert "1 case of partition 2/3 in this process, 1 skipped" in result.stdout
@@ -583,7 +583,7 @@ def test_how_a_share_runs_may_differ_and_the_first_is_remembered(
 def test_what_concerns_the_whole_is_not_for_a_share(shares, output_dir, setting) -> None:
     result = shares("1/2", setting)
     assert result.exit_code == 2
-    assert "shard one partition of it" in result.stderr
+    assert "shard only a part" in result.stderr
 
 
 def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) -> None:
@@ -635,12 +635,12 @@ def test_a_merge_names_the_cases_that_are_missing(shares, invoke, output_dir) ->
     result = invoke("merge", "--quiet", output_dir)
     assert result.exit_code == 1
     assert result.stdout == (
-        "4 cases in no partition's journal: b, c, e and 1 more; run the missing partitions, "
-        "or the same command without --shard\n"
+        "4 cases still to run: b, c, e and 1 more; run the missing partitions, "
+        "or the same run command without --shard\n"
     )
     verified = invoke("verify", output_dir, "--num_workers", 0)
     assert verified.exit_code == 0
-    missing = "4 planned cases not written: 4 not run yet, the run command continues"
+    missing = "4 planned cases not written: 4 not run yet, repeat the run command to continue"
     assert missing in verified.stdout
 
 
@@ -679,7 +679,7 @@ def test_files_that_have_gone_since_are_not_merged(shares, whole, invoke, output
     next(output_dir.glob("*/b_*.npz")).unlink()
     result = invoke("merge", output_dir)
     assert result.exit_code == 1
-    assert "1 case in no partition's journal: b;" in result.stdout
+    assert "1 case still to run: b;" in result.stdout
     assert list(output_dir.glob("*/b_*.npz")) == []
     assert shares(None).exit_code == 0
     assert_same(output_dir, whole())

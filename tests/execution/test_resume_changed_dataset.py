@@ -10,7 +10,6 @@ import pytest
 from click.testing import Result
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.planning.assignment import EarlierSplits
 from dask_slicer.planning.planner import make_plan
 
 CASES = [f"liver_{number:03d}" for number in range(10)]
@@ -104,10 +103,11 @@ def test_a_plan_takes_the_splits_and_patients_of_earlier_runs_from_its_caller(
         train_ratio=1,
     )
     assert make_plan(config).splits["train"] == ["liver_000_followup", "liver_001"]
-    earlier = EarlierSplits(splits={"liver_001": "val"}, groups=never)
-    assert make_plan(config, earlier).splits["val"] == ["liver_001"]
-    earlier = EarlierSplits(splits={"liver_000": "test"}, groups=lambda: {"liver_000": "000"})
-    assert make_plan(config, earlier).splits["test"] == ["liver_000", "liver_000_followup"]
+    plan = make_plan(config, assigned={"liver_001": "val"}, assigned_groups=never)
+    assert plan.splits["val"] == ["liver_001"]
+    groups = {"liver_000": "000"}
+    plan = make_plan(config, assigned={"liver_000": "test"}, assigned_groups=lambda: groups)
+    assert plan.splits["test"] == ["liver_000", "liver_000_followup"]
 
 
 def test_a_case_that_comes_back_gets_its_old_split(dataset, output, slice_again) -> None:
@@ -182,7 +182,7 @@ def test_a_case_that_left_the_dataset_is_kept_until_it_is_pruned(
     remove(dataset, CASES[0])
     result = slice_again()
     assert CASES[0] in result.stdout
-    assert "--prune removes them" in result.stdout
+    assert "--prune removes such cases" in result.stdout
     assert contents(output) == before
     slice_again("--prune")
     assert list(output.glob(f"*/{CASES[0]}*")) == []

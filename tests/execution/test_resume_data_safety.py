@@ -127,7 +127,7 @@ def test_an_output_directory_that_a_worker_cannot_see_is_named(dataset, tmp_path
         output_dir=str(tmp_path / "gone"), temporary=".tmp", settings=config.slice_settings
     )
     sliced = slice_case(load_case(case, target), target)
-    with pytest.raises(MissingFile, match="cannot be seen from") as caught:
+    with pytest.raises(MissingFile, match="cannot find the output directory") as caught:
         save_case(sliced, target)
     assert caught.value.step == "save"
 

@@ -169,7 +169,7 @@ def a_case_in_two_splits(output: Path) -> str:
     splits = json.loads(path.read_text())
     splits["val"].append(splits["train"][0])
     path.write_text(json.dumps(splits, indent=2) + "\n")
-    return "splits.json: puts cases into several splits"
+    return "splits.json: has a case in more than one split"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_only_deep_finds_pixels_that_were_changed_with_their_checksum(output) ->
     (output / "dataset_info.json").write_text(json.dumps(summary))
     assert check(output).issues == ()
     (finding,) = check(output, deep=1000).issues
-    assert f"slice {slice_index} differs by up to 0.5 from what its scan gives" in str(finding)
+    assert f"slice {slice_index} differs by up to 0.5 from what its scan now gives" in str(finding)
 
 
 def test_a_group_in_two_splits_is_found(output) -> None:
@@ -240,7 +240,7 @@ def test_a_group_in_two_splits_is_found(output) -> None:
     for record in records:
         record["group"] = "patient"
     journal.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert "splits.json: the cases of patient are in" in paths_of(check(output))
+    assert "splits.json: has the cases of group patient in" in paths_of(check(output))
 
 
 def test_deep_says_when_the_scans_have_changed(scans, output, tmp_path) -> None:
@@ -251,7 +251,9 @@ def test_deep_says_when_the_scans_have_changed(scans, output, tmp_path) -> None:
         os.utime(path, (0, 0))
     config.write_text(config.read_text().replace(str(scans), str(moved)))
     report = check(output, deep=1)
-    assert "cannot be made again: its scan, or how it is sliced, has changed" in paths_of(report)
+    assert "cannot be compared with its scan: the scan or the settings have changed" in paths_of(
+        report
+    )
 
 
 class TestCommand:

@@ -128,7 +128,11 @@ GB = 10**9
 
 @pytest.mark.parametrize(
     ("num_workers", "memory", "expected", "said"),
-    [(-1, 64 * GB, 8, ""), (-1, GB // 2, 2, "2 of 8 CPUs are used"), (4, GB // 2, 4, "2 fits")],
+    [
+        (-1, 64 * GB, 8, ""),
+        (-1, GB // 2, 2, "only 2 of 8 CPUs are used"),
+        (4, GB // 2, 4, "use --num_workers 2"),
+    ],
     ids=["room for all CPUs", "lowered to what fits", "as asked, with a warning"],
 )
 def test_workers_are_lowered_to_what_memory_holds_only_where_none_were_asked_for(

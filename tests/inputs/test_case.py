@@ -85,9 +85,9 @@ def test_a_plain_file_name_is_a_case_id(case_id: str) -> None:
         (".a", "dot or a space"),
         ("a.", "dot or a space"),
         ("a ", "dot or a space"),
-        ("CON", "device on Windows"),
-        ("nul.1", "device on Windows"),
-        ("Com1", "device on Windows"),
+        ("CON", "Windows reserves it for a device"),
+        ("nul.1", "Windows reserves it for a device"),
+        ("Com1", "Windows reserves it for a device"),
         ("a" * 201, "longer than 200 bytes"),
         ("é" * 101, "longer than 200 bytes"),
         ("a\u202eb", "cannot be printed"),
@@ -116,5 +116,5 @@ def test_an_id_that_is_no_plain_file_name_is_refused_with_the_reason(case_id, re
     ids=["different", "twice", "case", "sharp_s", "composed"],
 )
 def test_ids_that_are_one_file_on_some_system_are_refused(case_ids, named) -> None:
-    rule = "case ids must be unique, also when case is ignored: "
+    rule = "case ids must be unique, also if upper and lower case count as equal: "
     assert case_id_problems(case_ids) == ([] if named is None else [rule + named])

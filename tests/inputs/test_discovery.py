@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.discovery import Dataset, find_cases
+from dask_slicer.inputs.discovery import find_cases
+from dask_slicer.inputs.layouts.base import LayoutMatch
 
 PAIRS = [
     {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"},
@@ -31,11 +32,11 @@ def tr(*names: str) -> list[str]:
     return [f"imagesTr/{name}.nii.gz" for name in names]
 
 
-def cases_of(dataset: Dataset) -> dict[str, list[str | None]]:
+def cases_of(dataset: LayoutMatch, root: Path) -> dict[str, list[str | None]]:
     """Return what each case is made of, relative to the root: its images, then its label."""
 
     def relative(path: str | None) -> str | None:
-        return None if path is None else Path(path).relative_to(dataset.root).as_posix()
+        return None if path is None else Path(path).relative_to(root).as_posix()
 
     assert [case.case_id for case in dataset.cases] == sorted(
         case.case_id for case in dataset.cases
@@ -182,7 +183,7 @@ def test_a_layout_is_recognised_with_its_cases(tmp_path, layout, files, describe
     dataset = find_cases(tmp_path)
     assert dataset.layout == layout
     assert dataset.reason
-    assert cases_of(dataset) == cases
+    assert cases_of(dataset, tmp_path) == cases
     assert not dataset.problems
 
 
@@ -191,19 +192,22 @@ def test_files_that_macos_leaves_beside_others_are_no_cases(tmp_path) -> None:
         tmp_path, *tr("a_0000", "._a_0000", "._b_0000"), "labelsTr/._a.nii.gz", "labelsTr/.DS_Store"
     )
     dataset = find_cases(tmp_path)
-    assert cases_of(dataset) == {"a": ["imagesTr/a_0000.nii.gz", None]}
+    assert cases_of(dataset, tmp_path) == {"a": ["imagesTr/a_0000.nii.gz", None]}
     assert not dataset.notes
 
 
 def test_test_images_are_left_out_with_a_note_or_put_into_test(tmp_path) -> None:
     lay(tmp_path, *tr("a_0000"), "imagesTs/t_0000.nii.gz", "labelsTs/t.nii.gz")
     dataset = find_cases(tmp_path)
-    assert list(cases_of(dataset)) == ["a"]
-    assert dataset.notes == ("1 image in imagesTs left out; --include_test uses them for test",)
+    assert list(cases_of(dataset, tmp_path)) == ["a"]
+    assert dataset.notes == ["1 image in imagesTs left out; --include_test uses them for test"]
     dataset = find_cases(tmp_path, include_test=True)
-    assert cases_of(dataset)["t"] == ["imagesTs/t_0000.nii.gz", "labelsTs/t.nii.gz"]
+    assert cases_of(dataset, tmp_path)["t"] == ["imagesTs/t_0000.nii.gz", "labelsTs/t.nii.gz"]
     assert {case.case_id: case.split for case in dataset.cases} == {"a": None, "t": "test"}
     assert not dataset.notes
+    lay(tmp_path, "labelsTs/u.nii.gz")
+    (note,) = find_cases(tmp_path, include_test=True).notes
+    assert note == "1 label without an image: u"
 
 
 def test_scans_of_one_bids_subject_are_one_group(tmp_path) -> None:
@@ -273,7 +277,7 @@ def test_a_damaged_dataset_json_is_named(tmp_path, content) -> None:
 def test_a_dataset_json_may_begin_with_a_byte_order_mark(tmp_path) -> None:
     lay(tmp_path, *tr("a_0000"))
     (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "CT"}}', encoding="utf-8-sig")
-    assert list(cases_of(find_cases(tmp_path))) == ["a"]
+    assert list(cases_of(find_cases(tmp_path), tmp_path)) == ["a"]
 
 
 TROUBLE = {
@@ -283,7 +287,7 @@ TROUBLE = {
     "modality_twice": (["c/c_t1.nii", "c/c_t1.nii.gz"], "case c has two files for one modality"),
     "labels_of_two_hands": (["c/c.nii", "c/seg_a.nii", "c/seg_b.nii"], "case c has two labels"),
     "equal_stems": (["images/a.nii", "images/a.nii.gz"], "a.nii and a.nii.gz"),
-    "device": (tr("CON_0000"), "device on Windows"),
+    "device": (tr("CON_0000"), "Windows reserves it for a device"),
     "test_and_train": ([*tr("a_0000"), "imagesTs/a_0000.nii.gz"], "'a' (2 times)"),
 }
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dask_slicer.inputs.discovery import Dataset, find_cases
+from dask_slicer.inputs.discovery import find_cases
+from dask_slicer.inputs.layouts.base import LayoutMatch
 
 
-def _find(root: Path, files: list[str], *, include_test: bool = False, **described) -> Dataset:
+def _find(root: Path, files: list[str], *, include_test: bool = False, **described) -> LayoutMatch:
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()

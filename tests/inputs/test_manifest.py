@@ -23,7 +23,7 @@ def read(tmp_path: Path, content: str | bytes, name: str = "m.csv") -> list[tupl
     """Return what the cases of a manifest are, with paths relative to its folder."""
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    cases, _ = read_manifest(path)
+    cases = read_manifest(path).cases
 
     def short(file: str | None) -> str | None:
         return file and Path(file).relative_to(tmp_path).as_posix()
@@ -92,7 +92,7 @@ def test_absolute_paths_stay_and_relative_ones_are_the_manifests(tmp_path, monke
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "m.csv").write_text("case_id,image,label\na,../a.nii,/data/a.nii\n")
     monkeypatch.chdir("/")
-    (case,), _ = read_manifest(tmp_path / "lists" / "m.csv")
+    (case,) = read_manifest(tmp_path / "lists" / "m.csv").cases
     assert case.files == (str(tmp_path / "a.nii"), "/data/a.nii")
 
 
@@ -104,7 +104,7 @@ def test_a_manifest_wins_over_the_layout_of_its_folder(tmp_path) -> None:
     assert dataset.layout == "manifest"
     assert "manifest.csv" in dataset.reason
     assert [case.case_id for case in dataset.cases] == ["b"]
-    assert dataset.notes == ("columns of manifest.csv that are ignored: age",)
+    assert dataset.notes == ["columns of manifest.csv that are ignored: age"]
 
 
 @pytest.mark.parametrize(

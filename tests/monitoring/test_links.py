@@ -19,7 +19,7 @@ JOB = {"SLURM_JOB_ID": "4711"}
 def tunnel(command: str, port: int = 8787) -> list[str]:
     return [
         f"From your own computer: {command}",
-        f"and there: http://127.0.0.1:{port}/status",
+        f"then open there: http://127.0.0.1:{port}/status",
     ]
 
 

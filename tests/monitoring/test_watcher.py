@@ -208,7 +208,7 @@ def test_an_output_in_which_nothing_can_be_watched_is_one_line(
 @pytest.mark.parametrize(
     ("lock", "said"),
     [
-        ("far 4711 1.0 -", "works in its own process, without a scheduler"),
+        ("far 4711 1.0 -", "has no scheduler: it uses one process"),
         ("far 4711 1.0 tcp://127.0.0.1:{free}", ": ssh -t far dask-slicer watch {out}"),
         ("far 4711 1.0 tcp://{host}:{free}", "no Dask scheduler answers at tcp://{host}:{free}"),
     ],
@@ -261,8 +261,12 @@ def test_a_run_in_its_own_process_is_watched_until_it_ends(
         (["tcp://host"], 2, "must be an address such as tcp://host:8786"),
         (["tls://127.0.0.1:{free}"], 2, "needs tls_ca, tls_cert and tls_key"),
         (["--scheduler_file", "{empty}/s.json"], 1, "does not exist; is the scheduler running?"),
-        ([], 2, "watch takes an output directory, an address, or --scheduler_file"),
-        (["{empty}", "--scheduler_file", "s.json"], 2, "watch takes an output directory, an"),
+        ([], 2, "give watch one of: an output directory, an address, --scheduler_file"),
+        (
+            ["{empty}", "--scheduler_file", "s.json"],
+            2,
+            "give watch one of: an output directory, an",
+        ),
         (["{empty}", "--tls_ca", "ca.pem"], 2, "go together, got no tls_cert and no tls_key"),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_run_never_writes_more_than_its_plan_says(dataset, tmp_path: Path, lev
     ("machine", "expected", "reason"),
     [
         ({}, 16, "CPU"),
-        ({"memory_bytes": 8 * GB, "peak": 3 * GB}, 2, "memory"),
+        ({"memory_bytes": 8 * GB, "peak": 3 * GB}, 2, "memory: 8.0 GB holds 2 workers of 3.0 GB"),
         ({"memory_bytes": GB, "peak": 3 * GB}, 1, "memory"),
         ({"n_cases": 3}, 3, "only 3 cases"),
         ({"n_cases": 0}, 1, "only 0 cases"),
@@ -77,7 +77,7 @@ def test_a_case_unlike_the_rest_is_named_with_what_is_odd() -> None:
     named = outliers(cases)
     assert named == [
         "case_3: spacing (mm) 9×1×1, median 3×1×1",
-        "case_3: stored as RAS, most LPS",
+        "case_3: stored as RAS, most cases LPS",
     ]
 
 

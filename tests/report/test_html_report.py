@@ -127,7 +127,7 @@ def test_pictures_that_cannot_be_drawn_do_not_keep_the_rest_away(
     assert "Note: no pictures of slices in the report: case hurt" in result.stdout
     text = text_of((output / "report.html").read_text(encoding="utf-8"))
     assert "No pictures of slices: case hurt" in text
-    assert "None could be read." in text
+    assert "No slice could be read." in text
 
 
 def test_cases_without_a_label_map_and_cases_without_a_slice_are_said(
@@ -430,7 +430,10 @@ def test_a_page_that_cannot_be_written_is_one_line(
     refused(invoke("report", output, "--file", missing), f"cannot write {missing}", "--file")
     refused(invoke("report", output, "--file", tmp_path), "is a directory")
     for name in ("journal.jsonl", "train/page.html", "../slices/config.yaml"):
-        refused(invoke("report", output, "--file", output / name), "among files of the output")
+        refused(
+            invoke("report", output, "--file", output / name),
+            "could be a file of the output itself",
+        )
     assert sorted(output.rglob("*")) == before
     refused(invoke("report", output, "--file", tmp_path / "page"), "must end with .html or .htm")
     elsewhere = tmp_path / "page.html"

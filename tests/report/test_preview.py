@@ -347,7 +347,7 @@ def test_an_unfinished_output_is_shown(dataset, slice_dataset, invoke) -> None:
     output = slice_dataset(window_size=0, only=["a"])
     result = invoke("preview", output)
     assert result.exit_code == 0
-    assert "2 not run yet, the run command continues" in result.stdout
+    assert "2 not run yet, repeat the run command to continue" in result.stdout
 
 
 def test_the_picture_is_no_hindrance_to_run_verify_and_overwrite(
@@ -379,7 +379,7 @@ def test_the_picture_is_no_hindrance_to_run_verify_and_overwrite(
         ),
         pytest.param(
             ["--slices", "99"],
-            "no case has slice 99: those of {out} are within 0 to 9",
+            "no case has slice 99: slices in {out} are numbered 0 to 9",
             id="slice of no case",
         ),
         pytest.param(
@@ -387,9 +387,13 @@ def test_the_picture_is_no_hindrance_to_run_verify_and_overwrite(
             "{out} has no slices in test; it has some in train (20 slices)",
             id="split",
         ),
-        pytest.param(["--slices", "x"], "--slices must be such as 3,10,20-30, got x", id="words"),
         pytest.param(
-            ["--slices", "9-3"], "--slices 9-3 must be a range of 1 to 400", id="backwards"
+            ["--slices", "x"], "--slices must be a list such as 3,10,20-30, got x", id="words"
+        ),
+        pytest.param(
+            ["--slices", "9-3"],
+            "--slices 9-3 must be a range from low to high, of at most 400 slices",
+            id="backwards",
         ),
         pytest.param(["--n_slices", 0], "n_slices must be 1 to 400, got 0", id="none"),
         pytest.param(
@@ -405,7 +409,8 @@ def test_the_picture_is_no_hindrance_to_run_verify_and_overwrite(
         ),
         pytest.param(
             ["--file", "{out}/train/a.png"],
-            "--file {out}/train/a.png is among files of the output; name one at its top",
+            "--file {out}/train/a.png could be a file of the output itself; choose a place "
+            "outside {out}, or directly in it",
             id="among slices",
         ),
         pytest.param(["--file", "{out}/train"], "--file {out}/train is a directory", id="folder"),
@@ -437,7 +442,7 @@ def test_slices_that_were_dropped_are_told_from_those_that_never_were(
     result = invoke("preview", output, "--case", "case", "--slices", "2")
     assert (
         "case case has no slice 2: dropped by --min_foreground 0.5; "
-        "3 slices of 10 were kept, within 4 to 6"
+        "3 slices of 10 were kept, from 4 to 6"
     ) in result.stderr
 
 

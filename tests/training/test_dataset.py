@@ -240,7 +240,7 @@ class TestChoosing:
 
     def test_npz_says_that_it_cannot(self, cases, slice_dataset):
         output = slice_dataset(window_size=1)
-        with pytest.raises(UsageError, match="--window_size 1; 4 needs --format zarr"):
+        with pytest.raises(UsageError, match="--window_size 1, so window_size 4 is too large"):
             SliceDataset(output, window_size=4)
 
     def test_slices_are_chosen_by_case_label_and_foreground(self, output):
@@ -260,7 +260,10 @@ class TestChoosing:
         [
             ({"split": "training"}, "split must be one of train, val, test or None, got training"),
             ({"cases": ["c"]}, "no case c in"),
-            ({"cases": ["a"], "split": "val"}, "a is in train, not in val; split=None has all"),
+            (
+                {"cases": ["a"], "split": "val"},
+                "a is in train, not in val; choose split train, or none",
+            ),
             ({"cases": "a"}, "cases must be a list, got 'a'"),
             ({"labels": 2}, "labels must be a list, got 2"),
             ({"labels": {0}}, "labels are values other than 0"),
@@ -326,12 +329,14 @@ class TestWeights:
     def test_what_cannot_be_drawn_is_told(self, few):
         with (
             pytest.warns(UserWarning, match="no slice of"),
-            pytest.raises(UsageError, match="no slice with foreground to draw 50% from"),
+            pytest.raises(UsageError, match="50% of the draws should be slices with foreground"),
         ):
             SliceDataset(few, labels={1}, cases=[]).weights(foreground=0.5)
         with pytest.raises(UsageError, match=r"share of draws with these labels, such as 0\.5"):
             SliceDataset(few).weights(labels={1})
-        with pytest.raises(UsageError, match="no slice without foreground"):
+        with pytest.raises(
+            UsageError, match="50% of the draws should be slices without foreground"
+        ):
             SliceDataset(few, labels={1}).weights(foreground=0.5)
         with pytest.raises(UsageError, match="not both"):
             SliceDataset(few).weights(foreground=0.5, balanced=True)
@@ -470,7 +475,7 @@ class TestUnfinishedOutputs:
         # The last case was not committed when the run was killed.
         lines = (output / JOURNAL).read_text().splitlines(keepends=True)
         (output / JOURNAL).write_text(lines[0] + lines[1][:50])
-        with pytest.warns(UserWarning, match="1 of 2 cases: 1 not run yet, the run command"):
+        with pytest.warns(UserWarning, match="1 of 2 cases: 1 not run yet, repeat the run command"):
             assert len(SliceDataset(output)) == len(whole) / 2
 
     def test_a_journal_newer_than_the_index_counts(self, output):

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from dask_slicer.inputs.layouts import (
-    bids,
-    decathlon,
-    folder_per_case,
-    images_and_labels,
-    nnunet,
-)
+from dask_slicer.inputs.layouts import bids, decathlon, folder_per_case, images_and_labels, nnunet
 from dask_slicer.inputs.layouts.base import Layout
 
 # In the order in which they are tried: the first that finds a case is used, so a layout that asks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,30 @@ class LayoutMatch:
     problems: list[str] = field(default_factory=list)
     seen: int = 0
     miss: str = ""
+
+    def add_case(
+        self,
+        case_id: str,
+        images: Iterable[str | Path],
+        label: str | Path | None = None,
+        *,
+        group: str | None = None,
+        split: str | None = None,
+    ) -> None:
+        """Add a case."""
+        case = Case(
+            case_id=case_id,
+            images=tuple(map(str, images)),
+            label=None if label is None else str(label),
+            group=group,
+            split=split,
+        )
+        self.cases.append(case)
+
+    def note_files(self, names: Sequence[str], noun: str, why: str) -> None:
+        """Note files that are left out, if there are any: their number, the reason, some names."""
+        if names:
+            self.notes.append(f"{plural(len(names), noun)} {why}: {first_few(names)}")
 
 
 class Layout(Protocol):
@@ -103,33 +127,24 @@ def volume_files(folder: Path) -> list[Path]:
 
 def by_stem(paths: list[Path], result: LayoutMatch) -> dict[str, Path]:
     """Return paths by file name without suffix; two files with one name are a problem."""
-    by_stem: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for path in paths:
-        other = by_stem.setdefault(stem_of(path.name), path)
+        other = path_of.setdefault(stem_of(path.name), path)
         if other is not path:
             result.problems.append(f"two files for one volume: {other.name} and {path.name}")
-    return by_stem
-
-
-def note_orphans(labels: Iterable[str], images: Iterable[str], result: LayoutMatch) -> None:
-    """Note the labels that have no image, by name."""
-    orphans = sorted(set(labels) - set(images))
-    if orphans:
-        result.notes.append(
-            f"{plural(len(orphans), 'label')} without an image: {first_few(orphans)}"
-        )
+    return path_of
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, None if the file does not exist."""
+    """Return the content of a JSON file; raise DatasetError if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"cannot read {path}: {error}") from None
 
 
-def optional_text(path: Path | None) -> str | None:
-    """Return a path as text, None for None."""
-    return None if path is None else str(path)
+def read_description(root: Path) -> dict[str, Any]:
+    """Return the content of dataset.json in a folder, empty if there is no such file."""
+    path = root / "dataset.json"
+    content = read_json(path) if path.exists() else None
+    return content if isinstance(content, dict) else {}

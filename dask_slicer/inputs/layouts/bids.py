@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case, is_volume_name, stem_of
-from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_text, volume_files
+from dask_slicer.inputs.case import is_volume_name, stem_of
+from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, volume_files
 from dask_slicer.utils.formatting import first_few, plural
 
 # BIDS entities that describe a derivative, not the scan.
@@ -23,7 +23,6 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         for anat in (subject / "anat", *sorted(subject.glob("ses-*/anat")))
         for path in volume_files(anat)
     ]
-    result.seen = len(images)
     if not images:
         result.miss = "no NIfTI file in sub-*/anat or sub-*/ses-*/anat"
         return result
@@ -39,29 +38,20 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         # Labels repeat the image's entities, with or without its suffix: sub-01_T1w_label-x_mask
         # and sub-01_dseg both belong to sub-01_T1w.
         candidates = [
-            label
-            for label in labels[subject]
-            if stem_of(label.name).startswith((f"{case_id}_", f"{case_id}-"))
-        ] or [label for label in labels[subject] if _entities(label.name) == _entities(path.name)]
+            other
+            for other in labels[subject]
+            if stem_of(other.name).startswith((f"{case_id}_", f"{case_id}-"))
+        ] or [other for other in labels[subject] if _entities(other.name) == _entities(path.name)]
         if len(candidates) > 1:
             result.problems.append(
                 f"case {case_id} has {len(candidates)} labels: "
                 f"{first_few([label.name for label in candidates])}; name one in a manifest"
             )
-        result.cases.append(
-            Case(
-                case_id=case_id,
-                images=(str(path),),
-                label=optional_text(candidates[0] if candidates else None),
-                group=f"sub-{subject}",
-            )
-        )
+        label = candidates[0] if candidates else None
+        result.add_case(case_id, [path], label, group=f"sub-{subject}")
     used = {case.label for case in result.cases}
     orphans = [path.name for paths in labels.values() for path in paths if str(path) not in used]
-    if orphans:
-        result.notes.append(
-            f"{plural(len(orphans), 'label')} without an image: {first_few(orphans)}"
-        )
+    result.note_files(orphans, "label", "without an image")
     return result
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case, stem_of
-from dask_slicer.inputs.layouts.base import LayoutMatch, held_out_note, read_json, volume_files
-from dask_slicer.utils.formatting import first_few, plural
+from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.layouts.base import (
+    LayoutMatch,
+    held_out_note,
+    read_description,
+    volume_files,
+)
 
 
 def match(root: Path, *, include_test: bool) -> LayoutMatch:
     """Match a dataset.json with `training` pairs of image and label."""
     result = LayoutMatch("Medical Segmentation Decathlon")
-    description = read_json(root / "dataset.json")
-    pairs = description.get("training") if isinstance(description, dict) else None
+    description = read_description(root)
+    pairs = description.get("training")
     if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
         result.miss = "no dataset.json with `training` pairs of image and label"
         return result
@@ -23,33 +27,22 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         return result
     result.reason = f"dataset.json lists {len(pairs)} training pairs"
     for pair in pairs:
-        label = pair.get("label")
-        result.cases.append(
-            Case(
-                case_id=stem_of(Path(pair["image"]).name),
-                images=(os.path.normpath(root / pair["image"]),),
-                label=os.path.normpath(root / label) if label else None,
-            )
+        image, label = pair["image"], pair.get("label")
+        result.add_case(
+            stem_of(Path(image).name),
+            [os.path.normpath(root / image)],
+            os.path.normpath(root / label) if label else None,
         )
     unlabelled = [path for path in description.get("test") or () if isinstance(path, str)]
     if include_test:
-        result.cases += [
-            Case(
-                case_id=stem_of(Path(path).name),
-                images=(os.path.normpath(root / path),),
-                split="test",
-            )
-            for path in unlabelled
-        ]
+        for image in unlabelled:
+            paths = [os.path.normpath(root / image)]
+            result.add_case(stem_of(Path(image).name), paths, split="test")
     elif unlabelled:
         result.notes.append(held_out_note(len(unlabelled)))
     listed = {case.images[0] for case in result.cases}
     extra = [path.name for path in volume_files(root / "imagesTr") if str(path) not in listed]
-    if extra:
-        result.notes.append(
-            f"{plural(len(extra), 'image')} in imagesTr not in dataset.json, left out: "
-            f"{first_few(extra)}"
-        )
+    result.note_files(extra, "image", "in imagesTr not in dataset.json, left out")
     return result
 
 

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case, stem_of
-from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, optional_text, volume_files
-from dask_slicer.utils.formatting import first_few, plural
+from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, volume_files
+from dask_slicer.utils.formatting import plural
 
 
 def match(root: Path, *, include_test: bool) -> LayoutMatch:
@@ -22,13 +22,12 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     # Folders of other layouts: where such a layout is incomplete, its own module says so.
     others = {"imagesTr", "imagesTs", "labelsTr", "labelsTs", "images", "labels"}
     if not folders or others & set(folders):
-        result.miss = "no folder with an image in it"
-        loose = volume_files(root)
-        if loose:
-            result.seen = len(loose)
-            result.miss = (
-                f"found {plural(len(loose), 'NIfTI file')} beside each other, not in folders"
-            )
+        result.seen = len(volume_files(root))
+        result.miss = (
+            f"found {plural(result.seen, 'NIfTI file')} beside each other, not in folders"
+            if result.seen
+            else "no folder with an image in it"
+        )
         return result
     named = {case_id: _by_role(case_id, paths, result) for case_id, paths in folders.items()}
     counts = Counter(name for images, _ in named.values() for name in images)
@@ -40,22 +39,16 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
         for name, path in images.items()
         if modalities and name not in modalities
     ]
-    if strays:
-        result.notes.append(f"{plural(len(strays), 'stray file')} left out: {first_few(strays)}")
+    result.note_files(strays, "stray file", "left out")
     result.reason = f"{plural(len(folders), 'folder')} with " + (
         f"the images {', '.join(modalities)}" if len(modalities) > 1 else "an image each"
     )
-    result.cases = [
-        Case(
-            case_id=case_id,
-            images=tuple(
-                str(images.get(name, root / case_id / f"{case_id}_{name}.nii.gz"))
-                for name in modalities or images
-            ),
-            label=optional_text(label),
-        )
-        for case_id, (images, label) in named.items()
-    ]
+    for case_id, (images, label) in named.items():
+        paths = [
+            images.get(name, root / case_id / f"{case_id}_{name}.nii.gz")
+            for name in modalities or images
+        ]
+        result.add_case(case_id, paths, label)
     return result
 
 

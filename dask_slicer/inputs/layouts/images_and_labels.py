@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.layouts.base import (
-    LayoutMatch,
-    by_stem,
-    note_orphans,
-    optional_text,
-    volume_files,
-)
+from dask_slicer.inputs.layouts.base import LayoutMatch, by_stem, volume_files
 from dask_slicer.utils.formatting import plural
 
 
@@ -19,7 +12,6 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     """Match images/<case>.nii.gz and labels/<case>.nii.gz."""
     result = LayoutMatch("images/ and labels/")
     images = by_stem(volume_files(root / "images"), result)
-    result.seen = len(images)
     if not images:
         result.miss = "no NIfTI file in images"
         return result
@@ -27,9 +19,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     result.reason = (
         f"images/ has {plural(len(images), 'volume')}, labels/ has {len(labels)}, paired by name"
     )
-    result.cases = [
-        Case(case_id=case_id, images=(str(path),), label=optional_text(labels.get(case_id)))
-        for case_id, path in images.items()
-    ]
-    note_orphans(labels, images, result)
+    for case_id, path in images.items():
+        result.add_case(case_id, [path], labels.get(case_id))
+    result.note_files(sorted(labels.keys() - images.keys()), "label", "without an image")
     return result

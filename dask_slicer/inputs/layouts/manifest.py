@@ -15,7 +15,6 @@ from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import LayoutMatch
 
-_NAMES = ("manifest.csv", "manifest.json")
 _IMAGE = re.compile(r"image(_\d+)?")
 
 
@@ -24,10 +23,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     path = find_manifest(root)
     if path is None:
         return LayoutMatch("manifest", miss="no manifest.csv or manifest.json")
-    cases, notes = read_manifest(path)
-    if not cases:
-        raise DatasetError(f"the manifest {path} names no case")
-    return LayoutMatch("manifest", f"{path.name} has the columns case_id and image", cases, notes)
+    return read_manifest(path)
 
 
 def find_manifest(input_dir: Path) -> Path | None:
@@ -37,15 +33,15 @@ def find_manifest(input_dir: Path) -> Path | None:
     """
     if input_dir.is_file():
         return input_dir if input_dir.suffix.lower() in (".csv", ".json") else None
-    for name in _NAMES:
+    for name in ("manifest.csv", "manifest.json"):
         if (input_dir / name).is_file():
             return input_dir / name
     tables = [path for path in sorted(input_dir.glob("*.csv")) if _has_columns(path)]
     return tables[0] if len(tables) == 1 else None
 
 
-def read_manifest(path: Path) -> tuple[list[Case], list[str]]:
-    """Return the cases of a manifest, in its order, and notes about it.
+def read_manifest(path: Path) -> LayoutMatch:
+    """Return the cases of a manifest, in its order.
 
     It is CSV with a header, or JSON: a list of objects, or such a list under `cases`. Relative
     paths are relative to the manifest.
@@ -56,12 +52,14 @@ def read_manifest(path: Path) -> tuple[list[Case], list[str]]:
         raise DatasetError(f"the manifest {path} is not UTF-8 text") from None
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise DatasetError(f"cannot read the manifest {path}: {error}") from None
+    if not rows:
+        raise DatasetError(f"the manifest {path} names no case")
     columns = list(dict.fromkeys(name for _, row in rows for name in row))
     images = sorted(
         (name for name in columns if _IMAGE.fullmatch(name)),
         key=lambda name: int(name.partition("_")[2] or 1),
     )
-    if rows and ("case_id" not in columns or "image" not in columns):
+    if "case_id" not in columns or "image" not in columns:
         raise DatasetError(
             f"the manifest {path} must have the columns case_id and image, has {', '.join(columns)}"
         )
@@ -75,7 +73,8 @@ def read_manifest(path: Path) -> tuple[list[Case], list[str]]:
         )
     known = {"case_id", "label", "group", "split", *images}
     ignored = ", ".join(name for name in columns if name not in known)
-    return cases, [f"columns of {path.name} that are ignored: {ignored}"] if ignored else []
+    notes = [f"columns of {path.name} that are ignored: {ignored}"] if ignored else []
+    return LayoutMatch("manifest", f"{path.name} has the columns case_id and image", cases, notes)
 
 
 def _has_columns(path: Path) -> bool:
@@ -133,15 +132,14 @@ def _case(position: str, row: Mapping[str, str], images: list[str], manifest: Pa
         raise DatasetError(
             f"split must be one of {', '.join(SPLITS)}, got {split} in {position} of {manifest}"
         )
-    label = row.get("label")
+
+    def path_of(name: str) -> str:
+        return os.path.normpath(manifest.parent / row[name])
+
     return Case(
         case_id=row["case_id"],
-        images=tuple(_resolved(row[name], manifest) for name in images if name in row),
-        label=None if label is None else _resolved(label, manifest),
+        images=tuple(path_of(name) for name in images if name in row),
+        label=path_of("label") if "label" in row else None,
         group=row.get("group"),
         split=split,
     )
-
-
-def _resolved(path: str, manifest: Path) -> str:
-    return os.path.normpath(manifest.parent / path)

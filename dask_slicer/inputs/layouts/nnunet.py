@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case, split_channel
+from dask_slicer.inputs.case import split_channel
 from dask_slicer.inputs.layouts.base import (
     LayoutMatch,
     by_stem,
     held_out_note,
-    note_orphans,
-    optional_text,
-    read_json,
+    read_description,
     volume_files,
 )
-from dask_slicer.utils.formatting import first_few, plural
 
 
 def match(root: Path, *, include_test: bool) -> LayoutMatch:
@@ -31,29 +28,23 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
             else "no NIfTI file in imagesTr"
         )
         return result
-    n_channels = _declared_channels(root) or 1 + max(max(files) for files in channels.values())
-    labels = by_stem(volume_files(root / "labelsTr"), result)
+    description = read_description(root)
+    names = description.get("channel_names", description.get("modality"))
+    n_declared = len(names) if isinstance(names, dict) else 0
+    n_channels = n_declared or 1 + max(max(files) for files in channels.values())
     result.reason = "imagesTr holds <case>_0000.nii.gz" + (
         f" to _{n_channels - 1:04d}" if n_channels > 1 else ""
     )
-    result.cases = _nnunet_cases(channels, labels, root / "imagesTr", n_channels)
     surplus = [
         path.name for files in channels.values() for n, path in files.items() if n >= n_channels
     ]
-    if surplus:
-        result.notes.append(
-            f"{plural(len(surplus), 'file')} left out, dataset.json has {n_channels} channels: "
-            f"{first_few(surplus)}"
-        )
-    note_orphans(labels, channels, result)
+    result.note_files(surplus, "file", f"left out, dataset.json has {n_channels} channels")
+    _add_cases(channels, n_channels, root / "imagesTr", root / "labelsTr", result)
     test_images = volume_files(root / "imagesTs")
-    test_channels = _by_channel(test_images, result) if include_test else {}
-    if test_channels:
-        test_labels = by_stem(volume_files(root / "labelsTs"), result)
-        result.cases += _nnunet_cases(
-            test_channels, test_labels, root / "imagesTs", n_channels, split="test"
-        )
-    elif test_images and not include_test:
+    if include_test:
+        channels = _by_channel(test_images, result)
+        _add_cases(channels, n_channels, root / "imagesTs", root / "labelsTs", result, split="test")
+    elif test_images:
         result.notes.append(held_out_note(len(test_images)))
     return result
 
@@ -72,41 +63,28 @@ def _by_channel(images: list[Path], result: LayoutMatch) -> dict[str, dict[int, 
                 f"two files for one modality: {channels[case_id][channel].name} and {path.name}"
             )
         channels[case_id][channel] = path
-    if unnumbered and channels:
-        result.notes.append(
-            f"{plural(len(unnumbered), 'file')} in {images[0].parent.name} left out, no _0000 in "
-            f"the name: {first_few(unnumbered)}"
-        )
+    if channels:
+        why = f"in {images[0].parent.name} left out, no _0000 in the name"
+        result.note_files(unnumbered, "file", why)
     return dict(channels)
 
 
-def _nnunet_cases(
+def _add_cases(
     channels: dict[str, dict[int, Path]],
-    labels: dict[str, Path],
-    folder: Path,
     n_channels: int,
+    images: Path,
+    labels: Path,
+    result: LayoutMatch,
     *,
     split: str | None = None,
-) -> list[Case]:
-    # A missing channel keeps its place: planning then names the missing file.
-    return [
-        Case(
-            case_id=case_id,
-            images=tuple(
-                str(files.get(channel, folder / f"{case_id}_{channel:04d}.nii.gz"))
-                for channel in range(n_channels)
-            ),
-            label=optional_text(labels.get(case_id)),
-            split=split,
-        )
-        for case_id, files in channels.items()
-    ]
-
-
-def _declared_channels(root: Path) -> int | None:
-    description = read_json(root / "dataset.json")
-    if isinstance(description, dict):
-        names = description.get("channel_names", description.get("modality"))
-        if isinstance(names, dict) and names:
-            return len(names)
-    return None
+) -> None:
+    """Add the cases of a folder of images, and note the labels that belong to none."""
+    label_of = by_stem(volume_files(labels), result)
+    for case_id, files in channels.items():
+        # A missing channel keeps its place: planning then names the missing file.
+        paths = [
+            files.get(channel, images / f"{case_id}_{channel:04d}.nii.gz")
+            for channel in range(n_channels)
+        ]
+        result.add_case(case_id, paths, label_of.get(case_id), split=split)
+    result.note_files(sorted(label_of.keys() - channels.keys()), "label", "without an image")

@@ -57,16 +57,9 @@ _TRAILER = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NiftiHeader(VolumeHeader):
-    """A NIfTI header, checked; its affine is the sform if its code is over 0, else the qform.
+    """A NIfTI header, checked; its affine is the sform if its code is over 0, else the qform."""
 
-    Attributes
-    ----------
-    offset : int
-        Of the first voxel, in bytes.
-    gzipped : bool
-    """
-
-    offset: int
+    offset: int  # of the first voxel, in bytes
     gzipped: bool
 
 

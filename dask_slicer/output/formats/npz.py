@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.schema import SliceSettings
-from dask_slicer.core.slices import SliceStack, planes_needed
+from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.windows import ZERO_SLICE
 from dask_slicer.errors import CorruptFile
 from dask_slicer.output.formats.base import Slice, case_metadata, dtype_and_shape
@@ -57,7 +58,7 @@ class _Writer:
         self._windows = stack.windows(
             window_size=settings.window_size, padding_mode=settings.padding_mode
         )
-        self._planes = stack.planes(planes_needed(self._windows))
+        self._planes = stack.planes(set(chain.from_iterable(self._windows.values())))
         self._pieces: dict[int, list[Piece]] = {}
         _, height, width = stack.shape
         self._metadata = case_metadata(stack, case, settings)

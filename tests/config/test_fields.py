@@ -10,8 +10,13 @@ from typing import get_args, get_type_hints
 import pytest
 from pydantic import ByteSize
 
-from dask_slicer.config.fields import plain_type
-from dask_slicer.config.keywords import NotGiven, OptionalKeywords, RunKeywords, StrPath
+from dask_slicer.config.fields import (
+    NotGiven,
+    OptionalKeywords,
+    RunKeywords,
+    StrPath,
+    plain_type,
+)
 from dask_slicer.config.schema import RunConfig
 
 FIELDS = RunConfig.model_fields

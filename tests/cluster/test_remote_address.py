@@ -14,7 +14,12 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from dask_slicer.cluster.address import VARIABLE, TlsFiles, check_reachable, scheduler_address
+from dask_slicer.cluster.remote import (
+    ADDRESS_VARIABLE,
+    TlsFiles,
+    check_reachable,
+    scheduler_address,
+)
 from dask_slicer.errors import ConfigError, DaskSlicerError, SchedulerError
 
 pytestmark = pytest.mark.versions
@@ -84,13 +89,14 @@ def refusal(address: str, tls: TlsFiles | None = None) -> str:
     [
         ("tcp://host:8786", "tcp://host:8786"),
         ("host:8786", "tcp://host:8786"),
+        ("node7:8786", "tcp://node7:8786"),
         ("tls://[::1]:8786", "tls://[::1]:8786"),
         ("ucx://host:13337", "ucx://host:13337"),
     ],
 )
 def test_an_address_has_a_protocol(said, address, monkeypatch, tmp_path) -> None:
     assert scheduler_address(said, None) == address
-    monkeypatch.setenv(VARIABLE, said)
+    monkeypatch.setenv(ADDRESS_VARIABLE, said)
     assert scheduler_address("env", None) == address
     (tmp_path / "scheduler.json").write_text(json.dumps({"address": said}))
     assert scheduler_address(None, tmp_path / "scheduler.json") == address
@@ -106,8 +112,8 @@ def test_an_invalid_address_is_refused(said, monkeypatch) -> None:
 
 
 def test_the_variable_that_env_stands_for_must_be_set(monkeypatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(ConfigError, match=f"{VARIABLE}, which is not set"):
+    monkeypatch.delenv(ADDRESS_VARIABLE, raising=False)
+    with pytest.raises(ConfigError, match=f"{ADDRESS_VARIABLE}, which is not set"):
         scheduler_address("env", None)
 
 
@@ -151,18 +157,18 @@ def test_a_server_that_is_not_dask_or_closes_the_connection(said) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
     with listening(serve) as place:
-        assert "is no Dask scheduler" in refusal(f"tcp://{place}")
+        assert "is not a Dask scheduler" in refusal(f"tcp://{place}")
 
 
 def test_a_server_that_sends_nothing(monkeypatch) -> None:
-    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
-    monkeypatch.setattr("dask_slicer.cluster.address._CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("dask_slicer.cluster.remote._SPEAK_SECONDS", 0.3)
+    monkeypatch.setattr("dask_slicer.cluster.remote._CONNECT_SECONDS", 1.0)
     with listening(lambda _: None) as place:
-        assert "has said nothing for 1 s" in refusal(f"tcp://{place}")
+        assert "has sent nothing for 1 s" in refusal(f"tcp://{place}")
 
 
 def test_a_slow_scheduler(monkeypatch) -> None:
-    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 0.3)
+    monkeypatch.setattr("dask_slicer.cluster.remote._SPEAK_SECONDS", 0.3)
 
     def serve(connection: socket.socket) -> None:
         time.sleep(1)
@@ -174,9 +180,9 @@ def test_a_slow_scheduler(monkeypatch) -> None:
 
 
 def test_a_tcp_address_of_a_scheduler_with_tls(monkeypatch, certificates) -> None:
-    monkeypatch.setattr("dask_slicer.cluster.address._SPEAK_SECONDS", 1.0)
+    monkeypatch.setattr("dask_slicer.cluster.remote._SPEAK_SECONDS", 1.0)
     with listening(_tls_server(certificates.ours)) as place:
-        assert f"talks TLS: use tls://{place} with --tls_ca" in refusal(f"tcp://{place}")
+        assert f"uses TLS: give tls://{place} with --tls_ca" in refusal(f"tcp://{place}")
 
 
 def test_a_tls_address_of_a_scheduler_without_tls(certificates) -> None:
@@ -185,12 +191,12 @@ def test_a_tls_address_of_a_scheduler_without_tls(certificates) -> None:
             connection.sendall(b"\0" * 64)
 
     with listening(serve) as place:
-        assert "does not talk TLS" in refusal(f"tls://{place}", certificates.ours)
+        assert "does not use TLS" in refusal(f"tls://{place}", certificates.ours)
 
 
 def test_a_certificate_of_another_authority(certificates) -> None:
     with listening(_tls_server(certificates.foreign)) as place:
-        assert "its certificate is not one of --tls_ca" in refusal(
+        assert "its certificate cannot be verified with --tls_ca" in refusal(
             f"tls://{place}", certificates.ours
         )
 
