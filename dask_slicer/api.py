@@ -56,7 +56,7 @@ def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> Run
     OutputError
         If the output directory has files of other programs, or was made with other settings.
     """
-    from dask_slicer.execution.prepare import prepare_plan
+    from dask_slicer.execution.resume import prepare_plan
 
     return prepare_plan(_config_of(config, settings))
 

@@ -14,11 +14,11 @@ from rich.console import RenderableType
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.benchmark import (
+    Recommendation,
     Row,
-    Verdict,
     choose_cases,
     default_workers,
-    judge,
+    recommend,
     rows,
     sweep,
 )
@@ -58,7 +58,7 @@ def run_benchmark(
     repeats: int,
     n_cases: int | None,
     say: Callable[[RenderableType], None],
-) -> Verdict:
+) -> Recommendation:
     """Run some cases of a dataset with several numbers of workers; print and save the results.
 
     The output directory gets `RESULTS` and `PLOT`. An input directory `PHANTOMS` in it is filled
@@ -81,15 +81,13 @@ def run_benchmark(
     too_many = [str(n) for n in numbers if n > len(config.only)]
     if too_many:
         say(f"Note: {plural(len(config.only), 'case')}, too few for {first_few(too_many)} workers")
-    runs = sweep(
-        config,
-        files,
-        workers=[n for n in numbers if n <= len(config.only)] or [1],
-        repeats=repeats,
-        on_run=lambda run: say(f"{plural(run.n_workers, 'worker')}: {run.seconds:.2f} s"),
-    )
+    tried = [n for n in numbers if n <= len(config.only)] or [1]
+    runs = []
+    for run in sweep(config, files, workers=tried, repeats=repeats):
+        say(f"{plural(run.n_workers, 'worker')}: {run.seconds:.2f} s")
+        runs.append(run)
     table = rows(runs, n_cpus=n_cpus)
-    verdict = judge(table, n_cpus=n_cpus)
+    recommendation = recommend(table, n_cpus=n_cpus)
     results = {
         "machine": {"cpus": n_cpus, "memory_bytes": system.memory_bytes()},
         "config": config.model_dump(mode="json", exclude={"num_workers", "output_dir"}),
@@ -99,7 +97,7 @@ def run_benchmark(
         "bytes_out": runs[0].bytes_out,
         "runs": [asdict(run) for run in runs],
         "rows": [asdict(row) for row in table],
-    } | asdict(verdict)
+    } | asdict(recommendation)
     (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     title = (
         f"{plural(runs[0].n_cases, 'case')}, {plural(runs[0].n_slices, 'slice')}, "
@@ -115,7 +113,7 @@ def run_benchmark(
     else:
         _write_plot(table, folder / PLOT, title=title)
         say(f"Plot: {folder / PLOT}")
-    return verdict
+    return recommendation
 
 
 def _write_plot(table: Sequence[Row], path: Path, *, title: str) -> None:

@@ -87,9 +87,11 @@ class OutputDisplay(ProgressDisplay):
             if report.n_journals
             else "No partition was left to merge; wrote index and summary again"
         )
+        totals = report.totals
         self._say(
-            f"{merged}: {plural(report.n_slices, 'slice')} of {plural(report.n_cases, 'case')} "
-            f"({format_bytes(report.n_bytes)}) in {report.output_dir}"
+            f"{merged}: {plural(totals.n_slices, 'slice')} of "
+            f"{plural(len(totals.split_of), 'case')} "
+            f"({format_bytes(totals.n_bytes)}) in {report.output_dir}"
         )
         for line in failure_lines(report.failures, f", see {report.output_dir}/failures.csv"):
             self._print(line)
@@ -123,8 +125,8 @@ class OutputDisplay(ProgressDisplay):
     def verified(self, report: VerifyReport) -> None:
         """Print the problems, a line each, and the result."""
         self._end_progress()
-        for finding in report.findings:
-            self._print(f"Wrong: {finding}", style="red")
+        for issue in report.issues:
+            self._print(f"Wrong: {issue}", style="red")
         self._say(
             f"Checked {plural(report.n_slices, 'slice')} of {plural(report.n_cases, 'case')} "
             f"({format_bytes(report.n_bytes)}) in {format_time(report.elapsed_seconds)}"
@@ -138,14 +140,14 @@ class OutputDisplay(ProgressDisplay):
                 f"Marked {plural(len(report.to_rewrite), 'case')} for rewriting; "
                 "run the `dask-slicer run` command of this output again"
             )
-        if not report.findings:
+        if not report.issues:
             self._say(f"No problems found in {report.output_dir}")
         elif not report.to_rewrite:
-            damaged = {finding.case_id for finding in report.findings if finding.is_damage} - {""}
+            damaged = {issue.case_id for issue in report.issues if issue.is_damage} - {""}
             in_cases = (
                 f", in {plural(len(damaged), 'case')}; "
                 "with --repair, the next run writes them again"
                 if damaged
                 else ""
             )
-            self._print(f"{plural(len(report.findings), 'problem')} found{in_cases}")
+            self._print(f"{plural(len(report.issues), 'problem')} found{in_cases}")

@@ -121,14 +121,12 @@ def verify(output_dir: Path, verbose: int, quiet: bool, **options: Any) -> bool:
     from dask_slicer.config.run_settings import LocalSettings, SchedulerSettings
     from dask_slicer.execution.verify import verify as verify_output
 
-    where = pop_settings(SchedulerSettings, options)
+    options |= dict(pop_settings(SchedulerSettings, options))
     options |= dict(pop_settings(LocalSettings, options))
     with OutputDisplay(make_console(), quiet=quiet) as display, interrupt_once():
-        report = verify_output(
-            output_dir, where=where, observer=display, on_case=display.checked, **options
-        )
+        report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
         display.verified(report)
-    return bool(report.findings)
+    return bool(report.issues)
 
 
 @click.command(cls=SettingsCommand, settings=SCHEDULER_OPTIONS[1:])

@@ -85,7 +85,7 @@ def plan(as_json: bool, verbose: int, quiet: bool, **options: Any) -> bool:
     """
     config = build_config_of(options)
     from dask_slicer.cli.display import make_console, print_plan, print_problems
-    from dask_slicer.execution.prepare import prepare_plan
+    from dask_slicer.execution.resume import prepare_plan
     from dask_slicer.planning.estimate import plan_json
 
     run_plan = prepare_plan(config)
@@ -168,7 +168,7 @@ def benchmark(
     configure_logging(verbose, config.log_file)
     console = make_console()
     with interrupt_once():
-        verdict = run_benchmark(
+        advice = run_benchmark(
             config,
             workers=numbers,
             repeats=repeats,
@@ -176,8 +176,7 @@ def benchmark(
             say=lambda what: None if quiet else console.print(what, markup=False),
         )
     click.echo(
-        f"Use --num_workers {verdict.num_workers}. Bottleneck: {verdict.bottleneck} "
-        f"({verdict.reason})"
+        f"Use --num_workers {advice.num_workers}. Bottleneck: {advice.bottleneck} ({advice.reason})"
     )
 
 
