@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dask_slicer.cluster.client import count_threads
 from dask_slicer.cluster.local import logs_exit_codes
 from dask_slicer.errors import CaseError
-from dask_slicer.execution.watchdog import LOST, Watchdog, step_and_name
+from dask_slicer.execution.watchdog import LOST, Watchdog
+from dask_slicer.monitoring.snapshot import step_and_name
+from dask_slicer.monitoring.state import STEPS
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ _FORGET_SECONDS = 3
 _FETCHED_AT_ONCE = 8
 # How long a stopped run waits for cases on workers that it did not start.
 _LEAVE_SECONDS = 5
-_STEPS = ("load", "slice", "save")
 # The last failures stay in Dask's pages: each is three tasks with a traceback, about 20 kB, on a
 # scheduler that may see a hundred thousand of them.
 _MOST_ERRED = 200
@@ -181,4 +182,4 @@ def _cancel(client: Client, futures: list[Future[Any]]) -> None:
 def _runs_ours(dask_worker: Any) -> bool:
     """Return whether a worker runs a task of ours, cancelled or not; called on the worker."""
     running = dask_worker.state.all_running_tasks
-    return any(step_and_name(task.key)[0] in _STEPS for task in running)
+    return any(step_and_name(task.key)[0] in STEPS for task in running)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import CaseError, CorruptFile, OutputError, UsageError
+from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.directory import existing_splits, output_config
-from dask_slicer.output.formats.base import damage, read_json
+from dask_slicer.output.formats.base import damage_named, read_json
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
@@ -129,15 +129,13 @@ class Output:
             failed = case_id in {failure["case_id"] for failure in self.failures}
             hint = f"; it failed, see {FAILURES}" if failed else did_you_mean(case_id, self.cases)
             raise UsageError(f"no slices of {case_id} in {self.path}{hint}")
-        try:
+        with damage_named(case_id, None):
             reader = case_reader(self.path, index.cases[number])
             if isinstance(reader, ZarrReader):
                 planes, affine = reader.planes(list(range(reader.shape[0]))), reader.affine
             else:
                 kept = index.slice_index[index.case == number].tolist()
                 planes, affine = _planes_of_windows(reader, kept)
-        except (CaseError, OSError) as error:
-            raise damage(case_id, None, error) from None
         return planes[:, 0] if planes.shape[1] == 1 else planes.swapaxes(0, 1), affine
 
     def __repr__(self) -> str:
