@@ -61,8 +61,7 @@ def run_benchmark(
 ) -> Recommendation:
     """Run some cases of a dataset with several numbers of workers; print and save the results.
 
-    The output directory gets `RESULTS` and `PLOT`. An input directory `PHANTOMS` in it is filled
-    with made-up scans first. Raises UsageError for a configuration of a scheduler or of jobs.
+    The output directory gets `RESULTS`, `PLOT`, and made-up scans if `PHANTOMS` in it is the input.
     """
     if config.scheduler is not None or config.scheduler_file is not None:
         raise UsageError("benchmark starts workers of its own; leave out --scheduler")

@@ -143,11 +143,8 @@ class OutputDisplay(ProgressDisplay):
         if not report.issues:
             self._say(f"No problems found in {report.output_dir}")
         elif not report.to_rewrite:
-            damaged = {issue.case_id for issue in report.issues if issue.is_damage} - {""}
-            in_cases = (
-                f", in {plural(len(damaged), 'case')}; "
-                "with --repair, the next run writes them again"
-                if damaged
-                else ""
-            )
-            self._print(f"{plural(len(report.issues), 'problem')} found{in_cases}")
+            found = f"{plural(len(report.issues), 'problem')} found"
+            if damaged := {issue.case_id for issue in report.issues if issue.is_damage} - {""}:
+                cases = plural(len(damaged), "case")
+                found += f", in {cases}; with --repair, the next run writes them again"
+            self._print(found)

@@ -225,10 +225,7 @@ def default_workers(n_cpus: int) -> tuple[int, ...]:
 
 
 def choose_cases(config: RunConfig, *, n_cases: int) -> tuple[RunConfig, list[str]]:
-    """Return a configuration of at most `n_cases` readable cases, and the files they are read from.
-
-    Raises DatasetError if no case can be run.
-    """
+    """Return a configuration of at most `n_cases` readable cases, and the files of their scans."""
     plan = make_plan(config)  # each run goes into a new directory: there are no earlier runs
     readable = [case for case in plan.selected if case.problem is None]
     if plan.problems or not readable:

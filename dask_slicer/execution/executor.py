@@ -155,9 +155,8 @@ def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:
     yield from _too_large(queue, target.settings, system.memory_bytes())
     while queue:
         case = queue.popleft()
-        result: object
         try:
-            result = compute_here(case_graph(case, target))
+            result: object = compute_here(case_graph(case, target))
         except CaseError as error:
             result = error
         yield case, _outcomes((case,), result)[0]

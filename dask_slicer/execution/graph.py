@@ -83,10 +83,7 @@ def case_graph(case: CasePlan, target: Target) -> Delayed:
 
 
 def batch_graph(cases: CaseBatch, target: Target) -> Delayed:
-    """Return the graph of one case, or one graph of three tasks for several small cases.
-
-    The latter computes to a list: the CommittedCase or the CaseError of each case.
-    """
+    """Return the graph of a case; that of several gives a list of CommittedCase or CaseError."""
     if len(cases) == 1:
         return case_graph(cases[0], target)
     name = f"{cases[0].case_id} / {len(cases) - 1} more"  # no case id holds a slash

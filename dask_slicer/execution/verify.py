@@ -33,7 +33,6 @@ from dask_slicer.output.checks import (
 )
 from dask_slicer.output.directory import existing_splits, restore_splits
 from dask_slicer.output.journal import Journal, last_records
-from dask_slicer.output.layout import case_folder, case_path
 from dask_slicer.output.lock import check_free, locked
 from dask_slicer.output.output import open_output
 from dask_slicer.planning.plan import CasePlan
@@ -176,32 +175,26 @@ def _check(
     issues = check_case(output_dir, record, target.settings)
     if issues or not drawn:
         return issues
-    folder = case_folder(output_dir, record)
-    issue = partial(Issue, case_id=record.case_id, path=case_path(record))
-    if case is None or case.problem is not None or case.digest != record.digest:
-        return [
-            issue(message=f"cannot be compared with its scan: {_why_not(case)}", is_damage=False)
-        ]
+    issue = partial(Issue, case_id=record.case_id, path=layout.case_path(record))
+    why_not = ""
+    if case is None:
+        why_not = "the scan is no longer in the dataset"
+    elif case.problem is not None:
+        why_not = case.problem.message
+    elif case.digest != record.digest:
+        why_not = "the scan or the settings have changed since the slices were written"
+    if case is None or why_not:
+        return [issue(message=f"cannot be compared with its scan: {why_not}", is_damage=False)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
             stack = slice_case(load_case(case, target), target).result
             formats.write_case(stack, case, target.settings, Path(scratch), fsync=False)
             again = Path(scratch, record.case_id) if record.files else Path(scratch)
-            differences = list(
-                compare_slices(reader_of(folder, record), reader_of(again, record), drawn)
-            )
+            stored = reader_of(layout.case_folder(output_dir, record), record)
+            differences = list(compare_slices(stored, reader_of(again, record), drawn))
     except (CaseError, OSError) as error:
         return [not_checked(record.case_id, as_case_error(error, step="load"))]
     return [issue(message=f"slice {index} {message}") for index, message in differences]
-
-
-def _why_not(case: CasePlan | None) -> str:
-    """Return why a case cannot be made again."""
-    if case is None:
-        return "the scan is no longer in the dataset"
-    if case.problem is not None:
-        return case.problem.message
-    return "the scan or the settings have changed since the slices were written"
 
 
 def _repair(

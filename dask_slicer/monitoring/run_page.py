@@ -1,8 +1,7 @@
 """The page of runs on a scheduler's own server, `/dask-slicer`.
 
-Dask imports this in the scheduler's process, where its configuration names it
-(`distributed.scheduler.http.routes`). It shows what runs have published, and reads
-no file of theirs.
+Dask imports this in the scheduler's process, where `distributed.scheduler.http.routes` names it. It
+shows what runs have published, and reads no file of theirs.
 """
 
 from __future__ import annotations

@@ -66,10 +66,7 @@ def natural_key(name: str) -> list[tuple[int, str]]:
 def with_gone(
     before: Sequence[WorkerInfo], now: Sequence[WorkerInfo], *, elapsed: float
 ) -> tuple[WorkerInfo, ...]:
-    """Return the workers of now, and those that have gone within the last minute.
-
-    `elapsed` is the time since `before`, in seconds.
-    """
+    """Return the workers of now, and those gone within a minute; `before` is `elapsed` s ago."""
     names = {worker.name for worker in now}
     gone = (
         replace(worker, status="gone", cpu=0.0, memory=0, tasks=(), unseen=worker.unseen + elapsed)

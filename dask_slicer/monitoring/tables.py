@@ -63,9 +63,6 @@ def seconds_left(run: RunState) -> float | None:
     return run.seconds * (run.work - run.work_done) / run.work_done
 
 
-# -- tables ----------------------------------------------------------------------------------------
-
-
 def content(view: Snapshot) -> dict[str, Any]:
     """Return what `watch` and the run page show, as plain data: `runs`, and a table of `workers`.
 
@@ -118,10 +115,7 @@ def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[object]]) ->
 
 
 def worker_rows(workers: Sequence[WorkerInfo], *, most: int) -> list[Row]:
-    """Return a row for each task of each worker, at most `most` of them, which is at least 1.
-
-    The last row sums up the workers that do not fit.
-    """
+    """Return a row for each task of each worker; the last of `most` rows sums up those left out."""
     shown: list[Row] = []
     for number, worker in enumerate(workers):
         rows = _rows(worker)

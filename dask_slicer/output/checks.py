@@ -16,25 +16,12 @@ from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.labels import count_labels
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, as_case_error
+from dask_slicer.output import layout
 from dask_slicer.output.directory import holds, splits_text
 from dask_slicer.output.formats.base import CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import index_lines
-from dask_slicer.output.layout import (
-    INDEX,
-    SPLITS_FILE,
-    SUMMARY,
-    ZARR,
-    ZARR_METADATA,
-    ZARR_ROOT,
-    ZARR_SPLITS,
-    case_files,
-    case_folder,
-    case_path,
-    slice_name,
-    temporary_folders,
-)
 from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.records import CommittedCase
 
@@ -68,18 +55,18 @@ def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings)
     try:
         issues = [
             Issue(case_id=case_id, path=path, message=message)
-            for path, (size, crc32) in case_files(record).items()
+            for path, (size, crc32) in layout.case_files(record).items()
             if (message := _check_bytes(output_dir / path, size, crc32))
         ]
         if issues:
             return issues
-        reader = reader_of(case_folder(output_dir, record), record)
+        reader = reader_of(layout.case_folder(output_dir, record), record)
         messages = list(_check_content(reader, record, settings))
     except CaseError as error:
         messages = [error.one_line]
     except OSError as error:  # the file may be readable, and correct, the next time
         return [not_checked(case_id, as_case_error(error, step="load"))]
-    path = case_path(record)
+    path = layout.case_path(record)
     return [Issue(case_id=case_id, path=path, message=message) for message in messages]
 
 
@@ -93,7 +80,9 @@ def reader_of(folder: Path, record: CommittedCase) -> NpzReader | ZarrReader:
     """Return a reader of a case whose files are in a folder."""
     if record.files:
         return ZarrReader(folder)
-    return NpzReader(lambda index: folder / slice_name(record.case_id, index, record.shape[1]))
+    return NpzReader(
+        lambda index: folder / layout.slice_name(record.case_id, index, record.shape[1])
+    )
 
 
 def compare_slices(
@@ -159,62 +148,67 @@ def check_whole(
 
     `written`, sorted by case id, and `failed` are the cases in the journal.
     """
-    yield from _check_splits(output_dir, written, failed)
-    yield from _check_index(output_dir, index_lines(written))
     totals = DatasetTotals()
     for record in written:
         totals.add(record)
+    checks = {
+        layout.SPLITS_FILE: _check_splits(output_dir, written, failed),
+        layout.INDEX: _check_index(output_dir, index_lines(written)),
+        layout.SUMMARY: _check_summary(output_dir, config, totals),
+    }
+    for path, messages in checks.items():
+        for message in messages:
+            yield Issue(path=path, message=message)
     if config.format == "zarr":
         from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, consolidated
 
-        texts = {ZARR_ROOT: consolidated(output_dir / ZARR, totals.split_of)}
-        texts |= {f"{ZARR}/{split}/{ZARR_METADATA}": GROUP_TEXT for split in totals.slices_by_split}
+        texts = {layout.ZARR_ROOT: consolidated(output_dir / layout.ZARR, totals.split_of)}
+        texts |= {
+            f"{layout.ZARR}/{split}/{layout.ZARR_METADATA}": GROUP_TEXT
+            for split in totals.slices_by_split
+        }
         for name, text in texts.items():
             if not holds(output_dir / name, text):
                 yield Issue(path=name, message="has changed since it was written")
-    yield from _check_summary(output_dir, config, totals)
     yield from _strays(output_dir, written)
 
 
 def _check_splits(
     output_dir: Path, written: Iterable[CommittedCase], failed: Iterable[str]
-) -> Iterator[Issue]:
-    def issue(message: str) -> Issue:
-        return Issue(path=SPLITS_FILE, message=message)
-
+) -> Iterator[str]:
     try:
-        text = (output_dir / SPLITS_FILE).read_text(encoding="utf-8")
+        text = (output_dir / layout.SPLITS_FILE).read_text(encoding="utf-8")
         splits: dict[str, list[str]] = json.loads(text)
         pairs = [(case_id, split) for split in SPLITS for case_id in splits[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield issue(f"is damaged ({error})")
+        yield f"is damaged ({error})"
         return
     if text != splits_text(splits):
-        yield issue("has changed since it was written")
+        yield "has changed since it was written"
     split_of = dict(pairs)
     if len(split_of) < len(pairs):
-        yield issue("has a case in more than one split")
+        yield "has a case in more than one split"
     splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
     for record in written:
         splits_of_group[record.group or record.case_id].add(record.split)
         split = split_of.get(record.case_id)
         if split != record.split:
             where = split or "no split"
-            yield issue(f"has {record.case_id} in {where}, but its slices are in {record.split}")
+            yield f"has {record.case_id} in {where}, but its slices are in {record.split}"
     for case_id in failed:
         if case_id not in split_of:
-            yield issue(f"does not have the failed case {case_id}")
+            yield f"does not have the failed case {case_id}"
     for group, names in splits_of_group.items():
         if len(names) > 1:
-            yield issue(f"has the cases of group {group} in {' and '.join(sorted(names))}")
+            yield f"has the cases of group {group} in {' and '.join(sorted(names))}"
 
 
-def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[Issue]:
+def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[str]:
     """Compare slices.csv line by line: it may have millions."""
     try:
-        lines = (output_dir / INDEX).open(encoding="utf-8", newline="")
+        lines = (output_dir / layout.INDEX).open(encoding="utf-8", newline="")
     except OSError:
-        yield Issue(path=INDEX, message="is missing; the same run command writes it")
+        yield "is missing; the same run command writes it"
         return
     with lines:
         try:
@@ -222,39 +216,41 @@ def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[Is
             for number, (line, expected) in enumerate(pairs, start=1):
                 if line != expected:
                     shown = "is missing" if line is None else f"holds {line.strip()!r}"
-                    message = f"line {number} differs from the journal: it {shown}"
-                    yield Issue(path=INDEX, message=message)
+                    yield f"line {number} differs from the journal: it {shown}"
                     return
         except UnicodeDecodeError as error:
-            yield Issue(path=INDEX, message=f"is damaged ({error})")
+            yield f"is damaged ({error})"
 
 
-def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -> Iterator[Issue]:
+def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -> Iterator[str]:
     # Without a case, the number of channels is not known.
     ignored = _OF_ONE_RUN if totals.split_of else {*_OF_ONE_RUN, "total_channels"}
     expected = json.loads(json.dumps(dataset_info(config, totals)))
     try:
-        info = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
+        info = json.loads((output_dir / layout.SUMMARY).read_text(encoding="utf-8"))
         wrong = [
             name
             for name, value in expected.items()
             if name not in ignored and info.get(name) != value
         ]
     except (OSError, ValueError, AttributeError) as error:
-        yield Issue(path=SUMMARY, message=f"is damaged ({error})")
+        yield f"is damaged ({error})"
         return
     if wrong:
         verb = "differs" if len(wrong) == 1 else "differ"
-        yield Issue(path=SUMMARY, message=f"{', '.join(wrong)} {verb} from the journal")
+        yield f"{', '.join(wrong)} {verb} from the journal"
 
 
 def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
-    known, cases = {ZARR_ROOT, *ZARR_SPLITS}, set()
+    known, cases = {layout.ZARR_ROOT, *layout.ZARR_SPLITS}, set()
     for record in written:
         cases.add(record.case_id)
-        known.update(case_files(record))
-    folders = [*(output_dir / top for top in (*SPLITS, ZARR)), *temporary_folders(output_dir)]
+        known.update(layout.case_files(record))
+    folders = [
+        *(output_dir / top for top in (*SPLITS, layout.ZARR)),
+        *layout.temporary_folders(output_dir),
+    ]
     for top in folders:
         for path in sorted(top.rglob("*")):
             name = path.relative_to(output_dir).as_posix()
@@ -263,7 +259,7 @@ def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issu
                 yield Issue(
                     path=name,
                     message="is not in the journal; remove it",
-                    case_id=case_id if top.name == ZARR and case_id in cases else "",
+                    case_id=case_id if top.name == layout.ZARR and case_id in cases else "",
                     is_damage=False,
                     is_stray=True,
                 )

@@ -102,10 +102,7 @@ class SliceIndex:
 
 
 def read_index(output_dir: Path) -> SliceIndex:
-    """Return the slices of an output, from slices.csv, or from the journal if that is newer.
-
-    Raise OutputError if slices.csv is damaged.
-    """
+    """Return the slices of an output, from slices.csv, or from the journal if that is newer."""
     table, journal = output_dir / INDEX, output_dir / JOURNAL
     if not table.exists() or (
         journal.exists() and journal.stat().st_mtime_ns > table.stat().st_mtime_ns

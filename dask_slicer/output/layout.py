@@ -43,10 +43,8 @@ SUMMARY = "dataset_info.json"
 FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
 ZARR = "slices.zarr"
-# The metadata of each group and array in it.
 ZARR_METADATA = "zarr.json"
 ZARR_ROOT = f"{ZARR}/{ZARR_METADATA}"
-# The groups of the splits.
 ZARR_SPLITS = tuple(f"{ZARR}/{split}/{ZARR_METADATA}" for split in SPLITS)
 # Written by `dask-slicer preview`.
 PREVIEW = "preview.png"
@@ -200,9 +198,13 @@ def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str =
 
 def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -> bool:
     """Return whether a case's entries are those recorded, each file with the recorded size."""
-    return entries_of(record) == entries and all(
-        _size(output_dir / case_path(record) / file.path) == file.size for file in record.files
-    )
+    if entries_of(record) != entries:
+        return False
+    folder = output_dir / case_path(record)
+    try:
+        return all((folder / file.path).stat().st_size == file.size for file in record.files)
+    except OSError:
+        return False
 
 
 def refresh_listing(output_dir: Path) -> None:
@@ -224,10 +226,3 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

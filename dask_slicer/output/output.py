@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.directory import existing_splits, output_config
@@ -22,6 +21,7 @@ from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
 from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals
+from dask_slicer.planning.plan import by_split
 from dask_slicer.records import why_not_written
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 from dask_slicer.utils.repr_html import html_card, html_facts
@@ -58,10 +58,7 @@ class Output:
     @cached_property
     def splits(self) -> dict[str, list[str]]:
         """Return the planned case ids of each split, including failed cases."""
-        splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for case_id, split in existing_splits(self.path).items():
-            splits[split].append(case_id)
-        return splits
+        return by_split(existing_splits(self.path))
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:

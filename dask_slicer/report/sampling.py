@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dask_slicer.core.intensity import intensities
 from dask_slicer.core.statistics import Statistics
-from dask_slicer.errors import CaseError
-from dask_slicer.output.formats.base import damage
+from dask_slicer.errors import CorruptFile
+from dask_slicer.output.formats.base import damage_named
 from dask_slicer.output.index import case_reader
 from dask_slicer.output.output import Output
 from dask_slicer.report.histogram import Histogram, histogram
@@ -54,9 +54,10 @@ def sample_intensities(output: Output, statistics: Mapping[str, tuple[Statistics
     for row in spread_rows(ends, _MOST_SLICES):
         case, slice_index = index.cases[index.case[row]], int(index.slice_index[row])
         try:
-            image, _ = case_reader(output.path, case).read(slice_index, 0)
-        except (CaseError, OSError) as error:
-            problems.append(str(damage(case.case_id, slice_index, error)))
+            with damage_named(case.case_id, slice_index):
+                image, _ = case_reader(output.path, case).read(slice_index, 0)
+        except CorruptFile as error:
+            problems.append(str(error))
             continue
         step = math.ceil(math.sqrt(image[0].size / _MOST_PIXELS))
         channels = [channel[::step, ::step].ravel() for channel in image]

@@ -30,8 +30,7 @@ class CaseReader(Protocol):
     def read(self, slice_index: int, window_size: int | None) -> Slice:
         """Return a normalised window, (channel, row, column), and its label, (row, column).
 
-        A window_size of None is the one that the case was written with. A case without a label
-        returns None for it.
+        A window_size of None is the one that the case was written with. A label may be None.
         """
         ...
 
@@ -40,25 +39,19 @@ class CaseReader(Protocol):
         ...
 
 
-def damage(case_id: str, slice_index: int | None, error: Exception) -> CorruptFile:
-    """Return the error for a case that cannot be read: case, slice, file, and what to do."""
-    where = f"case {case_id}" + ("" if slice_index is None else f", slice {slice_index}")
-    if isinstance(error, OSError) and error.filename:
-        reason = (error.strerror or "").lower()
-        return CorruptFile(f"{where}: {error.filename}: {reason}; {_REPAIR}")
-    return CorruptFile(f"{where}: {error}; {_REPAIR}")
-
-
 @contextmanager
 def damage_named(case_id: str, slice_index: int | None) -> Iterator[None]:
-    """Turn an error in reading a case into the one that `damage` returns."""
+    """Turn an error in reading a case into a CorruptFile: case, slice, file, and what to do."""
     try:
         yield
-    except KeyError as error:
-        lacking = CorruptFile(f"its metadata lacks {error}")
-        raise damage(case_id, slice_index, lacking) from None
-    except (CaseError, OSError) as error:
-        raise damage(case_id, slice_index, error) from None
+    except (CaseError, OSError, KeyError) as error:
+        reason = str(error)
+        if isinstance(error, KeyError):
+            reason = f"its metadata lacks {error}"
+        elif isinstance(error, OSError) and error.filename:
+            reason = f"{error.filename}: {(error.strerror or '').lower()}"
+        where = f"case {case_id}" + ("" if slice_index is None else f", slice {slice_index}")
+        raise CorruptFile(f"{where}: {reason}; {_REPAIR}") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

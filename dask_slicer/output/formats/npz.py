@@ -105,10 +105,7 @@ class _Writer:
 
 
 class NpzReader:
-    """Reads a case of .npz files; `path_of` returns the path of a slice.
-
-    Its methods raise CorruptFile or OSError, which name the file.
-    """
+    """Reads a case of .npz files; raises CorruptFile or OSError, which name the file."""
 
     def __init__(self, path_of: Callable[[int], Path]) -> None:
         self._path_of = path_of

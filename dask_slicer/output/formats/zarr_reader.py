@@ -28,10 +28,7 @@ _AXES = 4
 
 
 class ZarrReader:
-    """Reads a case from its group in a Zarr store.
-
-    Creating it, and its methods, raise CorruptFile or OSError, which name the file.
-    """
+    """Reads a case from its Zarr group; raises CorruptFile or OSError, which name the file."""
 
     def __init__(self, folder: Path) -> None:
         attributes: dict[str, Any] = read_json(folder / ZARR_METADATA).get("attributes", {})
@@ -148,10 +145,7 @@ class _Planes:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Make Blosc use this thread only.
-
-    Several threads write compressed blocks in any order, and do not survive a fork.
-    """
+    """Make Blosc use one thread: several write blocks in any order, and do not survive a fork."""
     before, blosc.use_threads = blosc.use_threads, False
     try:
         yield

@@ -69,10 +69,7 @@ class ShardWriter:
 
 
 class ShardReader:
-    """The chunks of one shard, from a memory-mapped file; its index has `n_chunks` entries.
-
-    Raises CorruptFile if the index is cut off, or fails its checksum.
-    """
+    """The chunks of a memory-mapped shard; raises CorruptFile if its index is damaged."""
 
     def __init__(self, path: Path, n_chunks: int) -> None:
         self._path = path

@@ -230,15 +230,10 @@ def label_codec(compression: str) -> Codec:
 
 
 def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int) -> Codec:
-    codec = BloscCodec(
-        typesize=itemsize,
-        cname=name,
-        clevel=level,
-        shuffle="shuffle" if itemsize > 1 else "noshuffle",
-        blocksize=0,
-    )
-    shuffle = blosc.SHUFFLE if itemsize > 1 else blosc.NOSHUFFLE
-    encode = partial(blosc.compress, cname=name.encode(), clevel=level, shuffle=shuffle)
+    shuffle: Literal["shuffle", "noshuffle"] = "shuffle" if itemsize > 1 else "noshuffle"
+    codec = BloscCodec(typesize=itemsize, cname=name, clevel=level, shuffle=shuffle, blocksize=0)
+    mode = blosc.SHUFFLE if itemsize > 1 else blosc.NOSHUFFLE
+    encode = partial(blosc.compress, cname=name.encode(), clevel=level, shuffle=mode)
     return Codec((codec, Crc32cCodec()), encode)
 
 
