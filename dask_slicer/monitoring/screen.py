@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, JustifyMethod, RenderableType
@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dask_slicer.cluster.remote import TlsFiles, scheduler_address, tls_files
+from dask_slicer.cluster.remote import scheduler_address, tls_security
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.monitoring.journal_reader import JournalReader
@@ -34,6 +34,10 @@ from dask_slicer.monitoring.watcher import (
 )
 from dask_slicer.output import directory, layout
 from dask_slicer.utils.formatting import format_time
+
+if TYPE_CHECKING:
+    from distributed import Security
+
 
 # Between two polls of the scheduler.
 _EVERY_SECONDS = 1.0
@@ -93,8 +97,8 @@ def _watch_scheduler(
     elif isinstance(target, NotRunning):
         _print(console, target.words)
     else:
-        tls = tls_files(settings) or _tls_of(output_dir, target)
-        with connect_watcher(target, tls) as watcher:
+        security = tls_security(settings) or _security_of(output_dir, target)
+        with connect_watcher(target, security) as watcher:
             if once:
                 console.print(picture(watcher.poll(), _title(watcher), console))
             else:
@@ -143,12 +147,12 @@ def _as_output(where: str | None) -> Path | None:
     return None
 
 
-def _tls_of(output_dir: Path | None, target: WatchTarget) -> TlsFiles | None:
+def _security_of(output_dir: Path | None, target: WatchTarget) -> Security | None:
     """Return the TLS files in the configuration of the run, if they are needed."""
     if output_dir is None or not target.address.startswith("tls://"):
         return None
     config = directory.existing_config(output_dir)
-    return None if config is None else tls_files(config)
+    return None if config is None else tls_security(config)
 
 
 def _target_of(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster.client import client_timeouts
-from dask_slicer.cluster.remote import TlsFiles, connect
+from dask_slicer.cluster.remote import connect
 from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
 from dask_slicer.monitoring.state import TOPIC
@@ -23,7 +23,7 @@ from dask_slicer.output.lock import IN_PROCESS, LockOwner, lock_owner
 from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
 
 _LOG = logging.getLogger(__name__)
@@ -37,13 +37,15 @@ class SchedulerGone(SchedulerError):
 
 
 @contextmanager
-def connect_watcher(target: WatchTarget, tls: TlsFiles | None) -> Iterator[Watcher]:
+def connect_watcher(target: WatchTarget, security: Security | None) -> Iterator[Watcher]:
     """Connect to a scheduler, and leave it running; raise SchedulerError if there is no answer."""
     with ExitStack() as stack:
         stack.enter_context(client_timeouts())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about other versions of packages there
-            client = stack.enter_context(connect(target.address, tls, name="dask-slicer-watch"))
+            client = stack.enter_context(
+                connect(target.address, security, name="dask-slicer-watch")
+            )
         # We report a lost connection ourselves. Not earlier: importing Dask sets these levels.
         for name in ("distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
