@@ -21,7 +21,8 @@ import dask
 
 from dask_slicer.cluster import probes, rpc
 from dask_slicer.cluster.client import SETTINGS, variable_of
-from dask_slicer.cluster.rpc import PACKAGE, Note
+from dask_slicer.cluster.rpc import Note
+from dask_slicer.cluster.upload import PACKAGE, send_package
 from dask_slicer.errors import PreflightError
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, plural
 
@@ -94,7 +95,7 @@ def run_preflight(
     result.raise_refusals()  # code must not be sent to another version of Python
     descriptions = rpc.run_everywhere(client, probes.describe, module)
     if upload:
-        rpc.send_package(client, descriptions, note, module=module)
+        send_package(client, descriptions, note, module=module)
         descriptions = rpc.run_everywhere(client, probes.describe, module)
     check_code(probes.describe(module), descriptions, result, uploaded=upload)
     identity = rpc.ask_scheduler(client, client.scheduler.identity)  # type: ignore[union-attr]

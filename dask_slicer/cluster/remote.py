@@ -115,7 +115,8 @@ def tls_security(settings: SchedulerSettings) -> Security | None:
 
 def _tls_context(security: Security) -> ssl.SSLContext:
     """Return the context of a connection; raise a ConfigError if a file cannot be used."""
-    ca, cert, key = security.tls_ca_file, security.tls_client_cert, security.tls_client_key
+    files = security.get_tls_config_for_role("client")
+    ca, cert, key = files["ca_file"], files["cert"], files["key"]
     for option, path in (("tls_ca", ca), ("tls_cert", cert), ("tls_key", key)):
         try:
             Path(path).open("rb").close()

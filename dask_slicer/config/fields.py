@@ -99,7 +99,7 @@ LabelType = Annotated[Literal["uint8", "uint16", "int32"], _AnyCase]
 Nonfinite = Annotated[Literal["error", "zero"], _AnyCase]
 SliceFormat = Annotated[Literal["npz", "zarr"], _AnyCase]
 Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], _AnyCase]
-BatchSystem = Annotated[Literal["slurm", "pbs", "sge", "lsf"], _AnyCase]
+BatchSystemName = Annotated[Literal["slurm", "pbs", "sge", "lsf"], _AnyCase]
 
 
 StrPath = str | PathLike[str]
@@ -154,7 +154,7 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     wait_timeout: float | NotGiven
     upload_code: bool | NotGiven
 
-    cluster: BatchSystem | None
+    cluster: BatchSystemName | None
     jobs: int | NotGiven
     cores: int | NotGiven
     memory: int | str | NotGiven
