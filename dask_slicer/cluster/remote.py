@@ -68,10 +68,7 @@ def remote_client(settings: SchedulerSettings, note: Note) -> Iterator[Client]:
 
 @contextmanager
 def connect(address: str, security: Security | None, **options: Any) -> Iterator[Client]:
-    """Connect to a running scheduler; yield a client with these options.
-
-    Raises a SchedulerError if it does not answer within 10 s. The scheduler keeps running.
-    """
+    """Connect to a scheduler, which keeps running; yield a client with these options."""
     from distributed import Client
 
     check_reachable(address, security)

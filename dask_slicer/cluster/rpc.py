@@ -24,10 +24,7 @@ _ANSWER_SECONDS = 10.0
 
 
 def ask_scheduler(client: Client, ask: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-    """Return the answer to a method of a client, called in its event loop.
-
-    Raises a SchedulerError if there is none within 10 s, or the scheduler is lost.
-    """
+    """Return the answer to a method of a client; raise a SchedulerError without one in 10 s."""
     address = client.scheduler.address if client.scheduler is not None else "an unknown address"
     try:
         return client.sync(ask, *args, **kw, callback_timeout=_ANSWER_SECONDS)
@@ -102,7 +99,6 @@ def workers_ignore_sigint(client: Client) -> Iterator[None]:
     """Keep Ctrl-C in this terminal from killing workers started from it.
 
     A Jupyter server sends SIGINT to the process group of a kernel, a terminal to that of a command.
-    It should stop the run, not workers that the user started from the same notebook.
     """
     if not hasattr(os, "getpgrp"):  # Windows
         yield

@@ -30,10 +30,7 @@ _SEND_SECONDS = 60.0
 def send_package(
     client: Client, descriptions: Mapping[str, Any], note: Note, *, module: str
 ) -> None:
-    """Send this package to a scheduler and its workers, also those that start later.
-
-    Raises a SchedulerError if tasks run there with other code (see `probes.describe`).
-    """
+    """Send this package to a scheduler and its workers, also those that start later."""
     from distributed.diagnostics.plugin import SchedulerUploadFile, UploadFile
 
     own = probes.describe(module)

@@ -24,7 +24,7 @@ from dask_slicer.monitoring.state import (
     to_event,
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan
-from dask_slicer.records import CommittedCase, FailedCase
+from dask_slicer.records import STEPS, CommittedCase, FailedCase
 from dask_slicer.utils.formatting import escape_line
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def with_written(
     state: RunState, record: CommittedCase, *, split: str | None, work: int, n_bytes_in: int = 0
 ) -> RunState:
     """Return a state in which a written case is counted, in no split if `split` is None."""
-    seconds = {step: record.seconds.get(step, 0.0) for step in ("load", "slice", "save")}
+    seconds = {step: record.seconds.get(step, 0.0) for step in STEPS}
     slow_case = SlowCase(case_id=escape_line(record.case_id), **seconds)
     slowest = sorted((*state.slowest, slow_case), key=lambda slow: -slow.seconds)
     return replace(

@@ -76,9 +76,8 @@ def check_ours(output_dir: Path) -> bool:
         return check_ours(output_dir)  # another process started the output during the listing
     if foreign:
         raise OutputError(
-            f"output_dir {output_dir} holds other files ({foreign[0]}"
-            + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
-            + "); name an empty or new directory"
+            f"output_dir {output_dir} holds other files ({first_few(foreign, 1)}); "
+            "name an empty or new directory"
         )
     return False
 

@@ -111,22 +111,7 @@ class SliceIndex:
     def weights(
         self, foreground: float | None, *, labels: Collection[int] | None, balanced: bool
     ) -> NDArray[np.float64]:
-        """Return the sampling weight of each slice; they sum to 1.
-
-        Parameters
-        ----------
-        foreground : float, optional
-            Share of draws that have foreground.
-        labels : collection of int, optional
-            The label values that count as foreground; by default all but 0.
-        balanced : bool
-            Give each label value, and slices without labels, the same total weight.
-
-        Raises
-        ------
-        UsageError
-            If both are set, or no slice can be drawn.
-        """
+        """Return the sampling weight of each slice; see `SliceDataset.weights`."""
         if foreground is not None and balanced:
             raise UsageError("set foreground or balanced, not both")
         if labels is not None and foreground is None:

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import CaseError, CorruptFile, OutputError, UsageError
+from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import not_written
 from dask_slicer.output.directory import check_merged, existing_splits, output_config
-from dask_slicer.output.formats.base import damage, read_json
+from dask_slicer.output.formats.base import damage_named, read_json
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
 from dask_slicer.output.layout import FAILURES, SUMMARY
+from dask_slicer.planning.plan import by_split
 from dask_slicer.records import why_not_written
 from dask_slicer.utils.formatting import did_you_mean, plural
 from dask_slicer.utils.repr_html import html_card, html_facts
@@ -59,10 +59,7 @@ class Output:
     @cached_property
     def splits(self) -> dict[str, list[str]]:
         """Return the planned case ids of each split, including failed cases."""
-        splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-        for case_id, split in existing_splits(self.path).items():
-            splits[split].append(case_id)
-        return splits
+        return by_split(existing_splits(self.path))
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:
@@ -130,15 +127,13 @@ class Output:
             failed = case_id in {failure["case_id"] for failure in self.failures}
             hint = f"; it failed, see {FAILURES}" if failed else did_you_mean(case_id, self.cases)
             raise UsageError(f"no slices of {case_id} in {self.path}{hint}")
-        try:
+        with damage_named(case_id, None):
             reader = case_reader(self.path, index.cases[number])
             if isinstance(reader, ZarrReader):
                 planes, affine = reader.planes(list(range(reader.shape[0]))), reader.affine
             else:
                 kept = index.slice_index[index.case == number].tolist()
                 planes, affine = _planes_of_windows(reader, kept)
-        except (CaseError, OSError) as error:
-            raise damage(case_id, None, error) from None
         return planes[:, 0] if planes.shape[1] == 1 else planes.swapaxes(0, 1), affine
 
     def __repr__(self) -> str:

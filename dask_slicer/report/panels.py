@@ -36,11 +36,7 @@ class Panel:
 def read_panels(
     output: Output, index: SliceIndex, rows: Iterable[int], *, window_size: int | None
 ) -> list[Panel]:
-    """Read the slices in some rows of an index, those of a case together, as panels.
-
-    None for `window_size` is the one that was written. Raises CorruptFile, which names case, slice
-    and file.
-    """
+    """Read the slices in some rows of an index, those of a case together, as panels."""
     panels = []
     for number, of_case in groupby(rows, key=lambda row: int(index.case[row])):
         case = index.cases[number]

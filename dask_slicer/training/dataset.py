@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import CaseError, UsageError
+from dask_slicer.errors import UsageError
 from dask_slicer.output.formats import npz, zarr_reader  # noqa: F401, before loaders are forked
-from dask_slicer.output.formats.base import CaseReader, damage
+from dask_slicer.output.formats.base import CaseReader, damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
 from dask_slicer.output.output import Output, check_cases, check_window_size, open_output
 from dask_slicer.utils.formatting import plural
@@ -126,10 +126,8 @@ class SliceDataset:
         row = range(n)[number]
         case_number, slice_index = int(self._index.case[row]), int(self._index.slice_index[row])
         case = self._index.cases[case_number]
-        try:
+        with damage_named(case.case_id, slice_index):
             image, label = self._reader(case_number).read(slice_index, self._window_size)
-        except (CaseError, OSError) as error:
-            raise damage(case.case_id, slice_index, error) from None
         sample: Sample = {"image": image}
         if label is not None:
             sample["label"] = label
