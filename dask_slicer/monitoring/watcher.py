@@ -6,14 +6,12 @@ import json
 import logging
 import socket
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dask_slicer.cluster.client import client_timeouts
 from dask_slicer.cluster.remote import connect
 from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
@@ -39,13 +37,7 @@ class SchedulerGone(SchedulerError):
 @contextmanager
 def connect_watcher(target: WatchTarget, security: Security | None) -> Iterator[Watcher]:
     """Connect to a scheduler, and leave it running; raise SchedulerError if there is no answer."""
-    with ExitStack() as stack:
-        stack.enter_context(client_timeouts())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about other versions of packages there
-            client = stack.enter_context(
-                connect(target.address, security, name="dask-slicer-watch")
-            )
+    with connect(target.address, security, name="dask-slicer-watch") as client:
         # We report a lost connection ourselves. Not earlier: importing Dask sets these levels.
         for name in ("distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
