@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, closing, contextmanager
 from copy import copy
@@ -93,9 +94,9 @@ class _Feed:
     _numbers: Iterator[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
+        case = replace(self.plan, voxel_bytes=int(self.seconds_a_case * _BYTES_A_SECOND))
         self._lots = Batcher(
-            self._next_case,
-            n_cases=_VERY_MANY,
+            deque([case] * _VERY_MANY),
             n_threads=self.n_workers,
             enough=batch_work(self.n_workers, None),
         )
@@ -113,9 +114,6 @@ class _Feed:
         return delayed(partial(save, lot=lot, **what), pure=False)(
             sliced, dask_key_name=("save", number)
         )
-
-    def _next_case(self) -> CasePlan:
-        return replace(self.plan, voxel_bytes=int(self.seconds_a_case * _BYTES_A_SECOND))
 
 
 def many_workers(

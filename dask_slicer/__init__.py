@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dask_slicer.errors import DaskSlicerError
     from dask_slicer.execution.background import RunHandle
     from dask_slicer.execution.graph import build_graphs
-    from dask_slicer.monitoring.events import RunReport
+    from dask_slicer.monitoring.observer import RunReport
     from dask_slicer.output.output import Output, open_output
     from dask_slicer.planning.plan import RunPlan
     from dask_slicer.report.preview import show_slices
@@ -43,7 +43,7 @@ _MODULES = {
     "RunConfig": "dask_slicer.config.schema",
     "RunHandle": "dask_slicer.execution.background",
     "RunPlan": "dask_slicer.planning.plan",
-    "RunReport": "dask_slicer.monitoring.events",
+    "RunReport": "dask_slicer.monitoring.observer",
     "SliceDataset": "dask_slicer.training.dataset",
     "build_graphs": "dask_slicer.execution.graph",
     "open_output": "dask_slicer.output.output",

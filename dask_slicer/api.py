@@ -17,7 +17,7 @@ from dask_slicer.config.loader import PLACES, build_config
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import logged_to
-from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.monitoring.observer import Observer, RunReport
 from dask_slicer.output.lock import check_free
 from dask_slicer.planning.plan import RunPlan, parse_partition
 from dask_slicer.utils import signals
@@ -56,7 +56,7 @@ def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> Run
     OutputError
         If the output directory has files of other programs, or was made with other settings.
     """
-    from dask_slicer.execution.prepare import prepare_plan
+    from dask_slicer.execution.resume import prepare_plan
 
     return prepare_plan(_config_of(config, settings))
 

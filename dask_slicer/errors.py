@@ -129,6 +129,14 @@ class Unexpected(CaseError):
     """Any other error, of this program or of the machine."""
 
 
+def shared_scheduler_error(case_id: str) -> SchedulerError:
+    """Return the error of a run whose case is also a task of another run."""
+    return SchedulerError(
+        f"another run on this scheduler has a case with the same id ({case_id}); wait for it, or "
+        "use another scheduler"
+    )
+
+
 def as_case_error(error: BaseException, *, step: str) -> CaseError:
     """Return `error` as one of the named failures, with the step in which it happened."""
     if isinstance(error, CaseError):

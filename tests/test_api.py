@@ -16,7 +16,7 @@ import dask_slicer as ds
 from dask_slicer.errors import ConfigError, OutputError, UsageError
 from dask_slicer.execution import pipeline
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 
 pytestmark = pytest.mark.versions
 

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.benchmark import (
+    Recommendation,
     Row,
-    Verdict,
     choose_cases,
     default_workers,
-    judge,
+    recommend,
     rows,
     sweep,
 )
 from dask_slicer.inputs.phantom import ensure_dataset
+from dask_slicer.monitoring.terminal import plain_table
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import first_few, format_bytes, plural
 
@@ -38,6 +38,17 @@ _LIKE_CT: dict[str, Any] = {
 }
 _FEWEST_CASES, _CASES_PER_WORKER = 16, 4
 RESULTS, PLOT = "results.json", "speedup.png"
+# Of each column of the table: its heading, the field of a row, and how that is shown.
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("workers", "n_workers", str),
+    ("seconds", "seconds", "{:.2f}".format),
+    ("speed-up", "speedup", "{:.2f}".format),
+    ("efficiency", "efficiency", "{:.0%}".format),
+    ("slices/s", "slices_per_second", "{:.0f}".format),
+    ("MB/s in", "megabytes_in_per_second", "{:.1f}".format),
+    ("MB/s out", "megabytes_out_per_second", "{:.1f}".format),
+    ("peak RSS", "peak_rss", format_bytes),
+)
 
 
 def run_benchmark(
@@ -47,7 +58,7 @@ def run_benchmark(
     repeats: int,
     n_cases: int | None,
     say: Callable[[RenderableType], None],
-) -> Verdict:
+) -> Recommendation:
     """Run some cases of a dataset with several numbers of workers; print and save the results.
 
     The output directory gets `RESULTS` and `PLOT`. An input directory `PHANTOMS` in it is filled
@@ -70,15 +81,13 @@ def run_benchmark(
     too_many = [str(n) for n in numbers if n > len(config.only)]
     if too_many:
         say(f"Note: {plural(len(config.only), 'case')}, too few for {first_few(too_many)} workers")
-    runs = sweep(
-        config,
-        files,
-        workers=[n for n in numbers if n <= len(config.only)] or [1],
-        repeats=repeats,
-        on_run=lambda run: say(f"{plural(run.n_workers, 'worker')}: {run.seconds:.2f} s"),
-    )
+    tried = [n for n in numbers if n <= len(config.only)] or [1]
+    runs = []
+    for run in sweep(config, files, workers=tried, repeats=repeats):
+        say(f"{plural(run.n_workers, 'worker')}: {run.seconds:.2f} s")
+        runs.append(run)
     table = rows(runs, n_cpus=n_cpus)
-    verdict = judge(table, n_cpus=n_cpus)
+    recommendation = recommend(table, n_cpus=n_cpus)
     results = {
         "machine": {"cpus": n_cpus, "memory_bytes": system.memory_bytes()},
         "config": config.model_dump(mode="json", exclude={"num_workers", "output_dir"}),
@@ -88,43 +97,23 @@ def run_benchmark(
         "bytes_out": runs[0].bytes_out,
         "runs": [asdict(run) for run in runs],
         "rows": [asdict(row) for row in table],
-    } | asdict(verdict)
+    } | asdict(recommendation)
     (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     title = (
         f"{plural(runs[0].n_cases, 'case')}, {plural(runs[0].n_slices, 'slice')}, "
         f"{plural(n_cpus, 'CPU')}"
     )
     say(f"{title}, medians of {repeats}; start-up excluded")
-    say(_as_table(table))
+    cells = [[show(getattr(row, field)) for _, field, show in _COLUMNS] for row in table]
+    headings = [heading for heading, _, _ in _COLUMNS]
+    say(plain_table(headings, cells, right=headings))
     say(f"Results: {folder / RESULTS}")
     if find_spec("matplotlib") is None:
         say("Note: no plot without matplotlib; pip install 'dask_slicer[plot]'")
     else:
         _write_plot(table, folder / PLOT, title=title)
         say(f"Plot: {folder / PLOT}")
-    return verdict
-
-
-# Of each column of the table: its heading, the field of a row, and how that is shown.
-_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("workers", "n_workers", str),
-    ("seconds", "seconds", "{:.2f}".format),
-    ("speed-up", "speedup", "{:.2f}".format),
-    ("efficiency", "efficiency", "{:.0%}".format),
-    ("slices/s", "slices_per_second", "{:.0f}".format),
-    ("MB/s in", "megabytes_in_per_second", "{:.1f}".format),
-    ("MB/s out", "megabytes_out_per_second", "{:.1f}".format),
-    ("peak RSS", "peak_rss", format_bytes),
-)
-
-
-def _as_table(rows: Sequence[Row]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading, _, _ in _COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(show(getattr(row, field)) for _, field, show in _COLUMNS))
-    return table
+    return recommendation
 
 
 def _write_plot(table: Sequence[Row], path: Path, *, title: str) -> None:

@@ -1,68 +1,132 @@
-"""Progress of the commands `merge` and `verify` on a terminal."""
+"""Plans, and the results of `merge` and `verify`, on the terminal."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dask_slicer.execution.partitions import MergeReport
-from dask_slicer.execution.verify import VerifyReport
-from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.terminal import ProgressDisplay, failure_lines
-from dask_slicer.output.checks import Issue
-from dask_slicer.records import CommittedCase, why_not_written
+from dask_slicer.monitoring.observer import failure_lines
+from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
+from dask_slicer.planning.estimate import outliers, plan_lines, plan_needs
+from dask_slicer.planning.plan import HEADER_FACTS, RunPlan
+from dask_slicer.records import CommittedCase, failure_line, why_not_written
 from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
 
+if TYPE_CHECKING:
+    from dask_slicer.execution.partitions import MergeReport
+    from dask_slicer.execution.verify import VerifyReport
+    from dask_slicer.output.checks import Issue
 
-class MergeDisplay(ProgressDisplay):
-    """Shows the result of a merge."""
-
-    def merged(self, report: MergeReport) -> None:
-        """Print what was merged, why cases failed, and which are missing."""
-        first, *wrong = merge_lines(report)
-        self._say(first)
-        for line in wrong:
-            self._print(line)
+# Of a plan's table, and of outliers.
+_MOST_ROWS = 40
 
 
-class VerifyDisplay(ProgressDisplay):
-    """Shows the progress and the result of `verify`."""
+class _PatientConsole(Console):
+    def on_broken_pipe(self) -> None:  # such as `dask-slicer run | head`: the run continues
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def make_console() -> Console:
+    """Return a console that ignores a closed pipe, and wraps no lines in a log."""
+    console = _PatientConsole(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def print_plan(plan: RunPlan, console: Console) -> None:
+    """Print the cases of a plan, its problems, and the disk space and memory of its run."""
+    cases = plan.cases[:_MOST_ROWS]
+    details = [
+        ("", "cannot be run", "", "", "") if case.problem else case.described() for case in cases
+    ]
+    head = ("case", "split", *HEADER_FACTS)
+    rows = [(case.case_id, case.split, *row) for case, row in zip(cases, details, strict=True)]
+    console.print(plain_table(head, rows))
+    if len(plan.cases) > _MOST_ROWS:
+        console.out(f"… and {len(plan.cases) - _MOST_ROWS} more")
+    needs = plan_needs(plan)
+    lines = [
+        *plan_lines(plan),
+        *(f"Outlier: {text}" for text in outliers(plan.cases)[:_MOST_ROWS]),
+        f"Output: at most {needs['output_files']} files, "
+        f"{format_bytes(needs['output_bytes_estimate'])} "
+        f"estimated, {format_bytes(needs['output_bytes_at_most'])} at most; "
+        f"{format_bytes(needs['disk_free_bytes'])} free",
+        f"Memory: {format_bytes(needs['peak_bytes_per_worker'])} per worker at most, "
+        f"{format_bytes(needs['memory_bytes'])} in this machine",
+        f"Suggested: --num_workers {needs['num_workers']} ({needs['num_workers_reason']})",
+    ]
+    for line in lines:
+        console.out(line)
+    print_problems(plan, console)
+
+
+def print_problems(plan: RunPlan, console: Console) -> None:
+    """Print the problems of a plan."""
+    for text in (*plan.problems, *map(failure_line, plan.failures)):
+        console.out(f"Problem: {text}", style="red")
+
+
+class OutputDisplay(ProgressDisplay):
+    """Shows the result of `merge`, or progress and result of `verify`."""
 
     doing = "Checking"
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
-        super().__init__(console, quiet=quiet)
-        self._began = 0.0
-        self._state = RunState(
-            run_id="", output_dir="", host="", process="", client="", n_cases=0, n_skipped=0
+    def merged(self, report: MergeReport) -> None:
+        """Print what was merged, why cases failed, and which are missing."""
+        merged = (
+            f"Merged {plural(report.n_journals, 'partition')}"
+            if report.n_journals
+            else "No partition was left to merge; wrote index and summary again"
         )
+        totals = report.totals
+        self._say(
+            f"{merged}: {plural(totals.n_slices, 'slice')} of "
+            f"{plural(len(totals.split_of), 'case')} "
+            f"({format_bytes(totals.n_bytes)}) in {report.output_dir}"
+        )
+        for line in failure_lines(report.failures, f", see {report.output_dir}/failures.csv"):
+            self._print(line)
+        if report.missing:
+            self._print(
+                f"{plural(len(report.missing), 'case')} still to run: "
+                f"{first_few(report.missing)}; "
+                "run the missing partitions, or the same run command without --shard"
+            )
 
     def checked(self, record: CommittedCase, total: int, issues: Sequence[Issue]) -> None:
         """Count a case."""
         state = self._state
         if not state.n_cases:
             self._began = time.monotonic()
-            self._start_progress(total)
-        self._state = replace(
-            state,
-            n_cases=total,
-            n_done=state.n_done + (not issues),
-            n_failed=state.n_failed + bool(issues),
-            n_slices=state.n_slices + len(record.slices),
-            work=total,  # all cases take about the same time
-            work_done=state.work_done + 1,
-            seconds=time.monotonic() - self._began,
+        self.progress(
+            replace(
+                state,
+                n_cases=total,
+                n_done=state.n_done + (not issues),
+                n_failed=state.n_failed + bool(issues),
+                n_slices=state.n_slices + len(record.slices),
+                work=total,  # all cases take about the same time
+                work_done=state.work_done + 1,
+                seconds=time.monotonic() - self._began,
+            )
         )
-        self.progress(self._state)
+        if not state.n_cases:
+            self._start_progress()
 
     def verified(self, report: VerifyReport) -> None:
         """Print the problems, a line each, and the result."""
         self._end_progress()
-        for finding in report.findings:
-            self._print(f"Wrong: {finding}", style="red")
+        for issue in report.issues:
+            self._print(f"Wrong: {issue}", style="red")
         self._say(
             f"Checked {plural(report.n_slices, 'slice')} of {plural(report.n_cases, 'case')} "
             f"({format_bytes(report.n_bytes)}) in {format_time(report.elapsed_seconds)}"
@@ -76,35 +140,14 @@ class VerifyDisplay(ProgressDisplay):
                 f"Marked {plural(len(report.to_rewrite), 'case')} for rewriting; "
                 "run the `dask-slicer run` command of this output again"
             )
-        if not report.findings:
+        if not report.issues:
             self._say(f"No problems found in {report.output_dir}")
         elif not report.to_rewrite:
-            damaged = {finding.case_id for finding in report.findings if finding.is_damage} - {""}
+            damaged = {issue.case_id for issue in report.issues if issue.is_damage} - {""}
             in_cases = (
                 f", in {plural(len(damaged), 'case')}; "
                 "with --repair, the next run writes them again"
                 if damaged
                 else ""
             )
-            self._print(f"{plural(len(report.findings), 'problem')} found{in_cases}")
-
-
-def merge_lines(report: MergeReport) -> list[str]:
-    """Return the result of a merge in a few lines."""
-    merged = (
-        f"Merged {plural(report.n_journals, 'partition')}"
-        if report.n_journals
-        else ("No partition was left to merge; wrote index and summary again")
-    )
-    lines = [
-        f"{merged}: {plural(report.n_slices, 'slice')} of {plural(report.n_cases, 'case')} "
-        f"({format_bytes(report.n_bytes)}) in {report.output_dir}"
-    ]
-    lines += failure_lines(report.failures, f", see {report.output_dir}/failures.csv")
-    if report.missing:
-        lines.append(
-            f"{plural(len(report.missing), 'case')} still to run: "
-            f"{first_few(report.missing)}; "
-            "run the missing partitions, or the same run command without --shard"
-        )
-    return lines
+            self._print(f"{plural(len(report.issues), 'problem')} found{in_cases}")

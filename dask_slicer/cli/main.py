@@ -34,20 +34,16 @@ _COMMANDS = {
 
 
 class _Group(click.Group):
-    """A group that turns expected errors into one line and an exit status."""
+    """A group whose commands return their exit status; an expected error is one line."""
 
     def invoke(self, ctx: click.Context) -> None:
-        status = 0
         try:
-            super().invoke(ctx)
-        except UsageError as error:
-            status = self._report(error, ctx, 2)
-        except DaskSlicerError as error:
-            status = self._report(error, ctx, 1)
+            status = int(super().invoke(ctx) or 0)
         except BrokenPipeError:
             raise  # nothing reads our output any more: click exits quietly
-        except OSError as error:
-            status = self._report(error, ctx, 1)
+        except (DaskSlicerError, OSError) as error:
+            self._report(error, ctx)
+            status = 2 if isinstance(error, UsageError) else 1
         except Terminated:
             status = _TERMINATED
         except KeyboardInterrupt:
@@ -63,23 +59,18 @@ class _Group(click.Group):
                 )
 
     @staticmethod
-    def _report(error: Exception, ctx: click.Context, status: int) -> int:
+    def _report(error: Exception, ctx: click.Context) -> None:
         if ctx.meta.get("verbose"):
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
         lines = str(error).splitlines() if isinstance(error, PreflightError) else [str(error)]
         for line in lines:
             click.echo(f"Error: {escape_line(line)}", err=True)
-        return status
 
 
-@click.group(cls=_Group, context_settings=_SETTINGS)
+@click.group(cls=_Group, commands=list(chain(*_COMMANDS.values())), context_settings=_SETTINGS)
 @click.version_option(package_name="dask_slicer")
 def main() -> None:
     """Convert 3D medical volumes (NIfTI) into 2D and 2.5D training slices."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × must not stop a run
-
-
-for _command in chain.from_iterable(_COMMANDS.values()):
-    main.add_command(_command)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import click
 
 from dask_slicer.errors import UsageError
 from dask_slicer.utils.formatting import did_you_mean
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from dask_slicer.config.schema import RunConfig
+
+M = TypeVar("M", bound="BaseModel")
+
 # First in the help of a command.
 MOST_USED = (
     *("input_dir", "output_dir", "config", "plane", "window_size"),
     *("clip_min", "clip_max", "normalize", "format", "num_workers"),
 )
-_SHORT = {"input_dir": "-i", "output_dir": "-o", "config": "-c"}
+_SHORT = {"input_dir": "-i", "output_dir": "-o"}
 # The settings that connect a command to a running scheduler.
 SCHEDULER_OPTIONS = ("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key")
 
@@ -34,42 +41,6 @@ class Choice(click.Choice[str]):
         return message.rstrip(".") + did_you_mean(str(value).lower(), self.choices)
 
 
-class ConfigCommand(click.Command):
-    """A command with an option for every setting, and help in groups."""
-
-    required_settings: tuple[str, ...] = ("input_dir", "output_dir")
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the options of the configuration, then the command's own."""
-        return [*config_options(), *super().get_params(ctx)]
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options that most people need, the other settings by group, and the rest."""
-        from dask_slicer.config.fields import GROUPS
-
-        rows = {
-            parameter.name: row
-            for parameter in self.get_params(ctx)
-            if isinstance(parameter, click.Option) and (row := parameter.get_help_record(ctx))
-        }
-        for name in self.required_settings:
-            spelled, text = rows[name]
-            rows[name] = (spelled, f"{text} [required]")
-        sections = {"Most used": MOST_USED, **GROUPS}
-        sections["Intensities"] += ("no_normalize",)
-        in_a_section = {name for names in sections.values() for name in names}
-        sections["Other options"] = tuple(name for name in rows if name not in in_a_section)
-        for heading, names in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl([rows.pop(name) for name in names if name in rows])
-
-
-class BenchmarkCommand(ConfigCommand):
-    """A command with an option for every setting, of which none is required."""
-
-    required_settings = ()
-
-
 class SettingsCommand(click.Command):
     """A command with the options of the settings that are named."""
 
@@ -83,13 +54,46 @@ class SettingsCommand(click.Command):
         return [*settings, *super().get_params(ctx)]
 
 
+class ConfigCommand(click.Command):
+    """A command with an option for every setting, help in groups, and more cases for --only."""
+
+    def __init__(
+        self, *args: Any, required: Sequence[str] = ("input_dir", "output_dir"), **attributes: Any
+    ) -> None:
+        super().__init__(*args, **attributes)
+        self._required = required
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the options of the configuration, then the command's own."""
+        more_cases = click.Argument(["more_cases"], nargs=-1, metavar="")
+        return [*config_options(), *super().get_params(ctx), more_cases]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options that most people need, the other settings by group, and the rest."""
+        from dask_slicer.config.fields import GROUPS
+
+        rows = {
+            parameter.name: row
+            for parameter in self.get_params(ctx)
+            if isinstance(parameter, click.Option) and (row := parameter.get_help_record(ctx))
+        }
+        for name in self._required:
+            spelled, text = rows[name]
+            rows[name] = (spelled, f"{text} [required]")
+        sections = {"Most used": MOST_USED, **GROUPS}
+        sections["Intensities"] += ("no_normalize",)
+        in_a_section = {name for names in sections.values() for name in names}
+        sections["Other options"] = tuple(name for name in rows if name not in in_a_section)
+        for heading, names in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([rows.pop(name) for name in names if name in rows])
+
+
 @functools.cache
 def config_options() -> tuple[click.Option, ...]:
     """Return an option for each setting, with --config and --no_normalize."""
     from dask_slicer.config.schema import RunConfig
 
-    order = ("input_dir", "output_dir", *RunConfig.model_fields)
-    options = [_option(name, RunConfig.model_fields[name]) for name in dict.fromkeys(order)]
     config = click.Option(
         ["-c", "--config"],
         metavar="FILE|NAME",
@@ -98,7 +102,8 @@ def config_options() -> tuple[click.Option, ...]:
     no_normalize = click.Option(
         ["--no_normalize"], is_flag=True, default=None, help="The same as --normalize none."
     )
-    return (*options[:2], config, *options[2:], no_normalize)
+    settings = [_option(name, field) for name, field in RunConfig.model_fields.items()]
+    return (config, *settings, no_normalize)
 
 
 def _option(name: str, field: Any) -> click.Option:
@@ -128,6 +133,9 @@ def _default_words(field: Any) -> str:
     return f" [default: {default}]"
 
 
+output_argument = click.argument("output_dir", type=click.Path(path_type=Path))
+
+
 def _keep_verbosity(ctx: click.Context, _: click.Parameter, verbose: int) -> int:
     """Note in the context whether errors are printed with their traceback."""
     ctx.meta["verbose"] = verbose
@@ -143,17 +151,17 @@ verbose_option = click.option(
 )
 
 
-def verbosity_options(command: Callable[..., None]) -> Callable[..., None]:
+def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add -v and -q to a command."""
-    command = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")(command)
-    return verbose_option(command)
+    quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+    return verbose_option(quiet_option(command))
 
 
-def build_config_of(options: dict[str, Any], more_cases: tuple[str, ...]) -> Any:
+def build_config_of(options: dict[str, Any]) -> RunConfig:
     """Return the configuration of the options and the file that they name."""
     from dask_slicer.config.loader import build_config
 
-    base = options.pop("config")
+    base, more_cases = options.pop("config"), options.pop("more_cases")
     if more_cases and not options["only"]:
         raise UsageError(f"unexpected argument {more_cases[0]!r}; options start with --")
     options["only"] = (*options["only"], *more_cases)
@@ -164,3 +172,11 @@ def build_config_of(options: dict[str, Any], more_cases: tuple[str, ...]) -> Any
             raise UsageError(f"--no_normalize contradicts --normalize {options['normalize']}")
         options["normalize"] = "none"
     return build_config(options, base=base)
+
+
+def pop_settings(model: type[M], options: dict[str, Any]) -> M:
+    """Take the settings of a model out of a command's options, and return them validated."""
+    from dask_slicer.config.loader import build_settings
+
+    values = {name: options.pop(name, None) for name in model.model_fields}
+    return build_settings(model, {name: v for name, v in values.items() if v is not None})

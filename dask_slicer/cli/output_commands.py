@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dask_slicer.cli.console import make_console
 from dask_slicer.cli.options import (
     SCHEDULER_OPTIONS,
     Choice,
     SettingsCommand,
+    output_argument,
+    pop_settings,
     verbose_option,
     verbosity_options,
 )
@@ -23,7 +23,7 @@ from dask_slicer.utils.signals import interrupt_once
 
 
 @click.command()
-@click.argument("output_dir", type=click.Path(path_type=Path))
+@output_argument
 @click.option(
     "--case", "cases", multiple=True, metavar="CASE_ID", help="Only this case; repeatable."
 )
@@ -40,10 +40,7 @@ from dask_slicer.utils.signals import interrupt_once
 @click.option("--no_labels", is_flag=True, help="Draw no labels.")
 @click.option("--dark", is_flag=True, help="Use colours for dark pages.")
 @verbosity_options
-@click.pass_context
 def preview(
-    ctx: click.Context,
-    /,
     output_dir: Path,
     cases: tuple[str, ...],
     slices: str | None,
@@ -82,17 +79,14 @@ def preview(
 
 
 @click.command()
-@click.argument("output_dir", type=click.Path(path_type=Path))
+@output_argument
 @click.option(
     "--file",
     type=click.Path(path_type=Path),
     help="Page to write. [default: report.html in OUTPUT_DIR]",
 )
 @verbosity_options
-@click.pass_context
-def report(
-    ctx: click.Context, /, output_dir: Path, file: Path | None, verbose: int, quiet: bool
-) -> None:
+def report(output_dir: Path, file: Path | None, verbose: int, quiet: bool) -> None:
     """Write an HTML page about an output.
 
     It shows settings, counts, charts, pictures and failures.
@@ -107,7 +101,7 @@ def report(
 @click.command(
     cls=SettingsCommand, settings=(*SCHEDULER_OPTIONS, "num_workers", "dashboard_address")
 )
-@click.argument("output_dir", type=click.Path(path_type=Path))
+@output_argument
 @click.option(
     "--deep",
     metavar="N",
@@ -120,25 +114,19 @@ def report(
     "--repair", is_flag=True, help="Mark damaged cases, so that the next run writes them again."
 )
 @verbosity_options
-@click.pass_context
-def verify(
-    ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool, **options: Any
-) -> None:
+def verify(output_dir: Path, verbose: int, quiet: bool, **options: Any) -> bool:
     """Check every file of an output against its recorded checksum."""
     configure_logging(verbose, None)
-    from dask_slicer.cli.display import VerifyDisplay
-    from dask_slicer.config.loader import build_settings
+    from dask_slicer.cli.display import OutputDisplay, make_console
     from dask_slicer.config.run_settings import LocalSettings, SchedulerSettings
     from dask_slicer.execution.verify import verify as verify_output
 
-    where = build_settings(SchedulerSettings, _pop_given(options, SCHEDULER_OPTIONS))
-    options |= dict(build_settings(LocalSettings, _pop_given(options, LocalSettings.model_fields)))
-    with VerifyDisplay(make_console(), quiet=quiet) as display, interrupt_once():
-        report = verify_output(
-            output_dir, where=where, observer=display, on_case=display.checked, **options
-        )
+    options |= dict(pop_settings(SchedulerSettings, options))
+    options |= dict(pop_settings(LocalSettings, options))
+    with OutputDisplay(make_console(), quiet=quiet) as display, interrupt_once():
+        report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
         display.verified(report)
-    ctx.exit(1 if report.findings else 0)
+    return bool(report.issues)
 
 
 @click.command(cls=SettingsCommand, settings=SCHEDULER_OPTIONS[1:])
@@ -147,10 +135,7 @@ def verify(
     "--once", is_flag=True, help="Print the progress once, and exit; the default in a pipe."
 )
 @verbose_option
-@click.pass_context
-def watch(
-    ctx: click.Context, /, where: str | None, once: bool, verbose: int, **options: Any
-) -> None:
+def watch(where: str | None, once: bool, verbose: int, **options: Any) -> None:
     """Show the progress of a run, from another shell.
 
     Shows workers, cases, rate, failures and time left.
@@ -161,16 +146,9 @@ def watch(
     configure_logging(verbose, None)
     if (where is None) == (options["scheduler_file"] is None):
         raise UsageError("give watch one of: an output directory, an address, --scheduler_file")
-    from dask_slicer.config.loader import build_settings
+    from dask_slicer.cli.display import make_console
     from dask_slicer.config.run_settings import SchedulerSettings
     from dask_slicer.monitoring.screen import watch_run
 
     with interrupt_once():
-        settings = build_settings(SchedulerSettings, _pop_given(options, SCHEDULER_OPTIONS))
-        watch_run(make_console(), where, settings, once=once)
-
-
-def _pop_given(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Take options out of a command's, and return those that the user gave."""
-    popped = {name: options.pop(name) for name in names if name in options}
-    return {name: value for name, value in popped.items() if value is not None}
+        watch_run(make_console(), where, pop_settings(SchedulerSettings, options), once=once)

@@ -5,21 +5,24 @@ from __future__ import annotations
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dask_slicer.cli.console import make_console
 from dask_slicer.cli.options import (
-    BenchmarkCommand,
     ConfigCommand,
     build_config_of,
+    output_argument,
     verbosity_options,
 )
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import configure_logging
 from dask_slicer.utils.formatting import escape_line
 from dask_slicer.utils.signals import interrupt_once
+
+if TYPE_CHECKING:
+    from dask_slicer.config.schema import RunConfig
+    from dask_slicer.monitoring.observer import RunReport
 
 # Backspace: click must not join the lines after it.
 _EXAMPLES = """
@@ -37,72 +40,52 @@ Examples:
     help="Print the job script that --cluster would submit, and exit.",
 )
 @verbosity_options
-@click.argument("more_cases", nargs=-1, metavar="")
-@click.pass_context
-def run(
-    ctx: click.Context,
-    /,
-    print_job_script: bool,
-    verbose: int,
-    quiet: bool,
-    more_cases: tuple[str, ...],
-    **options: Any,
-) -> None:
+def run(print_job_script: bool, verbose: int, quiet: bool, **options: Any) -> bool:
     """Make slices of a dataset, or continue an interrupted run.
 
     Give the directories here or in the file of --config.
     """
-    config = build_config_of(options, more_cases)
+    config = build_config_of(options)
     if print_job_script:
         from dask_slicer.cluster.jobqueue import job_script
 
         click.echo(job_script(config, config.output_dir), nl=False)
-        return
+        return False
     configure_logging(verbose, config.log_file)
     report = _run(config, verbose=verbose, quiet=quiet)
-    ended_early = report.interrupted or report.stopped
-    if not (report.share or ended_early or quiet) and _has_slices(config.output_dir):
-        make_console().print(_next_steps(config.output_dir), markup=False, soft_wrap=True)
-    ctx.exit(1 if report.remaining else 0)
+    if not (report.share or report.stopped or quiet) and _has_slices(config.output_dir):
+        from dask_slicer.cli.display import make_console
+
+        make_console().out(_next_steps(config.output_dir))
+    return bool(report.remaining)
 
 
 @click.command()
-@click.argument("output_dir", type=click.Path(path_type=Path))
+@output_argument
 @verbosity_options
-@click.pass_context
-def merge(ctx: click.Context, /, output_dir: Path, verbose: int, quiet: bool) -> None:
+def merge(output_dir: Path, verbose: int, quiet: bool) -> bool:
     """Merge the partitions of a run (--shard) when all are done."""
     configure_logging(verbose, None)
-    from dask_slicer.cli.display import MergeDisplay
+    from dask_slicer.cli.display import OutputDisplay, make_console
     from dask_slicer.execution.partitions import merge as merge_output
 
-    with MergeDisplay(make_console(), quiet=quiet) as display, interrupt_once():
+    with OutputDisplay(make_console(), quiet=quiet) as display, interrupt_once():
         report = merge_output(output_dir, observer=display)
         display.merged(report)
-    ctx.exit(1 if report.failures or report.missing else 0)
+    return bool(report.failures or report.missing)
 
 
 @click.command(cls=ConfigCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @verbosity_options
-@click.argument("more_cases", nargs=-1, metavar="")
-@click.pass_context
-def plan(
-    ctx: click.Context,
-    /,
-    as_json: bool,
-    verbose: int,
-    quiet: bool,
-    more_cases: tuple[str, ...],
-    **options: Any,
-) -> None:
+def plan(as_json: bool, verbose: int, quiet: bool, **options: Any) -> bool:
     """Show what a run would do, from headers only.
 
     Lists the cases and their problems, and estimates disk space, memory and a number of workers.
     """
-    config = build_config_of(options, more_cases)
-    from dask_slicer.cli.tables import print_plan, print_problems
-    from dask_slicer.execution.prepare import prepare_plan
+    config = build_config_of(options)
+    from dask_slicer.cli.display import make_console, print_plan, print_problems
+    from dask_slicer.execution.resume import prepare_plan
     from dask_slicer.planning.estimate import plan_json
 
     run_plan = prepare_plan(config)
@@ -112,7 +95,7 @@ def plan(
         print_problems(run_plan, make_console())
     else:
         print_plan(run_plan, make_console())
-    ctx.exit(1 if run_plan.problems or run_plan.failures else 0)
+    return bool(run_plan.problems or run_plan.failures)
 
 
 @click.command()
@@ -125,8 +108,7 @@ def plan(
 )
 @click.option("--num_workers", type=int, default=2, show_default=True, help="Worker processes.")
 @verbosity_options
-@click.pass_context
-def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> None:
+def demo(output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> bool:
     """Make phantom scans, slice them, and suggest what to try next."""
     from dask_slicer.config.loader import build_config
     from dask_slicer.inputs.phantom import ensure_dataset
@@ -141,10 +123,10 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     report = _run(config, verbose=verbose, quiet=quiet)
     if not quiet and not report.remaining:
         click.echo(_demo_commands(phantoms, slices))
-    ctx.exit(1 if report.remaining else 0)
+    return bool(report.remaining)
 
 
-@click.command(cls=BenchmarkCommand)
+@click.command(cls=ConfigCommand, required=())
 @click.option(
     "--workers",
     metavar="N,N...",
@@ -163,18 +145,8 @@ def demo(ctx: click.Context, output_dir: Path, num_workers: int, verbose: int, q
     help="Maximum number of cases. [default: 4 for each worker, at least 16]",
 )
 @verbosity_options
-@click.argument("more_cases", nargs=-1, metavar="")
-@click.pass_context
 def benchmark(
-    ctx: click.Context,
-    /,
-    workers: str | None,
-    repeats: int,
-    cases: int | None,
-    verbose: int,
-    quiet: bool,
-    more_cases: tuple[str, ...],
-    **options: Any,
+    workers: str | None, repeats: int, cases: int | None, verbose: int, quiet: bool, **options: Any
 ) -> None:
     """Find the number of workers that suits your scans and machine.
 
@@ -184,27 +156,27 @@ def benchmark(
     if options["num_workers"] is not None:
         raise UsageError("benchmark takes --workers N,N... instead of --num_workers")
     from dask_slicer.cli.benchmark import PHANTOMS, run_benchmark
+    from dask_slicer.cli.display import make_console
 
     options["output_dir"] = options["output_dir"] or "dask_slicer_benchmark"
     if options["input_dir"] is None and options["config"] is None:
         options["input_dir"] = Path(options["output_dir"], PHANTOMS)
     numbers = None if workers is None else _numbers(workers)
-    config = build_config_of(options, more_cases)
+    config = build_config_of(options)
     if config.shard is not None:
         raise UsageError("benchmark measures whole runs; do not give --shard")
     configure_logging(verbose, config.log_file)
     console = make_console()
     with interrupt_once():
-        verdict = run_benchmark(
+        advice = run_benchmark(
             config,
             workers=numbers,
             repeats=repeats,
             n_cases=cases,
-            say=lambda what: None if quiet else console.print(what, markup=False, highlight=False),
+            say=lambda what: None if quiet else console.print(what, markup=False),
         )
     click.echo(
-        f"Use --num_workers {verdict.num_workers}. Bottleneck: {verdict.bottleneck} "
-        f"({verdict.reason})"
+        f"Use --num_workers {advice.num_workers}. Bottleneck: {advice.bottleneck} ({advice.reason})"
     )
 
 
@@ -252,7 +224,8 @@ def _demo_commands(phantoms: Path, slices: Path) -> str:
     )
 
 
-def _run(config: Any, *, verbose: int, quiet: bool) -> Any:
+def _run(config: RunConfig, *, verbose: int, quiet: bool) -> RunReport:
+    from dask_slicer.cli.display import make_console
     from dask_slicer.execution.pipeline import run as run_pipeline
     from dask_slicer.monitoring.terminal import RunDisplay
 

@@ -48,6 +48,34 @@ class Statistics:
     n_nonfinite: int = 0
 
 
+def pooled(first: Statistics, second: Statistics) -> Statistics:
+    """Return the statistics of two sets of voxels taken together.
+
+    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
+    sample variances", 1979.
+
+    Examples
+    --------
+    >>> first = Statistics(mean=0.0, std=0.0, min=0.0, max=0.0, n_foreground=1)
+    >>> second = Statistics(mean=2.0, std=0.0, min=2.0, max=2.0, n_foreground=1)
+    >>> pooled(first, second).mean, pooled(first, second).std
+    (1.0, 1.0)
+    """
+    n = first.n_foreground + second.n_foreground
+    weight = second.n_foreground / n
+    step = second.mean - first.mean
+    variance = first.std**2 * (1 - weight) + second.std**2 * weight
+    variance += step**2 * weight * (1 - weight)
+    return Statistics(
+        mean=first.mean + step * weight,
+        std=float(np.sqrt(variance)),
+        min=min(first.min, second.min),
+        max=max(first.max, second.max),
+        n_foreground=n,
+        n_nonfinite=first.n_nonfinite + second.n_nonfinite,
+    )
+
+
 def statistics(
     voxels: Voxels,
     *,

@@ -12,8 +12,8 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import OutputError
 from dask_slicer.execution.logs import logged_to
 from dask_slicer.execution.pipeline import run
-from dask_slicer.monitoring.events import RunReport
 from dask_slicer.monitoring.notebook import RunProgress
+from dask_slicer.monitoring.observer import RunReport
 from dask_slicer.utils import repr_html, signals
 
 if TYPE_CHECKING:
@@ -35,16 +35,6 @@ class RunHandle:
 
     Two runs at once need two outputs and two schedulers: a second run on the same client, or into
     the same directory, is refused. The run is cancelled when Python ends.
-
-    Parameters
-    ----------
-    config : RunConfig
-    client : distributed.Client, optional
-
-    Raises
-    ------
-    OutputError
-        If another run of this program writes there.
     """
 
     def __init__(self, config: RunConfig, client: Client | None = None) -> None:
@@ -72,13 +62,10 @@ class RunHandle:
 
     @property
     def status(self) -> Status:
-        """Return the state of the run.
+        """Return the state of the run: running or cancelling, and at the end one of four.
 
-        Returns
-        -------
-        str
-            running, cancelling, and at the end done (also with failed cases), cancelled, stopped
-            (the scheduler was lost, see the report) or failed (`result` raises the error).
+        These are done (also with failed cases), cancelled, stopped (the scheduler was lost, see
+        the report) and failed (`result` raises the error).
         """
         if not self._ended.is_set():
             return "cancelling" if self._stop.is_set() else "running"

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ import psutil
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import DatasetError
 from dask_slicer.execution.pipeline import run
-from dask_slicer.monitoring.events import Observer
-from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.monitoring.observer import Observer
+from dask_slicer.monitoring.state import RunState
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.utils.formatting import plural
@@ -73,7 +73,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Recommendation:
     """The number of workers to use, and what limits the speed."""
 
     num_workers: int
@@ -108,7 +108,6 @@ class _Meter(Observer):
 
     def __init__(self, n_workers: int) -> None:
         self._n_workers = n_workers
-        self._file_bytes: dict[str, int] = {}
         self._cpu: dict[int, float] = defaultdict(float)
         self.first = self.last = 0.0
         self.cpu_at_first = self.cpu_at_last = 0.0
@@ -124,17 +123,16 @@ class _Meter(Observer):
         self._stop.set()
         self._thread.join()
 
-    def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
-        self._file_bytes = {case.case_id: case.file_bytes for case in todo}
-        self.cpu_at_first = self.cpu_at_last = self._cpu_seconds()
-        self.first = self.last = time.perf_counter()
-
-    def case_finished(self, record: CommittedCase | FailedCase) -> None:
+    def progress(self, state: RunState) -> None:
         self.last = time.perf_counter()
         self.cpu_at_last = self._cpu_seconds()
+        self.bytes_in = state.n_bytes_in
+        if not state.n_ended:  # the cases are about to start
+            self.first, self.cpu_at_first = self.last, self.cpu_at_last
+
+    def case_finished(self, record: CommittedCase | FailedCase) -> None:
         if isinstance(record, CommittedCase):
             self.busy += sum(record.seconds.values())
-            self.bytes_in += self._file_bytes[record.case_id]
 
     def _cpu_seconds(self) -> float:
         self._sample()
@@ -195,7 +193,7 @@ def rows(measurements: Iterable[Measurement], *, n_cpus: int) -> list[Row]:
     return table
 
 
-def judge(table: Sequence[Row], *, n_cpus: int) -> Verdict:
+def recommend(table: Sequence[Row], *, n_cpus: int) -> Recommendation:
     """Return the fewest workers that are about as fast as any, and what limits them."""
     fastest = min(row.seconds for row in table)
     best = next(row for row in table if row.seconds <= fastest * _WORTH)
@@ -216,7 +214,7 @@ def judge(table: Sequence[Row], *, n_cpus: int) -> Verdict:
         reason = f"workers compute for {min(best.cpu, 1.0):.0%} of the time"
         if best.n_workers < n_cpus and best is table[-1]:
             reason += f"; this machine has {plural(n_cpus, 'CPU')}, more workers were not tried"
-    return Verdict(num_workers=best.n_workers, bottleneck=bottleneck, reason=reason)
+    return Recommendation(num_workers=best.n_workers, bottleneck=bottleneck, reason=reason)
 
 
 def default_workers(n_cpus: int) -> tuple[int, ...]:
@@ -247,35 +245,28 @@ def choose_cases(config: RunConfig, *, n_cases: int) -> tuple[RunConfig, list[st
 
 
 def sweep(
-    config: RunConfig,
-    files: Sequence[str],
-    *,
-    workers: Sequence[int],
-    repeats: int,
-    on_run: Callable[[Measurement], None],
-) -> list[Measurement]:
+    config: RunConfig, files: Sequence[str], *, workers: Sequence[int], repeats: int
+) -> Iterator[Measurement]:
     """Run a configuration with each number of workers in turn, into scratch directories.
 
     The order is A B C A B C …, so that a machine that slows down affects all numbers alike.
     """
-    runs: list[Measurement] = []
-    for n_workers in [*workers] * repeats:
-        if runs:
+    for number, n_workers in enumerate([*workers] * repeats):
+        if number:
             time.sleep(_PAUSE)
         scratch = Path(tempfile.mkdtemp(prefix="scratch_", dir=config.output_dir))
         try:
             _drop_from_cache(files)
             changes = {"num_workers": n_workers, "output_dir": scratch / "slices"}
-            runs.append(measure(config.model_copy(update=changes)))
+            measured = measure(config.model_copy(update=changes))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if runs[-1].n_failed:
+        if measured.n_failed:
             raise DatasetError(
-                f"{plural(runs[-1].n_failed, 'case')} failed; `dask-slicer run` shows why; "
+                f"{plural(measured.n_failed, 'case')} failed; `dask-slicer run` shows why; "
                 "choose other cases with --only"
             )
-        on_run(runs[-1])
-    return runs
+        yield measured
 
 
 def _drop_from_cache(files: Iterable[str]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dask_slicer.cluster.preflight import Requirements
+from dask_slicer.config.schema import SliceSettings
 from dask_slicer.errors import (
     CaseError,
     DiskFull,
@@ -21,7 +21,6 @@ from dask_slicer.errors import (
 )
 from dask_slicer.execution.graph import (
     Batcher,
-    NextCase,
     batch_graph,
     batch_work,
     case_graph,
@@ -32,69 +31,70 @@ from dask_slicer.execution.tasks import CaseBatch, Target
 from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import lock
-from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition, peak_bytes
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
-    from dask.delayed import Delayed
     from distributed import Client
 
 
 Outcome = CommittedCase | CaseError
-Execute = Callable[[NextCase], Iterator[tuple[CasePlan, Outcome]]]
+Outcomes = Generator[tuple[CasePlan, Outcome], None, None]
 
 
 @contextmanager
 def executor(
     plan: RunPlan,
-    n_cases: int,
+    queue: deque[CasePlan],
     *,
     n_todo: int,
     run_id: str,
     client: Client | None,
     observer: ProgressPublisher,
-) -> Iterator[Execute]:
-    """Start or connect to workers; yield a function that runs cases there.
+) -> Iterator[Outcomes]:
+    """Start or connect to workers; yield an iterator over the cases of a queue and their outcomes.
 
-    It takes a function that returns the next case, or None when there is none at present, and
-    yields each case with its outcome. `n_todo` counts cases that cannot be run, too.
+    A case may be put into the queue again. `n_todo` counts cases that cannot be run, too.
     """
     target = target_of(plan.config, run_id=run_id)
-    partition = parse_partition(plan.config.shard)
-    name_scheduler = partial(lock.name_scheduler, plan.config.output_dir, partition, n_cases=n_todo)
-    with workers(
-        plan.config,
-        n_cases,
-        peak_bytes=plan.peak_bytes,
-        needs=_requirements(plan),
-        client=client,
-        observer=observer,
-    ) as used_client:
+    timeout = plan.config.timeout
+    with ExitStack() as stack:
+        used_client = stack.enter_context(
+            workers(
+                plan.config,
+                len(queue),
+                peak_bytes=plan.peak_bytes,
+                needs=_requirements(plan, target),
+                client=client,
+                observer=observer,
+            )
+        )
         if used_client is None:
-            if plan.config.timeout is not None:
+            scheduler = lock.IN_PROCESS
+            outcomes = _execute_here(queue, target)
+            if timeout is not None:
                 observer.note(
                     "--timeout has no effect in this process: only a worker can be stopped"
                 )
-            name_scheduler(lock.IN_PROCESS)
-            yield lambda next_case: _execute_here(next_case, target)
         else:
             from dask_slicer.cluster.client import address
 
-            timeout = plan.config.timeout
             scheduler = address(used_client)
             if scheduler.startswith("inproc://"):  # other processes cannot reach it
                 scheduler = lock.IN_PROCESS
-            name_scheduler(scheduler)
-            with observer.publishing_to(used_client, run_id=run_id, output_dir=target.output_dir):
-                yield lambda next_case: _execute_on(
-                    used_client, next_case, n_cases, target, timeout
-                )
+            outcomes = _execute_on(used_client, queue, target, timeout)
+        partition = parse_partition(plan.config.shard)
+        lock.name_scheduler(plan.config.output_dir, partition, scheduler, n_cases=n_todo)
+        if used_client is not None:
+            stack.enter_context(
+                observer.publishing_to(used_client, run_id=run_id, output_dir=target.output_dir)
+            )
+        yield stack.enter_context(closing(outcomes))
 
 
-def _requirements(plan: RunPlan) -> Requirements:
+def _requirements(plan: RunPlan, target: Target) -> Requirements:
     cases = [case for case in plan.selected if case.problem is None]
     peaks = [peak_bytes(case, plan.config) for case in cases]
     return Requirements(
@@ -103,7 +103,7 @@ def _requirements(plan: RunPlan) -> Requirements:
         least_bytes=min(peaks, default=0),
         most_bytes=max(peaks, default=0),
         timeout=plan.config.timeout,
-        temporary=partition_files(parse_partition(plan.config.shard)).temporary,
+        temporary=target.temporary,
     )
 
 
@@ -122,96 +122,72 @@ def check_report_place(path: Path | None) -> None:
 
 
 def _execute_on(
-    client: Client, next_case: NextCase, n_cases: int, target: Target, timeout: float | None
-) -> Iterator[tuple[CasePlan, Outcome]]:
+    client: Client, queue: deque[CasePlan], target: Target, timeout: float | None
+) -> Outcomes:
     from dask_slicer.cluster.client import count_threads, memory_limit
     from dask_slicer.execution import futures
 
-    limit, n_threads = memory_limit(client), count_threads(client)
-    fitting = _FittingCases(next_case, target, limit)
+    yield from _too_large(queue, target.settings, memory_limit(client))
+    n_threads = count_threads(client)
     # Batches stay small with a timeout, which is for one case but stops a whole graph, and before
     # the first worker is there, since the memory of workers is then unknown.
     n_served = n_threads if timeout is None and client.nthreads() else 1
     enough = batch_work(n_served, memory_limit(client, of=min))
-    batcher = Batcher(fitting.next, n_cases=n_cases, n_threads=n_threads, enough=enough)
+    batcher = Batcher(queue, n_threads=n_threads, enough=enough)
     results = futures.run_graphs(
         client,
         batcher.next,
-        lambda batch: _graph(batch, target),
+        lambda batch: batch_graph(batch, target),
         timeout=timeout,
         names_of=lambda batch: [case.case_id for case in batch],
     )
     for batch, result in results:
-        yield from fitting.too_large()
         for case, outcome in zip(batch, _outcomes(batch, result), strict=True):
             if isinstance(outcome, WorkerLost | OutOfMemory) and not batcher.ran_isolated(batch):
                 batcher.retry_isolated(case)  # another case may have killed its worker
-            elif isinstance(outcome, DiskFull):
-                yield case, outcome  # without a retry: the run must stop at once
-            elif isinstance(outcome, CaseError) and len(batch) > 1:
-                batcher.retry_unbatched(case)  # before it counts as failed
+            elif isinstance(outcome, DiskFull | CommittedCase) or len(batch) == 1:
+                yield case, outcome  # on a full disk without a retry: the run must stop at once
             else:
-                yield case, outcome
-    yield from fitting.too_large()
+                batcher.retry_unbatched(case)  # before it counts as failed
 
 
-def _outcomes(batch: CaseBatch, result: object) -> list[Outcome]:
-    """Return the outcome of each case of a batch."""
-    if isinstance(result, CaseError):
-        return [result] * len(batch)
-    outcomes = [result] if len(batch) == 1 else result
-    if isinstance(outcomes, list) and len(outcomes) == len(batch):
-        return [item if isinstance(item, Outcome) else _unexpected(item) for item in outcomes]
-    return [_unexpected(result)] * len(batch)
-
-
-def _unexpected(result: object) -> CaseError:
-    return as_case_error(
-        Unexpected(f"its task returned no record but {type(result).__name__}"), step="save"
-    )
-
-
-class _FittingCases:
-    """Cases that fit into a worker's memory of `limit` bytes, and those that do not."""
-
-    def __init__(self, next_case: NextCase, target: Target, limit: int | None) -> None:
-        self._next_case = next_case
-        self._settings = target.settings
-        self._limit = limit
-        self._too_large: deque[tuple[CasePlan, Outcome]] = deque()
-
-    def next(self) -> CasePlan | None:
-        """Return the next case that fits."""
-        while (case := self._next_case()) is not None and self._limit is not None:
-            needed = peak_bytes(case, self._settings)
-            if needed <= self._limit:
-                break
-            failure = OutOfMemory(
-                f"needs {format_bytes(needed)} of memory, a worker may use "
-                f"{format_bytes(self._limit)}; "
-                "use fewer workers, or a machine with more memory"
-            )
-            self._too_large.append((case, as_case_error(failure, step="load")))
-        return case
-
-    def too_large(self) -> Iterator[tuple[CasePlan, Outcome]]:
-        """Yield the cases that `next` has skipped, with the error."""
-        while self._too_large:
-            yield self._too_large.popleft()
-
-
-def _graph(batch: CaseBatch, target: Target) -> Delayed:
-    return case_graph(batch[0], target) if len(batch) == 1 else batch_graph(batch, target)
-
-
-def _execute_here(next_case: NextCase, target: Target) -> Iterator[tuple[CasePlan, Outcome]]:
-    fitting = _FittingCases(next_case, target, system.memory_bytes())
-    while (case := fitting.next()) is not None:
+def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:
+    yield from _too_large(queue, target.settings, system.memory_bytes())
+    while queue:
+        case = queue.popleft()
         result: object
         try:
             result = compute_here(case_graph(case, target))
         except CaseError as error:
             result = error
-        yield from fitting.too_large()
         yield case, _outcomes((case,), result)[0]
-    yield from fitting.too_large()
+
+
+def _too_large(queue: deque[CasePlan], settings: SliceSettings, limit: int | None) -> Outcomes:
+    """Take the cases out of the queue that need more than `limit` bytes, and yield their errors."""
+    if limit is None:
+        return
+    for _ in range(len(queue)):
+        case = queue.popleft()
+        needed = peak_bytes(case, settings)
+        if needed <= limit:
+            queue.append(case)
+            continue
+        failure = OutOfMemory(
+            f"needs {format_bytes(needed)} of memory, a worker may use {format_bytes(limit)}; "
+            "use fewer workers, or a machine with more memory"
+        )
+        yield case, as_case_error(failure, step="load")
+
+
+def _outcomes(batch: CaseBatch, result: object) -> list[Outcome]:
+    """Return the outcome of each case of a batch."""
+    # An error of the whole graph is that of each case.
+    items = result if isinstance(result, list) and len(batch) > 1 else [result] * len(batch)
+    outcomes: list[Outcome] = []
+    for item in items:
+        if not isinstance(item, Outcome):
+            message = f"its task returned no record but {type(item).__name__}"
+            item = as_case_error(Unexpected(message), step="save")
+        outcomes.append(item)
+    return outcomes

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dask_slicer.cluster.client import count_threads
 from dask_slicer.cluster.local import logs_exit_codes
 from dask_slicer.errors import CaseError
-from dask_slicer.execution.watchdog import LOST, Watchdog
+from dask_slicer.execution.watchdog import LOST, Watchdog, step_and_name
+from dask_slicer.records import STEPS
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ _FORGET_SECONDS = 3
 _FETCHED_AT_ONCE = 8
 # How long a stopped run waits for cases on workers that it did not start.
 _LEAVE_SECONDS = 5
-_STEPS = ("load", "slice", "save")
 # The last failures stay in Dask's pages: each is three tasks with a traceback, about 20 kB, on a
 # scheduler that may see a hundred thousand of them.
 _MOST_ERRED = 200
@@ -66,14 +66,14 @@ def run_graphs(
     try:
         while True:
             if len(in_flight) <= most_in_flight - refill:
-                batches = _take(next_batch, len(in_flight), most_in_flight)
-                errors.release(name for batch in batches for name in names_of(batch))
-                for first in range(0, len(batches), at_once):
-                    group = batches[first : first + at_once]
+                while batches := _take(
+                    next_batch, len(in_flight), min(len(in_flight) + at_once, most_in_flight)
+                ):
+                    errors.release(name for batch in batches for name in names_of(batch))
                     # The last argument puts each call's graphs after those of the call before;
                     # those of one call run in an order that Dask chooses.
-                    futures = client.compute(list(map(graph_of, group)), fifo_timeout="0 s")
-                    in_flight |= dict(zip(futures, group, strict=True))
+                    futures = client.compute(list(map(graph_of, batches)), fifo_timeout="0 s")
+                    in_flight |= dict(zip(futures, batches, strict=True))
                     ended.update(futures)
                     del futures
             if not in_flight:
@@ -135,20 +135,15 @@ class _ErrorsInDask:
     def add(self, names: Sequence[str], future: Future[Any]) -> None:
         """Keep the error if it is that of a single case; keep only the last errors."""
         if future.status != "error" or len(names) != 1:
-            future.release()
-            _wait_until_forgotten(self._client, future.key)
+            _release(self._client, [future])
             return
         self._futures[names[0]] = future
-        while len(self._futures) > _MOST_ERRED:
-            self.release([next(iter(self._futures))])
+        self.release(list(self._futures)[:-_MOST_ERRED])
 
     def release(self, names: Iterable[str]) -> None:
         """Release the errors of cases, if there are any, that are about to be retried."""
         futures = [self._futures.pop(name) for name in names if name in self._futures]
-        for future in futures:
-            future.release()
-        for future in futures:
-            _wait_until_forgotten(self._client, future.key)
+        _release(self._client, futures)
 
     def release_all(self) -> None:
         """Release the rest when the run is over."""
@@ -157,36 +152,33 @@ class _ErrorsInDask:
         self._futures.clear()
 
 
-def _wait_until_forgotten(client: Client, key: Any) -> None:
-    """Wait until a client has forgotten a key: a task of the same key would get its old error."""
+def _release(client: Client, futures: Sequence[Future[Any]]) -> None:
+    """Wait until a client has forgotten futures: a task of the same key would get an old error."""
+    for future in futures:
+        future.release()
     deadline = time.monotonic() + _FORGET_SECONDS
-    while key in client.futures and time.monotonic() < deadline:
+    while any(future.key in client.futures for future in futures):
+        if time.monotonic() > deadline:
+            return
         time.sleep(0.01)
 
 
 def _cancel(client: Client, futures: list[Future[Any]]) -> None:
+    """Cancel graphs; give cases that a worker computes, which Dask cannot stop, time to end."""
     try:
         # Not by force: another run on this scheduler may be waiting for the same keys.
         client.cancel(futures)
-        if not logs_exit_codes(client):  # workers that the run has started end with it
-            _wait_until_idle(client)
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        is_busy = not logs_exit_codes(client)  # workers that the run has started end with it
+        while is_busy and (left := deadline - time.monotonic()) > 0:
+            answers = client.sync(client.run, _runs_ours, on_error="return", callback_timeout=left)
+            is_busy = any(answer is True for answer in answers.values())
+            time.sleep(0.05)
     except Exception:  # perhaps the scheduler was lost
         _LOG.debug("Could not cancel the graphs in flight", exc_info=True)
 
 
-def _wait_until_idle(client: Client) -> None:
-    """Give cases that a worker computes, which Dask cannot stop, some seconds to end."""
-    deadline = time.monotonic() + _LEAVE_SECONDS
-    while (left := deadline - time.monotonic()) > 0:
-        busy = client.sync(client.run, _runs_ours, on_error="return", callback_timeout=left)
-        if not any(answer is True for answer in busy.values()):
-            return
-        time.sleep(0.05)
-
-
 def _runs_ours(dask_worker: Any) -> bool:
     """Return whether a worker runs a task of ours, cancelled or not; called on the worker."""
-    return any(
-        isinstance(task.key, tuple) and task.key[0] in _STEPS
-        for task in dask_worker.state.all_running_tasks
-    )
+    running = dask_worker.state.all_running_tasks
+    return any(step_and_name(task.key)[0] in STEPS for task in running)

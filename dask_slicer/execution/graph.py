@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,17 +14,15 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.execution.tasks import (
     CaseBatch,
     Target,
-    load_batch,
     load_case,
-    save_batch,
+    run_batch,
     save_case,
-    slice_batch,
     slice_case,
 )
 from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition
 
-NextCase = Callable[[], CasePlan | None]
+_STEPS = (load_case, slice_case, save_case)
 
 # Work is counted in bytes of voxels; a thread processes about 120 MB a second.
 # A graph takes client, scheduler and worker about 10 ms, so cases are batched until they take
@@ -81,25 +79,18 @@ def case_graph(case: CasePlan, target: Target) -> Delayed:
     The keys are tuples, so that the dashboard groups and colours tasks by step, and the scheduler
     queues all loads as one group. The graph holds paths and settings, never an array.
     """
-    return _chain(
-        case.case_id,
-        partial(load_case, case, target),
-        partial(slice_case, target=target),
-        partial(save_case, case=case, target=target),
-    )
+    return _chain(case.case_id, case, _STEPS, target)
 
 
 def batch_graph(cases: CaseBatch, target: Target) -> Delayed:
-    """Return one graph of three tasks for several small cases.
+    """Return the graph of one case, or one graph of three tasks for several small cases.
 
-    It computes to a list: the CommittedCase or the CaseError of each case.
+    The latter computes to a list: the CommittedCase or the CaseError of each case.
     """
-    return _chain(
-        f"{cases[0].case_id} / {len(cases) - 1} more",  # no case id holds a slash
-        partial(load_batch, cases, target),
-        partial(slice_batch, target=target),
-        partial(save_batch, cases=cases, target=target),
-    )
+    if len(cases) == 1:
+        return case_graph(cases[0], target)
+    name = f"{cases[0].case_id} / {len(cases) - 1} more"  # no case id holds a slash
+    return _chain(name, cases, [partial(run_batch, step) for step in _STEPS], target)
 
 
 def verify_graph(name: str, check: Callable[[], object]) -> Delayed:
@@ -110,13 +101,14 @@ def verify_graph(name: str, check: Callable[[], object]) -> Delayed:
 
 def _chain(
     name: str,
-    load: Callable[..., object],
-    slice_: Callable[..., object],
-    save: Callable[..., object],
+    first_input: CasePlan | CaseBatch,
+    steps: Sequence[Callable[..., object]],
+    target: Target,
 ) -> Delayed:
     # Inputs are bound to the functions: Dask would search arguments for other tasks, down to the
     # last field of every record.
-    loaded = delayed(load, pure=False)(dask_key_name=("load", name))
+    load, slice_, save = (partial(step, target=target) for step in steps)
+    loaded = delayed(partial(load, first_input), pure=False)(dask_key_name=("load", name))
     sliced = delayed(slice_, pure=False)(loaded, dask_key_name=("slice", name))
     saved: Delayed = delayed(save, pure=False)(sliced, dask_key_name=("save", name))
     return saved
@@ -128,20 +120,18 @@ def compute_here(graph: Delayed) -> Any:
 
 
 class Batcher:
-    """Chooses the cases of each graph: one large case, or a batch of small ones.
+    """Takes the cases of each graph from a queue: one large case, or a batch of small ones.
 
-    `next_case` returns the next case, or None when there is none at present. `n_threads` is 0 when
-    the workers are still to come. `enough` is the work, in bytes of voxels, that fills a batch.
+    `n_threads` is 0 when the workers are still to come. `enough` is the work, in bytes of voxels,
+    that fills a batch.
     """
 
     def __init__(
-        self, next_case: NextCase, *, n_cases: int, n_threads: int, enough: int = _LEAST_WORK
+        self, queue: deque[CasePlan], *, n_threads: int, enough: int = _LEAST_WORK
     ) -> None:
-        self._next_case = next_case
+        self._queue = queue
         self._enough = enough
-        self._most = max(n_cases // (_BATCHES_PER_THREAD * max(n_threads, 1)), 1)
-        self._held: CasePlan | None = None
-        self._unbatched: deque[CasePlan] = deque()
+        self._most = max(len(queue) // (_BATCHES_PER_THREAD * max(n_threads, 1)), 1)
         self._unbatched_ids: set[str] = set()
         self._isolated: deque[CasePlan] = deque()
         self._isolated_ids: set[str] = set()
@@ -161,7 +151,7 @@ class Batcher:
     def retry_unbatched(self, case: CasePlan) -> None:
         """Return a case again, in a graph of its own, now and in later attempts."""
         self._unbatched_ids.add(case.case_id)
-        self._unbatched.append(case)
+        self._queue.appendleft(case)
 
     def retry_isolated(self, case: CasePlan) -> None:
         """Return a case again when nothing else runs: it may have killed its worker."""
@@ -173,26 +163,18 @@ class Batcher:
         return len(batch) == 1 and batch[0].case_id in self._isolated_ids
 
     def _next_batch(self) -> CaseBatch:
-        if self._unbatched:
-            return (self._unbatched.popleft(),)
         batch: list[CasePlan] = []
         work = 0
-        while len(batch) < self._most and (case := self._next()) is not None:
-            case_work = self._enough if case.case_id in self._unbatched_ids else case.work
-            if batch and work + case_work > self._enough:
-                self._held = case
+        while self._queue and len(batch) < self._most:
+            case = self._queue[0]
+            if case.case_id in self._isolated_ids:  # a retry: it must still run isolated
+                self._isolated.append(self._queue.popleft())
+                continue
+            work += self._enough if case.case_id in self._unbatched_ids else case.work
+            if batch and work > self._enough:
                 break
-            batch.append(case)
-            work += case_work
+            batch.append(self._queue.popleft())
         return tuple(batch)
-
-    def _next(self) -> CasePlan | None:
-        held, self._held = self._held, None
-        if held is not None:
-            return held
-        while (case := self._next_case()) is not None and case.case_id in self._isolated_ids:
-            self._isolated.append(case)  # a retry: it must still run isolated
-        return case
 
 
 def batch_work(n_threads: int, memory_limit: int | None) -> int:

@@ -11,13 +11,12 @@ from pathlib import Path
 from dask_slicer.config.loader import build_config, lasting_settings
 from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.errors import ConfigError, OutputError
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
-from dask_slicer.output.layout import PARTITION_PLAN, journals, partition_journals
 from dask_slicer.output.lock import locked, remove_stale_locks
-from dask_slicer.output.summary import finalize
+from dask_slicer.output.summary import DatasetTotals, finalize
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
 from dask_slicer.utils.formatting import first_few, plural
@@ -35,12 +34,9 @@ class MergeReport:
 
     output_dir: str
     n_journals: int  # of partitions; they are removed
-    n_cases: int
-    n_slices: int
-    n_bytes: int
+    totals: DatasetTotals
     failures: tuple[FailedCase, ...]
     missing: tuple[str, ...]
-    elapsed_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +52,7 @@ class PartitionPlan:
 def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeReport:
     """Merge partitions into what one run would have written; read no scan.
 
-    It may be repeated, also after it was killed. Raises OutputError if the directory is not an
-    output, or if a partition is running. `observer` gets notes for the user.
+    It may be repeated, also after it was killed. `observer` gets notes for the user.
     """
     started = time.monotonic()
     path = Path(output_dir).absolute()
@@ -68,7 +63,7 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
         plan = read_partition_plan(path)
         config = directory.output_config(path) if plan is None else plan.config
         planned = set(directory.existing_splits(path) if plan is None else plan.cases)
-        n_journals = len(partition_journals(path))
+        n_journals = len(layout.partition_journals(path))
         failures = [failure for failure in merge_journals(path) if failure.case_id in planned]
         totals = finalize(
             config,
@@ -80,16 +75,13 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
             is_complete=False,
         )
         remove_partition_files(path)
-    known = {*totals.case_names, *(failure.case_id for failure in failures)}
+    known = {*totals.split_of, *(failure.case_id for failure in failures)}
     return MergeReport(
         output_dir=str(path),
         n_journals=n_journals,
-        n_cases=len(totals.case_names),
-        n_slices=totals.n_slices,
-        n_bytes=totals.n_bytes,
+        totals=totals,
         failures=tuple(sorted(failures, key=lambda failure: failure.case_id)),
         missing=tuple(sorted(planned - known)),
-        elapsed_seconds=time.monotonic() - started,
     )
 
 
@@ -98,13 +90,13 @@ def merge_journals(output_dir: Path) -> list[FailedCase]:
 
     Returns failures that are not in the journal: of cases whose earlier record stays valid.
     """
-    if not partition_journals(output_dir):
+    if not layout.partition_journals(output_dir):
         return []
     failures = []
     layout.refresh_listing(output_dir)
     on_disk = layout.find_entries(output_dir)
     with Journal(output_dir / layout.JOURNAL) as journal:
-        for history in histories(journals(output_dir)):
+        for history in histories(layout.journals(output_dir)):
             if history.records == (history.own,):  # in no partition's journal
                 continue
             record = _valid_record(history, output_dir, on_disk.get(history.case_id, {}))
@@ -118,7 +110,7 @@ def merge_journals(output_dir: Path) -> list[FailedCase]:
 
 def remove_partition_files(output_dir: Path) -> None:
     """Remove the journals, the plan and stale locks of partitions, after `merge_journals`."""
-    for path in (*partition_journals(output_dir), output_dir / layout.PARTITION_PLAN):
+    for path in (*layout.partition_journals(output_dir), output_dir / layout.PARTITION_PLAN):
         path.unlink(missing_ok=True)
     remove_stale_locks(output_dir)
 
@@ -135,36 +127,25 @@ def _valid_record(history: History, output_dir: Path, entries: dict[str, int]) -
 
 
 def record_plan(plan: RunPlan) -> PartitionPlan:
-    """Write the plan for all partitions, or return the one that another partition wrote before.
-
-    Raises OutputError if the two differ.
-    """
+    """Write the plan of all partitions; raise OutputError if another one wrote a different plan."""
     content = {
         "config": lasting_settings(plan.config),
         "cases": [case.case_id for case in plan.cases],
         "splits": plan.splits,
         "n_modalities": plan.n_modalities,
     }
-    path = plan.config.output_dir / PARTITION_PLAN
+    path = plan.config.output_dir / layout.PARTITION_PLAN
     with suppress(FileExistsError), atomic_write(path, exclusive=True, fsync=True) as file:
         file.write(f"{json.dumps(content)}\n".encode())
-    shared_plan = read_partition_plan(plan.config.output_dir)
+    shared_plan = check_partition_plan(plan)
     if shared_plan is None:
         raise OutputError(f"{path} has just been removed; run the same command again")
-    _check_equal(shared_plan, plan)
     return shared_plan
-
-
-def check_partition_plan(plan: RunPlan) -> None:
-    """Raise OutputError if other partitions have another plan; write nothing."""
-    shared_plan = read_partition_plan(plan.config.output_dir)
-    if shared_plan is not None:
-        _check_equal(shared_plan, plan)
 
 
 def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
     """Return the plan of unmerged partitions, None where there are none; raise if it is damaged."""
-    path = output_dir / PARTITION_PLAN
+    path = output_dir / layout.PARTITION_PLAN
     for number in range(_TRIES):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -186,8 +167,12 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
     return None
 
 
-def _check_equal(shared_plan: PartitionPlan, plan: RunPlan) -> None:
+def check_partition_plan(plan: RunPlan) -> PartitionPlan | None:
+    """Return the plan that other partitions wrote, if any; raise OutputError if it differs."""
     output_dir = plan.config.output_dir
+    shared_plan = read_partition_plan(output_dir)
+    if shared_plan is None:
+        return None
     changed = changed_settings(shared_plan.config, plan.config, also=_ALSO_EQUAL)
     if changed:
         raise OutputError(
@@ -210,3 +195,4 @@ def _check_equal(shared_plan: PartitionPlan, plan: RunPlan) -> None:
             f"{', '.join(differences)}; run dask-slicer merge {output_dir}, then all partitions "
             "again"
         )
+    return shared_plan

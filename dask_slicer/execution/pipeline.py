@@ -7,28 +7,31 @@ import shutil
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.errors import CaseError, DatasetError, DiskFull, SchedulerError, as_case_error
-from dask_slicer.execution.executor import Execute, check_report_place, executor
+from dask_slicer.errors import (
+    CaseError,
+    DatasetError,
+    DiskFull,
+    SchedulerError,
+    as_case_error,
+    shared_scheduler_error,
+)
+from dask_slicer.execution.executor import Outcomes, check_report_place, executor
 from dask_slicer.execution.partitions import (
-    PartitionPlan,
     check_partition_plan,
     merge_journals,
     record_plan,
     remove_partition_files,
 )
-from dask_slicer.execution.prepare import prepare_plan
-from dask_slicer.execution.resume import EarlierRuns, unreadable
-from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.execution.resume import EarlierRuns, prepare_plan
+from dask_slicer.monitoring.observer import Observer, RunReport
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import Journal
-from dask_slicer.output.layout import partition_files, partition_journals
 from dask_slicer.output.lock import locked
 from dask_slicer.output.summary import finalize
 from dask_slicer.planning.estimate import output_bytes
@@ -63,7 +66,8 @@ def run(
             raise DatasetError("; ".join(plan.problems))
         for note in notes:
             publisher.note(note)
-        return _Run(plan, client, publisher, started, partition).execute()
+        earlier = EarlierRuns(plan, partition)
+        return _Run(plan, client, publisher, started, partition, earlier).execute()
 
 
 @dataclass(slots=True)
@@ -75,20 +79,16 @@ class _Run:
     observer: ProgressPublisher
     started: float
     partition: Partition | None
+    earlier: EarlierRuns
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    earlier: EarlierRuns = field(init=False)
     has_started: bool = False
-    unreadable: set[str] = field(default_factory=set)
-    unjournaled: list[FailedCase] = field(default_factory=list)
-    failed: list[FailedCase] = field(default_factory=list)
+    # Failures that `finalize` does not read from the output's journal.
+    failures: list[FailedCase] = field(default_factory=list)
     n_skipped: int = 0
-
-    def __post_init__(self) -> None:
-        self.earlier = EarlierRuns(self.plan, self.partition)
 
     def execute(self) -> RunReport:
         try:
-            self._prepare_and_run()
+            self._run()
             report = self._finish()
         except KeyboardInterrupt:
             self.observer.finished(self._finish(interrupted=True))
@@ -106,7 +106,7 @@ class _Run:
         self.observer.finished(report)
         return report
 
-    def _prepare_and_run(self) -> None:
+    def _run(self) -> None:
         signals.raise_if_interrupted()
         config = self.plan.config
         if self.partition is not None:
@@ -121,76 +121,74 @@ class _Run:
         # The workers come first: without them, earlier runs must stay as they are.
         with executor(
             self.plan,
-            len(queue),
+            queue,
             n_todo=len(todo),
             run_id=self.run_id,
             client=self.client,
             observer=self.observer,
-        ) as execute:
-            # Checked first: with another plan, this partition could overwrite the cases of others.
-            shared_plan = None if self.partition is None else record_plan(self.plan)
-            self.has_started = True
-            if config.overwrite:
-                self._clear()
-            elif self.partition is None and partition_journals(config.output_dir):
-                merge_journals(config.output_dir)
-                self.observer.note("merged the partitions that earlier runs left unmerged")
-            self._start(shared_plan)
-            path = config.output_dir / partition_files(self.partition).journal
+        ) as outcomes:
+            self._prepare_output()
+            path = config.output_dir / layout.partition_files(self.partition).journal
             with Journal(path, fsync=config.fsync) as journal:
                 for record in filter(None, done.values()):
                     journal.append(replace(record, at=0.0))
-                known = self.earlier.journaled()
-                self.unreadable = unreadable(todo, known)
-                outdated = {case.case_id for case in todo} - self.unreadable
-                unremoved = self.earlier.remove_outdated(outdated, known, journal, self.observer)
-                self.observer.planned(self.plan, todo=todo, skipped=self.n_skipped)
-                self._run_cases(todo, queue, unremoved, execute, journal)
+                self._prepare_cases(todo, queue, journal)
+                self._run_cases(queue, outcomes, journal)
 
-    def _clear(self) -> None:
-        if lost := self.earlier.lost_by_overwriting():
-            self.observer.note(
-                f"--overwrite removed {plural(lost, 'case')} that this command does not write"
-            )
-        directory.clear(self.plan.config.output_dir)
-
-    def _start(self, shared_plan: PartitionPlan | None) -> None:
-        temporary = partition_files(self.partition).temporary
-        if shared_plan is None:
-            remove_partition_files(self.plan.config.output_dir)
-            directory.start(self.plan.config, self.plan.splits, temporary=temporary)
-        else:
-            directory.start(shared_plan.config, shared_plan.splits, temporary=temporary)
-
-    def _run_cases(
-        self,
-        todo: list[CasePlan],
-        queue: deque[CasePlan],
-        unremoved: Mapping[str, CaseError],
-        execute: Execute,
-        journal: Journal,
-    ) -> None:
-        """Run cases, and write a journal record of each."""
+    def _prepare_output(self) -> None:
+        """Clear the output directory, or merge what is left there; write its first files."""
+        # First: with another plan, this partition could overwrite the cases of others.
+        shared_plan = None if self.partition is None else record_plan(self.plan)
+        self.has_started = True
         config = self.plan.config
-        attempts: Counter[str] = Counter()
-        unwritten: list[CasePlan] = []
+        if config.overwrite:
+            known = self.earlier.journaled()
+            written = {case_id for case_id, is_written in known.items() if is_written}
+            if lost := written - {case.case_id for case in self.plan.selected}:
+                self.observer.note(
+                    f"--overwrite removed {plural(len(lost), 'case')} that this command does not "
+                    "write"
+                )
+            directory.clear(config.output_dir)
+        elif self.partition is None and layout.partition_journals(config.output_dir):
+            merge_journals(config.output_dir)
+            self.observer.note("merged the partitions that earlier runs left unmerged")
+        if shared_plan is None:
+            remove_partition_files(config.output_dir)
+        start_from = shared_plan or self.plan
+        temporary = layout.partition_files(self.partition).temporary
+        directory.start(start_from.config, start_from.splits, temporary=temporary)
+
+    def _prepare_cases(
+        self, todo: list[CasePlan], queue: deque[CasePlan], journal: Journal
+    ) -> None:
+        """Remove outdated files of the cases to run; record cases that cannot be run."""
+        unreadable, unremoved = self.earlier.remove_outdated(todo, journal, self.observer)
+        self.observer.planned(self.plan, todo=todo, skipped=self.n_skipped)
         for case in todo:
             if case.problem is not None:
-                if case.case_id in self.unreadable and self.partition is None:
-                    self.unjournaled.append(case.problem)  # its earlier record stays valid
-                    self.observer.case_finished(case.problem)
-                else:
-                    self._record(case.problem, journal)
+                stays_valid = self.partition is None and case.case_id in unreadable
+                self._record(case.problem, None if stays_valid else journal)
             elif case.case_id in unremoved:
                 queue.remove(case)
                 self._fail(case, unremoved[case.case_id], journal)
             else:
                 continue
-            if config.fail_fast:
+            if self.plan.config.fail_fast:
+                queue.clear()
                 return
-        for case, outcome in execute(lambda: queue.popleft() if queue else None):
+
+    def _run_cases(self, queue: deque[CasePlan], outcomes: Outcomes, journal: Journal) -> None:
+        """Run the cases of the queue, and write a journal record of each."""
+        config = self.plan.config
+        attempts: Counter[str] = Counter()
+        unwritten: list[CasePlan] = []
+        for case, outcome in outcomes:
+            # An error that no task raised, such as that of a lost worker, names no run.
+            names_run = outcome.run_id or isinstance(outcome, CommittedCase)
+            if names_run and outcome.run_id != self.run_id:
+                raise shared_scheduler_error(case.case_id)
             if isinstance(outcome, CommittedCase):
-                self._check_run_id(case, outcome.run_id)
                 try:
                     journal.append(outcome)
                 except OSError as error:  # without a record it is not committed
@@ -198,7 +196,6 @@ class _Run:
                 else:
                     self._announce(outcome)
                     continue
-            self._check_run_id(case, outcome.run_id or self.run_id)  # none: raised by no task
             attempts[case.case_id] += 1
             if outcome.retriable and attempts[case.case_id] <= config.retries:
                 _LOG.warning(
@@ -223,13 +220,6 @@ class _Run:
                 f"about {format_bytes(needed)}; free some space, then run the same command again"
             )
 
-    def _check_run_id(self, case: CasePlan, run_id: str) -> None:
-        if run_id != self.run_id:
-            raise SchedulerError(
-                f"another run on this scheduler has a case with the same id "
-                f"({case.case_id}); wait for it, or use another scheduler"
-            )
-
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed after it had moved some of its files into place.
         self.earlier.remove(layout.case_entries(case, self.plan.config))
@@ -242,13 +232,19 @@ class _Run:
         )
         self._record(record, journal)
 
-    def _record(self, record: FailedCase, journal: Journal) -> None:
-        try:
-            journal.append(record)
-            self.failed.append(record)
-        except OSError as error:
-            _LOG.warning("Could not write the journal record of case %s: %s", record.case_id, error)
-            self.unjournaled.append(record)
+    def _record(self, record: FailedCase, journal: Journal | None) -> None:
+        """Write the record of a failed case; without a journal, its earlier record stays valid."""
+        is_read_back = journal is not None and self.partition is None
+        if journal is not None:
+            try:
+                journal.append(record)
+            except OSError as error:
+                _LOG.warning(
+                    "Could not write the journal record of case %s: %s", record.case_id, error
+                )
+                is_read_back = False
+        if not is_read_back:
+            self.failures.append(record)
         self._announce(record)
 
     def _announce(self, record: CommittedCase | FailedCase) -> None:
@@ -267,30 +263,38 @@ class _Run:
 
     def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
         """Write the files of the whole output, if the run has started; return the report."""
-        # `finalize` reads the others from the journal.
-        failures = self.unjournaled + ([] if self.partition is None else self.failed)
+        config, state = self.plan.config, self.observer.state
+        failures = list(self.failures)  # `finalize` adds those in the journal
         elapsed = time.monotonic() - self.started
-        if self.has_started and (self.plan.config.output_dir / layout.CONFIG).exists():
+        remaining = len(self.plan.selected) - self.n_skipped - state.n_done
+        if self.has_started and (config.output_dir / layout.CONFIG).exists():
             try:
                 if self.partition is None:
-                    self._finalize(failures, elapsed)
+                    finalize(
+                        config,
+                        failures,
+                        planned={case.case_id for case in self.plan.cases},
+                        n_modalities=self.plan.n_modalities,
+                        elapsed_seconds=elapsed,
+                        slices_this_run=state.n_slices,
+                        is_complete=not remaining,
+                    )
                 else:
-                    self._clean_up(self.partition)
+                    self._clean_up(self.partition, is_complete=not remaining)
             except OSError as error:
-                if not self._remaining:
+                if not remaining:
                     raise
                 what = "could not write the index and the summary"
                 if self.partition is not None:
                     what = "could not remove temporary files"
                 self.observer.note(f"{what} ({as_case_error(error, step='save')})")
-        state = self.observer.state
         return RunReport(
-            output_dir=str(self.plan.config.output_dir),
+            output_dir=str(config.output_dir),
             n_committed=state.n_done,
             n_skipped=self.n_skipped,
             n_slices=state.n_slices,
             n_bytes=state.n_bytes,
-            remaining=self._remaining,
+            remaining=remaining,
             failures=tuple(failures),
             elapsed_seconds=elapsed,
             interrupted=interrupted,
@@ -298,28 +302,12 @@ class _Run:
             stopped=stopped,
         )
 
-    @property
-    def _remaining(self) -> int:
-        return len(self.plan.selected) - self.n_skipped - self.observer.state.n_done
-
-    def _finalize(self, failures: list[FailedCase], elapsed: float) -> None:
-        """Write index, failures and summary from the journal; `failures` are not in it."""
-        finalize(
-            self.plan.config,
-            failures,
-            planned={case.case_id for case in self.plan.cases},
-            n_modalities=self.plan.n_modalities,
-            elapsed_seconds=elapsed,
-            slices_this_run=self.observer.state.n_slices,
-            is_complete=not self._remaining,
-        )
-
-    def _clean_up(self, partition: Partition) -> None:
+    def _clean_up(self, partition: Partition, *, is_complete: bool) -> None:
         """Remove temporary files of this partition, and its journal if that is empty."""
-        output_dir = self.plan.config.output_dir
-        if self._remaining:
+        files = layout.partition_files(partition)
+        if not is_complete:
             self.earlier.remove_uncommitted()
-        shutil.rmtree(output_dir / partition_files(partition).temporary, ignore_errors=True)
-        journal = output_dir / partition_files(partition).journal
+        shutil.rmtree(self.plan.config.output_dir / files.temporary, ignore_errors=True)
+        journal = self.plan.config.output_dir / files.journal
         if journal.exists() and not journal.stat().st_size:
             journal.unlink()  # it had no case to run: there is nothing to merge

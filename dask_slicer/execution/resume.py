@@ -1,16 +1,19 @@
-"""Cases to skip, redo or remove when a run continues."""
+"""Continuing earlier runs: planning, and cases to skip, redo or remove."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import CaseError
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
-from dask_slicer.output.journal import History, Journal, histories
-from dask_slicer.output.layout import journals, partition_files
+from dask_slicer.output.journal import History, Journal, histories, last_records
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
+from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase
 from dask_slicer.utils.formatting import first_few, plural
 
@@ -18,12 +21,28 @@ from dask_slicer.utils.formatting import first_few, plural
 _OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
 
 
-def unreadable(todo: Iterable[CasePlan], known: Mapping[str, bool]) -> set[str]:
-    """Return the cases that are written but whose scans cannot be read at present."""
+def prepare_plan(config: RunConfig) -> RunPlan:
+    """Return what a run into the present output directory would do; write nothing.
+
+    Problems of single cases are in `failures`, those of the dataset in `problems`.
+    """
+    old = directory.existing_config(config.output_dir)
+    if old is None or config.overwrite:
+        return make_plan(config)
+    directory.check_unchanged(old, config)
+    return make_plan(
+        config,
+        assigned=directory.existing_splits(config.output_dir),
+        assigned_groups=partial(_groups, config.output_dir),
+    )
+
+
+def _groups(output_dir: Path) -> dict[str, str]:
+    """Return the group, such as a patient, of each case that was written."""
     return {
-        case.case_id
-        for case in todo
-        if known.get(case.case_id) and case.problem and case.problem.kind in _OUT_OF_REACH
+        record.case_id: record.group or record.case_id
+        for record in last_records(output_dir / layout.JOURNAL)
+        if isinstance(record, CommittedCase)
     }
 
 
@@ -59,30 +78,24 @@ class EarlierRuns:
             if not isinstance(history.records[0], RemovedCase)
         }
 
-    def lost_by_overwriting(self) -> int:
-        """Return how many written cases this plan would not write again."""
-        selected = {case.case_id for case in self.plan.selected}
-        return sum(
-            bool(history.committed) and history.case_id not in selected
-            for history in self._histories()
-        )
-
     def remove_outdated(
-        self,
-        outdated: Collection[str],
-        known: Mapping[str, bool],
-        journal: Journal,
-        observer: Observer,
-    ) -> dict[str, CaseError]:
-        """Remove the files of outdated cases, and with --prune of cases not in the dataset.
+        self, todo: Collection[CasePlan], journal: Journal, observer: Observer
+    ) -> tuple[set[str], dict[str, CaseError]]:
+        """Remove the files of the cases to run, and with --prune of cases not in the dataset.
 
-        `known` is what `journaled` returned. Returns the errors of files that could not be removed.
+        Returns written cases whose scans are unreadable, which keep their files; and errors.
         """
+        known = self.journaled()
+        unreadable = {
+            case.case_id
+            for case in todo
+            if known.get(case.case_id) and case.problem and case.problem.kind in _OUT_OF_REACH
+        }
+        removed = {case.case_id for case in todo} - unreadable
         planned = {case.case_id for case in self.plan.cases}
-        committed = {case_id for case_id, is_committed in known.items() if is_committed}
+        written = {case_id for case_id, is_written in known.items() if is_written}
         on_disk = self._on_disk()
-        removed = set(outdated)
-        left_over = sorted(committed - planned)
+        left_over = sorted(written - planned)
         if self.plan.config.prune and left_over:
             # A killed run may have left files of a case that no journal knows.
             removed |= set(left_over) | (on_disk.keys() - planned)
@@ -92,33 +105,30 @@ class EarlierRuns:
                 f"kept {plural(len(left_over), 'case')} of earlier runs not in this dataset: "
                 f"{first_few(left_over)}; --prune removes such cases"
             )
-        uncommitted = removed & committed
+        journaled = removed & written
         if self.plan.config.prune:
-            uncommitted |= known.keys() - planned  # failed cases too
-        for case_id in sorted(uncommitted):
+            journaled |= known.keys() - planned  # failed cases too
+        for case_id in sorted(journaled):
             journal.append(RemovedCase(case_id=case_id))
-        return {
-            case_id: error
-            for case_id in removed & on_disk.keys()
-            if (error := self.remove(on_disk[case_id]))
-        }
+        errors = {case_id: self.remove(on_disk[case_id]) for case_id in removed & on_disk.keys()}
+        return unreadable, {case_id: error for case_id, error in errors.items() if error}
 
     def remove_uncommitted(self) -> None:
         """Remove files of this partition's cases that were stopped before they were committed."""
-        committed = {history.case_id for history in self._histories() if history.committed}
+        known = self.journaled()
         for case_id, entries in self._on_disk().items():
-            if case_id not in committed:
+            if not known.get(case_id):
                 self.remove(entries)
 
     def remove(self, entries: Iterable[str]) -> CaseError | None:
         """Delete the files of a case; return the error, if any."""
-        temporary = partition_files(self.partition).temporary
+        temporary = layout.partition_files(self.partition).temporary
         return directory.remove_case_files(
             self.plan.config.output_dir, entries, temporary=temporary
         )
 
     def _histories(self) -> Iterator[History]:
-        return histories(journals(self.plan.config.output_dir))
+        return histories(layout.journals(self.plan.config.output_dir))
 
     def _on_disk(self) -> dict[str, dict[str, int]]:
         """Return the files of each case, or of the cases of this partition."""
@@ -127,10 +137,8 @@ class EarlierRuns:
 
     def _is_current(self, record: CommittedCase, case: CasePlan, entries: dict[str, int]) -> bool:
         """Return whether a case is written as this plan would write it."""
-        if record.digest != case.digest:
+        config = self.plan.config
+        has_nonfinite = any(stats.n_nonfinite for stats in record.statistics)
+        if record.digest != case.digest or (has_nonfinite and config.nonfinite == "error"):
             return False
-        if self.plan.config.nonfinite == "error" and any(
-            stats.n_nonfinite for stats in record.statistics
-        ):
-            return False
-        return layout.is_whole(self.plan.config.output_dir, record, entries)
+        return layout.is_whole(config.output_dir, record, entries)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Generic, ParamSpec, TypeVar
+from typing import Generic, TypeVar
 
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack, slice_volume
@@ -29,8 +29,8 @@ from dask_slicer.output.layout import entry_names, split_folder
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
 
+S = TypeVar("S")
 T = TypeVar("T")
-P = ParamSpec("P")
 
 CaseBatch = tuple[CasePlan, ...]
 
@@ -47,27 +47,26 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Timed(Generic[T]):
+class StepResult(Generic[T]):
     """The result of a step, and the seconds that it and the steps before it took."""
 
+    case: CasePlan
     result: T
     seconds: dict[str, float]
 
 
-def load_case(case: CasePlan, target: Target) -> Timed[Volume]:
+def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     """Return a case's voxels as stored, with the axes in the order of the plane."""
-    seconds: dict[str, float] = {}
-    with _step("load", seconds, target.run_id):
+    with _step("load", {}, target.run_id) as seconds:
         fault_injection.inject(case.case_id)
         volume = load_volume(case.case, target.settings.plane)
-    return Timed(result=volume, seconds=seconds)
+    return StepResult(case=case, result=volume, seconds=seconds)
 
 
-def slice_case(loaded: Timed[Volume], target: Target) -> Timed[SliceStack]:
+def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceStack]:
     """Return a case's slices: normalisation decided, label checked, empty slices dropped."""
     settings = target.settings
-    seconds = dict(loaded.seconds)
-    with _step("slice", seconds, target.run_id):
+    with _step("slice", loaded.seconds, target.run_id) as seconds:
         stack = slice_volume(
             loaded.result,
             normalize=settings.normalize,
@@ -79,19 +78,18 @@ def slice_case(loaded: Timed[Volume], target: Target) -> Timed[SliceStack]:
             label_dtype=settings.label_dtype,
             min_foreground=settings.min_foreground,
         )
-    return Timed(result=stack, seconds=seconds)
+    return StepResult(case=loaded.case, result=stack, seconds=seconds)
 
 
-def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> CommittedCase:
+def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
     """Write a case's slices to a temporary folder, move them into their split, and list them.
 
     Two workers that do this at the same time leave the same files.
     """
-    stack = sliced.result
-    seconds = dict(sliced.seconds)
+    case, stack = sliced.case, sliced.result
     output_dir = Path(target.output_dir)
     temporary = output_dir / target.temporary / _unique_name(os.getpid(), threading.get_ident())
-    with _step("save", seconds, target.run_id):
+    with _step("save", sliced.seconds, target.run_id) as seconds:
         if not output_dir.is_dir():
             raise MissingFile(
                 f"{socket.gethostname()} cannot find the output directory {output_dir}; "
@@ -135,36 +133,22 @@ def save_case(sliced: Timed[SliceStack], case: CasePlan, target: Target) -> Comm
     )
 
 
-def load_batch(cases: CaseBatch, target: Target) -> list[Timed[Volume] | CaseError]:
-    """Return the result or the error of `load_case` for each case."""
-    return [_or_failure(load_case, case, target) for case in cases]
+def run_batch(
+    step: Callable[[S, Target], T], inputs: Iterable[S | CaseError], target: Target
+) -> list[T | CaseError]:
+    """Return the result or the error of a step for each case of a batch."""
+    return [_result_or_error(step, item, target) for item in inputs]
 
 
-def slice_batch(
-    loaded: list[Timed[Volume] | CaseError], target: Target
-) -> list[Timed[SliceStack] | CaseError]:
-    """Return the result or the error of `slice_case` for each case that could be loaded."""
-    return [
-        item if isinstance(item, CaseError) else _or_failure(slice_case, item, target)
-        for item in loaded
-    ]
-
-
-def save_batch(
-    sliced: list[Timed[SliceStack] | CaseError], cases: CaseBatch, target: Target
-) -> list[CommittedCase | CaseError]:
-    """Return the result or the error of `save_case` for each case that could be sliced."""
-    return [
-        item if isinstance(item, CaseError) else _or_failure(save_case, item, case, target)
-        for item, case in zip(sliced, cases, strict=True)
-    ]
-
-
-def _or_failure(step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | CaseError:
+def _result_or_error(
+    step: Callable[[S, Target], T], item: S | CaseError, target: Target
+) -> T | CaseError:
+    if isinstance(item, CaseError):  # of the step before
+        return item
     try:
-        return step(*args, **kwargs)
-    except CaseError as failure:
-        return failure
+        return step(item, target)
+    except CaseError as error:
+        return error
 
 
 @cache
@@ -174,11 +158,12 @@ def _unique_name(process_id: int, thread_id: int) -> str:
 
 
 @contextmanager
-def _step(name: str, seconds: dict[str, float], run_id: str) -> Iterator[None]:
-    """Time a step, and turn any error in it into one of the named failures."""
+def _step(name: str, before: dict[str, float], run_id: str) -> Iterator[dict[str, float]]:
+    """Add the time of a step to that `before`; turn any error into one of the named failures."""
     started = time.perf_counter()
+    seconds = dict(before)
     try:
-        yield
+        yield seconds
     except Exception as error:
         failure = as_case_error(error, step=name)
         failure.details = traceback.format_exc()

@@ -6,24 +6,22 @@ import random
 import tempfile
 import time
 import uuid
-from bisect import bisect_right
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster.preflight import Requirements
-from dask_slicer.config.run_settings import SchedulerSettings
+from dask_slicer.config.run_settings import LocalSettings, SchedulerSettings
 from dask_slicer.errors import CaseError, OutputError, as_case_error
 from dask_slicer.execution.graph import compute_here, target_of, verify_graph
-from dask_slicer.execution.prepare import prepare_plan
+from dask_slicer.execution.resume import prepare_plan
 from dask_slicer.execution.tasks import Target, load_case, slice_case
 from dask_slicer.execution.workers import workers
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import formats, layout
 from dask_slicer.output.checks import (
     Issue,
@@ -35,8 +33,8 @@ from dask_slicer.output.checks import (
 )
 from dask_slicer.output.directory import existing_splits, restore_splits
 from dask_slicer.output.journal import Journal, last_records
-from dask_slicer.output.layout import CONFIG, JOURNAL, SPLITS_FILE, case_folder
-from dask_slicer.output.lock import check_not_in_use, locked
+from dask_slicer.output.layout import case_folder, case_path
+from dask_slicer.output.lock import check_free, locked
 from dask_slicer.output.output import open_output
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase, FailedCase, RemovedCase
@@ -57,7 +55,7 @@ class VerifyReport:
     n_derived: int  # slices that were made from their scans again, and compared
     n_missing: int  # cases that were planned and are not written
     n_failed: int  # of these, the failed ones
-    findings: tuple[Issue, ...]
+    issues: tuple[Issue, ...]
     to_rewrite: tuple[str, ...]  # cases that the next run writes again
     elapsed_seconds: float
 
@@ -68,69 +66,63 @@ def verify(
     deep: int = 0,
     repair: bool = False,
     seed: int = 0,
-    num_workers: int = 4,
-    where: SchedulerSettings | None = None,
-    dashboard_address: str = "127.0.0.1:8787",
-    client: Client | None = None,
     observer: Observer | None = None,
     on_case: Callable[[CommittedCase, int, Sequence[Issue]], None] = lambda *_: None,
+    **place: Any,
 ) -> VerifyReport:
     """Check every file of an output against the journal; change nothing, except with `repair`.
 
-    `deep` slices, drawn with `seed`, are made from their scans again and compared. With `repair`,
-    the next run writes damaged cases again. `where` names a running scheduler. `on_case` gets each
-    checked case, the number of cases, and the problems of the case.
-
-    Raises OutputError if the directory is no output, or if a run is writing to it; DatasetError if
-    the scans cannot be planned for `deep`.
+    `deep` slices, drawn with `seed`, are made from their scans again. `on_case` gets each case, the
+    number of cases, and the problems of the case; `place` has `LocalSettings`, `SchedulerSettings`.
     """
     started = time.monotonic()
     output = open_output(output_dir)
-    config = output.config.model_copy(
-        update={
-            "output_dir": output.path,
-            "num_workers": num_workers,
-            "cluster": None,
-            "dashboard_address": dashboard_address,
-            "performance_report": None,
-            **(where or SchedulerSettings()).model_dump(),
-        }
-    )
+    here = LocalSettings().model_dump() | SchedulerSettings().model_dump()
+    ours = {"output_dir": output.path, "cluster": None, "performance_report": None}
+    config = output.config.model_copy(update=ours | here | place)
     with ExitStack() as stack:
         if repair:  # cases that a run writes at the same time would look damaged
             stack.enter_context(locked(output.path))
         else:
-            check_not_in_use(output.path)
-        journaled = list(last_records(output.path / JOURNAL))
+            check_free(output.path)
+        journaled = list(last_records(output.path / layout.JOURNAL))
         records = [record for record in journaled if isinstance(record, CommittedCase)]
         failed = [record.case_id for record in journaled if isinstance(record, FailedCase)]
-        missing = _planned(output.path) - {record.case_id for record in records}
-        findings = list(check_whole(output.path, config, records, failed))
+        planned: dict[str, str] = {}
+        with suppress(OutputError):  # splits.json is damaged, which `check_whole` reports
+            planned = existing_splits(output.path)
+        missing = planned.keys() - {record.case_id for record in records}
+        issues = list(check_whole(output.path, config, records, failed))
         drawn = _drawn(records, deep, seed)
         plans = {case.case_id: case for case in prepare_plan(config).cases} if drawn else {}
         target = target_of(config)
-        used_client = stack.enter_context(
+        client = stack.enter_context(
             workers(
                 config,
                 len(records),
                 peak_bytes=max((record.n_bytes for record in records), default=0),
                 needs=Requirements(
-                    output_dir=output.path, input_file=str(output.path / CONFIG), temporary=""
+                    output_dir=output.path,
+                    input_file=str(output.path / layout.CONFIG),
+                    temporary="",
                 ),
-                client=client,
+                client=None,
                 observer=observer or Observer(),
             )
         )
+        # Another output of the same dataset may be checked on the same scheduler at the same time.
+        verify_id = uuid.uuid4().hex[:8]
 
-        def check_of(record: CommittedCase) -> Callable[[], list[Issue]]:
+        def graph_of(record: CommittedCase) -> Delayed:
             plan, slices = plans.get(record.case_id), drawn.get(record.case_id, ())
-            return partial(_check, record, plan, target, tuple(slices))
+            check = partial(_check, record, plan, target, tuple(slices))
+            return verify_graph(f"{record.case_id} of {verify_id}", check)
 
-        for record, issues in _checked(used_client, deque(records), check_of):
-            findings += issues
-            on_case(record, len(records), issues)
-        findings.sort(key=lambda finding: (finding.path, finding.case_id))
-        to_rewrite = _repair(output.path, records, findings) if repair and findings else ()
+        for record, case_issues in _checked(client, records, graph_of):
+            issues += case_issues
+            on_case(record, len(records), case_issues)
+        issues.sort(key=lambda issue: (issue.path, issue.case_id))
+        to_rewrite = _repair(output.path, records, issues) if repair and issues else ()
     return VerifyReport(
         output_dir=str(output.path),
         n_cases=len(records),
@@ -139,55 +131,38 @@ def verify(
         n_derived=sum(map(len, drawn.values())),
         n_missing=len(missing),
         n_failed=len(missing.intersection(failed)),
-        findings=tuple(findings),
+        issues=tuple(issues),
         to_rewrite=to_rewrite,
         elapsed_seconds=time.monotonic() - started,
     )
 
 
-def _planned(output_dir: Path) -> set[str]:
-    """Return the cases in splits.json; none if it is damaged, which `check_whole` reports."""
-    try:
-        return set(existing_splits(output_dir))
-    except OutputError:
-        return set()
-
-
 def _drawn(records: Sequence[CommittedCase], n: int, seed: int) -> dict[str, list[int]]:
     """Return the indices of `n` slices drawn at random, by case."""
-    ends = list(accumulate(len(record.slices) for record in records))
-    total = ends[-1] if ends else 0
+    total = sum(len(record.slices) for record in records)
+    numbers = set(random.Random(seed).sample(range(total), min(n, total)))  # noqa: S311
     drawn: defaultdict[str, list[int]] = defaultdict(list)
-    for number in sorted(random.Random(seed).sample(range(total), min(n, total))):  # noqa: S311
-        position = bisect_right(ends, number)
-        record = records[position]
-        first = ends[position] - len(record.slices)
-        drawn[record.case_id].append(record.slices[number - first].slice_index)
+    slices = ((record.case_id, written) for record in records for written in record.slices)
+    for number, (case_id, written) in enumerate(slices):
+        if number in numbers:
+            drawn[case_id].append(written.slice_index)
     return dict(drawn)
 
 
 def _checked(
     client: Client | None,
-    queue: deque[CommittedCase],
-    check_of: Callable[[CommittedCase], Callable[[], list[Issue]]],
+    records: Iterable[CommittedCase],
+    graph_of: Callable[[CommittedCase], Delayed],
 ) -> Iterator[tuple[CommittedCase, list[Issue]]]:
     """Yield cases with their problems."""
-    # Another output of the same dataset may be checked on the same scheduler at the same time.
-    verify_id = uuid.uuid4().hex[:8]
-
-    def graph_of(record: CommittedCase) -> Delayed:
-        return verify_graph(f"{record.case_id} of {verify_id}", check_of(record))
-
     if client is None:
-        while queue:
-            record = queue.popleft()
+        for record in records:
             yield record, compute_here(graph_of(record))
         return
     from dask_slicer.execution import futures
 
-    for record, issues in futures.run_graphs(
-        client, lambda _: queue.popleft() if queue else None, graph_of
-    ):
+    queue = iter(records)
+    for record, issues in futures.run_graphs(client, lambda _: next(queue, None), graph_of):
         if isinstance(issues, CaseError):
             issues = [not_checked(record.case_id, issues)]
         yield record, issues
@@ -202,12 +177,11 @@ def _check(
     if issues or not drawn:
         return issues
     folder = case_folder(output_dir, record)
-    path = folder.relative_to(output_dir).as_posix()
-    if not record.files:
-        path += f"/{record.case_id}"
+    issue = partial(Issue, case_id=record.case_id, path=case_path(record))
     if case is None or case.problem is not None or case.digest != record.digest:
-        message = f"cannot be compared with its scan: {_why_not(case)}"
-        return [Issue(case_id=record.case_id, path=path, message=message, is_damage=False)]
+        return [
+            issue(message=f"cannot be compared with its scan: {_why_not(case)}", is_damage=False)
+        ]
     try:
         with tempfile.TemporaryDirectory() as scratch:
             stack = slice_case(load_case(case, target), target).result
@@ -218,10 +192,7 @@ def _check(
             )
     except (CaseError, OSError) as error:
         return [not_checked(record.case_id, as_case_error(error, step="load"))]
-    return [
-        Issue(case_id=record.case_id, path=path, message=f"slice {slice_index} {message}")
-        for slice_index, message in differences
-    ]
+    return [issue(message=f"slice {index} {message}") for index, message in differences]
 
 
 def _why_not(case: CasePlan | None) -> str:
@@ -234,26 +205,21 @@ def _why_not(case: CasePlan | None) -> str:
 
 
 def _repair(
-    output_dir: Path, records: Sequence[CommittedCase], findings: Sequence[Issue]
+    output_dir: Path, records: Sequence[CommittedCase], issues: Sequence[Issue]
 ) -> tuple[str, ...]:
     """Remove damaged cases and unknown files, so that a run writes them again; return the cases."""
-    damaged = sorted({finding.case_id for finding in findings if finding.is_damage} - {""})
-    entries = layout.find_entries(output_dir)
-    with Journal(output_dir / JOURNAL) as journal:
+    damaged = sorted({issue.case_id for issue in issues if issue.is_damage} - {""})
+    kept = {record.case_id: record for record in records if record.case_id not in damaged}
+    with Journal(output_dir / layout.JOURNAL) as journal:
         for case_id in damaged:
             journal.append(RemovedCase(case_id=case_id))
-            layout.remove_entries(output_dir, entries.get(case_id, {}))
-        for record in records:
-            if record.case_id not in damaged:
-                extra = entries.get(record.case_id, {}).keys() - layout.entries_of(record).keys()
-                layout.remove_entries(output_dir, extra)
-        # Files named like slices of cases that were never written.
-        for case_id in entries.keys() - {record.case_id for record in records}:
-            layout.remove_entries(output_dir, entries[case_id])
-        for finding in findings:
-            if finding.is_stray and finding.case_id not in {"", *damaged}:  # within a Zarr group
-                (output_dir / finding.path).unlink(missing_ok=True)
-        if any(finding.path == SPLITS_FILE for finding in findings):
-            kept = [record for record in records if record.case_id not in damaged]
-            restore_splits(output_dir, {record.case_id: record.split for record in kept})
+        # Of damaged cases, and files named like slices that were never written.
+        for case_id, entries in layout.find_entries(output_dir).items():
+            known = layout.entries_of(kept[case_id]) if case_id in kept else {}
+            layout.remove_entries(output_dir, entries.keys() - known.keys())
+        for issue in issues:
+            if issue.is_stray and issue.case_id not in {"", *damaged}:  # within a Zarr group
+                (output_dir / issue.path).unlink(missing_ok=True)
+        if any(issue.path == layout.SPLITS_FILE for issue in issues):
+            restore_splits(output_dir, {record.case_id: record.split for record in kept.values()})
     return tuple(damaged)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ from dask_slicer.errors import (
     Timeout,
     WorkerLost,
     as_case_error,
+    shared_scheduler_error,
 )
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import plural
@@ -45,7 +47,6 @@ _KILLED = -9
 # The exit status from multiprocessing when other code has read the status of the process before;
 # multiprocessing does so itself when it starts a process while this one ends.
 _UNREAD = 255
-_KEY_LENGTH = 2  # step and name
 _LESS = "use fewer workers, or a machine with more memory"
 # Seconds between polls of the scheduler, at most and at least; and how long to wait for an answer.
 _LOOK_SECONDS, _SHORTEST_LOOK_SECONDS = 5.0, 0.2
@@ -71,7 +72,7 @@ class Watchdog:
 
     client: Client
     timeout: float | None
-    # Why a graph was stopped, by its key.
+    # The errors of graphs that were stopped, by key.
     stopped: dict[Any, CaseError] = field(default_factory=dict)
     _address: str = field(init=False)
     _began: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -93,7 +94,7 @@ class Watchdog:
             return
         running, is_busy = self._running_tasks()
         now = self._last_look = time.monotonic()
-        ours = {_step_and_name(future.key)[1]: future for future in in_flight}
+        ours = {step_and_name(future.key)[1]: future for future in in_flight}
         self._began = {
             (name, task.worker): self._began.get((name, task.worker), now)
             for name, task in running.items()
@@ -125,20 +126,20 @@ class Watchdog:
             return future.result(timeout=_RESULT_SECONDS)
         except Exception as raised:
             if future.status == "cancelled":  # a lost scheduler cancels all of them
-                return self._cancelled()
+                lost = self._scheduler_lost()
+                if self.client.status != "running":
+                    return lost
+                return SchedulerError(
+                    f"another client cancelled the tasks of this run, or {lost} for a moment"
+                )
             if future.status == "error":
-                return self._error(future)
+                with suppress(Exception):
+                    return future.exception(timeout=_RESULT_SECONDS)
+                return LOST
             # UnboundLocalError: distributed, when its client is closing.
             if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
                 return LOST
             return raised
-
-    @staticmethod
-    def _error(future: Future[Any]) -> Any:
-        try:
-            return future.exception(timeout=_RESULT_SECONDS)
-        except Exception:
-            return LOST
 
     def resolve(self, future: Future[Any], result: Any) -> Any:
         """Turn what `result` returned for a graph into its outcome: a result or a CaseError."""
@@ -146,7 +147,7 @@ class Watchdog:
 
         outcome = self.stopped.pop(future.key, result)
         self._last_activity = time.monotonic()
-        _, name = _step_and_name(future.key)
+        _, name = step_and_name(future.key)
         # If it runs again, its time begins again.
         self._began = {key: began for key, began in self._began.items() if key[0] != name}
         if isinstance(outcome, CaseError) or not isinstance(outcome, Exception):
@@ -154,7 +155,10 @@ class Watchdog:
         if isinstance(outcome, SchedulerError):
             raise outcome
         if isinstance(outcome, KilledWorker):
-            self._check_not_shared(future.key)
+            # If another client holds the same task, it may be that of its run.
+            call, client = self.client.run_on_scheduler, self.client.id
+            if self._try(call, _is_wanted_by_others, key=future.key, client=client):
+                raise shared_scheduler_error(name)
             return self._lost(outcome)
         if isinstance(outcome, RuntimeError) and "deserialization" in str(outcome):
             raise SchedulerError(
@@ -162,15 +166,6 @@ class Watchdog:
                 f"too ({outcome})"
             )
         return as_case_error(outcome, step="load")
-
-    def _check_not_shared(self, key: Any) -> None:
-        """Raise SchedulerError if another client holds the same task: it may be that of its run."""
-        call = self.client.run_on_scheduler
-        if self._try(call, _is_wanted_by_others, key=key, client=self.client.id):
-            raise SchedulerError(
-                f"another run on this scheduler has a case with the same id "
-                f"({_step_and_name(key)[1]}); wait for it, or use another scheduler"
-            )
 
     def _lost(self, error: Any) -> CaseError:
         """Return the error of a case whose worker died."""
@@ -212,7 +207,7 @@ class Watchdog:
 
     def _events(self, topic: str) -> list[tuple[float, dict[str, Any]]]:
         # Only the wording of errors depends on them.
-        return list(self._try(self.client.run_on_scheduler, _events, topic=topic) or ())
+        return list(self._try(self.client.get_events, topic) or ())
 
     def _try(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Return the answer to a call; None if there is none."""
@@ -259,14 +254,6 @@ class Watchdog:
             return {}, False
         return running
 
-    def _cancelled(self) -> SchedulerError:
-        lost = self._scheduler_lost()
-        if self.client.status == "running":
-            return SchedulerError(
-                f"another client cancelled the tasks of this run, or {lost} for a moment"
-            )
-        return lost
-
     def _scheduler_lost(self) -> SchedulerError:
         return SchedulerError(f"the connection to the Dask scheduler at {self._address} was lost")
 
@@ -288,10 +275,11 @@ def _how_it_ended(exitcode: int | None) -> str:
         return f"was killed by signal {-exitcode}"
 
 
-def _step_and_name(key: Any) -> tuple[str, str]:
+def step_and_name(key: Any) -> tuple[str, str]:
     """Return the step and the name in a key of ours; empty for other keys."""
-    if isinstance(key, tuple) and len(key) == _KEY_LENGTH:
-        return str(key[0]), str(key[1])
+    match key:
+        case (step, name):
+            return str(step), str(name)
     return "", ""
 
 
@@ -308,17 +296,11 @@ def _running_tasks(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool
             tasks = [task for task in tasks if task in worker.executing] or tasks
         is_certain = len(tasks) <= worker.nthreads
         for task in tasks:
-            step, name = _step_and_name(task.key)
+            step, name = step_and_name(task.key)
             if name:
                 has_nanny = worker.nanny is not None
                 running[name] = _Running(step, worker.address, has_nanny, is_certain)
     return running, is_busy
-
-
-def _events(topic: str, dask_scheduler: Scheduler) -> tuple[Any, ...]:
-    """Return the logged events; called on the scheduler."""
-    events: tuple[Any, ...] = tuple(dask_scheduler.get_events(topic))
-    return events
 
 
 def _is_wanted_by_others(key: Any, client: str, dask_scheduler: Scheduler) -> bool:

@@ -6,14 +6,14 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from dask_slicer.cluster.preflight import Requirements, run_preflight
 from dask_slicer.cluster.rpc import workers_ignore_sigint
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution import tasks
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output.layout import locked_partitions
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import format_bytes, plural
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 # Ids of clients that a run of this program uses.
 _in_use: set[str] = set()
 _LOCK = threading.Lock()
-
-
-class _Workers(NamedTuple):
-    client: Client
-    where: str
 
 
 @contextmanager
@@ -44,104 +39,56 @@ def workers(
 ) -> Iterator[Client | None]:
     """Start workers here or in jobs, or connect to a scheduler; yield the client, or None.
 
-    A given client wins over the configuration. At most `n_cases` workers are started; `peak_bytes`
-    is the memory that one needs for the largest case. `needs` is checked where workers are not
-    processes of this machine.
+    A given client wins over the configuration. At most `n_cases` workers are started, which may
+    need `peak_bytes` each; `needs` is checked where they are not processes of this machine.
     """
-    is_remote = client is None and bool(config.scheduler or config.scheduler_file)
-    in_jobs = client is None and config.cluster is not None
-    is_local = client is None and not is_remote and not in_jobs
+    is_given = client is not None
+    is_remote = not is_given and bool(config.scheduler or config.scheduler_file)
+    in_jobs = not is_given and config.cluster is not None
+    is_local = not (is_given or is_remote or in_jobs)
     if n_cases == 0 or (is_local and config.num_workers == 0):
         observer.connected("", "in this process")
         if config.performance_report is not None:
             observer.note("--performance_report has no effect without workers: Dask writes none")
         yield None
         return
+    from dask_slicer.cluster import client as clients
     from dask_slicer.cluster import jobqueue
-    from dask_slicer.cluster.client import has_run_page, performance_report, run_page_link
 
     with ExitStack() as stack:
         if client is not None:
             stack.enter_context(_alone_on(client))
-            used = _Workers(client, "on the workers of the given client")
+            where = "on the workers of the given client"
         elif is_remote:
-            used = stack.enter_context(_on_scheduler(config, observer))
+            client, where = _on_scheduler(stack, config, observer)
         elif in_jobs:
-            used = stack.enter_context(_in_jobs(config, n_cases, peak_bytes, observer))
+            client, where = _in_jobs(stack, config, n_cases, peak_bytes, observer)
         else:
-            used = stack.enter_context(_here(config, n_cases, peak_bytes, observer))
-        link = used.client.dashboard_link or ""
-        dashboard = "" if config.dashboard_address == "none" else str(link)
-        observer.connected(dashboard, used.where)
-        page = run_page_link(dashboard)
-        if page and (is_local or in_jobs or has_run_page(used.client)):
+            client, where = _here(stack, config, n_cases, peak_bytes, observer)
+        dashboard = "" if config.dashboard_address == "none" else str(client.dashboard_link or "")
+        observer.connected(dashboard, where)
+        if (page := clients.run_page_link(dashboard)) and clients.has_run_page(client):
             observer.run_page(page)
-        for note in _ignored_settings(
-            config, is_remote=is_remote, in_jobs=in_jobs, is_local=is_local
-        ):
-            observer.note(note)
+        if config.num_workers != RunConfig.model_fields["num_workers"].default:
+            if is_remote:
+                observer.note("--num_workers is ignored: the scheduler has its own workers")
+            elif in_jobs:
+                observer.note(
+                    "--num_workers is ignored: --jobs and --cores set the number of workers"
+                )
+        if is_local and config.upload_code:
+            observer.note("--upload_code has no effect: workers on this machine have this code")
         if in_jobs:
-            jobqueue.wait_for_workers(used.client, observer.note)
+            jobqueue.wait_for_workers(client, observer.note)
         if not is_local:
             run_preflight(
-                used.client,
-                needs,
-                observer.note,
-                module=tasks.__name__,
-                upload=config.upload_code,
+                client, needs, observer.note, module=tasks.__name__, upload=config.upload_code
             )
-        if client is not None:
+        if is_given:
             stack.enter_context(workers_ignore_sigint(client))
         if config.performance_report is not None:
-            stack.enter_context(performance_report(used.client, config.performance_report))
-        yield used.client
-
-
-def _ignored_settings(
-    config: RunConfig, *, is_remote: bool, in_jobs: bool, is_local: bool
-) -> Iterator[str]:
-    """Yield a note for each setting that has no effect on these workers."""
-    if config.num_workers != RunConfig.model_fields["num_workers"].default:
-        if is_remote:
-            yield "--num_workers is ignored: the scheduler has its own workers"
-        elif in_jobs:
-            yield "--num_workers is ignored: --jobs and --cores set the number of workers"
-    if is_local and config.upload_code:
-        yield "--upload_code has no effect: workers on this machine have this code"
-
-
-@contextmanager
-def _on_scheduler(config: RunConfig, observer: Observer) -> Iterator[_Workers]:
-    from dask_slicer.cluster import remote
-    from dask_slicer.cluster.client import address, count_threads
-
-    with remote.remote_client(config, observer.note) as client:
-        threads = plural(count_threads(client), "thread")
-        yield _Workers(client, f"on {threads} of {address(client)}")
-
-
-@contextmanager
-def _in_jobs(
-    config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
-) -> Iterator[_Workers]:
-    from dask_slicer.cluster import jobqueue
-
-    memory = config.memory // config.cores
-    if memory < peak_bytes:
-        observer.note(
-            f"a case may need {format_bytes(peak_bytes)} of memory, but a worker has "
-            f"{format_bytes(memory)}; use --memory "
-            f"{math.ceil(peak_bytes * config.cores / 1e9)}GB"
-        )
-    n_jobs = min(config.jobs, math.ceil(n_cases / config.cores))
-    each = f", {config.cores} workers each" if config.cores > 1 else ""
-    with jobqueue.job_client(
-        config,
-        n_jobs=n_jobs,
-        keep_logs=bool(locked_partitions(config.output_dir)),
-        note=observer.note,
-    ) as client:
-        yield _Workers(client, f"in {plural(n_jobs, 'job')} of {config.cluster}{each}")
+            stack.enter_context(clients.performance_report(client, config.performance_report))
+        yield client
 
 
 @contextmanager
@@ -160,20 +107,54 @@ def _alone_on(client: Client) -> Iterator[None]:
         _in_use.discard(client.id)
 
 
-@contextmanager
+def _on_scheduler(stack: ExitStack, config: RunConfig, observer: Observer) -> tuple[Client, str]:
+    from dask_slicer.cluster import remote
+    from dask_slicer.cluster.client import address, count_threads
+
+    client = stack.enter_context(remote.remote_client(config, observer.note))
+    return client, f"on {plural(count_threads(client), 'thread')} of {address(client)}"
+
+
+def _in_jobs(
+    stack: ExitStack, config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
+) -> tuple[Client, str]:
+    from dask_slicer.cluster import jobqueue
+
+    memory = config.memory // config.cores
+    if memory < peak_bytes:
+        observer.note(
+            f"a case may need {format_bytes(peak_bytes)} of memory, but a worker has "
+            f"{format_bytes(memory)}; use --memory "
+            f"{math.ceil(peak_bytes * config.cores / 1e9)}GB"
+        )
+    n_jobs = min(config.jobs, math.ceil(n_cases / config.cores))
+    client = stack.enter_context(
+        jobqueue.job_client(
+            config,
+            n_jobs=n_jobs,
+            keep_logs=bool(locked_partitions(config.output_dir)),
+            note=observer.note,
+        )
+    )
+    each = f", {config.cores} workers each" if config.cores > 1 else ""
+    return client, f"in {plural(n_jobs, 'job')} of {config.cluster}{each}"
+
+
 def _here(
-    config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
-) -> Iterator[_Workers]:
+    stack: ExitStack, config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
+) -> tuple[Client, str]:
     from dask_slicer.cluster import local
 
     n_workers = _n_workers(config, n_cases, peak_bytes, observer)
-    with local.local_client(
-        n_workers,
-        memory_limit=system.memory_bytes() // n_workers,
-        dashboard_address=config.dashboard_address,
-        imported=["dask_slicer.output.formats.zarr_writer"] if config.format == "zarr" else [],
-    ) as client:
-        yield _Workers(client, f"on {plural(n_workers, 'worker')}")
+    client = stack.enter_context(
+        local.local_client(
+            n_workers,
+            memory_limit=system.memory_bytes() // n_workers,
+            dashboard_address=config.dashboard_address,
+            imported=["dask_slicer.output.formats.zarr_writer"] if config.format == "zarr" else [],
+        )
+    )
+    return client, f"on {plural(n_workers, 'worker')}"
 
 
 def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:

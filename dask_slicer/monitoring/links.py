@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import ipaddress
+import os
+import socket
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
+# Beginnings of the names of this machine that only programs on it can use.
+LOOPBACK = ("127.", "localhost", "::1", "[::1]")
 _SSH_PORT = "22"
 # Each batch system sets one of these in its jobs.
 _JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "SGE_TASK_ID")
 
 
-def link_hints(link: str, environment: Mapping[str, str], *, host: str = "") -> list[str]:
+def link_hints(
+    link: str, environment: Mapping[str, str] = os.environ, *, host: str | None = None
+) -> list[str]:
     """Return how to open a dashboard from the user's own computer, in lines to show below its link.
 
-    Empty if the link itself seems to work. `host` is the name of this machine: in a job, the
-    tunnel goes through the login node to it.
+    Empty if the link itself seems to work. `host` is the name of this machine, by default its own:
+    in a job, the tunnel goes through the login node to it.
 
     Examples
     --------
@@ -36,8 +41,9 @@ def link_hints(link: str, environment: Mapping[str, str], *, host: str = "") -> 
     user = environment.get("USER") or environment.get("LOGNAME")
     prefix = f"{user}@" if user else ""
     last = listens_on
-    if _is_loopback(listens_on):
-        last = host if host and any(map(environment.get, _JOBS)) else login
+    if listens_on.startswith(LOOPBACK):
+        is_job = any(map(environment.get, _JOBS))
+        last = (host or socket.gethostname()) if is_job else login
     if last == login:
         jump, option = "", "" if ssh_port == _SSH_PORT else f"-p {ssh_port} "
         target = "127.0.0.1" if listens_on == "localhost" else _in_url(listens_on)
@@ -51,7 +57,7 @@ def link_hints(link: str, environment: Mapping[str, str], *, host: str = "") -> 
     ]
 
 
-def proxied(link: str, environment: Mapping[str, str]) -> str:
+def proxied(link: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return the path of a page of this machine in JupyterHub; empty outside JupyterHub.
 
     Examples
@@ -64,7 +70,7 @@ def proxied(link: str, environment: Mapping[str, str]) -> str:
         return ""
     host = str(parts.hostname)
     # For another host, jupyter-server-proxy needs its name too.
-    target = f"{parts.port}" if _is_loopback(host) else f"{_in_url(host)}:{parts.port}"
+    target = f"{parts.port}" if host.startswith(LOOPBACK) else f"{_in_url(host)}:{parts.port}"
     return f"{prefix.rstrip('/')}/proxy/{target}{parts.path}"
 
 
@@ -76,13 +82,6 @@ def _parsed(link: str) -> SplitResult | None:
     except ValueError:  # the port is no number
         return None
     return parts if is_whole else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _in_url(host: str) -> str:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from html import escape
-from types import TracebackType
 from typing import Any, Self
 
-from dask_slicer.monitoring.events import Observer, RunReport
 from dask_slicer.monitoring.links import link_hints, proxied
+from dask_slicer.monitoring.observer import Observer, RunReport, report_lines
 from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
 from dask_slicer.utils.formatting import plural
 
-# Seconds between two drawings: at least, and at most while no case ends.
-_EVERY, _AT_LEAST_EVERY = 0.25, 1.0
+# Between two drawings.
+_EVERY_SECONDS = 0.5
 # Notes and failures shown one by one; the others are only counted.
 _MOST_LINES = 10
 # The colour of the theme, if it has one, or else that of the text.
@@ -42,21 +39,23 @@ class RunProgress(Observer):
         self.output_dir = output_dir
         self.report: RunReport | None = None
         self.stopped = False
-        self._dashboard = self._page = self._where = ""
-        self._ways: list[str] = []
+        self._where = ""
+        self._links: list[str] = []  # as HTML
+        self._hints: list[str] = []
         self._notes: list[str] = []
         self._failures: list[FailedCase] = []
-        self._latest: tuple[RunState, float] | None = None
+        self._state, self._state_at = RunState(), 0.0
 
     def connected(self, dashboard: str, where: str) -> None:
         """Keep where the cases run, and how to open the dashboard."""
-        self._dashboard, self._where = dashboard, where
+        self._where = where
         if dashboard:
-            self._ways = link_hints(dashboard, os.environ, host=socket.gethostname())
+            self._links.append(_anchor(dashboard, "Dask dashboard"))
+            self._hints = link_hints(dashboard)
 
     def run_page(self, link: str) -> None:
         """Keep the link of the run page."""
-        self._page = link
+        self._links.append(_anchor(link, "run page"))
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Keep the notes of the plan."""
@@ -68,7 +67,7 @@ class RunProgress(Observer):
 
     def progress(self, state: RunState) -> None:
         """Keep the state, and when it came."""
-        self._latest = (state, time.monotonic())
+        self._state, self._state_at = state, time.monotonic()
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Keep the record of a failed case."""
@@ -83,23 +82,17 @@ class RunProgress(Observer):
     def words(self) -> str:
         """Return the progress of the run on one line."""
         if self.report is not None:
-            from dask_slicer.monitoring.terminal import report_lines  # imports rich
-
             return report_lines(self.report)[0]
-        if self._latest is None:
+        if not self._state.n_cases:  # the plan is still to come
             return "stopped before the first case" if self.stopped else "reading headers"
-        state, at = self._latest
-        return progress_line(state, time.monotonic() - at)
+        return progress_line(self._state.later(time.monotonic() - self._state_at))
 
     def html(self) -> str:
         """Return the progress of the run as one block in the colours of the page."""
         place = f"to <code>{_cut(self.output_dir)}</code>"
         head = f"<strong>Slicing</strong> {escape(self._where)} {place}"
-        if self._dashboard:
-            head += f" · {_anchor(self._dashboard, 'Dask dashboard')}"
-        if self._page:
-            head += f" · {_anchor(self._page, 'run page')}"
-        lines = self._ways + [f"Note: {note}" for note in self._notes[-_MOST_LINES:]]
+        head = " · ".join([head, *self._links])
+        lines = self._hints + [f"Note: {note}" for note in self._notes[-_MOST_LINES:]]
         lines += [f"Failed: {failure_line(failure)}" for failure in self._failures[:_MOST_LINES]]
         if (more := len(self._failures) - _MOST_LINES) > 0:
             lines.append(f"… and {plural(more, 'more failed case')}")
@@ -111,12 +104,8 @@ class RunProgress(Observer):
             f"<div>{escape(self.words)}</div>{below}</div>"
         )
 
-    @property
-    def _n_ended(self) -> int:
-        return 0 if self._latest is None else self._latest[0].n_ended
-
     def _bar(self) -> str:
-        n_ended, n_todo = self._n_ended, 0 if self._latest is None else self._latest[0].n_todo
+        n_ended, n_todo = self._state.n_ended, self._state.n_todo
         share = n_ended / n_todo if n_todo else float(self.report is not None)
         return (
             '<div style="border: 1px solid currentColor; border-radius: 4px; height: 10px; '
@@ -132,49 +121,28 @@ class NotebookDisplay(RunProgress):
 
     def __init__(self, output_dir: str) -> None:
         super().__init__(output_dir)
-        self._handle: Any = None
         self._over = threading.Event()
-        self._drawn = ""
+        # Drawing has its own thread, so that the run does not wait for it.
+        self._thread = threading.Thread(target=self._keep_drawing, daemon=True)
 
     def __enter__(self) -> Self:
         # Draw at once: imports, planning and the start of workers can take seconds.
         from IPython.display import HTML, display
 
         self._drawn = self.html()
-        self._handle = display(HTML(self._drawn), display_id=True)
-        # Drawing has its own thread, so that the run does not wait for it.
-        threading.Thread(target=self._keep_drawing, daemon=True).start()
+        self._handle: Any = display(HTML(self._drawn), display_id=True)
+        self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._over.set()
+    def __exit__(self, *error: object) -> None:
         self.stopped = self.report is None
-        self._draw()
-
-    def connected(self, dashboard: str, where: str) -> None:
-        """Draw the link of the dashboard."""
-        super().connected(dashboard, where)
-        self._draw()
-
-    def finished(self, report: RunReport) -> None:
-        """Draw the result."""
-        super().finished(report)
         self._over.set()
+        self._thread.join()
         self._draw()
 
     def _keep_drawing(self) -> None:
-        drawn_at = time.monotonic()
-        n_ended = -1
-        while not self._over.wait(_EVERY):
-            now = time.monotonic()
-            if self._n_ended != n_ended or now - drawn_at > _AT_LEAST_EVERY:
-                n_ended, drawn_at = self._n_ended, now
-                self._draw()
+        while not self._over.wait(_EVERY_SECONDS):
+            self._draw()
 
     def _draw(self) -> None:
         from IPython.display import HTML
@@ -186,7 +154,7 @@ class NotebookDisplay(RunProgress):
 
 
 def _anchor(link: str, text: str) -> str:
-    link = proxied(link, os.environ) or link
+    link = proxied(link) or link
     if not link.startswith(("http://", "https://", "/")):
         return escape(link)  # no script, for example
     return f'<a href="{escape(link)}" target="_blank" rel="noopener">{text}</a>'

@@ -1,4 +1,4 @@
-"""Words of a progress line: cases, failures, time left, rates."""
+"""Words of progress lines: the figures of a run, and its time left."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ from collections.abc import Sequence
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.utils.formatting import format_bytes, format_time
 
-Figures = Sequence[tuple[str, str]]
 
-
-def figures(run: RunState, age: float = 0.0) -> list[tuple[str, str]]:
-    """Return names and values of what a run has done, the most important first.
-
-    `age` is how many seconds ago this was its state: meanwhile, the rate of an active run falls.
-    """
-    age = 0.0 if run.ending else age
-    seconds = max(run.seconds + age, 1e-3)
-    left = seconds_left(run, age)
+def figures(run: RunState) -> list[tuple[str, str]]:
+    """Return names and values of what a run has done, the most important first."""
+    seconds = max(run.seconds, 1e-3)
+    left = seconds_left(run)
     shown = [
         ("cases", f"{run.n_ended} of {run.n_todo}"),
         ("failed", f"{run.n_failed}"),
         ("left", "unknown time" if left is None else f"about {format_time(left)}"),
         ("slices/s", f"{run.n_slices / seconds:.0f}"),
-        (f"{run.ending} after" if run.ending else "so far", format_time(run.seconds + age)),
+        (f"{run.ending} after" if run.ending else "so far", format_time(run.seconds)),
         ("read", f"{format_bytes(run.n_bytes_in / seconds)}/s"),
         ("written", f"{format_bytes(run.n_bytes / seconds)}/s"),
         ("skipped", f"{run.n_skipped}"),
@@ -34,7 +28,7 @@ def figures(run: RunState, age: float = 0.0) -> list[tuple[str, str]]:
     return [figure for figure in shown if figure[0] not in hidden]
 
 
-def figures_line(shown: Figures) -> str:
+def figures_line(shown: Sequence[tuple[str, str]]) -> str:
     """Return figures on one line.
 
     Examples
@@ -47,15 +41,15 @@ def figures_line(shown: Figures) -> str:
     )
 
 
-def progress_line(run: RunState, age: float = 0.0, *, most: int | None = None) -> str:
+def progress_line(run: RunState, *, most: int | None = None) -> str:
     """Return the first `most` figures of a run, or all of them, on one line."""
-    return figures_line(figures(run, age)[:most])
+    return figures_line(figures(run)[:most])
 
 
-def seconds_left(run: RunState, age: float = 0.0) -> float | None:
+def seconds_left(run: RunState) -> float | None:
     """Return about how long a run will still take; None until a case is written."""
     if run.ending or run.n_ended == run.n_todo:
         return 0.0
     if not run.work_done:
         return None
-    return (run.seconds + age) * (run.work - run.work_done) / run.work_done
+    return run.seconds * (run.work - run.work_done) / run.work_done

@@ -8,9 +8,7 @@ no file of theirs.
 from __future__ import annotations
 
 import importlib.resources
-import math
 import time
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,26 +22,10 @@ _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:"
 )
-# How long one answer serves all browsers, to keep the load of the scheduler low.
-_ANSWER_SECONDS = 0.5
+# How long one look at the scheduler serves all browsers, to keep its load low.
+_LOOK_SECONDS = 0.5
 
-
-@dataclass(slots=True)
-class _Known:
-    """A scheduler's events, read once each, and the last answer about them."""
-
-    log: EventLog = field(default_factory=EventLog)
-    answer: dict[str, Any] = field(default_factory=dict)
-    answered_at: float = -math.inf
-
-    def refresh(self, scheduler: Any) -> None:
-        """Bring the answer up to date."""
-        self.log.update(scheduler_snapshot(self.log.last_event, scheduler))
-        self.answer = content(self.log.view(time.time()))
-        self.answered_at = time.monotonic()
-
-
-_KNOWN: WeakKeyDictionary[Any, _Known] = WeakKeyDictionary()
+_LOGS: WeakKeyDictionary[Any, EventLog] = WeakKeyDictionary()
 
 
 class _Handler(RequestHandler):
@@ -74,10 +56,10 @@ class State(_Handler):
 
     def get(self) -> None:
         """Answer with runs and workers."""
-        known = _KNOWN.setdefault(self.scheduler, _Known())
-        if time.monotonic() > known.answered_at + _ANSWER_SECONDS:
-            known.refresh(self.scheduler)
-        self.write(known.answer)
+        log = _LOGS.setdefault(self.scheduler, EventLog())
+        if time.monotonic() > log.updated_at + _LOOK_SECONDS:
+            log.update(scheduler_snapshot(log.last_event, self.scheduler))
+        self.write(content(log.view()))
 
 
 routes: list[tuple[str, type[RequestHandler], dict[str, Any]]] = [

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dask_slicer.monitoring.state import TOPIC, FailureEvent, RunState, from_event
+from dask_slicer.monitoring.state import TOPIC, RunState, from_event
 from dask_slicer.utils.formatting import escape_line
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # How long a worker that has gone is still shown.
 _GONE_SECONDS = 60.0
-# The most failures kept of a run, and the most runs kept: a scheduler may see thousands.
-_MOST_FAILURES, _MOST_RUNS = 20, 100
+# The most runs kept: a scheduler may see thousands.
+_MOST_RUNS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,9 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Runs, each with its age in seconds, their last failures, and workers, at one moment.
+    """Runs and workers at one moment; `n_waiting` graphs wait for a worker."""
 
-    `n_waiting` graphs wait for a worker.
-    """
-
-    runs: tuple[tuple[RunState, float], ...] = ()
-    failures: tuple[FailureEvent, ...] = ()
+    runs: tuple[RunState, ...] = ()
     workers: tuple[WorkerInfo, ...] = ()
     n_waiting: int = 0
 
@@ -98,60 +94,45 @@ class EventLog:
     """
 
     runs: dict[str, tuple[RunState, float]] = field(default_factory=dict)
-    failures: dict[tuple[str, str], FailureEvent] = field(default_factory=dict)
     workers: tuple[WorkerInfo, ...] = ()
     clients: frozenset[str] = frozenset()
     n_waiting: int = 0
     last_event: float = 0.0
     last_update: float = 0.0
+    updated_at: float = 0.0  # the same time, in monotonic seconds
 
     def update(self, answer: dict[str, Any]) -> None:
         """Add what `scheduler_snapshot` returned."""
         for at, content in answer["events"]:
             self.add(at, content)
-            self.last_event = at
-        workers = [worker_info(worker) for worker in answer["workers"]]
+            self.last_event = max(at, self.last_event)
         elapsed = max(answer["now"] - self.last_update, 0.0)
-        self.workers = with_gone(self.workers, workers, elapsed=elapsed)
+        self.workers = with_gone(self.workers, answer["workers"], elapsed=elapsed)
         self.clients = frozenset(answer["clients"])
         self.n_waiting = answer["n_waiting"]
-        self.last_update = answer["now"]
+        self.last_update, self.updated_at = answer["now"], time.monotonic()
 
     def add(self, at: float, content: object) -> None:
         """Add an event and its scheduler time."""
-        event = from_event(content)
-        if isinstance(event, RunState):
-            known = self.runs.get(event.run_id)
-            if known is None or known[0].seconds <= event.seconds:
-                self.runs[event.run_id] = (event, at)
-            if len(self.runs) > _MOST_RUNS:
-                self._forget(min(self.runs, key=lambda run_id: self.runs[run_id][1]))
-        elif isinstance(event, FailureEvent):
-            self.failures[event.run_id, event.case_id] = event
-            of_run = [key for key in self.failures if key[0] == event.run_id]
-            if len(of_run) > _MOST_FAILURES:
-                del self.failures[of_run[0]]
+        state = from_event(content)
+        if state is None:
+            return
+        known = self.runs.get(state.run_id)
+        if known is None or known[0].seconds <= state.seconds:
+            self.runs[state.run_id] = (state, at)
+        if len(self.runs) > _MOST_RUNS:
+            del self.runs[min(self.runs, key=lambda run_id: self.runs[run_id][1])]
 
-    def _forget(self, run_id: str) -> None:
-        del self.runs[run_id]
-        for key in [key for key in self.failures if key[0] == run_id]:
-            del self.failures[key]
-
-    def view(self, now: float, *, process: tuple[str, str] | None = None) -> Snapshot:
-        """Return the runs to show, perhaps of one process only, given as its host and number.
-
-        `now` is by the scheduler's clock.
-        """
+    def view(self, *, process: tuple[str, str] | None = None) -> Snapshot:
+        """Return what to show now, perhaps of one process only, given as its host and number."""
+        now = self.last_update + time.monotonic() - self.updated_at
         known = list(self.runs.values())
         ages = {run.run_id: max(now - at, 0.0) for run, at in known}
         # A run that has published since the last update has a client, too.
         newer = {run.client for run, at in known if at > self.last_update}
         runs = runs_to_show([run for run, _ in known], self.clients | newer, process=process)
-        ids = {run.run_id for run in runs}
-        failures = list(self.failures.values())
         return Snapshot(
-            runs=tuple((run, ages[run.run_id]) for run in runs),
-            failures=tuple(failure for failure in failures if failure.run_id in ids),
+            runs=tuple(run.later(ages[run.run_id]) for run in runs),
             workers=self.workers,
             n_waiting=self.n_waiting,
         )
@@ -180,53 +161,45 @@ _STEPS = {"load", "slice", "save", "verify"}
 
 
 def scheduler_snapshot(since: float, dask_scheduler: Scheduler) -> dict[str, Any]:
-    """Return workers, clients and our events since a time, as plain data; runs on the scheduler."""
-    newest = []
-    for event in reversed(dask_scheduler.get_events(TOPIC)):
-        if event[0] <= since:
-            break
-        newest.append(event)
+    """Return workers, clients, and the last event of each run since a time."""
+    events = {}
+    for at, event in dask_scheduler.get_events(TOPIC):
+        if at > since and isinstance(event, dict):
+            events[str(event.get("run_id"))] = (at, event)
     now = time.time()
     return {
         "now": now,
-        "events": newest[::-1],
+        "events": list(events.values()),
         "clients": list(dask_scheduler.clients),
-        "workers": [_describe(worker, now) for worker in dask_scheduler.workers.values()],
+        "workers": [_worker_info(worker, now) for worker in dask_scheduler.workers.values()],
         "n_waiting": len(dask_scheduler.queued) + len(dask_scheduler.unrunnable),
     }
 
 
-def _describe(worker: WorkerState, now: float) -> dict[str, Any]:
-    """Return a worker as plain data; runs on the scheduler."""
+def _worker_info(worker: WorkerState, now: float) -> WorkerInfo:
     tasks = list(worker.processing)
     if len(tasks) > worker.nthreads:
         # Some wait on the worker for the others. The worker reports a moment later which ones run.
         tasks = [task for task in tasks if task in worker.executing] or tasks[: worker.nthreads]
     unseen = max(now - worker.last_seen, 0.0)
-    return {
-        "name": str(worker.name),
-        "host": worker.host,
-        "cpu": float(worker.metrics.get("cpu") or 0.0),
-        "memory": int(worker.metrics.get("memory") or 0),
-        "memory_limit": int(worker.memory_limit or 0),
-        "n_threads": worker.nthreads,
-        "status": worker.status.name,
-        "unseen": unseen,
-        "tasks": [
-            (task.key, worker.executing[task] + unseen if task in worker.executing else None)
-            for task in tasks
-        ],
-    }
-
-
-def worker_info(described: dict[str, Any]) -> WorkerInfo:
-    """Return the worker that `scheduler_snapshot` describes."""
-    name = described["name"].rpartition("://")[2]  # without a name, it is the address
-    tasks = tuple(_task_info(key, seconds) for key, seconds in described["tasks"])
-    return WorkerInfo(**(described | {"name": escape_line(name), "tasks": tasks}))
+    seconds = {task: worker.executing[task] + unseen for task in tasks if task in worker.executing}
+    return WorkerInfo(
+        name=escape_line(
+            str(worker.name).rpartition("://")[2]
+        ),  # without a name, it is the address
+        host=worker.host,
+        cpu=float(worker.metrics.get("cpu") or 0.0),
+        memory=int(worker.metrics.get("memory") or 0),
+        memory_limit=int(worker.memory_limit or 0),
+        n_threads=worker.nthreads,
+        status=worker.status.name,
+        unseen=unseen,
+        tasks=tuple(_task_info(task.key, seconds.get(task)) for task in tasks),
+    )
 
 
 def _task_info(key: Any, seconds: float | None) -> TaskInfo:
+    step, name = "other", key
     if isinstance(key, tuple) and len(key) == _KEY_LENGTH and key[0] in _STEPS:
-        return TaskInfo(step=key[0], name=escape_line(str(key[1])), seconds=seconds)
-    return TaskInfo(step="other", name=escape_line(str(key)), seconds=seconds)
+        step, name = key
+    return TaskInfo(step=step, name=escape_line(str(name)), seconds=seconds)

@@ -1,4 +1,4 @@
-"""Tables of runs and workers, for `dask-slicer watch` and the run page."""
+"""Tables of runs and workers for `watch` and the run page."""
 
 from __future__ import annotations
 
@@ -7,65 +7,48 @@ from typing import Any
 
 from dask_slicer.monitoring.progress_line import figures
 from dask_slicer.monitoring.snapshot import Snapshot, WorkerInfo, natural_key
-from dask_slicer.monitoring.state import FailureEvent, RunState
+from dask_slicer.monitoring.state import RunState
 from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
 
 Row = tuple[str, str, str, str, str, str]
-COLUMNS: Row = ("worker", "CPU", "memory", "step", "case", "for")
+WORKER_COLUMNS: Row = ("worker", "CPU", "memory", "step", "case", "for")
+LAST_FAILURES = "Last failures"
 
-_MOST_WORKERS, _MOST_FAILURES = 200, 10
+_MOST_WORKERS = 200
 # After which the silence of a worker is shown; it has about two heartbeats a second.
 _SILENT_SECONDS = 10.0
 
 
-def content(view: Snapshot, *, most_workers: int = _MOST_WORKERS) -> dict[str, Any]:
+def content(view: Snapshot) -> dict[str, Any]:
     """Return what `watch` and the run page show, as plain data: `runs`, and a table of `workers`.
 
     Each table has a `title`, a `head` and `rows`; no text in it is escaped.
     """
+    workers = _table("Workers", WORKER_COLUMNS, worker_rows(view.workers, most=_MOST_WORKERS))
     return {
-        "runs": [_run(run, age, view.failures) for run, age in view.runs],
-        "workers": {
-            **_table("Workers", COLUMNS, worker_rows(view.workers, most=most_workers)),
-            "foot": workers_words(view),
-        },
+        "runs": [_run(run) for run in view.runs],
+        "workers": workers | {"foot": workers_words(view)},
     }
 
 
-def _run(run: RunState, age: float, failures: Sequence[FailureEvent]) -> dict[str, Any]:
-    of_run = [failure for failure in failures if failure.run_id == run.run_id]
+def _run(run: RunState) -> dict[str, Any]:
+    splits = [
+        (name or "none", f"{split.n_done} of {split.n_todo}", split.n_failed, split.n_slices)
+        for name, split in run.splits.items()
+    ]
     kinds = sorted(run.kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+    slowest = [
+        (slow.case_id, *map(format_time, (slow.load, slow.slice, slow.save, slow.seconds)))
+        for slow in run.slowest
+    ]
+    failures = [
+        (failure.case_id, failure.step, failure.kind, failure.message) for failure in run.failures
+    ]
     tables = [
-        _table(
-            "Splits",
-            ("split", "cases done", "failed", "slices"),
-            [
-                (
-                    name or "none",
-                    f"{split.n_done} of {split.n_todo}",
-                    split.n_failed,
-                    split.n_slices,
-                )
-                for name, split in run.splits.items()
-            ],
-        ),
+        _table("Splits", ("split", "cases done", "failed", "slices"), splits),
         _table("Failures by kind", ("kind", "cases"), kinds),
-        _table(
-            "Slowest cases",
-            ("case", "load", "slice", "save", "in all"),
-            [
-                (slow.case_id, *map(format_time, (slow.load, slow.slice, slow.save, slow.seconds)))
-                for slow in run.slowest
-            ],
-        ),
-        _table(
-            "Last failures",
-            ("case", "step", "kind", "message"),
-            [
-                (failure.case_id, failure.step, failure.kind, failure.message)
-                for failure in of_run[: -_MOST_FAILURES - 1 : -1]
-            ],
-        ),
+        _table("Slowest cases", ("case", "load", "slice", "save", "in all"), slowest),
+        _table(LAST_FAILURES, ("case", "step", "kind", "message"), failures),
     ]
     return {
         "title": run.output_dir,
@@ -74,7 +57,7 @@ def _run(run: RunState, age: float, failures: Sequence[FailureEvent]) -> dict[st
         "n_todo": run.n_todo,
         "n_done": run.n_done,
         "n_failed": run.n_failed,
-        "figures": figures(run, age),
+        "figures": figures(run),
         "tables": [table for table in tables if table["rows"]],
     }
 

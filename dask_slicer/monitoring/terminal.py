@@ -2,46 +2,49 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Collection, Iterable, Sequence
+from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Column
+from rich.console import Console, JustifyMethod
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
 from rich.text import Text
 
-from dask_slicer.monitoring.events import Observer, RunReport, slices_of_cases
 from dask_slicer.monitoring.links import link_hints
+from dask_slicer.monitoring.observer import (
+    MOST_FAILURES,
+    Observer,
+    RunReport,
+    failures_place,
+    report_lines,
+)
 from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.planning.estimate import plan_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
-from dask_slicer.utils.formatting import format_bytes, format_time, plural
+from dask_slicer.utils.formatting import plural
 
 # Between two lines of progress where there is no terminal, in seconds.
 _LINE_EVERY = 10.0
-# Failures shown one by one; the others are only counted.
-_MOST_FAILURES = 10
 # Figures beside the bar, which needs the rest of the line.
 _MOST_FIGURES = 5
 
 
-class _Words(ProgressColumn):
-    """Text beside a bar, which changes also while no case ends."""
-
-    def __init__(self, words: Callable[[], str]) -> None:
-        super().__init__(table_column=Column(no_wrap=True))
-        self._words = words
-
-    def render(self, task: Task) -> Text:
-        return Text(self._words())
+def plain_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[str] = ()
+) -> Table:
+    """Return a table without lines, the columns named in `right` at the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in head:
+        justify: JustifyMethod = "right" if name in right else "left"
+        table.add_column(name, no_wrap=True, overflow="ellipsis", justify=justify)
+    for row in rows:
+        table.add_row(*map(Text, row))  # as it is, without markup
+    return table
 
 
 class ProgressDisplay(Observer):
@@ -52,21 +55,15 @@ class ProgressDisplay(Observer):
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
         self._quiet = quiet
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._bar: Live | None = None
         self._stop = threading.Event()
         self._where = ""
-        self._latest: tuple[RunState, float] | None = None
+        self._state, self._state_at = RunState(), 0.0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end_progress()
 
     def connected(self, dashboard: str, where: str) -> None:
@@ -74,7 +71,7 @@ class ProgressDisplay(Observer):
         self._where = where
         if dashboard:
             self._say(f"Dashboard: {dashboard}")
-            for line in link_hints(dashboard, os.environ, host=socket.gethostname()):
+            for line in link_hints(dashboard):
                 self._say(line)
 
     def run_page(self, link: str) -> None:
@@ -86,26 +83,28 @@ class ProgressDisplay(Observer):
         self._say(f"Note: {text}")
 
     def progress(self, state: RunState) -> None:
-        """Keep the state, and when it came; move the bar, if there is one."""
-        self._latest = (state, time.monotonic())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=state.n_ended)
+        """Keep the state, and when it came."""
+        self._state, self._state_at = state, time.monotonic()
 
-    def _start_progress(self, total: int) -> None:
-        if not total or self._quiet:
-            return
-        if not self._console.is_terminal:
-            threading.Thread(target=self._print_lines, daemon=True).start()
-            return
-        self._bar = Progress(
-            TextColumn(self.doing, table_column=Column(no_wrap=True, min_width=len(self.doing))),
-            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what the words leave
-            _Words(self._words),
-            console=self._console,
-            expand=True,
+    def __rich__(self) -> Table:
+        columns = (
+            Column(no_wrap=True, min_width=len(self.doing)),
+            Column(ratio=1),  # what the words leave
+            Column(no_wrap=True),
         )
-        self._task = self._bar.add_task("", total=total)
-        self._bar.start()
+        line = Table.grid(*columns, padding=(0, 1), expand=True)
+        bar = ProgressBar(total=max(self._state.n_todo, 1), completed=self._state.n_ended)
+        line.add_row(self.doing, bar, self._words())
+        return line
+
+    def _start_progress(self) -> None:
+        if self._quiet:
+            return
+        if self._console.is_terminal:
+            self._bar = Live(self, console=self._console)
+            self._bar.start(refresh=True)
+        else:
+            threading.Thread(target=self._print_lines, daemon=True).start()
 
     def _end_progress(self) -> None:
         self._stop.set()
@@ -118,17 +117,15 @@ class ProgressDisplay(Observer):
             self._print(self._words())
 
     def _words(self) -> str:
-        if self._latest is None:
-            return ""
-        state, at = self._latest
-        return progress_line(state, time.monotonic() - at, most=_MOST_FIGURES)
+        state = self._state.later(time.monotonic() - self._state_at)
+        return progress_line(state, most=_MOST_FIGURES)
 
     def _say(self, text: str) -> None:
         if not self._quiet:
             self._print(text)
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        self._console.out(text, style=style, highlight=False)
 
 
 class RunDisplay(ProgressDisplay):
@@ -147,14 +144,14 @@ class RunDisplay(ProgressDisplay):
         of = f" of partition {plan.config.shard}" if plan.config.shard else ""
         after = f", {skipped} skipped" if skipped else ""
         self._say(f"Run: {plural(len(todo), 'case')}{of} {self._where}{after}")
-        self._start_progress(len(todo))
+        if todo:
+            self._start_progress()
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Print why a case failed, if it did."""
         if isinstance(record, FailedCase):
             # Problems that the plan found are printed once, at the end.
-            n_failed = 1 if self._latest is None else self._latest[0].n_failed
-            if record.step != "plan" and n_failed <= _MOST_FAILURES and not self._quiet:
+            if record.step != "plan" and self._state.n_failed <= MOST_FAILURES and not self._quiet:
                 self._print(f"Failed: {failure_line(record)}", style="red")
             if self._details and record.details:
                 self._print(record.details)
@@ -165,64 +162,7 @@ class RunDisplay(ProgressDisplay):
         for line in report_lines(report):
             self._say(line)
         if self._quiet:
-            for failure in report.failures[:_MOST_FAILURES]:
+            for failure in report.failures[:MOST_FAILURES]:
                 self._print(f"Failed: {failure_line(failure)}")
-            if more := len(report.failures[_MOST_FAILURES:]):
-                self._print(f"Failed: {more} more{_where_failures_are(report)}")
-
-
-def report_lines(report: RunReport) -> list[str]:
-    """Return the result of a run in a few lines."""
-    lines = []
-    if report.interrupted:
-        lines.append("Stopped. Finished cases are kept; run the same command again to continue.")
-        if not report.n_committed:
-            return lines
-    elif not report.n_committed and not report.remaining:
-        lines.append(f"Nothing to do. {_why_nothing(report)}")
-        return lines + _next_merge(report)
-    lines.append(
-        f"Wrote {slices_of_cases(report)} ({format_bytes(report.n_bytes)}) in "
-        f"{format_time(report.elapsed_seconds)}, {report.slices_per_second:.0f} slices/s, "
-        f"to {report.output_dir}"
-    )
-    if report.n_skipped:
-        lines.append(f"Skipped {plural(report.n_skipped, 'case')} written by earlier runs")
-    lines += failure_lines(report.failures, _where_failures_are(report))
-    left = report.remaining - len(report.failures)
-    if left > 0 and not report.interrupted:
-        lines.append(f"{plural(left, 'case')} not done; run the same command again to continue")
-    return lines + ([] if report.interrupted else _next_merge(report))
-
-
-def failure_lines(failures: Sequence[FailedCase], where: str) -> list[str]:
-    """Return the first failures, a line each, below a line with the number of each kind."""
-    if not failures:
-        return []
-    kinds = Counter(failure.kind for failure in failures)
-    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    lines = [f"{plural(len(failures), 'case')} failed ({shown}){where}:"]
-    lines += [f"  {failure_line(failure)}" for failure in failures[:_MOST_FAILURES]]
-    if len(failures) > _MOST_FAILURES:
-        lines.append(f"  … and {len(failures) - _MOST_FAILURES} more")
-    return lines
-
-
-def _why_nothing(report: RunReport) -> str:
-    if report.share and not report.n_skipped:
-        return f"Partition {report.share} has no case"
-    return (
-        f"Skipped {plural(report.n_skipped, 'case')} written by earlier runs to {report.output_dir}"
-    )
-
-
-def _where_failures_are(report: RunReport) -> str:
-    """Return the end of a line about failures; those of partitions are listed by `merge`."""
-    return "" if report.share else f", see {report.output_dir}/failures.csv"
-
-
-def _next_merge(report: RunReport) -> list[str]:
-    if not report.share:
-        return []
-    n_partitions = report.share.partition("/")[2]
-    return [f"When all {n_partitions} partitions are done: dask-slicer merge {report.output_dir}"]
+            if more := len(report.failures[MOST_FAILURES:]):
+                self._print(f"Failed: {more} more{failures_place(report)}")

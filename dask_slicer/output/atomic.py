@@ -10,26 +10,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from dask_slicer.errors import UsageError
-
 
 @contextmanager
 def atomic_write(
     path: Path, *, temporary: Path | None = None, exclusive: bool = False, fsync: bool = False
 ) -> Iterator[BinaryIO]:
-    """Open a temporary file that becomes `path` when the block ends without an error.
+    """Open a file in the folder `temporary` that becomes `path` if the block raises no error.
 
-    Parameters
-    ----------
-    path : Path
-    temporary : Path, optional
-        Folder of the temporary file, on the same file system; created if missing. By default the
-        folder of `path`: some network disks have no hard links between folders.
-    exclusive : bool
-        Raise FileExistsError if `path` exists: the first of several writers wins.
-    fsync : bool
-        Force the content to disk first.
+    `exclusive`: raise FileExistsError if `path` exists, so that the first of several writers wins.
     """
+    # By default in the folder of `path`: some network disks have no hard links between folders.
     if temporary is not None:
         temporary.mkdir(exist_ok=True)
     unfinished = temporary_name(path, temporary)
@@ -90,18 +80,3 @@ def remove_whole(path: Path, temporary: Path) -> None:
         shutil.rmtree(removed, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def write_user_file(file: Path, content: bytes) -> None:
-    """Write a file that the user named with `--file`; raise UsageError if it fails."""
-    try:
-        with atomic_write(file) as stream:
-            stream.write(content)
-    except OSError as error:
-        raise not_written(file, error) from None
-
-
-def not_written(file: Path, error: OSError) -> UsageError:
-    """Return the error for a file that could not be written."""
-    reason = (error.strerror or str(error)).lower()
-    return UsageError(f"cannot write {file}: {reason}; name another place with --file")

@@ -9,32 +9,35 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dask_slicer.config.schema import RunConfig, SliceSettings
+from dask_slicer.core.labels import count_labels
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, as_case_error
 from dask_slicer.output.directory import holds, splits_text
 from dask_slicer.output.formats.base import CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
+from dask_slicer.output.index import index_lines
 from dask_slicer.output.layout import (
-    FAILURES,
     INDEX,
     SPLITS_FILE,
     SUMMARY,
     ZARR,
+    ZARR_METADATA,
+    ZARR_ROOT,
+    ZARR_SPLITS,
     case_files,
     case_folder,
+    case_path,
     slice_name,
     temporary_folders,
 )
-from dask_slicer.output.summary import DatasetTotals, whole_files
+from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.records import CommittedCase
 
-_GROUP_METADATA = {"zarr.json", *(f"{split}/zarr.json" for split in SPLITS)}
 # Keys of dataset_info.json that the journal does not determine.
 _OF_ONE_RUN = {
     "elapsed_seconds", "slices_per_second", "versions", "config", "failures", "num_failed",
@@ -44,26 +47,13 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
-    """A problem of one file, or of one case.
+    """A problem of one file, or of one case."""
 
-    Attributes
-    ----------
-    path : str
-        Relative to the output.
-    message : str
-    case_id : str
-        Empty for a file of no single case.
-    is_damage : bool
-        Whether the file is known to be bad. False if it could not be compared with its scan.
-    is_stray : bool
-        Whether the file does not belong to the output.
-    """
-
-    path: str
+    path: str  # relative to the output
     message: str
-    case_id: str = ""
-    is_damage: bool = True
-    is_stray: bool = False
+    case_id: str = ""  # empty for a file of no single case
+    is_damage: bool = True  # False if the file could not be compared with its scan
+    is_stray: bool = False  # it does not belong to the output
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
@@ -74,22 +64,22 @@ class Issue:
 
 def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings) -> list[Issue]:
     """Return problems of a case's files: size, CRC-32, shapes, dtypes, labels."""
-    folder = case_folder(output_dir, record)
     case_id = record.case_id
     try:
         issues = [
-            Issue(case_id=case_id, path=_relative(folder / name, output_dir), message=message)
-            for name, (size, crc32) in case_files(record).items()
-            if (message := _check_bytes(folder / name, size, crc32))
+            Issue(case_id=case_id, path=path, message=message)
+            for path, (size, crc32) in case_files(record).items()
+            if (message := _check_bytes(output_dir / path, size, crc32))
         ]
         if issues:
             return issues
-        messages = list(_check_content(reader_of(folder, record), record, settings))
+        reader = reader_of(case_folder(output_dir, record), record)
+        messages = list(_check_content(reader, record, settings))
     except CaseError as error:
         messages = [error.one_line]
     except OSError as error:  # the file may be readable, and correct, the next time
         return [not_checked(case_id, as_case_error(error, step="load"))]
-    path = _relative(folder if record.files else folder / case_id, output_dir)
+    path = case_path(record)
     return [Issue(case_id=case_id, path=path, message=message) for message in messages]
 
 
@@ -147,22 +137,16 @@ def _check_content(
     channels = (2 * settings.window_size + 1) * n_modalities
     expected = {"image": f"{settings.dtype} {(channels, height, width)}"}
     for written in record.slices:
-        arrays, label = reader.arrays(written.slice_index)
+        image, label = reader.stored(written.slice_index)
+        arrays = {"image": image}
+        if label is not None:
+            arrays["label"] = f"{label.dtype} {label.shape}"
         if written.labels is not None:
             expected["label"] = f"{settings.label_dtype} {(height, width)}"
         if arrays != expected:
             yield f"slice {written.slice_index} holds {arrays}, not {expected}"
-        elif label is not None and (counts := _counts(label)) != written.labels:
+        elif label is not None and (counts := count_labels(label)) != written.labels:
             yield f"slice {written.slice_index} has {counts} label pixels, not {written.labels}"
-
-
-def _counts(label: Any) -> dict[int, int]:
-    values, counts = np.unique(label, return_counts=True)
-    return {int(v): int(n) for v, n in zip(values, counts, strict=True) if v != 0}
-
-
-def _relative(path: Path, output_dir: Path) -> str:
-    return path.relative_to(output_dir).as_posix()
 
 
 # -- the whole output ------------------------------------------------------------------------------
@@ -176,20 +160,19 @@ def check_whole(
     `written`, sorted by case id, and `failed` are the cases in the journal.
     """
     yield from _check_splits(output_dir, written, failed)
+    yield from _check_index(output_dir, index_lines(written))
     totals = DatasetTotals()
-    for name, lines in whole_files(config, written, totals):
-        if name == INDEX and lines is not None:
-            yield from _check_lines(output_dir, name, lines)
-        elif name == SUMMARY and lines is not None:
-            yield from _check_summary(output_dir, "".join(lines), totals)
-        elif name != FAILURES and lines is not None:
-            yield from _check_text(output_dir, name, "".join(lines))
+    for record in written:
+        totals.add(record)
     if config.format == "zarr":
-        from dask_slicer.output.formats.zarr_writer import group_files
+        from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, consolidated
 
-        for name, text in group_files():
-            if name.partition("/")[0] in totals.slices_by_split:
-                yield from _check_text(output_dir, f"{ZARR}/{name}", text)
+        texts = {ZARR_ROOT: consolidated(output_dir / ZARR, totals.split_of)}
+        texts |= {f"{ZARR}/{split}/{ZARR_METADATA}": GROUP_TEXT for split in totals.slices_by_split}
+        for name, text in texts.items():
+            if not holds(output_dir / name, text):
+                yield Issue(path=name, message="has changed since it was written")
+    yield from _check_summary(output_dir, config, totals)
     yield from _strays(output_dir, written)
 
 
@@ -226,12 +209,12 @@ def _check_splits(
             yield issue(f"has the cases of group {group} in {' and '.join(sorted(names))}")
 
 
-def _check_lines(output_dir: Path, name: str, expected_lines: Iterable[str]) -> Iterator[Issue]:
-    """Compare a file line by line: slices.csv may have millions."""
+def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[Issue]:
+    """Compare slices.csv line by line: it may have millions."""
     try:
-        lines = (output_dir / name).open(encoding="utf-8", newline="")
+        lines = (output_dir / INDEX).open(encoding="utf-8", newline="")
     except OSError:
-        yield Issue(path=name, message="is missing; the same run command writes it")
+        yield Issue(path=INDEX, message="is missing; the same run command writes it")
         return
     with lines:
         try:
@@ -240,16 +223,16 @@ def _check_lines(output_dir: Path, name: str, expected_lines: Iterable[str]) -> 
                 if line != expected:
                     shown = "is missing" if line is None else f"holds {line.strip()!r}"
                     message = f"line {number} differs from the journal: it {shown}"
-                    yield Issue(path=name, message=message)
+                    yield Issue(path=INDEX, message=message)
                     return
         except UnicodeDecodeError as error:
-            yield Issue(path=name, message=f"is damaged ({error})")
+            yield Issue(path=INDEX, message=f"is damaged ({error})")
 
 
-def _check_summary(output_dir: Path, text: str, totals: DatasetTotals) -> Iterator[Issue]:
+def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -> Iterator[Issue]:
     # Without a case, the number of channels is not known.
     ignored = _OF_ONE_RUN if totals.split_of else {*_OF_ONE_RUN, "total_channels"}
-    expected = json.loads(text)
+    expected = json.loads(json.dumps(dataset_info(config, totals)))
     try:
         info = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
         wrong = [
@@ -265,23 +248,16 @@ def _check_summary(output_dir: Path, text: str, totals: DatasetTotals) -> Iterat
         yield Issue(path=SUMMARY, message=f"{', '.join(wrong)} {verb} from the journal")
 
 
-def _check_text(output_dir: Path, name: str, text: str) -> Iterator[Issue]:
-    if not holds(output_dir / name, text):
-        yield Issue(path=name, message="has changed since it was written")
-
-
 def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
-    known = {f"{ZARR}/{name}" for name in _GROUP_METADATA}
-    cases = set()
+    known, cases = {ZARR_ROOT, *ZARR_SPLITS}, set()
     for record in written:
         cases.add(record.case_id)
-        folder = _relative(case_folder(output_dir, record), output_dir)
-        known.update(f"{folder}/{name}" for name in case_files(record))
+        known.update(case_files(record))
     folders = [*(output_dir / top for top in (*SPLITS, ZARR)), *temporary_folders(output_dir)]
     for top in folders:
         for path in sorted(top.rglob("*")):
-            name = _relative(path, output_dir)
+            name = path.relative_to(output_dir).as_posix()
             if not path.is_dir() and name not in known:
                 _, _, case_id, *_ = (*Path(name).parts, "", "", "")
                 yield Issue(

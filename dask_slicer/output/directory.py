@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,17 +25,18 @@ from dask_slicer.output.layout import (
     SUMMARY,
     TEMPORARY,
     ZARR,
+    ZARR_ROOT,
+    ZARR_SPLITS,
     find_entries,
     journals,
-    partition_journals,
+    names_in,
     remove_entries,
     temporary_folders,
 )
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
 from dask_slicer.utils.formatting import first_few
 
-_MARK_START = b"# Written by dask-slicer"
-_MARKED_FORMAT = re.compile(rb"# Written by dask-slicer \(format (\d+)\)")
+_MARKED = re.compile(rb"# Written by dask-slicer(?: \(format (\d+)\))?")
 _MARK = (
     f"# Written by dask-slicer (format {FORMAT_VERSION}); marks this directory as its output. "
     "`dask-slicer run --config` with this file continues.\n"
@@ -50,21 +50,22 @@ _LOG = logging.getLogger(__name__)
 # -- checks ----------------------------------------------------------------------------------------
 
 
-def check_ours(output_dir: Path) -> bool:
-    """Return whether a directory holds an output; False for an empty or new one.
-
-    Raise OutputError if it holds other files, or was written by a newer version.
-    """
-    names = _names(output_dir)
+def _is_ours(output_dir: Path) -> bool:
+    """Return whether a directory holds an output, and is not empty or new."""
+    try:
+        names = names_in(output_dir)
+    except NotADirectoryError:
+        raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
+    except PermissionError:
+        raise OutputError(f"no permission to read output_dir {output_dir}") from None
     if CONFIG in names:
-        text = (output_dir / CONFIG).read_bytes()
-        if not text.startswith(_MARK_START):
+        marked = _MARKED.match((output_dir / CONFIG).read_bytes())
+        if marked is None:
             raise OutputError(
                 f"output_dir {output_dir} holds a {CONFIG} that dask-slicer did not write; "
                 "name another directory"
             )
-        marked = _MARKED_FORMAT.match(text)
-        if marked and int(marked[1]) > FORMAT_VERSION:
+        if int(marked[1] or 0) > FORMAT_VERSION:
             raise OutputError(
                 f"output_dir {output_dir} was written by a newer version of dask-slicer "
                 f"(format {int(marked[1])}, this version reads up to {FORMAT_VERSION}); "
@@ -73,7 +74,7 @@ def check_ours(output_dir: Path) -> bool:
         return True
     foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
     if foreign and (output_dir / CONFIG).exists():
-        return check_ours(output_dir)  # another process started the output during the listing
+        return _is_ours(output_dir)  # another process started the output during the listing
     if foreign:
         raise OutputError(
             f"output_dir {output_dir} holds other files ({first_few(foreign, 1)}); "
@@ -87,7 +88,7 @@ def existing_config(output_dir: Path) -> RunConfig | None:
 
     Raise OutputError if it holds other files, or was written by a newer version.
     """
-    if not check_ours(output_dir):
+    if not _is_ours(output_dir):
         return None
     try:
         return build_config({"output_dir": output_dir}, base=output_dir / CONFIG)
@@ -121,16 +122,6 @@ def existing_splits(output_dir: Path) -> dict[str, str]:
         raise OutputError(f"{path} is damaged ({error}); restore it, or use --overwrite") from None
 
 
-def check_merged(output_dir: Path) -> None:
-    """Raise OutputError if an output has partitions that are not merged yet."""
-    left = [path.name for path in partition_journals(output_dir)]
-    if left:
-        raise OutputError(
-            f"{output_dir} has partitions that are not merged yet ({first_few(left)}): when all "
-            f"have ended, run dask-slicer merge {output_dir}"
-        )
-
-
 def check_unchanged(old: RunConfig, new: RunConfig) -> None:
     """Raise OutputError, with a list, if settings changed that would give other slices."""
     if changed := changed_settings(old, new):
@@ -138,17 +129,6 @@ def check_unchanged(old: RunConfig, new: RunConfig) -> None:
             f"{new.output_dir} was made with other settings: {'; '.join(changed)}; "
             "use another --output_dir, or --overwrite to replace it"
         )
-
-
-def _names(output_dir: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(output_dir))
-    except FileNotFoundError:
-        return []
-    except NotADirectoryError:
-        raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
-    except PermissionError:
-        raise OutputError(f"no permission to read output_dir {output_dir}") from None
 
 
 # -- top-level files -------------------------------------------------------------------------------
@@ -163,9 +143,9 @@ def start(
     # Forced to disk: without these two, no run could continue after a power cut.
     files = [(CONFIG, _MARK + to_yaml(config), True), (SPLITS_FILE, splits_text(splits), True)]
     if config.format == "zarr":
-        from dask_slicer.output.formats.zarr_writer import group_files
+        from dask_slicer.output.formats.zarr_writer import GROUP_TEXT
 
-        files += [(f"{ZARR}/{name}", text, config.fsync) for name, text in group_files()]
+        files += [(name, GROUP_TEXT, config.fsync) for name in (ZARR_ROOT, *ZARR_SPLITS)]
     for name, text, fsync in files:
         path = output_dir / name
         if not holds(path, text):  # partitions write the same files
@@ -226,8 +206,8 @@ def clear(output_dir: Path) -> None:
         path.unlink(missing_ok=True)
     for entries in find_entries(output_dir).values():
         remove_entries(output_dir, entries)
-    groups = [f"{ZARR}/{folder}zarr.json" for folder in ("", *(f"{split}/" for split in SPLITS))]
-    for name in (*groups, SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, CONFIG):
+    whole = (SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, CONFIG)
+    for name in (ZARR_ROOT, *ZARR_SPLITS, *whole):
         (output_dir / name).unlink(missing_ok=True)
     remove_temporary(output_dir)
 

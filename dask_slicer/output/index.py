@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.slices import foreground_share
-from dask_slicer.errors import OutputError, UsageError
+from dask_slicer.errors import OutputError
 from dask_slicer.output.journal import last_records
-from dask_slicer.output.layout import INDEX, JOURNAL, entries_of
+from dask_slicer.output.layout import COLUMNS, INDEX, JOURNAL, entries_of
 from dask_slicer.records import CommittedCase
 
 if TYPE_CHECKING:
@@ -25,21 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class IndexedCase:
-    """A case in the index, and the names of its files.
-
-    Attributes
-    ----------
-    case_id, split : str
-    folder : str
-        The directory of its .npz files, or its Zarr group, relative to the output.
-    digits : int
-        Digits of the slice index in the names of .npz files; 0 for a Zarr group.
-    """
+    """A case in the index, and the names of its files."""
 
     case_id: str
     split: str
-    folder: str
-    digits: int
+    folder: str  # the directory of its .npz files, or its Zarr group, relative to the output
+    digits: int  # of the slice index in the names of .npz files; 0 for a Zarr group
 
     def path_of(self, slice_index: int) -> str:
         """Return the path of a slice, relative to the output."""
@@ -108,45 +100,6 @@ class SliceIndex:
             label_counts=self.label_counts[labels],
         )
 
-    def weights(
-        self, foreground: float | None, *, labels: Collection[int] | None, balanced: bool
-    ) -> NDArray[np.float64]:
-        """Return the sampling weight of each slice; see `SliceDataset.weights`."""
-        if foreground is not None and balanced:
-            raise UsageError("set foreground or balanced, not both")
-        if labels is not None and foreground is None:
-            raise UsageError(
-                "labels needs foreground, the share of draws with these labels, such as 0.5"
-            )
-        if balanced:
-            return self._balanced_weights()
-        if foreground is None:
-            return np.full(len(self), 1.0 / max(len(self), 1))
-        if not 0 <= foreground <= 1:
-            raise UsageError(f"foreground must be between 0 and 1, got {foreground:g}")
-        has_foreground = np.diff(self.label_ends) > 0 if labels is None else self.rows_with(labels)
-        weights = np.zeros(len(self))
-        for kind, share, rows in (
-            ("with", foreground, has_foreground),
-            ("without", 1 - foreground, ~has_foreground),
-        ):
-            if share and not rows.any():
-                raise UsageError(
-                    f"{share:.0%} of the draws should be slices {kind} foreground, but there are "
-                    "none"
-                )
-            weights[rows] = share / max(int(rows.sum()), 1)
-        return weights
-
-    def _balanced_weights(self) -> NDArray[np.float64]:
-        n_values = np.diff(self.label_ends)
-        empty = n_values == 0
-        _, value, n_slices = np.unique(self.label_values, return_inverse=True, return_counts=True)
-        # Each value divides 1 among its slices; so do the slices without labels.
-        weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
-        np.add.at(weights, np.repeat(np.arange(len(self)), n_values), 1.0 / n_slices[value])
-        return np.asarray(weights / weights.sum())
-
 
 def read_index(output_dir: Path) -> SliceIndex:
     """Return the slices of an output, from slices.csv, or from the journal if that is newer.
@@ -175,20 +128,19 @@ def read_index(output_dir: Path) -> SliceIndex:
 
 
 def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
-    cases: dict[tuple[str, str], IndexedCase] = {}
+    cases: list[IndexedCase] = []
     numbers: dict[tuple[str, str], int] = {}
     case, slice_index, foreground, ends = [], [], [], [0]
     values: list[int] = []
     counts: list[int] = []
     for case_id, split, index, path, row, share, labels in rows:
-        key = (case_id, split)
-        if key not in cases:
+        number = numbers.setdefault((case_id, split), len(cases))
+        if number == len(cases):
             folder, _, name = path.rpartition("/")
             in_zarr = str(row) != ""
             digits = 0 if in_zarr else len(name) - len(f"{case_id}_.npz")
-            numbers[key] = len(cases)
-            cases[key] = IndexedCase(case_id, split, path if in_zarr else folder, digits)
-        case.append(numbers[key])
+            cases.append(IndexedCase(case_id, split, path if in_zarr else folder, digits))
+        case.append(number)
         slice_index.append(int(index))
         foreground.append(float(share) if share else np.nan)
         for pair in labels.split(";") if labels else ():
@@ -197,7 +149,7 @@ def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
             counts.append(int(count))
         ends.append(len(values))
     return SliceIndex(
-        cases=tuple(cases.values()),
+        cases=tuple(cases),
         case=np.array(case, dtype=np.int32),
         slice_index=np.array(slice_index, dtype=np.int32),
         foreground=np.array(foreground, dtype=np.float32),
@@ -219,6 +171,11 @@ def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
             labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
         row = written.slice_index if in_zarr else ""
         yield record.case_id, record.split, written.slice_index, path, row, foreground, labels
+
+
+def index_lines(committed: Iterable[CommittedCase]) -> Iterator[str]:
+    """Yield the lines of slices.csv; cases come in the order of their ids."""
+    return csv_lines(chain([COLUMNS], chain.from_iterable(map(index_rows, committed))))
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:

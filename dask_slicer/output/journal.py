@@ -10,11 +10,10 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, BinaryIO, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -22,13 +21,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
 
 _LINE: TypeAdapter[CaseRecord] = TypeAdapter(Annotated[CaseRecord, Field(discriminator="status")])
-
-
-class Line(NamedTuple):
-    """Position of a line in a journal, in bytes, and when it was written."""
-
-    offset: int
-    at: float
 
 
 class _Place(NamedTuple):
@@ -42,18 +34,10 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """All records of a case.
-
-    Attributes
-    ----------
-    records : tuple of CaseRecord
-        Those of partitions, newest first, then the last record of the output's own journal.
-    own : CaseRecord or None
-        That last record, if there is one.
-    """
+    """All records of a case: of partitions, newest first, then the last of the output's own."""
 
     records: tuple[CaseRecord, ...]
-    own: CaseRecord | None
+    own: CaseRecord | None  # the last record of the output's own journal, if there is one
 
     @property
     def case_id(self) -> str:
@@ -80,17 +64,13 @@ class Journal:
     """A journal, open for appending; `fsync` forces each line to disk before `append` returns."""
 
     def __init__(self, path: Path, *, fsync: bool = False) -> None:
-        self.path = path
         self._fsync = fsync
         self._file = path.open("ab", buffering=0)
-        self._start_on_a_new_line(path)
-
-    def _start_on_a_new_line(self, path: Path) -> None:
         if self._file.tell():
             with path.open("rb") as file:
                 file.seek(-1, os.SEEK_END)
                 is_cut = file.read() != b"\n"
-            if is_cut:
+            if is_cut:  # start on a new line
                 self._file.write(b"\n")
 
     def append(self, record: CaseRecord) -> None:
@@ -118,12 +98,7 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
@@ -135,48 +110,52 @@ def last_records(path: Path) -> Iterator[CaseRecord]:
 
     Only one is in memory at a time, because a large dataset has millions of slices.
     """
-    last = dict(lines(path))
+    last = {case_id: offset for case_id, offset, _ in _lines(path)}
     if not last:
         return
     with path.open("rb") as file:
         for case_id in sorted(last):
-            record = read_line(file, last[case_id].offset)
+            record = read_line(file, last[case_id])
             if record is not None:
                 yield record
 
 
 def histories(journals: Sequence[Path]) -> Iterator[History]:
-    """Yield the history of each case, one at a time; the output's own journal comes first.
-
-    Journals may be missing.
-    """
+    """Yield the history of each case; the output's own journal comes first. They may be missing."""
     places: defaultdict[str, list[_Place]] = defaultdict(list)
     for number, path in enumerate(journals):
-        positions = lines(path)
-        # Of the output's own journal, the last line of each case; of partitions, every line.
-        for case_id, line in positions if number else dict(positions).items():
-            places[case_id].append(_Place(number > 0, line.at, number, line.offset))
+        for case_id, offset, at in _lines(path):
+            if number == 0:  # of the output's own journal, only the last line of each case
+                places[case_id].clear()
+            places[case_id].append(_Place(number > 0, at, number, offset))
     by_case = [sorted(case_places, reverse=True) for case_places in places.values()]
     # By journal: most cases are in only one, which is then read from start to end.
     by_case.sort(key=lambda case_places: case_places[0][2:])
-    with closing(_Reader(journals)) as reader:
-        for newest_first in by_case:
-            records = [reader.read(place) for place in newest_first]
-            yield History(
-                records=tuple(record for record in records if record is not None),
-                own=None if newest_first[-1].is_of_partition else records[-1],
-            )
+    for number, cases in groupby(by_case, key=lambda case_places: case_places[0].journal):
+        with journals[number].open("rb") as journal:
+            for newest_first in cases:
+                records = []
+                for place in newest_first:
+                    if place.journal == number:
+                        records.append(read_line(journal, place.offset))
+                    else:
+                        with journals[place.journal].open("rb") as other:
+                            records.append(read_line(other, place.offset))
+                yield History(
+                    records=tuple(record for record in records if record is not None),
+                    own=None if newest_first[-1].is_of_partition else records[-1],
+                )
 
 
-def lines(path: Path) -> Iterator[tuple[str, Line]]:
-    """Yield case id and position of every undamaged line; the journal may be missing."""
+def _lines(path: Path) -> Iterator[tuple[str, int, float]]:
+    """Yield case id, offset and time of every undamaged line; the journal may be missing."""
     offset, at = 0, 0.0
     with suppress(FileNotFoundError), path.open("rb") as file:
         for line in file:
             record = _parse(line)
             if record is not None:
                 at = max(at, record.at)  # a clock may be set back, but lines stay in order
-                yield record.case_id, Line(offset, at)
+                yield record.case_id, offset, at
             offset += len(line)
 
 
@@ -192,22 +171,3 @@ def _parse(line: bytes) -> CaseRecord | None:
         return _LINE.validate_json(line)
     except ValidationError:
         return None
-
-
-class _Reader:
-    """Reads lines of several journals, and keeps one of them open."""
-
-    def __init__(self, journals: Sequence[Path]) -> None:
-        self._journals = journals
-        self._number = -1
-        self._file: BinaryIO | None = None
-
-    def read(self, place: _Place) -> CaseRecord | None:
-        if self._file is None or place.journal != self._number:
-            self.close()
-            self._number, self._file = place.journal, self._journals[place.journal].open("rb")
-        return read_line(self._file, place.offset)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()

@@ -41,7 +41,13 @@ INDEX = "slices.csv"
 COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")
 SUMMARY = "dataset_info.json"
 FAILURES = "failures.csv"
+FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
 ZARR = "slices.zarr"
+# The metadata of each group and array in it.
+ZARR_METADATA = "zarr.json"
+ZARR_ROOT = f"{ZARR}/{ZARR_METADATA}"
+# The groups of the splits.
+ZARR_SPLITS = tuple(f"{ZARR}/{split}/{ZARR_METADATA}" for split in SPLITS)
 # Written by `dask-slicer preview`.
 PREVIEW = "preview.png"
 # The plan that all partitions of a run share.
@@ -92,20 +98,21 @@ def locked_partitions(output_dir: Path) -> list[Partition]:
 
 def unfinished_locks(output_dir: Path) -> list[Path]:
     """Return temporary files of locks and partition plans; their writers may be dead."""
-    return [output_dir / name for name in _names(output_dir) if _UNFINISHED.fullmatch(name)]
+    return [output_dir / name for name in names_in(output_dir) if _UNFINISHED.fullmatch(name)]
 
 
 def temporary_folders(output_dir: Path) -> list[Path]:
     """Return the folders of unfinished files, of a run or its partitions."""
-    return [output_dir / name for name in _names(output_dir) if _TEMPORARY.fullmatch(name)]
+    return [output_dir / name for name in names_in(output_dir) if _TEMPORARY.fullmatch(name)]
 
 
 def _partitions(output_dir: Path, pattern: re.Pattern[str]) -> list[Partition]:
-    matches = filter(None, map(pattern.fullmatch, _names(output_dir)))
+    matches = filter(None, map(pattern.fullmatch, names_in(output_dir)))
     return sorted(Partition(int(match[1]), int(match[2])) for match in matches)
 
 
-def _names(output_dir: Path) -> list[str]:
+def names_in(output_dir: Path) -> list[str]:
+    """Return the names at the top of an output, sorted; none if it does not exist."""
     try:
         return sorted(os.listdir(output_dir))
     except FileNotFoundError:
@@ -145,31 +152,33 @@ def case_entries(case: CasePlan, settings: SliceSettings) -> list[str]:
     return [f"{folder}/{name}" for name in entry_names(case, settings, range(case.shape[0]))]
 
 
+def case_path(record: CommittedCase) -> str:
+    """Return the directory of a Zarr case, or what the .npz files of a case begin with."""
+    path = f"{record.split}/{record.case_id}"
+    return f"{ZARR}/{path}" if record.files else path
+
+
 def case_folder(output_dir: Path, record: CommittedCase) -> Path:
     """Return the directory that holds a case's files; with .npz, other cases' files too."""
-    if record.files:
-        return output_dir / ZARR / record.split / record.case_id
-    return output_dir / record.split
+    path = output_dir / case_path(record)
+    return path if record.files else path.parent
 
 
 def case_files(record: CommittedCase) -> dict[str, tuple[int, int]]:
-    """Return size in bytes and CRC-32 of each file of a case, by path in its `case_folder`."""
+    """Return size in bytes and CRC-32 of each file of a case, by path in the output."""
     if record.files:
-        return {file.path: (file.size, file.crc32) for file in record.files}
+        return {f"{case_path(record)}/{path}": (size, crc32) for path, size, crc32 in record.files}
     return {
-        slice_name(record.case_id, written.slice_index, record.shape[1]): (
-            written.size,
-            written.crc32,
-        )
-        for written in record.slices
+        f"{record.split}/{slice_name(record.case_id, index, record.shape[1])}": (size, crc32)
+        for index, size, crc32, _ in record.slices
     }
 
 
 def entries_of(record: CommittedCase) -> dict[str, int]:
     """Return a case's entries by its record, as `find_entries`: path → bytes, 0 for a directory."""
     if record.files:
-        return {f"{ZARR}/{record.split}/{record.case_id}": 0}
-    return {f"{record.split}/{name}": size for name, (size, _) in case_files(record).items()}
+        return {case_path(record): 0}
+    return {path: size for path, (size, _) in case_files(record).items()}
 
 
 # -- entries on disk -------------------------------------------------------------------------------
@@ -205,10 +214,9 @@ def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str =
 
 def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -> bool:
     """Return whether a case's entries are those recorded, each file with the recorded size."""
-    if entries_of(record) != entries:
-        return False
-    folder = case_folder(output_dir, record)
-    return all(_size(folder / file.path) == file.size for file in record.files)
+    return entries_of(record) == entries and all(
+        _size(output_dir / case_path(record) / file.path) == file.size for file in record.files
+    )
 
 
 def refresh_listing(output_dir: Path) -> None:

@@ -35,21 +35,14 @@ IN_PROCESS = "-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockOwner:
-    """A process that holds an output directory, or held it when it died.
-
-    Attributes
-    ----------
-    host, process : str
-    scheduler : str
-        Address; empty until the run has a scheduler, IN_PROCESS if it needs none.
-    is_alive : bool
-        Whether it may still be running.
-    """
+    """A process that holds an output directory, or held it when it died."""
 
     host: str
     process: str
-    scheduler: str
-    is_alive: bool
+    scheduler: str  # address; empty until the run has a scheduler, IN_PROCESS if it needs none
+    n_cases: int  # to run
+    began: float  # when it began to run them, in seconds since 1970; 0 until then
+    is_alive: bool  # it may still be running
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
@@ -68,7 +61,7 @@ def locked(output_dir: Path, partition: Partition | None = None) -> Iterator[lis
     lock = output_dir / partition_files(partition).lock
     try:
         _check_others(output_dir, partition)  # a run that is refused anyway takes no lock
-        notes = _take(lock, _rival(partition))
+        notes = _take(lock, partition)
     except OSError as error:
         raise OutputError(f"cannot write to output_dir {output_dir}: {error.strerror}") from None
     try:
@@ -81,19 +74,10 @@ def locked(output_dir: Path, partition: Partition | None = None) -> Iterator[lis
                 output_dir.rmdir()  # succeeds only if the run left nothing
 
 
-def check_not_in_use(output_dir: Path) -> None:
-    """Raise OutputError if a run, or a partition of one, holds an output directory."""
-    _check_run_lock(output_dir)
-    _check_partitions(output_dir, locked_partitions(output_dir))
-
-
-def check_free(output_dir: Path, partition: Partition | None) -> None:
+def check_free(output_dir: Path, partition: Partition | None = None) -> None:
     """Raise OutputError if the output is locked by a run that excludes this run or partition."""
     _check_others(output_dir, partition)
-    own = partition_files(partition).lock
-    text = read_lock(output_dir / own)
-    if is_alive(text):
-        raise _in_use(output_dir, _rival(partition), text, own)
+    _check_lock(output_dir, partition)
 
 
 def remove_stale_locks(output_dir: Path) -> None:
@@ -124,7 +108,7 @@ def name_scheduler(
         _LOG.debug("Could not add the scheduler's address to the lock", exc_info=True)
 
 
-def _take(lock: Path, rival: str) -> list[str]:
+def _take(lock: Path, partition: Partition | None) -> list[str]:
     notes: list[str] = []
     for number in range(_TRIES):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -135,14 +119,12 @@ def _take(lock: Path, rival: str) -> list[str]:
             if number == _TRIES - 1:
                 raise
         except FileExistsError:
-            text = read_lock(lock)
+            text = _check_lock(lock.parent, partition)
             if text == _GONE:
                 continue
-            if is_alive(text):
-                raise _in_use(lock.parent, rival, text, lock.name) from None
             if notes:
                 break
-            notes = [f"took over the lock of a run that died ({_holder(text)})"]
+            notes = [f"took over the lock of a run that died ({_owner(text) or 'unreadable'})"]
             _remove_lock(lock, text)
         else:
             return notes
@@ -161,44 +143,45 @@ def _remove_lock(lock: Path, text: str) -> None:
     removed.unlink(missing_ok=True)
 
 
-def _rival(partition: Partition | None) -> str:
-    return "another run" + ("" if partition is None else f" of partition {partition}")
-
-
 def _check_others(output_dir: Path, partition: Partition | None) -> None:
     """Raise OutputError if the lock of another run or partition excludes this one."""
     others = locked_partitions(output_dir)
     if partition is not None:
-        _check_run_lock(output_dir)
+        _check_lock(output_dir, None)
         others = [other for other in others if other.of != partition.of]
     _check_partitions(output_dir, others)
 
 
-def _check_run_lock(output_dir: Path) -> None:
-    text = read_lock(output_dir / WHOLE.lock)
-    if is_alive(text):
-        raise _in_use(output_dir, "another run", text, WHOLE.lock)
+def _check_lock(output_dir: Path, partition: Partition | None) -> str:
+    """Return the text of the lock of a run or partition; raise OutputError if that is running."""
+    lock = partition_files(partition).lock
+    text = read_lock(output_dir / lock)
+    owner = _owner(text)
+    if owner is not None and owner.is_alive:
+        of = "" if partition is None else f" of partition {partition}"
+        raise _in_use(output_dir, f"another run{of}", owner, lock)
+    return text
 
 
 def _check_partitions(output_dir: Path, partitions: list[Partition]) -> None:
-    texts = {p: read_lock(output_dir / partition_files(p).lock) for p in partitions}
-    alive = {partition: text for partition, text in texts.items() if is_alive(text)}
+    owners = {p: _owner(read_lock(output_dir / partition_files(p).lock)) for p in partitions}
+    alive = {p: owner for p, owner in owners.items() if owner is not None and owner.is_alive}
     if len(alive) == 1:
-        ((partition, text),) = alive.items()
+        ((partition, owner),) = alive.items()
         name = partition_files(partition).lock
-        raise _in_use(output_dir, f"partition {partition} of a run", text, name)
+        raise _in_use(output_dir, f"partition {partition} of a run", owner, name)
     if alive:
-        owners = first_few([f"{partition} ({_holder(text)})" for partition, text in alive.items()])
+        shown = first_few([f"{partition} ({owner})" for partition, owner in alive.items()])
         locks = first_few([partition_files(partition).lock for partition in alive])
         raise OutputError(
-            f"{output_dir} is in use by {len(alive)} partitions of a run: {owners}; wait for them, "
+            f"{output_dir} is in use by {len(alive)} partitions of a run: {shown}; wait for them, "
             f"or remove the locks of those that no longer run: {locks}"
         )
 
 
-def _in_use(output_dir: Path, rival: str, text: str, lock: str) -> OutputError:
+def _in_use(output_dir: Path, rival: str, owner: LockOwner, lock: str) -> OutputError:
     return OutputError(
-        f"{output_dir} is in use by {rival} ({_holder(text)}); wait for it, or remove {lock} if it "
+        f"{output_dir} is in use by {rival} ({owner}); wait for it, or remove {lock} if it "
         "no longer runs"
     )
 
@@ -221,11 +204,29 @@ def read_lock(lock: Path) -> str:
 
 def is_alive(text: str) -> bool:
     """Return whether the process that a lock names may still be running."""
+    owner = _owner(text)
+    return owner is not None and owner.is_alive
+
+
+def _owner(text: str) -> LockOwner | None:
+    """Return the process that a lock names, None if the lock is damaged or was just removed."""
     try:
-        host, process, started, *_ = text.split()  # an address may follow
-        pid = int(process)
+        host, process, started, *more = text.split()
+        # A run that is starting has not written these yet.
+        scheduler, n_cases, began, *_ = (*more, *("", "0", "0")[len(more) :])
+        return LockOwner(
+            host=host,
+            process=process,
+            scheduler=scheduler,
+            n_cases=int(n_cases),
+            began=float(began),
+            is_alive=_is_running(host, int(process), started),
+        )
     except ValueError:
-        return False
+        return None
+
+
+def _is_running(host: str, pid: int, started: str) -> bool:
     if host != socket.gethostname():  # nothing is known of processes on other hosts
         return True
     with suppress(psutil.Error):
@@ -243,8 +244,7 @@ def lock_owner(output_dir: Path) -> LockOwner | None:
 
     Raise SchedulerError if several partitions hold it, on several schedulers.
     """
-    locks = [WHOLE.lock, *(partition_files(p).lock for p in locked_partitions(output_dir))]
-    owners = [owner for lock in locks if (owner := _read_owner(output_dir / lock))]
+    owners = lock_owners(output_dir)
     alive = [owner for owner in owners if owner.is_alive]
     schedulers = {owner.scheduler for owner in alive} - {"", IN_PROCESS}
     if len(alive) > 1 and len(schedulers) > 1:
@@ -258,22 +258,10 @@ def lock_owner(output_dir: Path) -> LockOwner | None:
     return (*alive, *owners, None)[0]
 
 
-def _read_owner(lock: Path) -> LockOwner | None:
-    text = read_lock(lock)
-    try:
-        host, process, _, scheduler = (*text.split(), "")[:4]
-        int(process)
-    except ValueError:  # just removed, or damaged
-        return None
-    return LockOwner(host=host, process=process, scheduler=scheduler, is_alive=is_alive(text))
-
-
-def _holder(text: str) -> str:
-    try:
-        host, pid, _, *_ = text.split()
-    except ValueError:
-        return "unreadable"
-    return f"process {pid} on {host}"
+def lock_owners(output_dir: Path) -> list[LockOwner]:
+    """Return the processes of all locks of an output directory; some may have died."""
+    locks = [WHOLE.lock, *(partition_files(p).lock for p in locked_partitions(output_dir))]
+    return [owner for lock in locks if (owner := _owner(read_lock(output_dir / lock)))]
 
 
 def _start_time(pid: int) -> str:

@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
-from dask_slicer.output.atomic import not_written
-from dask_slicer.output.directory import check_merged, existing_splits, output_config
+from dask_slicer.output.atomic import atomic_write
+from dask_slicer.output.directory import existing_splits, output_config
 from dask_slicer.output.formats.base import damage_named, read_json
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
-from dask_slicer.output.layout import FAILURES, SUMMARY
+from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals
 from dask_slicer.planning.plan import by_split
 from dask_slicer.records import why_not_written
-from dask_slicer.utils.formatting import did_you_mean, plural
+from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 from dask_slicer.utils.repr_html import html_card, html_facts
 
-_FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
 _REWRITE = "; the same run command writes it again"
 
 
@@ -72,7 +71,7 @@ class Output:
             return []
         except (ValueError, csv.Error) as error:
             raise OutputError(f"{path} is damaged ({error}){_REWRITE}") from None
-        if any(None in map(row.get, _FAILURE_COLUMNS) for row in failures):
+        if any(None in map(row.get, FAILURE_COLUMNS) for row in failures):
             raise OutputError(f"{path} is damaged (a column is missing){_REWRITE}")
         return failures
 
@@ -175,7 +174,11 @@ def open_output(output_dir: str | Path) -> Output:
     """
     path = Path(output_dir).absolute()
     config = output_config(path)
-    check_merged(path)
+    if left := [journal.name for journal in partition_journals(path)]:
+        raise OutputError(
+            f"{path} has partitions that are not merged yet ({first_few(left)}): when all "
+            f"have ended, run dask-slicer merge {path}"
+        )
     return Output(path, config)
 
 
@@ -196,15 +199,23 @@ def check_cases(output: Output, wanted: Collection[str], *, split: str | None = 
             )
 
 
-def check_window_size(output: Output, window_size: int | None) -> None:
-    """Raise UsageError if the output has no windows of this size; None is the written size."""
-    written = output.config.window_size
-    if output.config.format == "npz" and window_size is not None and window_size > written:
-        raise UsageError(
-            f"{output.path} was written with --window_size {written}, so window_size "
-            f"{window_size} is too large; make the slices again with --window_size {window_size}, "
-            "or with --format zarr"
-        )
+def _planes_of_windows(
+    reader: NpzReader, kept: list[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return the planes of an .npz case, (slice, modality, row, column), and its affine."""
+    metadata = reader.metadata(kept[0])
+    n_slices, window_size = metadata["total_slices"], metadata["window_size"]
+    planes = np.full((n_slices, *reader.read(kept[0], 0)[0].shape), np.nan, np.float32)
+    for slice_index in kept:
+        window, _ = reader.read(slice_index, None)
+        by_slice = window.reshape(-1, *planes.shape[1:])
+        for index, plane in enumerate(by_slice, start=slice_index - window_size):
+            if 0 <= index < n_slices:
+                planes[index] = plane
+    return planes, np.array(metadata["affine"])
+
+
+# -- files that the user names ---------------------------------------------------------------------
 
 
 def user_file_path(
@@ -220,7 +231,7 @@ def user_file_path(
         file, home = file.resolve(), output_dir.resolve()
         is_directory = file.is_dir()
     except OSError as error:
-        raise not_written(file, error) from None
+        raise _not_written(file, error) from None
     if is_directory:
         raise UsageError(f"--file {file} is a directory; name a file in it")
     if file.is_relative_to(home) and (file.parent != home or file.suffix.lower() not in suffixes):
@@ -231,18 +242,15 @@ def user_file_path(
     return file
 
 
-def _planes_of_windows(
-    reader: NpzReader, kept: list[int]
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return the planes of an .npz case, (slice, modality, row, column), and its affine."""
-    metadata = reader.metadata(kept[0])
-    n_slices, window_size = metadata["total_slices"], metadata["window_size"]
-    planes = np.full((n_slices, *reader.read(kept[0], 0)[0].shape), np.nan, np.float32)
-    n_modalities = planes.shape[1]
-    for slice_index in kept:
-        window, _ = reader.read(slice_index, None)
-        for offset in range(-window_size, window_size + 1):
-            if 0 <= slice_index + offset < n_slices:
-                first = (offset + window_size) * n_modalities
-                planes[slice_index + offset] = window[first : first + n_modalities]
-    return planes, np.array(metadata["affine"])
+def write_user_file(file: Path, content: bytes) -> None:
+    """Write the file of `--file`; raise UsageError if it fails."""
+    try:
+        with atomic_write(file) as stream:
+            stream.write(content)
+    except OSError as error:
+        raise _not_written(file, error) from None
+
+
+def _not_written(file: Path, error: OSError) -> UsageError:
+    reason = (error.strerror or str(error)).lower()
+    return UsageError(f"cannot write {file}: {reason}; name another place with --file")

@@ -13,7 +13,7 @@ from dask_slicer.errors import OutputError
 from dask_slicer.output.index import SliceIndex
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import CONFIG, JOURNAL
-from dask_slicer.output.lock import check_not_in_use
+from dask_slicer.output.lock import check_free
 from dask_slicer.output.output import Output
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.report.histogram import Histogram, histogram
@@ -234,7 +234,7 @@ def _spacings(spacings: Sequence[tuple[float, float, float]]) -> dict[str, Histo
 
 def _is_in_use(output_dir: Path) -> bool:
     try:
-        check_not_in_use(output_dir)
+        check_free(output_dir)
     except OutputError:
         return True
     return False

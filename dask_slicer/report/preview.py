@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.errors import UsageError
-from dask_slicer.output.atomic import write_user_file
 from dask_slicer.output.layout import PREVIEW
-from dask_slicer.output.output import Output, open_output, user_file_path
+from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
 from dask_slicer.report.panels import Panel, read_panels
 from dask_slicer.report.selection import choose_rows
 from dask_slicer.training.dataset import SliceDataset

@@ -20,7 +20,7 @@ from dask_slicer.errors import UsageError
 from dask_slicer.output.formats import npz, zarr_reader  # noqa: F401, before loaders are forked
 from dask_slicer.output.formats.base import CaseReader, damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
-from dask_slicer.output.output import Output, check_cases, check_window_size, open_output
+from dask_slicer.output.output import Output, check_cases, open_output
 from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
@@ -94,7 +94,13 @@ class SliceDataset:
         self.output_dir = output.path
         self.transform = transform
         self._window_size = 0 if channels == "center" else window_size
-        check_window_size(output, self._window_size)
+        written = output.config.window_size
+        if output.config.format == "npz" and (self._window_size or 0) > written:
+            raise UsageError(
+                f"{output.path} was written with --window_size {written}, so window_size "
+                f"{window_size} is too large; make the slices again with --window_size "
+                f"{window_size}, or with --format zarr"
+            )
         self._index = _select(output, split, cases, labels, min_foreground)
         self._readers: OrderedDict[int, CaseReader] = OrderedDict()
         if output.shortfall:
@@ -179,7 +185,34 @@ class SliceDataset:
         UsageError
             If both `foreground` and `balanced` are given, or no slice matches.
         """
-        return self._index.weights(foreground, labels=labels, balanced=balanced)
+        if foreground is not None and balanced:
+            raise UsageError("set foreground or balanced, not both")
+        if labels is not None and foreground is None:
+            raise UsageError(
+                "labels needs foreground, the share of draws with these labels, such as 0.5"
+            )
+        if balanced:
+            return _balanced_weights(self._index)
+        if foreground is None:
+            return np.full(len(self), 1.0 / max(len(self), 1))
+        if not 0 <= foreground <= 1:
+            raise UsageError(f"foreground must be between 0 and 1, got {foreground:g}")
+        index = self._index
+        has_foreground = (
+            np.diff(index.label_ends) > 0 if labels is None else index.rows_with(labels)
+        )
+        weights = np.zeros(len(self))
+        for kind, share, rows in (
+            ("with", foreground, has_foreground),
+            ("without", 1 - foreground, ~has_foreground),
+        ):
+            if share and not rows.any():
+                raise UsageError(
+                    f"{share:.0%} of the draws should be slices {kind} foreground, but there are "
+                    "none"
+                )
+            weights[rows] = share / max(int(rows.sum()), 1)
+        return weights
 
     def shuffled(self, *, buffer_size: int = 256, seed: int = 0) -> ShuffledSlices:
         """Return the samples as a stream that reads case after case, for network disks.
@@ -281,6 +314,16 @@ def _torch_worker() -> tuple[int, int, int]:
     torch_data = sys.modules.get("torch.utils.data")
     info = None if torch_data is None else torch_data.get_worker_info()
     return (0, 1, 0) if info is None else (info.id, info.num_workers, info.seed - info.id)
+
+
+def _balanced_weights(index: SliceIndex) -> NDArray[np.float64]:
+    n_values = np.diff(index.label_ends)
+    empty = n_values == 0
+    _, value, n_slices = np.unique(index.label_values, return_inverse=True, return_counts=True)
+    # Each value divides 1 among its slices; so do the slices without labels.
+    weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
+    np.add.at(weights, np.repeat(np.arange(len(index)), n_values), 1.0 / n_slices[value])
+    return np.asarray(weights / weights.sum())
 
 
 def _select(

@@ -12,8 +12,8 @@ from dask_slicer.execution.benchmark import (
     Row,
     choose_cases,
     default_workers,
-    judge,
     measure,
+    recommend,
     rows,
 )
 from dask_slicer.inputs.phantom import write_dataset
@@ -99,12 +99,12 @@ def test_more_workers_than_cpus_are_not_expected_to_compute_at_once() -> None:
         ),
     ],
 )  # fmt: skip
-def test_the_verdict_names_a_number_and_what_holds_it_back(
+def test_the_recommendation_names_a_number_and_what_holds_it_back(
     measurements, num_workers, bottleneck, says
 ) -> None:
-    verdict = judge(table(*measurements), n_cpus=4)
-    assert (verdict.num_workers, verdict.bottleneck) == (num_workers, bottleneck)
-    assert says in verdict.reason
+    advice = recommend(table(*measurements), n_cpus=4)
+    assert (advice.num_workers, advice.bottleneck) == (num_workers, bottleneck)
+    assert says in advice.reason
 
 
 @pytest.mark.parametrize(

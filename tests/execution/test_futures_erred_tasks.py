@@ -25,7 +25,7 @@ from dask_slicer.execution import futures
 from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.execution.graph import case_graph, target_of
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 
 pytestmark = pytest.mark.versions
 

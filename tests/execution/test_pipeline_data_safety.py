@@ -19,7 +19,7 @@ from dask_slicer.execution import verify as verify_module
 from dask_slicer.execution.graph import case_graph, compute_here, target_of
 from dask_slicer.execution.verify import verify
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory
 from dask_slicer.output.formats import zarr_writer
 from dask_slicer.output.journal import Journal, last_records
@@ -94,7 +94,7 @@ def test_repair_keeps_what_can_only_not_be_held_against_its_scan(config, monkeyp
     first.unlink()
     os.utime(second, (0, 0))
     report = verify(config.output_dir, num_workers=0, deep=1000, repair=True)
-    assert len(report.findings) == 2
+    assert len(report.issues) == 2
     assert report.to_rewrite == ()
     assert slices_of(config.output_dir) == written
 
@@ -103,7 +103,7 @@ def test_repair_keeps_what_can_only_not_be_held_against_its_scan(config, monkeyp
 
     monkeypatch.setattr("dask_slicer.output.checks._check_bytes", stale)
     report = verify(config.output_dir, num_workers=0, repair=True)
-    assert ["could not be checked" in str(finding) for finding in report.findings] == [True] * 3
+    assert ["could not be checked" in str(finding) for finding in report.issues] == [True] * 3
     assert slices_of(config.output_dir) == written
 
 
@@ -139,7 +139,7 @@ def test_a_failed_case_that_left_the_dataset_is_no_damage_once_it_is_pruned(conf
     broken.unlink()
     (config.input_dir / "labelsTr" / broken.name.replace("_0000", "")).unlink()
     dask_slicer.run(config.model_copy(update={"prune": True}))
-    assert verify(config.output_dir, num_workers=0).findings == ()
+    assert verify(config.output_dir, num_workers=0).issues == ()
     lines = (config.output_dir / "journal.jsonl").read_text()
     dask_slicer.run(config.model_copy(update={"prune": True}))
     assert (config.output_dir / "journal.jsonl").read_text() == lines
@@ -161,7 +161,7 @@ def test_cases_without_all_their_images_do_not_make_the_summary_wrong(dataset, t
         dask_slicer.RunConfig(input_dir=manifest, output_dir=output, num_workers=0)
     )
     assert len(report.failures) == n_bad
-    assert verify(output, num_workers=0).findings == ()
+    assert verify(output, num_workers=0).issues == ()
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_what_cannot_be_shown_is_committed_all_the_same(config) -> None:
     assert isinstance(committed, CommittedCase)
     assert any(committed.case_id in name for name in slices_of(config.output_dir))
     assert dask_slicer.run(config).n_skipped == 1
-    assert verify(config.output_dir, num_workers=0).findings == ()
+    assert verify(config.output_dir, num_workers=0).issues == ()
 
 
 class Thief(Observer):

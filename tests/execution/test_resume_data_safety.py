@@ -128,7 +128,7 @@ def test_an_output_directory_that_a_worker_cannot_see_is_named(dataset, tmp_path
     )
     sliced = slice_case(load_case(case, target), target)
     with pytest.raises(MissingFile, match="cannot find the output directory") as caught:
-        save_case(sliced, case, target)
+        save_case(sliced, target)
     assert caught.value.step == "save"
 
 

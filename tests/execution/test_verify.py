@@ -59,7 +59,7 @@ def check(output: Path, **options: object) -> VerifyReport:
 
 
 def paths_of(report: VerifyReport) -> str:
-    return " ".join(map(str, report.findings))
+    return " ".join(map(str, report.issues))
 
 
 def files_of(output: Path) -> list[Path]:
@@ -90,7 +90,7 @@ def flips(output: Path, n: int) -> Iterator[tuple[Path, int]]:
 
 def test_what_was_written_is_as_it_was_written(output) -> None:
     report = check(output, deep=1000)
-    assert report.findings == ()
+    assert report.issues == ()
     assert (report.n_cases, report.n_slices, report.n_derived) == (6, 42, 42)
 
 
@@ -103,9 +103,9 @@ def test_one_flipped_bit_is_found_wherever_it_is(output, n) -> None:
         path.write_bytes(damaged)
         name = path.relative_to(output).as_posix()
         report = check(output)
-        assert name in [finding.path for finding in report.findings], (name, bit)
+        assert name in [finding.path for finding in report.issues], (name, bit)
         path.write_bytes(written)
-    assert check(output).findings == ()
+    assert check(output).issues == ()
 
 
 def remove(output: Path) -> str:
@@ -188,7 +188,7 @@ def test_damage_is_named_and_mended_by_repair_and_the_same_run(scans, output, da
     for path in output.rglob("*.x"):  # a file of nobody's is left alone
         path.unlink()
     assert contents(output) == undisturbed
-    assert check(output).findings == ()
+    assert check(output).issues == ()
 
 
 def slice_scans_again(scans: Path, output: Path) -> None:
@@ -228,8 +228,8 @@ def test_only_deep_finds_pixels_that_were_changed_with_their_checksum(output) ->
     summary = json.loads((output / "dataset_info.json").read_text())
     summary["bytes_written"] += grown
     (output / "dataset_info.json").write_text(json.dumps(summary))
-    assert check(output).findings == ()
-    (finding,) = check(output, deep=1000).findings
+    assert check(output).issues == ()
+    (finding,) = check(output, deep=1000).issues
     assert f"slice {slice_index} differs by up to 0.5 from what its scan now gives" in str(finding)
 
 

@@ -12,7 +12,7 @@ import dask_slicer
 from dask_slicer.cluster import client
 from dask_slicer.execution import workers
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 
 pytestmark = pytest.mark.versions
 

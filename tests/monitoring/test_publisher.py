@@ -16,9 +16,9 @@ import dask_slicer
 from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.monitoring.events import Observer, RunReport
+from dask_slicer.monitoring.observer import Observer, RunReport
 from dask_slicer.monitoring.publisher import ProgressPublisher
-from dask_slicer.monitoring.state import TOPIC, FailureEvent, RunState, from_event
+from dask_slicer.monitoring.state import TOPIC, RunState, from_event
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase, FailedCase
 
@@ -49,9 +49,8 @@ def test_a_scheduler_is_told_how_a_run_goes_from_begin_to_end(
         )
         assert result.exit_code == 1, result.output
         with Client(started.address, set_as_default=False) as client:
-            told = [from_event(event) for _, event in client.get_events(TOPIC)]
+            states = [from_event(event) for _, event in client.get_events(TOPIC)]
         shown = invoke("watch", started.address, "--once").stdout
-    states = [one for one in told if isinstance(one, RunState)]
     assert len({one.run_id for one in states}) == 1
     assert [one.n_ended for one in states] == sorted(one.n_ended for one in states)
     last = states[-1]
@@ -60,7 +59,7 @@ def test_a_scheduler_is_told_how_a_run_goes_from_begin_to_end(
     assert (last.n_slices, last.n_bytes, last.ending) == (len(written), sum(written), "ended")
     assert [one.ending for one in states[:-1]] == [""] * (len(states) - 1)
     assert len(states) <= 2 + 2 * last.seconds
-    (failure,) = [one for one in told if isinstance(one, FailureEvent)]
+    (failure,) = last.failures
     assert (failure.case_id, failure.step, failure.kind) == ("phantom_001", "load", "Unexpected")
     assert "10 of 10 cases, 1 failed" in shown
     assert "ended after" in shown
@@ -151,9 +150,9 @@ def test_what_a_scheduler_did_not_hear_is_made_good_by_the_next_telling() -> Non
         telling.case_finished(
             FailedCase(case_id="a", step="plan", kind="CorruptFile", message="cut")
         )
-    (begun, failure, last) = heard
+    (begun, last) = heard
     assert (begun.n_cases, begun.n_skipped, begun.n_ended, begun.ending) == (4, 1, 0, "")
-    assert failure.case_id == "a"
+    assert [failure.case_id for failure in last.failures] == ["a"]
     assert (last.n_failed, last.ending) == (1, "ended")
     assert begun.work * 2 == last.work * 3
 

@@ -8,9 +8,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,17 +22,22 @@ from repository import ROOT
 from dask_slicer.cluster import client as client_module
 from dask_slicer.cluster import local
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.monitoring import run_page
-from dask_slicer.monitoring.snapshot import EventLog, Snapshot, TaskInfo, WorkerInfo
+from dask_slicer.monitoring.snapshot import (
+    EventLog,
+    Snapshot,
+    TaskInfo,
+    WorkerInfo,
+    scheduler_snapshot,
+)
 from dask_slicer.monitoring.state import (
     TOPIC,
-    FailureEvent,
+    Failure,
     RunState,
     SlowCase,
     SplitState,
-    to_event,
 )
 from dask_slicer.monitoring.tables import content
+from dask_slicer.records import FailedCase
 
 pytestmark = pytest.mark.versions
 
@@ -46,14 +50,13 @@ RUN = RunState(
             "": SplitState(n_todo=20, n_done=5, n_slices=100)},
     kinds={"Timeout": 2, "CorruptFile": 8, "NonFinite": 2},
     slowest=(SlowCase(case_id=NAME, load=1.5, slice=0.5, save=10.0),),
+    failures=tuple(
+        Failure(case_id=f"ct_{n}", step="load", kind="CorruptFile", message="cut")
+        for n in range(11, 1, -1)
+    ),
 )  # fmt: skip
-FAILURES = tuple(
-    FailureEvent(run_id=run_id, case_id=f"ct_{n}", step="load", kind="CorruptFile", message="cut")
-    for n in range(12)
-    for run_id in ("1f", "2e")
-)
 WORKER = WorkerInfo(name="0", tasks=(TaskInfo(step="save", name="ct_031", seconds=1.24),))
-VIEW = Snapshot(runs=((RUN, 0.0),), failures=FAILURES, workers=(WORKER,), n_waiting=2)
+VIEW = Snapshot(runs=(RUN,), workers=(WORKER,), n_waiting=2)
 
 
 def rows(title: str, view: Snapshot = VIEW) -> list[list[str]]:
@@ -75,8 +78,8 @@ def test_a_run_has_a_table_of_each(title, expected) -> None:
 
 
 def test_what_there_is_nothing_of_has_no_table() -> None:
-    early = replace(RUN, splits={}, kinds={}, slowest=())
-    (run,) = content(Snapshot(runs=((early, 0.0),)))["runs"]
+    early = replace(RUN, splits={}, kinds={}, slowest=(), failures=())
+    (run,) = content(Snapshot(runs=(early,)))["runs"]
     assert run["tables"] == []
 
 
@@ -104,7 +107,7 @@ def test_what_there_is_nothing_of_has_no_table() -> None:
     ],
 )  # fmt: skip
 def test_the_figures_of_a_run(changed, since_told, expected) -> None:
-    (run,) = content(Snapshot(runs=((replace(RUN, **changed), since_told),)))["runs"]
+    (run,) = content(Snapshot(runs=(replace(RUN, **changed).later(since_told),)))["runs"]
     assert dict(run["figures"]) == expected
 
 
@@ -137,16 +140,15 @@ def test_the_page_of_a_scheduler_started_here_says_what_runs_have_told_it(client
     assert answer(client, "/dask-slicer") == answer(client, "/dask-slicer/")
     assert runs_of(client) == []
     client.log_event(TOPIC, "nonsense")
-    client.log_event(TOPIC, to_event(replace(RUN, client=client.id)))
-    client.log_event(TOPIC, to_event(FAILURES[0]))
+    client.log_event(TOPIC, asdict(replace(RUN, client=client.id)))
     deadline = time.monotonic() + 60
-    while not (found := runs_of(client)) or len(found[0]["tables"]) < 4:
+    while not (found := runs_of(client)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     (run,) = found
     assert run["title"] == "/out"
     assert not run["is_over"]
-    assert run["tables"][-1]["rows"] == [["ct_0", "load", "CorruptFile", "cut"]]
+    assert run["tables"][-1]["rows"][0] == ["ct_11", "load", "CorruptFile", "cut"]
 
 
 class _Counting(EventLog):
@@ -160,38 +162,37 @@ class _Counting(EventLog):
 
 
 def test_what_was_told_is_read_once_however_often_somebody_asks() -> None:
-    log = [(float(n), to_event(replace(RUN, n_done=n, seconds=float(n)))) for n in range(1, 4)]
+    log = [(float(n), asdict(replace(RUN, n_done=n, seconds=float(n)))) for n in range(1, 4)]
     scheduler = SimpleNamespace(
         get_events=lambda _: tuple(log), clients=(), workers={}, queued=(), unrunnable=()
     )
-    known = run_page._Known(log=_Counting())
-    known.refresh(scheduler)
-    known.refresh(scheduler)
-    assert _Counting.n_told == 3
-    log.append((4.0, to_event(replace(RUN, n_done=9, seconds=4.0))))
-    known.refresh(scheduler)
-    assert _Counting.n_told == 4
-    assert known.log.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
+    known = _Counting()
+    known.update(scheduler_snapshot(known.last_event, scheduler))
+    known.update(scheduler_snapshot(known.last_event, scheduler))
+    assert _Counting.n_told == 1  # of a run, only the last
+    assert known.runs["1f"] == (replace(RUN, n_done=3, seconds=3.0), 3.0)
+    log.append((4.0, asdict(replace(RUN, n_done=9, seconds=4.0))))
+    known.update(scheduler_snapshot(known.last_event, scheduler))
+    assert _Counting.n_told == 2
+    assert known.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
 
 
-def test_the_last_failures_of_each_run_are_kept_and_the_last_runs() -> None:
-    heard = EventLog()
-    heard.add(0.0, to_event(replace(RUN, run_id="first")))
-    heard.add(0.0, to_event(replace(FAILURES[0], run_id="first")))
+def test_the_last_failures_of_a_run_are_kept_and_the_last_runs() -> None:
+    run = RunState(run_id="first")
     for n in range(50):
-        heard.add(1.0, to_event(replace(FAILURES[0], run_id="other", case_id=f"ct_{n}")))
-    by_run = Counter(run_id for run_id, _ in heard.failures)
-    assert by_run == {"first": 1, "other": 20}
-    assert ("other", "ct_49") in heard.failures
+        failed = FailedCase(case_id=f"ct_{n}", step="load", kind="CorruptFile", message="cut")
+        run = run.with_failed(failed, split="train")
+    assert [failure.case_id for failure in run.failures] == [f"ct_{n}" for n in range(49, 39, -1)]
+    heard = EventLog()
+    heard.add(0.0, asdict(run))
     for n in range(100):
-        heard.add(2.0, to_event(replace(RUN, run_id=str(n))))
+        heard.add(2.0, asdict(replace(RUN, run_id=str(n))))
     assert set(heard.runs) == {str(n) for n in range(100)}
-    assert "first" not in {run_id for run_id, _ in heard.failures}
 
 
 def test_a_run_whose_client_is_gone_has_stopped(client) -> None:
-    client.log_event(TOPIC, to_event(replace(RUN, run_id="3d", client="Client-gone")))
-    client.log_event(TOPIC, to_event(replace(RUN, client=client.id, ending="ended", seconds=101)))
+    client.log_event(TOPIC, asdict(replace(RUN, run_id="3d", client="Client-gone")))
+    client.log_event(TOPIC, asdict(replace(RUN, client=client.id, ending="ended", seconds=101)))
     deadline = time.monotonic() + 60
     while ["stopped after", "1 min 40 s"] not in runs_of(client)[0]["figures"]:
         assert time.monotonic() < deadline

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dask_slicer.monitoring.screen import picture
 from dask_slicer.monitoring.snapshot import Snapshot, TaskInfo, WorkerInfo
-from dask_slicer.monitoring.state import FailureEvent, RunState, SlowCase, SplitState
+from dask_slicer.monitoring.state import Failure, RunState, SlowCase, SplitState
 
 RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
@@ -20,16 +20,16 @@ RUN = RunState(
             "val": SplitState(n_todo=20, n_done=5, n_slices=100)},
     kinds={"Timeout": 1, "CorruptFile": 8, "NonFinite": 1},
     slowest=tuple(SlowCase(case_id=f"[ct]_{n}", load=1.5, slice=0.5, save=10.0) for n in range(5)),
+    failures=tuple(
+        Failure(case_id=f"ct_{n}", step="load", kind="CorruptFile", message="cut")
+        for n in reversed(range(10))
+    ),
 )  # fmt: skip
-FAILURES = tuple(
-    FailureEvent(run_id="1f", case_id=f"ct_{n}", step="load", kind="CorruptFile", message="cut")
-    for n in range(10)
-)
 WORKERS = tuple(
     WorkerInfo(name=str(n), tasks=(TaskInfo(step="save", name=f"[case]_{n}", seconds=1.24),))
     for n in range(40)
 )
-VIEW = Snapshot(runs=((RUN, 0.0),), failures=FAILURES, workers=WORKERS)
+VIEW = Snapshot(runs=(RUN,), workers=WORKERS)
 
 
 def drawn(view: Snapshot, *, width: int = 100, height: int | None = None) -> list[str]:
@@ -76,8 +76,8 @@ def test_a_scheduler_without_a_run_is_shown_as_such() -> None:
 
 def test_a_worker_that_has_gone_is_red_and_a_case_that_is_called_so_is_not() -> None:
     gone = WorkerInfo(name="5", status="gone", unseen=4.0)
-    failure = replace(FAILURES[0], message="gone")
-    view = Snapshot(runs=((RUN, 0.0),), workers=(gone,), failures=(failure,))
+    failure = replace(RUN.failures[0], message="gone")
+    view = Snapshot(runs=(replace(RUN, failures=(failure,)),), workers=(gone,))
     console = Console(
         file=io.StringIO(), width=100, force_terminal=True, color_system="standard", no_color=False
     )

@@ -37,7 +37,7 @@ def test_the_time_left_is_that_of_the_work_left_at_the_rate_so_far(
     run = replace(RUN, **changed)
     if run.n_todo == 0:
         run = replace(run, n_done=0, n_failed=0)
-    assert seconds_left(run, since_told) == expected
+    assert seconds_left(run.later(since_told)) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_time_left_is_that_of_the_work_left_at_the_rate_so_far(
 )  # fmt: skip
 def test_how_far_a_run_is_in_words(changed, since_told, expected) -> None:
     run = replace(RUN, **{"n_bytes_in": 70_000_000} | changed)
-    assert progress_line(run, since_told) == expected
+    assert progress_line(run.later(since_told)) == expected
 
 
 def test_a_line_is_cut_after_what_matters_most() -> None:

@@ -12,7 +12,7 @@ import dask_slicer
 from dask_slicer.cli import display
 from dask_slicer.inputs.case import Case
 from dask_slicer.monitoring import terminal
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.monitoring.progress_line import seconds_left
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output.checks import Issue
@@ -93,7 +93,7 @@ def test_a_line_of_progress_says_how_far_and_how_long_yet(monkeypatch) -> None:
 def test_what_is_verified_counts_by_cases(monkeypatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    shown = display.VerifyDisplay(Console(file=io.StringIO()), quiet=True)
+    shown = display.OutputDisplay(Console(file=io.StringIO()), quiet=True)
     shown.checked(written("a"), 4, ())
     clock[0] = 102.0
     assert shown._words() == "1 of 4 cases, 0 failed, about 6.0 s left, 0 slices/s, 2.0 s so far"

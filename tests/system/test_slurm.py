@@ -18,7 +18,7 @@ from slurm import Slurm, wait_until
 
 import dask_slicer
 from dask_slicer.execution import watchdog
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 

@@ -11,8 +11,8 @@ import pytest
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.inputs.case import Case
-from dask_slicer.monitoring.events import RunReport
 from dask_slicer.monitoring.notebook import RunProgress
+from dask_slicer.monitoring.observer import RunReport
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import FailedCase
 

@@ -13,7 +13,7 @@ import pytest
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.execution.pipeline import run
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.monitoring.events import Observer
+from dask_slicer.monitoring.observer import Observer
 from dask_slicer.utils import signals
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.geometry import spacing
 from dask_slicer.core.slices import SliceStack
+from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CaseError, CorruptFile
 from dask_slicer.planning.plan import CasePlan
 
@@ -37,14 +38,6 @@ class CaseReader(Protocol):
     def metadata(self, slice_index: int) -> dict[str, Any]:
         """Return the metadata of a slice."""
         ...
-
-
-def dtype_and_shape(
-    shape: tuple[int, ...], dtype: np.dtype[Any] | str, label: NDArray[np.integer] | None
-) -> dict[str, str]:
-    """Return dtype and shape of an image and its label, as text by name."""
-    image = {"image": f"{dtype} {shape}"}
-    return image if label is None else image | {"label": f"{label.dtype} {label.shape}"}
 
 
 def damage(case_id: str, slice_index: int | None, error: Exception) -> CorruptFile:
@@ -91,10 +84,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "num_channels": channels,
         "spacing": list(spacing(stack.affine)),
         "normalized": settings.normalize != "none",
-        "norm_stats": {
-            name: _one_or_list([getattr(stats, name) for stats in stack.statistics])
-            for name in ("mean", "std", "min", "max")
-        },
+        "norm_stats": statistics_by_name(stack.statistics),
         "shape": {
             "image": [channels, height, width],
             "label": None if stack.label is None else [height, width],
@@ -106,5 +96,13 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
     }
 
 
+def statistics_by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:
+    """Return mean, std, min and max: a number each, a list for several modalities, or None."""
+    return {
+        name: _one_or_list([getattr(stats, name) for stats in statistics])
+        for name in ("mean", "std", "min", "max")
+    }
+
+
 def _one_or_list(values: list[Any]) -> Any:
-    return values[0] if len(values) == 1 else values
+    return values[0] if len(values) == 1 else values or None

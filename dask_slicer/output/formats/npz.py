@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.windows import ZERO_SLICE
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, case_metadata, dtype_and_shape
+from dask_slicer.output.formats.base import Slice, case_metadata
 from dask_slicer.output.formats.npz_archive import (
     Piece,
     archive,
@@ -54,7 +55,7 @@ class _Writer:
     def __init__(self, stack: SliceStack, case: CasePlan, settings: SliceSettings) -> None:
         self._stack = stack
         self._settings = settings
-        self._level = settings.compression_level
+        self._piece = partial(piece, level=settings.compression_level)
         self._windows = stack.windows(
             window_size=settings.window_size, padding_mode=settings.padding_mode
         )
@@ -66,10 +67,7 @@ class _Writer:
         self._image_header = self._piece(npy_header((channels, height, width), settings.dtype))
         zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))
         self._zeros = [zeros] * len(stack.image)
-        self._label_header: Piece | None = None
-        self._empty_label: Piece | None = None
-        if stack.label is not None:
-            self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
+        self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
 
     def archive(self, slice_index: int) -> tuple[list[bytes], int]:
         """Return the file of one slice, in parts, and its CRC-32."""
@@ -81,20 +79,19 @@ class _Writer:
         for index in window:
             image += self._plane(index)
         members = [("image.npy", image)]
-        if self._stack.label is not None and self._label_header is not None:
-            members.append(
-                ("label.npy", [self._label_header, self._label(self._stack.label, slice_index)])
-            )
+        if self._stack.label is not None:
+            if self._stack.label_counts[slice_index]:
+                plane = self._piece(np.ascontiguousarray(self._stack.label[slice_index]))
+            else:
+                plane = self._empty_label
+            members.append(("label.npy", [self._label_header, plane]))
         text = json.dumps({"slice_index": slice_index} | self._metadata, ensure_ascii=False)
         members.append(("metadata.npy", [self._piece(npy_of_text(text))]))
-        return archive(members, level=self._level)
+        return archive(members, level=self._settings.compression_level)
 
-    def _label(self, label: np.ndarray[Any, Any], slice_index: int) -> Piece:
-        if self._stack.label_counts[slice_index]:
-            return self._piece(np.ascontiguousarray(label[slice_index]))
-        if self._empty_label is None:  # shared by all slices without labelled pixels
-            self._empty_label = self._piece(np.zeros_like(label[0], order="C"))
-        return self._empty_label
+    @cached_property
+    def _empty_label(self) -> Piece:
+        return self._piece(np.zeros(self._stack.shape[1:], dtype=self._settings.label_dtype))
 
     def _plane(self, index: int) -> list[Piece]:
         if index == ZERO_SLICE:
@@ -105,9 +102,6 @@ class _Writer:
                 self._piece(plane.astype(self._settings.dtype, copy=False)) for plane in planes
             ]
         return self._pieces[index]
-
-    def _piece(self, content: bytes | np.ndarray[Any, Any]) -> Piece:
-        return piece(content, level=self._level)
 
 
 class NpzReader:
@@ -129,15 +123,15 @@ class NpzReader:
             image = image[outside : len(image) - outside]
         return image.astype(np.float32, copy=False), members.get("label")
 
-    def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
-        """Return dtype and shape of image and label, and the label; the image is not inflated."""
+    def stored(self, slice_index: int) -> tuple[str, NDArray[np.integer] | None]:
+        """Return dtype and shape of the image, which is not inflated, and the label."""
         path = self._path_of(slice_index)
         with _naming_damage(path), np.load(path, allow_pickle=False) as members:
             with members.zip.open("image.npy") as member:
                 np.lib.format.read_magic(member)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(member)
             label = members["label"] if "label" in members.files else None
-        return dtype_and_shape(shape, dtype, label), label
+        return f"{dtype} {shape}", label
 
     def metadata(self, slice_index: int) -> dict[str, Any]:
         """Return the metadata of a slice."""

@@ -60,15 +60,7 @@ class Piece:
 def piece(content: bytes | NDArray[np.generic], *, level: int) -> Piece:
     """Return content, deflated so that it fits at any position of a member.
 
-    Parameters
-    ----------
-    content : bytes or C-contiguous ndarray
-    level : int
-        0 stored; 1 and 2 ISA-L; 3 to 9 zlib.
-
-    Returns
-    -------
-    Piece
+    Arrays are C-contiguous. Level 0 stores, 1 and 2 are ISA-L's, 3 to 9 zlib's.
     """
     if isinstance(content, np.ndarray):
         view = content.reshape(-1).view(np.uint8).data
@@ -128,18 +120,7 @@ def archive(
 ) -> tuple[list[bytes], int]:
     """Return a zip archive, in parts to be joined, and its CRC-32.
 
-    Parameters
-    ----------
-    members : iterable of (name, pieces)
-        The pieces are the member's content, in order, all from `piece` with the same `level`.
-    level : int
-        As for `piece`.
-
-    Returns
-    -------
-    parts : list of bytes
-    crc32 : int
-        Combined from the pieces' CRCs.
+    A member's pieces are its content, in order, all from `piece` with the same `level`.
     """
     parts: list[Part] = []
     directory: list[bytes] = []
@@ -149,13 +130,15 @@ def archive(
         parts += member.parts
         directory.append(member.directory_entry)
         offset += sum(len(part.data) for part in member.parts)
-    parts.append(_part(b"".join(directory) + _end(len(directory), _length(directory), offset)))
+    parts.append(
+        _part(b"".join(directory) + _end(len(directory), sum(map(len, directory)), offset))
+    )
     return [part.data for part in parts], _combine((p.crc32, len(p.data)) for p in parts)
 
 
 def write_parts(path: Path, parts: list[bytes], *, fsync: bool) -> int:
     """Write parts to a new file, in one call without joining them if possible; return its size."""
-    size = _length(parts)
+    size = sum(map(len, parts))
     with open(path, "xb") as file:
         written = 0
         if hasattr(os, "writev") and len(parts) <= _MOST_PARTS:
@@ -228,10 +211,6 @@ def _end(n_members: int, directory_size: int, offset: int) -> bytes:
 
 def _part(data: bytes) -> Part:
     return Part(data, isal_zlib.crc32(data))
-
-
-def _length(parts: Iterable[bytes]) -> int:
-    return sum(map(len, parts))
 
 
 def _combine(parts: Iterable[tuple[int, int]]) -> int:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from dask_slicer.core.intensity import Normalization
 from dask_slicer.core.windows import ZERO_SLICE, window_indices
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, dtype_and_shape, read_json
+from dask_slicer.output.formats.base import Slice, read_json
 from dask_slicer.output.formats.zarr_shards import ShardReader, shard_path
+from dask_slicer.output.layout import ZARR_METADATA
 
-_METADATA = "zarr.json"
 _AXES = 4
 
 
@@ -34,7 +34,7 @@ class ZarrReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        attributes: dict[str, Any] = read_json(folder / _METADATA).get("attributes", {})
+        attributes: dict[str, Any] = read_json(folder / ZARR_METADATA).get("attributes", {})
         self._attributes = attributes
         try:
             self._window_size: int = attributes["window_size"]
@@ -44,15 +44,15 @@ class ZarrReader:
             normalization = attributes.get("normalization", [])
             self._normalization = [_normalization(fields) for fields in normalization]
         except (KeyError, TypeError) as error:
-            raise CorruptFile(f"{folder / _METADATA} is damaged ({error!r})") from None
+            raise CorruptFile(f"{folder / ZARR_METADATA} is damaged ({error!r})") from None
         self._image = _Planes(folder / "image")
         self._label = _Planes(folder / "label") if has_label else None
         if len(self.shape) != _AXES or self.shape[0] != attributes.get("total_slices"):
-            raise CorruptFile(f"{folder / 'image' / _METADATA} has another shape than its case")
+            raise CorruptFile(f"{folder / 'image' / ZARR_METADATA} has another shape than its case")
         is_normalized = self._image.dtype.kind == "f" and not self._normalization
         if len(self._normalization) != (0 if is_normalized else self.shape[1]):
             raise CorruptFile(
-                f"{folder / _METADATA} lacks the normalisation of {self._image.dtype} images"
+                f"{folder / ZARR_METADATA} lacks the normalisation of {self._image.dtype} images"
             )
 
     @property
@@ -64,13 +64,13 @@ class ZarrReader:
         """Return the metadata of a slice."""
         return self._attributes | {"slice_index": slice_index}
 
-    def arrays(self, slice_index: int) -> tuple[dict[str, str], NDArray[np.integer] | None]:
-        """Return dtype and shape of a window and its label, and the label."""
+    def stored(self, slice_index: int) -> tuple[str, NDArray[np.integer] | None]:
+        """Return dtype and shape of a window, and its label."""
         _, n_modalities, height, width = self.shape
         channels = (2 * self._window_size + 1) * n_modalities
         label = None if self._label is None else self._label.read(slice_index)
         dtype = "source" if self._normalization else self._image.dtype
-        return dtype_and_shape((channels, height, width), dtype, label), label
+        return f"{dtype} {(channels, height, width)}", label
 
     def read(self, slice_index: int, window_size: int | None) -> Slice:
         """Return a window and its label."""
@@ -104,7 +104,7 @@ class _Planes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        metadata = read_json(folder / _METADATA)
+        metadata = read_json(folder / ZARR_METADATA)
         try:
             self.shape: tuple[int, ...] = tuple(metadata["shape"])
             self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
@@ -112,10 +112,10 @@ class _Planes:
             inner = metadata["codecs"][0]["configuration"]["codecs"]
             codecs = " ".join(codec["name"] for codec in inner)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{folder / _METADATA} is damaged ({error!r})") from None
+            raise CorruptFile(f"{folder / ZARR_METADATA} is damaged ({error!r})") from None
         if codecs not in _DECODERS:
             raise CorruptFile(
-                f"{folder / _METADATA} has codecs that dask-slicer does not write: {codecs}"
+                f"{folder / ZARR_METADATA} has codecs that dask-slicer does not write: {codecs}"
             )
         self._decode = _DECODERS[codecs]
         self._shards: dict[int, ShardReader] = {}

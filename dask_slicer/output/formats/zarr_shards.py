@@ -38,14 +38,9 @@ def shard_path(array: Path, number: int, n_axes: int) -> Path:
 
 
 class ShardWriter:
-    """Writes one shard, chunk by chunk.
+    """Writes one shard, chunk by chunk; the file is open with mode ``xb``, so it has one writer.
 
-    Parameters
-    ----------
-    file : binary file
-        Opened with mode ``xb``, so that the shard has one writer.
-    n_chunks : int
-        Entries of the index; chunks that are not appended are missing.
+    The index has `n_chunks` entries; chunks that are not appended are missing.
     """
 
     def __init__(self, file: BinaryIO, n_chunks: int) -> None:

@@ -15,33 +15,37 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numcodecs
 import numpy as np
 import zarr
+from numcodecs import blosc
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
 from dask_slicer.config.schema import SliceSettings
-from dask_slicer.core.intensity import Normalization
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
 from dask_slicer.output.formats.base import case_metadata, read_json
-from dask_slicer.output.formats.codecs import Codec, image_codec, label_codec
 from dask_slicer.output.formats.zarr_reader import one_thread
 from dask_slicer.output.formats.zarr_shards import ShardWriter, shard_path
+from dask_slicer.output.layout import ZARR_METADATA
 from dask_slicer.planning.plan import FORMAT_VERSION, CasePlan
 from dask_slicer.records import WrittenFile, WrittenSlice
 
 # Raw bytes of one shard, at most.
 _SHARD_BYTES = 1 << 30
-_METADATA = "zarr.json"
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+# Of each split, and of the root before the store is complete.
+GROUP_TEXT = json.dumps(_GROUP, indent=2) + "\n"
 # Bytes of the largest number in a Zarr array.
 _MOST_ITEM_BYTES = 8
 
@@ -153,22 +157,14 @@ def _image_planes(
 
 
 def _attributes(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
-    attributes = case_metadata(stack, case, settings)
-    attributes["format_version"] = FORMAT_VERSION
-    if settings.dtype == "source":
-        attributes |= _normalization_attributes(stack.normalization)
-    return attributes
-
-
-def _normalization_attributes(normalization: Iterable[Normalization]) -> dict[str, Any]:
-    """Return how to normalise stored numbers, for each modality.
-
-    `normalization` is complete, for our reader. Other readers clip to `clip_range` (None is an open
-    end), multiply by `scale`, and add `offset`.
-    """
-    each = list(normalization)
+    attributes = case_metadata(stack, case, settings) | {"format_version": FORMAT_VERSION}
+    if settings.dtype != "source":
+        return attributes
+    # Readers normalise stored numbers: our own by `normalization`, which is complete; others clip
+    # to `clip_range` (None is an open end), multiply by `scale`, and add `offset`.
+    each = stack.normalization
     ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
-    return {
+    return attributes | {
         "normalization": [{key: _finite(value) for key, value in asdict(n).items()} for n in each],
         "scale": [n.slope / n.scale for n in each],
         "offset": [(n.intercept - n.center) / n.scale for n in each],
@@ -185,7 +181,7 @@ def _files(
     folder: Path, known: dict[str, tuple[int, int]], *, fsync: bool
 ) -> Iterator[WrittenFile]:
     # Another run may have removed files, if it took the lock because this run seemed dead.
-    for name in (_METADATA, *known):
+    for name in (ZARR_METADATA, *known):
         if not (folder / name).is_file():
             raise Unexpected(f"{folder / name} was removed while its case was being written")
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -200,28 +196,74 @@ def _files(
         yield WrittenFile(name, len(data), zlib.crc32(data))
 
 
+# -- compression of planes -------------------------------------------------------------------------
+
+# Measured by `benchmarks/compressors.py`. Shuffling groups bytes that vary little: the high bytes
+# of integers, sign and exponent of floats. It does not help integers that were normalised to
+# float32, which have few different values, nor labels, which are long runs of one value.
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """Compression of a chunk, and its description in the metadata of the store."""
+
+    zarr_codecs: tuple[BytesBytesCodec, ...]
+    encode: Callable[[NDArray[np.generic]], bytes]
+
+
+def image_codec(compression: str, dtype: np.dtype[Any], *, source: bool) -> Codec:
+    """Return the codec for planes of an image; `source`: with the scan's values, not normalised."""
+    if compression == "auto":
+        # lz4 is the fastest to read, and nearly as small for integers of several bytes.
+        compression = "lz4" if dtype.kind in "iu" and dtype.itemsize > 1 else "zstd"
+    if dtype.itemsize > 1 and (source or dtype == np.float16):
+        if compression == "lz4":
+            return _blosc("lz4", 5, dtype.itemsize)
+        if compression == "zstd":
+            return _blosc("zstd", 1, dtype.itemsize)
+    return _UNSHUFFLED[compression]
+
+
+def label_codec(compression: str) -> Codec:
+    """Return the codec for planes of a label map; auto is zstd."""
+    return _UNSHUFFLED["zstd" if compression == "auto" else compression]
+
+
+def _blosc(name: Literal["lz4", "zstd"], level: int, itemsize: int) -> Codec:
+    codec = BloscCodec(
+        typesize=itemsize,
+        cname=name,
+        clevel=level,
+        shuffle="shuffle" if itemsize > 1 else "noshuffle",
+        blocksize=0,
+    )
+    shuffle = blosc.SHUFFLE if itemsize > 1 else blosc.NOSHUFFLE
+    encode = partial(blosc.compress, cname=name.encode(), clevel=level, shuffle=shuffle)
+    return Codec((codec, Crc32cCodec()), encode)
+
+
+_UNSHUFFLED = {
+    "zstd": Codec((ZstdCodec(level=3), Crc32cCodec()), numcodecs.Zstd(level=3).encode),
+    "lz4": _blosc("lz4", 9, 1),
+    "none": Codec((Crc32cCodec(),), lambda plane: plane.tobytes()),
+}
+
+
 # -- the store as a whole --------------------------------------------------------------------------
 
 
-def group_files() -> Iterator[tuple[str, str]]:
-    """Yield path in the store and content of the metadata files of the root and each split."""
-    for folder in ("", *(f"{split}/" for split in SPLITS)):
-        yield f"{folder}{_METADATA}", json.dumps(_GROUP, indent=2) + "\n"
-
-
-def consolidated(store: Path, cases: Iterable[tuple[str, str]]) -> str:
+def consolidated(store: Path, split_of: Mapping[str, str]) -> str:
     """Return the root's metadata, which includes that of all groups and arrays.
 
-    `cases` are pairs of split and case id. zarr-python's own function lists directories in no
-    order, and takes minutes for thousands of cases. The structure is its convention.
+    zarr-python's own function lists directories in no order, and takes minutes for thousands of
+    cases. The structure is its convention.
     """
     nodes: dict[str, Any] = {split: dict(_GROUP) for split in SPLITS}
-    for split, case_id in sorted(cases):
-        group = f"{split}/{case_id}"
+    for group in sorted(f"{split}/{case_id}" for case_id, split in split_of.items()):
         for name in (group, *(f"{group}/{array}" for array in ("image", "label", "slice_index"))):
             # Without a label, or damaged: then its readers report it.
             with suppress(FileNotFoundError, CorruptFile):
-                nodes[name] = read_json(store / name / _METADATA)
+                nodes[name] = read_json(store / name / ZARR_METADATA)
     for node in nodes.values():
         if node.get("node_type") == "group":
             node["consolidated_metadata"] = _inline({})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dask_slicer.output.formats.codecs import image_codec
+from dask_slicer.output.formats.zarr_writer import image_codec
 
 
 @pytest.mark.parametrize(

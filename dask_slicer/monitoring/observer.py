@@ -1,16 +1,19 @@
-"""Events and the report of a run, and the observer that receives them."""
+"""The observer of a run, and the report that it receives at the end."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dask_slicer import records
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.planning.plan import CasePlan, RunPlan
-from dask_slicer.records import CommittedCase, FailedCase
+from dask_slicer.records import CommittedCase, FailedCase, failure_line, failure_table
 from dask_slicer.utils import repr_html
 from dask_slicer.utils.formatting import format_bytes, format_time, plural
+
+# Failures shown one by one; the others are only counted.
+MOST_FAILURES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +82,61 @@ class RunReport:
         if self.stopped:
             rows.append(("stopped", self.stopped))
         title = "Run, interrupted: call it again to continue" if self.interrupted else "Run"
-        return repr_html.html_card(
-            title, repr_html.html_facts(rows), records.failure_table(self.failures)
-        )
+        return repr_html.html_card(title, repr_html.html_facts(rows), failure_table(self.failures))
 
 
 def slices_of_cases(report: RunReport) -> str:
     """Return how many slices and cases a run wrote, in words."""
     return f"{plural(report.n_slices, 'slice')} of {plural(report.n_committed, 'case')}"
+
+
+def report_lines(report: RunReport) -> list[str]:
+    """Return the result of a run in a few lines."""
+    lines: list[str] = []
+    skipped = f"Skipped {plural(report.n_skipped, 'case')} written by earlier runs"
+    next_step: list[str] = []
+    if report.share and not report.interrupted:
+        partitions = f"all {report.share.partition('/')[2]} partitions"
+        next_step = [f"When {partitions} are done: dask-slicer merge {report.output_dir}"]
+    if report.interrupted:
+        lines.append("Stopped. Finished cases are kept; run the same command again to continue.")
+        if not report.n_committed:
+            return lines
+    elif not report.n_committed and not report.remaining:
+        why = f"{skipped} to {report.output_dir}"
+        if report.share and not report.n_skipped:
+            why = f"Partition {report.share} has no case"
+        return [f"Nothing to do. {why}", *next_step]
+    lines.append(
+        f"Wrote {slices_of_cases(report)} ({format_bytes(report.n_bytes)}) in "
+        f"{format_time(report.elapsed_seconds)}, {report.slices_per_second:.0f} slices/s, "
+        f"to {report.output_dir}"
+    )
+    if report.n_skipped:
+        lines.append(skipped)
+    lines += failure_lines(report.failures, failures_place(report))
+    left = report.remaining - len(report.failures)
+    if left > 0 and not report.interrupted:
+        lines.append(f"{plural(left, 'case')} not done; run the same command again to continue")
+    return lines + next_step
+
+
+def failure_lines(failures: Sequence[FailedCase], where: str) -> list[str]:
+    """Return the first failures, a line each, below a line with the number of each kind."""
+    if not failures:
+        return []
+    kinds = Counter(failure.kind for failure in failures)
+    shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    lines = [f"{plural(len(failures), 'case')} failed ({shown}){where}:"]
+    lines += [f"  {failure_line(failure)}" for failure in failures[:MOST_FAILURES]]
+    if len(failures) > MOST_FAILURES:
+        lines.append(f"  … and {len(failures) - MOST_FAILURES} more")
+    return lines
+
+
+def failures_place(report: RunReport) -> str:
+    """Return the end of a line about failures; those of partitions are listed by `merge`."""
+    return "" if report.share else f", see {report.output_dir}/failures.csv"
 
 
 class Observer:
