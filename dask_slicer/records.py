@@ -9,9 +9,6 @@ from typing import Literal, NamedTuple
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.utils.repr_html import html_table
 
-# Of a case, in their order.
-STEPS = ("load", "slice", "save")
-
 
 class WrittenSlice(NamedTuple):
     """A slice on disk: index, size in bytes and CRC-32 of its file, pixels by label value.

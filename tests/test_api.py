@@ -52,7 +52,7 @@ class Listener(Observer):
     def __init__(self) -> None:
         self.where = ""
 
-    def connected(self, dashboard: str, where: str) -> None:
+    def connected(self, where: str, **_: str) -> None:
         self.where = where
 
 

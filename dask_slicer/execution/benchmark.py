@@ -125,7 +125,8 @@ class _Meter(Observer):
 
     def progress(self, state: RunState) -> None:
         self.last = time.perf_counter()
-        self.cpu_at_last = self._cpu_seconds()
+        self._sample()
+        self.cpu_at_last = sum(self._cpu.values())
         self.bytes_in = state.n_bytes_in
         if not state.n_ended:  # the cases are about to start
             self.first, self.cpu_at_first = self.last, self.cpu_at_last
@@ -133,10 +134,6 @@ class _Meter(Observer):
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         if isinstance(record, CommittedCase):
             self.busy += sum(record.seconds.values())
-
-    def _cpu_seconds(self) -> float:
-        self._sample()
-        return sum(self._cpu.values())
 
     def _keep_sampling(self) -> None:
         while not self._stop.wait(_SAMPLE_EVERY):

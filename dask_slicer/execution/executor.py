@@ -52,7 +52,7 @@ def executor(
     n_todo: int,
     run_id: str,
     client: Client | None,
-    observer: ProgressPublisher,
+    publisher: ProgressPublisher,
 ) -> Iterator[Outcomes]:
     """Start or connect to workers; yield an iterator over the cases of a queue and their outcomes.
 
@@ -68,14 +68,14 @@ def executor(
                 peak_bytes=plan.peak_bytes,
                 needs=_requirements(plan, target),
                 client=client,
-                observer=observer,
+                observer=publisher.observer,
             )
         )
         if used_client is None:
             scheduler = lock.IN_PROCESS
             outcomes = _execute_here(queue, target)
             if timeout is not None:
-                observer.note(
+                publisher.observer.note(
                     "--timeout has no effect in this process: only a worker can be stopped"
                 )
         else:
@@ -89,7 +89,7 @@ def executor(
         lock.name_scheduler(plan.config.output_dir, partition, scheduler, n_cases=n_todo)
         if used_client is not None:
             stack.enter_context(
-                observer.publishing_to(used_client, run_id=run_id, output_dir=target.output_dir)
+                publisher.publishing_to(used_client, run_id=run_id, output_dir=target.output_dir)
             )
         yield stack.enter_context(closing(outcomes))
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dask_slicer.cluster.client import count_threads
 from dask_slicer.cluster.local import logs_exit_codes
 from dask_slicer.errors import CaseError
-from dask_slicer.execution.watchdog import LOST, Watchdog, step_and_name
-from dask_slicer.records import STEPS
+from dask_slicer.execution.watchdog import LOST, Watchdog
+from dask_slicer.monitoring.snapshot import step_and_name
+from dask_slicer.monitoring.state import STEPS
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:

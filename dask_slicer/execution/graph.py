@@ -122,8 +122,7 @@ def compute_here(graph: Delayed) -> Any:
 class Batcher:
     """Takes the cases of each graph from a queue: one large case, or a batch of small ones.
 
-    `n_threads` is 0 when the workers are still to come. `enough` is the work, in bytes of voxels,
-    that fills a batch.
+    `n_threads` is 0 while workers are still to come; `enough` bytes of voxels fill a batch.
     """
 
     def __init__(

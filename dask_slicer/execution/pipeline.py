@@ -65,7 +65,7 @@ def run(
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
         for note in notes:
-            publisher.note(note)
+            publisher.observer.note(note)
         earlier = EarlierRuns(plan, partition)
         return _Run(plan, client, publisher, started, partition, earlier).execute()
 
@@ -76,7 +76,7 @@ class _Run:
 
     plan: RunPlan
     client: Client | None
-    observer: ProgressPublisher
+    publisher: ProgressPublisher
     started: float
     partition: Partition | None
     earlier: EarlierRuns
@@ -91,19 +91,19 @@ class _Run:
             self._run()
             report = self._finish()
         except KeyboardInterrupt:
-            self.observer.finished(self._finish(interrupted=True))
+            self.publisher.observer.finished(self._finish(interrupted=True))
             raise
         except SchedulerError as error:
             if not self.has_started:
                 raise
             report = self._finish(stopped=f"{error}; run the same command again to continue")
-            if not self.observer.state.n_done:
+            if not self.publisher.state.n_done:
                 raise
         except Exception:
             with suppress(OSError):  # so that finished cases stay usable
                 self._finish()
             raise
-        self.observer.finished(report)
+        self.publisher.observer.finished(report)
         return report
 
     def _run(self) -> None:
@@ -125,7 +125,7 @@ class _Run:
             n_todo=len(todo),
             run_id=self.run_id,
             client=self.client,
-            observer=self.observer,
+            publisher=self.publisher,
         ) as outcomes:
             self._prepare_output()
             path = config.output_dir / layout.partition_files(self.partition).journal
@@ -145,14 +145,14 @@ class _Run:
             known = self.earlier.journaled()
             written = {case_id for case_id, is_written in known.items() if is_written}
             if lost := written - {case.case_id for case in self.plan.selected}:
-                self.observer.note(
+                self.publisher.observer.note(
                     f"--overwrite removed {plural(len(lost), 'case')} that this command does not "
                     "write"
                 )
             directory.clear(config.output_dir)
         elif self.partition is None and layout.partition_journals(config.output_dir):
             merge_journals(config.output_dir)
-            self.observer.note("merged the partitions that earlier runs left unmerged")
+            self.publisher.observer.note("merged the partitions that earlier runs left unmerged")
         if shared_plan is None:
             remove_partition_files(config.output_dir)
         start_from = shared_plan or self.plan
@@ -163,8 +163,8 @@ class _Run:
         self, todo: list[CasePlan], queue: deque[CasePlan], journal: Journal
     ) -> None:
         """Remove outdated files of the cases to run; record cases that cannot be run."""
-        unreadable, unremoved = self.earlier.remove_outdated(todo, journal, self.observer)
-        self.observer.planned(self.plan, todo=todo, skipped=self.n_skipped)
+        unreadable, unremoved = self.earlier.remove_outdated(todo, journal, self.publisher.observer)
+        self.publisher.planned(self.plan, todo=todo, skipped=self.n_skipped)
         for case in todo:
             if case.problem is not None:
                 stays_valid = self.partition is None and case.case_id in unreadable
@@ -215,14 +215,15 @@ class _Run:
                 queue.clear()
         if unwritten:
             needed = sum(output_bytes(case, config)[1] for case in unwritten)
-            self.observer.note(
+            self.publisher.observer.note(
                 f"the disk is full: {plural(len(unwritten), 'case')} not written, which need "
                 f"about {format_bytes(needed)}; free some space, then run the same command again"
             )
 
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed after it had moved some of its files into place.
-        self.earlier.remove(layout.case_entries(case, self.plan.config))
+        entries = layout.case_entries(case, self.plan.config, range(case.shape[0]))
+        self.earlier.remove(entries)
         record = FailedCase(
             case_id=case.case_id,
             step=failure.step,
@@ -248,10 +249,10 @@ class _Run:
         self._announce(record)
 
     def _announce(self, record: CommittedCase | FailedCase) -> None:
-        self.observer.case_finished(record)  # first: a Ctrl-C may come with any line below
+        self.publisher.case_finished(record)  # first: a Ctrl-C may come with any line below
         if isinstance(record, CommittedCase):
             if not record.slices:
-                self.observer.note(
+                self.publisher.observer.note(
                     f"{record.case_id}: no slice reaches --min_foreground, none is written"
                 )
             _LOG.info("case %s: wrote %d slices", record.case_id, len(record.slices))
@@ -263,7 +264,7 @@ class _Run:
 
     def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
         """Write the files of the whole output, if the run has started; return the report."""
-        config, state = self.plan.config, self.observer.state
+        config, state = self.plan.config, self.publisher.state
         failures = list(self.failures)  # `finalize` adds those in the journal
         elapsed = time.monotonic() - self.started
         remaining = len(self.plan.selected) - self.n_skipped - state.n_done
@@ -287,7 +288,7 @@ class _Run:
                 what = "could not write the index and the summary"
                 if self.partition is not None:
                     what = "could not remove temporary files"
-                self.observer.note(f"{what} ({as_case_error(error, step='save')})")
+                self.publisher.observer.note(f"{what} ({as_case_error(error, step='save')})")
         return RunReport(
             output_dir=str(config.output_dir),
             n_committed=state.n_done,

@@ -25,7 +25,7 @@ from dask_slicer.execution import fault_injection
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.output.atomic import move, remove_whole
 from dask_slicer.output.formats import write_case
-from dask_slicer.output.layout import entry_names, split_folder
+from dask_slicer.output.layout import case_entries
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
 
@@ -95,15 +95,16 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
                 f"{socket.gethostname()} cannot find the output directory {output_dir}; "
                 "it must be on a disk that all workers share"
             )
-        folder = output_dir / split_folder(case, target.settings)
         temporary.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
         moved: list[Path] = []
         try:
             slices, files = write_case(stack, case, target.settings, temporary, fsync=target.fsync)
-            for name in entry_names(case, target.settings, [item.slice_index for item in slices]):
-                moved.append(folder / name)
-                move(temporary / name, moved[-1])
+            for entry in case_entries(case, target.settings, stack.kept):
+                path = output_dir / entry
+                if not moved:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                moved.append(path)
+                move(temporary / path.name, path)
             if not target.run_id:  # there is no run that tidies up later
                 temporary.rmdir()
                 with suppress(OSError):
@@ -137,18 +138,13 @@ def run_batch(
     step: Callable[[S, Target], T], inputs: Iterable[S | CaseError], target: Target
 ) -> list[T | CaseError]:
     """Return the result or the error of a step for each case of a batch."""
-    return [_result_or_error(step, item, target) for item in inputs]
-
-
-def _result_or_error(
-    step: Callable[[S, Target], T], item: S | CaseError, target: Target
-) -> T | CaseError:
-    if isinstance(item, CaseError):  # of the step before
-        return item
-    try:
-        return step(item, target)
-    except CaseError as error:
-        return error
+    outcomes: list[T | CaseError] = []
+    for item in inputs:  # or the error of the step before
+        try:
+            outcomes.append(item if isinstance(item, CaseError) else step(item, target))
+        except CaseError as error:
+            outcomes.append(error)
+    return outcomes
 
 
 @cache

@@ -26,6 +26,7 @@ from dask_slicer.errors import (
     as_case_error,
     shared_scheduler_error,
 )
+from dask_slicer.monitoring.snapshot import step_and_name
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import plural
 
@@ -273,14 +274,6 @@ def _how_it_ended(exitcode: int | None) -> str:
         return f"was killed by signal {-exitcode} ({signal.Signals(-exitcode).name})"
     except ValueError:
         return f"was killed by signal {-exitcode}"
-
-
-def step_and_name(key: Any) -> tuple[str, str]:
-    """Return the step and the name in a key of ours; empty for other keys."""
-    match key:
-        case (step, name):
-            return str(step), str(name)
-    return "", ""
 
 
 def _running_tasks(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool]:

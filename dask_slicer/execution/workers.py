@@ -47,28 +47,32 @@ def workers(
     in_jobs = not is_given and config.cluster is not None
     is_local = not (is_given or is_remote or in_jobs)
     if n_cases == 0 or (is_local and config.num_workers == 0):
-        observer.connected("", "in this process")
+        observer.connected("in this process")
         if config.performance_report is not None:
             observer.note("--performance_report has no effect without workers: Dask writes none")
         yield None
         return
     from dask_slicer.cluster import client as clients
-    from dask_slicer.cluster import jobqueue
+    from dask_slicer.cluster import jobqueue, remote
 
     with ExitStack() as stack:
         if client is not None:
             stack.enter_context(_alone_on(client))
             where = "on the workers of the given client"
         elif is_remote:
-            client, where = _on_scheduler(stack, config, observer)
+            client = stack.enter_context(remote.remote_client(config, observer.note))
+            where = (
+                f"on {plural(clients.count_threads(client), 'thread')} of {clients.address(client)}"
+            )
         elif in_jobs:
             client, where = _in_jobs(stack, config, n_cases, peak_bytes, observer)
         else:
             client, where = _here(stack, config, n_cases, peak_bytes, observer)
         dashboard = "" if config.dashboard_address == "none" else str(client.dashboard_link or "")
-        observer.connected(dashboard, where)
-        if (page := clients.run_page_link(dashboard)) and clients.has_run_page(client):
-            observer.run_page(page)
+        page = clients.run_page_link(dashboard)
+        if page and not clients.has_run_page(client):
+            page = ""
+        observer.connected(where, dashboard=dashboard, run_page=page)
         if config.num_workers != RunConfig.model_fields["num_workers"].default:
             if is_remote:
                 observer.note("--num_workers is ignored: the scheduler has its own workers")
@@ -105,14 +109,6 @@ def _alone_on(client: Client) -> Iterator[None]:
         yield
     finally:
         _in_use.discard(client.id)
-
-
-def _on_scheduler(stack: ExitStack, config: RunConfig, observer: Observer) -> tuple[Client, str]:
-    from dask_slicer.cluster import remote
-    from dask_slicer.cluster.client import address, count_threads
-
-    client = stack.enter_context(remote.remote_client(config, observer.note))
-    return client, f"on {plural(count_threads(client), 'thread')} of {address(client)}"
 
 
 def _in_jobs(

@@ -102,8 +102,7 @@ class JournalReader:
     def _with_plan(self, splits: Mapping[str, str], owners: Sequence[LockOwner]) -> RunState:
         """Return the state with the cases that the run has to do; each counts as much work.
 
-        Where those of its locks are not all that is left of the splits (`--only`, partitions),
-        nothing on disk says which they are.
+        If they are not all that is left of the splits (`--only`, partitions), no file names them.
         """
         state = self._state
         counts = Counter(

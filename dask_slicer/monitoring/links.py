@@ -22,8 +22,6 @@ def link_hints(
     Empty if the link itself seems to work. `host` is the name of this machine, by default its own:
     in a job, the tunnel goes through the login node to it.
 
-    Examples
-    --------
     >>> variables = {"SSH_CONNECTION": "198.51.100.7 50022 10.0.0.5 22", "USER": "me"}
     >>> link_hints("http://127.0.0.1:8787/status", variables)[0]
     'From your own computer: ssh -N -L 8787:127.0.0.1:8787 me@10.0.0.5'
@@ -60,8 +58,6 @@ def link_hints(
 def proxied(link: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return the path of a page of this machine in JupyterHub; empty outside JupyterHub.
 
-    Examples
-    --------
     >>> proxied("http://127.0.0.1:8787/status", {"JUPYTERHUB_SERVICE_PREFIX": "/user/me/"})
     '/user/me/proxy/8787/status'
     """

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from dask_slicer.monitoring.links import link_hints, proxied
 from dask_slicer.monitoring.observer import Observer, RunReport, report_lines
-from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
+from dask_slicer.monitoring.tables import progress_line
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
 from dask_slicer.utils.formatting import plural
@@ -46,16 +46,14 @@ class RunProgress(Observer):
         self._failures: list[FailedCase] = []
         self._state, self._state_at = RunState(), 0.0
 
-    def connected(self, dashboard: str, where: str) -> None:
-        """Keep where the cases run, and how to open the dashboard."""
+    def connected(self, where: str, *, dashboard: str = "", run_page: str = "") -> None:
+        """Keep where the cases run, the links, and how to open the dashboard."""
         self._where = where
         if dashboard:
             self._links.append(_anchor(dashboard, "Dask dashboard"))
             self._hints = link_hints(dashboard)
-
-    def run_page(self, link: str) -> None:
-        """Keep the link of the run page."""
-        self._links.append(_anchor(link, "run page"))
+        if run_page:
+            self._links.append(_anchor(run_page, "run page"))
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Keep the notes of the plan."""

@@ -142,11 +142,8 @@ def failures_place(report: RunReport) -> str:
 class Observer:
     """Receives the events of a run; a subclass overrides those that it needs."""
 
-    def connected(self, dashboard: str, where: str) -> None:
-        """Receive the dashboard's link, which may be empty, and where the cases run, in words."""
-
-    def run_page(self, link: str) -> None:
-        """Receive the link of the run page, if the scheduler has one."""
+    def connected(self, where: str, *, dashboard: str = "", run_page: str = "") -> None:
+        """Receive in words where the cases run, and links, empty if the scheduler has no page."""
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Receive the plan, the cases to run, and the number of cases that are skipped."""

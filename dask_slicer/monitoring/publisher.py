@@ -31,17 +31,14 @@ _EVERY_SECONDS = 0.5
 _LAST_SECONDS = 2.0
 
 
-class ProgressPublisher(Observer):
-    """Counts the cases of a run; passes its events on to an observer, and its state to a scheduler.
+class ProgressPublisher:
+    """Counts the cases of a run, for its observer and for the scheduler.
 
-    The thread of the run only counts: a second thread sends, and waits for the scheduler. What it
-    could not send is part of the next event.
+    The thread of the run only counts; a second one sends. The next event has what it could not.
     """
 
     def __init__(self, observer: Observer) -> None:
-        self._observer = observer
-        for name in ("connected", "run_page", "note", "finished"):
-            setattr(self, name, getattr(observer, name))  # passed on as they are
+        self.observer = observer
         self._state = RunState()
         self._began: float | None = None
         self._todo: dict[str, CasePlan] = {}
@@ -86,8 +83,8 @@ class ProgressPublisher(Observer):
             work=sum(case.work for case in todo),
         )
         self._began = time.monotonic()
-        self._observer.progress(self.state)
-        self._observer.planned(plan, todo=todo, skipped=skipped)
+        self.observer.progress(self.state)
+        self.observer.planned(plan, todo=todo, skipped=skipped)
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         """Count a case, and pass it on."""
@@ -98,8 +95,8 @@ class ProgressPublisher(Observer):
             )
         else:
             self._state = self._state.with_failed(record, split=case.split, work=case.work)
-        self._observer.progress(self.state)
-        self._observer.case_finished(record)
+        self.observer.progress(self.state)
+        self.observer.case_finished(record)
 
     def _publish(self, client: Client) -> None:
         """Send the state now and then, if it has changed; runs in a thread."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from dask_slicer.monitoring.state import TOPIC, RunState, from_event
+from dask_slicer.monitoring.state import STEPS, TOPIC, RunState, from_event
 from dask_slicer.utils.formatting import escape_line
 
 if TYPE_CHECKING:
@@ -32,20 +32,16 @@ class TaskInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInfo:
-    """A worker as its scheduler sees it.
-
-    CPU is in percent of one core, memory in bytes (a limit of 0 is none); `unseen` are the seconds
-    since its last heartbeat. The status is running, paused, … or gone.
-    """
+    """A worker as its scheduler sees it."""
 
     name: str
     host: str = ""
-    cpu: float = 0.0
-    memory: int = 0
-    memory_limit: int = 0
+    cpu: float = 0.0  # percent of one core
+    memory: int = 0  # bytes
+    memory_limit: int = 0  # bytes; 0: no limit
     n_threads: int = 1
-    status: str = "running"
-    unseen: float = 0.0
+    status: str = "running"  # or paused, … or gone
+    unseen: float = 0.0  # seconds since its last heartbeat
     tasks: tuple[TaskInfo, ...] = ()
 
 
@@ -61,8 +57,6 @@ class Snapshot:
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Return a sort key that puts worker 10 after worker 9.
 
-    Examples
-    --------
     >>> sorted(["w-10", "w-9", "w-9b"], key=natural_key)
     ['w-9', 'w-9b', 'w-10']
     """
@@ -156,9 +150,6 @@ def runs_to_show(
 
 # -- functions that run on the scheduler -----------------------------------------------------------
 
-_KEY_LENGTH = 2  # step and name
-_STEPS = {"load", "slice", "save", "verify"}
-
 
 def scheduler_snapshot(since: float, dask_scheduler: Scheduler) -> dict[str, Any]:
     """Return workers, clients, and the last event of each run since a time."""
@@ -199,7 +190,15 @@ def _worker_info(worker: WorkerState, now: float) -> WorkerInfo:
 
 
 def _task_info(key: Any, seconds: float | None) -> TaskInfo:
-    step, name = "other", key
-    if isinstance(key, tuple) and len(key) == _KEY_LENGTH and key[0] in _STEPS:
-        step, name = key
-    return TaskInfo(step=step, name=escape_line(str(name)), seconds=seconds)
+    step, name = step_and_name(key)
+    if step not in (*STEPS, "verify"):
+        step, name = "other", str(key)
+    return TaskInfo(step=step, name=escape_line(name), seconds=seconds)
+
+
+def step_and_name(key: Any) -> tuple[str, str]:
+    """Return the step and the name in a key of ours; empty for other keys."""
+    match key:
+        case (step, name):
+            return str(step), str(name)
+    return "", ""

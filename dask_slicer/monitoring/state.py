@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # Dask's topic of the events that runs publish on the scheduler.
 TOPIC = "dask-slicer"
 
+# The steps of a case.
+STEPS = ("load", "slice", "save")
+
 # Slowest cases and last failures in a state, to keep its events small; failures.csv has all.
 _MOST_SLOW, _MOST_FAILURES = 5, 10
 
@@ -112,7 +115,7 @@ class RunState:
     def with_written(self, record: CommittedCase, *, work: int, n_bytes_in: int = 0) -> RunState:
         """Return the state with one more written case."""
         n_slices = len(record.slices)
-        steps = {step: record.seconds.get(step, 0.0) for step in ("load", "slice", "save")}
+        steps = {step: record.seconds.get(step, 0.0) for step in STEPS}
         slow_case = SlowCase(case_id=escape_line(record.case_id), **steps)
         slowest = sorted((*self.slowest, slow_case), key=lambda slow: -slow.seconds)
         return replace(
@@ -153,8 +156,6 @@ class RunState:
 def from_event(data: object) -> RunState | None:
     """Return the state in an event; None if no version of this package published it.
 
-    Examples
-    --------
     >>> from_event({"about": "the weather"}) is None
     True
     """

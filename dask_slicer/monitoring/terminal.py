@@ -21,8 +21,8 @@ from dask_slicer.monitoring.observer import (
     failures_place,
     report_lines,
 )
-from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
+from dask_slicer.monitoring.tables import progress_line
 from dask_slicer.planning.estimate import plan_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
@@ -66,17 +66,15 @@ class ProgressDisplay(Observer):
     def __exit__(self, *error: object) -> None:
         self._end_progress()
 
-    def connected(self, dashboard: str, where: str) -> None:
-        """Print the link of the dashboard, and how to open it from elsewhere."""
+    def connected(self, where: str, *, dashboard: str = "", run_page: str = "") -> None:
+        """Print the links of dashboard and run page, and how to open them from elsewhere."""
         self._where = where
         if dashboard:
             self._say(f"Dashboard: {dashboard}")
             for line in link_hints(dashboard):
                 self._say(line)
-
-    def run_page(self, link: str) -> None:
-        """Print the link of the run page."""
-        self._say(f"Run page: {link}")
+        if run_page:
+            self._say(f"Run page: {run_page}")
 
     def note(self, text: str) -> None:
         """Print a note."""

@@ -47,9 +47,6 @@ def connect_watcher(
 ) -> Iterator[Watcher]:
     """Connect to a scheduler, and leave it running; raise SchedulerError if there is no answer."""
     with connect(address, security, name="dask-slicer-watch") as client:
-        # We report a lost connection ourselves. Not earlier: importing Dask sets these levels.
-        for name in ("distributed", "distributed.client"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
         watcher = Watcher(client, address, process)
         # A scheduler may end before the next poll: its run's last event comes by subscription.
         client.subscribe_topic(TOPIC, lambda event: watcher.log.add(*event))
@@ -58,16 +55,12 @@ def connect_watcher(
 
 @dataclass(slots=True)
 class Watcher:
-    """A read-only connection to a scheduler.
-
-    `process` are host and number of the only process whose run is shown. `silent_since` is when the
-    first unanswered question was sent, in monotonic seconds.
-    """
+    """A read-only connection to a scheduler."""
 
     client: Client
     address: str
-    process: tuple[str, str] | None
-    silent_since: float | None = None
+    process: tuple[str, str] | None  # host and number of the only process whose run is shown
+    silent_since: float | None = None  # the first unanswered question, in monotonic seconds
     log: EventLog = field(default_factory=EventLog)
 
     @property

@@ -68,8 +68,6 @@ _SLICE = re.compile(r"(?P<case_id>.+)_\d{3,}\.npz", re.DOTALL)
 def partition_files(partition: Partition | None) -> PartitionFiles:
     """Return the files of a partition, or of a run without partitions.
 
-    Examples
-    --------
     >>> partition_files(Partition(2, 3)).journal
     'journal.2of3.jsonl'
     """
@@ -125,8 +123,6 @@ def names_in(output_dir: Path) -> list[str]:
 def slice_name(case_id: str, slice_index: int, n_slices: int) -> str:
     """Return the file name of a slice; names of a case sort by slice index.
 
-    Examples
-    --------
     >>> slice_name("liver_007", 12, 100), slice_name("liver_007", 12, 1200)
     ('liver_007_012.npz', 'liver_007_0012.npz')
     """
@@ -134,22 +130,12 @@ def slice_name(case_id: str, slice_index: int, n_slices: int) -> str:
     return f"{case_id}_{slice_index:0{width}d}.npz"
 
 
-def split_folder(case: CasePlan, settings: SliceSettings) -> Path:
-    """Return the directory, relative to the output, that holds a case's entries."""
-    return Path(case.split) if settings.format == "npz" else Path(ZARR, case.split)
-
-
-def entry_names(case: CasePlan, settings: SliceSettings, kept: Iterable[int]) -> list[str]:
-    """Return the file names of some slices, or the name of the directory that holds them."""
+def case_entries(case: CasePlan, settings: SliceSettings, slices: Iterable[int]) -> list[str]:
+    """Return the entries that hold some slices of a case, relative to the output."""
     if settings.format == "zarr":
-        return [case.case_id]
-    return [slice_name(case.case_id, index, case.shape[0]) for index in kept]
-
-
-def case_entries(case: CasePlan, settings: SliceSettings) -> list[str]:
-    """Return every entry that a case may have written, relative to the output."""
-    folder = split_folder(case, settings).as_posix()
-    return [f"{folder}/{name}" for name in entry_names(case, settings, range(case.shape[0]))]
+        return [f"{ZARR}/{case.split}/{case.case_id}"]
+    n_slices = case.shape[0]
+    return [f"{case.split}/{slice_name(case.case_id, index, n_slices)}" for index in slices]
 
 
 def case_path(record: CommittedCase) -> str:

@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings, SplitSettings
 from dask_slicer.errors import DaskSlicerError, UsageError
+from dask_slicer.monitoring.state import STEPS
 from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
-from dask_slicer.records import STEPS
 from dask_slicer.report.histogram import chart
 from dask_slicer.report.overview import Overview, overview
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural

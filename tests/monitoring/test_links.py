@@ -111,7 +111,7 @@ def test_a_command_prints_the_link_first_and_then_the_way(monkeypatch) -> None:
     for name, value in SSH.items():
         monkeypatch.setenv(name, value)
     shown = io.StringIO()
-    RunDisplay(Console(file=shown)).connected(HERE, "on 2 workers")
+    RunDisplay(Console(file=shown)).connected("on 2 workers", dashboard=HERE)
     assert shown.getvalue().splitlines() == [
         f"Dashboard: {HERE}",
         *tunnel("ssh -N -L 8787:127.0.0.1:8787 me@10.0.0.5"),

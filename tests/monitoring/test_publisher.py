@@ -90,12 +90,11 @@ def test_all_that_an_observer_is_told_passes_through() -> None:
         output_dir="", n_committed=0, n_skipped=0, n_slices=0, n_bytes=0, remaining=0,
         failures=(), elapsed_seconds=0.0,
     )  # fmt: skip
-    telling.connected("", "here")
-    telling.run_page("")
+    telling.observer.connected("here")
     telling.planned(plan, todo=cases("a"), skipped=0)
-    telling.note("a note")
+    telling.observer.note("a note")
     telling.case_finished(failed)
-    telling.finished(report)
+    telling.observer.finished(report)
     public = [name for name in vars(Observer) if not name.startswith("_")]
     # The state comes with the plan, and with each case.
     assert sorted(noting.told) == sorted([*public, "progress"])

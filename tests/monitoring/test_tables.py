@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from dask_slicer.monitoring.progress_line import progress_line, seconds_left
 from dask_slicer.monitoring.snapshot import Snapshot, TaskInfo, WorkerInfo, with_gone
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import worker_rows, workers_words
+from dask_slicer.monitoring.tables import progress_line, seconds_left, worker_rows, workers_words
 
 RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",

@@ -13,8 +13,8 @@ from dask_slicer.cli import display
 from dask_slicer.inputs.case import Case
 from dask_slicer.monitoring import terminal
 from dask_slicer.monitoring.observer import Observer
-from dask_slicer.monitoring.progress_line import seconds_left
 from dask_slicer.monitoring.publisher import ProgressPublisher
+from dask_slicer.monitoring.tables import seconds_left
 from dask_slicer.output.checks import Issue
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase

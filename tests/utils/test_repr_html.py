@@ -66,7 +66,7 @@ def report(n_failed: int = 1) -> RunReport:
 
 def progress(n_failed: int = 1) -> RunProgress:
     shown = RunProgress(EVIL)
-    shown.connected(f'http://a/"onclick="{EVIL}', EVIL)
+    shown.connected(EVIL, dashboard=f'http://a/"onclick="{EVIL}')
     shown.planned(plan(), todo=plan().cases, skipped=1)
     shown.note(EVIL)
     for one in report(n_failed).failures:
@@ -155,9 +155,9 @@ def test_a_configuration_shows_what_was_changed_before_what_was_not() -> None:
 
 def test_the_dashboard_is_linked_only_where_it_is_a_page() -> None:
     shown = RunProgress("out")
-    shown.connected("javascript:alert(1)", "here")
+    shown.connected("here", dashboard="javascript:alert(1)")
     assert "<a " not in shown.html()
-    shown.connected("http://127.0.0.1:8787/status", "here")
+    shown.connected("here", dashboard="http://127.0.0.1:8787/status")
     assert '<a href="http://127.0.0.1:8787/status"' in shown.html()
 
 
@@ -178,8 +178,8 @@ def test_the_block_says_how_to_get_to_the_dashboard_and_where_the_page_of_runs_i
 ) -> None:
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")
     shown = RunProgress("out")
-    shown.connected("http://127.0.0.1:8787/status", "here")
-    shown.run_page("http://127.0.0.1:8787/dask-slicer")
+    server = "http://127.0.0.1:8787"
+    shown.connected("here", dashboard=f"{server}/status", run_page=f"{server}/dask-slicer")
     assert "/user/me/proxy/8787/status" in shown.html()
     assert '<a href="/user/me/proxy/8787/status"' in shown.html()
     assert '<a href="/user/me/proxy/8787/dask-slicer"' in shown.html()

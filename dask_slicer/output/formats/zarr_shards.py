@@ -29,8 +29,6 @@ _CHECKSUM_BYTES = 4
 def shard_path(array: Path, number: int, n_axes: int) -> Path:
     """Return the path of a shard, of an array that is sharded along its first axis.
 
-    Examples
-    --------
     >>> shard_path(Path("image"), 0, 4).as_posix()
     'image/c/0/0/0/0'
     """
@@ -102,8 +100,6 @@ class ShardReader:
 def checksum(data: bytes | NDArray[np.uint8]) -> bytes:
     """Return the CRC-32C of bytes, as stored.
 
-    Examples
-    --------
     >>> checksum(b"123456789").hex()
     '839206e3'
     """
