@@ -206,8 +206,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
 def plain_type(annotation: Any) -> Any:
     """Return the type behind ``X | None`` and ``Annotated[X, ...]``.
 
-    Examples
-    --------
     >>> plain_type(Positive | None)
     <class 'int'>
     """
@@ -220,8 +218,6 @@ def plain_type(annotation: Any) -> Any:
 def walltime_seconds(walltime: str) -> int:
     """Return the seconds of a batch system's time limit.
 
-    Examples
-    --------
     >>> walltime_seconds("1-02:00:30")
     93630
     """

@@ -99,10 +99,6 @@ class Layout(Protocol):
             Whether images that the layout keeps apart for testing become cases, with
             ``split="test"``; else a note counts them.
 
-        Returns
-        -------
-        LayoutMatch
-
         Raises
         ------
         DatasetError

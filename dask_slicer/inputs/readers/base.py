@@ -67,14 +67,6 @@ class Reader(Protocol):
         Raise an error if the voxels could not be read later, as far as the header and the size of
         the file show it: planning then names the case before the run starts.
 
-        Parameters
-        ----------
-        path : str or Path
-
-        Returns
-        -------
-        VolumeHeader
-
         Raises
         ------
         MissingFile, PermissionDenied
@@ -90,10 +82,6 @@ class Reader(Protocol):
 
     def read_voxels(self, path: str | Path) -> tuple[VolumeHeader, NDArray[np.generic]]:
         """Return the header of a volume and its voxels as stored, not yet scaled.
-
-        Parameters
-        ----------
-        path : str or Path
 
         Returns
         -------
