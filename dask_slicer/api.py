@@ -169,10 +169,7 @@ def _config_of(config: Settings | None, settings: Mapping[str, Any]) -> RunConfi
 
 
 def _client_for(config: RunConfig, client: Client | None) -> Client | None:
-    """Return the given client, or that of this program; None to start or connect as `config` says.
-
-    Raises UsageError if the client cannot be used.
-    """
+    """Return the given client, or that of this program; None to make one as `config` says."""
     from dask_slicer.cluster.client import check_usable, default_client
 
     if client is None:

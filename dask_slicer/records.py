@@ -32,40 +32,21 @@ class WrittenFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommittedCase:
-    """A case that is completely on disk.
-
-    Attributes
-    ----------
-    group : str
-        The patient. If the case leaves the dataset, its patient's other cases stay in its split.
-    digest : str
-        Of everything that decides the output, see `planning.plan.case_digest`.
-    shape : tuple of int
-        (n_modalities, n_slices, height, width).
-    spacing : tuple of float
-        (slice, row, column), mm.
-    statistics : tuple of Statistics
-        One per modality.
-    slices : tuple of WrittenSlice
-        The kept slices, ascending.
-    seconds : dict of step to float
-    files : tuple of WrittenFile
-        The files of a Zarr group; empty if each slice is a file.
-    at : float
-        Time of the journal line, in seconds since 1970; 0 in lines of earlier versions.
-    """
+    """A case that is completely on disk."""
 
     case_id: str
     split: str
-    digest: str
-    shape: tuple[int, int, int, int]
-    spacing: tuple[float, float, float]
-    statistics: tuple[Statistics, ...]
-    slices: tuple[WrittenSlice, ...]
-    seconds: dict[str, float]
-    files: tuple[WrittenFile, ...] = ()
+    digest: str  # of everything that decides the output, see `planning.plan.case_digest`
+    shape: tuple[int, int, int, int]  # (n_modalities, n_slices, height, width)
+    spacing: tuple[float, float, float]  # (slice, row, column), mm
+    statistics: tuple[Statistics, ...]  # one per modality
+    slices: tuple[WrittenSlice, ...]  # the kept slices, ascending
+    seconds: dict[str, float]  # by step
+    files: tuple[WrittenFile, ...] = ()  # of a Zarr group; empty if each slice is a file
+    # The patient. If the case leaves the dataset, its patient's other cases stay in its split.
     group: str = ""
     run_id: str = ""
+    # Of the journal line, in seconds since 1970; 0 in lines of earlier versions.
     at: float = field(default=0.0, compare=False)
     status: Literal["committed"] = "committed"
 

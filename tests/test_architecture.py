@@ -66,6 +66,7 @@ ALLOWED = {
         "cluster/local.py",
         "cluster/remote.py",
         "cluster/rpc.py",
+        "cluster/upload.py",
         "execution/futures.py",
         "execution/watchdog.py",
     },

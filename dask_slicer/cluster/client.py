@@ -79,8 +79,7 @@ def cluster_client(
 ) -> Iterator[Client]:
     """Start a cluster whose scheduler runs in this process; yield its client.
 
-    `start` makes it, given options of the scheduler and a level for logs. A busy port of the
-    dashboard falls back to a free one; `none` is no dashboard.
+    `start` makes it, given options of the scheduler and a level for logs.
     """
     # Before the settings: this import adds defaults to Dask's configuration, which must stay when
     # the settings end.

@@ -32,10 +32,7 @@ _CLOSE_SECONDS = 3
 
 
 def start_forkserver(imported: Sequence[str] = ()) -> str:
-    """Start the process that workers are forked from, with more modules imported, if need be.
-
-    It imports in the background. Returns the start method: forkserver, or spawn if it cannot run.
-    """
+    """Start the process that workers are forked from; return `spawn` if it cannot run."""
     if sys.platform != "linux":
         return "spawn"
     from multiprocessing import forkserver
@@ -104,10 +101,7 @@ _ENVIRONMENT = _Environment()
 def local_client(
     n_workers: int, *, memory_limit: int, dashboard_address: str, imported: Sequence[str] = ()
 ) -> Iterator[Client]:
-    """Start one-thread worker processes on this machine, bound to loopback; yield the client.
-
-    Each imports `imported`, too, has `memory_limit` bytes, and is restarted when it uses more.
-    """
+    """Start one-thread worker processes on this machine, bound to loopback; yield the client."""
     method = start_forkserver(imported)
     from distributed import LocalCluster
 

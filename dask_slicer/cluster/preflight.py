@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,7 +21,8 @@ import dask
 
 from dask_slicer.cluster import probes, rpc
 from dask_slicer.cluster.client import SETTINGS, variable_of
-from dask_slicer.cluster.rpc import PACKAGE, Note
+from dask_slicer.cluster.rpc import Note
+from dask_slicer.cluster.upload import PACKAGE, send_package
 from dask_slicer.errors import PreflightError
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, plural
 
@@ -85,8 +86,7 @@ def run_preflight(
 ) -> None:
     """Check a client's scheduler and workers before the first case; note what is useful to know.
 
-    Raises a PreflightError with a line for each problem. `module` is what computes cases there;
-    `upload` sends this package first, where it is missing or has other code.
+    `module` is what computes cases there; `upload` sends this package first.
     """
     result = Preflight()
     own = {"python": sys.version} | {name: version(name) for name in (*MUST_MATCH, *SHOULD_MATCH)}
@@ -94,7 +94,7 @@ def run_preflight(
     result.raise_refusals()  # code must not be sent to another version of Python
     descriptions = rpc.run_everywhere(client, probes.describe, module)
     if upload:
-        rpc.send_package(client, descriptions, note, module=module)
+        send_package(client, descriptions, note, module=module)
         descriptions = rpc.run_everywhere(client, probes.describe, module)
     check_code(probes.describe(module), descriptions, result, uploaded=upload)
     identity = rpc.ask_scheduler(client, client.scheduler.identity)  # type: ignore[union-attr]
@@ -145,10 +145,8 @@ def check_code(
         elif release != own["version"]:
             result.refuse(f"{PACKAGE} is {own['version']} here, {release} on {processes}; {remedy}")
         elif fault:
-            lacks_modules = (
-                PACKAGE in fault
-            )  # another version; what else is missing, we do not bring
-            more = f"; {remedy}" if lacks_modules else ""
+            # A missing module of ours is of another version; other packages we do not send.
+            more = f"; {remedy}" if PACKAGE in fault else ""
             result.refuse(f"{PACKAGE} cannot be imported on {processes} ({fault}){more}")
         elif code != own["code"]:
             result.refuse(f"{PACKAGE} {release} has other code on {processes} than here; {remedy}")
@@ -254,22 +252,17 @@ def _error_text(error: BaseException) -> str:
 
 
 def _groups(others: Mapping[str, Any], key: Callable[[Any], Any]) -> Iterator[tuple[Any, str]]:
-    """Yield each value that a key has in other processes, with these processes in words."""
+    """Yield each value that a key has, with the processes in words: workers by their host."""
     groups: defaultdict[Any, list[str]] = defaultdict(list)
     for name, answer in others.items():
         groups[key(answer)].append(name)
     for value, names in groups.items():
-        yield value, _describe(names)
+        words = [name for name in names if "://" not in name]
+        addresses = [name.rpartition("://")[2] for name in names if "://" in name]
+        hosts = Counter(address.rpartition(":")[0] for address in addresses)
+        words += [f"{plural(n, 'worker')} on {host}" for host, n in sorted(hosts.items())]
+        yield value, first_few(words)
 
 
 def _minor(python: str) -> str:
     return ".".join(python.split(".")[:2])
-
-
-def _describe(names: Sequence[str]) -> str:
-    """Return the scheduler, and the number of workers on each host, in words."""
-    words = [name for name in names if "://" not in name]
-    addresses = [name.rpartition("://")[2] for name in names if "://" in name]
-    hosts = Counter(address.rpartition(":")[0] for address in addresses)
-    words += [f"{plural(n, 'worker')} on {host}" for host, n in sorted(hosts.items())]
-    return first_few(words)

@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from dask_slicer.errors import ConfigError, SchedulerError
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
 
 ADDRESS_VARIABLE = "DASK_SCHEDULER_ADDRESS"
@@ -48,7 +47,7 @@ _PROTOCOLS = (_PLAIN, _TLS, "ucx", "ucxx", "ws", "wss")
 def remote_client(settings: SchedulerSettings, note: Note) -> Iterator[Client]:
     """Connect to a running scheduler, wait for its workers, and yield the client."""
     address = _wait_for_address(settings)
-    with connect(address, tls_files(settings)) as client:
+    with connect(address, tls_security(settings)) as client:
         began, next_note = time.monotonic(), 0.0
         while (n_workers := len(worker_addresses(client))) < settings.wait_workers:
             signals.raise_if_interrupted()
@@ -68,24 +67,11 @@ def remote_client(settings: SchedulerSettings, note: Note) -> Iterator[Client]:
 
 
 @contextmanager
-def connect(address: str, tls: TlsFiles | None, **options: Any) -> Iterator[Client]:
-    """Connect to a running scheduler; yield a client with these options.
+def connect(address: str, security: Security | None, **options: Any) -> Iterator[Client]:
+    """Connect to a scheduler, which keeps running; yield a client with these options."""
+    from distributed import Client
 
-    Raises a SchedulerError if it does not answer within 10 s. The scheduler keeps running.
-    """
-    from distributed import Client, Security
-
-    # Dask's own configuration may name TLS files, too.
-    default = Security().get_connection_args("client").get("ssl_context")
-    check_reachable(address, tls, default)
-    security = None
-    if tls is not None:
-        security = Security(
-            tls_ca_file=str(tls.ca),
-            tls_client_cert=str(tls.cert),
-            tls_client_key=str(tls.key),
-            require_encryption=True,
-        )
+    check_reachable(address, security)
     options |= {"timeout": _CONNECT_SECONDS, "security": security, "set_as_default": False}
     with client_timeouts():
         try:
@@ -113,37 +99,36 @@ def _wait_for_address(settings: SchedulerSettings) -> str:
         time.sleep(_POLL_SECONDS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
-    """PEM files: the authority to trust, the client's certificate, and its key."""
-
-    ca: Path
-    cert: Path
-    key: Path
-
-    def context(self) -> ssl.SSLContext:
-        """Return the context of a connection; raise a ConfigError if a file cannot be used."""
-        for option, path in (("tls_ca", self.ca), ("tls_cert", self.cert), ("tls_key", self.key)):
-            try:
-                path.open("rb").close()
-            except OSError as error:
-                raise ConfigError(f"cannot read {option} {path}: {error.strerror}") from None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False  # as in Dask: nodes of a cluster share a certificate
-        problem = f"tls_ca {self.ca} is no PEM certificate"
-        try:
-            context.load_verify_locations(self.ca)
-            problem = f"tls_cert {self.cert} and tls_key {self.key} are no certificate and its key"
-            context.load_cert_chain(self.cert, self.key, password="")
-        except ssl.SSLError as error:
-            raise ConfigError(f"{problem} ({_reason(error)})") from None
-        return context
-
-
-def tls_files(settings: SchedulerSettings) -> TlsFiles | None:
-    """Return the TLS files of the settings; None unless all are set."""
+def tls_security(settings: SchedulerSettings) -> Security | None:
+    """Return the TLS files of the settings, for Dask's client; None unless all are set."""
     ca, cert, key = settings.tls_ca, settings.tls_cert, settings.tls_key
-    return TlsFiles(ca=ca, cert=cert, key=key) if ca and cert and key else None
+    if not (ca and cert and key):
+        return None
+    from distributed import Security
+
+    files = {"tls_ca_file": str(ca), "tls_client_cert": str(cert), "tls_client_key": str(key)}
+    return Security(require_encryption=True, **files)
+
+
+def _tls_context(security: Security) -> ssl.SSLContext:
+    """Return the context of a connection; raise a ConfigError if a file cannot be used."""
+    files = security.get_tls_config_for_role("client")
+    ca, cert, key = files["ca_file"], files["cert"], files["key"]
+    for option, path in (("tls_ca", ca), ("tls_cert", cert), ("tls_key", key)):
+        try:
+            Path(path).open("rb").close()
+        except OSError as error:
+            raise ConfigError(f"cannot read {option} {path}: {error.strerror}") from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # as in Dask: nodes of a cluster share a certificate
+    problem = f"tls_ca {ca} is no PEM certificate"
+    try:
+        context.load_verify_locations(ca)
+        problem = f"tls_cert {cert} and tls_key {key} are no certificate and its key"
+        context.load_cert_chain(cert, key, password="")
+    except ssl.SSLError as error:
+        raise ConfigError(f"{problem} ({_reason(error)})") from None
+    return context
 
 
 def scheduler_address(address: str | None, scheduler_file: Path | None) -> str:
@@ -178,20 +163,19 @@ def _address_in(scheduler_file: Path) -> str:
     raise SchedulerError(problem)
 
 
-def check_reachable(
-    address: str, tls: TlsFiles | None, default: ssl.SSLContext | None = None
-) -> None:
-    """Raise an error of one line if no Dask scheduler answers at a tcp or tls address.
-
-    Other protocols are not probed. A tls address without files needs a default context.
-    """
+def check_reachable(address: str, security: Security | None) -> None:
+    """Raise an error of one line if no Dask scheduler answers at a tcp or tls address."""
     protocol = address.partition("://")[0]
     if protocol == _TLS:
-        context = tls.context() if tls is not None else default
+        from distributed import Security
+
+        # Dask's own configuration may name TLS files, too.
+        default = Security().get_connection_args("client").get("ssl_context")
+        context = default if security is None else _tls_context(security)
         if context is None:
             raise ConfigError(f"{address} needs tls_ca, tls_cert and tls_key")
         _check_tls(address, context)
-    elif tls is not None:
+    elif security is not None:
         raise ConfigError(f"tls_ca, tls_cert and tls_key need a tls:// address, got {address}")
     elif protocol == _PLAIN:
         _check_plain(address)

@@ -99,7 +99,7 @@ LabelType = Annotated[Literal["uint8", "uint16", "int32"], _AnyCase]
 Nonfinite = Annotated[Literal["error", "zero"], _AnyCase]
 SliceFormat = Annotated[Literal["npz", "zarr"], _AnyCase]
 Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], _AnyCase]
-BatchSystem = Annotated[Literal["slurm", "pbs", "sge", "lsf"], _AnyCase]
+BatchSystemName = Annotated[Literal["slurm", "pbs", "sge", "lsf"], _AnyCase]
 
 
 StrPath = str | PathLike[str]
@@ -154,7 +154,7 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     wait_timeout: float | NotGiven
     upload_code: bool | NotGiven
 
-    cluster: BatchSystem | None
+    cluster: BatchSystemName | None
     jobs: int | NotGiven
     cores: int | NotGiven
     memory: int | str | NotGiven
@@ -206,8 +206,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
 def plain_type(annotation: Any) -> Any:
     """Return the type behind ``X | None`` and ``Annotated[X, ...]``.
 
-    Examples
-    --------
     >>> plain_type(Positive | None)
     <class 'int'>
     """
@@ -220,8 +218,6 @@ def plain_type(annotation: Any) -> Any:
 def walltime_seconds(walltime: str) -> int:
     """Return the seconds of a batch system's time limit.
 
-    Examples
-    --------
     >>> walltime_seconds("1-02:00:30")
     93630
     """

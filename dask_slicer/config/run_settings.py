@@ -66,7 +66,7 @@ class SchedulerSettings(fields.Frozen):
 class JobSettings(fields.Frozen):
     """Workers that are jobs of a batch system."""
 
-    cluster: fields.BatchSystem | None = Field(
+    cluster: fields.BatchSystemName | None = Field(
         None, description="Batch system that runs the workers as jobs (needs dask_slicer[hpc])."
     )
     jobs: fields.Positive = Field(1, description="Jobs to keep running; a lost job is replaced.")

@@ -118,8 +118,6 @@ class SplitSettings(fields.Frozen):
     def ratios(self) -> dict[str, float]:
         """Return the fraction of cases in each split; they sum to 1.
 
-        Examples
-        --------
         >>> SplitSettings(train_ratio=0.95).ratios()
         {'train': 0.95, 'val': 0.05, 'test': 0.0}
         """
@@ -231,8 +229,6 @@ def _resolved(path: Path) -> Path:
 def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()) -> list[str]:
     """Return how the settings that an output directory keeps, and those in `also`, changed.
 
-    Examples
-    --------
     >>> old = RunConfig(input_dir="a", output_dir="b")
     >>> changed_settings(old, old.model_copy(update={"window_size": 1}))
     ['window_size was 2, is now 1']

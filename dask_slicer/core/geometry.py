@@ -34,6 +34,7 @@ _STORED = {
     "j": ((1, 1), (0, 1), (2, 1)),
     "k": ((1, 1), (2, 1), (0, 1)),
 }
+SINGULAR = "the affine is singular; repair the header's sform or qform"
 # In voxels: tools round the same affine differently when they write it.
 _SAME_GRID = 0.1
 
@@ -50,7 +51,7 @@ def check_affine(affine: NDArray[np.float64]) -> None:
         or not np.isfinite(lengths).all()
         or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6
     ):
-        raise GeometryMismatch("the affine is singular; repair the header's sform or qform")
+        raise GeometryMismatch(SINGULAR)
 
 
 def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.float64]:
@@ -71,7 +72,7 @@ def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.flo
         return np.array(_STORED[plane], dtype=np.float64)
     stored = _io_orientation(affine)
     if not np.isfinite(stored).all():
-        raise GeometryMismatch("the affine is singular; repair the header's sform or qform")
+        raise GeometryMismatch(SINGULAR)
     target = nio.axcodes2ornt(_ANATOMICAL[plane])
     return np.asarray(nio.ornt_transform(stored, target), dtype=np.float64)
 

@@ -17,28 +17,16 @@ from dask_slicer.core.windows import window_indices
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SliceStack:
-    """A volume ready to be written, with planes computed on request.
+    """A volume ready to be written, with planes computed on request."""
 
-    Attributes
-    ----------
-    image, normalization, statistics : tuple
-        One per modality; the voxels have the shape (n_slices, height, width).
-    label : (n_slices, height, width) ndarray of integers, or None
-    label_counts : tuple of dict
-        Pixels by label value other than 0, one dict per slice; empty without a label.
-    kept : tuple of int
-        Indices of the slices to write, ascending.
-    affine : (4, 4) ndarray of float64
-        (slice_index, row, column, 1) → RAS+ mm.
-    """
-
-    image: tuple[Voxels, ...]
-    normalization: tuple[Normalization, ...]
-    statistics: tuple[Statistics, ...]
-    label: NDArray[np.integer] | None
+    image: tuple[Voxels, ...]  # one per modality, of shape (n_slices, height, width)
+    normalization: tuple[Normalization, ...]  # one per modality
+    statistics: tuple[Statistics, ...]  # one per modality
+    label: NDArray[np.integer] | None  # (n_slices, height, width)
+    # Pixels by label value other than 0, one dict per slice; empty without a label.
     label_counts: tuple[dict[int, int], ...]
-    kept: tuple[int, ...]
-    affine: NDArray[np.float64]
+    kept: tuple[int, ...]  # indices of the slices to write, ascending
+    affine: NDArray[np.float64]  # (4, 4), maps (slice_index, row, column, 1) to RAS+ mm
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -14,22 +14,14 @@ _BLOCK = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Voxels:
-    """Stored numbers and their linear scaling to intensities.
+    """Stored numbers and their linear scaling: ``intensity = stored * slope + intercept``."""
 
-    Attributes
-    ----------
-    stored : (n_slices, height, width) ndarray
-        Usually a strided view of the file's buffer, in the file's dtype and byte order.
-    slope, intercept : float
-        ``intensity = stored * slope + intercept``.
-    source : str
-        The file, for messages.
-    """
-
+    # (n_slices, height, width), usually a strided view of the file's buffer, in the file's dtype
+    # and byte order.
     stored: NDArray[np.generic]
     slope: float = 1.0
     intercept: float = 0.0
-    source: str = "the array"
+    source: str = "the array"  # the file, for messages
 
     @property
     def scaled(self) -> bool:
@@ -39,21 +31,11 @@ class Voxels:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Volume:
-    """A loaded case: images and label on one grid, axes in the order (slice, row, column).
+    """A loaded case: images and label on one grid, axes in the order (slice, row, column)."""
 
-    Attributes
-    ----------
-    image : tuple of Voxels
-        One per modality, all of one shape.
-    label : Voxels or None
-        Same shape; None if the case has no label.
-    affine : (4, 4) ndarray of float64
-        Maps (slice_index, row, column, 1) to RAS+ mm.
-    """
-
-    image: tuple[Voxels, ...]
-    label: Voxels | None
-    affine: NDArray[np.float64]
+    image: tuple[Voxels, ...]  # one per modality, all of one shape
+    label: Voxels | None  # of the same shape; None if the case has no label
+    affine: NDArray[np.float64]  # (4, 4), maps (slice_index, row, column, 1) to RAS+ mm
 
 
 def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:

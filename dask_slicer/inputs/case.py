@@ -34,8 +34,6 @@ class Case:
 def is_volume_name(name: str) -> bool:
     """Return whether a file name is that of a volume that a reader reads, and not hidden.
 
-    Examples
-    --------
     >>> is_volume_name("liver.nii.gz"), is_volume_name("._liver.nii.gz")
     (True, False)
     """
@@ -48,8 +46,6 @@ def is_volume_name(name: str) -> bool:
 def stem_of(name: str) -> str:
     """Return a volume's file name without its suffix.
 
-    Examples
-    --------
     >>> stem_of("liver.v2.nii.gz"), stem_of("liver.nii")
     ('liver.v2', 'liver')
     """
@@ -64,8 +60,6 @@ def stem_of(name: str) -> str:
 def split_channel(name: str) -> tuple[str, int] | None:
     """Return case id and channel of an nnU-Net file name, None if it has no channel.
 
-    Examples
-    --------
     >>> split_channel("liver_007_0001.nii.gz")
     ('liver_007', 1)
     >>> split_channel("liver_007.nii.gz") is None
@@ -101,8 +95,6 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
 
     Ids that differ only in upper and lower case name one file on macOS and Windows: they are equal.
 
-    Examples
-    --------
     >>> case_id_problems(["a", "b", "A"])
     ["case ids must be unique, also if upper and lower case count as equal: 'a', 'A'"]
     """

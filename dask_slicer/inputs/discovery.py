@@ -11,10 +11,7 @@ from dask_slicer.inputs.layouts.base import LayoutMatch
 
 
 def find_cases(input_dir: Path, *, include_test: bool = False) -> LayoutMatch:
-    """Return the cases of a folder in a known layout, or of a CSV or JSON manifest, sorted by id.
-
-    Without any, the DatasetError names the layouts that were tried, the nearest first.
-    """
+    """Return the cases of a folder in a known layout, or of a CSV or JSON manifest."""
     if not input_dir.exists():
         raise DatasetError(f"input_dir {input_dir} does not exist")
     layouts = (manifest, *LAYOUTS) if input_dir.is_dir() else (manifest,)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dask_slicer.cluster.remote import TlsFiles, scheduler_address, tls_files
+from dask_slicer.cluster.remote import scheduler_address, tls_security
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.monitoring import tables
@@ -34,6 +34,10 @@ from dask_slicer.monitoring.watcher import (
 )
 from dask_slicer.output import directory
 from dask_slicer.output.lock import LockOwner
+
+if TYPE_CHECKING:
+    from distributed import Security
+
 
 # Between two looks at an output whose run has no scheduler yet, or has lost it.
 _LOOK_SECONDS = 2.0
@@ -60,7 +64,7 @@ def watch_run(
     try:
         if output_dir is None:
             address = scheduler_address(where, settings.scheduler_file)
-            with connect_watcher(address, tls_files(settings)) as watcher:
+            with connect_watcher(address, tls_security(settings)) as watcher:
                 _draw(console, watcher, once=once)
         else:
             _watch_output(console, output_dir, settings, once=once)
@@ -73,9 +77,9 @@ def _watch_output(
 ) -> None:
     try:
         owner = _owner_of(output_dir, console, once=once)
-        tls = tls_files(settings) or _tls_of(output_dir, owner)
+        security = tls_security(settings) or _security_of(output_dir, owner)
         process = (owner.host, owner.process) if owner.process else None
-        with connect_watcher(owner.scheduler, tls, process=process) as watcher:
+        with connect_watcher(owner.scheduler, security, process=process) as watcher:
             _draw(console, watcher, once=once)
     except SchedulerGone:
         # A run that ends takes its scheduler with it, and may still be writing the index.
@@ -120,12 +124,12 @@ def _as_output(where: str | None) -> Path | None:
     return Path(where).absolute()
 
 
-def _tls_of(output_dir: Path, owner: LockOwner) -> TlsFiles | None:
+def _security_of(output_dir: Path, owner: LockOwner) -> Security | None:
     """Return the TLS files in the configuration of the run, if they are needed."""
     if not owner.scheduler.startswith("tls://"):
         return None
     config = directory.existing_config(output_dir)
-    return None if config is None else tls_files(config)
+    return None if config is None else tls_security(config)
 
 
 def _owner_of(output_dir: Path, console: Console, *, once: bool) -> LockOwner:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_slicer.cluster.remote import TlsFiles, connect
+from dask_slicer.cluster.remote import connect
 from dask_slicer.errors import DaskSlicerError, OutputError, SchedulerError
 from dask_slicer.monitoring.links import LOOPBACK
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
@@ -22,7 +22,7 @@ from dask_slicer.output.lock import IN_PROCESS, LockOwner, lock_owner
 from dask_slicer.utils.formatting import format_time, plural
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Security
 
 
 _LOG = logging.getLogger(__name__)
@@ -43,10 +43,10 @@ class NotRunning(DaskSlicerError):
 
 @contextmanager
 def connect_watcher(
-    address: str, tls: TlsFiles | None, *, process: tuple[str, str] | None = None
+    address: str, security: Security | None, *, process: tuple[str, str] | None = None
 ) -> Iterator[Watcher]:
     """Connect to a scheduler, and leave it running; raise SchedulerError if there is no answer."""
-    with connect(address, tls, name="dask-slicer-watch") as client:
+    with connect(address, security, name="dask-slicer-watch") as client:
         watcher = Watcher(client, address, process)
         # A scheduler may end before the next poll: its run's last event comes by subscription.
         client.subscribe_topic(TOPIC, lambda event: watcher.log.add(*event))

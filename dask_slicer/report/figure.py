@@ -200,10 +200,7 @@ def draw(
     labels: bool = True,
     scale: int = 1,
 ) -> Montage:
-    """Return a figure of panels in rows, at most `width` pixels wide, with a legend of its labels.
-
-    `scale` multiplies all lengths, text included.
-    """
+    """Return a figure of panels in rows, at most `width` pixels wide, with a legend."""
     theme = _DARK if dark else _LIGHT
     # The colours of an output do not depend on the slices that are shown.
     palette = colours(np.unique(output.index.label_values).tolist()) if labels else {}

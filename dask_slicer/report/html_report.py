@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings, SplitSettings
 from dask_slicer.errors import DaskSlicerError, UsageError
+from dask_slicer.monitoring.state import STEPS
 from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
 from dask_slicer.report.histogram import chart
@@ -35,11 +36,7 @@ _MOST_PICTURE_BYTES = 3_000_000
 def write_report(
     output_dir: str | Path, file: Path | None = None, *, say: Callable[[str], None]
 ) -> Path:
-    """Write the report of an output to `file`, by default `REPORT` in the output; return its path.
-
-    `say` prints notes. Raises OutputError if the directory is not an output or has no cases yet,
-    and UsageError if `file` cannot be written or is among the output's own files.
-    """
+    """Write the report of an output to `file`, by default `REPORT` in the output."""
     output = open_output(output_dir)
     file = user_file_path(output.path, file, name=REPORT, suffixes=_SUFFIXES)
     if file.suffix.lower() not in _SUFFIXES:  # browsers choose by suffix
@@ -111,6 +108,7 @@ def _render(
         version=version("dask_slicer"),
         again=_again(output),
         settings=_settings(output.config),
+        steps=STEPS,
         kinds=kinds.most_common(_MOST_NAMES),
     )
 

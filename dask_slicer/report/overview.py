@@ -96,10 +96,7 @@ class Overview:
 
 
 def overview(output: Output) -> Overview:
-    """Return the facts about an output, from its journal, its index and some of its slices.
-
-    Raises OutputError if it is damaged, or if no case was written and none failed.
-    """
+    """Return the facts about an output, from its journal, its index and some of its slices."""
     written, failures = _records(output)
     index = output.index
     if not (written or failures or len(index)):

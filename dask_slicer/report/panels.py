@@ -36,21 +36,34 @@ class Panel:
 def read_panels(
     output: Output, index: SliceIndex, rows: Iterable[int], *, window_size: int | None
 ) -> list[Panel]:
-    """Read the slices in some rows of an index, those of a case together, as panels.
-
-    None for `window_size` is the one that was written. Raises CorruptFile, which names case, slice
-    and file.
-    """
+    """Read the slices in some rows of an index, those of a case together, as panels."""
     panels = []
     for number, of_case in groupby(rows, key=lambda row: int(index.case[row])):
         case = index.cases[number]
         with damage_named(case.case_id, None):
             reader = case_reader(output.path, case)
-        ranges = _ranges(reader, case, output.index)
+        black, white = _ranges(reader, case, output.index)[:, :, None, None]
         for row in of_case:
             slice_index = int(index.slice_index[row])
             with damage_named(case.case_id, slice_index):
-                panels.append(_read_panel(reader, case, slice_index, ranges, window_size))
+                metadata = reader.metadata(slice_index)
+                image, label = reader.read(slice_index, window_size)
+                total_slices = metadata["total_slices"]
+                _, per_row, per_column = metadata["spacing"]
+                affine = np.array(metadata["affine"], dtype=np.float64)
+            # Channels are ordered by offset, and within an offset by modality.
+            by_offset = image.reshape(-1, len(black), *image.shape[1:])
+            panel = Panel(
+                case_id=case.case_id,
+                split=case.split,
+                slice_index=slice_index,
+                total_slices=total_slices,
+                image=to_grey(by_offset, black, white).swapaxes(0, 1),
+                label=label,
+                spacing=(per_row, per_column),
+                sides=sides(affine),
+            )
+            panels.append(panel)
     return panels
 
 
@@ -62,28 +75,3 @@ def _ranges(reader: CaseReader, case: IndexedCase, index: SliceIndex) -> NDArray
         with damage_named(case.case_id, written[place]):
             sampled.append(reader.read(written[place], 0)[0])
     return np.transpose([display_range(modality) for modality in np.stack(sampled, axis=1)])
-
-
-def _read_panel(
-    reader: CaseReader,
-    case: IndexedCase,
-    slice_index: int,
-    ranges: NDArray[np.float64],
-    window_size: int | None,
-) -> Panel:
-    metadata = reader.metadata(slice_index)
-    image, label = reader.read(slice_index, window_size)
-    # Channels are ordered by offset, and within an offset by modality.
-    by_offset = image.reshape(-1, ranges.shape[1], *image.shape[1:])
-    black, white = ranges[:, :, None, None]
-    _, per_row, per_column = metadata["spacing"]
-    return Panel(
-        case_id=case.case_id,
-        split=case.split,
-        slice_index=slice_index,
-        total_slices=metadata["total_slices"],
-        image=to_grey(by_offset, black, white).swapaxes(0, 1),
-        label=label,
-        spacing=(per_row, per_column),
-        sides=sides(np.array(metadata["affine"], dtype=np.float64)),
-    )

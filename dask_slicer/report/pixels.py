@@ -95,10 +95,7 @@ def _offsets(per_pixel: float) -> list[float]:
 
 
 def colours(values: Sequence[int]) -> Colours:
-    """Return a colour, red, green, blue of 0 to 255, for every label value but 0.
-
-    The first seven are distinct with any colour vision; others differ in hue and lightness.
-    """
+    """Return a colour, red, green, blue of 0 to 255, for every label value but 0."""
     wanted = sorted(set(values) - {0})
     return {value: _colour(number) for number, value in enumerate(wanted)}
 

@@ -104,10 +104,7 @@ def show_slices(
 def picture(
     output: Output, *, n_slices: int, width: int, dark: bool, window_size: int | None = None
 ) -> bytes:
-    """Return a PNG of slices of an output, about `width` pixels wide.
-
-    Raises UsageError without slices or Matplotlib, and CorruptFile.
-    """
+    """Return a PNG of slices of an output, about `width` pixels wide."""
     rows = choose_rows(output, output.index, n=n_slices)
     panels = read_panels(output, output.index, rows, window_size=window_size)
     figure = _draw(output, panels, dark=dark, width=width)
@@ -127,10 +124,7 @@ def _draw(output: Output, panels: Sequence[Panel], **options: Any) -> Figure:
 
 
 def place_of_preview(output: Output, file: Path | None) -> Path:
-    """Return the path of a picture of an output: `file`, or `PREVIEW` in the output.
-
-    Raises UsageError if it is among the output's own files, or of an unknown type.
-    """
+    """Return the path of a picture of an output: `file`, or `PREVIEW` in the output."""
     path = user_file_path(output.path, file, name=PREVIEW, suffixes=_SUFFIXES)
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--file must end with {', '.join(_SUFFIXES)}, got {path.name}")

@@ -95,7 +95,7 @@ def choose_rows(
     """Return about `n` rows of an index, spread over splits, cases and slices; labelled ones first.
 
     Named `cases` are shown once at least, named `slices` of every case. `index` is that of `output`
-    or a selection of it. Raises UsageError, with the reason, if there are none.
+    or a selection of it.
     """
     _check_split(output, index, split)
     numbers = _numbers(output, index, cases, split)

@@ -8,7 +8,7 @@ from html import escape
 from dask_slicer.utils.formatting import plural
 
 # Rows of a table; the others are counted.
-MOST_ROWS = 20
+_MOST_ROWS = 20
 # Characters of a value; the middle of a longer one is left out.
 _LONGEST = 200
 _CELL = ' style="text-align: left; vertical-align: top; padding: 1px 12px 1px 0"'
@@ -35,9 +35,9 @@ def html_table(names: Sequence[str], rows: Sequence[Sequence[object]], *, of: st
     head = "".join(f"<th{_CELL}>{_shown(name)}</th>" for name in names)
     body = "".join(
         "<tr>" + "".join(f"<td{_CELL}>{_shown(value)}</td>" for value in row) + "</tr>"
-        for row in rows[:MOST_ROWS]
+        for row in rows[:_MOST_ROWS]
     )
-    more = len(rows) - MOST_ROWS
+    more = len(rows) - _MOST_ROWS
     rest = f"<div>… and {plural(more, f'more {of}')}</div>" if more > 0 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"
 

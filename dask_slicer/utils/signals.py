@@ -84,10 +84,7 @@ def stopped_by(token: threading.Event) -> Iterator[None]:
 
 
 def raise_if_interrupted() -> None:
-    """Raise `Cancelled` if the token is set, or the exception of a signal if it got lost.
-
-    Long loops call this now and then.
-    """
+    """Raise `Cancelled` if the token is set, or the exception of a signal if it got lost."""
     token = _token.get()
     if token is not None and token.is_set():
         raise Cancelled

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import dask_slicer
-from dask_slicer.cluster import local, probes, rpc
+from dask_slicer.cluster import local, probes, upload
 from dask_slicer.cluster.preflight import (
     MUST_MATCH,
     SHOULD_MATCH,
@@ -237,7 +237,7 @@ def package(tmp_path, monkeypatch) -> Path:
 
 
 def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp_path) -> None:
-    rpc.write_package(tmp_path / "sent.zip")
+    upload.write_package(tmp_path / "sent.zip")
     with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
         sent = {name: archive.read(name) for name in archive.namelist()}
     there = {
@@ -252,7 +252,7 @@ def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp
 
 
 def test_python_imports_every_module_from_an_archive(package, tmp_path) -> None:
-    rpc.write_package(tmp_path / "sent.zip")
+    upload.write_package(tmp_path / "sent.zip")
     modules = sorted(
         ".".join(path.relative_to(tmp_path).with_suffix("").parts).removesuffix(".__init__")
         for path in package.rglob("*.py")
@@ -280,7 +280,7 @@ def test_an_archive_describes_itself_as_the_folder_that_it_was_made_of(
     package, tmp_path, monkeypatch
 ) -> None:
     own = probes.describe("dask_slicer.execution.tasks")
-    rpc.write_package(tmp_path / "sent.zip")
+    upload.write_package(tmp_path / "sent.zip")
     sent = zipfile.Path(tmp_path / "sent.zip", "dask_slicer/")
     monkeypatch.setattr(importlib.resources, "files", lambda name: sent)
     assert probes.describe("dask_slicer.execution.tasks") == own

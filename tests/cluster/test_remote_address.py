@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import pytest
 import trustme
+from distributed import Security
 
 from dask_slicer.cluster.remote import (
     ADDRESS_VARIABLE,
-    TlsFiles,
     check_reachable,
     scheduler_address,
 )
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.versions
 class Certificates(NamedTuple):
     """PEM files of two authorities, and of a node of each."""
 
-    ours: TlsFiles
-    foreign: TlsFiles
+    ours: Security
+    foreign: Security
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +38,19 @@ def certificates(tmp_path_factory) -> Certificates:
     return Certificates(*(_issued(folder, name) for name in ("ours", "foreign")))
 
 
-def _issued(folder: Path, name: str) -> TlsFiles:
+def _issued(folder: Path, name: str) -> Security:
     authority = trustme.CA()
     issued = authority.issue_cert("localhost", "127.0.0.1")
-    files = TlsFiles(
-        ca=folder / f"{name}_ca.pem", cert=folder / f"{name}.pem", key=folder / f"{name}.key"
-    )
-    authority.cert_pem.write_to_path(files.ca)
-    issued.private_key_pem.write_to_path(files.key)
+    ca, cert, key = folder / f"{name}_ca.pem", folder / f"{name}.pem", folder / f"{name}.key"
+    authority.cert_pem.write_to_path(ca)
+    issued.private_key_pem.write_to_path(key)
     for number, pem in enumerate(issued.cert_chain_pems):
-        pem.write_to_path(files.cert, append=number > 0)
-    return files
+        pem.write_to_path(cert, append=number > 0)
+    return with_files(ca, cert, key)
+
+
+def with_files(ca: str | Path, cert: str | Path, key: str | Path) -> Security:
+    return Security(tls_ca_file=str(ca), tls_client_cert=str(cert), tls_client_key=str(key))
 
 
 @contextmanager
@@ -74,9 +76,9 @@ def listening(serve: Callable[[socket.socket], object]) -> Iterator[str]:
         connection.close()
 
 
-def refusal(address: str, tls: TlsFiles | None = None) -> str:
+def refusal(address: str, security: Security | None = None) -> str:
     with pytest.raises(DaskSlicerError) as caught:
-        check_reachable(address, tls)
+        check_reachable(address, security)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -202,8 +204,8 @@ def test_a_certificate_of_another_authority(certificates) -> None:
 
 
 def test_a_client_of_another_authority(certificates) -> None:
-    files = certificates.foreign
-    mixed = TlsFiles(ca=certificates.ours.ca, cert=files.cert, key=files.key)
+    _, cert, key = _paths(certificates.foreign)
+    mixed = with_files(certificates.ours.tls_ca_file, cert, key)
     with listening(_tls_server(certificates.ours)) as place:
         assert "the certificate of --tls_cert" in refusal(f"tls://{place}", mixed)
 
@@ -213,12 +215,12 @@ def test_right_certificates(certificates) -> None:
         check_reachable(f"tls://{place}", certificates.ours)
 
 
-def _tls_server(files: TlsFiles) -> Callable[[socket.socket], None]:
+def _tls_server(files: Security) -> Callable[[socket.socket], None]:
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(files.cert, files.key)
-    context.load_verify_locations(files.ca)
+    context.load_cert_chain(files.tls_client_cert, files.tls_client_key)
+    context.load_verify_locations(files.tls_ca_file)
     context.verify_mode = ssl.CERT_REQUIRED
 
     def serve(connection: socket.socket) -> None:
@@ -236,16 +238,21 @@ def _tls_server(files: TlsFiles) -> Callable[[socket.socket], None]:
 
 
 def test_tls_files_that_cannot_be_used_are_named(tmp_path, certificates) -> None:
-    ours, foreign = certificates
+    ca, cert, key = _paths(certificates.ours)
+    _, _, foreign_key = _paths(certificates.foreign)
     nonsense = tmp_path / "nonsense.pem"
     nonsense.write_text("certificate")
-    there_is_none = TlsFiles(ca=tmp_path / "none.pem", cert=ours.cert, key=ours.key)
+    there_is_none = with_files(tmp_path / "none.pem", cert, key)
     assert "cannot read tls_ca" in refusal("tls://127.0.0.1:1", there_is_none)
-    no_authority = TlsFiles(ca=nonsense, cert=ours.cert, key=ours.key)
+    no_authority = with_files(nonsense, cert, key)
     assert "nonsense.pem is no PEM certificate" in refusal("tls://127.0.0.1:1", no_authority)
-    for cert, key in ((ours.cert, foreign.key), (ours.key, ours.cert), (nonsense, ours.key)):
-        mismatched = TlsFiles(ca=ours.ca, cert=cert, key=key)
+    for wrong_cert, wrong_key in ((cert, foreign_key), (key, cert), (nonsense, key)):
+        mismatched = with_files(ca, wrong_cert, wrong_key)
         assert "are no certificate and its key" in refusal("tls://127.0.0.1:1", mismatched)
+
+
+def _paths(files: Security) -> tuple[str, str, str]:
+    return files.tls_ca_file, files.tls_client_cert, files.tls_client_key
 
 
 def test_tls_takes_an_address_and_files(certificates) -> None:

@@ -17,32 +17,15 @@ LABEL_WORDS = {"label", "labels", "seg", "segmentation", "mask", "gt", "dseg"}
 
 @dataclass(slots=True)
 class LayoutMatch:
-    """Cases that a layout finds in a folder, or the reason why it finds none.
+    """Cases that a layout finds in a folder, or the reason why it finds none."""
 
-    Attributes
-    ----------
-    layout : str
-        Name of the layout in messages.
-    reason : str
-        By what the layout was recognised.
-    cases : list of Case
-        In any order; empty if the folder has another layout.
-    notes : list of str
-        Files left out, and oddities that stop no run.
-    problems : list of str
-        Reasons to refuse the run, such as two labels for one case.
-    seen : int
-        Without cases: the number of volumes in places where this layout has them. The layout that
-        saw most is named first in the error "no case found".
-    miss : str
-        Without cases: what the folder lacks, such as "no NIfTI file in images".
-    """
-
-    layout: str
-    reason: str = ""
-    cases: list[Case] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    layout: str  # its name in messages
+    reason: str = ""  # by what it was recognised
+    cases: list[Case] = field(default_factory=list)  # in any order
+    notes: list[str] = field(default_factory=list)  # files left out, oddities that stop no run
+    problems: list[str] = field(default_factory=list)  # reasons to refuse the run
+    # Without cases: the number of volumes in places where this layout has them, and what the folder
+    # lacks, such as "no NIfTI file in images". The error names the layout that saw most first.
     seen: int = 0
     miss: str = ""
 
@@ -98,10 +81,6 @@ class Layout(Protocol):
         include_test : bool
             Whether images that the layout keeps apart for testing become cases, with
             ``split="test"``; else a note counts them.
-
-        Returns
-        -------
-        LayoutMatch
 
         Raises
         ------

@@ -12,33 +12,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VolumeHeader:
-    """What a volume's header says, checked.
-
-    Attributes
-    ----------
-    path : str
-    shape : tuple of 3 int
-        Trailing axes of length 1 dropped.
-    dtype : dtype
-        With its byte order.
-    affine : (4, 4) ndarray of float64
-        Voxel → RAS+ mm; finite and not singular.
-    oriented : bool
-        Whether the file gives an orientation at all; without, the affine is a guess.
-    slope, intercept : float
-        Intensity = stored × slope + intercept.
-    file_bytes : int
-        On disk.
-    """
+    """What a volume's header says, checked."""
 
     path: str
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    affine: NDArray[np.float64]
-    oriented: bool
-    slope: float
+    shape: tuple[int, int, int]  # trailing axes of length 1 dropped
+    dtype: np.dtype[Any]  # with its byte order
+    affine: NDArray[np.float64]  # (4, 4), voxel → RAS+ mm; finite and not singular
+    oriented: bool  # whether the file gives an orientation; if not, the affine is a guess
+    slope: float  # intensity = stored × slope + intercept
     intercept: float
-    file_bytes: int
+    file_bytes: int  # on disk
 
     @property
     def voxel_bytes(self) -> int:
@@ -67,14 +50,6 @@ class Reader(Protocol):
         Raise an error if the voxels could not be read later, as far as the header and the size of
         the file show it: planning then names the case before the run starts.
 
-        Parameters
-        ----------
-        path : str or Path
-
-        Returns
-        -------
-        VolumeHeader
-
         Raises
         ------
         MissingFile, PermissionDenied
@@ -90,10 +65,6 @@ class Reader(Protocol):
 
     def read_voxels(self, path: str | Path) -> tuple[VolumeHeader, NDArray[np.generic]]:
         """Return the header of a volume and its voxels as stored, not yet scaled.
-
-        Parameters
-        ----------
-        path : str or Path
 
         Returns
         -------

@@ -23,7 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from dask_slicer.core.geometry import check_affine
+from dask_slicer.core.geometry import SINGULAR, check_affine
 from dask_slicer.errors import (
     CaseError,
     CorruptFile,
@@ -153,9 +153,7 @@ def _parse(head: bytes, path: str, *, file_bytes: int, gzipped: bool) -> NiftiHe
     except HeaderDataError as error:
         raise CorruptFile(f"the header is damaged ({error})") from None
     except (ValueError, np.linalg.LinAlgError):
-        raise GeometryMismatch(
-            "the affine is singular; repair the header's sform or qform"
-        ) from None
+        raise GeometryMismatch(SINGULAR) from None
     check_affine(affine)
     return NiftiHeader(
         path=path,
