@@ -144,7 +144,7 @@ def test_settings_win_over_a_configuration(places) -> None:
         (["a"], {}, UsageError, "config must be .* got list"),
     ],
 )
-def test_what_is_no_configuration_is_refused_in_one_line(
+def test_an_object_that_is_no_configuration_is_refused_in_one_line(
     call, config, settings, error, said, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -154,7 +154,7 @@ def test_what_is_no_configuration_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stale_plan_is_made_anew(places) -> None:
+def test_an_outdated_plan_is_made_again(places) -> None:
     plan = ds.plan(**places)
     ds.run(plan, progress=False)
     write_dataset(places["input_dir"].with_name("more"), n_cases=7, shape=(16, 14, 8))
@@ -163,7 +163,7 @@ def test_a_stale_plan_is_made_anew(places) -> None:
     assert ds.run(plan, progress=False).n_skipped == 6
 
 
-def test_elsewhere_than_in_a_notebook_a_run_says_what_the_command_says(places, capsys) -> None:
+def test_outside_a_notebook_a_run_prints_what_the_command_prints(places, capsys) -> None:
     ds.run(**places)
     said = capsys.readouterr().out
     assert "Plan: 6 cases" in said
@@ -227,7 +227,7 @@ def test_a_given_client_wins_over_settings_and_stays_usable(places, local_client
     assert local_client.submit(sum, [1, 2]).result(NEVER) == 3
 
 
-def test_a_client_that_cannot_be_run_on_is_refused_in_one_line(places, local_client) -> None:
+def test_an_unusable_client_is_refused_in_one_line(places, local_client) -> None:
     local_client.close()
     for call in (ds.run, ds.submit):
         with pytest.raises(UsageError, match=r"the client is closed .*make a new one"):
@@ -264,7 +264,7 @@ def gate(monkeypatch: pytest.MonkeyPatch):
     gate.open()
 
 
-def test_a_submitted_run_says_how_it_stands_until_it_is_done(places, gate) -> None:
+def test_a_submitted_run_reports_its_progress_until_it_is_done(places, gate) -> None:
     handle = ds.submit(**places)
     assert gate.reached.wait(NEVER)
     assert handle.status == "running"
@@ -352,7 +352,7 @@ def test_one_run_is_cancelled_and_not_the_other(places, gate, tmp_path) -> None:
     assert first.result(NEVER).interrupted
 
 
-def test_what_a_submitted_run_raised_comes_out_of_its_result(places, tmp_path) -> None:
+def test_an_error_of_a_submitted_run_is_raised_by_its_result(places, tmp_path) -> None:
     handle = ds.submit(places, input_dir=tmp_path / "<missing>")
     with pytest.raises(UsageError, match="<missing>"):
         handle.result(NEVER)

@@ -22,7 +22,7 @@ def test_the_kinds_are_those_that_users_may_rely_on() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(_KINDS))
-def test_a_failure_survives_the_way_back_from_a_worker(kind: str) -> None:
+def test_a_failure_survives_pickling(kind: str) -> None:
     failure = getattr(errors, kind)("scan.nii.gz: it is bad; copy it again")
     failure.step, failure.details, failure.retriable = "save", "Traceback …", True
     failure.add_note("case liver_007")
@@ -58,6 +58,6 @@ def test_other_errors_become_the_failure_that_fits(
     assert getattr(error, "filename", None) is None or str(error.filename) in failure.one_line
 
 
-def test_a_failure_that_has_a_name_keeps_it() -> None:
+def test_a_named_failure_keeps_its_kind() -> None:
     named = errors.CorruptFile("cut")
     assert errors.as_case_error(named, step="load") is named

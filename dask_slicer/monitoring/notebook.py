@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from dask_slicer.monitoring.links import link_hints, proxied
 from dask_slicer.monitoring.observer import Observer, RunReport, report_lines
+from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import progress_line
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line
 from dask_slicer.utils.formatting import plural

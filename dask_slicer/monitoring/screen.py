@@ -22,8 +22,8 @@ from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.monitoring import tables
 from dask_slicer.monitoring.journal_reader import JournalReader
+from dask_slicer.monitoring.progress_line import figures_line
 from dask_slicer.monitoring.snapshot import Snapshot
-from dask_slicer.monitoring.tables import figures_line
 from dask_slicer.monitoring.terminal import plain_table
 from dask_slicer.monitoring.watcher import (
     NotRunning,

@@ -21,8 +21,8 @@ from dask_slicer.monitoring.observer import (
     failures_place,
     report_lines,
 )
+from dask_slicer.monitoring.progress_line import progress_line
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import progress_line
 from dask_slicer.planning.estimate import plan_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, failure_line

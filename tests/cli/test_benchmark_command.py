@@ -14,7 +14,7 @@ def _no_pause(monkeypatch) -> None:
     monkeypatch.setattr("dask_slicer.execution.benchmark._PAUSE", 0.0)
 
 
-def test_the_command_tells_and_keeps_what_it_found_and_removes_its_slices(
+def test_the_command_prints_and_saves_results_and_removes_its_slices(
     dataset, tmp_path, invoke
 ) -> None:
     for case_id in "abc":
@@ -91,7 +91,9 @@ def test_without_a_dataset_phantoms_are_made(tmp_path, invoke, monkeypatch) -> N
         pytest.param(["--repeats", "0"], "--repeats", id="repeats"),
     ],
 )
-def test_what_cannot_be_swept_is_one_line(dataset, tmp_path, invoke, options, says) -> None:
+def test_a_sweep_that_cannot_run_is_refused_in_one_line(
+    dataset, tmp_path, invoke, options, says
+) -> None:
     dataset.add("a")
     result = invoke(
         *("benchmark", "--input_dir", dataset.root, "--output_dir", tmp_path / "bench", *options)

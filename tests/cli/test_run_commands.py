@@ -41,7 +41,7 @@ def test_plan_is_json_with_sizes_and_writes_nothing(dataset, tmp_path, invoke) -
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_plan_says_all_problems_at_once_and_exits_with_1(dataset, tmp_path, invoke) -> None:
+def test_plan_lists_all_problems_at_once_and_exits_with_1(dataset, tmp_path, invoke) -> None:
     dataset.add("fine")
     dataset.add("flat", np.zeros((8, 9), np.int16))
     dataset.add("unlabelled", label=None)
@@ -59,7 +59,7 @@ def test_plan_says_all_problems_at_once_and_exits_with_1(dataset, tmp_path, invo
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_plan_is_as_good_as_the_run(dataset, tmp_path, invoke) -> None:
+def test_plan_agrees_with_the_run(dataset, tmp_path, invoke) -> None:
     for case_id in ("ct_a", "ct_b", "ct_c"):
         dataset.add(case_id, np.random.default_rng(1).integers(0, 999, (40, 41, 12), np.int16))
     plan = json.loads(planned(dataset, tmp_path, invoke, "--json").stdout)
@@ -142,7 +142,7 @@ def test_fail_fast_stops_at_the_first_failed_case(dataset, tmp_path, invoke) -> 
     assert "3 cases not done" in result.stdout
 
 
-def test_a_log_file_tells_of_the_run(dataset, tmp_path, invoke) -> None:
+def test_a_log_file_records_the_run(dataset, tmp_path, invoke) -> None:
     dataset.add("fine")
     directories = ["--input_dir", dataset.root, "--output_dir", tmp_path / "slices"]
     log = tmp_path / "run.log"
@@ -150,7 +150,7 @@ def test_a_log_file_tells_of_the_run(dataset, tmp_path, invoke) -> None:
     assert "fine" in log.read_text()
 
 
-def test_an_old_terminal_that_knows_only_ascii_stops_nothing(dataset, tmp_path) -> None:
+def test_an_ascii_terminal_does_not_stop_a_run(dataset, tmp_path) -> None:
     dataset.add("fine")
     dataset.add("flat", np.zeros((8, 9), np.int16))  # its message holds a ×
     for command in ("plan", "run"):

@@ -120,7 +120,7 @@ def test_a_configuration_that_is_wrong_is_refused_by_name(refused, tmp_path, yam
     assert words in refused("--config", tmp_path / "mine.yaml")
 
 
-def test_everything_that_is_wrong_is_said_at_once(refused) -> None:
+def test_all_wrong_settings_are_reported_at_once(refused) -> None:
     line = refused("--window_size", "-1", "--num_workers", "-2", "--train_ratio", "3")
     assert all(name in line for name in ("window_size", "num_workers", "train_ratio"))
 
@@ -164,7 +164,7 @@ def test_an_output_directory_that_is_a_file_is_refused(refused, tmp_path) -> Non
     refused(output_dir=tmp_path / "file" / "below")
 
 
-def test_scans_are_never_written_among(refused, dataset, tmp_path) -> None:
+def test_nothing_is_written_among_the_scans(refused, dataset, tmp_path) -> None:
     dataset.add("liver_001")
     assert "must not be the input_dir" in refused(output_dir=dataset.root)
     (tmp_path / "link").symlink_to(dataset.root)
@@ -253,7 +253,7 @@ def test_a_splits_file_that_does_not_fit_is_refused(refused, tmp_path, content, 
     assert words in refused("--splits", tmp_path / "splits.json")
 
 
-def test_a_fold_that_is_not_there_is_refused(refused, tmp_path) -> None:
+def test_a_missing_fold_is_refused(refused, tmp_path) -> None:
     (tmp_path / "splits.json").write_text('[{"train": ["liver_001"]}]')
     assert "--fold 3" in refused("--splits", tmp_path / "splits.json", "--fold", 3)
     (tmp_path / "splits.json").write_text('{"train": ["liver_001"]}')
@@ -287,7 +287,7 @@ def test_a_dataset_whose_images_all_vanished_is_a_failure_not_a_usage_error(
 
 
 @pytest.mark.parametrize("format_", ["npz", "zarr"])
-def test_a_run_that_finds_no_place_to_run_leaves_an_output_as_it_was(
+def test_a_run_without_workers_leaves_the_output_unchanged(
     dataset, tmp_path, invoke, slice_dataset, format_
 ) -> None:
     dataset.add("liver")

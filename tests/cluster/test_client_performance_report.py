@@ -28,7 +28,7 @@ def test_a_run_on_local_workers_writes_it(tmp_path, invoke) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_a_scheduler_of_somebody_writes_it(tmp_path, invoke, started_scheduler) -> None:
+def test_a_run_on_a_shared_scheduler_writes_it(tmp_path, invoke, started_scheduler) -> None:
     report = tmp_path / "report.html"
     with started_scheduler(tmp_path, n_workers=1) as scheduler:
         result = invoke(
@@ -38,9 +38,7 @@ def test_a_run_on_a_scheduler_of_somebody_writes_it(tmp_path, invoke, started_sc
     assert '"slice","phantom_002"' in report.read_text(encoding="utf-8")
 
 
-def test_without_workers_it_is_said_that_there_is_none_and_no_empty_file_is_left(
-    tmp_path, invoke
-) -> None:
+def test_without_workers_a_note_is_printed_and_no_empty_file_is_left(tmp_path, invoke) -> None:
     report = tmp_path / "report.html"
     result = invoke(*scans(tmp_path), "--num_workers", 0, "--performance_report", report)
     assert result.exit_code == 0
@@ -48,7 +46,7 @@ def test_without_workers_it_is_said_that_there_is_none_and_no_empty_file_is_left
     assert not report.exists()
 
 
-def test_what_another_run_wrote_there_stays_where_this_one_has_none(tmp_path) -> None:
+def test_the_file_of_an_earlier_run_stays_if_this_run_has_none(tmp_path) -> None:
     report = tmp_path / "report.html"
     report.write_text("an earlier one")
     scans(tmp_path)

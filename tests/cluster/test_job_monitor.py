@@ -105,7 +105,7 @@ def test_a_job_without_a_worker_is_refused_or_over_or_may_have_one_again(
     assert found.removesuffix(str(tmp_path)) == end
 
 
-def test_jobs_that_are_queued_are_left_alone_however_long_that_takes() -> None:
+def test_queued_jobs_are_never_replaced() -> None:
     cluster = Cluster(n_jobs=2)
     cluster.look()
     cluster.list("1 PD Priority", "2 PD Resources")
@@ -118,7 +118,7 @@ def test_jobs_that_are_queued_are_left_alone_however_long_that_takes() -> None:
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_a_job_that_had_workers_and_is_not_listed_any_more_is_replaced(n_workers: int) -> None:
+def test_a_job_that_is_no_longer_listed_is_replaced(n_workers: int) -> None:
     cluster = Cluster(n_jobs=1, n_workers=n_workers)
     cluster.look()
     cluster.list("1 R None")
@@ -182,7 +182,7 @@ def test_later_refusals_are_tried_again_a_few_times() -> None:
     assert cluster.monitor.failure == cluster.refusal
 
 
-def test_a_refusal_while_others_work_ends_nothing() -> None:
+def test_a_refusal_does_not_end_a_run_that_has_workers() -> None:
     cluster = Cluster(n_jobs=2)
     cluster.look()
     cluster.list("1 R None", "2 R None")

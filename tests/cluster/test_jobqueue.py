@@ -128,7 +128,7 @@ def test_paths_with_spaces_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "exec '/my env/bin/python' -m" in script
 
 
-def test_what_the_site_has_configured_for_dask_jobqueue_comes_before_what_we_say(tmp_path) -> None:
+def test_site_settings_of_dask_jobqueue_take_precedence(tmp_path) -> None:
     (tmp_path / "jobqueue.yaml").write_text(
         "jobqueue: {slurm: {queue: night, log-directory: /elsewhere, "
         "job-script-prologue: [module load python], job-extra-directives: [--qos=low]}}"
@@ -151,7 +151,7 @@ def test_what_the_site_has_configured_for_dask_jobqueue_comes_before_what_we_say
     assert "/elsewhere" not in script
 
 
-def test_ctrl_c_stays_what_it_was_when_dask_jobqueue_is_imported() -> None:
+def test_importing_dask_jobqueue_keeps_the_sigint_handler() -> None:
     code = (
         "import signal; from pathlib import Path; "
         "from dask_slicer.cluster.jobqueue import job_script; "
@@ -163,7 +163,7 @@ def test_ctrl_c_stays_what_it_was_when_dask_jobqueue_is_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_jobs_of_what_is_not_installed_or_not_here_are_refused_in_one_line(
+def test_a_batch_system_that_is_not_installed_is_refused_in_one_line(
     dataset, tmp_path, invoke, monkeypatch
 ) -> None:
     dataset.add("a")
@@ -189,7 +189,7 @@ def test_jobs_of_what_is_not_installed_or_not_here_are_refused_in_one_line(
         ({}, "a job script needs --cluster"),
     ],
 )
-def test_settings_of_which_no_job_can_be_made_are_refused(settings, said) -> None:
+def test_settings_without_a_possible_job_are_refused(settings, said) -> None:
     with pytest.raises(UsageError, match=said):
         job_script(JobSettings(**settings), Path("/out"))
 
@@ -204,7 +204,7 @@ def test_print_job_script_prints_a_script_and_does_nothing(dataset, tmp_path, in
     assert not (tmp_path / "out").exists()
 
 
-def test_lines_for_the_batch_system_may_stand_in_a_file(tmp_path, invoke) -> None:
+def test_job_extra_may_be_in_a_configuration_file(tmp_path, invoke) -> None:
     (tmp_path / "site.yaml").write_text("{cluster: slurm, job_extra: ['--qos=high', '--x']}")
     command = ["run", "--config", tmp_path / "site.yaml", "--print_job_script"]
     result = invoke(*command, "--input_dir", "scans", "--output_dir", tmp_path / "out")
@@ -226,7 +226,7 @@ def test_the_shipped_configurations_of_batch_systems_make_jobs() -> None:
         assert "dask_worker" in job_script(config, Path("/out"))
 
 
-def test_what_jobs_made_is_verified_without_jobs(
+def test_an_output_made_by_jobs_is_verified_without_jobs(
     dataset, slice_dataset, invoke, monkeypatch, tmp_path
 ) -> None:
     dataset.add("a")
@@ -240,7 +240,7 @@ def test_what_jobs_made_is_verified_without_jobs(
     assert result.exit_code == 0, result.output
 
 
-def test_logs_of_jobs_make_no_directory_somebody_elses(dataset, tmp_path, slice_dataset) -> None:
+def test_job_logs_do_not_make_a_directory_foreign(dataset, tmp_path, slice_dataset) -> None:
     dataset.add("a")
     (tmp_path / "slices" / "logs").mkdir(parents=True)
     assert (slice_dataset() / "slices.csv").exists()

@@ -74,7 +74,7 @@ def test_versions_that_graphs_or_results_would_break_on_are_refused(changes, sai
 
 
 @pytest.mark.parametrize("changes", [{"numpy": "2.1"}, {"zarr": "3.2"}, {}])
-def test_versions_that_may_change_a_digit_are_told(changes) -> None:
+def test_versions_that_may_change_a_digit_are_noted(changes) -> None:
     findings = Preflight()
     check_versions(HERE, {WORKER: packages(**changes)}, findings)
     assert findings.refusals == []
@@ -126,7 +126,7 @@ def test_workers_must_have_this_code(changes, said) -> None:
     assert findings.refusals == ([] if said is None else [said])
 
 
-def test_what_was_sent_is_not_to_be_sent_again() -> None:
+def test_code_that_was_uploaded_is_not_uploaded_again() -> None:
     findings = Preflight()
     check_code(OWN, {WORKER: OWN | {"code": "def"}}, findings, uploaded=True)
     assert "--upload_code" not in findings.refusals[0]
@@ -149,7 +149,7 @@ def workers(**limits: int) -> dict[str, dict[str, Any]]:
         (workers(a=0, b=0), 0, 0),
     ],
 )
-def test_memory_is_held_against_the_smallest_and_the_largest_case(infos, refused, noted) -> None:
+def test_memory_is_compared_with_the_smallest_and_the_largest_case(infos, refused, noted) -> None:
     findings = Preflight()
     check_workers(infos, NEEDS, findings)
     assert (len(findings.refusals), len(findings.notes)) == (refused, noted)
@@ -205,9 +205,7 @@ def test_a_disk_that_is_not_shared_is_refused(look, said) -> None:
          "fail a case because another case killed its worker"),
     ],
 )  # fmt: skip
-def test_a_scheduler_is_told_how_it_would_better_have_been_started(
-    saturation, stealing, failures, said
-) -> None:
+def test_better_settings_for_the_scheduler_are_noted(saturation, stealing, failures, said) -> None:
     findings = Preflight()
     names = ("worker-saturation", "work-stealing", "allowed-failures")
     check_settings(dict(zip(names, (saturation, stealing, failures), strict=True)), findings)
@@ -320,7 +318,7 @@ def client() -> Iterator[Any]:
         yield found
 
 
-def test_sound_workers_are_told_nothing_and_nothing_is_left_behind(client, tmp_path) -> None:
+def test_good_workers_give_no_notes_and_no_file_is_left_behind(client, tmp_path) -> None:
     notes: list[str] = []
     check(
         client,
@@ -332,7 +330,7 @@ def test_sound_workers_are_told_nothing_and_nothing_is_left_behind(client, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_workers_that_come_on_demand_are_not_missed(tmp_path) -> None:
+def test_workers_started_on_demand_are_not_reported_missing(tmp_path) -> None:
     from distributed import Client, LocalCluster
 
     notes: list[str] = []
@@ -355,15 +353,13 @@ def test_workers_without_memory_for_any_case_are_refused(client, tmp_path) -> No
         check(client, needs, print, upload=False)
 
 
-def test_a_file_that_workers_write_and_we_do_not_see_is_refused(
-    client, tmp_path, monkeypatch
-) -> None:
+def test_a_file_written_by_workers_must_be_visible_here(client, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Path, "is_file", lambda self: False)
     with pytest.raises(PreflightError, match="another disk, at the same path"):
         check(client, Requirements(output_dir=tmp_path, temporary=".tmp"), print, upload=False)
 
 
-def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> None:
+def test_no_code_is_uploaded_to_another_python_version(client, tmp_path, monkeypatch) -> None:
     def of_another_python(*args: object) -> dict[str, Any]:
         return {"the scheduler": packages(python="3.99.0.final.0")}
 
@@ -375,7 +371,7 @@ def test_no_code_is_sent_to_another_python(client, tmp_path, monkeypatch) -> Non
         check(client, Requirements(output_dir=tmp_path, temporary=".tmp"), print, upload=True)
 
 
-def test_nothing_is_sent_to_this_very_process(client, tmp_path) -> None:
+def test_nothing_is_uploaded_to_the_same_process(client, tmp_path) -> None:
     notes: list[str] = []
     check(client, Requirements(output_dir=tmp_path, temporary=".tmp"), notes.append, upload=True)
     assert notes == [

@@ -113,7 +113,7 @@ def test_an_invalid_address_is_refused(said, monkeypatch) -> None:
         scheduler_address(said, None)
 
 
-def test_the_variable_that_env_stands_for_must_be_set(monkeypatch) -> None:
+def test_the_environment_variable_of_env_must_be_set(monkeypatch) -> None:
     monkeypatch.delenv(ADDRESS_VARIABLE, raising=False)
     with pytest.raises(ConfigError, match=f"{ADDRESS_VARIABLE}, which is not set"):
         scheduler_address("env", None)

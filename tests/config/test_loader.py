@@ -38,7 +38,7 @@ def test_any_number_and_any_name_come_back_from_yaml(
 
 
 @pytest.mark.parametrize("said", [{"num_workers": 0}, {"scheduler": "tcp://b:1"}, {"seed": 1}])
-def test_where_a_run_is_on_the_command_line_replaces_where_the_file_says(tmp_path, said) -> None:
+def test_a_scheduler_on_the_command_line_replaces_that_of_the_file(tmp_path, said) -> None:
     (tmp_path / "old.yaml").write_text(
         "{scheduler: 'tls://a:1', tls_ca: c, tls_cert: d, tls_key: e, window_size: 0}"
     )
@@ -115,7 +115,7 @@ def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, content, said) -> Non
         ("~nobody_of_that_name/mine.yaml", "~nobody_of_that_name"),
     ],
 )
-def test_a_configuration_that_is_not_there_is_named(name, said) -> None:
+def test_a_missing_configuration_is_named(name, said) -> None:
     with pytest.raises(ConfigError) as caught:
         build_config(PLACES, base=name)
     assert said in str(caught.value)

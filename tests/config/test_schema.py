@@ -207,7 +207,7 @@ def test_settings_that_do_not_fit_together_are_refused(chosen, said) -> None:
     assert said in message_of(PLACES | chosen)
 
 
-def test_a_link_that_leads_to_itself_is_refused_by_name(tmp_path) -> None:
+def test_a_symbolic_link_to_itself_is_refused_by_name(tmp_path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     message = message_of(PLACES | {"input_dir": tmp_path / "loop"})
     assert str(tmp_path / "loop") in message
@@ -232,7 +232,7 @@ def test_a_configuration_is_frozen() -> None:
         ({"train_ratio": 0.9, "val_ratio": 0.1 + 1e-10}, (0.9, 0.1 + 1e-10, 0.0)),
     ],
 )
-def test_validation_gets_a_tenth_or_what_is_left_and_test_the_rest(chosen, expected) -> None:
+def test_unset_ratios_are_a_tenth_for_validation_and_the_rest_for_test(chosen, expected) -> None:
     assert tuple(SplitSettings(**chosen).ratios().values()) == expected
 
 
@@ -251,7 +251,7 @@ def test_what_changed_is_named_where_it_would_change_the_slices(name) -> None:
     assert len(said) == (name in DECISIVE)
 
 
-def test_a_default_that_is_spelled_out_is_no_change() -> None:
+def test_a_default_given_explicitly_is_no_change() -> None:
     assert not changed_settings(DEFAULT, DEFAULT.model_copy(update={"val_ratio": 0.1}))
     assert changed_settings(DEFAULT, DEFAULT.model_copy(update={"clip_min": 5.0})) == [
         "clip_min was none, is now 5.0"

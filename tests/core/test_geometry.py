@@ -195,7 +195,7 @@ angles = st.floats(-180, 180)
 
 
 @given(angles, angles, angles, st.sampled_from(STORAGES), st.sampled_from([*DIRECTIONS, "k"]))
-def test_image_and_label_meet_however_the_patient_is_turned(
+def test_image_and_label_match_however_the_patient_is_rotated(
     x: float, y: float, z: float, storage: tuple, plane: str
 ) -> None:
     affine = turned(x, y, z)
@@ -232,7 +232,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("plane", ["axial", "sagittal", "j"])
 @pytest.mark.parametrize(("affine", "mm", "voxels"), ELSEWHERE.values(), ids=ELSEWHERE)
-def test_a_label_that_lies_elsewhere_is_refused_with_its_distance(
+def test_a_shifted_label_is_refused_with_its_distance(
     affine: np.ndarray, mm: float | None, voxels: float | None, plane: str
 ) -> None:
     with pytest.raises(GeometryMismatch, match="the label lies up to") as caught:
@@ -267,7 +267,7 @@ def test_another_shape_is_refused_with_both_shapes() -> None:
         align(grids, "axial")
 
 
-def test_the_modality_that_lies_elsewhere_is_named() -> None:
+def test_a_shifted_modality_is_named() -> None:
     shifted = moved(np.eye(4), (0, 1, 0))
     grids = [grid_of(np.eye(4), "t1"), grid_of(np.eye(4), "t2"), grid_of(shifted, "flair")]
     with pytest.raises(GeometryMismatch, match="flair lies up to 1 mm"):

@@ -300,7 +300,7 @@ volumes = hnp.arrays(
 
 
 @given(volumes, st.sampled_from(NORMALIZATIONS), st.randoms(use_true_random=False))
-def test_the_order_of_voxels_is_of_no_matter(stored, method, random) -> None:
+def test_the_order_of_voxels_does_not_matter(stored, method, random) -> None:
     order = list(range(stored.size))
     random.shuffle(order)
     shuffled = stored.reshape(-1)[order]

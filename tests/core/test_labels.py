@@ -203,7 +203,7 @@ def test_a_label_map_keeps_its_places_however_it_lies_in_memory(
     ),
     label_dtype=st.sampled_from(LABEL_DTYPES),
 )
-def test_a_label_map_comes_out_equal_or_not_at_all(stored: np.ndarray, label_dtype: str) -> None:
+def test_a_label_map_is_converted_equal_or_refused(stored: np.ndarray, label_dtype: str) -> None:
     limits = np.iinfo(label_dtype)
     if limits.min <= stored.min() and stored.max() <= limits.max:
         assert np.array_equal(convert_label(Voxels(stored=stored), label_dtype), stored)

@@ -114,7 +114,7 @@ def test_another_seed_gives_another_assignment() -> None:
 
 
 @given(groups=some_groups, ratios=some_ratios, seed=st.integers(0, 99), data=st.data())
-def test_the_order_of_cases_is_of_no_matter(
+def test_the_order_of_cases_does_not_matter(
     groups: dict[str, str], ratios: dict[str, float], seed: int, data: st.DataObject
 ) -> None:
     shuffled = dict(data.draw(st.permutations(list(groups.items()))))
@@ -213,7 +213,7 @@ def test_a_new_case_follows_its_patient() -> None:
         assert {found["anna_1"], found["anna_2"], found["anna_3"]} == {split}
 
 
-def test_an_assigned_case_that_is_gone_changes_nothing() -> None:
+def test_an_assigned_case_that_is_missing_changes_nothing() -> None:
     expected = assign_splits(alone(10), ratios=STANDARD, seed=42)
     found = assign_splits(alone(10), ratios=STANDARD, seed=42, assigned={"gone": "val"})
     assert found == expected

@@ -82,7 +82,7 @@ def test_mirror_puts_slice_1_below_the_first_and_slice_d_minus_2_above_the_last(
     assert highest.tolist() == [n_slices - 2, n_slices - 1, n_slices - 2]
 
 
-def test_the_edge_slice_is_repeated_unless_told_otherwise() -> None:
+def test_the_edge_slice_is_repeated_by_default() -> None:
     assert window_indices(0, n_slices=3, window_size=1).tolist() == [0, 0, 1]
 
 

@@ -63,7 +63,7 @@ def sections_of(docstring: str) -> dict[str, str]:
     return dict(zip(found[1::2], found[2::2], strict=True))
 
 
-def test_sections_of_a_docstring_are_told_apart() -> None:
+def test_sections_of_a_docstring_are_recognised() -> None:
     assert sections_of("Do it.\n\n    Parameters\n    ----------\n    a : int\n") == {
         "Parameters": "a : int"
     }

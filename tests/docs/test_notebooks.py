@@ -11,7 +11,7 @@ from repository import ROOT
 _NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 
 
-def test_there_are_three() -> None:
+def test_there_are_three_notebooks() -> None:
     assert [path.stem for path in _NOTEBOOKS] == [
         "01-quickstart",
         "02-own-scheduler-and-dashboard",

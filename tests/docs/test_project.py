@@ -33,7 +33,7 @@ _EXAMPLES = dict(_EXAMPLE.findall(_GUIDE))
 _WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
-def test_there_are_sessions() -> None:
+def test_the_noxfile_has_sessions() -> None:
     assert {"lint", "types", "tests", "slow", "docs", "oldest", "newest"} <= set(_SESSIONS)
 
 

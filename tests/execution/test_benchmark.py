@@ -114,7 +114,7 @@ def test_powers_of_two_up_to_all_cpus_are_tried(n_cpus, expected) -> None:
     assert default_workers(n_cpus) == expected
 
 
-def test_cases_are_spread_over_the_dataset_and_sound(dataset, tmp_path) -> None:
+def test_benchmark_cases_are_spread_over_the_dataset(dataset, tmp_path) -> None:
     for number in range(9):
         dataset.add(f"c{number}")
     dataset.image_path("c0").write_bytes(b"no scan")

@@ -41,7 +41,7 @@ def _fail_twice(case_id: str, folder: Path) -> CommittedCase:
     )  # fmt: skip
 
 
-def test_a_case_that_failed_is_computed_anew_under_the_same_key(tmp_path: Path) -> None:
+def test_a_failed_case_is_computed_again_under_the_same_key(tmp_path: Path) -> None:
     # Workers cannot import this file: the function travels by value.
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -80,7 +80,7 @@ def _lost_then_bad(folder: Path) -> _DiesWhenSent:
 
 
 @pytest.mark.timeout(60)
-def test_a_result_that_is_lost_on_its_way_and_cannot_be_made_again_is_a_failure(tmp_path) -> None:
+def test_a_lost_result_that_cannot_be_recomputed_is_a_failure(tmp_path) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     queue = deque(["liver"])
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
@@ -125,7 +125,7 @@ def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_graphs_run_about_in_the_order_in_which_they_are_dealt() -> None:
+def test_graphs_run_in_about_the_order_of_their_submission() -> None:
     # Named so that no order of names is that in which they are dealt.
     names = [f"case_{(number * 7) % 60:03d}" for number in range(60)]
     queue = deque(names)
@@ -172,7 +172,7 @@ def test_results_of_graphs_that_have_ended_are_fetched_together_and_lost_ones_ag
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_how_a_worker_ended_is_told_although_its_nanny_did_not_know_it_yet(monkeypatch) -> None:
+def test_the_end_of_a_worker_is_reported_although_its_nanny_learns_it_later(monkeypatch) -> None:
     monkeypatch.setattr("distributed.nanny.WorkerProcess._init_msg_interval", 3)
     queue = deque(["liver"])
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:

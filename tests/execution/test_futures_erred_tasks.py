@@ -88,7 +88,7 @@ class AtTheLast(Observer):
             self.held = self.client.run_on_scheduler(bytes_held)
 
 
-def test_what_failed_is_there_as_erred_until_the_run_is_over(scans, tmp_path, client) -> None:
+def test_failed_tasks_stay_on_the_scheduler_until_the_run_ends(scans, tmp_path, client) -> None:
     config = RunConfig(input_dir=scans, output_dir=tmp_path / "slices", retries=1)
     observer = AtTheLast(client, N_CASES)
     report = dask_slicer.run(config, client, observer=observer)
@@ -106,7 +106,7 @@ def _fail(name: str) -> None:
     raise Unexpected(name)
 
 
-def test_only_the_last_failures_stay(client, monkeypatch) -> None:
+def test_only_the_last_failed_tasks_stay_on_the_scheduler(client, monkeypatch) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(futures, "_MOST_ERRED", 3)
     names = list("abcdefgh")
@@ -125,7 +125,7 @@ def test_only_the_last_failures_stay(client, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("case_id", ["phantom_001", "phantom_003"], ids=["raises", "kills"])
-def test_a_failure_that_another_run_left_there_is_not_taken_for_our_own(
+def test_a_failed_task_of_another_run_is_not_taken_for_ours(
     scans, tmp_path, client, case_id
 ) -> None:
     config = RunConfig(input_dir=scans, output_dir=tmp_path / "slices", only=[case_id], retries=0)

@@ -53,7 +53,7 @@ def lengths(batcher: Batcher) -> list[int]:
         pytest.param([LARGE, *[SMALL] * 11], 1, [1, 3, 3, 3, 2], id="small_ones_after_a_large"),
     ],
 )
-def test_cases_are_put_together_until_they_are_worth_a_graph(sizes, n_threads, expected) -> None:
+def test_small_cases_are_batched_until_they_are_worth_a_graph(sizes, n_threads, expected) -> None:
     assert lengths(batcher_of(sizes, n_threads=n_threads)) == expected
 
 
@@ -70,18 +70,18 @@ def test_cases_are_put_together_until_they_are_worth_a_graph(sizes, n_threads, e
         pytest.param(64, 32_000_000, 8_000_000, id="hardly_any_memory"),
     ],
 )
-def test_the_more_threads_a_scheduler_serves_the_more_each_gets_at_once(
+def test_the_work_of_a_batch_depends_on_threads_and_memory(
     n_threads, memory_limit, expected
 ) -> None:
     assert batch_work(n_threads, memory_limit) == expected
 
 
-def test_a_batch_is_filled_up_to_what_is_enough() -> None:
+def test_a_batch_is_filled_up_to_its_target() -> None:
     batcher = batcher_of([LARGE] * 1000, n_threads=64, enough=64_000_000)
     assert lengths(batcher) == [3] * 333 + [1]
 
 
-def test_cases_are_dealt_to_a_cluster_whose_workers_are_still_to_come() -> None:
+def test_cases_are_batched_before_workers_arrive() -> None:
     assert lengths(batcher_of([SMALL] * 8, n_threads=0)) == [2, 2, 2, 2]
 
 
@@ -139,12 +139,12 @@ def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None 
         pytest.param(_Client(0, [], planned=64), None, 3, id="workers_still_to_come"),
     ],
 )
-def test_a_run_deals_batches_that_suit_its_workers(monkeypatch, client, timeout, expected) -> None:
+def test_a_run_makes_batches_that_suit_its_workers(monkeypatch, client, timeout, expected) -> None:
     batches, _ = _execute(monkeypatch, client, lambda batch: [None] * len(batch), timeout=timeout)
     assert len(batches[0]) == expected
 
 
-def test_a_full_disk_is_told_at_once_and_no_case_is_tried_again_for_it(monkeypatch) -> None:
+def test_a_full_disk_is_reported_at_once_and_not_retried(monkeypatch) -> None:
     batches, found = _execute(
         monkeypatch, _Client(64, [0] * 64), lambda batch: [DiskFull("full") for _ in batch]
     )
@@ -152,7 +152,7 @@ def test_a_full_disk_is_told_at_once_and_no_case_is_tried_again_for_it(monkeypat
     assert [case for case, _ in found] == [*batches[0]]
 
 
-def test_every_case_is_dealt_once_and_in_order() -> None:
+def test_every_case_is_in_one_batch_and_in_order() -> None:
     batcher = batcher_of([SMALL, SMALL, LARGE, MEDIUM, SMALL, LARGE, LARGE, SMALL] * 5)
     dealt = []
     while batch := batcher.next():
@@ -160,7 +160,7 @@ def test_every_case_is_dealt_once_and_in_order() -> None:
     assert dealt == list(range(40))
 
 
-def test_a_case_that_failed_in_company_comes_next_and_by_itself() -> None:
+def test_a_case_that_failed_in_a_batch_runs_next_and_alone() -> None:
     batcher = batcher_of([SMALL] * 64)
     first = batcher.next()
     assert len(first) == 16
@@ -170,7 +170,7 @@ def test_a_case_that_failed_in_company_comes_next_and_by_itself() -> None:
     assert lengths(batcher) == [16, 16, 16]
 
 
-def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> None:
+def test_a_case_that_failed_in_a_batch_keeps_a_graph_of_its_own() -> None:
     first = CasePlan(case=Case(case_id="a", images=()), voxel_bytes=SMALL, shape=(8, 16, 16))
     others = [
         CasePlan(case=Case(case_id=name, images=()), voxel_bytes=SMALL, shape=(8, 16, 16))
@@ -185,7 +185,7 @@ def test_a_case_that_failed_in_company_has_a_graph_of_its_own_later_too() -> Non
     assert batcher.next() == (first,)
 
 
-def test_a_suspect_runs_when_nothing_else_does_and_nothing_else_then() -> None:
+def test_a_suspected_case_runs_alone() -> None:
     batcher = batcher_of([SMALL] * 8)
     (suspect, _), *_ = taken = [batcher.next(), batcher.next()]
     batcher.retry_isolated(suspect)
@@ -213,9 +213,7 @@ def test_a_graph_of_several_cases_has_three_tasks_named_after_the_steps(dataset,
     assert len(list(config.output_dir.glob("*/*.npz"))) == sum(len(r.slices) for r in records) > 0
 
 
-def test_a_bad_case_fails_by_itself_and_the_others_of_its_batch_are_written(
-    dataset, tmp_path, invoke
-) -> None:
+def test_a_bad_case_of_a_batch_fails_alone(dataset, tmp_path, invoke) -> None:
     names = [f"c{number:02d}" for number in range(24)]
     for name in names:
         dataset.add(name)
@@ -255,7 +253,7 @@ def test_a_case_may_be_named_like_a_batch(dataset, tmp_path, invoke) -> None:
     assert {path.name[:-8] for path in (tmp_path / "slices").glob("*/*.npz")} == set(names)
 
 
-def test_graphs_computed_by_hand_leave_nothing_but_slices(dataset, tmp_path) -> None:
+def test_graphs_computed_by_hand_write_only_slices(dataset, tmp_path) -> None:
     dataset.add("a")
     config = dask_slicer.RunConfig(input_dir=dataset.root, output_dir=tmp_path / "slices")
     config.output_dir.mkdir()

@@ -55,18 +55,18 @@ PATIENCE = 120
         ("", "1/2", ""),
     ],
 )
-def test_a_share_is_every_nth_of_the_sorted_cases(case_ids, shard, expected) -> None:
+def test_a_partition_is_every_nth_of_the_sorted_cases(case_ids, shard, expected) -> None:
     assert parse_partition(shard).cases(case_ids) == list(expected)
 
 
 @given(st.sets(st.text(min_size=1)), st.integers(1, 20))
-def test_shares_partition_the_cases_and_differ_by_one_at_most(case_ids, n_shares) -> None:
+def test_partitions_are_disjoint_and_differ_by_at_most_one_case(case_ids, n_shares) -> None:
     shares = [Partition(number, n_shares).cases(case_ids) for number in range(1, n_shares + 1)]
     assert sorted(case for share in shares for case in share) == sorted(case_ids)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_only_chooses_among_the_cases_of_the_share(shares, output_dir) -> None:
+def test_only_chooses_among_the_cases_of_the_partition(shares, output_dir) -> None:
     assert shares("1/3", "--only", "a", "b").exit_code == 0
     assert committed(output_dir) == ["a"]
 
@@ -75,7 +75,7 @@ def test_only_chooses_among_the_cases_of_the_share(shares, output_dir) -> None:
 
 
 @FORMATS
-def test_shares_and_merge_write_what_one_run_writes(shares, whole, invoke, output_dir, format_):
+def test_partitions_and_merge_write_what_one_run_writes(shares, whole, invoke, output_dir, format_):
     for number in (3, 1, 2):
         result = shares(f"{number}/3", "--format", format_)
         assert result.exit_code == 0, result.output
@@ -92,7 +92,7 @@ def test_shares_and_merge_write_what_one_run_writes(shares, whole, invoke, outpu
 
 @pytest.mark.slow
 @FORMATS
-def test_shares_that_run_at_once_write_what_one_run_writes(
+def test_partitions_that_run_at_once_write_what_one_run_writes(
     start, whole, invoke, output_dir, format_
 ) -> None:
     running = [start(f"{number}/3", "--format", format_) for number in (1, 2, 3)]
@@ -102,7 +102,7 @@ def test_shares_that_run_at_once_write_what_one_run_writes(
     assert_same(output_dir, whole("--format", format_))
 
 
-def test_more_shares_than_cases_leave_some_with_nothing_to_do(shares, whole, invoke, output_dir):
+def test_with_more_partitions_than_cases_some_are_empty(shares, whole, invoke, output_dir):
     for number in range(1, 10):
         result = shares(f"{number}/9")
         assert result.exit_code == 0
@@ -114,7 +114,7 @@ def test_more_shares_than_cases_leave_some_with_nothing_to_do(shares, whole, inv
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.slow
-def test_shares_may_start_at_the_same_moment_into_a_new_directory(
+def test_partitions_may_start_at_the_same_moment_in_a_new_directory(
     dataset_of_seven, whole, invoke, tmp_path
 ) -> None:
     result = subprocess.run(
@@ -170,7 +170,7 @@ for round_ in range(int(sys.argv[3])):
 
 
 @FORMATS
-def test_failures_are_told_by_their_share_and_listed_by_merge(
+def test_failures_are_printed_by_their_partition_and_listed_by_merge(
     shares, whole, invoke, dataset, output_dir, format_
 ) -> None:
     dataset.image_path("b").write_bytes(b"")  # the plan sees it
@@ -188,7 +188,7 @@ def test_failures_are_told_by_their_share_and_listed_by_merge(
     assert_same(output_dir, whole(*options))
 
 
-def test_what_failed_is_tried_again_and_the_last_attempt_counts(
+def test_failed_cases_are_retried_and_the_last_attempt_counts(
     shares, invoke, dataset, output_dir
 ) -> None:
     sound = dataset.image_path("b").read_bytes()
@@ -210,7 +210,7 @@ def test_what_failed_is_tried_again_and_the_last_attempt_counts(
     assert committed(output_dir) == list(CASES)
 
 
-def test_a_case_whose_scan_has_changed_is_written_anew_and_the_new_one_counts(
+def test_a_case_whose_scan_has_changed_is_written_again(
     shares, whole, invoke, dataset, output_dir
 ) -> None:
     for number in (1, 2, 3):
@@ -225,7 +225,7 @@ def test_a_case_whose_scan_has_changed_is_written_anew_and_the_new_one_counts(
 
 
 @pytest.mark.parametrize("merged_before", [False, True])
-def test_what_is_written_of_a_case_stays_when_its_scan_is_out_of_reach(
+def test_slices_of_a_case_stay_when_its_scan_is_unreachable(
     shares, whole, invoke, dataset, output_dir, merged_before
 ) -> None:
     whole()
@@ -244,7 +244,7 @@ def test_what_is_written_of_a_case_stays_when_its_scan_is_out_of_reach(
     assert_same(output_dir, whole())
 
 
-def test_a_scan_that_is_within_reach_again_is_no_failure_any_more(
+def test_a_scan_that_is_reachable_again_is_no_failure(
     shares, whole, invoke, dataset, output_dir
 ) -> None:
     for number in (1, 2):
@@ -262,7 +262,7 @@ def test_a_scan_that_is_within_reach_again_is_no_failure_any_more(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills")
-def test_a_killed_share_is_repeated(start, shares, whole, invoke, output_dir) -> None:
+def test_a_killed_partition_is_repeated(start, shares, whole, invoke, output_dir) -> None:
     for number in (1, 3):
         assert shares(f"{number}/3").exit_code == 0
     kill_within(start("2/3", faults={"e": "sleep"}), output_dir / "journal.2of3.jsonl")
@@ -282,7 +282,7 @@ def test_a_killed_share_is_repeated(start, shares, whole, invoke, output_dir) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="kills")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", range(N_ROUNDS))
-def test_shares_and_merges_that_are_killed_again_and_again(
+def test_partitions_and_merges_killed_repeatedly_complete(
     start, whole, invoke, output_dir, number
 ) -> None:
     chosen = random.Random(number)
@@ -304,7 +304,7 @@ def test_shares_and_merges_that_are_killed_again_and_again(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills")
-def test_the_lock_of_a_share_that_died_is_taken_over_with_a_note(
+def test_the_lock_of_a_dead_partition_is_taken_over_with_a_note(
     start, shares, whole, invoke, output_dir
 ) -> None:
     kill_within(start("2/3", faults={"e": "sleep"}), output_dir / "journal.2of3.jsonl")
@@ -321,7 +321,7 @@ def test_the_lock_of_a_share_that_died_is_taken_over_with_a_note(
 
 
 @pytest.mark.parametrize("ends_with", ["merge", "run"])
-def test_what_a_process_was_writing_beside_a_lock_when_it_died_goes_and_that_of_others_stays(
+def test_temporary_lock_files_of_dead_processes_are_removed(
     shares, whole, invoke, output_dir, ends_with
 ) -> None:
     expected = whole()
@@ -344,7 +344,7 @@ def test_what_a_process_was_writing_beside_a_lock_when_it_died_goes_and_that_of_
     assert_same(output_dir, expected)
 
 
-def test_a_share_leaves_alone_what_others_are_writing(shares, output_dir) -> None:
+def test_a_partition_leaves_the_files_of_others_alone(shares, output_dir) -> None:
     others = [
         output_dir / partition_files(share).temporary
         for share in (Partition(1, 3), Partition(3, 3))
@@ -360,7 +360,7 @@ def test_a_share_leaves_alone_what_others_are_writing(shares, output_dir) -> Non
 
 
 @pytest.mark.parametrize("then", ["other shares", "whole"])
-def test_what_shares_did_is_continued_by(shares, whole, invoke, output_dir, then) -> None:
+def test_partitions_are_continued_by(shares, whole, invoke, output_dir, then) -> None:
     shares("1/3")
     shares("3/3")
     before = written_at(output_dir)
@@ -377,9 +377,7 @@ def test_what_shares_did_is_continued_by(shares, whole, invoke, output_dir, then
     assert_same(output_dir, whole())
 
 
-def test_a_run_of_the_whole_that_is_refused_leaves_what_shares_did(
-    shares, invoke, output_dir
-) -> None:
+def test_a_refused_whole_run_keeps_the_work_of_partitions(shares, invoke, output_dir) -> None:
     shares("1/3")
     before = sorted(path.name for path in output_dir.iterdir())
     assert shares(None, "--plane", "sagittal").exit_code == 2
@@ -387,7 +385,7 @@ def test_a_run_of_the_whole_that_is_refused_leaves_what_shares_did(
     assert "not merged yet" in invoke("verify", output_dir).stderr
 
 
-def test_shares_continue_a_run_of_the_whole(shares, whole, invoke, output_dir) -> None:
+def test_partitions_continue_a_whole_run(shares, whole, invoke, output_dir) -> None:
     assert shares(None, "--only", "a", "b").exit_code == 0
     before = written_at(output_dir)
     for number in (1, 2):
@@ -397,7 +395,7 @@ def test_shares_continue_a_run_of_the_whole(shares, whole, invoke, output_dir) -
     assert_same(output_dir, whole())
 
 
-def test_a_run_that_starts_anew_removes_what_shares_left(shares, whole, output_dir) -> None:
+def test_overwrite_removes_the_work_of_partitions(shares, whole, output_dir) -> None:
     shares("1/2")
     result = shares(None, "--overwrite", "--only", "a")
     assert "--overwrite removed 3 cases that this command does not write" in result.stdout
@@ -422,7 +420,7 @@ def test_a_run_that_starts_anew_removes_what_shares_left(shares, whole, output_d
         (None, "merge", "in use by another run"),
     ],
 )
-def test_refused_side_by_side(shares, invoke, output_dir, holder, command, refused) -> None:
+def test_runs_that_exclude_each_other(shares, invoke, output_dir, holder, command, refused) -> None:
     shares(None)
     before = contents_of(output_dir)
     commands = {
@@ -439,12 +437,12 @@ def test_refused_side_by_side(shares, invoke, output_dir, holder, command, refus
     assert contents_of(output_dir) == before
 
 
-def test_shares_of_one_number_run_side_by_side(shares, output_dir) -> None:
+def test_partitions_of_the_same_number_run_at_once(shares, output_dir) -> None:
     with locked(output_dir, Partition(1, 3)), locked(output_dir, Partition(3, 3)):
         assert shares("2/3").exit_code == 0
 
 
-def test_of_several_shares_that_hold_it_each_is_named(shares, invoke, output_dir) -> None:
+def test_every_partition_that_holds_the_output_is_named(shares, invoke, output_dir) -> None:
     shares(None)
     with locked(output_dir, Partition(1, 3)), locked(output_dir, Partition(3, 3)):
         result = invoke("merge", output_dir)
@@ -452,7 +450,7 @@ def test_of_several_shares_that_hold_it_each_is_named(shares, invoke, output_dir
     assert ".dask_slicer.1of3.lock, .dask_slicer.3of3.lock" in result.stderr
 
 
-def test_the_lock_of_a_share_on_another_host_is_respected(shares, invoke, output_dir) -> None:
+def test_the_lock_of_a_partition_on_another_host_is_respected(shares, invoke, output_dir) -> None:
     shares("1/3")
     (output_dir / ".dask_slicer.2of3.lock").write_text("node17.cluster 4711 1700000000.0")
     result = invoke("merge", output_dir)
@@ -463,7 +461,7 @@ def test_the_lock_of_a_share_on_another_host_is_respected(shares, invoke, output
     assert shares("3/3").exit_code == 0
 
 
-def test_a_refused_share_leaves_no_lock_behind(output_dir) -> None:
+def test_a_refused_partition_leaves_no_lock(output_dir) -> None:
     with (
         locked(output_dir),
         pytest.raises(OutputError, match="another run"),
@@ -473,7 +471,7 @@ def test_a_refused_share_leaves_no_lock_behind(output_dir) -> None:
     assert not output_dir.exists()
 
 
-def test_a_new_directory_that_another_takes_away_again_is_made_again(
+def test_a_new_directory_that_another_process_removes_is_made_again(
     monkeypatch, output_dir
 ) -> None:
     taken_away = []
@@ -489,7 +487,7 @@ def test_a_new_directory_that_another_takes_away_again_is_made_again(
     assert taken_away
 
 
-def test_a_directory_that_is_marked_as_ours_while_it_is_listed_is_ours(
+def test_a_directory_marked_as_ours_while_it_is_listed_is_ours(
     shares, monkeypatch, output_dir
 ) -> None:
     shares("1/2")
@@ -501,7 +499,7 @@ def test_a_directory_that_is_marked_as_ours_while_it_is_listed_is_ours(
 # -- shares that do not agree ----------------------------------------------------------------------
 
 
-def test_a_share_that_finds_other_cases_is_told_to_merge_first(
+def test_a_partition_with_other_cases_must_merge_first(
     shares, whole, invoke, dataset, output_dir
 ) -> None:
     shares("1/2")
@@ -521,7 +519,7 @@ def test_a_share_that_finds_other_cases_is_told_to_merge_first(
 
 
 @pytest.mark.parametrize("at_the_same_moment", [False, True])
-def test_a_share_that_disagrees_touches_no_file_of_a_case(
+def test_a_refused_partition_touches_no_file_of_a_case(
     shares, dataset, output_dir, monkeypatch, at_the_same_moment
 ) -> None:
     if at_the_same_moment:  # then it is seen only when it would write down its own
@@ -546,14 +544,14 @@ def test_a_share_that_disagrees_touches_no_file_of_a_case(
     ],
     ids=lambda value: value[0],
 )
-def test_a_share_with_other_settings_is_refused(shares, output_dir, options, changed) -> None:
+def test_a_partition_with_other_settings_is_refused(shares, output_dir, options, changed) -> None:
     shares("1/2")
     result = shares("2/2", *options)
     assert result.exit_code == 2
     assert changed in result.stderr
 
 
-def test_one_of_two_that_disagree_at_the_same_moment_is_refused(
+def test_one_of_two_partitions_that_disagree_at_once_is_refused(
     dataset_of_seven, output_dir
 ) -> None:
     plans = [
@@ -570,9 +568,7 @@ def test_one_of_two_that_disagree_at_the_same_moment_is_refused(
         record_plan(plans[1])
 
 
-def test_how_a_share_runs_may_differ_and_the_first_is_remembered(
-    shares, whole, invoke, output_dir
-) -> None:
+def test_partitions_may_differ_in_how_they_run(shares, whole, invoke, output_dir) -> None:
     shares("2/2", "--retries", 7)
     shares("1/2", "--retries", 1, "--fail_fast")
     assert invoke("merge", output_dir).exit_code == 0
@@ -580,13 +576,15 @@ def test_how_a_share_runs_may_differ_and_the_first_is_remembered(
 
 
 @pytest.mark.parametrize("setting", ["--overwrite", "--prune"])
-def test_what_concerns_the_whole_is_not_for_a_share(shares, output_dir, setting) -> None:
+def test_settings_of_the_whole_output_are_refused_for_a_partition(
+    shares, output_dir, setting
+) -> None:
     result = shares("1/2", setting)
     assert result.exit_code == 2
     assert "shard only a part" in result.stderr
 
 
-def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) -> None:
+def test_a_damaged_partition_record_is_named(shares, monkeypatch, output_dir) -> None:
     monkeypatch.setattr("dask_slicer.execution.partitions._WAIT_SECONDS", 0.001)
     shares("1/2")
     (output_dir / layout.PARTITION_PLAN).write_text("{")
@@ -605,7 +603,7 @@ def test_an_agreement_that_is_damaged_is_named(shares, monkeypatch, output_dir) 
      "dask_slicer.execution.partitions.remove_stale_locks",
      "dask_slicer.output.journal.Journal.append"],
 )  # fmt: skip
-def test_a_merge_that_was_stopped_may_be_repeated(
+def test_an_interrupted_merge_may_be_repeated(
     shares, whole, invoke, monkeypatch, output_dir, broken
 ) -> None:
     for number in (1, 2):
@@ -620,7 +618,7 @@ def test_a_merge_that_was_stopped_may_be_repeated(
     assert len(lines) == len(CASES)  # none twice
 
 
-def test_where_nothing_is_to_merge_the_index_is_written_again(shares, invoke, output_dir) -> None:
+def test_merge_without_partitions_writes_the_index_again(shares, invoke, output_dir) -> None:
     shares(None)
     before = contents_of(output_dir)
     (output_dir / "slices.csv").unlink()
@@ -661,7 +659,7 @@ def test_an_output_may_be_moved_before_it_is_merged(shares, whole, invoke, outpu
     assert_same(moved, whole())
 
 
-def test_an_output_may_be_moved_between_two_shares(
+def test_an_output_may_be_moved_between_two_partitions(
     shares, whole, invoke, dataset_of_seven, output_dir
 ) -> None:
     shares("1/2")
@@ -673,7 +671,7 @@ def test_an_output_may_be_moved_between_two_shares(
     assert f"output_dir: {moved}\n" in (moved / "config.yaml").read_text()
 
 
-def test_files_that_have_gone_since_are_not_merged(shares, whole, invoke, output_dir) -> None:
+def test_files_that_are_missing_by_now_are_not_merged(shares, whole, invoke, output_dir) -> None:
     for number in (1, 2):
         shares(f"{number}/2")
     next(output_dir.glob("*/b_*.npz")).unlink()
@@ -686,7 +684,7 @@ def test_files_that_have_gone_since_are_not_merged(shares, whole, invoke, output
 
 
 @pytest.mark.parametrize("what", ["foreign", "missing", "empty", "a file"])
-def test_what_is_no_output_is_refused_in_one_line(invoke, tmp_path, what) -> None:
+def test_merge_refuses_what_is_no_output_in_one_line(invoke, tmp_path, what) -> None:
     place = tmp_path / "place"
     if what in ("foreign", "empty"):
         place.mkdir()
@@ -708,13 +706,13 @@ def test_what_is_no_output_is_refused_in_one_line(invoke, tmp_path, what) -> Non
 @pytest.mark.parametrize(
     "look", [dask_slicer.open_output, dask_slicer.SliceDataset], ids=lambda look: look.__name__
 )
-def test_who_reads_before_the_merge_is_told_to_merge(shares, output_dir, look) -> None:
+def test_readers_ask_for_a_merge_first(shares, output_dir, look) -> None:
     shares("1/2")
     with pytest.raises(OutputError, match=r"journal\.1of2\.jsonl.*run dask-slicer merge "):
         look(output_dir)
 
 
-def test_verify_takes_nothing_for_a_stray_before_the_merge(shares, invoke, output_dir) -> None:
+def test_verify_reports_no_stray_files_before_the_merge(shares, invoke, output_dir) -> None:
     shares("1/2")
     for repair in ((), ("--repair",)):
         result = invoke("verify", output_dir, *repair)

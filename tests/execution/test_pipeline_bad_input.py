@@ -219,7 +219,7 @@ DAMAGE = [
 @pytest.mark.parametrize(
     ("damage", "step", "kind", "word"), [pytest.param(*row, id=row[0].__name__) for row in DAMAGE]
 )
-def test_a_bad_case_is_named_and_the_healthy_one_is_done(
+def test_a_bad_case_is_named_and_the_good_one_is_written(
     dataset, tmp_path, invoke, damage: Callable[..., None], step, kind, word
 ) -> None:
     dataset.add("healthy")

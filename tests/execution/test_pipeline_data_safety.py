@@ -57,9 +57,7 @@ def fate_of(output: Path, case_id: str) -> type:
 # -- a writer that was thought dead ----------------------------------------------------------------
 
 
-def test_a_late_writer_whose_files_were_tidied_away_leaves_the_committed_ones(
-    config, monkeypatch
-) -> None:
+def test_a_late_writer_does_not_replace_committed_files(config, monkeypatch) -> None:
     dask_slicer.run(config)
     written = slices_of(config.output_dir)
     plan = make_plan(config)
@@ -87,7 +85,7 @@ def test_a_late_writer_whose_files_were_tidied_away_leaves_the_committed_ones(
 # -- verify ----------------------------------------------------------------------------------------
 
 
-def test_repair_keeps_what_can_only_not_be_held_against_its_scan(config, monkeypatch) -> None:
+def test_repair_keeps_slices_that_cannot_be_compared_with_their_scan(config, monkeypatch) -> None:
     dask_slicer.run(config)
     written = slices_of(config.output_dir)
     first, second, _ = sorted(config.input_dir.glob("imagesTr/*"))
@@ -107,7 +105,7 @@ def test_repair_keeps_what_can_only_not_be_held_against_its_scan(config, monkeyp
     assert slices_of(config.output_dir) == written
 
 
-def test_repair_holds_the_output_while_it_looks(config) -> None:
+def test_repair_locks_the_output(config) -> None:
     dask_slicer.run(config)
     refused = []
 
@@ -120,7 +118,7 @@ def test_repair_holds_the_output_while_it_looks(config) -> None:
     assert len(refused) == 3
 
 
-def test_two_outputs_that_are_verified_at_once_share_no_task(config, monkeypatch) -> None:
+def test_verifying_two_outputs_at_once_uses_separate_tasks(config, monkeypatch) -> None:
     dask_slicer.run(config)
     keys = []
     graph = verify_module.verify_graph
@@ -194,7 +192,7 @@ class FullScreen(Observer):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_what_cannot_be_shown_is_committed_all_the_same(config) -> None:
+def test_an_error_in_a_display_does_not_lose_a_case(config) -> None:
     with pytest.raises(OSError, match="No space"):
         dask_slicer.run(config, observer=FullScreen())
     (committed,) = last_records(config.output_dir / "journal.jsonl")
@@ -264,7 +262,7 @@ class _HalfFull:
 # -- a worker that is gone -------------------------------------------------------------------------
 
 
-def test_a_graph_that_is_run_again_has_all_its_time_again() -> None:
+def test_a_retried_graph_has_its_full_timeout() -> None:
     of_scheduler = {"address": "tcp://127.0.0.1:8786"}
     client = SimpleNamespace(scheduler_info=lambda **_: of_scheduler)
     watched = watchdog.Watchdog(client, timeout=4)
@@ -295,7 +293,9 @@ async def _sleep() -> str:
 
 
 @pytest.mark.parametrize("missing", ["slices.csv", "failures.csv", "dataset_info.json"])
-def test_nothing_is_left_aside_where_the_index_does_not_fit(config, invoke, missing) -> None:
+def test_no_temporary_file_is_left_if_the_index_does_not_fit_on_disk(
+    config, invoke, missing
+) -> None:
     write_lines = directory.write_lines
 
     def does_not_fit(output_dir, name, lines, **options) -> None:

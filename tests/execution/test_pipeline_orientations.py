@@ -75,7 +75,7 @@ def test_all_48_ways_to_store_a_volume_give_the_same_slices(dataset, slice_datas
 
 @pytest.mark.parametrize("number", [0, 13, 47])
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_label_that_is_one_voxel_off_is_refused_with_its_millimetres(
+def test_a_label_that_is_one_voxel_off_is_refused_with_the_distance_in_mm(
     dataset, tmp_path, invoke, axis, number
 ) -> None:
     image, label = tilted_phantom()
@@ -112,7 +112,7 @@ def test_a_tenth_of_a_voxel_is_the_most_that_a_label_may_be_off(
     assert result.exit_code == exit_code
 
 
-def test_a_rotation_that_only_moves_the_far_corner_is_seen(dataset, tmp_path, invoke) -> None:
+def test_a_rotation_that_only_moves_the_far_corner_is_refused(dataset, tmp_path, invoke) -> None:
     image, label = tilted_phantom()
     # About the first voxel, by so little that only far voxels move over a tenth of a voxel.
     cosine, sine = np.cos(0.02), np.sin(0.02)

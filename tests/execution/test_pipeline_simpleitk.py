@@ -119,7 +119,7 @@ QUICK = ("axial", 0)
     # Zeros only show where a window reaches over the edge.
     + [pytest.param(plane, 2, "zero", marks=pytest.mark.slow) for plane in ("axial", "sagittal")],
 )
-def test_real_scans_come_out_as_simpleitk_reads_them(
+def test_slices_of_real_scans_equal_those_of_simpleitk(
     real_scans, tmp_path, invoke, plane, window_size, padding_mode
 ) -> None:
     root, output = as_nnunet(real_scans, tmp_path / "scans"), tmp_path / "slices"
@@ -222,7 +222,7 @@ def test_stored_numbers_are_scaled_as_simpleitk_scales_them(
     assert_case_is(output, "scaled", image, np.ones_like(image), 0, "zero")
 
 
-def test_channels_run_by_offset_and_within_an_offset_by_modality(dataset, slice_dataset) -> None:
+def test_channels_are_ordered_by_offset_and_then_by_modality(dataset, slice_dataset) -> None:
     first, second = ct(), np.random.default_rng(8).normal(9, 2, ct().shape).astype(np.float32)
     dataset.add("mr", first)
     image = nib.Nifti1Image(second, nib.load(dataset.image_path("mr")).affine)
@@ -247,7 +247,7 @@ def test_channels_run_by_offset_and_within_an_offset_by_modality(dataset, slice_
     )
 
 
-def test_slices_that_are_dropped_still_feed_the_windows_of_others(dataset, slice_dataset) -> None:
+def test_dropped_slices_are_still_in_the_windows_of_others(dataset, slice_dataset) -> None:
     label = np.zeros((10, 9, 8), np.uint8)
     label[:, :, 3] = 1
     label[:2, 0, 5] = 1  # 2 of 90 pixels
@@ -276,7 +276,7 @@ def test_float16_is_the_nearest_to_the_float64_result(dataset, slice_dataset) ->
     ("label_dtype", "largest"), [("uint8", 255), ("uint16", 65_535), ("int32", 2**31 - 1)]
 )
 @pytest.mark.parametrize("stored_as", [np.int32, np.float64])
-def test_the_largest_value_that_a_label_dtype_holds_comes_through(
+def test_the_largest_value_of_a_label_dtype_is_kept(
     dataset, slice_dataset, label_dtype, largest, stored_as
 ) -> None:
     label = np.zeros((10, 9, 8), stored_as)

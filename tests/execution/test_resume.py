@@ -99,7 +99,7 @@ def test_settings_that_leave_the_slices_as_they_are_may_change(
     assert identities(output) == before
 
 
-def test_a_dataset_that_moved_is_still_done(slice_again, dataset, output) -> None:
+def test_a_moved_dataset_needs_no_new_run(slice_again, dataset, output) -> None:
     slice_again()
     before = identities(output)
     dataset.root = dataset.root.rename(dataset.root.with_name("elsewhere"))
@@ -134,7 +134,7 @@ def lengthen(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, lengthen], ids=lambda how: how.__name__)
 @pytest.mark.parametrize("which", [0, 4, 9])
-def test_a_case_with_a_damaged_slice_is_made_again_alone(
+def test_only_a_case_with_a_damaged_slice_is_written_again(
     slice_again, output, damage, which
 ) -> None:
     slice_again()
@@ -145,7 +145,7 @@ def test_a_case_with_a_damaged_slice_is_made_again_alone(
     assert contents(output) == bytes_before
 
 
-def test_a_case_whose_source_was_touched_is_made_again(slice_again, dataset, output) -> None:
+def test_a_case_whose_scan_was_modified_is_written_again(slice_again, dataset, output) -> None:
     slice_again()
     before = identities(output)
     image, label = dataset.image_path(CASES[0]), dataset.label_path(CASES[2])
@@ -239,7 +239,7 @@ def test_another_assignment_to_splits_is_refused(slice_again, output, tmp_path) 
     assert "was made with other splits" in result.stderr
 
 
-def test_splits_that_were_damaged_are_not_guessed(slice_again, output) -> None:
+def test_damaged_splits_are_refused_not_guessed(slice_again, output) -> None:
     slice_again()
     (output / "splits.json").write_text('{"train": ["liver')
     assert "splits.json is damaged" in slice_again(exit_code=2).stderr

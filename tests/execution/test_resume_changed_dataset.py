@@ -110,7 +110,7 @@ def test_a_plan_takes_the_splits_and_patients_of_earlier_runs_from_its_caller(
     assert plan.splits["test"] == ["liver_000", "liver_000_followup"]
 
 
-def test_a_case_that_comes_back_gets_its_old_split(dataset, output, slice_again) -> None:
+def test_a_case_that_returns_gets_its_old_split(dataset, output, slice_again) -> None:
     for case_id in CASES:
         dataset.add(case_id)
     slice_again()
@@ -160,7 +160,7 @@ def test_only_plans_and_splits_everything_and_runs_those(
     assert "Wrote 80 slices of 8 cases" in slice_again().stdout
 
 
-def test_only_leaves_what_it_does_not_name_alone(dataset, output, slice_again) -> None:
+def test_only_leaves_other_cases_alone(dataset, output, slice_again) -> None:
     for case_id in CASES[:3]:
         dataset.add(case_id)
     slice_again()
@@ -191,7 +191,7 @@ def test_a_case_that_left_the_dataset_is_kept_until_it_is_pruned(
     assert "--prune" not in slice_again().stdout
 
 
-def test_prune_takes_nothing_that_is_still_in_the_dataset(dataset, output, slice_again) -> None:
+def test_prune_removes_nothing_that_is_still_in_the_dataset(dataset, output, slice_again) -> None:
     for case_id in CASES[:4]:
         dataset.add(case_id)
     slice_again()

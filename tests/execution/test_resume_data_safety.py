@@ -42,7 +42,7 @@ def test_overwrite_removes_nothing_while_there_is_nothing_to_run_on(run_again, t
     assert _slices(tmp_path / "slices") == before
 
 
-def test_slices_of_a_case_whose_scan_is_out_of_reach_stay(run_again, dataset, tmp_path) -> None:
+def test_slices_of_a_case_with_an_unreachable_scan_stay(run_again, dataset, tmp_path) -> None:
     run_again()
     before = _slices(tmp_path / "slices")
     label = dataset.label_path("p1_a")
@@ -119,7 +119,7 @@ def test_an_error_that_a_retry_can_cure_is_retried(run_again, tmp_path, monkeypa
     assert attempts.count("p2_b") == 3
 
 
-def test_an_output_directory_that_a_worker_cannot_see_is_named(dataset, tmp_path) -> None:
+def test_an_output_directory_that_a_worker_cannot_find_is_named(dataset, tmp_path) -> None:
     dataset.add("a")
     config = dask_slicer.RunConfig(input_dir=dataset.root, output_dir=tmp_path / "gone")
     (case,) = dask_slicer.plan(config).cases

@@ -88,7 +88,7 @@ def flips(output: Path, n: int) -> Iterator[tuple[Path, int]]:
         yield path, chosen.randrange(path.stat().st_size * 8)
 
 
-def test_what_was_written_is_as_it_was_written(output) -> None:
+def test_an_undamaged_output_has_no_problems(output) -> None:
     report = check(output, deep=1000)
     assert report.issues == ()
     assert (report.n_cases, report.n_slices, report.n_derived) == (6, 42, 42)
@@ -210,7 +210,7 @@ def change_a_pixel(output: Path) -> tuple[Path, str, int, str | int]:
     return path, path.stem[:-4], int(path.stem[-3:]), int(path.stem[-3:])
 
 
-def test_only_deep_finds_pixels_that_were_changed_with_their_checksum(output) -> None:
+def test_only_deep_finds_pixels_changed_together_with_their_checksum(output) -> None:
     path, case_id, slice_index, name = change_a_pixel(output)
     journal = output / "journal.jsonl"
     now = path.stat().st_size, zlib.crc32(path.read_bytes())
@@ -272,7 +272,7 @@ class TestCommand:
         assert "Marked 1 case for rewriting" in result.stdout
         assert invoke("verify", output, *quiet).exit_code == 1  # the index still has it
 
-    def test_what_is_no_output_is_one_line(self, tmp_path, invoke):
+    def test_verify_refuses_what_is_no_output_in_one_line(self, tmp_path, invoke):
         result = invoke("verify", tmp_path)
         assert result.exit_code == 2
         assert "is not an output of dask-slicer" in result.stderr
@@ -286,7 +286,7 @@ class TestCommand:
         assert "is in use by another run" in result.stderr
 
     @pytest.mark.slow
-    def test_on_workers(self, output, invoke):
+    def test_verify_runs_on_workers(self, output, invoke):
         options = ("--num_workers", 2, "--dashboard_address", "none", "--deep", 5)
         assert invoke("verify", output, *options).exit_code == 0
         a_slice_file(output).unlink()

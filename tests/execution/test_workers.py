@@ -74,7 +74,7 @@ if __name__ == "__main__":
     assert contents(tmp_path / "first") == contents(tmp_path / "second") == written_here
 
 
-def test_the_settings_of_dask_are_left_as_they_were(scans, tmp_path, invoke) -> None:
+def test_the_settings_of_dask_stay_unchanged(scans, tmp_path, invoke) -> None:
     import dask
     import distributed  # noqa: F401, its import adds defaults
 
@@ -87,7 +87,7 @@ def test_the_settings_of_dask_are_left_as_they_were(scans, tmp_path, invoke) -> 
     assert dask.config.serialize(dask.config.config) == before
 
 
-def test_a_client_notices_soon_that_its_scheduler_is_lost_unless_told_otherwise() -> None:
+def test_a_lost_scheduler_is_noticed_soon_by_default() -> None:
     import dask
 
     tcp, connect = "distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect"
@@ -135,7 +135,7 @@ GB = 10**9
     ],
     ids=["room for all CPUs", "lowered to what fits", "as asked, with a warning"],
 )
-def test_workers_are_lowered_to_what_memory_holds_only_where_none_were_asked_for(
+def test_the_number_of_workers_is_limited_by_memory_only_by_default(
     dataset, tmp_path: Path, monkeypatch, num_workers: int, memory: int, expected: int, said: str
 ) -> None:
     dataset.add("small")

@@ -293,7 +293,7 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize(("files", "said"), TROUBLE.values(), ids=TROUBLE)
-def test_cases_that_cannot_be_told_apart_are_a_problem(tmp_path, files, said) -> None:
+def test_cases_with_the_same_id_are_a_problem(tmp_path, files, said) -> None:
     lay(tmp_path, *files)
     (problem,) = find_cases(tmp_path, include_test=True).problems
     assert said in problem

@@ -46,7 +46,7 @@ def _find(root: Path, files: list[str], *, include_test: bool = False, **describ
         ),
     ],
 )
-def test_what_belongs_to_no_case_is_left_out_and_named(
+def test_files_that_belong_to_no_case_are_left_out_and_named(
     tmp_path: Path, files: list[str], described: dict[str, object], n_images: int, said: str
 ) -> None:
     dataset = _find(tmp_path, files, **described)
@@ -55,13 +55,13 @@ def test_what_belongs_to_no_case_is_left_out_and_named(
     assert not dataset.problems
 
 
-def test_where_every_folder_names_its_image_otherwise_all_are_taken(tmp_path: Path) -> None:
+def test_folders_whose_images_have_different_names_are_all_read(tmp_path: Path) -> None:
     dataset = _find(tmp_path, ["a/scan_of_a.nii", "b/scan_of_b.nii", "c/scan_of_c.nii"])
     assert [len(case.images) for case in dataset.cases] == [1, 1, 1]
     assert not dataset.notes
 
 
-def test_a_modality_that_half_the_folders_have_is_missed_in_the_others(tmp_path: Path) -> None:
+def test_a_modality_of_half_the_folders_is_missing_in_the_others(tmp_path: Path) -> None:
     dataset = _find(tmp_path, ["a/t1.nii", "a/t2.nii", "b/t1.nii"])
     assert [len(case.images) for case in dataset.cases] == [2, 2]
 

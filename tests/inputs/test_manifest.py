@@ -88,7 +88,7 @@ def test_a_json_manifest_is_read(tmp_path, described) -> None:
     assert read(tmp_path, json.dumps(described), "m.json") == [("a", ("a.nii",), None, None, None)]
 
 
-def test_absolute_paths_stay_and_relative_ones_are_the_manifests(tmp_path, monkeypatch) -> None:
+def test_relative_paths_are_relative_to_the_manifest(tmp_path, monkeypatch) -> None:
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "m.csv").write_text("case_id,image,label\na,../a.nii,/data/a.nii\n")
     monkeypatch.chdir("/")
@@ -117,7 +117,7 @@ def test_a_manifest_wins_over_the_layout_of_its_folder(tmp_path) -> None:
         (["other.txt"], None),
     ],
 )
-def test_a_folder_has_the_manifest_that_can_only_be_meant(tmp_path, files, found) -> None:
+def test_the_only_manifest_of_a_folder_is_used(tmp_path, files, found) -> None:
     for name in files:
         (tmp_path / name).write_text("case_id,image\n")
     (tmp_path / "demographics.csv").write_text("subject,age\n")
@@ -181,7 +181,7 @@ def test_ids_that_are_no_file_names_and_ids_twice_are_problems(tmp_path, case_id
 @pytest.mark.parametrize(
     "image", ["a\0.nii", "a\ud800.nii", "a" * 5000], ids=["nul", "half", "long"]
 )
-def test_a_path_that_no_system_takes_is_a_failure_of_its_case(tmp_path, image) -> None:
+def test_an_impossible_path_fails_its_case(tmp_path, image) -> None:
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), tmp_path / "b.nii")
     path = tmp_path / "m.json"
     path.write_text(

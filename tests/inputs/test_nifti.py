@@ -130,7 +130,7 @@ def test_headers_mean_what_they_mean_to_nibabel(tmp_path, data: bytes) -> None:
     assert_read_as_nibabel_reads_it(saved(tmp_path / "a.nii.gz", gzip.compress(data)))
 
 
-def test_compression_is_told_by_the_bytes_and_voxels_are_a_read_only_view(tmp_path) -> None:
+def test_compression_is_recognised_by_its_bytes_and_voxels_are_a_read_only_view(tmp_path) -> None:
     for path, data in (("a.nii", gzip.compress(nifti())), ("b.nii.gz", nifti())):
         _, voxels = read_voxels(saved(tmp_path / path, data))
         np.testing.assert_array_equal(voxels, SMALL)
@@ -165,7 +165,7 @@ def test_any_gzip_file_is_read(tmp_path, data: bytes) -> None:
 
 @settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, len(nifti())), max_size=4), level=st.integers(0, 9))
-def test_it_is_of_no_matter_where_gzip_members_meet(tmp_path_factory, cuts, level) -> None:
+def test_gzip_members_may_meet_anywhere(tmp_path_factory, cuts, level) -> None:
     ends = sorted([0, *cuts, len(nifti())])
     data = b"".join(gzip.compress(nifti()[a:b], level) for a, b in itertools.pairwise(ends))
     _, voxels = read_voxels(saved(tmp_path_factory.getbasetemp() / "members.nii.gz", data))
@@ -249,7 +249,7 @@ REFUSED: dict[type[CaseError], dict[str, bytes]] = {
         for name, data in files.items()
     ],
 )
-def test_what_is_not_a_sound_volume_is_refused_by_name(tmp_path, kind, data) -> None:
+def test_damaged_volumes_are_refused_by_name(tmp_path, kind, data) -> None:
     refuse(saved(tmp_path / "scan.nii.gz", data), kind)
 
 
@@ -269,7 +269,7 @@ BACKED_BY_NOTHING = {
 
 
 @pytest.mark.parametrize("data", BACKED_BY_NOTHING.values(), ids=BACKED_BY_NOTHING)
-def test_memory_is_only_taken_for_what_the_file_backs(tmp_path, data: bytes) -> None:
+def test_no_memory_is_allocated_that_the_file_does_not_back(tmp_path, data: bytes) -> None:
     path = saved(tmp_path / "scan.nii.gz", data)
     tracemalloc.start()
     try:
@@ -279,7 +279,7 @@ def test_memory_is_only_taken_for_what_the_file_backs(tmp_path, data: bytes) -> 
         tracemalloc.stop()
 
 
-def test_what_is_not_a_file_is_refused_without_waiting(tmp_path) -> None:
+def test_special_files_are_refused_without_blocking(tmp_path) -> None:
     (tmp_path / "folder.nii.gz").mkdir()
     refuse(tmp_path / "folder.nii.gz", UnsupportedImage)
     (tmp_path / "link.nii.gz").symlink_to("nowhere.nii.gz")
@@ -289,7 +289,7 @@ def test_what_is_not_a_file_is_refused_without_waiting(tmp_path) -> None:
     refuse(tmp_path / "pipe.nii.gz", UnsupportedImage)
 
 
-def test_a_file_that_may_not_be_read_is_permission_denied(tmp_path) -> None:
+def test_an_unreadable_file_is_permission_denied(tmp_path) -> None:
     saved(tmp_path / "scan.nii.gz", GZIPPED).chmod(0)
     tmp_path.chmod(0o755)
     program = (

@@ -230,7 +230,7 @@ ODDITIES: dict[str, tuple[Files, str]] = {
 
 
 @pytest.mark.parametrize("format_", ["npz", "zarr"])
-def test_every_oddity_becomes_slices_or_a_failure_of_its_kind(tmp_path, format_) -> None:
+def test_every_unusual_file_becomes_slices_or_a_named_failure(tmp_path, format_) -> None:
     cases = {name: files for name, (files, _) in ODDITIES.items()}
     cases |= {
         f"{name}_gzipped": Files(*(data and gzip.compress(data) for data in files))
@@ -446,7 +446,7 @@ def peak_of(path: Path) -> int:
 @pytest.mark.fuzz
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")
-def test_atheris_finds_no_file_that_is_read_otherwise_than_by_nibabel(tmp_path) -> None:
+def test_atheris_finds_no_file_that_nibabel_reads_differently(tmp_path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for name, (files, kind) in ODDITIES.items():

@@ -73,7 +73,7 @@ def test_cases_of_this_run_count_and_those_of_earlier_ones_are_skipped(output) -
     assert 10 <= run.seconds < 600
 
 
-def test_a_line_that_is_being_written_is_read_when_it_is_whole(output) -> None:
+def test_a_partly_written_line_is_read_once_it_is_complete(output) -> None:
     reader = JournalReader(output)
     journal = output / WHOLE.journal
     append(journal, written("a"), written("b"))
@@ -84,7 +84,7 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(output) -> None:
     assert [reader.view().runs[0].n_done for _ in range(2)] == [2, 2]
 
 
-def test_a_journal_that_begins_again_is_counted_again(output) -> None:
+def test_a_new_journal_is_counted_from_its_start(output) -> None:
     reader = JournalReader(output)
     append(output / WHOLE.journal, written("a"), written("b"))
     assert reader.view().runs[0].n_done == 2
@@ -93,7 +93,7 @@ def test_a_journal_that_begins_again_is_counted_again(output) -> None:
     assert reader.view().runs[0].n_done == 1
 
 
-def test_partitions_that_run_side_by_side_are_counted_together(output) -> None:
+def test_partitions_that_run_at_once_are_counted_together(output) -> None:
     (output / WHOLE.lock).unlink()
     for number, case_id in enumerate("ab", 1):
         hold(output / partition_files(Partition(number, 3)).lock, 3, NOW - 10)
@@ -102,7 +102,7 @@ def test_partitions_that_run_side_by_side_are_counted_together(output) -> None:
     assert (run.n_todo, run.n_done) == (6, 2)
 
 
-def test_a_run_of_some_cases_counts_those_that_its_lock_has(output) -> None:
+def test_a_run_with_only_counts_the_number_of_cases_in_its_lock(output) -> None:
     append(output / WHOLE.journal, written("a", at=EARLIER), written("c"))
     hold(output / WHOLE.lock, 2, NOW - 10)
     (run,) = JournalReader(output).view().runs
@@ -112,13 +112,13 @@ def test_a_run_of_some_cases_counts_those_that_its_lock_has(output) -> None:
     assert (run.n_todo, run.n_done, run.n_skipped) == (5, 1, 1)
 
 
-def test_the_clock_of_a_run_counts_not_that_of_its_file_server(output) -> None:
+def test_elapsed_time_is_by_the_clock_of_the_run_not_of_the_file_server(output) -> None:
     os.utime(output / WHOLE.lock, (NOW + 1000, NOW + 1000))
     append(output / WHOLE.journal, written("a", at=NOW - 5))
     assert JournalReader(output).view().runs[0].n_done == 1
 
 
-def test_a_partition_that_ends_leaves_the_others_to_be_seen(output) -> None:
+def test_the_other_partitions_are_shown_after_one_ends(output) -> None:
     (output / WHOLE.lock).unlink()
     hold(output / partition_files(Partition(1, 3)).lock, 2, NOW - 10)
     (output / partition_files(Partition(2, 3)).lock).write_text("it has just gone")
@@ -126,6 +126,6 @@ def test_a_partition_that_ends_leaves_the_others_to_be_seen(output) -> None:
     assert run.n_todo == 2
 
 
-def test_a_run_that_is_over_has_no_view(output) -> None:
+def test_a_finished_run_has_no_snapshot(output) -> None:
     (output / WHOLE.lock).unlink()
     assert JournalReader(output).view() is None

@@ -101,13 +101,11 @@ def tunnel(command: str, port: int = 8787) -> list[str]:
         pytest.param(HERE, {"SSH_CONNECTION": "nonsense"}, [], id="no_connection"),
     ],
 )
-def test_a_way_is_named_where_the_link_alone_does_not_lead_there(
-    link, environment, expected
-) -> None:
+def test_a_tunnel_is_described_for_a_dashboard_on_another_host(link, environment, expected) -> None:
     assert link_hints(link, environment, host="node9") == expected
 
 
-def test_a_command_prints_the_link_first_and_then_the_way(monkeypatch) -> None:
+def test_a_command_prints_the_link_first_and_then_the_tunnel(monkeypatch) -> None:
     for name, value in SSH.items():
         monkeypatch.setenv(name, value)
     shown = io.StringIO()

@@ -44,7 +44,7 @@ def test_a_cell_shows_a_line_before_planning_starts(dataset, tmp_path, blocks, m
     assert "Wrote 10 slices of 1 case" in blocks[-1]
 
 
-def test_a_cell_whose_run_cannot_start_does_not_look_as_if_it_ran(tmp_path, blocks) -> None:
+def test_a_cell_whose_run_cannot_start_shows_no_progress(tmp_path, blocks) -> None:
     with pytest.raises(ds.DaskSlicerError):
         ds.run(input_dir=tmp_path / "nowhere", output_dir=tmp_path / "slices", num_workers=0)
     assert "stopped before the first case" in blocks[-1]

@@ -36,7 +36,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_scheduler_is_told_how_a_run_goes_from_begin_to_end(
+def test_progress_is_published_from_start_to_end(
     scans, tmp_path, invoke, started_scheduler
 ) -> None:
     from distributed import Client
@@ -81,7 +81,7 @@ def cases(names: str) -> list[CasePlan]:
     return [CasePlan(case=Case(case_id=name, images=()), split="train") for name in names]
 
 
-def test_all_that_an_observer_is_told_passes_through() -> None:
+def test_the_publisher_forwards_every_call_to_its_observer() -> None:
     noting = _Noting()
     telling = ProgressPublisher(noting)
     plan = dask_slicer.RunPlan(config=None, layout="", reason="", cases=(), splits={})
@@ -121,7 +121,7 @@ def _run_through(client: _Client) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_scheduler_that_never_answers_does_not_hold_up_a_run() -> None:
+def test_a_scheduler_that_never_answers_does_not_delay_a_run() -> None:
     answer = threading.Event()
     try:
         _run_through(_Client(lambda topic, event: answer.wait()))
@@ -129,7 +129,7 @@ def test_a_scheduler_that_never_answers_does_not_hold_up_a_run() -> None:
         answer.set()
 
 
-def test_what_a_scheduler_did_not_hear_is_made_good_by_the_next_telling() -> None:
+def test_the_next_event_makes_up_for_a_lost_one() -> None:
     heard: list[object] = []
     refusals = iter([True])
 

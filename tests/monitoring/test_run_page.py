@@ -73,11 +73,11 @@ def rows(title: str, view: Snapshot = VIEW) -> list[list[str]]:
         ("Last failures", [[f"ct_{n}", "load", "CorruptFile", "cut"] for n in range(11, 1, -1)]),
     ],
 )
-def test_a_run_has_a_table_of_each(title, expected) -> None:
+def test_the_run_page_has_all_tables(title, expected) -> None:
     assert rows(title) == expected
 
 
-def test_what_there_is_nothing_of_has_no_table() -> None:
+def test_empty_tables_are_left_out() -> None:
     early = replace(RUN, splits={}, kinds={}, slowest=(), failures=())
     (run,) = content(Snapshot(runs=(early,)))["runs"]
     assert run["tables"] == []
@@ -111,7 +111,7 @@ def test_the_figures_of_a_run(changed, since_told, expected) -> None:
     assert dict(run["figures"]) == expected
 
 
-def test_workers_are_there_with_the_case_that_they_are_at() -> None:
+def test_workers_are_listed_with_their_current_case() -> None:
     workers = content(VIEW)["workers"]
     assert workers["rows"] == [["0", "0%", "0 bytes", "save", "ct_031", "1.2 s"]]
     assert workers["foot"].endswith("2 graphs waiting for a worker")
@@ -134,7 +134,7 @@ def runs_of(client: Client) -> list[dict[str, Any]]:
     return json.loads(answer(client, "/dask-slicer/state.json"))["runs"]
 
 
-def test_the_page_of_a_scheduler_started_here_says_what_runs_have_told_it(client) -> None:
+def test_the_page_of_our_own_scheduler_shows_published_runs(client) -> None:
     link = client.dashboard_link
     assert client_module.run_page_link(link) == link.removesuffix("status") + "dask-slicer"
     assert answer(client, "/dask-slicer") == answer(client, "/dask-slicer/")
@@ -161,7 +161,7 @@ class _Counting(EventLog):
         EventLog.add(self, at, content)
 
 
-def test_what_was_told_is_read_once_however_often_somebody_asks() -> None:
+def test_each_event_is_read_once_however_often_the_page_is_loaded() -> None:
     log = [(float(n), asdict(replace(RUN, n_done=n, seconds=float(n)))) for n in range(1, 4)]
     scheduler = SimpleNamespace(
         get_events=lambda _: tuple(log), clients=(), workers={}, queued=(), unrunnable=()
@@ -208,14 +208,14 @@ def test_the_pages_of_dask_are_still_there(client, path) -> None:
     assert answer(client, path)
 
 
-def test_a_setting_that_names_the_page_already_stays_as_it_is() -> None:
+def test_a_setting_that_already_names_the_page_is_kept() -> None:
     with dask.config.set({"distributed.scheduler.http.routes": ["one", client_module.OUR_ROUTES]}):
         assert list(client_module.run_page_setting().values()) == [
             ["one", client_module.OUR_ROUTES]
         ]
 
 
-def test_a_scheduler_imports_little_for_it() -> None:
+def test_the_run_page_imports_little_on_a_scheduler() -> None:
     program = "import sys, dask_slicer.monitoring.run_page; print(*sys.modules)"
     shown = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
@@ -236,7 +236,7 @@ def variable_of_the_docs() -> str:
 
 
 @pytest.mark.slow
-def test_a_scheduler_of_ones_own_has_the_page_by_what_the_docs_say(
+def test_a_scheduler_started_by_hand_has_the_page_if_set_up_as_documented(
     tmp_path, invoke, started_scheduler
 ) -> None:
     script = f'{variable_of_the_docs()}; printf "%s" "${ROUTES}"'
@@ -267,7 +267,7 @@ def test_a_scheduler_of_ones_own_has_the_page_by_what_the_docs_say(
 
 
 @pytest.mark.slow
-def test_a_scheduler_without_the_page_is_not_said_to_have_it(
+def test_no_link_is_shown_for_a_scheduler_without_the_page(
     tmp_path, invoke, started_scheduler
 ) -> None:
     write_dataset(tmp_path / "scans", n_cases=2, shape=(24, 22, 9))

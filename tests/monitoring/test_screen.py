@@ -74,7 +74,7 @@ def test_a_scheduler_without_a_run_is_shown_as_such() -> None:
     ]
 
 
-def test_a_worker_that_has_gone_is_red_and_a_case_that_is_called_so_is_not() -> None:
+def test_a_lost_worker_is_red_and_a_case_named_gone_is_not() -> None:
     gone = WorkerInfo(name="5", status="gone", unseen=4.0)
     failure = replace(RUN.failures[0], message="gone")
     view = Snapshot(runs=(replace(RUN, failures=(failure,)),), workers=(gone,))

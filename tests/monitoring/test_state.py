@@ -28,18 +28,18 @@ DETAILED = replace(
 
 
 @pytest.mark.parametrize("told", [RUN, DETAILED, replace(RUN, ending="ended")])
-def test_what_is_told_is_read_again_also_with_what_a_later_version_adds(told) -> None:
+def test_a_state_survives_the_round_trip_and_unknown_fields_are_ignored(told) -> None:
     assert from_event(asdict(told)) == told
     assert from_event(asdict(told) | {"mood": "good"}) == told
 
 
-def test_what_an_earlier_version_told_of_a_run_lacks_the_details() -> None:
+def test_a_state_published_by_an_earlier_version_lacks_the_details() -> None:
     later = {"n_bytes_in", "work", "work_done", "splits", "kinds", "slowest", "failures"}
     event = {name: value for name, value in asdict(DETAILED).items() if name not in later}
     assert from_event(event) == replace(RUN, work=0, work_done=0)
 
 
-def test_an_event_passes_through_the_scheduler_as_plain_data() -> None:
+def test_an_event_is_plain_data() -> None:
     event = msgpack.unpackb(msgpack.packb(asdict(DETAILED)), use_list=False)
     assert from_event(event) == DETAILED
     assert from_event(json.loads(json.dumps(event))) == DETAILED
@@ -56,7 +56,7 @@ def test_an_event_passes_through_the_scheduler_as_plain_data() -> None:
         asdict(DETAILED) | {"failures": [{"case_id": "ct_7"}]},
     ],
 )
-def test_what_others_say_under_our_topic_is_passed_over(event) -> None:
+def test_foreign_events_under_our_topic_are_ignored(event) -> None:
     assert from_event(event) is None
 
 
@@ -77,6 +77,6 @@ KILLED = replace(OTHER, ending="stopped")
         ([], None, []),
     ],
 )
-def test_runs_that_go_on_are_shown_else_the_last_one(told, process, expected) -> None:
+def test_active_runs_are_shown_or_else_the_last_one(told, process, expected) -> None:
     # Client-2 is not there any more.
     assert runs_to_show(told, {"Client-1", "Client-0"}, process=process) == expected

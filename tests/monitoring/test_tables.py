@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from dask_slicer.monitoring.progress_line import progress_line, seconds_left
 from dask_slicer.monitoring.snapshot import Snapshot, TaskInfo, WorkerInfo, with_gone
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.monitoring.tables import progress_line, seconds_left, worker_rows, workers_words
+from dask_slicer.monitoring.tables import worker_rows, workers_words
 
 RUN = RunState(
     run_id="1f", output_dir="/out", host="node7", process="4711", client="Client-1",
@@ -60,12 +61,12 @@ def test_the_time_left_is_that_of_the_work_left_at_the_rate_so_far(
         ),
     ],
 )  # fmt: skip
-def test_how_far_a_run_is_in_words(changed, since_told, expected) -> None:
+def test_progress_in_words(changed, since_told, expected) -> None:
     run = replace(RUN, **{"n_bytes_in": 70_000_000} | changed)
     assert progress_line(run.later(since_told)) == expected
 
 
-def test_a_line_is_cut_after_what_matters_most() -> None:
+def test_a_line_that_is_too_long_loses_its_least_important_part() -> None:
     assert progress_line(RUN, most=3) == "40 of 100 cases, 10 failed, about 2 min 0 s left"
 
 
@@ -103,7 +104,7 @@ GONE = replace(IDLE, name="5", status="gone", cpu=0.0, memory=0, unseen=4.0)
         (GONE, [("5", "", "", "gone", "", "no heartbeat for 4.0 s")]),
     ],
 )
-def test_a_worker_is_a_row_a_task(worker, expected) -> None:
+def test_a_worker_has_a_row_for_each_task(worker, expected) -> None:
     assert worker_rows([worker], most=10) == expected
 
 
@@ -116,7 +117,7 @@ def test_a_worker_is_a_row_a_task(worker, expected) -> None:
         (1, 0, ("5 workers", "395%", "4.5 GB", "", "4 busy", "")),
     ],
 )
-def test_workers_that_do_not_fit_are_summed_up_in_the_last_row(most, n_whole, last) -> None:
+def test_workers_that_do_not_fit_are_summarised_in_the_last_row(most, n_whole, last) -> None:
     rows = worker_rows([BUSY, IDLE, PAUSED, SILENT, TWO, GONE], most=most)
     assert rows[-1] == last
     assert len(rows) == min(n_whole + (most < 7), most)
@@ -156,5 +157,5 @@ def test_workers_are_in_the_order_of_their_names_and_gone_ones_are_shown_for_a_w
         ),
     ],
 )
-def test_what_all_workers_come_to_in_words(view, expected) -> None:
+def test_totals_of_workers_in_words(view, expected) -> None:
     assert workers_words(view) == expected

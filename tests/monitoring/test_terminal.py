@@ -13,8 +13,8 @@ from dask_slicer.cli import display
 from dask_slicer.inputs.case import Case
 from dask_slicer.monitoring import terminal
 from dask_slicer.monitoring.observer import Observer
+from dask_slicer.monitoring.progress_line import seconds_left
 from dask_slicer.monitoring.publisher import ProgressPublisher
-from dask_slicer.monitoring.tables import seconds_left
 from dask_slicer.output.checks import Issue
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase
@@ -62,7 +62,7 @@ TO_RUN = [case("whole_body", 399), case("head", 99), case("bad", 0, problem=fail
         ([written("whole_body"), written("head"), failed("bad", "plan")], 1.0),
     ],
 )
-def test_a_case_that_is_written_counts_for_as_long_as_it_takes(ended, part) -> None:
+def test_time_left_weighs_cases_by_their_work(ended, part) -> None:
     publisher = ProgressPublisher(Observer())
     publisher.planned(PLAN, todo=TO_RUN, skipped=2)
     for record in ended:
@@ -77,7 +77,7 @@ def test_a_case_that_is_written_counts_for_as_long_as_it_takes(ended, part) -> N
         assert left is None
 
 
-def test_a_line_of_progress_says_how_far_and_how_long_yet(monkeypatch) -> None:
+def test_the_progress_line_gives_counts_and_time_left(monkeypatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     shown = terminal.RunDisplay(Console(file=io.StringIO()), quiet=True)
@@ -90,7 +90,7 @@ def test_a_line_of_progress_says_how_far_and_how_long_yet(monkeypatch) -> None:
     assert shown._words() == "2 of 3 cases, 1 failed, about 2.5 s left, 0 slices/s, 10.0 s so far"
 
 
-def test_what_is_verified_counts_by_cases(monkeypatch) -> None:
+def test_verify_counts_cases(monkeypatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     shown = display.OutputDisplay(Console(file=io.StringIO()), quiet=True)
@@ -102,7 +102,9 @@ def test_what_is_verified_counts_by_cases(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
-def test_a_bar_takes_one_line_of_a_terminal_and_says_how_long_yet(width, monkeypatch) -> None:
+def test_the_progress_bar_takes_one_terminal_line_and_gives_the_time_left(
+    width, monkeypatch
+) -> None:
     clock = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     screen = io.StringIO()

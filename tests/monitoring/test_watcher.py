@@ -142,7 +142,7 @@ ALL_IN_IT = re.compile(
 
 
 @pytest.mark.parametrize("where", ["output", "address"])
-def test_a_run_is_seen_with_workers_cases_failures_and_time_left(here, invoke, where) -> None:
+def test_watch_shows_workers_cases_failures_and_time_left(here, invoke, where) -> None:
     shown = once_it_shows(invoke, ALL_IN_IT, here.output if where == "output" else here.address)
     assert f"{here.output} (process {here.process.pid} on {socket.gethostname()})" in shown
     assert len(re.findall(r"^[0-2] +\d+% +[\d.]+ MB of [\d.]+ GB +load", shown, flags=re.M)) == 2
@@ -150,7 +150,7 @@ def test_a_run_is_seen_with_workers_cases_failures_and_time_left(here, invoke, w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["output", "address", "file"])
-def test_a_run_on_somebody_s_scheduler_is_seen_likewise(there, invoke, where) -> None:
+def test_watch_shows_a_run_on_a_shared_scheduler(there, invoke, where) -> None:
     options = {
         "output": [there.output],
         "address": [there.address],
@@ -161,7 +161,7 @@ def test_a_run_on_somebody_s_scheduler_is_seen_likewise(there, invoke, where) ->
     assert len(re.findall(r"^127\.0\.0\.1:\d+ +\d+% ", shown, flags=re.M)) == 3
 
 
-def test_a_lock_that_names_a_scheduler_keeps_others_out(here, invoke, scans) -> None:
+def test_a_lock_that_names_a_scheduler_refuses_a_second_run(here, invoke, scans) -> None:
     result = invoke("run", "--input_dir", scans, "--output_dir", here.output)
     assert result.exit_code == 2
     assert f"in use by another run (process {here.process.pid} on " in result.stderr
@@ -185,7 +185,7 @@ def free_port() -> int:
         ("no lock", 0, "No run writes to {out}."),
     ],
 )
-def test_an_output_in_which_nothing_can_be_watched_is_one_line(
+def test_watch_refuses_an_output_without_a_run_in_one_line(
     scans, tmp_path, invoke, lock, status, said
 ) -> None:
     output = tmp_path / "slices"
@@ -272,7 +272,9 @@ def test_a_run_in_its_own_process_is_watched_until_it_ends(
         (["{empty}", "--tls_ca", "ca.pem"], 2, "go together, got no tls_cert and no tls_key"),
     ],
 )
-def test_what_is_no_place_to_look_at_is_one_line(tmp_path, invoke, arguments, status, said) -> None:
+def test_an_invalid_target_of_watch_is_refused_in_one_line(
+    tmp_path, invoke, arguments, status, said
+) -> None:
     names = {"free": free_port(), "empty": tmp_path}
     result = invoke("watch", *(argument.format(**names) for argument in arguments))
     assert result.exit_code == status, result.output
@@ -347,7 +349,7 @@ def start_watcher() -> Iterator[Callable[[object], Watcher]]:
 
 
 @pytest.mark.slow
-def test_watchers_that_are_interrupted_or_killed_leave_a_run_alone_and_one_sees_its_end(
+def test_interrupted_or_killed_watchers_do_not_disturb_a_run(
     scans, tmp_path, start_watcher
 ) -> None:
     output, undisturbed = tmp_path / "slices", tmp_path / "undisturbed"
@@ -377,7 +379,7 @@ def test_watchers_that_are_interrupted_or_killed_leave_a_run_alone_and_one_sees_
 
 
 @pytest.mark.slow
-def test_a_watcher_sees_that_a_run_was_killed(scans, tmp_path, start_watcher) -> None:
+def test_watch_reports_a_killed_run(scans, tmp_path, start_watcher) -> None:
     output = tmp_path / "slices"
     run = start_run(scans, output, **GO_ON)
     try:

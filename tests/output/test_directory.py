@@ -31,7 +31,7 @@ def journal(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "journal.jsonl").read_text().splitlines()]
 
 
-def test_the_directory_holds_what_is_promised_and_nothing_else(output) -> None:
+def test_the_directory_holds_the_documented_files_and_nothing_else(output) -> None:
     names = {path.name for path in output.iterdir()}
     assert names - {"train", "val", "test"} == {
         *("config.yaml", "dataset_info.json", "failures.csv", "journal.jsonl"),
@@ -124,7 +124,7 @@ def test_intensity_is_that_of_all_foreground_voxels_together(output, dataset) ->
     assert intensity["max"] == np.concatenate(everything).max()
 
 
-def test_failures_csv_is_there_only_where_a_case_failed(output, dataset, invoke) -> None:
+def test_failures_csv_exists_only_if_a_case_failed(output, dataset, invoke) -> None:
     (failure,) = rows(output / "failures.csv")
     assert list(failure) == ["case_id", "step", "kind", "message"]
     assert (failure["case_id"], failure["kind"]) == ("ct_bad", "UnsupportedImage")

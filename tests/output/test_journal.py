@@ -53,7 +53,7 @@ def naive_last(records: list[CaseRecord]) -> list[CaseRecord]:
 # -- what is written comes back ------------------------------------------------------------------
 
 
-def test_records_come_back_equal_and_by_case_id(tmp_path) -> None:
+def test_records_are_read_back_equal_and_by_case_id(tmp_path) -> None:
     path = tmp_path / "journal.jsonl"
     content = journal_of(path, REMOVED, FAILED, COMMITTED)
     assert read(path) == [COMMITTED, FAILED, REMOVED]
@@ -61,7 +61,7 @@ def test_records_come_back_equal_and_by_case_id(tmp_path) -> None:
     assert content.endswith(b"\n")
 
 
-def test_there_need_be_no_journal(tmp_path) -> None:
+def test_a_missing_journal_is_empty(tmp_path) -> None:
     assert read(tmp_path / "journal.jsonl") == []
 
 
@@ -99,7 +99,7 @@ RECORDS = st.one_of(
 
 @settings(deadline=None)
 @given(records=st.lists(RECORDS, max_size=6), runs=st.integers(1, 3))
-def test_any_records_come_back_and_the_last_of_a_case_counts(
+def test_any_records_are_read_back_and_the_last_of_a_case_counts(
     tmp_path_factory, records, runs
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
@@ -124,7 +124,7 @@ def test_the_last_line_of_a_case_counts(tmp_path, records) -> None:
     assert read(tmp_path / "journal.jsonl") == [records[-1]]
 
 
-def test_a_record_is_with_the_operating_system_when_append_returns(tmp_path) -> None:
+def test_a_record_is_flushed_when_append_returns(tmp_path) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         for number in range(3):
@@ -132,7 +132,7 @@ def test_a_record_is_with_the_operating_system_when_append_returns(tmp_path) -> 
             assert len(read(path)) == number + 1
 
 
-def test_every_line_is_forced_to_disk_where_asked(tmp_path, monkeypatch) -> None:
+def test_every_line_is_synced_to_disk_if_asked(tmp_path, monkeypatch) -> None:
     forced = []
     monkeypatch.setattr(os, "fsync", forced.append)
     with Journal(tmp_path / "journal.jsonl", fsync=True) as journal:
@@ -152,7 +152,7 @@ def test_a_message_that_names_a_file_in_another_encoding_is_recorded(tmp_path) -
 
 
 @pytest.mark.parametrize("last", [COMMITTED, FAILED, REMOVED], ids=lambda record: record.status)
-def test_a_line_that_was_torn_anywhere_was_never_written(tmp_path, last) -> None:
+def test_an_incomplete_line_is_ignored_wherever_it_was_cut(tmp_path, last) -> None:
     path = tmp_path / "journal.jsonl"
     earlier = [replace(last, case_id="0"), replace(FAILED, case_id=last.case_id)]
     before = journal_of(path, *earlier)
@@ -185,7 +185,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
-def test_lines_of_garbage_are_passed_over(tmp_path, garbage) -> None:
+def test_lines_of_garbage_are_ignored(tmp_path, garbage) -> None:
     path = tmp_path / "journal.jsonl"
     lines = journal_of(path, COMMITTED, FAILED).splitlines()
     for at in range(3):

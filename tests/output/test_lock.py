@@ -29,7 +29,7 @@ def test_a_second_run_at_the_same_time_is_refused_naming_host_and_process(output
     assert socket.gethostname() in result.stderr
 
 
-def test_the_lock_of_another_host_is_respected(output, invoke) -> None:
+def test_a_lock_held_on_another_host_is_respected(output, invoke) -> None:
     (output / LOCK).write_text("node17.cluster 4711 1700000000.0")
     result = run_again(output, invoke)
     assert result.exit_code == 2

@@ -154,7 +154,7 @@ def test_the_metadata_are_those_that_readers_rely_on(tmp_path, n_modalities, lab
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("command", PROGRAMS, ids=lambda command: command[0])
-def test_other_programs_find_no_fault(tmp_path, command, level) -> None:
+def test_other_programs_read_the_archive(tmp_path, command, level) -> None:
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     for path in written(stack_of((3, 40, 30)), tmp_path, compression_level=level):
@@ -185,7 +185,9 @@ class Held(dict):
 @pytest.mark.parametrize("padding_mode", sorted(NUMPY_PADDING))
 @pytest.mark.parametrize("window_size", [0, 1, 3, 30])
 @pytest.mark.parametrize("kept", [None, (0, 1, 12, 19), (7,)], ids=["all", "some", "one"])
-def test_only_planes_that_a_window_still_needs_are_held(kept, window_size, padding_mode) -> None:
+def test_only_planes_that_a_window_still_needs_stay_in_memory(
+    kept, window_size, padding_mode
+) -> None:
     stack = stack_of((20, 4, 3), kept=kept)
     chosen = SliceSettings(window_size=window_size, padding_mode=padding_mode)
     writer = npz._Writer(stack, plan_of(stack), chosen)
@@ -208,7 +210,7 @@ def test_every_plane_is_deflated_once(tmp_path, monkeypatch) -> None:
     assert planes.count(np.dtype("uint8")) == 20
 
 
-def test_every_file_is_forced_to_disk_where_asked(tmp_path, monkeypatch) -> None:
+def test_every_file_is_synced_to_disk_if_asked(tmp_path, monkeypatch) -> None:
     forced = []
     monkeypatch.setattr(os, "fsync", forced.append)
     stack = stack_of()

@@ -140,7 +140,7 @@ def test_parts_are_written_whole_however_many(tmp_path, n_parts) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "writev"), reason="no writev on this system")
-def test_parts_are_written_whole_when_the_system_takes_some_only(tmp_path, monkeypatch) -> None:
+def test_parts_are_written_whole_after_short_writes(tmp_path, monkeypatch) -> None:
     def some(descriptor: int, parts: list[bytes]) -> int:
         return os.write(descriptor, b"".join(parts)[:5])
 

@@ -20,7 +20,7 @@ class TestShards:
         assert "a,save,Unexpected," in failures
         assert "FileExistsError" in failures
 
-    def test_chunks_come_back_and_missing_ones_are_told(self, tmp_path):
+    def test_chunks_are_read_back_and_missing_ones_are_reported(self, tmp_path):
         with (tmp_path / "shard").open("xb") as file:
             writer = ShardWriter(file, 3)
             writer.append(b"one")
@@ -34,7 +34,7 @@ class TestShards:
     @pytest.mark.parametrize(
         ("cut", "message"), [(0, "cut"), (1, "cut"), (10, "cut"), (26, "index fails its checksum")]
     )
-    def test_a_cut_shard_is_told(self, tmp_path, cut, message):
+    def test_a_truncated_shard_is_reported(self, tmp_path, cut, message):
         path = tmp_path / "shard"
         with path.open("xb") as file:
             writer = ShardWriter(file, 1)

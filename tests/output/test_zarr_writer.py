@@ -152,7 +152,9 @@ class TestFiles:
             np.testing.assert_array_equal(one["image"], other["image"])
 
     @pytest.mark.parametrize("num_workers", [1, 2])
-    def test_the_same_bytes_whatever_the_workers(self, phantoms, tmp_path, invoke, num_workers):
+    def test_any_number_of_workers_writes_the_same_store(
+        self, phantoms, tmp_path, invoke, num_workers
+    ):
         found = []
         for workers in (0, num_workers):
             output = tmp_path / f"out{workers}"
@@ -201,14 +203,14 @@ class TestResume:
         slice_dataset(format="zarr")
         assert path.read_bytes() == data
 
-    def test_the_other_format_s_compression_is_no_changed_setting(self, dataset, slice_dataset):
+    def test_compression_of_the_other_format_is_no_changed_setting(self, dataset, slice_dataset):
         dataset.add("a")
         output = slice_dataset(format="zarr", compression_level=1)
         before = (output / "slices.zarr/train/a/zarr.json").stat().st_mtime_ns
         slice_dataset(format="zarr", compression_level=6)
         assert (output / "slices.zarr/train/a/zarr.json").stat().st_mtime_ns == before
 
-    def test_a_case_that_fails_now_is_gone(self, dataset, slice_dataset):
+    def test_a_case_that_now_fails_is_removed(self, dataset, slice_dataset):
         dataset.add("a")
         dataset.add("b")
         output = slice_dataset(format="zarr", train_ratio=1.0)
@@ -239,7 +241,7 @@ class TestResume:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_killed_at_any_moment_no_half_case_is_seen(tmp_path: Path):
+def test_no_half_case_is_visible_after_a_kill_at_any_moment(tmp_path: Path):
     scans = tmp_path / "scans"
     write_dataset(scans, n_cases=8, shape=(256, 256, 30), varied=False)
     output = tmp_path / "out"
@@ -270,7 +272,7 @@ def test_killed_at_any_moment_no_half_case_is_seen(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
-def test_a_run_that_is_stopped_says_so_and_nothing_else(tmp_path: Path):
+def test_a_stopped_run_reports_only_that(tmp_path: Path):
     scans = tmp_path / "scans"
     write_dataset(scans, n_cases=16, shape=(320, 320, 40), varied=False)
     command = [

@@ -23,7 +23,7 @@ from dask_slicer.output.formats.zarr_writer import image_codec
         ("none", "int16", None, None),
     ],
 )
-def test_codecs_go_by_what_is_stored(compression, dtype, name, shuffle):
+def test_codecs_are_chosen_by_the_stored_dtype(compression, dtype, name, shuffle):
     source = dtype.startswith("source") or "int" in dtype
     codec = image_codec(compression, np.dtype(dtype.split()[-1]), source=source)
     first = codec.zarr_codecs[0].to_dict()

@@ -40,7 +40,7 @@ def test_tiles_have_the_proportions_that_the_spacing_gives(
     assert height / width == pytest.approx(in_mm, rel=0.02)
 
 
-def test_only_the_slice_in_the_middle_of_a_window_wears_the_label_in_every_modality() -> None:
+def test_the_label_overlays_only_the_middle_slice_of_a_window_in_every_modality() -> None:
     panel = _panel((2, 5, 10, 10), label=np.ones((10, 10), np.uint8))
     canvas = compose(panel, {1: (0, 0, 255)}, tile=(10, 10), background="#ffffff")
     assert canvas.shape == (22, 58, 3)
@@ -54,7 +54,7 @@ def test_only_the_slice_in_the_middle_of_a_window_wears_the_label_in_every_modal
 @pytest.mark.parametrize("n", [1, 2, 5, 16, 61])
 @pytest.mark.parametrize("shape", [(1, 1, 20, 30), (2, 5, 90, 30), (1, 21, 512, 512)])
 @pytest.mark.parametrize("width", [200, 800, 1600])
-def test_panels_lie_within_the_page_and_none_over_another(
+def test_panels_lie_within_the_page_and_do_not_overlap(
     n: int, shape: tuple[int, int, int, int], width: int
 ) -> None:
     panels = [_panel(shape)] * (n - 1) + [_panel((1, 1, 50, 7))]

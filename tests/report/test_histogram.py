@@ -69,7 +69,7 @@ def test_a_digit_below_an_edge_counts_as_on_it() -> None:
     assert histogram(values, most_bins=3).counts == (1, 1, 1, 1)
 
 
-def test_what_lies_in_the_tails_is_counted_outside() -> None:
+def test_values_in_the_tails_are_counted_outside() -> None:
     values = np.concatenate([np.arange(100.0), [-1e6, 1e6]])
     found = histogram(values, most_bins=10, tail=0.02)
     assert found.n_beyond == 2
@@ -78,7 +78,7 @@ def test_what_lies_in_the_tails_is_counted_outside() -> None:
 
 
 @given(st.floats(1e-6, 1e9), st.integers(1, 100))
-def test_a_round_step_is_the_smallest_that_goes_into_it(span, most) -> None:
+def test_a_round_step_is_the_smallest_sufficient_one(span, most) -> None:
     step = round_step(span, most)
     assert span / step <= most * (1 + 1e-9)
     assert span / step > most / 2.5 * (1 - 1e-9)

@@ -87,7 +87,7 @@ def test_a_run_that_was_killed_is_reported_with_what_is_missing(dataset, slice_d
     assert "No run has ended yet" in text
 
 
-def test_a_run_that_goes_on_is_reported_as_such(dataset, slice_dataset) -> None:
+def test_an_active_run_is_reported_as_active(dataset, slice_dataset) -> None:
     dataset.add("a")
     output = slice_dataset()
     with locked(output):
@@ -95,7 +95,7 @@ def test_a_run_that_goes_on_is_reported_as_such(dataset, slice_dataset) -> None:
     assert "A run was writing to this output" not in text_of(page_of(output))
 
 
-def test_pictures_that_cannot_be_drawn_do_not_keep_the_rest_away(
+def test_the_report_is_written_even_if_pictures_cannot_be_drawn(
     dataset, slice_dataset, monkeypatch, invoke
 ) -> None:
     monkeypatch.setattr(preview, "picture", _REAL_PICTURE)
@@ -111,9 +111,7 @@ def test_pictures_that_cannot_be_drawn_do_not_keep_the_rest_away(
     assert "No slice could be read." in text
 
 
-def test_cases_without_a_label_map_and_cases_without_a_slice_are_said(
-    dataset, slice_dataset
-) -> None:
+def test_cases_without_label_or_slices_are_listed(dataset, slice_dataset) -> None:
     dataset.add("bare", label=None)
     dataset.add("blank", label=np.zeros((8, 9, 10), np.uint8))
     dataset.add("full")
@@ -150,7 +148,7 @@ def test_failures_are_in_the_page_with_their_reasons(dataset, slice_dataset) -> 
         assert failure.message.partition(";")[0].replace("'", "&#39;") in text
 
 
-def test_a_failure_that_the_next_run_mended_is_none(dataset, slice_dataset) -> None:
+def test_a_failure_mended_by_the_next_run_is_not_reported(dataset, slice_dataset) -> None:
     dataset.add("torn", np.full((8, 9, 10), np.nan, np.float32))
     assert len(facts_of(slice_dataset()).failures) == 1
     assert facts_of(slice_dataset(nonfinite="zero")).failures == ()
@@ -173,7 +171,7 @@ def add_failures(output: Path, failures: list[FailedCase]) -> None:
         rows.writerows((one.case_id, one.step, one.kind, one.message) for one in failures)
 
 
-def test_ten_thousand_failures_do_not_blow_up_the_page(dataset, slice_dataset) -> None:
+def test_ten_thousand_failures_do_not_inflate_the_page(dataset, slice_dataset) -> None:
     dataset.add("fine")
     output = slice_dataset()
     add_failures(
@@ -192,7 +190,7 @@ def test_ten_thousand_failures_do_not_blow_up_the_page(dataset, slice_dataset) -
     assert "c00200" not in text
 
 
-def test_two_thousand_label_values_do_not_blow_up_the_page(dataset, slice_dataset) -> None:
+def test_two_thousand_label_values_do_not_inflate_the_page(dataset, slice_dataset) -> None:
     label = np.arange(2000, dtype=np.uint16).reshape(10, 20, 10) + 1
     common = label.copy()
     common[common <= 1990] = 0
@@ -213,7 +211,7 @@ def test_two_thousand_label_values_do_not_blow_up_the_page(dataset, slice_datase
 HOSTILE = "<script>alert(1)</script><img src=\"http://evil.example/x\" onerror='alert(2)'>"
 
 
-def test_what_names_and_messages_say_is_inert(dataset, slice_dataset, tmp_path) -> None:
+def test_names_and_messages_are_escaped(dataset, slice_dataset, tmp_path) -> None:
     dataset.add("fine")
     output = slice_dataset(output="a<b>&'c")
     add_failures(output, [FailedCase(case_id=HOSTILE, step=HOSTILE, kind=HOSTILE, message=HOSTILE)])
@@ -233,7 +231,7 @@ def test_what_names_and_messages_say_is_inert(dataset, slice_dataset, tmp_path) 
 
 
 @pytest.mark.parametrize("settings", [{}, {"format": "zarr", "window_size": 0}], ids=str)
-def test_the_page_needs_nothing_beside_it(dataset, slice_dataset, settings) -> None:
+def test_the_page_is_self_contained(dataset, slice_dataset, settings) -> None:
     for name in ("a", "b"):
         dataset.add(name)
     dataset.add("flat", np.zeros((8, 9), np.int16))
@@ -247,7 +245,7 @@ def test_the_page_needs_nothing_beside_it(dataset, slice_dataset, settings) -> N
     assert set(re.findall(r'href="#([^"]+)"', html)) <= set(re.findall(r' id="([^"]+)"', html))
 
 
-def test_the_page_can_be_read_aloud(dataset, slice_dataset) -> None:
+def test_the_page_is_accessible_to_screen_readers(dataset, slice_dataset) -> None:
     for name in ("a", "b"):
         dataset.add(name)
     html = page_of(slice_dataset())
@@ -262,7 +260,7 @@ def test_the_page_can_be_read_aloud(dataset, slice_dataset) -> None:
     )
 
 
-def test_pictures_of_slices_are_there_for_light_and_for_dark_pages(
+def test_pictures_of_slices_exist_for_light_and_dark_pages(
     dataset, slice_dataset, monkeypatch
 ) -> None:
     monkeypatch.setattr(preview, "picture", _REAL_PICTURE)
@@ -295,7 +293,7 @@ def test_pictures_are_made_narrower_where_they_would_be_too_large(
     assert made == [width for width in widths for _ in range(2)]
 
 
-def test_the_command_in_the_page_is_that_which_continues(
+def test_the_command_in_the_page_continues_the_run(
     dataset, slice_dataset, tmp_path, invoke
 ) -> None:
     dataset.add("a")
@@ -307,7 +305,7 @@ def test_the_command_in_the_page_is_that_which_continues(
     assert "Skipped 1 case" in invoke(*command.split()[1:]).stdout
 
 
-def test_settings_that_are_not_as_by_default_are_marked(dataset, slice_dataset) -> None:
+def test_settings_that_differ_from_the_default_are_marked(dataset, slice_dataset) -> None:
     dataset.add("a")
     html = page_of(slice_dataset(window_size=1, retries=5))
     marked = re.findall(r'<th scope="row" class="changed">(\w+)</th>', html)
@@ -315,7 +313,7 @@ def test_settings_that_are_not_as_by_default_are_marked(dataset, slice_dataset) 
     assert '<th scope="row">padding_mode</th>' in html
 
 
-def test_the_report_leaves_the_output_sound(dataset, slice_dataset, invoke) -> None:
+def test_the_report_does_not_damage_the_output(dataset, slice_dataset, invoke) -> None:
     dataset.add("a")
     output = slice_dataset()
     assert invoke("report", output).exit_code == 0
@@ -328,7 +326,7 @@ def test_the_report_leaves_the_output_sound(dataset, slice_dataset, invoke) -> N
     assert not list(output.glob(".report.html*"))
 
 
-def test_without_matplotlib_the_page_comes_without_pictures(
+def test_without_matplotlib_the_page_has_no_pictures(
     dataset, slice_dataset, invoke, monkeypatch
 ) -> None:
     dataset.add("a")
@@ -374,7 +372,7 @@ def test_an_output_without_slices_yet_is_refused(dataset, slice_dataset, invoke)
     refused(invoke("report", output), "has no slices yet", f"run --config {output}/config.yaml")
 
 
-def test_shares_that_are_not_merged_are_refused(dataset, tmp_path, invoke) -> None:
+def test_partitions_that_are_not_merged_are_refused(dataset, tmp_path, invoke) -> None:
     dataset.add("a")
     dataset.add("b")
     output = tmp_path / "slices"

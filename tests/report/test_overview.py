@@ -149,7 +149,7 @@ def test_both_formats_give_the_same_facts(dataset, slice_dataset) -> None:
 
 
 @FORMATS
-def test_a_slice_that_cannot_be_read_is_said_and_the_rest_is_reported(
+def test_an_unreadable_slice_is_named_and_the_rest_is_reported(
     dataset, slice_dataset, format_
 ) -> None:
     for name in ("fine", "hurt"):
@@ -165,7 +165,7 @@ def test_a_slice_that_cannot_be_read_is_said_and_the_rest_is_reported(
     assert "Read from 10 of 20 slices, of 1 of 2 cases" in text
 
 
-def test_without_a_journal_what_it_alone_knows_is_left_out(dataset, slice_dataset) -> None:
+def test_without_a_journal_its_facts_are_left_out(dataset, slice_dataset) -> None:
     dataset.add("a")
     output = slice_dataset()
     (output / "journal.jsonl").unlink()

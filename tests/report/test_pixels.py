@@ -110,7 +110,7 @@ def test_a_value_has_its_colour_by_its_place_among_the_values() -> None:
     assert colours([0, 1, 7]) == {1: (230, 159, 0), 7: (86, 180, 233)}
 
 
-def test_an_overlay_colours_labelled_pixels_alone_and_lets_the_image_be_seen() -> None:
+def test_an_overlay_colours_only_labelled_pixels_and_is_translucent() -> None:
     grey = np.linspace(0, 1, 49).reshape(7, 7)
     label = np.zeros((7, 7), dtype=np.int32)
     label[1:6, 1:6] = 4000

@@ -59,7 +59,7 @@ def _in_a_corner(affine: np.ndarray, shape=(16, 18, 20)) -> tuple[np.ndarray, np
 
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 @pytest.mark.parametrize("stored", list(_AFFINES))
-def test_what_is_right_front_and_top_is_shown_left_and_on_top(
+def test_patient_right_anterior_and_superior_are_shown_left_and_on_top(
     dataset, slice_dataset, plane: str, stored: str
 ) -> None:
     affine = _AFFINES[stored]
@@ -350,7 +350,7 @@ def test_an_unfinished_output_is_shown(dataset, slice_dataset, invoke) -> None:
     assert "2 not run yet, repeat the run command to continue" in result.stdout
 
 
-def test_the_picture_is_no_hindrance_to_run_verify_and_overwrite(
+def test_the_picture_does_not_disturb_run_verify_or_overwrite(
     dataset, slice_dataset, invoke
 ) -> None:
     dataset.add("a")
@@ -416,7 +416,7 @@ def test_the_picture_is_no_hindrance_to_run_verify_and_overwrite(
         pytest.param(["--file", "{out}/train"], "--file {out}/train is a directory", id="folder"),
     ],
 )
-def test_what_cannot_be_shown_is_told_in_one_line(
+def test_slices_that_cannot_be_shown_are_refused_in_one_line(
     dataset, slice_dataset, invoke, arguments: list[object], told: str
 ) -> None:
     for case_id in ("case_1", "case_2", "bad"):
@@ -431,7 +431,7 @@ def test_what_cannot_be_shown_is_told_in_one_line(
     assert not (output / PREVIEW).exists()
 
 
-def test_slices_that_were_dropped_are_told_from_those_that_never_were(
+def test_dropped_slices_are_distinguished_from_slices_that_never_existed(
     dataset, slice_dataset, invoke
 ) -> None:
     label = np.zeros((8, 9, 10), np.uint8)
@@ -446,7 +446,7 @@ def test_slices_that_were_dropped_are_told_from_those_that_never_were(
     ) in result.stderr
 
 
-def test_an_output_without_slices_is_told_in_one_line(
+def test_an_output_without_slices_is_refused_in_one_line(
     dataset, slice_dataset, invoke, tmp_path: Path
 ) -> None:
     dataset.add("bad")
@@ -469,7 +469,7 @@ def test_an_output_without_slices_is_told_in_one_line(
         assert len(result.stderr.splitlines()) == 1
 
 
-def test_shares_that_are_not_merged_are_told(dataset, slice_dataset, invoke) -> None:
+def test_partitions_that_are_not_merged_are_reported(dataset, slice_dataset, invoke) -> None:
     for case_id in "ab":
         dataset.add(case_id)
     output = slice_dataset(shard="1/2")
@@ -478,7 +478,7 @@ def test_shares_that_are_not_merged_are_told(dataset, slice_dataset, invoke) -> 
     assert f"run dask-slicer merge {output}" in result.stderr
 
 
-def test_a_damaged_slice_is_told_with_its_case_and_file(dataset, slice_dataset, invoke) -> None:
+def test_a_damaged_slice_is_reported_with_its_case_and_file(dataset, slice_dataset, invoke) -> None:
     dataset.add("case")
     output = slice_dataset(window_size=0)
     for path in output.glob("train/*.npz"):

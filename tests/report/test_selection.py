@@ -11,7 +11,7 @@ from dask_slicer.report.selection import choose_slices, shares, spread, spread_r
 
 
 @given(length=st.integers(0, 200), n=st.integers(0, 40))
-def test_places_are_spread_in_order_and_no_place_comes_twice(length: int, n: int) -> None:
+def test_positions_are_spread_in_order_and_no_position_is_repeated(length: int, n: int) -> None:
     places = spread(length, n)
     assert len(places) == min(length, n)
     assert places == sorted(set(places))

@@ -82,7 +82,7 @@ def answer_of(link: str) -> int:
         return response.status
 
 
-def test_the_first_line_is_the_link_of_the_dashboard_and_only_loopback_listens(busy_run) -> None:
+def test_the_first_line_is_the_dashboard_link_and_only_loopback_is_bound(busy_run) -> None:
     port = free_port()
     process = busy_run("--dashboard_address", f"127.0.0.1:{port}")
     assert process.stdout is not None
@@ -95,7 +95,7 @@ def test_the_first_line_is_the_link_of_the_dashboard_and_only_loopback_listens(b
 
 
 @pytest.mark.slow
-def test_without_a_dashboard_only_loopback_listens_too(busy_run) -> None:
+def test_without_a_dashboard_only_loopback_is_bound(busy_run) -> None:
     process = busy_run("--dashboard_address", "none")
     assert process.stdout is not None
     assert "Dashboard" not in process.stdout.readline()
@@ -103,7 +103,7 @@ def test_without_a_dashboard_only_loopback_listens_too(busy_run) -> None:
 
 
 @pytest.mark.slow
-def test_a_busy_port_falls_back_to_a_free_one_and_the_link_is_true(busy_run) -> None:
+def test_a_busy_port_falls_back_to_a_free_one_and_the_link_works(busy_run) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -116,7 +116,7 @@ def test_the_graph_page_shows_tasks_of_every_step(links, page, tmp_path) -> None
     assert {name for name, state, key in shown if state == "erred" and FAILING in key} == STEPS
 
 
-def test_a_failed_case_is_among_the_erred_tasks_by_its_id(links, page, tmp_path) -> None:
+def test_a_failed_case_is_listed_by_id_among_failed_tasks(links, page, tmp_path) -> None:
     page.goto(links["Dashboard"].replace("/status", "/info/main/exceptions.html"))
     # Dask makes this page once for each request.
     deadline = time.monotonic() + ON_SCREEN_MS / 1000
@@ -130,9 +130,7 @@ def test_a_failed_case_is_among_the_erred_tasks_by_its_id(links, page, tmp_path)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_the_page_of_runs_shows_what_is_done_and_what_failed(
-    links, browser, tmp_path, dark
-) -> None:
+def test_the_run_page_shows_finished_and_failed_cases(links, browser, tmp_path, dark) -> None:
     with opened_page(browser, dark=dark) as page:
         page.goto(links["Run page"])
         n_ended = N_CASES - N_STUCK
@@ -159,7 +157,7 @@ def test_the_page_of_runs_shows_what_is_done_and_what_failed(
         assert dim <= int(ground.removeprefix("rgb(").split(",")[0]) < bright
 
 
-def test_the_page_of_runs_goes_on_by_itself_and_says_when_nobody_answers(links, page) -> None:
+def test_the_run_page_refreshes_itself_and_says_when_the_scheduler_is_gone(links, page) -> None:
     page.goto(links["Run page"])
     page.wait_for_selector(".run")
     first = page.inner_text("#updated")

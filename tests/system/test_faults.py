@@ -144,7 +144,7 @@ def test_one_poison_case_among_twelve(
     ("sort", "message"),
     [(sort, message) for sort, kind, message in SORTS if kind == "WorkerLost"],
 )
-def test_how_a_worker_of_ours_died_is_told(scans, tmp_path, sort, message) -> None:
+def test_the_cause_of_death_of_a_local_worker_is_reported(scans, tmp_path, sort, message) -> None:
     output = tmp_path / "out"
     # Tried once more when nothing else runs: no other worker starts as this one dies.
     run(scans, output, "--num_workers", 2, "--retries", 0, **{POISON: sort})
@@ -166,7 +166,7 @@ def test_how_a_worker_of_ours_died_is_told(scans, tmp_path, sort, message) -> No
         (None, 1, "WorkerLost", UNTOLD),  # may be of another machine
     ],
 )
-def test_why_a_worker_died_is_told_by_how_it_ended(
+def test_the_exit_code_gives_the_cause_of_death_of_a_worker(
     monkeypatch, exitcode, more_oom_kills, kind, message
 ) -> None:
     monkeypatch.setattr(watchdog, "address", str)
@@ -195,7 +195,7 @@ def test_the_same_command_runs_the_case_again(scans, undisturbed, tmp_path) -> N
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.timeout(300)
-def test_several_poison_cases_take_no_innocent_one_with_them(scans, tmp_path) -> None:
+def test_poison_cases_fail_alone(scans, tmp_path) -> None:
     poison = {f"phantom_{number:03d}": "exit" for number in (0, 3, 4, 8)}
     result = run(scans, tmp_path / "out", "--num_workers", 2, "--retries", 0, **poison)
     assert result.returncode == 1

@@ -243,7 +243,7 @@ def n_ended(output: Path) -> int:
 
 @pytest.mark.timeout(COMPLETES + SLACK)
 @pytest.mark.parametrize("format_", ["npz", "zarr"])
-def test_a_worker_that_is_cut_off_is_replaced_by_the_other(
+def test_the_other_worker_takes_over_from_one_that_is_cut_off(
     hosts, scans, undisturbed, tmp_path, format_
 ) -> None:
     output = tmp_path / "out"
@@ -299,7 +299,7 @@ def test_a_scheduler_that_is_cut_off_ends_the_run_and_the_same_command_continues
 
 @pytest.mark.timeout(2 * N_CASES + SLACK)
 @pytest.mark.parametrize("name", ["worker1", "scheduler"])
-def test_a_link_that_is_away_for_some_seconds_loses_nobody(
+def test_a_network_outage_of_some_seconds_loses_no_worker(
     hosts, scans, undisturbed, tmp_path, name
 ) -> None:
     output = tmp_path / "out"
@@ -316,7 +316,7 @@ def test_a_link_that_is_away_for_some_seconds_loses_nobody(
 
 @pytest.mark.timeout(GIVES_UP_FROZEN + 2 * N_CASES + SLACK)
 @pytest.mark.parametrize("event", ["frozen", "killed"])
-def test_a_worker_whose_host_freezes_or_dies_is_replaced_by_the_other(
+def test_the_other_worker_takes_over_from_a_frozen_or_dead_host(
     hosts, scans, undisturbed, tmp_path, event
 ) -> None:
     output = tmp_path / "out"

@@ -138,9 +138,7 @@ def test_a_killed_run_is_completed_by_the_same_command(
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_gets_done(
-    scans, undisturbed, start, tmp_path
-) -> None:
+def test_a_run_killed_repeatedly_completes(scans, undisturbed, start, tmp_path) -> None:
     output = tmp_path / "slices"
     rng = np.random.default_rng(11)
     for _ in range(6):
@@ -270,7 +268,7 @@ def test_a_run_that_is_stopped_while_its_workers_start_ends_tidily_too(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.01, 0.05, 0.2])
-def test_impatient_ctrl_c_changes_nothing(scans, undisturbed, start, tmp_path, seconds) -> None:
+def test_repeated_ctrl_c_changes_nothing(scans, undisturbed, start, tmp_path, seconds) -> None:
     output = tmp_path / "slices"
     stopped = start(2)
     wait_until(lambda: n_lines(output / "journal.jsonl") >= 5, stopped)

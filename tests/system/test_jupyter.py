@@ -206,7 +206,7 @@ def test_a_cell_shows_a_bar_and_then_the_report(kernel, scans) -> None:
     assert "640 slices of 40 cases" in report
 
 
-def test_an_error_that_was_foreseen_is_one_line_below_the_cell(kernel) -> None:
+def test_a_configuration_error_is_one_line_below_the_cell(kernel) -> None:
     said = kernel.run("import dask_slicer as ds\nds.run('ct_abdomn')")
     assert said.error == (
         "ConfigError: there is no configuration ct_abdomn; did you mean ct_abdomen?; shipped are "
@@ -214,7 +214,7 @@ def test_an_error_that_was_foreseen_is_one_line_below_the_cell(kernel) -> None:
     )
 
 
-def test_a_submitted_run_does_not_mind_an_interrupted_cell_and_can_be_cancelled(
+def test_a_submitted_run_survives_an_interrupted_cell_and_can_be_cancelled(
     kernel, scans, undisturbed, tmp_path
 ) -> None:
     output = tmp_path / "slices"

@@ -66,7 +66,7 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("number", range(N_ROUNDS))
-def test_killed_again_and_again(scans, undisturbed, tmp_path, number) -> None:
+def test_runs_killed_repeatedly_complete(scans, undisturbed, tmp_path, number) -> None:
     chosen = random.Random(number)
     format_ = ("npz", "zarr")[number % 2]
     command = [

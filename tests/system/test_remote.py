@@ -196,7 +196,7 @@ def test_the_same_bytes_over_tls(
 # -- workers ---------------------------------------------------------------------------------------
 
 
-def test_workers_are_waited_for_and_then_no_longer(run, started_scheduler, tmp_path) -> None:
+def test_a_run_waits_for_workers_until_a_timeout(run, started_scheduler, tmp_path) -> None:
     with started_scheduler(tmp_path, n_workers=0) as started:
         result = run("--scheduler", started.address, "--wait_timeout", 1)
     assert "waiting for workers: 0 of 1" in result.stdout
@@ -219,7 +219,7 @@ def test_a_scheduler_that_is_frozen_is_one_line(run, started_scheduler, tmp_path
     refused(result, "has sent nothing for 10 s: a Dask scheduler that is stopped")
 
 
-def test_other_code_is_not_sent_while_the_scheduler_has_tasks(
+def test_no_code_is_uploaded_while_the_scheduler_has_tasks(
     run, started_scheduler, pretending, tmp_path
 ) -> None:
     from distributed import Client
@@ -234,7 +234,7 @@ def test_other_code_is_not_sent_while_the_scheduler_has_tasks(
         refused(result, "would replace dask_slicer while the scheduler has 1 task;")
 
 
-def test_workers_that_come_are_taken(run, started_scheduler, written_here, tmp_path) -> None:
+def test_workers_that_join_later_are_used(run, started_scheduler, written_here, tmp_path) -> None:
     with started_scheduler(tmp_path, n_workers=0) as started:
         late: list[subprocess.Popen[bytes]] = []
 
@@ -270,7 +270,7 @@ def pretending(tmp_path) -> Callable[[str], dict[str, str]]:
     return lambda version: {"PYTHONPATH": path, "PRETENDED_VERSION": version}
 
 
-def test_workers_without_this_package_are_refused_and_can_be_sent_it(
+def test_workers_without_this_package_are_refused_unless_code_is_uploaded(
     run, started_scheduler, written_here, pretending, tmp_path
 ) -> None:
     with started_scheduler(tmp_path, n_workers=2, everywhere=pretending("")) as started:
@@ -354,7 +354,7 @@ def run_with(scans, tmp_path):
     return call
 
 
-def test_a_package_with_folders_is_sent_whole(
+def test_a_package_with_subfolders_is_uploaded_whole(
     run_with, copied_package, started_scheduler, written_here, pretending, tmp_path
 ) -> None:
     ours = copied_package("ours", "")
@@ -374,7 +374,7 @@ def test_a_package_with_folders_is_sent_whole(
     assert contents(tmp_path / "sent") == contents(tmp_path / "again") == written_here("npz")
 
 
-def test_workers_with_other_code_in_a_folder_are_refused_and_can_be_sent_ours(
+def test_workers_with_other_code_in_a_subfolder_are_refused_unless_code_is_uploaded(
     run_with, copied_package, started_scheduler, written_here, tmp_path
 ) -> None:
     ours, theirs = copied_package("ours", "A = 1"), copied_package("theirs", "A = 2")

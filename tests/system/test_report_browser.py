@@ -99,7 +99,7 @@ def test_dark_pages_have_other_colours_and_pictures_than_light_ones(browser, rep
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_text_stands_out_from_what_is_behind_it(browser, report, dark) -> None:
+def test_every_text_has_enough_contrast(browser, report, dark) -> None:
     with opened_page(browser, dark=dark) as page:
         page.goto(report.as_uri())
         contrasts = page.evaluate(_CONTRASTS)
@@ -108,7 +108,7 @@ def test_every_text_stands_out_from_what_is_behind_it(browser, report, dark) -> 
 
 
 @pytest.mark.parametrize("width", [_PHONE, _DESKTOP], ids=["phone", "desktop"])
-def test_no_one_has_to_scroll_the_page_sideways(browser, report, width) -> None:
+def test_the_page_does_not_scroll_sideways(browser, report, width) -> None:
     with opened_page(browser) as page:
         page.set_viewport_size({"width": width, "height": 844})
         page.goto(report.as_uri())
@@ -123,7 +123,7 @@ def test_no_one_has_to_scroll_the_page_sideways(browser, report, width) -> None:
         assert all(one[1] <= other[0] for one, other in pairwise(places))
 
 
-def test_what_is_wider_than_a_phone_shows_that_it_scrolls(browser, report) -> None:
+def test_tables_wider_than_a_phone_show_that_they_scroll(browser, report) -> None:
     with opened_page(browser) as page:
         page.set_viewport_size({"width": _PHONE, "height": 844})
         page.goto(report.as_uri())

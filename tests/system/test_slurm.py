@@ -242,7 +242,7 @@ def test_a_run_that_fails_leaves_no_job(slurm, tmp_path, dataset) -> None:
         (("--job_extra", "--nonsense"), "unrecognized option '--nonsense'"),
     ],
 )
-def test_jobs_that_slurm_refuses_end_the_run_in_its_words(
+def test_a_refusal_by_slurm_ends_the_run_with_its_message(
     slurm, start, tmp_path, options, said
 ) -> None:
     run = start("--jobs", 2, *options)
@@ -254,9 +254,7 @@ def test_jobs_that_slurm_refuses_end_the_run_in_its_words(
     assert_nothing_is_left(slurm)
 
 
-def test_jobs_that_end_before_their_workers_come_end_the_run_with_their_last_words(
-    slurm, start, tmp_path
-) -> None:
+def test_jobs_that_fail_to_start_end_the_run_with_their_last_output(slurm, start, tmp_path) -> None:
     site = tmp_path / "site"
     site.mkdir()
     (site / "jobqueue.yaml").write_text(
@@ -272,7 +270,7 @@ def test_jobs_that_end_before_their_workers_come_end_the_run_with_their_last_wor
     assert_nothing_is_left(slurm)
 
 
-def test_a_run_waits_for_the_queue_and_tells_how_it_stands(slurm, start, tmp_path) -> None:
+def test_a_run_waits_for_queued_jobs_and_reports_them(slurm, start, tmp_path) -> None:
     in_the_way = slurm.submit("--cpus-per-task=8", "--output=/dev/null", "--wrap=sleep 600")
     run = start("--only", "phantom_000")
     for line in run.stdout:
@@ -293,7 +291,7 @@ class _Notes(Observer):
         self.notes.append(text)
 
 
-def test_a_run_whose_jobs_are_all_lost_and_queue_again_goes_on(
+def test_a_run_continues_after_all_its_jobs_are_lost_and_queued_again(
     slurm, scans, in_this_process, tmp_path, monkeypatch
 ) -> None:
     # Far less than the jobs have to wait.

@@ -90,7 +90,9 @@ class TestContract:
 
     @pytest.mark.parametrize(("format_", "dtype"), FORMATS)
     @pytest.mark.parametrize("normalize", ["minmax", "percentile", "none"])
-    def test_every_normalisation_comes_back(self, slice_dataset, format_, dtype, normalize):
+    def test_source_reads_equal_npz_for_every_normalisation(
+        self, slice_dataset, format_, dtype, normalize
+    ):
         settings = {"normalize": normalize, "clip_min": -500.25}
         stored = "float32" if dtype == "source" else dtype
         reference = windows_of(slice_dataset(output="npz", dtype=stored, **settings))
@@ -105,7 +107,9 @@ class TestContract:
     ("first", "second"),
     [("i2", "u1"), ("i2", "u2"), ("f4", "i2"), (">i2", ">f8"), ("i4", "i4"), ("u1", "i1")],
 )
-def test_modalities_of_any_types_come_back(dataset, slice_dataset, format_, dtype, first, second):
+def test_source_reads_equal_npz_for_modalities_of_any_dtype(
+    dataset, slice_dataset, format_, dtype, first, second
+):
     rng = np.random.default_rng(1)
     for channel, name in enumerate((first, second)):
         low = 0 if np.dtype(name).kind == "u" else -100
@@ -238,7 +242,7 @@ class TestChoosing:
             wanted = reference[sample["case_id"], sample["slice_index"]]["image"]
             np.testing.assert_array_equal(sample["image"], wanted)
 
-    def test_npz_says_that_it_cannot(self, cases, slice_dataset):
+    def test_npz_refuses_larger_windows(self, cases, slice_dataset):
         output = slice_dataset(window_size=1)
         with pytest.raises(UsageError, match="--window_size 1, so window_size 4 is too large"):
             SliceDataset(output, window_size=4)
@@ -272,7 +276,7 @@ class TestChoosing:
             ({"window_size": 1.5}, "window_size must be an integer from 0 up, got 1.5"),
         ],
     )
-    def test_a_wrong_choice_is_told(self, output, wrong, message):
+    def test_a_wrong_choice_is_refused(self, output, wrong, message):
         with pytest.raises(UsageError, match=message):
             SliceDataset(output, **wrong)
 
@@ -323,10 +327,10 @@ class TestWeights:
         assert weights[index.foreground == 0].sum() == pytest.approx(1 / 3)
         assert share[2] >= 1 / 3
 
-    def test_without_a_wish_all_are_drawn_alike(self, few):
+    def test_by_default_all_slices_have_equal_weight(self, few):
         np.testing.assert_allclose(SliceDataset(few).weights(), 1 / 100)
 
-    def test_what_cannot_be_drawn_is_told(self, few):
+    def test_weights_that_cannot_be_met_are_refused(self, few):
         with (
             pytest.warns(UserWarning, match="no slice of"),
             pytest.raises(UsageError, match="50% of the draws should be slices with foreground"),
@@ -415,7 +419,7 @@ class TestShuffled:
         seen = sorted((s["case_id"], s["slice_index"]) for s in loader)
         assert seen == [(s["case_id"], s["slice_index"]) for s in dataset]
 
-    def test_torch_shuffles_every_epoch_anew(self, output):
+    def test_torch_shuffles_every_epoch_differently(self, output):
         data = pytest.importorskip("torch.utils.data", reason="torch is not installed")
         stream = SliceDataset(output).shuffled(buffer_size=4)
         loader = data.DataLoader(stream, batch_size=None, num_workers=1)
@@ -423,7 +427,7 @@ class TestShuffled:
         assert epochs[0] != epochs[1]
         assert sorted(epochs[0]) == sorted(epochs[1])
 
-    def test_a_buffer_of_nothing_is_refused(self, output):
+    def test_an_empty_shuffle_buffer_is_refused(self, output):
         with pytest.raises(UsageError, match="buffer_size must be 1 or more, got 0"):
             SliceDataset(output).shuffled(buffer_size=0)
 
@@ -450,13 +454,13 @@ class TestUnfinishedOutputs:
         assert not (dataset[0]["image"] == 7).all()
         assert not (dataset[0]["label"] == 7).any()
 
-    def test_a_label_that_was_lost_is_told(self, output):
+    def test_a_missing_label_is_reported(self, output):
         for path in output.rglob("a/label"):  # of a Zarr store
             shutil.rmtree(path)
             with pytest.raises(CorruptFile, match="case a, slice 0: "):
                 SliceDataset(output)[0]
 
-    def test_failures_are_told_once(self, dataset, slice_dataset):
+    def test_failures_are_warned_about_once(self, dataset, slice_dataset):
         dataset.add("a")
         dataset.add("b")
         dataset.image_path("b").write_bytes(b"nothing")
@@ -468,7 +472,7 @@ class TestUnfinishedOutputs:
             list(read)
             pickle.loads(pickle.dumps(read))
 
-    def test_without_an_index_the_journal_tells(self, output):
+    def test_without_an_index_the_journal_is_read(self, output):
         whole = [s["image"] for s in SliceDataset(output)]
         (output / INDEX).unlink()
         assert len(SliceDataset(output)) == len(whole)
@@ -478,7 +482,7 @@ class TestUnfinishedOutputs:
         with pytest.warns(UserWarning, match="1 of 2 cases: 1 not run yet, repeat the run command"):
             assert len(SliceDataset(output)) == len(whole) / 2
 
-    def test_a_journal_newer_than_the_index_counts(self, output):
+    def test_a_journal_newer_than_the_index_is_used(self, output):
         (output / INDEX).write_text((output / INDEX).read_text().splitlines()[0] + "\n")
         later = (output / JOURNAL).stat().st_mtime_ns + 10**9
         os.utime(output / INDEX, ns=(later, later))
@@ -500,7 +504,7 @@ class TestDamage:
             list(SliceDataset(output))
         assert "\n" not in str(caught.value)
 
-    def test_torch_names_it_from_its_workers_too(self, output):
+    def test_a_damaged_file_is_named_from_torch_workers_too(self, output):
         data = pytest.importorskip("torch.utils.data", reason="torch is not installed")
         files = sorted(output.rglob("a_*.npz")) or sorted(output.rglob("a/image/c/0/0/0/0"))
         files[0].unlink()
@@ -522,9 +526,7 @@ class TestDamage:
             ("zarr.json", '"normalization"', '"n"', "lacks the normalisation of int16 images"),
         ],
     )
-    def test_metadata_that_does_not_fit_is_told(
-        self, cases, slice_dataset, name, old, new, message
-    ):
+    def test_inconsistent_metadata_is_reported(self, cases, slice_dataset, name, old, new, message):
         output = slice_dataset(format="zarr", dtype="source", train_ratio=1.0)
         path = output / "slices.zarr" / "train" / "a" / name
         assert old in path.read_text()
@@ -546,7 +548,7 @@ class TestDamage:
         with pytest.raises(CorruptFile, match=r"case a, slice 0: .*no such file.*--repair"):
             SliceDataset(output)[0]
 
-    def test_what_is_not_ours_is_refused(self, tmp_path, output):
+    def test_foreign_directories_are_refused(self, tmp_path, output):
         with pytest.raises(OutputError, match="is not an output of dask-slicer"):
             SliceDataset(tmp_path)
         with pytest.raises(OutputError, match="there is no such directory"):
@@ -558,7 +560,7 @@ class TestDamage:
 
 
 class TestOpenOutput:
-    def test_a_volume_comes_back_with_its_affine(self, dataset, output):
+    def test_a_volume_is_returned_with_its_affine(self, dataset, output):
         import SimpleITK as sitk
 
         opened = open_output(output)
@@ -575,7 +577,7 @@ class TestOpenOutput:
                 affine @ [*index, 1], [-left, -posterior, superior, 1], atol=1e-5
             )
 
-    def test_it_says_what_there_is(self, output):
+    def test_the_repr_summarises_the_dataset(self, output):
         opened = open_output(output)
         assert opened.cases == ["a", "b"]
         assert opened.splits == {"train": ["a", "b"], "val": [], "test": []}
@@ -584,7 +586,7 @@ class TestOpenOutput:
         assert "12" in repr(opened)
         assert "<table>" in opened._repr_html_()
 
-    def test_an_unknown_case_is_told_with_the_nearest(self, dataset, slice_dataset):
+    def test_an_unknown_case_is_refused_with_the_nearest_id(self, dataset, slice_dataset):
         dataset.add("liver_01")
         output = slice_dataset()
         with pytest.raises(UsageError, match=r"no slices of liver_1 in .*did you mean liver_01"):

@@ -110,7 +110,7 @@ class Strict(HTMLParser):
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_html_is_whole_and_whatever_a_dataset_holds_is_escaped(record) -> None:
+def test_html_is_complete_and_escaped(record) -> None:
     parser = Strict()
     parser.feed(html_of(record))
     parser.close()
@@ -121,7 +121,7 @@ def test_html_is_whole_and_whatever_a_dataset_holds_is_escaped(record) -> None:
 
 
 @pytest.mark.parametrize("record", RECORDS)
-def test_no_colour_is_named_so_that_themes_decide(record) -> None:
+def test_html_names_no_colour(record) -> None:
     styles = re.findall(r'style="([^"]*)"', html_of(record))
     assert not [one for one in styles if re.search(r"#[0-9a-f]{3}|rgb|white|black", one)]
 
@@ -173,7 +173,7 @@ def test_plan_and_report_are_short_where_there_is_no_html() -> None:
     assert len(repr(plan(1000))) < 200
 
 
-def test_the_block_says_how_to_get_to_the_dashboard_and_where_the_page_of_runs_is(
+def test_the_block_describes_the_tunnel_and_links_the_run_page(
     monkeypatch,
 ) -> None:
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/me/")

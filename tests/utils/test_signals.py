@@ -29,14 +29,14 @@ class Signals:
         signal.raise_signal(self.number)
 
 
-def test_a_signal_becomes_an_exception_where_the_run_is() -> None:
+def test_a_signal_becomes_an_exception_in_the_run() -> None:
     with pytest.raises(KeyboardInterrupt), signals.interrupt_once():
         signal.raise_signal(signal.SIGINT)
     with pytest.raises(signals.Terminated), signals.interrupt_once():
         signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_second_signal_does_not_disturb_the_tidying_up() -> None:
+def test_a_second_signal_does_not_disturb_the_cleanup() -> None:
     tidied = []
 
     @signals.interrupt_once()
@@ -52,7 +52,7 @@ def test_a_second_signal_does_not_disturb_the_tidying_up() -> None:
     assert tidied
 
 
-def test_handlers_are_as_before_afterwards_and_nothing_is_left_to_be_raised() -> None:
+def test_handlers_are_restored_and_no_exception_is_pending() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), signals.interrupt_once():
         signal.raise_signal(signal.SIGINT)
@@ -80,7 +80,7 @@ def test_a_signal_whose_exception_python_drops_is_raised_by_the_next_check(numbe
     assert capsys.readouterr().err == ""
 
 
-def test_other_exceptions_that_python_drops_are_still_told(monkeypatch) -> None:
+def test_other_unraisable_exceptions_are_still_reported(monkeypatch) -> None:
     told = []
     monkeypatch.setattr("sys.unraisablehook", lambda dropped: told.append(dropped.exc_type))
 
