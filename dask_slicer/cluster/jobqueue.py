@@ -49,11 +49,6 @@ def job_client(config: RunConfig, *, n_jobs: int, keep_logs: bool, note: Note) -
     cluster_class = _cluster_class(config)
     _check_machine(config, cluster_class.job_cls)
     logs = config.output_dir / _LOGS
-    settings = _fixed_settings(config)
-    dashboard_host = config.dashboard_address.rpartition(":")[0]
-    if dashboard_host not in ("", "0.0.0.0"):  # noqa: S104, not to listen there
-        # In its link, Dask takes the host of the scheduler.
-        settings["distributed.dashboard.link"] = f"http://{dashboard_host}:{{port}}/status"
 
     def start(scheduler_options: dict[str, Any], log_level: int) -> Any:
         cluster = cluster_class(
@@ -76,7 +71,7 @@ def job_client(config: RunConfig, *, n_jobs: int, keep_logs: bool, note: Note) -
             partial(_close, note=note),
             failure="cannot start a scheduler here",
             dashboard_address=config.dashboard_address,
-            settings=settings,
+            settings=_fixed_settings(config),
         ) as client:
             yield client
     finally:
@@ -106,6 +101,15 @@ def has_pending_jobs(client: Client) -> bool:
     if monitor.failure:
         raise SchedulerError(monitor.failure)
     return not monitor.n_joined
+
+
+def dashboard_link(client: Client, address: str) -> str:
+    """Return the link of the dashboard, whose host Dask takes to be the scheduler's."""
+    port = client.scheduler_info(n_workers=0).get("services", {}).get("dashboard")
+    host = address.rpartition(":")[0]
+    if port is None or host in ("", "0.0.0.0"):  # noqa: S104, not to listen there
+        return str(client.dashboard_link or "")
+    return f"http://{host}:{port}/status"
 
 
 def job_script(settings: JobSettings, output_dir: Path) -> str:

@@ -200,15 +200,18 @@ def _check_plain(address: str) -> None:
 
 
 def _first_bytes(address: str, seconds: float) -> bytes | None:
-    """Return what a server sends first, at most 8 bytes; None if it sends nothing."""
+    """Return the first 8 bytes, fewer if the server closes; None if it sends nothing."""
+    received = b""
     with _connected(address) as connection:
         connection.settimeout(seconds)
         try:
-            return connection.recv(_LENGTH_BYTES)
+            while (left := _LENGTH_BYTES - len(received)) and (more := connection.recv(left)):
+                received += more
         except TimeoutError:
-            return None
+            return received or None
         except OSError:
             return b""
+    return received
 
 
 def _speaks_tls(address: str) -> bool:
@@ -247,15 +250,23 @@ def _check_tls(address: str, context: ssl.SSLContext) -> None:
 
 
 def _connected(address: str) -> socket.socket:
+    """Connect to the first IP address of a host that answers, within 10 s for all of them."""
     host, port = _host_and_port(address)
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    reason = f"no answer within {_CONNECT_SECONDS:.0f} s"
     try:
-        return socket.create_connection((host, port), timeout=_CONNECT_SECONDS)
-    except TimeoutError:
-        reason = f"no answer within {_CONNECT_SECONDS:.0f} s"
-    except (socket.gaierror, UnicodeError) as error:
-        reason = f"{host}: {getattr(error, 'strerror', None) or 'not a host name'}"
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        infos, reason = [], f"{host}: {getattr(error, 'strerror', None) or 'not a host name'}"
+    for *_, ip_address in infos:
+        if (left := deadline - time.monotonic()) <= 0:
+            break
+        try:
+            return socket.create_connection((str(ip_address[0]), port), timeout=left)
+        except TimeoutError:
+            continue
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
     raise _unreachable(address, reason)
 
 

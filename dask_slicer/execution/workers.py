@@ -68,7 +68,11 @@ def workers(
             client, where = _in_jobs(stack, config, n_cases, peak_bytes, observer)
         else:
             client, where = _here(stack, config, n_cases, peak_bytes, observer)
-        dashboard = "" if config.dashboard_address == "none" else str(client.dashboard_link or "")
+        dashboard = ""
+        if in_jobs:
+            dashboard = jobqueue.dashboard_link(client, config.dashboard_address)
+        elif config.dashboard_address != "none":
+            dashboard = str(client.dashboard_link or "")
         page = clients.run_page_link(dashboard)
         if page and not clients.has_run_page(client):
             page = ""

@@ -118,16 +118,18 @@ def _take(lock: Path, partition: Partition | None) -> list[str]:
         except FileNotFoundError:
             if number == _TRIES - 1:
                 raise
+            continue
         except FileExistsError:
-            text = _check_lock(lock.parent, partition)
-            if text == _GONE:
-                continue
-            if notes:
-                break
-            notes = [f"took over the lock of a run that died ({_owner(text) or 'unreadable'})"]
-            _remove_lock(lock, text)
+            pass
         else:
             return notes
+        text = _check_lock(lock.parent, partition)
+        if text == _GONE:
+            continue
+        if notes:
+            break
+        notes = [f"took over the lock of a run that died ({_owner(text) or 'unreadable'})"]
+        _remove_lock(lock, text)
     raise OutputError(f"another run has just started in {lock.parent}; wait until it ends")
 
 
@@ -212,18 +214,21 @@ def _owner(text: str) -> LockOwner | None:
     """Return the process that a lock names, None if the lock is damaged or was just removed."""
     try:
         host, process, started, *more = text.split()
-        # A run that is starting has not written these yet.
-        scheduler, n_cases, began, *_ = (*more, *("", "0", "0")[len(more) :])
-        return LockOwner(
-            host=host,
-            process=process,
-            scheduler=scheduler,
-            n_cases=int(n_cases),
-            began=float(began),
-            is_alive=_is_running(host, int(process), started),
-        )
+        alive = _is_running(host, int(process), started)
     except ValueError:
         return None
+    n_cases, began = 0, 0.0
+    # A run that is starting has not written these yet; another version may write others.
+    with suppress(ValueError, IndexError):
+        n_cases, began = int(more[1]), float(more[2])
+    return LockOwner(
+        host=host,
+        process=process,
+        scheduler=more[0] if more else "",
+        n_cases=n_cases,
+        began=began,
+        is_alive=alive,
+    )
 
 
 def _is_running(host: str, pid: int, started: str) -> bool:

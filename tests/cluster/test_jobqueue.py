@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from dask_slicer.cluster.batch_system import SYSTEMS
-from dask_slicer.cluster.jobqueue import job_script
+from dask_slicer.cluster.jobqueue import dashboard_link, job_script
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
@@ -346,3 +347,20 @@ def test_a_run_in_jobs_of_a_made_up_batch_system(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert len(list(jobs.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "services", "link"),
+    [
+        ("127.0.0.1:0", {"dashboard": 33195}, "http://127.0.0.1:33195/status"),
+        ("0.0.0.0:0", {"dashboard": 33195}, "http://node7:33195/status"),
+        (":8787", {"dashboard": 33195}, "http://node7:33195/status"),
+        ("127.0.0.1:0", {}, "http://node7:33195/status"),
+    ],
+)
+def test_the_dashboard_link_has_the_host_on_which_it_listens(address, services, link) -> None:
+    client = SimpleNamespace(
+        scheduler_info=lambda n_workers: {"services": services},
+        dashboard_link="http://node7:33195/status",  # of the scheduler's host
+    )
+    assert dashboard_link(client, address) == link

@@ -169,6 +169,40 @@ def test_a_server_that_sends_nothing(monkeypatch) -> None:
         assert "has sent nothing for 1 s" in refusal(f"tcp://{place}")
 
 
+def sent_in_two_parts(first: bytes, rest: bytes) -> Callable[[socket.socket], None]:
+    def serve(connection: socket.socket) -> None:
+        with suppress(OSError):  # the reader closes the connection, too
+            connection.sendall(first)
+            time.sleep(0.2)
+            connection.sendall(rest)
+
+    return serve
+
+
+def test_a_server_is_judged_by_eight_bytes_however_they_arrive() -> None:
+    with listening(sent_in_two_parts(b"\0", b"\1" + b"\0" * 6)) as place:
+        check_reachable(f"tcp://{place}", None)
+    with listening(sent_in_two_parts(b"2", b"20 mail.example")) as place:
+        assert "is not a Dask scheduler" in refusal(f"tcp://{place}")
+
+
+def test_all_addresses_of_a_host_share_one_time_limit(monkeypatch) -> None:
+    tried = []
+
+    def never_answers(address: tuple[str, int], timeout: float) -> None:
+        tried.append(timeout)
+        time.sleep(min(timeout, 0.4))
+        raise TimeoutError
+
+    info = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("192.0.2.1", 8786))
+    monkeypatch.setattr("dask_slicer.cluster.remote._CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [info] * 9)
+    monkeypatch.setattr(socket, "create_connection", never_answers)
+    assert "no answer within 1 s" in refusal("tcp://node7:8786")
+    assert len(tried) <= 3
+    assert tried[0] > tried[1] > tried[2]
+
+
 def test_a_slow_scheduler(monkeypatch) -> None:
     monkeypatch.setattr("dask_slicer.cluster.remote._SPEAK_SECONDS", 0.3)
 

@@ -210,6 +210,13 @@ def test_test_images_are_left_out_with_a_note_or_put_into_test(tmp_path) -> None
     assert note == "1 label without an image: u"
 
 
+def test_test_labels_without_test_images_are_noted(tmp_path) -> None:
+    lay(tmp_path, *tr("a_0000"), "labelsTs/t.nii", "labelsTs/t.nii.gz")
+    dataset = find_cases(tmp_path, include_test=True)
+    assert not dataset.problems
+    assert dataset.notes == ["2 labels without an image: t.nii, t.nii.gz"]
+
+
 def test_scans_of_one_bids_subject_are_one_group(tmp_path) -> None:
     lay(tmp_path, *LAYOUTS["bids"][1])
     groups = [case.group for case in find_cases(tmp_path).cases]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dask_slicer.errors import OutputError
 from dask_slicer.output.lock import locked
 
 LOCK = ".dask_slicer.lock"
@@ -29,8 +30,19 @@ def test_a_second_run_at_the_same_time_is_refused_naming_host_and_process(output
     assert socket.gethostname() in result.stderr
 
 
-def test_a_lock_held_on_another_host_is_respected(output, invoke) -> None:
-    (output / LOCK).write_text("node17.cluster 4711 1700000000.0")
+def test_a_refusal_does_not_show_how_the_lock_was_found(output) -> None:
+    with locked(output), pytest.raises(OutputError) as caught, locked(output):
+        pass
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["", " tcp://node17:8786", " - 7 1764262800.5", " - 7cases 2026-11-27T17:00 x"],
+    ids=["starting", "with a scheduler", "with cases", "of another version"],
+)
+def test_a_lock_held_on_another_host_is_respected(output, invoke, more) -> None:
+    (output / LOCK).write_text(f"node17.cluster 4711 1700000000.0{more}")
     result = run_again(output, invoke)
     assert result.exit_code == 2
     assert "process 4711 on node17.cluster" in result.stderr

@@ -43,7 +43,11 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     test_images = volume_files(root / "imagesTs")
     if include_test:
         channels = _by_channel(test_images, result)
-        _add_cases(channels, n_channels, root / "imagesTs", root / "labelsTs", result, split="test")
+        labels = root / "labelsTs"
+        if channels:
+            _add_cases(channels, n_channels, root / "imagesTs", labels, result, split="test")
+        unpaired = [] if channels else [path.name for path in volume_files(labels)]
+        result.note_files(unpaired, "label", "without an image")
     elif test_images:
         result.notes.append(held_out_note(len(test_images)))
     return result
