@@ -14,13 +14,13 @@ from dask_slicer.core.geometry import align, axis_codes, spacing
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError, MissingFile, MissingLabel, as_case_error
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.discovery import find_cases
+from dask_slicer.inputs.discovery import find_cases, unused_labels
 from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.formatting import did_you_mean, first_few
+from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
 # Reading a header is mostly waiting for the disk.
 _HEADER_THREADS = 16
@@ -45,6 +45,16 @@ def make_plan(
         present = {case.case_id for case in dataset.cases}
         assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
     has_labels = any(case.label is not None for case in dataset.cases)
+    problems = list(dataset.problems)
+    if not has_labels and config.input_dir == root and (labels := unused_labels(root, dataset)):
+        found = f"{plural(len(labels), 'file')} named like labels: {first_few(labels)}"
+        if config.allow_missing_labels:
+            notes.append(f"left out {found}")
+        else:
+            problems.append(
+                f"no case has a label, but there are {found}; name images and labels in a "
+                "manifest, or use --allow_missing_labels"
+            )
     if config.min_foreground > 0 and not has_labels:
         raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
     groups = case_groups(dataset, config, notes)
@@ -82,7 +92,7 @@ def make_plan(
         cases=plans,
         splits=by_split(splits),
         notes=(*notes, *_notes(plans, config, has_labels=has_labels)),
-        problems=tuple(dataset.problems),
+        problems=tuple(problems),
     )
 
 

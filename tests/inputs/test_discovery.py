@@ -292,7 +292,10 @@ TROUBLE = {
     "label_twice": ([*tr("a_0000"), "labelsTr/a.nii", "labelsTr/a.nii.gz"], "a.nii"),
     "case_ignored": (tr("a_0000", "A_0000"), "'A', 'a'"),
     "modality_twice": (["c/c_t1.nii", "c/c_t1.nii.gz"], "case c has two files for one modality"),
-    "labels_of_two_hands": (["c/c.nii", "c/seg_a.nii", "c/seg_b.nii"], "case c has two labels"),
+    "labels_of_two_hands": (
+        ["c/c.nii", "c/seg_a.nii", "c/seg_b.nii"],
+        "case c has 2 labels: seg_a",
+    ),
     "equal_stems": (["images/a.nii", "images/a.nii.gz"], "a.nii and a.nii.gz"),
     "device": (tr("CON_0000"), "Windows reserves it for a device"),
     "test_and_train": ([*tr("a_0000"), "imagesTs/a_0000.nii.gz"], "'a' (2 times)"),

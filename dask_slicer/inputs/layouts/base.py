@@ -12,8 +12,6 @@ from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case, is_volume_name, stem_of
 from dask_slicer.utils.formatting import first_few, plural
 
-LABEL_WORDS = {"label", "labels", "seg", "segmentation", "mask", "gt", "dseg"}
-
 
 @dataclass(slots=True)
 class LayoutMatch:

@@ -7,7 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from dask_slicer.inputs.case import is_volume_name, stem_of
-from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, volume_files
+from dask_slicer.inputs.label_names import LABEL_WORDS
+from dask_slicer.inputs.layouts.base import LayoutMatch, volume_files
 from dask_slicer.utils.formatting import first_few, plural
 
 # BIDS entities that describe a derivative, not the scan.

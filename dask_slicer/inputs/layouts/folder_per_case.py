@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 
 from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.layouts.base import LABEL_WORDS, LayoutMatch, volume_files
-from dask_slicer.utils.formatting import plural
+from dask_slicer.inputs.label_names import named_like_labels
+from dask_slicer.inputs.layouts.base import LayoutMatch, volume_files
+from dask_slicer.utils.formatting import first_few, plural
 
 
 def match(root: Path, *, include_test: bool) -> LayoutMatch:
@@ -43,6 +44,14 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     result.reason = f"{plural(len(folders), 'folder')} with " + (
         f"the images {', '.join(modalities)}" if len(modalities) > 1 else "an image each"
     )
+    if not counts:
+        found = first_few(
+            [f"{case_id}/{label.name}" for case_id, (_, label) in named.items() if label]
+        )
+        result.problems.append(
+            f"every volume in the folders of cases is named like a label ({found}); "
+            "name images and labels in a manifest"
+        )
     for case_id, (images, label) in named.items():
         paths = [
             images.get(name, root / case_id / f"{case_id}_{name}.nii.gz")
@@ -55,17 +64,23 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
 def _by_role(
     case_id: str, paths: list[Path], result: LayoutMatch
 ) -> tuple[dict[str, Path], Path | None]:
+    """Return the images of a case by modality, and its label."""
+    prefix = rf"^{re.escape(case_id)}([_\- ]+|$)"
+    names = [re.sub(prefix, "", stem_of(path.name)) or "image" for path in paths]
     images: dict[str, Path] = {}
-    label: Path | None = None
-    for path in paths:
-        name = re.sub(rf"^{re.escape(case_id)}([_\- ]+|$)", "", stem_of(path.name)) or "image"
-        is_label = bool(LABEL_WORDS & set(re.split(r"[_\W]+", name.lower())))
-        other = label if is_label else images.get(name)
-        if other is not None:
-            what = "labels" if is_label else "files for one modality"
-            result.problems.append(f"case {case_id} has two {what}: {other.name} and {path.name}")
+    labels = []
+    for path, name, is_label in zip(paths, names, named_like_labels(names), strict=True):
         if is_label:
-            label = path
-        else:
-            images[name] = path
-    return images, label
+            labels.append(path)
+            continue
+        other = images.setdefault(name, path)
+        if other is not path:
+            result.problems.append(
+                f"case {case_id} has two files for one modality: {other.name} and {path.name}"
+            )
+    if len(labels) > 1:
+        result.problems.append(
+            f"case {case_id} has {len(labels)} labels: "
+            f"{first_few([label.name for label in labels])}; name one in a manifest"
+        )
+    return images, labels[0] if labels else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-from dask_slicer.inputs.case import split_channel
+from dask_slicer.inputs.case import split_channel, stem_of
 from dask_slicer.inputs.layouts.base import (
     LayoutMatch,
     by_stem,
@@ -13,14 +13,24 @@ from dask_slicer.inputs.layouts.base import (
     read_description,
     volume_files,
 )
+from dask_slicer.utils.formatting import first_few, plural
 
 
 def match(root: Path, *, include_test: bool) -> LayoutMatch:
-    """Match imagesTr/<case>_0000.nii.gz, one file for each modality, and labelsTr/<case>.nii.gz."""
+    """Match imagesTr/<case>_0000.nii.gz, one file for each modality, and labelsTr/<case>.nii.gz.
+
+    A number at the end is that of a case, not of a channel, where each image has a label of its own
+    full name: imagesTr/amos_0004.nii.gz and labelsTr/amos_0004.nii.gz.
+    """
     result = LayoutMatch("nnU-Net raw")
     images = volume_files(root / "imagesTr")
     result.seen = len(images)
-    channels = _by_channel(images, result)
+    description = read_description(root)
+    names = description.get("channel_names", description.get("modality"))
+    n_declared = len(names) if isinstance(names, dict) else 0
+    is_paired = _is_paired(images, volume_files(root / "labelsTr"), n_declared, result)
+    cases_in = _by_name if is_paired else _by_channel
+    channels = cases_in(images, result)
     if not any(0 in files for files in channels.values()):
         result.miss = (
             f"found {len(images)} NIfTI files in imagesTr, none ends in _0000.nii.gz"
@@ -28,13 +38,12 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
             else "no NIfTI file in imagesTr"
         )
         return result
-    description = read_description(root)
-    names = description.get("channel_names", description.get("modality"))
-    n_declared = len(names) if isinstance(names, dict) else 0
     n_channels = n_declared or 1 + max(max(files) for files in channels.values())
     result.reason = "imagesTr holds <case>_0000.nii.gz" + (
         f" to _{n_channels - 1:04d}" if n_channels > 1 else ""
     )
+    if is_paired:
+        result.reason = "imagesTr and labelsTr hold files of equal names"
     surplus = [
         path.name for files in channels.values() for n, path in files.items() if n >= n_channels
     ]
@@ -42,7 +51,7 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     _add_cases(channels, n_channels, root / "imagesTr", root / "labelsTr", result)
     test_images = volume_files(root / "imagesTs")
     if include_test:
-        channels = _by_channel(test_images, result)
+        channels = cases_in(test_images, result)
         labels = root / "labelsTs"
         if channels:
             _add_cases(channels, n_channels, root / "imagesTs", labels, result, split="test")
@@ -51,6 +60,35 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     elif test_images:
         result.notes.append(held_out_note(len(test_images)))
     return result
+
+
+def _is_paired(
+    images: list[Path], labels: list[Path], n_declared: int, result: LayoutMatch
+) -> bool:
+    """Return whether images have labels of their own full names; a problem if only some do."""
+    label_stems = {stem_of(path.name) for path in labels}
+    unlike = [path.name for path in images if stem_of(path.name) not in label_stems]
+    if len(unlike) == len(images):
+        return False
+    channels = [split_channel(path.name) for path in images]
+    by_channel = sorted({parts[0] for parts in channels if parts} & label_stems)
+    why = None
+    if unlike:
+        why = f"{plural(len(unlike), 'image')} without one: {first_few(unlike)}"
+    elif by_channel:
+        why = f"labels that fit names without the number, too: {first_few(by_channel)}"
+    elif n_declared > 1:
+        why = f"{n_declared} channels in dataset.json"
+    if why:
+        result.problems.append(
+            "images in imagesTr have labels of their own full names, as if the number at the end "
+            f"of a name were not a channel, but there are {why}; name the files in a manifest"
+        )
+    return True
+
+
+def _by_name(images: list[Path], result: LayoutMatch) -> dict[str, dict[int, Path]]:
+    return {stem: {0: path} for stem, path in by_stem(images, result).items()}
 
 
 def _by_channel(images: list[Path], result: LayoutMatch) -> dict[str, dict[int, Path]]:

@@ -1,0 +1,146 @@
+"""Label maps are recognised by their names, and never taken for images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.inputs.discovery import find_cases
+from dask_slicer.inputs.label_names import labels_beside_images, named_like_labels
+from dask_slicer.planning.planner import make_plan
+
+
+def lay(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("label", "images"),
+    [
+        ("truth", ["t1", "t2"]),
+        ("segm", ["FLAIR", "T1"]),
+        ("IBSR_01_segTRI", ["IBSR_01_ana"]),
+        ("aparc+aseg", ["brain", "orig"]),
+        ("ground_truth", ["image"]),
+        ("groundtruth", ["image"]),
+        ("LabelsForTraining", ["T1", "T1_1mm"]),
+        ("LabelsForTesting", ["T1"]),
+        ("GT", ["t2"]),
+        ("case_01_gt", ["case_01"]),
+        ("seg", ["flair", "t1", "t1ce", "t2"]),
+        ("subject-1-label", ["subject-1-T1", "subject-1-T2"]),
+        ("tumor", ["ct"]),
+        ("mask_1", ["image_1"]),
+        ("lesion_manual", ["flair"]),
+        ("tumor_01_seg", ["tumor_01_t1", "tumor_01_t2"]),
+    ],
+)
+def test_the_label_of_a_case_is_told_from_its_images(label, images) -> None:
+    assert named_like_labels([*images, label]) == [*([False] * len(images)), True]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["t1", "t2"], ["tumor_t1", "tumor_t2"], ["segment1", "maskless"], ["pre", "post"], ["ct"]],
+)
+def test_images_are_images(names) -> None:
+    assert not any(named_like_labels(names))
+
+
+def test_several_labels_are_labels_although_all_share_a_word() -> None:
+    assert named_like_labels(["liver_seg", "kidney_seg"]) == [True, True]
+
+
+def test_names_that_differ_in_words_for_labels_alone_are_image_and_label() -> None:
+    assert labels_beside_images(["a_1", "a_1_seg", "b_seg", "tumor_1", "A_1"]) == [
+        ("A_1", "a_1_seg")
+    ]
+    assert labels_beside_images(["liver", "Liver"]) == []
+
+
+def test_a_folder_of_labels_only_is_refused(tmp_path) -> None:
+    lay(tmp_path, "1/segm.nii.gz", "1/pre/FLAIR.nii.gz", "2/segm.nii.gz", "2/pre/FLAIR.nii.gz")
+    (problem,) = find_cases(tmp_path).problems
+    assert "named like a label (1/segm.nii.gz, 2/segm.nii.gz)" in problem
+    assert "manifest" in problem
+
+
+def test_numbers_of_patients_are_not_channels(tmp_path) -> None:
+    numbers = ("0001", "0004", "0005")
+    lay(
+        tmp_path,
+        *(f"imagesTr/amos_{number}.nii.gz" for number in numbers),
+        *(f"labelsTr/amos_{number}.nii.gz" for number in numbers),
+        "imagesTs/amos_0600.nii.gz",
+    )
+    dataset = find_cases(tmp_path, include_test=True)
+    assert not dataset.problems
+    for case in dataset.cases[:3]:
+        assert case.images == (str(tmp_path / "imagesTr" / f"{case.case_id}.nii.gz"),)
+        assert case.label == str(tmp_path / "labelsTr" / f"{case.case_id}.nii.gz")
+    assert [case.case_id for case in dataset.cases] == [
+        *(f"amos_{number}" for number in numbers), "amos_0600",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["imagesTr/amos_0007.nii.gz"], "1 image without one: amos_0007.nii.gz"),
+        (["labelsTr/amos.nii.gz"], "labels that fit names without the number, too: amos"),
+    ],
+)
+def test_numbers_that_may_be_patients_or_channels_are_refused(tmp_path, more, reason) -> None:
+    lay(tmp_path, "imagesTr/amos_0001.nii.gz", "labelsTr/amos_0001.nii.gz", *more)
+    (problem,) = find_cases(tmp_path).problems
+    assert reason in problem
+
+
+def test_a_label_among_images_is_refused(tmp_path) -> None:
+    lay(tmp_path, "images/a.nii.gz", "images/a_seg.nii.gz", "images/tumor_b.nii.gz")
+    (problem,) = find_cases(tmp_path).problems
+    assert problem.startswith("a_seg in ")
+    assert "named like the label of a" in problem
+
+
+def test_an_image_with_a_label_of_its_own_is_an_image(tmp_path) -> None:
+    lay(tmp_path, "images/a.nii.gz", "images/tumor_a.nii.gz", "labels/tumor_a.nii.gz")
+    assert not find_cases(tmp_path).problems
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["masks/a.nii.gz", "labels/a_seg.nii.gz", "ground_truth/a.nii.gz", "labels2/x/a.nii.gz"],
+)
+def test_labels_that_are_not_used_stop_a_run_until_it_is_wanted(
+    dataset, tmp_path, invoke, label
+) -> None:
+    dataset.add("a")
+    root = dataset.root
+    (root / "images").mkdir(exist_ok=True)
+    for image in root.rglob("*.nii*"):
+        image.rename(root / "images" / "a.nii.gz")
+        break
+    for other in [*root.rglob("*")]:
+        if other.is_file() and other.parent.name != "images":
+            other.unlink()
+    (root / label).parent.mkdir(parents=True, exist_ok=True)
+    (root / label).write_bytes((root / "images/a.nii.gz").read_bytes())
+    command = ("run", "--input_dir", root, "--output_dir", tmp_path / "out", "--num_workers", 0)
+    refused = invoke(*command)
+    assert refused.exit_code == 2
+    assert f"1 file named like labels: {label}" in refused.stderr
+    assert "--allow_missing_labels" in refused.stderr
+    allowed = invoke(*command, "--allow_missing_labels")
+    assert allowed.exit_code == 0
+    assert f"left out 1 file named like labels: {label}" in allowed.stdout
+
+
+def test_a_dataset_without_labels_needs_no_option(dataset) -> None:
+    dataset.add("tumor_1", label=None)
+    plan = make_plan(RunConfig(input_dir=dataset.root, output_dir=dataset.root.parent / "out"))
+    assert not plan.problems
