@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import case_id_problems, is_volume_name, stem_of
-from dask_slicer.inputs.label_names import LABEL_WORDS, labels_beside_images, words_of
+from dask_slicer.inputs.label_names import label_words, words_of
 from dask_slicer.inputs.layouts import LAYOUTS, manifest
 from dask_slicer.inputs.layouts.base import LayoutMatch
+from dask_slicer.utils.formatting import first_few, plural
+
+# Folders of BIDS that hold no anatomy.
+_NO_ANATOMY = {"func", "fmap", "dwi", "perf"}
 
 
 def find_cases(input_dir: Path, *, include_test: bool = False) -> LayoutMatch:
@@ -24,8 +27,6 @@ def find_cases(input_dir: Path, *, include_test: bool = False) -> LayoutMatch:
             match = layout.match(input_dir, include_test=include_test)
             if match.cases:
                 problems = case_id_problems(case.case_id for case in match.cases)
-                if layout is not manifest:
-                    problems += _labels_among_images(match)
                 match.problems = list(dict.fromkeys(match.problems + problems))
                 match.cases.sort(key=lambda case: case.case_id)
                 return match
@@ -45,46 +46,73 @@ def find_cases(input_dir: Path, *, include_test: bool = False) -> LayoutMatch:
     )
 
 
-def _labels_among_images(match: LayoutMatch) -> list[str]:
-    """Return the problems of images that are named like the label of another image.
+def check_labels(input_dir: Path, match: LayoutMatch, *, allow_missing: bool) -> None:
+    """Add the problems of volumes that are named like labels, but images or not used at all.
 
-    An image that has a label itself is none.
+    Where the cases have labels, a case without one fails, unless `allow_missing`.
     """
-    stems: defaultdict[str, list[str]] = defaultdict(list)
-    has_label = set()
-    for case in match.cases:
-        for image in case.images:
-            folder, name = os.path.split(image)
-            stems[folder].append(stem_of(name))
-            if case.label is not None:
-                has_label.add((folder, stem_of(name)))
+    has_labels = any(case.label is not None for case in match.cases)
+    if match.layout == "manifest" or (has_labels and not allow_missing):
+        return
+    labels = _labels_among_images(input_dir, match)
+    if labels:
+        match.problems.append(
+            f"{plural(len(labels), 'image')} without a label, but named like labels: "
+            f"{first_few(labels)}; name images and labels in a manifest"
+        )
+    labels = [] if has_labels else _unused_labels(input_dir, match)
+    left_out = f"{plural(len(labels), 'file')} named like labels: {first_few(labels)}"
+    if labels and allow_missing:
+        match.notes.append(f"left out {left_out}")
+    elif labels:
+        match.problems.append(
+            f"no case has a label, which would leave out {left_out}; name images and labels in "
+            "a manifest, or use --allow_missing_labels"
+        )
+
+
+def _labels_among_images(input_dir: Path, match: LayoutMatch) -> list[str]:
+    """Return the images, relative to a folder, that have no label and are named like one."""
+    common = _common_words(input_dir, match)
     return [
-        f"{label} in {folder} is named like the label of {image}, but would be an image; "
-        "name images and labels in a manifest"
-        for folder, names in stems.items()
-        for image, label in labels_beside_images(names)
-        if (folder, label) not in has_label
+        path
+        for case in match.cases
+        if case.label is None
+        for path in (os.path.relpath(image, input_dir) for image in case.images)
+        if label_words(_path_words(path)) - common
     ]
 
 
-def unused_labels(input_dir: Path, match: LayoutMatch) -> list[str]:
+def _unused_labels(input_dir: Path, match: LayoutMatch) -> list[str]:
     """Return the volumes in a folder that are no image and named like labels, relative to it.
 
-    A word that is in the paths of all images, such as `tumor`, tells nothing.
+    Raises DatasetError if a folder cannot be listed.
     """
-    images = {os.path.relpath(image, input_dir) for case in match.cases for image in case.images}
-    common = set.intersection(*(_path_words(image) for image in images)) if images else set()
-    found = []
-    for folder, folders, names in os.walk(input_dir):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = os.path.relpath(folder, input_dir)
-        paths = [os.path.normpath(os.path.join(relative, n)) for n in names if is_volume_name(n)]
-        found += [
-            path
-            for path in paths
-            if path not in images and LABEL_WORDS & (_path_words(path) - common)
-        ]
-    return sorted(found)
+    images = {image for case in match.cases for image in case.images}
+    common = _common_words(input_dir, match)
+    labels = []
+    visited = set()
+    for folder, folders, names in os.walk(input_dir, onerror=_raise, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not (name.startswith(".") or name in _NO_ANATOMY)]
+        paths = [os.path.join(folder, name) for name in names if is_volume_name(name)]
+        relative = [os.path.relpath(path, input_dir) for path in paths if path not in images]
+        labels += [path for path in relative if label_words(_path_words(path)) - common]
+    return sorted(labels)
+
+
+def _raise(error: OSError) -> None:
+    raise DatasetError(f"cannot list {error.filename}: {error.strerror}")
+
+
+def _common_words(input_dir: Path, match: LayoutMatch) -> set[str]:
+    """Return the words in the paths of all images, which tell nothing."""
+    images = [os.path.relpath(image, input_dir) for case in match.cases for image in case.images]
+    return set.intersection(*map(_path_words, images)) if images else set()
 
 
 def _path_words(path: str) -> set[str]:

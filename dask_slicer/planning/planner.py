@@ -14,13 +14,13 @@ from dask_slicer.core.geometry import align, axis_codes, spacing
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError, MissingFile, MissingLabel, as_case_error
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.discovery import find_cases, unused_labels
+from dask_slicer.inputs.discovery import check_labels, find_cases
 from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.formatting import did_you_mean, first_few, plural
+from dask_slicer.utils.formatting import did_you_mean, first_few
 
 # Reading a header is mostly waiting for the disk.
 _HEADER_THREADS = 16
@@ -40,22 +40,14 @@ def make_plan(
     assigned = assigned or {}
     dataset = find_cases(config.input_dir, include_test=config.include_test)
     root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
+    if config.input_dir == root:
+        check_labels(root, dataset, allow_missing=config.allow_missing_labels)
     notes = list(dataset.notes)
     if config.prune:
         present = {case.case_id for case in dataset.cases}
         assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
     has_labels = any(case.label is not None for case in dataset.cases)
-    problems = list(dataset.problems)
-    if not has_labels and config.input_dir == root and (labels := unused_labels(root, dataset)):
-        found = f"{plural(len(labels), 'file')} named like labels: {first_few(labels)}"
-        if config.allow_missing_labels:
-            notes.append(f"left out {found}")
-        else:
-            problems.append(
-                f"no case has a label, but there are {found}; name images and labels in a "
-                "manifest, or use --allow_missing_labels"
-            )
-    if config.min_foreground > 0 and not has_labels:
+    if config.min_foreground > 0 and not has_labels and not dataset.problems:
         raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
     groups = case_groups(dataset, config, notes)
     cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
@@ -92,7 +84,7 @@ def make_plan(
         cases=plans,
         splits=by_split(splits),
         notes=(*notes, *_notes(plans, config, has_labels=has_labels)),
-        problems=tuple(problems),
+        problems=tuple(dataset.problems),
     )
 
 

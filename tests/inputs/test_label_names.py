@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.inputs.discovery import find_cases
-from dask_slicer.inputs.label_names import labels_beside_images, named_like_labels
+from dask_slicer.inputs.discovery import check_labels, find_cases
+from dask_slicer.inputs.label_names import named_like_labels
 from dask_slicer.planning.planner import make_plan
 
 
@@ -37,6 +37,11 @@ def lay(root: Path, *names: str) -> None:
         ("mask_1", ["image_1"]),
         ("lesion_manual", ["flair"]),
         ("tumor_01_seg", ["tumor_01_t1", "tumor_01_t2"]),
+        ("seg", ["t1", "t1_lesion_filled"]),
+        ("CTMask", ["CT"]),
+        ("wmh", ["FLAIR", "T1"]),
+        ("brainmask", ["T1"]),
+        ("gtv", ["t1c"]),
     ],
 )
 def test_the_label_of_a_case_is_told_from_its_images(label, images) -> None:
@@ -45,7 +50,17 @@ def test_the_label_of_a_case_is_told_from_its_images(label, images) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [["t1", "t2"], ["tumor_t1", "tumor_t2"], ["segment1", "maskless"], ["pre", "post"], ["ct"]],
+    [
+        ["t1", "t2"],
+        ["tumor_t1", "tumor_t2"],
+        ["segment1", "maskless"],
+        ["t1", "flair", "t1_lesion_filled"],
+        ["t1", "t1_roi_crop"],
+        ["pre_tumor", "post_tumor"],
+        ["tumor"],
+        ["1", "2"],
+        ["", "é"],
+    ],
 )
 def test_images_are_images(names) -> None:
     assert not any(named_like_labels(names))
@@ -53,13 +68,6 @@ def test_images_are_images(names) -> None:
 
 def test_several_labels_are_labels_although_all_share_a_word() -> None:
     assert named_like_labels(["liver_seg", "kidney_seg"]) == [True, True]
-
-
-def test_names_that_differ_in_words_for_labels_alone_are_image_and_label() -> None:
-    assert labels_beside_images(["a_1", "a_1_seg", "b_seg", "tumor_1", "A_1"]) == [
-        ("A_1", "a_1_seg")
-    ]
-    assert labels_beside_images(["liver", "Liver"]) == []
 
 
 def test_a_folder_of_labels_only_is_refused(tmp_path) -> None:
@@ -87,11 +95,21 @@ def test_numbers_of_patients_are_not_channels(tmp_path) -> None:
     ]  # fmt: skip
 
 
+def test_a_stray_label_does_not_make_channels_patients(tmp_path) -> None:
+    lay(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr/a_0000.nii.gz")
+    dataset = find_cases(tmp_path)
+    assert [case.case_id for case in dataset.cases] == ["a"]
+    assert dataset.notes == ["1 label without an image: a_0000"]
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
         (["imagesTr/amos_0007.nii.gz"], "1 image without one: amos_0007.nii.gz"),
-        (["labelsTr/amos.nii.gz"], "labels that fit names without the number, too: amos"),
+        (
+            ["imagesTr/amos_0000.nii.gz", "labelsTr/amos_0000.nii.gz"],
+            "names with _0000 and other numbers: amos",
+        ),
     ],
 )
 def test_numbers_that_may_be_patients_or_channels_are_refused(tmp_path, more, reason) -> None:
@@ -100,21 +118,79 @@ def test_numbers_that_may_be_patients_or_channels_are_refused(tmp_path, more, re
     assert reason in problem
 
 
-def test_a_label_among_images_is_refused(tmp_path) -> None:
-    lay(tmp_path, "images/a.nii.gz", "images/a_seg.nii.gz", "images/tumor_b.nii.gz")
-    (problem,) = find_cases(tmp_path).problems
-    assert problem.startswith("a_seg in ")
-    assert "named like the label of a" in problem
+@pytest.mark.parametrize(
+    ("files", "label"),
+    [
+        (
+            ["images/a.nii.gz", "images/a_seg.nii.gz", "images/tumor_b.nii.gz"],
+            "images/a_seg.nii.gz",
+        ),
+        (["scans/a.nii.gz", "masks/a.nii.gz"], "masks/a.nii.gz"),
+        (["img/a.nii.gz", "label/a.nii.gz"], "label/a.nii.gz"),
+        (["Images/a.nii.gz", "Labels/a.nii.gz"], "Labels/a.nii.gz"),
+        (["images/volume-1.nii", "images/segmentation-1.nii"], "images/segmentation-1.nii"),
+        (
+            ["sub-1/anat/sub-1_T2w.nii.gz", "sub-1/anat/sub-1_dseg.nii.gz"],
+            "sub-1/anat/sub-1_dseg.nii.gz",
+        ),
+        (["imagesTr/p_1_0000.nii.gz", "imagesTr/seg_1_0000.nii.gz"], "imagesTr/seg_1_0000.nii.gz"),
+    ],
+)
+def test_a_label_among_images_is_refused(tmp_path, files, label) -> None:
+    lay(tmp_path, *files)
+    dataset = find_cases(tmp_path)
+    check_labels(tmp_path, dataset, allow_missing=True)
+    assert any(f"named like labels: {label}" in problem for problem in dataset.problems)
 
 
-def test_an_image_with_a_label_of_its_own_is_an_image(tmp_path) -> None:
-    lay(tmp_path, "images/a.nii.gz", "images/tumor_a.nii.gz", "labels/tumor_a.nii.gz")
-    assert not find_cases(tmp_path).problems
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["images/a.nii.gz", "images/mask_a.nii.gz", "labels/mask_a.nii.gz"],
+        ["images/001.nii.gz", "images/tumor_001.nii.gz"],
+        ["images/mask_1.nii.gz", "images/mask_2.nii.gz"],
+        ["Lesion_01/lesion_01.nii.gz", "Lesion_02/lesion_02.nii.gz"],
+        ["p1/p1_ROI_CT.nii.gz", "p2/p2_ROI_CT.nii.gz"],
+        [
+            "sub-1/anat/sub-1_acq-tumor_T1w.nii.gz",
+            "derivatives/f/sub-1/anat/sub-1_acq-tumor_desc-preproc_T1w.nii.gz",
+        ],
+    ],
+)
+def test_images_with_such_words_in_their_names_are_images(tmp_path, files) -> None:
+    lay(tmp_path, *files)
+    dataset = find_cases(tmp_path)
+    check_labels(tmp_path, dataset, allow_missing=False)
+    assert not dataset.problems
+    images = [name for name in files if not name.startswith(("labels/", "derivatives/"))]
+    assert sorted(image for case in dataset.cases for image in case.images) == [
+        str(tmp_path / name) for name in sorted(images)
+    ]
+
+
+def test_labels_behind_a_link_are_found_and_loops_end(tmp_path) -> None:
+    lay(tmp_path, "scans/images/a.nii.gz", "elsewhere/a.nii.gz")
+    scans = tmp_path / "scans"
+    (scans / "masks").symlink_to(tmp_path / "elsewhere")
+    (scans / "loop").symlink_to(scans)
+    dataset = find_cases(scans)
+    check_labels(scans, dataset, allow_missing=True)
+    assert dataset.notes == [f"left out 1 file named like labels: {Path('masks', 'a.nii.gz')}"]
+
+
+def test_a_manifest_is_obeyed(dataset) -> None:
+    dataset.add("a", label=None)
+    (image,) = dataset.root.rglob("*.nii*")
+    (dataset.root / "manifest.csv").write_text(f"case_id,image\na,{image}\n")
+    (dataset.root / "masks").mkdir()
+    (dataset.root / "masks" / image.name).write_bytes(image.read_bytes())
+    plan = make_plan(RunConfig(input_dir=dataset.root, output_dir=dataset.root.parent / "out"))
+    assert not plan.problems
 
 
 @pytest.mark.parametrize(
     "label",
-    ["masks/a.nii.gz", "labels/a_seg.nii.gz", "ground_truth/a.nii.gz", "labels2/x/a.nii.gz"],
+    ["masks/a.nii.gz", "labels/a_seg.nii.gz", "ground_truth/a.nii.gz", "CTMasks/x/a.nii.gz"],
 )
 def test_labels_that_are_not_used_stop_a_run_until_it_is_wanted(
     dataset, tmp_path, invoke, label

@@ -65,8 +65,10 @@ def _by_role(
     case_id: str, paths: list[Path], result: LayoutMatch
 ) -> tuple[dict[str, Path], Path | None]:
     """Return the images of a case by modality, and its label."""
-    prefix = rf"^{re.escape(case_id)}([_\- ]+|$)"
-    names = [re.sub(prefix, "", stem_of(path.name)) or "image" for path in paths]
+    prefix = rf"^{re.escape(case_id)}([_\-. ]+|$)"
+    names = [
+        re.sub(prefix, "", stem_of(path.name), flags=re.IGNORECASE) or "image" for path in paths
+    ]
     images: dict[str, Path] = {}
     labels = []
     for path, name, is_label in zip(paths, names, named_like_labels(names), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from dask_slicer.inputs.case import split_channel, stem_of
@@ -68,15 +68,19 @@ def _is_paired(
     """Return whether images have labels of their own full names; a problem if only some do."""
     label_stems = {stem_of(path.name) for path in labels}
     unlike = [path.name for path in images if stem_of(path.name) not in label_stems]
-    if len(unlike) == len(images):
+    parts = [split_channel(path.name) for path in images]
+    ids = Counter(part[0] for part in parts if part)
+    by_channel = sorted(ids.keys() & label_stems)
+    if len(images) - len(unlike) <= len(by_channel):
         return False
-    channels = [split_channel(path.name) for path in images]
-    by_channel = sorted({parts[0] for parts in channels if parts} & label_stems)
+    first_channels = sorted(part[0] for part in parts if part and part[1] == 0 and ids[part[0]] > 1)
     why = None
     if unlike:
         why = f"{plural(len(unlike), 'image')} without one: {first_few(unlike)}"
     elif by_channel:
         why = f"labels that fit names without the number, too: {first_few(by_channel)}"
+    elif first_channels:
+        why = f"names with _0000 and other numbers: {first_few(first_channels)}"
     elif n_declared > 1:
         why = f"{n_declared} channels in dataset.json"
     if why:
