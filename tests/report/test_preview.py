@@ -398,7 +398,7 @@ def test_the_picture_does_not_disturb_run_verify_or_overwrite(
         pytest.param(["--n_slices", 0], "n_slices must be 1 to 400, got 0", id="none"),
         pytest.param(
             ["--file", "a.gif"],
-            "--file must end with .png, .jpg, .pdf, .svg, got a.gif",
+            "--file must end with .png or .jpg or .pdf or .svg, got a.gif",
             id="suffix",
         ),
         pytest.param(
