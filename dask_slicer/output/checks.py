@@ -243,7 +243,7 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
 
 def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
-    known, cases = {layout.ZARR_ROOT, *layout.ZARR_SPLITS}, set()
+    known, cases = set(layout.ZARR_GROUPS), set()
     for record in written:
         cases.add(record.case_id)
         known.update(layout.case_files(record))
