@@ -162,11 +162,8 @@ def check_whole(
     if config.format == "zarr":
         from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, consolidated
 
-        texts = {layout.ZARR_ROOT: consolidated(output_dir / layout.ZARR, totals.split_of)}
-        texts |= {
-            f"{layout.ZARR}/{split}/{layout.ZARR_METADATA}": GROUP_TEXT
-            for split in totals.slices_by_split
-        }
+        texts = dict.fromkeys(layout.ZARR_GROUPS, GROUP_TEXT)
+        texts[layout.ZARR_ROOT] = consolidated(output_dir / layout.ZARR, totals.split_of)
         for name, text in texts.items():
             if not holds(output_dir / name, text):
                 yield Issue(path=name, message="has changed since it was written")
