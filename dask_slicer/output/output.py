@@ -221,10 +221,7 @@ def _planes_of_windows(
 def user_file_path(
     output_dir: Path, file: Path | None, *, name: str, suffixes: Collection[str]
 ) -> Path:
-    """Return the resolved path of `--file`, by default `name` in the output.
-
-    Raise UsageError for a directory, another suffix, and a name that a file of the output may have.
-    """
+    """Return the path of `--file`, by default `name` in the output; raise UsageError if unfit."""
     if file is None:
         return output_dir / name
     try:

@@ -151,10 +151,7 @@ def wrapped(facts: Sequence[str], room: float) -> list[str]:
 
 
 def legend_entries(values: Sequence[int], width: float) -> list[tuple[float, int, int | str]]:
-    """Return (x, line, label value) of the entries of a legend, in columns.
-
-    The last entry is a text that counts the values without room, if there are any.
-    """
+    """Return (x, line, label value) of a legend; the last may be a text on those without room."""
     longest = max((len(str(value)) for value in values), default=0)
     wide = _SWATCH + 16 + longest * _TEXT * 0.65
     per_line = max(int((width - _BESIDE_LEGEND) / wide), 4)

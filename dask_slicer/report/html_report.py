@@ -121,16 +121,12 @@ def _again(output: Output) -> str:
 
 
 def _settings(config: RunConfig) -> list[tuple[str, str, bool, str]]:
-    """Return (name, value, is changed, meaning) of the settings that shape the slices.
-
-    Other settings are left out unless they differ from their default.
-    """
+    """Return (name, value, is changed, meaning) of what shapes slices, and of changed settings."""
     always = {"input_dir", *SliceSettings.model_fields, *SplitSettings.model_fields}
     always.discard(UNUSED_BY_FORMAT[config.format])
     rows = []
-    for name, field in sorted(
-        RunConfig.model_fields.items(), key=lambda item: item[0] != "input_dir"
-    ):
+    for name in dict.fromkeys(("input_dir", *RunConfig.model_fields)):
+        field = RunConfig.model_fields[name]
         value = config.ratios()["val"] if name == "val_ratio" else getattr(config, name)
         changed = not field.is_required() and getattr(config, name) != field.default
         if name in always or (changed and name != "output_dir"):

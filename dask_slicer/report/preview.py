@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.errors import UsageError
-from dask_slicer.output.layout import PREVIEW
-from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
+from dask_slicer.output.output import Output, open_output
 from dask_slicer.report.panels import Panel, read_panels
 from dask_slicer.report.selection import choose_rows
 from dask_slicer.training.dataset import SliceDataset
@@ -21,7 +20,7 @@ N_SLICES = 16
 _MOST_SLICES = 400
 # Notebooks show a figure about 900 pixels wide: at this scale, its text stays legible.
 _WIDTH, _SCALE = 1600, 2
-_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
+SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def show_slices(
@@ -117,16 +116,6 @@ def _draw(output: Output, panels: Sequence[Panel], **options: Any) -> Montage:
             f"pictures need Matplotlib ({error}): pip install 'dask_slicer[plot]'"
         ) from None
     return draw(output, panels, **options)
-
-
-def place_of_preview(output: Output, file: Path | None) -> Path:
-    """Return the path of a picture of an output: `file`, or `PREVIEW` in the output."""
-    return user_file_path(output.path, file, name=PREVIEW, suffixes=_SUFFIXES)
-
-
-def write_preview(figure: Montage, path: Path) -> None:
-    """Write a figure in the format of the path's suffix; raise UsageError if that fails."""
-    write_user_file(path, figure.to_bytes(path.suffix.lower()[1:]))
 
 
 def parse_slices(text: str) -> list[int]:
