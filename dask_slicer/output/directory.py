@@ -67,10 +67,7 @@ def _is_ours(output_dir: Path) -> bool:
 
 
 def existing_config(output_dir: Path) -> RunConfig | None:
-    """Return the configuration of an output, None if the directory is empty or new.
-
-    Raise OutputError if it holds other files, or was written by a newer version.
-    """
+    """Return the configuration of an output, None if the directory is empty or new."""
     if not _is_ours(output_dir):
         return None
     try:
