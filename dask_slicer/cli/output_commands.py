@@ -54,16 +54,12 @@ def preview(
 
     The slices are spread over splits and cases.
     """
-    from dask_slicer.output.output import open_output
-    from dask_slicer.report.preview import (
-        parse_slices,
-        place_of_preview,
-        show_slices,
-        write_preview,
-    )
+    from dask_slicer.output.layout import PREVIEW
+    from dask_slicer.output.output import open_output, user_file_path, write_user_file
+    from dask_slicer.report.preview import SUFFIXES, parse_slices, show_slices
 
     output = open_output(output_dir)
-    path = place_of_preview(output, file)
+    path = user_file_path(output.path, file, name=PREVIEW, suffixes=SUFFIXES)
     figure = show_slices(
         output,
         cases=cases or None,
@@ -71,7 +67,7 @@ def preview(
         labels=not no_labels,
         **options,
     )
-    write_preview(figure, path)
+    write_user_file(path, figure.to_bytes(path.suffix.lower()[1:]))
     if not quiet:
         if output.shortfall:
             click.echo(f"Note: {escape_line(output.shortfall)}")

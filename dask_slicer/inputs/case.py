@@ -71,7 +71,6 @@ def split_channel(name: str) -> tuple[str, int] | None:
 
 def case_id_problem(case_id: str) -> str | None:
     """Return why a case id is not a valid file name on every system, None if it is."""
-    reason = None
     bad = re.search(r'[/\\:*?"<>|\x00-\x1f\x7f]', case_id)
     if not case_id.strip():
         reason = "it is empty"
@@ -85,7 +84,7 @@ def case_id_problem(case_id: str) -> str | None:
         reason = f"it is longer than {_LONGEST_ID} bytes"
     elif not case_id.isprintable():
         reason = "it holds characters that cannot be printed"
-    if reason is None:
+    else:
         return None
     return f"case id {case_id[:80]!r} is not a plain file name: {reason}"
 

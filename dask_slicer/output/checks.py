@@ -162,11 +162,8 @@ def check_whole(
     if config.format == "zarr":
         from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, consolidated
 
-        texts = {layout.ZARR_ROOT: consolidated(output_dir / layout.ZARR, totals.split_of)}
-        texts |= {
-            f"{layout.ZARR}/{split}/{layout.ZARR_METADATA}": GROUP_TEXT
-            for split in totals.slices_by_split
-        }
+        texts = dict.fromkeys(layout.ZARR_GROUPS, GROUP_TEXT)
+        texts[layout.ZARR_ROOT] = consolidated(output_dir / layout.ZARR, totals.split_of)
         for name, text in texts.items():
             if not holds(output_dir / name, text):
                 yield Issue(path=name, message="has changed since it was written")
@@ -243,7 +240,7 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
 
 def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
-    known, cases = {layout.ZARR_ROOT, *layout.ZARR_SPLITS}, set()
+    known, cases = set(layout.ZARR_GROUPS), set()
     for record in written:
         cases.add(record.case_id)
         known.update(layout.case_files(record))

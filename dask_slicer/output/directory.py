@@ -14,25 +14,8 @@ from dask_slicer.config.loader import build_config, to_yaml
 from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, ConfigError, OutputError, as_case_error
+from dask_slicer.output import layout
 from dask_slicer.output.atomic import atomic_write
-from dask_slicer.output.layout import (
-    CONFIG,
-    FAILURES,
-    INDEX,
-    PARTITION_PLAN,
-    PREVIEW,
-    SPLITS_FILE,
-    SUMMARY,
-    TEMPORARY,
-    ZARR,
-    ZARR_ROOT,
-    ZARR_SPLITS,
-    find_entries,
-    journals,
-    names_in,
-    remove_entries,
-    temporary_folders,
-)
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
 from dask_slicer.utils.formatting import first_few
 
@@ -53,16 +36,16 @@ _LOG = logging.getLogger(__name__)
 def _is_ours(output_dir: Path) -> bool:
     """Return whether a directory holds an output, and is not empty or new."""
     try:
-        names = names_in(output_dir)
+        names = layout.names_in(output_dir)
     except NotADirectoryError:
         raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
     except PermissionError:
         raise OutputError(f"no permission to read output_dir {output_dir}") from None
-    if CONFIG in names:
-        marked = _MARKED.match((output_dir / CONFIG).read_bytes())
+    if layout.CONFIG in names:
+        marked = _MARKED.match((output_dir / layout.CONFIG).read_bytes())
         if marked is None:
             raise OutputError(
-                f"output_dir {output_dir} holds a {CONFIG} that dask-slicer did not write; "
+                f"output_dir {output_dir} holds a {layout.CONFIG} that dask-slicer did not write; "
                 "name another directory"
             )
         if int(marked[1] or 0) > FORMAT_VERSION:
@@ -73,7 +56,7 @@ def _is_ours(output_dir: Path) -> bool:
             )
         return True
     foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
-    if foreign and (output_dir / CONFIG).exists():
+    if foreign and (output_dir / layout.CONFIG).exists():
         return _is_ours(output_dir)  # another process started the output during the listing
     if foreign:
         raise OutputError(
@@ -84,14 +67,11 @@ def _is_ours(output_dir: Path) -> bool:
 
 
 def existing_config(output_dir: Path) -> RunConfig | None:
-    """Return the configuration of an output, None if the directory is empty or new.
-
-    Raise OutputError if it holds other files, or was written by a newer version.
-    """
+    """Return the configuration of an output, None if the directory is empty or new."""
     if not _is_ours(output_dir):
         return None
     try:
-        return build_config({"output_dir": output_dir}, base=output_dir / CONFIG)
+        return build_config({"output_dir": output_dir}, base=output_dir / layout.CONFIG)
     except ConfigError as error:
         raise OutputError(
             f"output_dir {output_dir} was not written by this version of dask-slicer: {error}"
@@ -100,10 +80,10 @@ def existing_config(output_dir: Path) -> RunConfig | None:
 
 def output_config(output_dir: Path) -> RunConfig:
     """Return the configuration of an output; raise OutputError if there is none."""
-    config = existing_config(output_dir) if (output_dir / CONFIG).exists() else None
+    config = existing_config(output_dir) if (output_dir / layout.CONFIG).exists() else None
     if config is None:
         raise OutputError(
-            f"{output_dir} is not an output of dask-slicer: it has no {CONFIG}"
+            f"{output_dir} is not an output of dask-slicer: it has no {layout.CONFIG}"
             + ("" if output_dir.is_dir() else " (there is no such directory)")
             + "; give the --output_dir of a run that has started"
         )
@@ -112,7 +92,7 @@ def output_config(output_dir: Path) -> RunConfig:
 
 def existing_splits(output_dir: Path) -> dict[str, str]:
     """Return the split of every case in splits.json; raise OutputError if it is damaged."""
-    path = output_dir / SPLITS_FILE
+    path = output_dir / layout.SPLITS_FILE
     try:
         splits = json.loads(path.read_text(encoding="utf-8"))
         return {str(case): split for split in SPLITS for case in splits.get(split, [])}
@@ -135,17 +115,20 @@ def check_unchanged(old: RunConfig, new: RunConfig) -> None:
 
 
 def start(
-    config: RunConfig, splits: Mapping[str, Sequence[str]], *, temporary: str = TEMPORARY
+    config: RunConfig, splits: Mapping[str, Sequence[str]], *, temporary: str = layout.TEMPORARY
 ) -> None:
     """Write config.yaml, splits.json and the Zarr groups, before the first case."""
     output_dir = config.output_dir
     shutil.rmtree(output_dir / temporary, ignore_errors=True)
     # Forced to disk: without these two, no run could continue after a power cut.
-    files = [(CONFIG, _MARK + to_yaml(config), True), (SPLITS_FILE, splits_text(splits), True)]
+    files = [
+        (layout.CONFIG, _MARK + to_yaml(config), True),
+        (layout.SPLITS_FILE, splits_text(splits), True),
+    ]
     if config.format == "zarr":
         from dask_slicer.output.formats.zarr_writer import GROUP_TEXT
 
-        files += [(name, GROUP_TEXT, config.fsync) for name in (ZARR_ROOT, *ZARR_SPLITS)]
+        files += [(name, GROUP_TEXT, config.fsync) for name in layout.ZARR_GROUPS]
     for name, text, fsync in files:
         path = output_dir / name
         if not holds(path, text):  # partitions write the same files
@@ -163,7 +146,7 @@ def restore_splits(output_dir: Path, known: Mapping[str, str]) -> None:
     assigned = dict(known)
     with suppress(OutputError):
         assigned = existing_splits(output_dir) | assigned
-    write_lines(output_dir, SPLITS_FILE, [splits_text(by_split(assigned))], fsync=True)
+    write_lines(output_dir, layout.SPLITS_FILE, [splits_text(by_split(assigned))], fsync=True)
 
 
 def write_lines(
@@ -171,7 +154,7 @@ def write_lines(
     name: str,
     lines: Iterable[str] | None,
     *,
-    temporary: str = TEMPORARY,
+    temporary: str = layout.TEMPORARY,
     fsync: bool = False,
 ) -> None:
     """Write a file of the output whole, line by line; None removes it."""
@@ -202,32 +185,31 @@ def _encode(text: str) -> bytes:
 def clear(output_dir: Path) -> None:
     """Remove everything that earlier runs wrote, config.yaml last; other files stay."""
     # Index and journals first: no process shall read a directory that is half removed.
-    for path in (output_dir / INDEX, *journals(output_dir)):
+    for path in (output_dir / layout.INDEX, *layout.journals(output_dir)):
         path.unlink(missing_ok=True)
-    for entries in find_entries(output_dir).values():
-        remove_entries(output_dir, entries)
-    whole = (SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, CONFIG)
-    for name in (ZARR_ROOT, *ZARR_SPLITS, *whole):
+    for entries in layout.find_entries(output_dir).values():
+        layout.remove_entries(output_dir, entries)
+    for name in (*layout.ZARR_GROUPS, *layout.TOP_FILES):
         (output_dir / name).unlink(missing_ok=True)
     remove_temporary(output_dir)
 
 
 def remove_temporary(output_dir: Path) -> None:
     """Remove unfinished files, and empty directories of splits."""
-    for folder in temporary_folders(output_dir):
+    for folder in layout.temporary_folders(output_dir):
         shutil.rmtree(folder, ignore_errors=True)
-    store = output_dir / ZARR
+    store = output_dir / layout.ZARR
     for folder in (*(parent / split for parent in (output_dir, store) for split in SPLITS), store):
         with suppress(OSError):  # missing, or not empty
             folder.rmdir()
 
 
 def remove_case_files(
-    output_dir: Path, entries: Iterable[str], *, temporary: str = TEMPORARY
+    output_dir: Path, entries: Iterable[str], *, temporary: str = layout.TEMPORARY
 ) -> CaseError | None:
     """Remove entries of a case; return the error, if any."""
     try:
-        remove_entries(output_dir, entries, temporary=temporary)
+        layout.remove_entries(output_dir, entries, temporary=temporary)
     except OSError as error:
         _LOG.warning("Could not remove files of a case: %s", error)
         return as_case_error(error, step="save")

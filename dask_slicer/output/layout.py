@@ -45,11 +45,13 @@ FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
 ZARR = "slices.zarr"
 ZARR_METADATA = "zarr.json"
 ZARR_ROOT = f"{ZARR}/{ZARR_METADATA}"
-ZARR_SPLITS = tuple(f"{ZARR}/{split}/{ZARR_METADATA}" for split in SPLITS)
+ZARR_GROUPS = (ZARR_ROOT, *(f"{ZARR}/{split}/{ZARR_METADATA}" for split in SPLITS))
 # Written by `dask-slicer preview`.
 PREVIEW = "preview.png"
 # The plan that all partitions of a run share.
 PARTITION_PLAN = ".dask_slicer.shares.json"
+# Without index and journals; CONFIG last, because it marks the directory as an output.
+TOP_FILES = (SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, CONFIG)
 # Holds unfinished files; on the same file system as their places.
 TEMPORARY = WHOLE.temporary
 

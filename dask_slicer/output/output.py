@@ -221,10 +221,7 @@ def _planes_of_windows(
 def user_file_path(
     output_dir: Path, file: Path | None, *, name: str, suffixes: Collection[str]
 ) -> Path:
-    """Return the resolved path of `--file`, by default `name` in the output.
-
-    Raise UsageError for a directory, and for a name that a file of the output may have.
-    """
+    """Return the path of `--file`, by default `name` in the output; raise UsageError if unfit."""
     if file is None:
         return output_dir / name
     try:
@@ -234,11 +231,15 @@ def user_file_path(
         raise _not_written(file, error) from None
     if is_directory:
         raise UsageError(f"--file {file} is a directory; name a file in it")
-    if file.is_relative_to(home) and (file.parent != home or file.suffix.lower() not in suffixes):
+    endings = " or ".join(suffixes)
+    has_ending = file.suffix.lower() in suffixes
+    if file.is_relative_to(home) and (file.parent != home or not has_ending):
         raise UsageError(
             f"--file {file} could be a file of the output itself; choose a place outside "
-            f"{output_dir}, or directly in it with the ending {' or '.join(suffixes)}"
+            f"{output_dir}, or directly in it with the ending {endings}"
         )
+    if not has_ending:
+        raise UsageError(f"--file must end with {endings}, got {file.name}")
     return file
 
 

@@ -81,13 +81,10 @@ def suggest_workers(
 ) -> tuple[int, str]:
     """Return the suggested number of workers, and what limits it."""
     by_memory = max(memory_bytes // peak, 1)
+    memory, each = format_bytes(memory_bytes), format_bytes(peak)
     limits = [
         (n_cpus, f"CPU: this process may use {n_cpus}"),
-        (
-            by_memory,
-            f"memory: {format_bytes(memory_bytes)} holds {by_memory} workers of "
-            f"{format_bytes(peak)}",
-        ),
+        (by_memory, f"memory: {memory} holds {by_memory} workers of {each}"),
         (max(n_cases, 1), f"only {plural(n_cases, 'case')} can be run"),
     ]
     if rotational:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -51,7 +51,10 @@ def make_plan(
         raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
     groups = case_groups(dataset, config, notes)
     cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
-    _check_only(config.only, cases)
+    known = {case.case_id for case in cases}
+    for name in config.only:
+        if name not in known:
+            raise DatasetError(f"--only {name}: there is no such case{did_you_mean(name, known)}")
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
 
     def plan_case(case: Case) -> CasePlan:
@@ -133,10 +136,3 @@ def _notes(cases: Sequence[CasePlan], config: RunConfig, *, has_labels: bool) ->
     unused = UNUSED_BY_FORMAT[config.format]
     if getattr(config, unused) != RunConfig.model_fields[unused].default:
         yield f"--{unused} has no effect with --format {config.format}"
-
-
-def _check_only(only: Sequence[str], cases: Iterable[Case]) -> None:
-    known = {case.case_id for case in cases}
-    for name in only:
-        if name not in known:
-            raise DatasetError(f"--only {name}: there is no such case{did_you_mean(name, known)}")

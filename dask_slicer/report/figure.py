@@ -56,20 +56,22 @@ _DARK = _Theme("#14171a", "#e6e8ea", "#9aa4ae", "#f0a04b", "#ff6b6b")
 class Montage(Figure):
     """A figure that a notebook shows even if Matplotlib is not set up for notebooks."""
 
-    def _repr_png_(self) -> bytes:
-        return to_bytes(self)
+    def to_bytes(self, suffix: str = "png") -> bytes:
+        """Return the figure as the content of a file, pixel for pixel."""
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            # Characters that the font lacks are shown as boxes.
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            self.savefig(
+                content,
+                format=suffix,
+                dpi="figure",
+                bbox_inches=None,
+                facecolor=self.get_facecolor(),
+            )
+        return content.getvalue()
 
-
-def to_bytes(figure: Figure, *, suffix: str = "png") -> bytes:
-    """Return a figure as the content of a file, pixel for pixel."""
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # Characters that the font lacks are shown as boxes.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        figure.savefig(
-            content, format=suffix, dpi="figure", bbox_inches=None, facecolor=figure.get_facecolor()
-        )
-    return content.getvalue()
+    _repr_png_ = to_bytes
 
 
 # -- layout ----------------------------------------------------------------------------------------
@@ -149,10 +151,7 @@ def wrapped(facts: Sequence[str], room: float) -> list[str]:
 
 
 def legend_entries(values: Sequence[int], width: float) -> list[tuple[float, int, int | str]]:
-    """Return (x, line, label value) of the entries of a legend, in columns.
-
-    The last entry is a text that counts the values without room, if there are any.
-    """
+    """Return (x, line, label value) of a legend; the last may be a text on those without room."""
     longest = max((len(str(value)) for value in values), default=0)
     wide = _SWATCH + 16 + longest * _TEXT * 0.65
     per_line = max(int((width - _BESIDE_LEGEND) / wide), 4)

@@ -15,7 +15,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings, SplitSettings
-from dask_slicer.errors import DaskSlicerError, UsageError
+from dask_slicer.errors import DaskSlicerError
 from dask_slicer.monitoring.state import STEPS
 from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
@@ -24,7 +24,7 @@ from dask_slicer.report.overview import Overview, overview
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
 
 REPORT = "report.html"
-_SUFFIXES = (".html", ".htm")
+_SUFFIXES = (".html", ".htm")  # by which browsers choose
 
 _N_SLICES, _MOST_NAMES = 12, 20
 # In pixels: the width of the page, so that pictures and page have text of one size; narrower if the
@@ -39,8 +39,6 @@ def write_report(
     """Write the report of an output to `file`, by default `REPORT` in the output."""
     output = open_output(output_dir)
     file = user_file_path(output.path, file, name=REPORT, suffixes=_SUFFIXES)
-    if file.suffix.lower() not in _SUFFIXES:  # browsers choose by suffix
-        raise UsageError(f"--file must end with {' or '.join(_SUFFIXES)}, got {file.name}")
     facts = overview(output)
     pictures, why_none = _pictures(output, facts)
     if why_none:
@@ -123,16 +121,12 @@ def _again(output: Output) -> str:
 
 
 def _settings(config: RunConfig) -> list[tuple[str, str, bool, str]]:
-    """Return (name, value, is changed, meaning) of the settings that shape the slices.
-
-    Other settings are left out unless they differ from their default.
-    """
+    """Return (name, value, is changed, meaning) of what shapes slices, and of changed settings."""
     always = {"input_dir", *SliceSettings.model_fields, *SplitSettings.model_fields}
     always.discard(UNUSED_BY_FORMAT[config.format])
     rows = []
-    for name, field in sorted(
-        RunConfig.model_fields.items(), key=lambda item: item[0] != "input_dir"
-    ):
+    for name in dict.fromkeys(("input_dir", *RunConfig.model_fields)):
+        field = RunConfig.model_fields[name]
         value = config.ratios()["val"] if name == "val_ratio" else getattr(config, name)
         changed = not field.is_required() and getattr(config, name) != field.default
         if name in always or (changed and name != "output_dir"):

@@ -48,21 +48,19 @@ def read_panels(
             with damage_named(case.case_id, slice_index):
                 metadata = reader.metadata(slice_index)
                 image, label = reader.read(slice_index, window_size)
-                total_slices = metadata["total_slices"]
                 _, per_row, per_column = metadata["spacing"]
-                affine = np.array(metadata["affine"], dtype=np.float64)
-            # Channels are ordered by offset, and within an offset by modality.
-            by_offset = image.reshape(-1, len(black), *image.shape[1:])
-            panel = Panel(
-                case_id=case.case_id,
-                split=case.split,
-                slice_index=slice_index,
-                total_slices=total_slices,
-                image=to_grey(by_offset, black, white).swapaxes(0, 1),
-                label=label,
-                spacing=(per_row, per_column),
-                sides=sides(affine),
-            )
+                # Channels are ordered by offset, and within an offset by modality.
+                by_offset = image.reshape(-1, len(black), *image.shape[1:])
+                panel = Panel(
+                    case_id=case.case_id,
+                    split=case.split,
+                    slice_index=slice_index,
+                    total_slices=metadata["total_slices"],
+                    image=to_grey(by_offset, black, white).swapaxes(0, 1),
+                    label=label,
+                    spacing=(per_row, per_column),
+                    sides=sides(np.array(metadata["affine"], dtype=np.float64)),
+                )
             panels.append(panel)
     return panels
 

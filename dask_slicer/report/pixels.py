@@ -34,11 +34,8 @@ _SIDES = ("LR", "PA", "IS")
 
 
 def display_range(image: NDArray[np.floating]) -> tuple[float, float]:
-    """Return the intensities to show as black and as white.
-
-    Percentiles of the pixels above the minimum, which in most images is air.
-    """
-    lowest = float(image.min())
+    """Return the intensities to show as black and as white."""
+    lowest = float(image.min())  # in most images, air
     foreground = image[image > lowest]
     if not foreground.size:  # a constant image is black
         return lowest, max(lowest + 1.0, float(np.nextafter(lowest, np.inf)))

@@ -7,22 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.errors import UsageError
-from dask_slicer.output.layout import PREVIEW
-from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
+from dask_slicer.output.output import Output, open_output
 from dask_slicer.report.panels import Panel, read_panels
 from dask_slicer.report.selection import choose_rows
 from dask_slicer.training.dataset import SliceDataset
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+    from dask_slicer.report.figure import Montage
 
 N_SLICES = 16
 # More slices would be too small to see.
 _MOST_SLICES = 400
 # Notebooks show a figure about 900 pixels wide: at this scale, its text stays legible.
 _WIDTH, _SCALE = 1600, 2
-_SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
+SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
 def show_slices(
@@ -34,7 +32,7 @@ def show_slices(
     n_slices: int = N_SLICES,
     labels: bool = True,
     dark: bool = False,
-) -> Figure:
+) -> Montage:
     """Return a figure of slices with their labels, spread over splits and cases.
 
     A notebook shows it as the last value of a cell. Greys are the same in all slices of a case,
@@ -107,13 +105,10 @@ def picture(
     """Return a PNG of slices of an output, about `width` pixels wide."""
     rows = choose_rows(output, output.index, n=n_slices)
     panels = read_panels(output, output.index, rows, window_size=window_size)
-    figure = _draw(output, panels, dark=dark, width=width)
-    from dask_slicer.report.figure import to_bytes
-
-    return to_bytes(figure)
+    return _draw(output, panels, dark=dark, width=width).to_bytes()
 
 
-def _draw(output: Output, panels: Sequence[Panel], **options: Any) -> Figure:
+def _draw(output: Output, panels: Sequence[Panel], **options: Any) -> Montage:
     try:
         from dask_slicer.report.figure import draw
     except ImportError as error:
@@ -121,21 +116,6 @@ def _draw(output: Output, panels: Sequence[Panel], **options: Any) -> Figure:
             f"pictures need Matplotlib ({error}): pip install 'dask_slicer[plot]'"
         ) from None
     return draw(output, panels, **options)
-
-
-def place_of_preview(output: Output, file: Path | None) -> Path:
-    """Return the path of a picture of an output: `file`, or `PREVIEW` in the output."""
-    path = user_file_path(output.path, file, name=PREVIEW, suffixes=_SUFFIXES)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"--file must end with {', '.join(_SUFFIXES)}, got {path.name}")
-    return path
-
-
-def write_preview(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix; raise UsageError if that fails."""
-    from dask_slicer.report.figure import to_bytes
-
-    write_user_file(path, to_bytes(figure, suffix=path.suffix.lower()[1:]))
 
 
 def parse_slices(text: str) -> list[int]:

@@ -492,7 +492,7 @@ def test_a_directory_marked_as_ours_while_it_is_listed_is_ours(
 ) -> None:
     shares("1/2")
     listed = iter([["splits.json"], ["config.yaml", "splits.json"]])
-    monkeypatch.setattr(directory, "names_in", lambda _: next(listed))
+    monkeypatch.setattr(directory.layout, "names_in", lambda _: next(listed))
     assert directory.existing_config(output_dir) is not None
 
 

@@ -19,10 +19,9 @@ import zarr
 
 from dask_slicer import SliceDataset
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.output.directory import INDEX
 from dask_slicer.output.formats import zarr_writer
 from dask_slicer.output.journal import last_records
-from dask_slicer.output.layout import JOURNAL
+from dask_slicer.output.layout import INDEX, JOURNAL
 from dask_slicer.records import CommittedCase
 
 pytestmark = pytest.mark.versions

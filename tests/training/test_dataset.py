@@ -17,8 +17,7 @@ import pytest
 
 from dask_slicer import SliceDataset, open_output
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
-from dask_slicer.output.directory import INDEX
-from dask_slicer.output.layout import CONFIG, JOURNAL
+from dask_slicer.output.layout import CONFIG, INDEX, JOURNAL
 
 pytestmark = pytest.mark.versions
 

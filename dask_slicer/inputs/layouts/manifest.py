@@ -132,14 +132,13 @@ def _case(position: str, row: Mapping[str, str], images: list[str], manifest: Pa
         raise DatasetError(
             f"split must be one of {', '.join(SPLITS)}, got {split} in {position} of {manifest}"
         )
-
-    def path_of(name: str) -> str:
-        return os.path.normpath(manifest.parent / row[name])
-
+    named = [name for name in (*images, "label") if name in row]
+    paths = {name: os.path.normpath(manifest.parent / row[name]) for name in named}
+    label = paths.pop("label", None)
     return Case(
         case_id=row["case_id"],
-        images=tuple(path_of(name) for name in images if name in row),
-        label=path_of("label") if "label" in row else None,
+        images=tuple(paths.values()),
+        label=label,
         group=row.get("group"),
         split=split,
     )
