@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dask_slicer.cluster.client import address, count_threads, memory_limit
 from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.errors import (
@@ -79,8 +80,6 @@ def executor(
                     "--timeout has no effect in this process: only a worker can be stopped"
                 )
         else:
-            from dask_slicer.cluster.client import address
-
             scheduler = address(used_client)
             if scheduler.startswith("inproc://"):  # other processes cannot reach it
                 scheduler = lock.IN_PROCESS
@@ -124,7 +123,6 @@ def check_report_place(path: Path | None) -> None:
 def _execute_on(
     client: Client, queue: deque[CasePlan], target: Target, timeout: float | None
 ) -> Outcomes:
-    from dask_slicer.cluster.client import count_threads, memory_limit
     from dask_slicer.execution import futures
 
     yield from _too_large(queue, target.settings, memory_limit(client))

@@ -76,22 +76,23 @@ def verify(
     """
     started = time.monotonic()
     output = open_output(output_dir)
+    path = output.path
     here = LocalSettings().model_dump() | SchedulerSettings().model_dump()
-    ours = {"output_dir": output.path, "cluster": None, "performance_report": None}
+    ours = {"output_dir": path, "cluster": None, "performance_report": None}
     config = output.config.model_copy(update=ours | here | place)
     with ExitStack() as stack:
         if repair:  # cases that a run writes at the same time would look damaged
-            stack.enter_context(locked(output.path))
+            stack.enter_context(locked(path))
         else:
-            check_free(output.path)
-        journaled = list(last_records(output.path / layout.JOURNAL))
+            check_free(path)
+        journaled = list(last_records(path / layout.JOURNAL))
         records = [record for record in journaled if isinstance(record, CommittedCase)]
         failed = [record.case_id for record in journaled if isinstance(record, FailedCase)]
         planned: dict[str, str] = {}
         with suppress(OutputError):  # splits.json is damaged, which `check_whole` reports
-            planned = existing_splits(output.path)
+            planned = existing_splits(path)
         missing = planned.keys() - {record.case_id for record in records}
-        issues = list(check_whole(output.path, config, records, failed))
+        issues = list(check_whole(path, config, records, failed))
         drawn = _drawn(records, deep, seed)
         plans = {case.case_id: case for case in prepare_plan(config).cases} if drawn else {}
         target = target_of(config)
@@ -100,11 +101,7 @@ def verify(
                 config,
                 len(records),
                 peak_bytes=max((record.n_bytes for record in records), default=0),
-                needs=Requirements(
-                    output_dir=output.path,
-                    input_file=str(output.path / layout.CONFIG),
-                    temporary="",
-                ),
+                needs=Requirements(output_dir=path, input_file=str(path / layout.CONFIG)),
                 client=None,
                 observer=observer or Observer(),
             )
@@ -121,9 +118,9 @@ def verify(
             issues += case_issues
             on_case(record, len(records), case_issues)
         issues.sort(key=lambda issue: (issue.path, issue.case_id))
-        to_rewrite = _repair(output.path, records, issues) if repair and issues else ()
+        to_rewrite = _repair(path, records, issues) if repair and issues else ()
     return VerifyReport(
-        output_dir=str(output.path),
+        output_dir=str(path),
         n_cases=len(records),
         n_slices=sum(len(record.slices) for record in records),
         n_bytes=sum(record.n_bytes for record in records),

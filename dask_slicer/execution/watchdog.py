@@ -270,10 +270,8 @@ def _how_it_ended(exitcode: int | None) -> str:
         return "died; the system's log may say why"
     if exitcode >= 0:
         return f"exited with status {exitcode}"
-    try:
-        return f"was killed by signal {-exitcode} ({signal.Signals(-exitcode).name})"
-    except ValueError:
-        return f"was killed by signal {-exitcode}"
+    names = {int(known): f" ({known.name})" for known in signal.Signals}
+    return f"was killed by signal {-exitcode}{names.get(-exitcode, '')}"
 
 
 def _running_tasks(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool]:

@@ -73,9 +73,7 @@ def workers(
             dashboard = jobqueue.dashboard_link(client, config.dashboard_address)
         elif config.dashboard_address != "none":
             dashboard = str(client.dashboard_link or "")
-        page = clients.run_page_link(dashboard)
-        if page and not clients.has_run_page(client):
-            page = ""
+        page = clients.run_page_link(client, dashboard)
         observer.connected(where, dashboard=dashboard, run_page=page)
         if config.num_workers != RunConfig.model_fields["num_workers"].default:
             if is_remote:

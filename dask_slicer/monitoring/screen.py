@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -34,10 +34,6 @@ from dask_slicer.monitoring.watcher import (
 )
 from dask_slicer.output import directory
 from dask_slicer.output.lock import LockOwner
-
-if TYPE_CHECKING:
-    from distributed import Security
-
 
 # Between two looks at an output whose run has no scheduler yet, or has lost it.
 _LOOK_SECONDS = 2.0
@@ -77,7 +73,10 @@ def _watch_output(
 ) -> None:
     try:
         owner = _owner_of(output_dir, console, once=once)
-        security = tls_security(settings) or _security_of(output_dir, owner)
+        security = tls_security(settings)
+        if security is None and owner.scheduler.startswith("tls://"):
+            config = directory.existing_config(output_dir)
+            security = None if config is None else tls_security(config)
         process = (owner.host, owner.process) if owner.process else None
         with connect_watcher(owner.scheduler, security, process=process) as watcher:
             _draw(console, watcher, once=once)
@@ -115,21 +114,13 @@ def _draw(console: Console, source: Watcher | JournalReader, *, once: bool) -> N
 
 def _as_output(where: str | None) -> Path | None:
     """Return `where` as an output directory; None if it is an address."""
-    if where is None or (":" in where and not Path(where).is_dir()):
+    if where is not None and Path(where).is_dir():
+        return Path(where).absolute()
+    if where is None or ":" in where:
         return None
-    if not Path(where).is_dir():
-        raise UsageError(
-            f"{where} is neither an output directory nor an address such as tcp://host:8786"
-        )
-    return Path(where).absolute()
-
-
-def _security_of(output_dir: Path, owner: LockOwner) -> Security | None:
-    """Return the TLS files in the configuration of the run, if they are needed."""
-    if not owner.scheduler.startswith("tls://"):
-        return None
-    config = directory.existing_config(output_dir)
-    return None if config is None else tls_security(config)
+    raise UsageError(
+        f"{where} is neither an output directory nor an address such as tcp://host:8786"
+    )
 
 
 def _owner_of(output_dir: Path, console: Console, *, once: bool) -> LockOwner:
