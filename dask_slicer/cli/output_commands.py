@@ -55,23 +55,18 @@ def preview(
     The slices are spread over splits and cases.
     """
     from dask_slicer.output.output import open_output
-    from dask_slicer.report.preview import (
-        parse_slices,
-        place_of_preview,
-        show_slices,
-        write_preview,
-    )
+    from dask_slicer.report import preview as pictures
 
     output = open_output(output_dir)
-    path = place_of_preview(output, file)
-    figure = show_slices(
+    path = pictures.place_of_preview(output, file)
+    figure = pictures.show_slices(
         output,
         cases=cases or None,
-        slices=None if slices is None else parse_slices(slices),
+        slices=None if slices is None else pictures.parse_slices(slices),
         labels=not no_labels,
         **options,
     )
-    write_preview(figure, path)
+    pictures.write_preview(figure, path)
     if not quiet:
         if output.shortfall:
             click.echo(f"Note: {escape_line(output.shortfall)}")

@@ -20,14 +20,7 @@ from dask_slicer.errors import (
     WorkerLost,
     as_case_error,
 )
-from dask_slicer.execution.graph import (
-    Batcher,
-    batch_graph,
-    batch_work,
-    case_graph,
-    compute_here,
-    target_of,
-)
+from dask_slicer.execution import graph
 from dask_slicer.execution.tasks import CaseBatch, Target
 from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.publisher import ProgressPublisher
@@ -59,7 +52,7 @@ def executor(
 
     A case may be put into the queue again. `n_todo` counts cases that cannot be run, too.
     """
-    target = target_of(plan.config, run_id=run_id)
+    target = graph.target_of(plan.config, run_id=run_id)
     timeout = plan.config.timeout
     with ExitStack() as stack:
         used_client = stack.enter_context(
@@ -130,12 +123,12 @@ def _execute_on(
     # Batches stay small with a timeout, which is for one case but stops a whole graph, and before
     # the first worker is there, since the memory of workers is then unknown.
     n_served = n_threads if timeout is None and client.nthreads() else 1
-    enough = batch_work(n_served, memory_limit(client, of=min))
-    batcher = Batcher(queue, n_threads=n_threads, enough=enough)
+    enough = graph.batch_work(n_served, memory_limit(client, of=min))
+    batcher = graph.Batcher(queue, n_threads=n_threads, enough=enough)
     results = futures.run_graphs(
         client,
         batcher.next,
-        lambda batch: batch_graph(batch, target),
+        lambda batch: graph.batch_graph(batch, target),
         timeout=timeout,
         names_of=lambda batch: [case.case_id for case in batch],
     )
@@ -154,7 +147,7 @@ def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:
     while queue:
         case = queue.popleft()
         try:
-            result: object = compute_here(case_graph(case, target))
+            result: object = graph.compute_here(graph.case_graph(case, target))
         except CaseError as error:
             result = error
         yield case, _outcomes((case,), result)[0]

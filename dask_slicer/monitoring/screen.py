@@ -20,18 +20,11 @@ from rich.text import Text
 from dask_slicer.cluster.remote import scheduler_address, tls_security
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
-from dask_slicer.monitoring import tables
+from dask_slicer.monitoring import tables, watcher
 from dask_slicer.monitoring.journal_reader import JournalReader
 from dask_slicer.monitoring.progress_line import figures_line
 from dask_slicer.monitoring.snapshot import Snapshot
 from dask_slicer.monitoring.terminal import plain_table
-from dask_slicer.monitoring.watcher import (
-    NotRunning,
-    SchedulerGone,
-    Watcher,
-    connect_watcher,
-    find_scheduler,
-)
 from dask_slicer.output import directory
 from dask_slicer.output.lock import LockOwner
 
@@ -60,11 +53,11 @@ def watch_run(
     try:
         if output_dir is None:
             address = scheduler_address(where, settings.scheduler_file)
-            with connect_watcher(address, tls_security(settings)) as watcher:
-                _draw(console, watcher, once=once)
+            with watcher.connect_watcher(address, tls_security(settings)) as source:
+                _draw(console, source, once=once)
         else:
             _watch_output(console, output_dir, settings, once=once)
-    except NotRunning as ending:
+    except watcher.NotRunning as ending:
         console.out(ending)
 
 
@@ -78,13 +71,13 @@ def _watch_output(
             config = directory.existing_config(output_dir)
             security = None if config is None else tls_security(config)
         process = (owner.host, owner.process) if owner.process else None
-        with connect_watcher(owner.scheduler, security, process=process) as watcher:
-            _draw(console, watcher, once=once)
-    except SchedulerGone:
+        with watcher.connect_watcher(owner.scheduler, security, process=process) as source:
+            _draw(console, source, once=once)
+    except watcher.SchedulerGone:
         # A run that ends takes its scheduler with it, and may still be writing the index.
         deadline = time.monotonic() + _ENDING_SECONDS
         while time.monotonic() < deadline:
-            find_scheduler(output_dir)
+            watcher.find_scheduler(output_dir)
             time.sleep(_LOOK_SECONDS)
         raise
     except SchedulerError as error:
@@ -101,7 +94,7 @@ def _watch_journal(console: Console, output_dir: Path, reason: str, *, once: boo
     _draw(console, reader, once=once)
 
 
-def _draw(console: Console, source: Watcher | JournalReader, *, once: bool) -> None:
+def _draw(console: Console, source: watcher.Watcher | JournalReader, *, once: bool) -> None:
     """Draw runs until they are over, or print them once."""
     if once:
         for view in islice(source.views(), 1):
@@ -125,12 +118,14 @@ def _as_output(where: str | None) -> Path | None:
 
 def _owner_of(output_dir: Path, console: Console, *, once: bool) -> LockOwner:
     """Return the run into an output, with its scheduler; unless `once`, wait until it has one."""
-    owner = find_scheduler(output_dir)
+    owner = watcher.find_scheduler(output_dir)
     if owner is None and once:
-        raise NotRunning(f"The run into {output_dir} is starting, and has no workers to show yet")
+        raise watcher.NotRunning(
+            f"The run into {output_dir} is starting, and has no workers to show yet"
+        )
     if owner is None:
         with console.status(f"The run into {output_dir} is starting"):
-            while (owner := find_scheduler(output_dir)) is None:
+            while (owner := watcher.find_scheduler(output_dir)) is None:
                 time.sleep(_LOOK_SECONDS)
     return owner
 
