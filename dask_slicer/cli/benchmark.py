@@ -78,21 +78,20 @@ def run_benchmark(
         runs.append(run)
     table = benchmark.rows(runs, n_cpus=n_cpus)
     recommendation = benchmark.recommend(table, n_cpus=n_cpus)
+    first = runs[0]  # all have the same cases
     results = {
         "machine": {"cpus": n_cpus, "memory_bytes": system.memory_bytes()},
         "config": config.model_dump(mode="json", exclude={"num_workers", "output_dir"}),
-        "cases": runs[0].n_cases,
-        "slices": runs[0].n_slices,
-        "bytes_in": runs[0].bytes_in,
-        "bytes_out": runs[0].bytes_out,
+        "cases": first.n_cases,
+        "slices": first.n_slices,
+        "bytes_in": first.bytes_in,
+        "bytes_out": first.bytes_out,
         "runs": [asdict(run) for run in runs],
         "rows": [asdict(row) for row in table],
     } | asdict(recommendation)
     (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    title = (
-        f"{plural(runs[0].n_cases, 'case')}, {plural(runs[0].n_slices, 'slice')}, "
-        f"{plural(n_cpus, 'CPU')}"
-    )
+    cases, slices = plural(first.n_cases, "case"), plural(first.n_slices, "slice")
+    title = f"{cases}, {slices}, {plural(n_cpus, 'CPU')}"
     say(f"{title}, medians of {repeats}; start-up excluded")
     cells = [[show(getattr(row, field)) for _, field, show in _COLUMNS] for row in table]
     headings = [heading for heading, _, _ in _COLUMNS]

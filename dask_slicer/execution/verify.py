@@ -178,11 +178,10 @@ def _check(
         with tempfile.TemporaryDirectory() as scratch:
             stack = slice_case(load_case(case, target), target).result
             formats.write_case(stack, case, target.settings, Path(scratch), fsync=False)
-            again = Path(scratch, record.case_id) if record.files else Path(scratch)
+            folder = Path(scratch, record.case_id) if record.files else Path(scratch)
             stored = checks.reader_of(layout.case_folder(output_dir, record), record)
-            differences = list(
-                checks.compare_slices(stored, checks.reader_of(again, record), drawn)
-            )
+            again = checks.reader_of(folder, record)
+            differences = list(checks.compare_slices(stored, again, drawn))
     except (CaseError, OSError) as error:
         return [checks.not_checked(record.case_id, as_case_error(error, step="load"))]
     return [issue(message=f"slice {index} {message}") for index, message in differences]

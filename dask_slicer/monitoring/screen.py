@@ -119,12 +119,11 @@ def _as_output(where: str | None) -> Path | None:
 def _owner_of(output_dir: Path, console: Console, *, once: bool) -> LockOwner:
     """Return the run into an output, with its scheduler; unless `once`, wait until it has one."""
     owner = watcher.find_scheduler(output_dir)
+    starting = f"The run into {output_dir} is starting"
     if owner is None and once:
-        raise watcher.NotRunning(
-            f"The run into {output_dir} is starting, and has no workers to show yet"
-        )
+        raise watcher.NotRunning(f"{starting}, and has no workers to show yet")
     if owner is None:
-        with console.status(f"The run into {output_dir} is starting"):
+        with console.status(starting):
             while (owner := watcher.find_scheduler(output_dir)) is None:
                 time.sleep(_LOOK_SECONDS)
     return owner
