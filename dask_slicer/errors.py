@@ -139,10 +139,8 @@ def shared_scheduler_error(case_id: str) -> SchedulerError:
 
 def as_case_error(error: BaseException, *, step: str) -> CaseError:
     """Return `error` as one of the named failures, with the step in which it happened."""
-    if isinstance(error, CaseError):
-        case_error = error
-    else:
-        case_error = _translate(error)
+    case_error = error if isinstance(error, CaseError) else _translate(error)
+    if case_error is not error:
         case_error.__cause__ = error
     case_error.step = step
     return case_error

@@ -13,22 +13,13 @@ from rich.console import RenderableType
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
-from dask_slicer.execution.benchmark import (
-    Recommendation,
-    Row,
-    choose_cases,
-    default_workers,
-    recommend,
-    rows,
-    sweep,
-)
+from dask_slicer.execution import benchmark
 from dask_slicer.inputs.phantom import ensure_dataset
 from dask_slicer.monitoring.terminal import plain_table
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import first_few, format_bytes, plural
 
 PHANTOMS = "phantoms"
-_MOST_PHANTOMS = 64
 # Like abdominal CT, whose noise lets it be deflated about 2.3 : 1.
 _LIKE_CT: dict[str, Any] = {
     "shape": (256, 256, 64),
@@ -58,7 +49,7 @@ def run_benchmark(
     repeats: int,
     n_cases: int | None,
     say: Callable[[RenderableType], None],
-) -> Recommendation:
+) -> benchmark.Recommendation:
     """Run some cases of a dataset with several numbers of workers; print and save the results.
 
     The output directory gets `RESULTS`, `PLOT`, and made-up scans if `PHANTOMS` in it is the input.
@@ -68,40 +59,39 @@ def run_benchmark(
     if config.cluster is not None:
         raise UsageError("benchmark starts workers on this machine; leave out --cluster")
     n_cpus = system.cpu_count()
-    numbers = default_workers(n_cpus) if workers is None else workers
+    numbers = benchmark.default_workers(n_cpus) if workers is None else workers
     # Fewer would say little: with a case each, all but one worker wait for the slowest.
     n_cases = n_cases or max(_FEWEST_CASES, _CASES_PER_WORKER * max(numbers))
     folder = config.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if config.input_dir == folder / PHANTOMS:
         say(f"Phantoms: made-up CTs in {config.input_dir}")
-        ensure_dataset(config.input_dir, n_cases=min(n_cases, _MOST_PHANTOMS), **_LIKE_CT)
-    config, files = choose_cases(config, n_cases=n_cases)
+        ensure_dataset(config.input_dir, n_cases=min(n_cases, 64), **_LIKE_CT)
+    config, files = benchmark.choose_cases(config, n_cases=n_cases)
     too_many = [str(n) for n in numbers if n > len(config.only)]
     if too_many:
         say(f"Note: {plural(len(config.only), 'case')}, too few for {first_few(too_many)} workers")
     tried = [n for n in numbers if n <= len(config.only)] or [1]
     runs = []
-    for run in sweep(config, files, workers=tried, repeats=repeats):
+    for run in benchmark.sweep(config, files, workers=tried, repeats=repeats):
         say(f"{plural(run.n_workers, 'worker')}: {run.seconds:.2f} s")
         runs.append(run)
-    table = rows(runs, n_cpus=n_cpus)
-    recommendation = recommend(table, n_cpus=n_cpus)
+    table = benchmark.rows(runs, n_cpus=n_cpus)
+    recommendation = benchmark.recommend(table, n_cpus=n_cpus)
+    first = runs[0]  # all have the same cases
     results = {
         "machine": {"cpus": n_cpus, "memory_bytes": system.memory_bytes()},
         "config": config.model_dump(mode="json", exclude={"num_workers", "output_dir"}),
-        "cases": runs[0].n_cases,
-        "slices": runs[0].n_slices,
-        "bytes_in": runs[0].bytes_in,
-        "bytes_out": runs[0].bytes_out,
+        "cases": first.n_cases,
+        "slices": first.n_slices,
+        "bytes_in": first.bytes_in,
+        "bytes_out": first.bytes_out,
         "runs": [asdict(run) for run in runs],
         "rows": [asdict(row) for row in table],
     } | asdict(recommendation)
     (folder / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    title = (
-        f"{plural(runs[0].n_cases, 'case')}, {plural(runs[0].n_slices, 'slice')}, "
-        f"{plural(n_cpus, 'CPU')}"
-    )
+    cases, slices = plural(first.n_cases, "case"), plural(first.n_slices, "slice")
+    title = f"{cases}, {slices}, {plural(n_cpus, 'CPU')}"
     say(f"{title}, medians of {repeats}; start-up excluded")
     cells = [[show(getattr(row, field)) for _, field, show in _COLUMNS] for row in table]
     headings = [heading for heading, _, _ in _COLUMNS]
@@ -115,7 +105,7 @@ def run_benchmark(
     return recommendation
 
 
-def _write_plot(table: Sequence[Row], path: Path, *, title: str) -> None:
+def _write_plot(table: Sequence[benchmark.Row], path: Path, *, title: str) -> None:
     """Draw the speed-up against the number of workers, beside the ideal, as a PNG."""
     from matplotlib.figure import Figure
 

@@ -82,23 +82,20 @@ class OutputDisplay(ProgressDisplay):
 
     def merged(self, report: MergeReport) -> None:
         """Print what was merged, why cases failed, and which are missing."""
-        merged = (
-            f"Merged {plural(report.n_journals, 'partition')}"
-            if report.n_journals
-            else "No partition was left to merge; wrote index and summary again"
-        )
+        merged = "No partition was left to merge; wrote index and summary again"
+        if report.n_journals:
+            merged = f"Merged {plural(report.n_journals, 'partition')}"
         totals = report.totals
+        cases = plural(len(totals.split_of), "case")
         self._say(
-            f"{merged}: {plural(totals.n_slices, 'slice')} of "
-            f"{plural(len(totals.split_of), 'case')} "
+            f"{merged}: {plural(totals.n_slices, 'slice')} of {cases} "
             f"({format_bytes(totals.n_bytes)}) in {report.output_dir}"
         )
         for line in failure_lines(report.failures, f", see {report.output_dir}/failures.csv"):
             self._print(line)
         if report.missing:
             self._print(
-                f"{plural(len(report.missing), 'case')} still to run: "
-                f"{first_few(report.missing)}; "
+                f"{plural(len(report.missing), 'case')} still to run: {first_few(report.missing)}; "
                 "run the missing partitions, or the same run command without --shard"
             )
 

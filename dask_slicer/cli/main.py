@@ -42,7 +42,11 @@ class _Group(click.Group):
         except BrokenPipeError:
             raise  # nothing reads our output any more: click exits quietly
         except (DaskSlicerError, OSError) as error:
-            self._report(error, ctx)
+            if ctx.meta.get("verbose"):
+                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+            lines = str(error).splitlines() if isinstance(error, PreflightError) else [str(error)]
+            for line in lines:
+                click.echo(f"Error: {escape_line(line)}", err=True)
             status = 2 if isinstance(error, UsageError) else 1
         except Terminated:
             status = _TERMINATED
@@ -57,14 +61,6 @@ class _Group(click.Group):
                 formatter.write_dl(
                     [(str(c.name), c.get_short_help_str(limit=80)) for c in commands]
                 )
-
-    @staticmethod
-    def _report(error: Exception, ctx: click.Context) -> None:
-        if ctx.meta.get("verbose"):
-            click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-        lines = str(error).splitlines() if isinstance(error, PreflightError) else [str(error)]
-        for line in lines:
-            click.echo(f"Error: {escape_line(line)}", err=True)
 
 
 @click.group(cls=_Group, commands=list(chain(*_COMMANDS.values())), context_settings=_SETTINGS)

@@ -25,9 +25,6 @@ NAME = "dask-slicer"
 # A job ends by itself before its walltime: a tenth of it before, within these seconds, and at the
 # earliest at half of it.
 _SHORTEST_MARGIN, _LONGEST_MARGIN = 60.0, 600.0
-# How long a worker tries to reach the scheduler: Python may need a minute to start from a network
-# disk.
-_DEATH_SECONDS = 120
 # Dask's nannies set the first one, unless it is set, so low that glibc maps fresh memory for every
 # plane. Once it is set, glibc no longer raises the second one by itself. These are the values up to
 # which glibc would raise both.
@@ -161,7 +158,8 @@ def job_keywords(settings: JobSettings, *, logs: Path) -> dict[str, Any]:
         # exec: otherwise a cancelled job may leave Python behind.
         "python": f"exec {shlex.quote(sys.executable)}",
         "nanny": True,
-        "death_timeout": _DEATH_SECONDS,
+        # Seconds to reach the scheduler: Python may need 60 to start from a network disk.
+        "death_timeout": 120,
         # On the node: a shared disk is slow.
         "local_directory": '"$TMPDIR"',
     }

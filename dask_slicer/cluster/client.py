@@ -45,11 +45,10 @@ SETTINGS = {
     "distributed.worker.memory.monitor-interval": "200ms",
     "distributed.worker.profile.interval": "100ms",
     "distributed.scheduler.worker-ttl": "120s",
+    # A client, too, notices by these that it cannot reach its scheduler.
     "distributed.comm.timeouts.tcp": "20s",
     "distributed.comm.timeouts.connect": "10s",
 }
-# A client, too, notices by these that it cannot reach its scheduler.
-_TIMEOUTS = ("distributed.comm.timeouts.tcp", "distributed.comm.timeouts.connect")
 # Variables that work only if they are set when a process starts. Dask would set
 # MALLOC_TRIM_THRESHOLD_ too, with which glibc returns the memory of every plane and maps it again:
 # a third of the CPU time. One arena, since one thread allocates: others would map and unmap, too.
@@ -118,9 +117,9 @@ def client_timeouts() -> Iterator[None]:
     silence_dask()
     defaults = dask.config.merge(*dask.config.defaults)
     timeouts = {
-        key: SETTINGS[key]
-        for key in _TIMEOUTS
-        if dask.config.get(key) == dask.config.get(key, config=defaults)
+        key: value
+        for key, value in SETTINGS.items()
+        if "timeouts" in key and dask.config.get(key) == dask.config.get(key, config=defaults)
     }
     with dask.config.set(timeouts):
         yield
@@ -184,18 +183,14 @@ def run_page_setting() -> dict[str, list[str]]:
     return {_ROUTES: routes if OUR_ROUTES in routes else [*routes, OUR_ROUTES]}
 
 
-def run_page_link(dashboard: str) -> str:
-    """Return the link of our page, given that of the dashboard; empty if that is another page."""
-    server, slash, name = dashboard.rpartition("/")
-    return f"{server}/dask-slicer" if slash and name == "status" else ""
-
-
-def has_run_page(client: Client) -> bool:
-    """Return whether a running scheduler was started with our page."""
+def run_page_link(client: Client, dashboard: str) -> str:
+    """Return the link of our page beside the dashboard; empty if the scheduler has no such page."""
+    server, _, page = dashboard.rpartition("/")
     with suppress(SchedulerError):  # it may be busy, or of another version; the page is optional
-        routes = ask_scheduler(client, client.run_on_scheduler, dask.config.get, _ROUTES)
-        return OUR_ROUTES in routes
-    return False
+        call = client.run_on_scheduler
+        if page == "status" and OUR_ROUTES in ask_scheduler(client, call, dask.config.get, _ROUTES):
+            return f"{server}/dask-slicer"
+    return ""
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Requirements:
     """Requirements of cases for a worker."""
 
     output_dir: Path
-    temporary: str  # folder in output_dir for temporary files; empty if workers write nothing
+    temporary: str = ""  # folder in output_dir for temporary files; empty if workers write nothing
     input_file: str = ""  # a file that workers must be able to read
     least_bytes: int = 0  # memory of the smallest case; 0 if unknown
     most_bytes: int = 0  # of the largest

@@ -14,8 +14,6 @@ from dask_slicer.errors import NonFinite
 
 NORMALIZATIONS = ("zscore", "minmax", "percentile", "none")
 
-_PERCENTILES = (0.5, 99.5)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Normalization:
@@ -131,7 +129,7 @@ def normalization(
         voxels,
         clip_min=clip_min,
         clip_max=clip_max,
-        percentiles=_PERCENTILES if method == "percentile" else None,
+        percentiles=(0.5, 99.5) if method == "percentile" else None,
         zero_nonfinite=zero_nonfinite,
     )
     low = -np.inf if clip_min is None else float(clip_min)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -142,22 +141,19 @@ class _Meter(Observer):
     def _sample(self) -> None:
         driver = psutil.Process()
         for process in driver.children(recursive=True) if self._n_workers else [driver]:
-            try:
+            with suppress(psutil.Error):  # it has just ended
                 times = process.cpu_times()
                 self._cpu[process.pid] = times.user + times.system
                 self.peak_rss = max(self.peak_rss, peak_rss(process))
-            except psutil.Error:  # it has just ended
-                continue
 
 
 def peak_rss(process: psutil.Process) -> int:
     """Return the peak resident bytes of a process; outside Linux, the present ones."""
-    try:
+    with suppress(OSError):
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return int(process.memory_info().rss)
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", status, flags=re.MULTILINE)
-    return int(peak[1]) * 1024 if peak else int(process.memory_info().rss)
+        if peak := re.search(r"^VmHWM:\s+(\d+) kB", status, flags=re.MULTILINE):
+            return int(peak[1]) * 1024
+    return int(process.memory_info().rss)
 
 
 def rows(measurements: Iterable[Measurement], *, n_cpus: int) -> list[Row]:
@@ -233,9 +229,8 @@ def choose_cases(config: RunConfig, *, n_cases: int) -> tuple[RunConfig, list[st
     # Spread over the dataset, which may be sorted by scanner or by size.
     step = max(len(readable) / n_cases, 1.0)
     cases = [readable[int(number * step)] for number in range(min(n_cases, len(readable)))]
-    only = tuple(case.case_id for case in cases)
     files = [path for case in cases for path in case.case.files]
-    return config.model_copy(update={"only": only}), files
+    return config.model_copy(update={"only": tuple(case.case_id for case in cases)}), files
 
 
 def sweep(
@@ -248,13 +243,12 @@ def sweep(
     for number, n_workers in enumerate([*workers] * repeats):
         if number:
             time.sleep(_PAUSE)
-        scratch = Path(tempfile.mkdtemp(prefix="scratch_", dir=config.output_dir))
-        try:
+        with tempfile.TemporaryDirectory(
+            prefix="scratch_", dir=config.output_dir, ignore_cleanup_errors=True
+        ) as scratch:
             _drop_from_cache(files)
-            changes = {"num_workers": n_workers, "output_dir": scratch / "slices"}
+            changes = {"num_workers": n_workers, "output_dir": Path(scratch, "slices")}
             measured = measure(config.model_copy(update=changes))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         if measured.n_failed:
             raise DatasetError(
                 f"{plural(measured.n_failed, 'case')} failed; `dask-slicer run` shows why; "

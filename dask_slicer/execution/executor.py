@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dask_slicer.cluster.client import address, count_threads, memory_limit
 from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.errors import (
@@ -19,14 +20,7 @@ from dask_slicer.errors import (
     WorkerLost,
     as_case_error,
 )
-from dask_slicer.execution.graph import (
-    Batcher,
-    batch_graph,
-    batch_work,
-    case_graph,
-    compute_here,
-    target_of,
-)
+from dask_slicer.execution import graph
 from dask_slicer.execution.tasks import CaseBatch, Target
 from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.publisher import ProgressPublisher
@@ -58,7 +52,7 @@ def executor(
 
     A case may be put into the queue again. `n_todo` counts cases that cannot be run, too.
     """
-    target = target_of(plan.config, run_id=run_id)
+    target = graph.target_of(plan.config, run_id=run_id)
     timeout = plan.config.timeout
     with ExitStack() as stack:
         used_client = stack.enter_context(
@@ -79,8 +73,6 @@ def executor(
                     "--timeout has no effect in this process: only a worker can be stopped"
                 )
         else:
-            from dask_slicer.cluster.client import address
-
             scheduler = address(used_client)
             if scheduler.startswith("inproc://"):  # other processes cannot reach it
                 scheduler = lock.IN_PROCESS
@@ -124,7 +116,6 @@ def check_report_place(path: Path | None) -> None:
 def _execute_on(
     client: Client, queue: deque[CasePlan], target: Target, timeout: float | None
 ) -> Outcomes:
-    from dask_slicer.cluster.client import count_threads, memory_limit
     from dask_slicer.execution import futures
 
     yield from _too_large(queue, target.settings, memory_limit(client))
@@ -132,12 +123,12 @@ def _execute_on(
     # Batches stay small with a timeout, which is for one case but stops a whole graph, and before
     # the first worker is there, since the memory of workers is then unknown.
     n_served = n_threads if timeout is None and client.nthreads() else 1
-    enough = batch_work(n_served, memory_limit(client, of=min))
-    batcher = Batcher(queue, n_threads=n_threads, enough=enough)
+    enough = graph.batch_work(n_served, memory_limit(client, of=min))
+    batcher = graph.Batcher(queue, n_threads=n_threads, enough=enough)
     results = futures.run_graphs(
         client,
         batcher.next,
-        lambda batch: batch_graph(batch, target),
+        lambda batch: graph.batch_graph(batch, target),
         timeout=timeout,
         names_of=lambda batch: [case.case_id for case in batch],
     )
@@ -156,7 +147,7 @@ def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:
     while queue:
         case = queue.popleft()
         try:
-            result: object = compute_here(case_graph(case, target))
+            result: object = graph.compute_here(graph.case_graph(case, target))
         except CaseError as error:
             result = error
         yield case, _outcomes((case,), result)[0]

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from functools import cache
 
 FAULTS = "DASK_SLICER_FAULTS"
-_BLOCK_BYTES = 16_000_000
 _FOR_EVER = 1_000_000
 
 
@@ -40,7 +39,7 @@ def _faults() -> dict[str, str]:
 def _take_all_memory() -> None:
     blocks = []
     while True:
-        blocks.append(b"x" * _BLOCK_BYTES)
+        blocks.append(b"x" * 16_000_000)
         time.sleep(0.005)  # nannies check ten times a second
 
 

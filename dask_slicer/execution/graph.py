@@ -11,18 +11,11 @@ import dask.local
 from dask.delayed import Delayed, delayed
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.execution.tasks import (
-    CaseBatch,
-    Target,
-    load_case,
-    run_batch,
-    save_case,
-    slice_case,
-)
+from dask_slicer.execution import tasks
 from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition
 
-_STEPS = (load_case, slice_case, save_case)
+_STEPS = (tasks.load_case, tasks.slice_case, tasks.save_case)
 
 # Work is counted in bytes of voxels; a thread processes about 120 MB a second.
 # A graph takes client, scheduler and worker about 10 ms, so cases are batched until they take
@@ -58,9 +51,9 @@ def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
     }
 
 
-def target_of(config: RunConfig, *, run_id: str = "") -> Target:
+def target_of(config: RunConfig, *, run_id: str = "") -> tasks.Target:
     """Return where and how a run writes."""
-    return Target(
+    return tasks.Target(
         output_dir=str(config.output_dir),
         settings=config.slice_settings,
         run_id=run_id,
@@ -69,7 +62,7 @@ def target_of(config: RunConfig, *, run_id: str = "") -> Target:
     )
 
 
-def case_graph(case: CasePlan, target: Target) -> Delayed:
+def case_graph(case: CasePlan, target: tasks.Target) -> Delayed:
     """Return the graph of one case, which computes to a CommittedCase.
 
     ::
@@ -82,12 +75,12 @@ def case_graph(case: CasePlan, target: Target) -> Delayed:
     return _chain(case.case_id, case, _STEPS, target)
 
 
-def batch_graph(cases: CaseBatch, target: Target) -> Delayed:
+def batch_graph(cases: tasks.CaseBatch, target: tasks.Target) -> Delayed:
     """Return the graph of a case; that of several gives a list of CommittedCase or CaseError."""
     if len(cases) == 1:
         return case_graph(cases[0], target)
     name = f"{cases[0].case_id} / {len(cases) - 1} more"  # no case id holds a slash
-    return _chain(name, cases, [partial(run_batch, step) for step in _STEPS], target)
+    return _chain(name, cases, [partial(tasks.run_batch, step) for step in _STEPS], target)
 
 
 def verify_graph(name: str, check: Callable[[], object]) -> Delayed:
@@ -98,9 +91,9 @@ def verify_graph(name: str, check: Callable[[], object]) -> Delayed:
 
 def _chain(
     name: str,
-    first_input: CasePlan | CaseBatch,
+    first_input: CasePlan | tasks.CaseBatch,
     steps: Sequence[Callable[..., object]],
-    target: Target,
+    target: tasks.Target,
 ) -> Delayed:
     # Inputs are bound to the functions: Dask would search arguments for other tasks, down to the
     # last field of every record.
@@ -133,7 +126,7 @@ class Batcher:
         self._isolated_ids: set[str] = set()
         self._isolated_is_running = False
 
-    def next(self, n_in_flight: int = 0) -> CaseBatch:
+    def next(self, n_in_flight: int = 0) -> tasks.CaseBatch:
         """Return the cases of the next graph; none when there are none at present.
 
         An isolated case runs when no other graph is in flight; no other starts until it has ended.
@@ -154,11 +147,11 @@ class Batcher:
         self._isolated_ids.add(case.case_id)
         self._isolated.append(case)
 
-    def ran_isolated(self, batch: CaseBatch) -> bool:
+    def ran_isolated(self, batch: tasks.CaseBatch) -> bool:
         """Return whether nothing else ran while a batch did."""
         return len(batch) == 1 and batch[0].case_id in self._isolated_ids
 
-    def _next_batch(self) -> CaseBatch:
+    def _next_batch(self) -> tasks.CaseBatch:
         batch: list[CasePlan] = []
         work = 0
         while self._queue and len(batch) < self._most:

@@ -22,10 +22,7 @@ _OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"
 
 
 def prepare_plan(config: RunConfig) -> RunPlan:
-    """Return what a run into the present output directory would do; write nothing.
-
-    Problems of single cases are in `failures`, those of the dataset in `problems`.
-    """
+    """Return what a run into the present output directory would do; write nothing."""
     old = directory.existing_config(config.output_dir)
     if old is None or config.overwrite:
         return make_plan(config)

@@ -22,15 +22,7 @@ from dask_slicer.execution.resume import prepare_plan
 from dask_slicer.execution.tasks import Target, load_case, slice_case
 from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.observer import Observer
-from dask_slicer.output import formats, layout
-from dask_slicer.output.checks import (
-    Issue,
-    check_case,
-    check_whole,
-    compare_slices,
-    not_checked,
-    reader_of,
-)
+from dask_slicer.output import checks, formats, layout
 from dask_slicer.output.directory import existing_splits, restore_splits
 from dask_slicer.output.journal import Journal, last_records
 from dask_slicer.output.lock import check_free, locked
@@ -54,7 +46,7 @@ class VerifyReport:
     n_derived: int  # slices that were made from their scans again, and compared
     n_missing: int  # cases that were planned and are not written
     n_failed: int  # of these, the failed ones
-    issues: tuple[Issue, ...]
+    issues: tuple[checks.Issue, ...]
     to_rewrite: tuple[str, ...]  # cases that the next run writes again
     elapsed_seconds: float
 
@@ -66,7 +58,7 @@ def verify(
     repair: bool = False,
     seed: int = 0,
     observer: Observer | None = None,
-    on_case: Callable[[CommittedCase, int, Sequence[Issue]], None] = lambda *_: None,
+    on_case: Callable[[CommittedCase, int, Sequence[checks.Issue]], None] = lambda *_: None,
     **place: Any,
 ) -> VerifyReport:
     """Check every file of an output against the journal; change nothing, except with `repair`.
@@ -76,22 +68,23 @@ def verify(
     """
     started = time.monotonic()
     output = open_output(output_dir)
+    path = output.path
     here = LocalSettings().model_dump() | SchedulerSettings().model_dump()
-    ours = {"output_dir": output.path, "cluster": None, "performance_report": None}
+    ours = {"output_dir": path, "cluster": None, "performance_report": None}
     config = output.config.model_copy(update=ours | here | place)
     with ExitStack() as stack:
         if repair:  # cases that a run writes at the same time would look damaged
-            stack.enter_context(locked(output.path))
+            stack.enter_context(locked(path))
         else:
-            check_free(output.path)
-        journaled = list(last_records(output.path / layout.JOURNAL))
+            check_free(path)
+        journaled = list(last_records(path / layout.JOURNAL))
         records = [record for record in journaled if isinstance(record, CommittedCase)]
         failed = [record.case_id for record in journaled if isinstance(record, FailedCase)]
         planned: dict[str, str] = {}
         with suppress(OutputError):  # splits.json is damaged, which `check_whole` reports
-            planned = existing_splits(output.path)
+            planned = existing_splits(path)
         missing = planned.keys() - {record.case_id for record in records}
-        issues = list(check_whole(output.path, config, records, failed))
+        issues = list(checks.check_whole(path, config, records, failed))
         drawn = _drawn(records, deep, seed)
         plans = {case.case_id: case for case in prepare_plan(config).cases} if drawn else {}
         target = target_of(config)
@@ -100,11 +93,7 @@ def verify(
                 config,
                 len(records),
                 peak_bytes=max((record.n_bytes for record in records), default=0),
-                needs=Requirements(
-                    output_dir=output.path,
-                    input_file=str(output.path / layout.CONFIG),
-                    temporary="",
-                ),
+                needs=Requirements(output_dir=path, input_file=str(path / layout.CONFIG)),
                 client=None,
                 observer=observer or Observer(),
             )
@@ -121,9 +110,9 @@ def verify(
             issues += case_issues
             on_case(record, len(records), case_issues)
         issues.sort(key=lambda issue: (issue.path, issue.case_id))
-        to_rewrite = _repair(output.path, records, issues) if repair and issues else ()
+        to_rewrite = _repair(path, records, issues) if repair and issues else ()
     return VerifyReport(
-        output_dir=str(output.path),
+        output_dir=str(path),
         n_cases=len(records),
         n_slices=sum(len(record.slices) for record in records),
         n_bytes=sum(record.n_bytes for record in records),
@@ -152,7 +141,7 @@ def _checked(
     client: Client | None,
     records: Iterable[CommittedCase],
     graph_of: Callable[[CommittedCase], Delayed],
-) -> Iterator[tuple[CommittedCase, list[Issue]]]:
+) -> Iterator[tuple[CommittedCase, list[checks.Issue]]]:
     """Yield cases with their problems."""
     if client is None:
         for record in records:
@@ -163,19 +152,19 @@ def _checked(
     queue = iter(records)
     for record, issues in futures.run_graphs(client, lambda _: next(queue, None), graph_of):
         if isinstance(issues, CaseError):
-            issues = [not_checked(record.case_id, issues)]
+            issues = [checks.not_checked(record.case_id, issues)]
         yield record, issues
 
 
 def _check(
     record: CommittedCase, case: CasePlan | None, target: Target, drawn: tuple[int, ...]
-) -> list[Issue]:
+) -> list[checks.Issue]:
     """Return the problems of a case; called on a worker."""
     output_dir = Path(target.output_dir)
-    issues = check_case(output_dir, record, target.settings)
+    issues = checks.check_case(output_dir, record, target.settings)
     if issues or not drawn:
         return issues
-    issue = partial(Issue, case_id=record.case_id, path=layout.case_path(record))
+    issue = partial(checks.Issue, case_id=record.case_id, path=layout.case_path(record))
     why_not = ""
     if case is None:
         why_not = "the scan is no longer in the dataset"
@@ -189,16 +178,17 @@ def _check(
         with tempfile.TemporaryDirectory() as scratch:
             stack = slice_case(load_case(case, target), target).result
             formats.write_case(stack, case, target.settings, Path(scratch), fsync=False)
-            again = Path(scratch, record.case_id) if record.files else Path(scratch)
-            stored = reader_of(layout.case_folder(output_dir, record), record)
-            differences = list(compare_slices(stored, reader_of(again, record), drawn))
+            folder = Path(scratch, record.case_id) if record.files else Path(scratch)
+            stored = checks.reader_of(layout.case_folder(output_dir, record), record)
+            again = checks.reader_of(folder, record)
+            differences = list(checks.compare_slices(stored, again, drawn))
     except (CaseError, OSError) as error:
-        return [not_checked(record.case_id, as_case_error(error, step="load"))]
+        return [checks.not_checked(record.case_id, as_case_error(error, step="load"))]
     return [issue(message=f"slice {index} {message}") for index, message in differences]
 
 
 def _repair(
-    output_dir: Path, records: Sequence[CommittedCase], issues: Sequence[Issue]
+    output_dir: Path, records: Sequence[CommittedCase], issues: Sequence[checks.Issue]
 ) -> tuple[str, ...]:
     """Remove damaged cases and unknown files, so that a run writes them again; return the cases."""
     damaged = sorted({issue.case_id for issue in issues if issue.is_damage} - {""})

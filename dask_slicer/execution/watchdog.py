@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_MEMORY_EVENTS = "worker-restart-memory"
 # How long to wait for a result.
 _RESULT_SECONDS = 5
 # How long to wait for a nanny of this run to report its worker's exit status.
@@ -189,7 +188,7 @@ class Watchdog:
         # Not by address: until a nanny knows that of a new worker, it reports the old one.
         return any(
             event["pid"] == worker.pid and _host(event["worker"]) == _host(worker.address)
-            for _, event in self._events(_MEMORY_EVENTS)
+            for _, event in self._events("worker-restart-memory")
         )
 
     def _exitcode(self, worker: WorkerState) -> int | None:
@@ -270,10 +269,8 @@ def _how_it_ended(exitcode: int | None) -> str:
         return "died; the system's log may say why"
     if exitcode >= 0:
         return f"exited with status {exitcode}"
-    try:
-        return f"was killed by signal {-exitcode} ({signal.Signals(-exitcode).name})"
-    except ValueError:
-        return f"was killed by signal {-exitcode}"
+    names = {int(known): f" ({known.name})" for known in signal.Signals}
+    return f"was killed by signal {-exitcode}{names.get(-exitcode, '')}"
 
 
 def _running_tasks(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool]:

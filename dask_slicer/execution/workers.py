@@ -61,9 +61,8 @@ def workers(
             where = "on the workers of the given client"
         elif is_remote:
             client = stack.enter_context(remote.remote_client(config, observer.note))
-            where = (
-                f"on {plural(clients.count_threads(client), 'thread')} of {clients.address(client)}"
-            )
+            threads = plural(clients.count_threads(client), "thread")
+            where = f"on {threads} of {clients.address(client)}"
         elif in_jobs:
             client, where = _in_jobs(stack, config, n_cases, peak_bytes, observer)
         else:
@@ -73,9 +72,7 @@ def workers(
             dashboard = jobqueue.dashboard_link(client, config.dashboard_address)
         elif config.dashboard_address != "none":
             dashboard = str(client.dashboard_link or "")
-        page = clients.run_page_link(dashboard)
-        if page and not clients.has_run_page(client):
-            page = ""
+        page = clients.run_page_link(client, dashboard)
         observer.connected(where, dashboard=dashboard, run_page=page)
         if config.num_workers != RunConfig.model_fields["num_workers"].default:
             if is_remote:
@@ -124,8 +121,7 @@ def _in_jobs(
     if memory < peak_bytes:
         observer.note(
             f"a case may need {format_bytes(peak_bytes)} of memory, but a worker has "
-            f"{format_bytes(memory)}; use --memory "
-            f"{math.ceil(peak_bytes * config.cores / 1e9)}GB"
+            f"{format_bytes(memory)}; use --memory {math.ceil(peak_bytes * config.cores / 1e9)}GB"
         )
     n_jobs = min(config.jobs, math.ceil(n_cases / config.cores))
     client = stack.enter_context(

@@ -29,12 +29,10 @@ def link_hints(
     if path := proxied(link, environment):
         return [f"In JupyterHub: {path} (needs jupyter-server-proxy)"]
     parts = _parsed(link)
-    try:
-        _, _, login, ssh_port = environment.get("SSH_CONNECTION", "").split()
-    except ValueError:
+    connection = environment.get("SSH_CONNECTION", "").split()
+    if parts is None or len(connection) != 4:
         return []
-    if parts is None:
-        return []
+    _, _, login, ssh_port = connection
     listens_on, port = str(parts.hostname), parts.port
     user = environment.get("USER") or environment.get("LOGNAME")
     prefix = f"{user}@" if user else ""

@@ -100,18 +100,17 @@ class ProgressPublisher:
 
     def _publish(self, client: Client) -> None:
         """Send the state now and then, if it has changed; runs in a thread."""
-        sent: RunState | None = None
+        sent: tuple[int, str] | None = None
         is_over = False
         while not is_over:
             is_over = self._over.wait(_EVERY_SECONDS)
-            if self._began is None:
-                continue
             state = self.state
-            if sent is not None and (state.n_ended, state.ending) == (sent.n_ended, sent.ending):
+            news = (state.n_ended, state.ending)
+            if self._began is None or news == sent:
                 continue
             try:
                 client.log_event(TOPIC, asdict(state))
             except Exception:  # the run itself notices if the scheduler is lost
                 _LOG.debug("Could not publish progress to the scheduler", exc_info=True)
             else:
-                sent = state
+                sent = news

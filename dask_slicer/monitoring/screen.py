@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -20,24 +20,13 @@ from rich.text import Text
 from dask_slicer.cluster.remote import scheduler_address, tls_security
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import SchedulerError, UsageError
-from dask_slicer.monitoring import tables
+from dask_slicer.monitoring import tables, watcher
 from dask_slicer.monitoring.journal_reader import JournalReader
 from dask_slicer.monitoring.progress_line import figures_line
 from dask_slicer.monitoring.snapshot import Snapshot
 from dask_slicer.monitoring.terminal import plain_table
-from dask_slicer.monitoring.watcher import (
-    NotRunning,
-    SchedulerGone,
-    Watcher,
-    connect_watcher,
-    find_scheduler,
-)
 from dask_slicer.output import directory
 from dask_slicer.output.lock import LockOwner
-
-if TYPE_CHECKING:
-    from distributed import Security
-
 
 # Between two looks at an output whose run has no scheduler yet, or has lost it.
 _LOOK_SECONDS = 2.0
@@ -64,11 +53,11 @@ def watch_run(
     try:
         if output_dir is None:
             address = scheduler_address(where, settings.scheduler_file)
-            with connect_watcher(address, tls_security(settings)) as watcher:
-                _draw(console, watcher, once=once)
+            with watcher.connect_watcher(address, tls_security(settings)) as source:
+                _draw(console, source, once=once)
         else:
             _watch_output(console, output_dir, settings, once=once)
-    except NotRunning as ending:
+    except watcher.NotRunning as ending:
         console.out(ending)
 
 
@@ -77,15 +66,18 @@ def _watch_output(
 ) -> None:
     try:
         owner = _owner_of(output_dir, console, once=once)
-        security = tls_security(settings) or _security_of(output_dir, owner)
+        security = tls_security(settings)
+        if security is None and owner.scheduler.startswith("tls://"):
+            config = directory.existing_config(output_dir)
+            security = None if config is None else tls_security(config)
         process = (owner.host, owner.process) if owner.process else None
-        with connect_watcher(owner.scheduler, security, process=process) as watcher:
-            _draw(console, watcher, once=once)
-    except SchedulerGone:
+        with watcher.connect_watcher(owner.scheduler, security, process=process) as source:
+            _draw(console, source, once=once)
+    except watcher.SchedulerGone:
         # A run that ends takes its scheduler with it, and may still be writing the index.
         deadline = time.monotonic() + _ENDING_SECONDS
         while time.monotonic() < deadline:
-            find_scheduler(output_dir)
+            watcher.find_scheduler(output_dir)
             time.sleep(_LOOK_SECONDS)
         raise
     except SchedulerError as error:
@@ -102,7 +94,7 @@ def _watch_journal(console: Console, output_dir: Path, reason: str, *, once: boo
     _draw(console, reader, once=once)
 
 
-def _draw(console: Console, source: Watcher | JournalReader, *, once: bool) -> None:
+def _draw(console: Console, source: watcher.Watcher | JournalReader, *, once: bool) -> None:
     """Draw runs until they are over, or print them once."""
     if once:
         for view in islice(source.views(), 1):
@@ -115,31 +107,24 @@ def _draw(console: Console, source: Watcher | JournalReader, *, once: bool) -> N
 
 def _as_output(where: str | None) -> Path | None:
     """Return `where` as an output directory; None if it is an address."""
-    if where is None or (":" in where and not Path(where).is_dir()):
+    if where is not None and Path(where).is_dir():
+        return Path(where).absolute()
+    if where is None or ":" in where:
         return None
-    if not Path(where).is_dir():
-        raise UsageError(
-            f"{where} is neither an output directory nor an address such as tcp://host:8786"
-        )
-    return Path(where).absolute()
-
-
-def _security_of(output_dir: Path, owner: LockOwner) -> Security | None:
-    """Return the TLS files in the configuration of the run, if they are needed."""
-    if not owner.scheduler.startswith("tls://"):
-        return None
-    config = directory.existing_config(output_dir)
-    return None if config is None else tls_security(config)
+    raise UsageError(
+        f"{where} is neither an output directory nor an address such as tcp://host:8786"
+    )
 
 
 def _owner_of(output_dir: Path, console: Console, *, once: bool) -> LockOwner:
     """Return the run into an output, with its scheduler; unless `once`, wait until it has one."""
-    owner = find_scheduler(output_dir)
+    owner = watcher.find_scheduler(output_dir)
+    starting = f"The run into {output_dir} is starting"
     if owner is None and once:
-        raise NotRunning(f"The run into {output_dir} is starting, and has no workers to show yet")
+        raise watcher.NotRunning(f"{starting}, and has no workers to show yet")
     if owner is None:
-        with console.status(f"The run into {output_dir} is starting"):
-            while (owner := find_scheduler(output_dir)) is None:
+        with console.status(starting):
+            while (owner := watcher.find_scheduler(output_dir)) is None:
                 time.sleep(_LOOK_SECONDS)
     return owner
 

@@ -172,9 +172,7 @@ def _worker_info(worker: WorkerState, now: float) -> WorkerInfo:
     unseen = max(now - worker.last_seen, 0.0)
     seconds = {task: worker.executing[task] + unseen for task in tasks if task in worker.executing}
     return WorkerInfo(
-        name=escape_line(
-            str(worker.name).rpartition("://")[2]
-        ),  # without a name, it is the address
+        name=escape_line(str(worker.name).rpartition("://")[2]),  # without a name, its address
         host=worker.host,
         cpu=float(worker.metrics.get("cpu") or 0.0),
         memory=int(worker.metrics.get("memory") or 0),

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 # Dask's topic of the events that runs publish on the scheduler.
 TOPIC = "dask-slicer"
 
-# The steps of a case.
 STEPS = ("load", "slice", "save")
 
 # Slowest cases and last failures in a state, to keep its events small; failures.csv has all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from dask_slicer.monitoring.progress_line import figures
@@ -41,14 +42,11 @@ def _run(run: RunState) -> dict[str, Any]:
         (slow.case_id, *map(format_time, (slow.load, slow.slice, slow.save, slow.seconds)))
         for slow in run.slowest
     ]
-    failures = [
-        (failure.case_id, failure.step, failure.kind, failure.message) for failure in run.failures
-    ]
     tables = [
         _table("Splits", ("split", "cases done", "failed", "slices"), splits),
         _table("Failures by kind", ("kind", "cases"), kinds),
         _table("Slowest cases", ("case", "load", "slice", "save", "in all"), slowest),
-        _table(LAST_FAILURES, ("case", "step", "kind", "message"), failures),
+        _table(LAST_FAILURES, ("case", "step", "kind", "message"), map(astuple, run.failures)),
     ]
     return {
         "title": run.output_dir,

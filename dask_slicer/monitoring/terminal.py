@@ -70,8 +70,7 @@ class ProgressDisplay(Observer):
         """Print the links of dashboard and run page, and how to open them from elsewhere."""
         self._where = where
         if dashboard:
-            self._say(f"Dashboard: {dashboard}")
-            for line in link_hints(dashboard):
+            for line in (f"Dashboard: {dashboard}", *link_hints(dashboard)):
                 self._say(line)
         if run_page:
             self._say(f"Run page: {run_page}")

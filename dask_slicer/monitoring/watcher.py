@@ -154,11 +154,9 @@ def find_scheduler(output_dir: Path) -> LockOwner | None:
 
 def _last_run(output_dir: Path, died: LockOwner | None) -> str:
     """Return what the last run into an output left, in words."""
-    begin = (
-        f"No run writes to {output_dir}"
-        if died is None
-        else f"The run into {output_dir} died ({died}); run the same command again"
-    )
+    begin = f"No run writes to {output_dir}"
+    if died is not None:
+        begin = f"The run into {output_dir} died ({died}); run the same command again"
     try:
         info = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
         cases, slices = plural(info["num_cases"], "case"), plural(info["num_slices"], "slice")

@@ -240,15 +240,13 @@ class SliceDataset:
             raise UsageError("to_dataframe needs pandas: python -m pip install pandas") from None
         index = self._index
         cases = [index.cases[number] for number in index.case]
+        slices = zip(cases, index.slice_index.tolist(), strict=True)
         return pd.DataFrame(
             {
                 "case_id": [case.case_id for case in cases],
                 "split": [case.split for case in cases],
                 "slice_index": index.slice_index,
-                "path": [
-                    case.path_of(int(slice_index))
-                    for case, slice_index in zip(cases, index.slice_index, strict=True)
-                ],
+                "path": [case.path_of(slice_index) for case, slice_index in slices],
                 "foreground": index.foreground,
                 "labels": [index.labels(row) for row in range(len(index))],
             }

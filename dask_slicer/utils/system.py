@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -22,12 +23,10 @@ def memory_bytes() -> int:
     """Return the memory that this process may use: the machine's, or the cgroup's limit."""
     limit = int(psutil.virtual_memory().total)
     for path in _cgroup_limits():
-        try:
+        with suppress(OSError):
             text = path.read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if text.isdigit():  # "max" means no limit
-            limit = min(limit, int(text))
+            if text.isdigit():  # "max" means no limit
+                limit = min(limit, int(text))
     return limit
 
 
@@ -49,11 +48,10 @@ def _cgroup_limits() -> Iterator[Path]:
 
 def n_oom_kills() -> int:
     """Return how many processes Linux has killed for lack of memory, 0 if unknown."""
-    try:
+    with suppress(OSError):
         lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return 0
 
 
 def free_bytes(directory: Path) -> int:
@@ -68,10 +66,8 @@ def is_rotational(directory: Path) -> bool:
     device = _existing(directory).stat().st_dev
     block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
     for folder in (block, block.parent):  # the queue of a disk partition is that of its disk
-        try:
+        with suppress(OSError):
             return (folder / "queue" / "rotational").read_text(encoding="ascii").strip() == "1"
-        except OSError:
-            continue
     return False
 
 

@@ -136,7 +136,7 @@ def runs_of(client: Client) -> list[dict[str, Any]]:
 
 def test_the_page_of_our_own_scheduler_shows_published_runs(client) -> None:
     link = client.dashboard_link
-    assert client_module.run_page_link(link) == link.removesuffix("status") + "dask-slicer"
+    assert client_module.run_page_link(client, link) == link.removesuffix("status") + "dask-slicer"
     assert answer(client, "/dask-slicer") == answer(client, "/dask-slicer/")
     assert runs_of(client) == []
     client.log_event(TOPIC, "nonsense")
