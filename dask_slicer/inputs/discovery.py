@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
@@ -78,7 +79,7 @@ def _labels_among_images(input_dir: Path, match: LayoutMatch) -> list[str]:
         path
         for case in match.cases
         if case.label is None
-        for path in (os.path.relpath(image, input_dir) for image in case.images)
+        for path in (_relative(image, input_dir) for image in case.images)
         if label_words(_path_words(path)) - common
     ]
 
@@ -86,35 +87,56 @@ def _labels_among_images(input_dir: Path, match: LayoutMatch) -> list[str]:
 def _unused_labels(input_dir: Path, match: LayoutMatch) -> list[str]:
     """Return the volumes in a folder that are no image and named like labels, relative to it.
 
-    Raises DatasetError if a folder cannot be listed.
+    Folders that cannot be listed are noted.
     """
-    images = {image for case in match.cases for image in case.images}
+    images = {_relative(image, input_dir) for case in match.cases for image in case.images}
     common = _common_words(input_dir, match)
+    without_anatomy = _NO_ANATOMY if match.layout == "BIDS" else ()
     labels = []
     visited = set()
-    for folder, folders, names in os.walk(input_dir, onerror=_raise, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in visited:  # a link to a folder above
+
+    def note(error: OSError) -> None:
+        match.notes.append(f"cannot list {error.filename}: {error.strerror}")
+
+    for folder, folders, names in os.walk(input_dir, onerror=note, followlinks=True):
+        if (target := os.path.realpath(folder)) in visited:  # a link to a folder above
             folders.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not (name.startswith(".") or name in _NO_ANATOMY)]
-        paths = [os.path.join(folder, name) for name in names if is_volume_name(name)]
-        relative = [os.path.relpath(path, input_dir) for path in paths if path not in images]
-        labels += [path for path in relative if label_words(_path_words(path)) - common]
+        visited.add(target)
+        folders[:] = [
+            name for name in folders if not (name.startswith(".") or name in without_anatomy)
+        ]
+        paths = [
+            _relative(os.path.join(folder, name), input_dir)
+            for name in names
+            if is_volume_name(name)
+        ]
+        labels += [
+            path
+            for path in paths
+            if path not in images and label_words(_path_words(path)) - common - {"defacemask"}
+        ]
+    if labels:  # images may be seen through a link
+        used = {os.path.realpath(input_dir / image) for image in images}
+        labels = [path for path in labels if os.path.realpath(input_dir / path) not in used]
     return sorted(labels)
 
 
-def _raise(error: OSError) -> None:
-    raise DatasetError(f"cannot list {error.filename}: {error.strerror}")
+def _relative(path: str, folder: Path) -> str:
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:  # on another drive of Windows
+        return path
 
 
 def _common_words(input_dir: Path, match: LayoutMatch) -> set[str]:
     """Return the words in the paths of all images, which tell nothing."""
-    images = [os.path.relpath(image, input_dir) for case in match.cases for image in case.images]
+    images = [_relative(image, input_dir) for case in match.cases for image in case.images]
     return set.intersection(*map(_path_words, images)) if images else set()
 
 
 def _path_words(path: str) -> set[str]:
+    """Return the words of a path, without those of subjects and sessions in BIDS."""
     folder, name = os.path.split(path)
-    return {*words_of(folder), *words_of(stem_of(name))}
+    named = re.sub(r"\b(sub|ses)-[^_/\\]+", "", os.path.join(folder, stem_of(name)))
+    return set(words_of(named))

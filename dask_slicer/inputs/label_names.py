@@ -22,13 +22,14 @@ _WEAK_WORDS = {"lesion", "lesions", "manual", "roi", "rois", "tumor", "tumors", 
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """Return the words of a name, in lower case, without numbers and punctuation.
+    """Return the words of a name, in lower case, without punctuation and numbers at their ends.
 
     >>> words_of("aparc+aseg"), words_of("LabelsForTraining"), words_of("CTMask1_segTRI")
     (('aparc', 'aseg'), ('labels', 'for', 'training'), ('ct', 'mask', 'seg', 'tri'))
     """
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-    return tuple(re.findall(r"[^\W\d_]+", apart.casefold()))
+    words = (word.strip("0123456789") for word in re.findall(r"[^\W_]+", apart.casefold()))
+    return tuple(word for word in words if word)
 
 
 def label_words(words: Iterable[str]) -> set[str]:
@@ -45,8 +46,9 @@ def named_like_labels(stems: Sequence[str]) -> list[bool]:
     ([False, False, True], [False, True])
     """
     words = [words_of(stem) for stem in stems]
-    are_labels = [bool(label_words(own)) for own in words]
-    if any(are_labels):
-        return are_labels
-    are_labels = [own[-1:] != () and own[-1] in _WEAK_WORDS for own in words]
-    return [False] * len(stems) if all(are_labels) else are_labels
+    strict = [bool(label_words(own)) for own in words]
+    are_labels = [
+        is_strict or bool(_WEAK_WORDS.intersection(own[-1:]))
+        for own, is_strict in zip(words, strict, strict=True)
+    ]
+    return strict if all(are_labels) else are_labels

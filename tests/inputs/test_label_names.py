@@ -66,6 +66,19 @@ def test_images_are_images(names) -> None:
     assert not any(named_like_labels(names))
 
 
+def test_labels_of_both_kinds_are_labels() -> None:
+    assert named_like_labels(["ct", "liver_seg", "tumor"]) == [False, True, True]
+
+
+def test_a_mask_of_the_removed_face_is_no_label(tmp_path) -> None:
+    mask = "derivatives/deface/sub-1/anat/sub-1_T1w_defacemask.nii.gz"
+    lay(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", mask)
+    dataset = find_cases(tmp_path)
+    assert [case.label for case in dataset.cases] == [None]
+    check_labels(tmp_path, dataset, allow_missing=False)
+    assert not dataset.problems
+
+
 def test_several_labels_are_labels_although_all_share_a_word() -> None:
     assert named_like_labels(["liver_seg", "kidney_seg"]) == [True, True]
 
@@ -149,6 +162,12 @@ def test_a_label_among_images_is_refused(tmp_path, files, label) -> None:
         ["images/a.nii.gz", "images/mask_a.nii.gz", "labels/mask_a.nii.gz"],
         ["images/001.nii.gz", "images/tumor_001.nii.gz"],
         ["images/mask_1.nii.gz", "images/mask_2.nii.gz"],
+        ["images/NDARAB123GT5.nii.gz", "images/NDARAB123.nii.gz"],
+        ["sub-WMH01/anat/sub-WMH01_T1w.nii.gz", "sub-HC01/anat/sub-HC01_T1w.nii.gz"],
+        [
+            "sub-1/anat/sub-1_T1w.nii.gz",
+            "derivatives/f/sub-1/func/sub-1_task-x_desc-brain_mask.nii.gz",
+        ],
         ["Lesion_01/lesion_01.nii.gz", "Lesion_02/lesion_02.nii.gz"],
         ["p1/p1_ROI_CT.nii.gz", "p2/p2_ROI_CT.nii.gz"],
         [

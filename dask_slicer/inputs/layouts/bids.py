@@ -30,7 +30,11 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     labels: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted((root / "derivatives").glob("**/anat/sub-*")):
         words = re.split(r"[_-]", stem_of(path.name))
-        if is_volume_name(path.name) and words[0] == "sub" and label_words(words[2:]):
+        if (
+            is_volume_name(path.name)
+            and words[0] == "sub"
+            and label_words(words[2:]) - {"defacemask"}
+        ):
             labels[words[1]].append(path)
     result.reason = f"{plural(len(images), 'image')} in sub-*/anat, each a case, grouped by subject"
     for path in images:
