@@ -173,9 +173,9 @@ def _too_large(queue: deque[CasePlan], settings: SliceSettings, limit: int | Non
 def _outcomes(batch: CaseBatch, result: object) -> list[Outcome]:
     """Return the outcome of each case of a batch."""
     # An error of the whole graph is that of each case.
-    items = result if isinstance(result, list) and len(batch) > 1 else [result] * len(batch)
+    items = result if isinstance(result, list) and len(result) == len(batch) > 1 else None
     outcomes: list[Outcome] = []
-    for item in items:
+    for item in items or [result] * len(batch):
         if not isinstance(item, Outcome):
             message = f"its task returned no record but {type(item).__name__}"
             item = as_case_error(Unexpected(message), step="save")

@@ -268,3 +268,11 @@ def test_the_largest_cases_are_run_first(dataset, slice_dataset) -> None:
     output = slice_dataset()
     records = sorted(last_records(output / "journal.jsonl"), key=lambda record: record.at)
     assert [record.case_id for record in records] == ["b", "d", "c", "a"]
+
+
+@pytest.mark.parametrize("result", [[DiskFull("full")], [], "nonsense"])
+def test_a_batch_without_a_result_for_each_case_fails_by_name(result) -> None:
+    batch = (SimpleNamespace(case_id="a"), SimpleNamespace(case_id="b"))
+    outcomes = executor._outcomes(batch, result)
+    assert [outcome.kind for outcome in outcomes] == ["Unexpected", "Unexpected"]
+    assert f"returned no record but {type(result).__name__}" in str(outcomes[0])
