@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import case_id_problems, is_volume_name, stem_of
-from dask_slicer.inputs.label_names import label_words, words_of
+from dask_slicer.inputs.label_names import NO_LABELS, label_words, words_of
 from dask_slicer.inputs.layouts import LAYOUTS, manifest
 from dask_slicer.inputs.layouts.base import LayoutMatch
 from dask_slicer.utils.formatting import first_few, plural
@@ -55,42 +55,40 @@ def check_labels(input_dir: Path, match: LayoutMatch, *, allow_missing: bool) ->
     has_labels = any(case.label is not None for case in match.cases)
     if match.layout == "manifest" or (has_labels and not allow_missing):
         return
-    labels = _labels_among_images(input_dir, match)
-    if labels:
+    images = {_relative(path, input_dir) for case in match.cases for path in case.images}
+    # A word that the paths of all images have tells nothing.
+    common = set.intersection(*map(_path_words, images)) if images else set()
+    unlabelled = [case for case in match.cases if case.label is None]
+    mistaken = [
+        path
+        for path in (_relative(image, input_dir) for case in unlabelled for image in case.images)
+        if label_words(_path_words(path) - common)
+    ]
+    if mistaken:
         match.problems.append(
-            f"{plural(len(labels), 'image')} without a label, but named like labels: "
-            f"{first_few(labels)}; name images and labels in a manifest"
+            f"{plural(len(mistaken), 'image')} without a label, but named like labels: "
+            f"{first_few(mistaken)}; name images and labels in a manifest"
         )
-    labels = [] if has_labels else _unused_labels(input_dir, match)
-    left_out = f"{plural(len(labels), 'file')} named like labels: {first_few(labels)}"
-    if labels and allow_missing:
+    unused = [] if has_labels else _unused_labels(input_dir, match, images, common)
+    if not unused:
+        return
+    left_out = f"{plural(len(unused), 'file')} named like labels: {first_few(unused)}"
+    if allow_missing:
         match.notes.append(f"left out {left_out}")
-    elif labels:
+    else:
         match.problems.append(
             f"no case has a label, which would leave out {left_out}; name images and labels in "
             "a manifest, or use --allow_missing_labels"
         )
 
 
-def _labels_among_images(input_dir: Path, match: LayoutMatch) -> list[str]:
-    """Return the images, relative to a folder, that have no label and are named like one."""
-    common = _common_words(input_dir, match)
-    return [
-        path
-        for case in match.cases
-        if case.label is None
-        for path in (_relative(image, input_dir) for image in case.images)
-        if label_words(_path_words(path)) - common
-    ]
-
-
-def _unused_labels(input_dir: Path, match: LayoutMatch) -> list[str]:
+def _unused_labels(
+    input_dir: Path, match: LayoutMatch, images: set[str], common: set[str]
+) -> list[str]:
     """Return the volumes in a folder that are no image and named like labels, relative to it.
 
     Folders that cannot be listed are noted.
     """
-    images = {_relative(image, input_dir) for case in match.cases for image in case.images}
-    common = _common_words(input_dir, match)
     without_anatomy = _NO_ANATOMY if match.layout == "BIDS" else ()
     labels = []
     visited = set()
@@ -106,16 +104,10 @@ def _unused_labels(input_dir: Path, match: LayoutMatch) -> list[str]:
         folders[:] = [
             name for name in folders if not (name.startswith(".") or name in without_anatomy)
         ]
-        paths = [
-            _relative(os.path.join(folder, name), input_dir)
-            for name in names
-            if is_volume_name(name)
-        ]
-        labels += [
-            path
-            for path in paths
-            if path not in images and label_words(_path_words(path)) - common - {"defacemask"}
-        ]
+        for name in filter(is_volume_name, names):
+            path = _relative(os.path.join(folder, name), input_dir)
+            if path not in images and label_words(_path_words(path) - common) - NO_LABELS:
+                labels.append(path)
     if labels:  # images may be seen through a link
         used = {os.path.realpath(input_dir / image) for image in images}
         labels = [path for path in labels if os.path.realpath(input_dir / path) not in used]
@@ -127,12 +119,6 @@ def _relative(path: str, folder: Path) -> str:
         return os.path.relpath(path, folder)
     except ValueError:  # on another drive of Windows
         return path
-
-
-def _common_words(input_dir: Path, match: LayoutMatch) -> set[str]:
-    """Return the words in the paths of all images, which tell nothing."""
-    images = [_relative(image, input_dir) for case in match.cases for image in case.images]
-    return set.intersection(*map(_path_words, images)) if images else set()
 
 
 def _path_words(path: str) -> set[str]:

@@ -17,6 +17,8 @@ _WORDS = frozenset(
 )
 # Also of `brainmask`, `tumorseg`, `wmparc` and the like.
 _ENDINGS = ("mask", "masks", "parc", "seg")
+# A mask of the face that was removed is no image, and no label either.
+NO_LABELS = {"defacemask"}
 # These name images, too, such as a T1 whose lesions are filled.
 _WEAK_WORDS = {"lesion", "lesions", "manual", "roi", "rois", "tumor", "tumors", "tumour", "tumours"}
 

@@ -83,11 +83,15 @@ def test_several_labels_are_labels_although_all_share_a_word() -> None:
     assert named_like_labels(["liver_seg", "kidney_seg"]) == [True, True]
 
 
-def test_a_folder_of_labels_only_is_refused(tmp_path) -> None:
-    lay(tmp_path, "1/segm.nii.gz", "1/pre/FLAIR.nii.gz", "2/segm.nii.gz", "2/pre/FLAIR.nii.gz")
-    (problem,) = find_cases(tmp_path).problems
-    assert "named like a label (1/segm.nii.gz, 2/segm.nii.gz)" in problem
-    assert "manifest" in problem
+def test_a_folder_of_labels_only_is_refused(tmp_path, invoke) -> None:
+    root = tmp_path / "scans"
+    lay(root, "1/segm.nii.gz", "1/pre/FLAIR.nii.gz", "2/segm.nii.gz", "2/pre/FLAIR.nii.gz")
+    command = ("run", "--input_dir", root, "--output_dir", tmp_path / "out", "--num_workers", 0)
+    for more in ((), ("--allow_missing_labels",)):
+        result = invoke(*command, *more)
+        assert result.exit_code == 2
+        assert "named like a label (1/segm.nii.gz, 2/segm.nii.gz)" in result.stderr
+        assert "manifest" in result.stderr
 
 
 def test_numbers_of_patients_are_not_channels(tmp_path) -> None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from dask_slicer.inputs.case import is_volume_name, stem_of
-from dask_slicer.inputs.label_names import label_words
+from dask_slicer.inputs.label_names import NO_LABELS, label_words
 from dask_slicer.inputs.layouts.base import LayoutMatch, volume_files
 from dask_slicer.utils.formatting import first_few, plural
 
@@ -30,11 +30,8 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     labels: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted((root / "derivatives").glob("**/anat/sub-*")):
         words = re.split(r"[_-]", stem_of(path.name))
-        if (
-            is_volume_name(path.name)
-            and words[0] == "sub"
-            and label_words(words[2:]) - {"defacemask"}
-        ):
+        is_label = words[0] == "sub" and label_words(words[2:]) - NO_LABELS
+        if is_label and is_volume_name(path.name):
             labels[words[1]].append(path)
     result.reason = f"{plural(len(images), 'image')} in sub-*/anat, each a case, grouped by subject"
     for path in images:
