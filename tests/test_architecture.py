@@ -53,7 +53,9 @@ NARROWER = {
     "output/formats": {
         *("output/layout.py", "planning", "inputs", "config", "records", "core", "errors", "utils"),
     },
-    "inputs/layouts": {"inputs/case.py", "inputs/label_names.py", "core", "errors", "utils"},
+    "inputs/layouts": {
+        *("inputs/case.py", "inputs/label_names.py", "inputs/tree.py", "core", "errors", "utils"),
+    },
     "inputs/readers": {"core", "errors", "utils"},
 }
 # Packages that only these folders or modules import.

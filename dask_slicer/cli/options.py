@@ -24,6 +24,10 @@ MOST_USED = (
     *("input_dir", "output_dir", "config", "plane", "window_size"),
     *("clip_min", "clip_max", "normalize", "format", "num_workers"),
 )
+_METAVARS = {
+    **{"only": "CASE_ID...", "images": "GLOB", "labels": "GLOB", "label_name": "NAME"},
+    **{"structures": "A,B...", "modalities": "A,B...", "volumes": "channels|frames|N"},
+}
 _SHORT = {"input_dir": "-i", "output_dir": "-o"}
 # The settings that connect a command to a running scheduler.
 SCHEDULER_OPTIONS = ("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key")
@@ -117,7 +121,8 @@ def _option(name: str, field: Any) -> click.Option:
     elif get_origin(annotation) is Literal:
         settings = {"type": Choice(get_args(annotation))}
     elif get_origin(annotation) is tuple:
-        settings = {"multiple": True, "metavar": "CASE_ID..." if name == "only" else "TEXT"}
+        settings = {"multiple": True}
+    settings["metavar"] = _METAVARS.get(name)
     names = [*([_SHORT[name]] if name in _SHORT else []), f"--{name}"]
     text = field.description + _default_words(field)
     return click.Option(names, default=None, help=text, **settings)

@@ -66,6 +66,26 @@ def _memory(size: ByteSize) -> ByteSize:
     return size
 
 
+def _comma_separated(value: Any) -> Any:
+    """Return the names in a text, or in a sequence of texts, with commas between them."""
+    texts = [value] if isinstance(value, str) else value
+    if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)):
+        return value
+    names = tuple(name.strip() for text in texts for name in text.split(","))
+    if not all(names):
+        raise ValueError("must be names with commas between them, none empty")
+    if len(set(names)) < len(names):
+        raise ValueError("must name each only once")
+    return names
+
+
+def _volumes(value: Any) -> Any:
+    text = str(value).lower()
+    if isinstance(value, bool) or not (text in ("channels", "frames") or text.isdecimal()):
+        raise ValueError("must be channels, frames, or the number of one volume, from 0")
+    return text
+
+
 def _shard(text: str) -> str:
     number, _, of = text.partition("/")
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
@@ -89,6 +109,9 @@ HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
 Walltime = Annotated[str, BeforeValidator(_walltime)]
 Memory = Annotated[ByteSize, AfterValidator(_memory)]
 Shard = Annotated[str, AfterValidator(_shard)]
+# One value of an option holds them all.
+Names = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
+Volumes = Annotated[str, BeforeValidator(_volumes)]
 
 _AnyCase = BeforeValidator(_lower)
 Plane = Annotated[Literal["axial", "coronal", "sagittal", "i", "j", "k"], _AnyCase]
@@ -99,6 +122,22 @@ LabelType = Annotated[Literal["uint8", "uint16", "int32"], _AnyCase]
 Nonfinite = Annotated[Literal["error", "zero"], _AnyCase]
 SliceFormat = Annotated[Literal["npz", "zarr"], _AnyCase]
 Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], _AnyCase]
+LayoutName = Annotated[
+    Literal[
+        "manifest",
+        "dataset_json",
+        "nnunet",
+        "images_and_labels",
+        "bids",
+        "folder_per_case",
+        "one_folder",
+    ],
+    _AnyCase,
+]
+Orientation = Annotated[Literal["sform", "qform"], _AnyCase]
+LabelGrid = Annotated[Literal["own", "image"], _AnyCase]
+MissingModality = Annotated[Literal["error", "zero"], _AnyCase]
+Overlap = Annotated[Literal["first", "error"], _AnyCase]
 BatchSystemName = Annotated[Literal["slurm", "pbs", "sge", "lsf"], _AnyCase]
 
 
@@ -126,6 +165,19 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     label_dtype: LabelType | NotGiven
     allow_missing_labels: bool | NotGiven
     min_foreground: float | NotGiven
+
+    layout: LayoutName | None
+    images: Sequence[str] | NotGiven
+    labels: str | None
+    label_name: str | None
+    structures: Sequence[str] | NotGiven
+    overlap: Overlap | NotGiven
+    modalities: Sequence[str] | NotGiven
+    missing_modality: MissingModality | NotGiven
+    volumes: str | None
+    label_grid: LabelGrid | NotGiven
+    orientation_from: Orientation | NotGiven
+    datalist_fold: int | None
 
     train_ratio: float | NotGiven
     val_ratio: float | None
@@ -185,6 +237,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Slices": ("plane", "window_size", "padding_mode"),
     "Intensities": ("clip_min", "clip_max", "normalize", "dtype", "nonfinite"),
     "Labels": ("label_dtype", "allow_missing_labels", "min_foreground"),
+    "Files of the dataset": (
+        *("layout", "images", "labels", "label_name", "structures", "overlap", "modalities"),
+        *("missing_modality", "volumes", "label_grid", "orientation_from", "datalist_fold"),
+    ),
     "Splits": ("train_ratio", "val_ratio", "group_regex", "seed", "splits", "fold"),
     "Output": (
         *("output_dir", "format", "compression_level", "compression"),

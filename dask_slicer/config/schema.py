@@ -127,7 +127,61 @@ class SplitSettings(fields.Frozen):
         return {"train": self.train_ratio, "val": val, "test": max(test, 0.0)}
 
 
-class RunConfig(RunSettings, SplitSettings, SliceSettings):
+class InputSettings(fields.Frozen):
+    """Which files of the dataset are images and labels, where that is not clear."""
+
+    layout: fields.LayoutName | None = Field(
+        None, description="Layout of the dataset; without it, the first that fits."
+    )
+    images: tuple[str, ...] = Field(
+        (),
+        description="Pattern of the images, relative to the dataset, such as 'img/*.nii.gz'; once "
+        "for each modality. Cases are what the wildcards match.",
+    )
+    labels: str | None = Field(None, description="Pattern of the labels; with images.")
+    label_name: str | None = Field(
+        None, description="Label to use where a case has several, such as segTRI."
+    )
+    structures: fields.Names = Field(
+        (),
+        description="Structures whose binary masks, one in each file, make the label, such as "
+        "liver,spleen: values 1, 2, … in this order. [default: all, by name]",
+    )
+    overlap: fields.Overlap = Field(
+        "first",
+        description="Voxels in the masks of two structures: count them for the first, or fail the "
+        "case.",
+    )
+    modalities: fields.Names = Field(
+        (), description="Images of a case to use, and their order, such as t1c,flair."
+    )
+    missing_modality: fields.MissingModality = Field(
+        "error", description="A case without one of the images: fail it, or fill with zeros."
+    )
+    volumes: fields.Volumes | None = Field(
+        None,
+        description="Volumes of 4D images: channels of one case, frames that are a case each, or "
+        "the number of the one to use, from 0.",
+    )
+    label_grid: fields.LabelGrid = Field(
+        "own", description="Affine of labels: their own, or the image's if the shape is the same."
+    )
+    orientation_from: fields.Orientation = Field(
+        "sform", description="Form of a NIfTI header to use where it has both."
+    )
+    datalist_fold: fields.NonNegative | None = Field(
+        None, description="Fold of a MONAI datalist for validation; the others are for training."
+    )
+    include_test: bool = Field(False, description="Put nnU-Net's imagesTs into the test split.")
+
+    @model_validator(mode="after")
+    def _input_settings_fit(self) -> Self:
+        if self.labels is not None and not self.images:
+            raise ValueError("labels, a pattern, needs images, the pattern of the images")
+        return self
+
+
+class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
     """Settings of a run, validated once and never changed.
 
     Examples
@@ -155,7 +209,6 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings):
     allow_missing_labels: bool = Field(
         False, description="Write cases without a label; without this option, they fail."
     )
-    include_test: bool = Field(False, description="Put nnU-Net's imagesTs into the test split.")
 
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:

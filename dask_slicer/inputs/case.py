@@ -16,19 +16,45 @@ _LONGEST_ID = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """A binary mask of one structure, such as an organ."""
+
+    structure: str
+    path: str
+    value: int = 0  # of the structure in the label of all cases, once the plan has numbered them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One scan: images of one grid, and the label map if there is one."""
+    """One scan: images of one grid, and the label map if there is one.
+
+    Paths are absolute; ``scan.nii.gz[2]`` is the third volume of a 4D file.
+    """
 
     case_id: str
-    images: tuple[str, ...]  # absolute paths, one for each modality
-    label: str | None = None  # absolute path
+    images: tuple[str, ...]  # one for each modality
+    label: str | None = None
     group: str | None = None  # the patient, if the dataset names one
     split: str | None = None  # if the dataset fixes one
+    masks: tuple[Mask, ...] = ()  # merged into a label, if there is none
+    stated: bool = False  # whether the user or the dataset says which file is an image
+    label_grid: str = "own"  # or "image": the label takes the affine of the image
+    orientation_from: str = "sform"  # or "qform"
+
+    @property
+    def has_label(self) -> bool:
+        """Return whether the case has a label, or masks that make one."""
+        return self.label is not None or bool(self.masks)
+
+    @property
+    def label_files(self) -> tuple[str, ...]:
+        """Return the file of the label, or those of its masks."""
+        return tuple(mask.path for mask in self.masks) if self.label is None else (self.label,)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Return every file of the case, the label last."""
-        return self.images if self.label is None else (*self.images, self.label)
+        """Return every file of the case, images first."""
+        return (*self.images, *self.label_files)
 
 
 def is_volume_name(name: str) -> bool:

@@ -24,7 +24,7 @@ def grids_of(headers: Sequence[VolumeHeader], *, has_label: bool) -> list[Grid]:
 def load_volume(case: Case, plane: str) -> Volume:
     """Return the voxels of a case as stored, with axes in the order of a plane."""
     headers, arrays = zip(*map(read_voxels, case.files), strict=True)
-    has_label = case.label is not None
+    has_label = case.has_label
     orientations, grid = align(grids_of(headers, has_label=has_label), plane)
     voxels = [
         Voxels(

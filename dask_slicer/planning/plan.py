@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
@@ -80,7 +81,7 @@ class CasePlan:
     @property
     def has_label(self) -> bool:
         """Return whether the slices of this case have a label."""
-        return self.case.label is not None
+        return self.case.has_label
 
     @property
     def work(self) -> int:
@@ -138,6 +139,12 @@ class RunPlan:
     notes : tuple of str
     problems : tuple of str
         Why the whole dataset is refused.
+    files : tuple of FileRole
+        What every volume of the dataset is used for.
+    channel_names : tuple of str
+        Names of the modalities, in their order, where the dataset gives them.
+    label_names : dict of int to str
+        Names of label values, where the dataset gives them.
     """
 
     config: RunConfig
@@ -147,6 +154,9 @@ class RunPlan:
     splits: dict[str, list[str]]
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    files: tuple[FileRole, ...] = ()
+    channel_names: tuple[str, ...] = ()
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path, PurePath
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
@@ -14,7 +14,8 @@ from dask_slicer.core.geometry import align, axis_codes, spacing
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError, MissingFile, MissingLabel, as_case_error
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.discovery import check_labels, find_cases
+from dask_slicer.inputs.discovery import find_cases
+from dask_slicer.inputs.layouts.base import InputOptions
 from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
 from dask_slicer.planning.assignment import case_groups, case_splits
@@ -38,15 +39,19 @@ def make_plan(
     their cases; it reads the whole journal, so it is called only if some left the dataset.
     """
     assigned = assigned or {}
-    dataset = find_cases(config.input_dir, include_test=config.include_test)
+    names = (field.name for field in fields(InputOptions))
+    dataset = find_cases(
+        config.input_dir,
+        InputOptions(**{name: getattr(config, name) for name in names}),
+        skip=config.output_dir,
+        allow_missing_labels=config.allow_missing_labels,
+    )
     root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
-    if config.input_dir == root:
-        check_labels(root, dataset, allow_missing=config.allow_missing_labels)
     notes = list(dataset.notes)
     if config.prune:
         present = {case.case_id for case in dataset.cases}
         assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
-    has_labels = any(case.label is not None for case in dataset.cases)
+    has_labels = any(case.has_label for case in dataset.cases)
     if config.min_foreground > 0 and not has_labels and not dataset.problems:
         raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
     groups = case_groups(dataset, config, notes)
@@ -61,7 +66,7 @@ def make_plan(
         plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
         for _ in range(config.retries + 1):
             try:
-                if case.label is None and has_labels and not config.allow_missing_labels:
+                if not case.has_label and has_labels and not config.allow_missing_labels:
                     raise MissingLabel(
                         "no label for this case, but others have one; add it, "
                         "or use --allow_missing_labels"
@@ -88,6 +93,9 @@ def make_plan(
         splits=by_split(splits),
         notes=(*notes, *_notes(plans, config, has_labels=has_labels)),
         problems=tuple(dataset.problems),
+        files=dataset.files,
+        channel_names=dataset.channel_names,
+        label_names=dataset.label_names,
     )
 
 

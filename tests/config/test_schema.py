@@ -19,6 +19,18 @@ PLACES = {"input_dir": "/scans", "output_dir": "/all slices"}
 DEFAULT = RunConfig(**PLACES)
 # Another value than the default for every setting but the two places.
 CHANGED = {
+    "layout": "bids",
+    "images": ("img/*.nii.gz",),
+    "labels": "label/*.nii.gz",
+    "label_name": "segTRI",
+    "structures": ("liver", "spleen"),
+    "overlap": "error",
+    "modalities": ("t1c", "flair"),
+    "missing_modality": "zero",
+    "volumes": "2",
+    "label_grid": "image",
+    "orientation_from": "qform",
+    "datalist_fold": 0,
     "window_size": 0,
     "padding_mode": "mirror",
     "plane": "k",
@@ -117,7 +129,8 @@ def test_the_table_of_changes_has_every_setting_that_may_be_changed() -> None:
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_setting_comes_back_from_yaml_unless_it_is_of_one_run(tmp_path, name) -> None:
-    needed = {"splits": CHANGED["splits"]} if name == "fold" else {}
+    needs = {"fold": "splits", "labels": "images"}.get(name)
+    needed = {needs: CHANGED[needs]} if needs else {}
     if name in TLS:
         needed = {other: CHANGED[other] for other in TLS} | {"scheduler": "tls://host:8786"}
     config = build_config(PLACES | needed | {name: CHANGED[name]})

@@ -20,6 +20,8 @@ import dask_slicer
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.slices import slice_volume
 from dask_slicer.core.volume import Volume, Voxels
+from dask_slicer.inputs.layouts.base import InputOptions
+from dask_slicer.inputs.tree import FileTree
 
 _SESSIONS = [
     node.name
@@ -65,12 +67,11 @@ def test_the_package_says_that_it_has_types() -> None:
 def test_the_example_of_a_layout_finds_cases(tmp_path: Path) -> None:
     layout = ModuleType("lits")
     exec(_EXAMPLES["layout"], layout.__dict__)
-    nothing = layout.match(tmp_path, include_test=False)
+    nothing = layout.match(FileTree(tmp_path, []), InputOptions())
     assert nothing.cases == []
     assert nothing.miss
-    for name in ("volume-0.nii", "segmentation-0.nii", "volume-1.nii"):
-        (tmp_path / name).touch()
-    result = layout.match(tmp_path, include_test=False)
+    tree = FileTree(tmp_path, ["volume-0.nii", "segmentation-0.nii", "volume-1.nii"])
+    result = layout.match(tree, InputOptions())
     assert [(case.case_id, bool(case.label)) for case in result.cases] == [
         ("lits_0", True),
         ("lits_1", False),

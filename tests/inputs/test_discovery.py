@@ -10,7 +10,7 @@ import pytest
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.discovery import find_cases
-from dask_slicer.inputs.layouts.base import LayoutMatch
+from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 
 PAIRS = [
     {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"},
@@ -201,20 +201,20 @@ def test_test_images_are_left_out_with_a_note_or_put_into_test(tmp_path) -> None
     dataset = find_cases(tmp_path)
     assert list(cases_of(dataset, tmp_path)) == ["a"]
     assert dataset.notes == ["1 image in imagesTs left out; --include_test uses them for test"]
-    dataset = find_cases(tmp_path, include_test=True)
+    dataset = find_cases(tmp_path, InputOptions(include_test=True))
     assert cases_of(dataset, tmp_path)["t"] == ["imagesTs/t_0000.nii.gz", "labelsTs/t.nii.gz"]
     assert {case.case_id: case.split for case in dataset.cases} == {"a": None, "t": "test"}
     assert not dataset.notes
     lay(tmp_path, "labelsTs/u.nii.gz")
-    (note,) = find_cases(tmp_path, include_test=True).notes
-    assert note == "1 label without an image: u"
+    (note,) = find_cases(tmp_path, InputOptions(include_test=True)).notes
+    assert note == "1 label without an image: labelsTs/u.nii.gz"
 
 
 def test_test_labels_without_test_images_are_noted(tmp_path) -> None:
     lay(tmp_path, *tr("a_0000"), "labelsTs/t.nii", "labelsTs/t.nii.gz")
-    dataset = find_cases(tmp_path, include_test=True)
-    assert not dataset.problems
-    assert dataset.notes == ["2 labels without an image: t.nii, t.nii.gz"]
+    dataset = find_cases(tmp_path, InputOptions(include_test=True))
+    assert "no case has a label" in dataset.problems[0]
+    assert dataset.notes == ["2 labels without an image: labelsTs/t.nii, labelsTs/t.nii.gz"]
 
 
 def test_scans_of_one_bids_subject_are_one_group(tmp_path) -> None:
@@ -227,8 +227,8 @@ def test_scans_of_one_bids_subject_are_one_group(tmp_path) -> None:
     ("files", "said"),
     [
         (tr("a_0000", "readme"), "1 file in imagesTr left out"),
-        ([*tr("a_0000"), "labelsTr/z.nii.gz"], "1 label without an image: z"),
-        (["images/a.nii", "labels/b.nii"], "1 label without an image: b"),
+        ([*tr("a_0000"), "labelsTr/z.nii.gz"], "1 label without an image: labelsTr/z.nii.gz"),
+        (["images/a.nii", "labels/b.nii"], "1 label without an image: labels/b.nii"),
     ],
 )
 def test_what_is_left_out_is_noted(tmp_path, files, said) -> None:
@@ -305,5 +305,5 @@ TROUBLE = {
 @pytest.mark.parametrize(("files", "said"), TROUBLE.values(), ids=TROUBLE)
 def test_cases_with_the_same_id_are_a_problem(tmp_path, files, said) -> None:
     lay(tmp_path, *files)
-    (problem,) = find_cases(tmp_path, include_test=True).problems
+    (problem,) = find_cases(tmp_path, InputOptions(include_test=True)).problems
     assert said in problem

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.inputs.discovery import check_labels, find_cases
+from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.label_names import named_like_labels
+from dask_slicer.inputs.layouts.base import InputOptions
 from dask_slicer.planning.planner import make_plan
 
 
@@ -75,7 +76,6 @@ def test_a_mask_of_the_removed_face_is_no_label(tmp_path) -> None:
     lay(tmp_path, "sub-1/anat/sub-1_T1w.nii.gz", mask)
     dataset = find_cases(tmp_path)
     assert [case.label for case in dataset.cases] == [None]
-    check_labels(tmp_path, dataset, allow_missing=False)
     assert not dataset.problems
 
 
@@ -102,7 +102,7 @@ def test_numbers_of_patients_are_not_channels(tmp_path) -> None:
         *(f"labelsTr/amos_{number}.nii.gz" for number in numbers),
         "imagesTs/amos_0600.nii.gz",
     )
-    dataset = find_cases(tmp_path, include_test=True)
+    dataset = find_cases(tmp_path, InputOptions(include_test=True))
     assert not dataset.problems
     for case in dataset.cases[:3]:
         assert case.images == (str(tmp_path / "imagesTr" / f"{case.case_id}.nii.gz"),)
@@ -116,7 +116,7 @@ def test_a_stray_label_does_not_make_channels_patients(tmp_path) -> None:
     lay(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr/a_0000.nii.gz")
     dataset = find_cases(tmp_path)
     assert [case.case_id for case in dataset.cases] == ["a"]
-    assert dataset.notes == ["1 label without an image: a_0000"]
+    assert dataset.notes == ["1 label without an image: labelsTr/a_0000.nii.gz"]
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,7 @@ def test_numbers_that_may_be_patients_or_channels_are_refused(tmp_path, more, re
 )
 def test_a_label_among_images_is_refused(tmp_path, files, label) -> None:
     lay(tmp_path, *files)
-    dataset = find_cases(tmp_path)
-    check_labels(tmp_path, dataset, allow_missing=True)
+    dataset = find_cases(tmp_path, allow_missing_labels=True)
     assert any(f"named like labels: {label}" in problem for problem in dataset.problems)
 
 
@@ -183,7 +182,6 @@ def test_a_label_among_images_is_refused(tmp_path, files, label) -> None:
 def test_images_with_such_words_in_their_names_are_images(tmp_path, files) -> None:
     lay(tmp_path, *files)
     dataset = find_cases(tmp_path)
-    check_labels(tmp_path, dataset, allow_missing=False)
     assert not dataset.problems
     images = [name for name in files if not name.startswith(("labels/", "derivatives/"))]
     assert sorted(image for case in dataset.cases for image in case.images) == [
@@ -196,9 +194,8 @@ def test_labels_behind_a_link_are_found_and_loops_end(tmp_path) -> None:
     scans = tmp_path / "scans"
     (scans / "masks").symlink_to(tmp_path / "elsewhere")
     (scans / "loop").symlink_to(scans)
-    dataset = find_cases(scans)
-    check_labels(scans, dataset, allow_missing=True)
-    assert dataset.notes == [f"left out 1 file named like labels: {Path('masks', 'a.nii.gz')}"]
+    dataset = find_cases(scans, allow_missing_labels=True)
+    assert dataset.notes == ["left out 1 file named like labels: masks/a.nii.gz"]
 
 
 def test_a_manifest_is_obeyed(dataset) -> None:

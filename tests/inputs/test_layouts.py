@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,34 +10,36 @@ import pytest
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs import discovery
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.layouts import LAYOUTS, manifest
-from dask_slicer.inputs.layouts.base import Layout, LayoutMatch, volume_files
+from dask_slicer.inputs.layouts import LAYOUTS
+from dask_slicer.inputs.layouts.base import InputOptions, Layout, LayoutMatch
+from dask_slicer.inputs.tree import FileTree
 
 
-@pytest.mark.parametrize("layout", [manifest, *LAYOUTS], ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_layout_satisfies_its_protocol(tmp_path, layout) -> None:
     _, *parameters = inspect.signature(Layout.match).parameters.values()
     assert [*inspect.signature(layout.match).parameters.values()] == parameters
-    match = layout.match(tmp_path, include_test=False)
+    match = layout.match(FileTree(tmp_path, []), InputOptions())
     assert match.layout
     assert (match.cases, match.seen) == ([], 0)
     assert match.miss
 
 
-def match_pairs(root: Path, *, include_test: bool) -> LayoutMatch:
-    scans = [path for path in volume_files(root) if path.name.startswith("scan-")]
-    cases = [Case(case_id=path.name[:6], images=(str(path),)) for path in scans]
-    if include_test:
+def match_pairs(tree: FileTree, options: InputOptions) -> LayoutMatch:
+    scans = [path for path in tree.within("") if path.startswith("scan-")]
+    cases = [Case(case_id=path[:6], images=(tree.absolute(path),)) for path in scans]
+    if options.include_test:
         cases.append(Case(case_id="held-out", images=("x.nii",), split="test"))
     return LayoutMatch("pairs", "files are called scan-", cases, seen=9, miss="no file scan-")
 
 
 def test_a_layout_that_is_added_is_used(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(discovery, "LAYOUTS", (*LAYOUTS, SimpleNamespace(match=match_pairs)))
+    layout = SimpleNamespace(match=match_pairs)
+    monkeypatch.setattr(discovery, "LAYOUTS", {**LAYOUTS, "pairs": layout})
     with pytest.raises(DatasetError, match="nearest is pairs: no file scan-"):
         discovery.find_cases(tmp_path)
     (tmp_path / "scan-1.nii").touch()
-    dataset = discovery.find_cases(tmp_path, include_test=True)
+    dataset = discovery.find_cases(tmp_path, InputOptions(include_test=True))
     assert (dataset.layout, dataset.reason) == ("pairs", "files are called scan-")
     assert [case.case_id for case in dataset.cases] == ["held-out", "scan-1"]
     (tmp_path / "manifest.csv").write_text("case_id,image\na,a.nii\n")

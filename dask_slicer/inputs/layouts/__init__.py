@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from dask_slicer.inputs.layouts import bids, decathlon, folder_per_case, images_and_labels, nnunet
+from dask_slicer.inputs.layouts import (
+    bids,
+    dataset_json,
+    folder_per_case,
+    images_and_labels,
+    manifest,
+    nnunet,
+)
 from dask_slicer.inputs.layouts.base import Layout
 
-# In the order in which they are tried: the first that finds a case is used, so a layout that asks
-# for much comes before one that asks for little. A manifest is tried before all of them.
-LAYOUTS: tuple[Layout, ...] = (decathlon, nnunet, images_and_labels, bids, folder_per_case)
+# By the name for `--layout`, in the order in which they are tried: the first that finds a case is
+# used, so a layout that asks for much comes before one that asks for little.
+LAYOUTS: dict[str, Layout] = {
+    "manifest": manifest,
+    "dataset_json": dataset_json,
+    "nnunet": nnunet,
+    "images_and_labels": images_and_labels,
+    "bids": bids,
+    "folder_per_case": folder_per_case,
+}

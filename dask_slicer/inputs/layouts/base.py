@@ -1,4 +1,4 @@
-"""The Layout protocol, its result, and helpers that layouts share."""
+"""The Layout protocol, its options and result, and helpers that layouts share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,35 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import Case, is_volume_name, stem_of
+from dask_slicer.inputs.case import Case, Mask, stem_of
+from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputOptions:
+    """What the user says of the files of a dataset; the settings of the same names."""
+
+    layout: str | None = None
+    images: tuple[str, ...] = ()
+    labels: str | None = None
+    label_name: str | None = None
+    structures: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    missing_modality: str = "error"
+    volumes: str | None = None
+    datalist_fold: int | None = None
+    include_test: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRole:
+    """A volume of a dataset, and what it is used for."""
+
+    path: str  # relative to the dataset, with forward slashes
+    role: str  # "image", "label" or "left out"
+    detail: str = ""  # the modality of an image, the structure of a mask, or why it is left out
+    case_id: str = ""
 
 
 @dataclass(slots=True)
@@ -20,12 +47,18 @@ class LayoutMatch:
     layout: str  # its name in messages
     reason: str = ""  # by what it was recognised
     cases: list[Case] = field(default_factory=list)  # in any order
-    notes: list[str] = field(default_factory=list)  # files left out, oddities that stop no run
+    notes: list[str] = field(default_factory=list)  # oddities that stop no run
     problems: list[str] = field(default_factory=list)  # reasons to refuse the run
+    # Volumes that are not used, and why: paths relative to the dataset. The caller adds those that
+    # are neither here nor in a case.
+    left_out: dict[str, str] = field(default_factory=dict)
     # Without cases: the number of volumes in places where this layout has them, and what the folder
     # lacks, such as "no NIfTI file in images". The error names the layout that saw most first.
     seen: int = 0
     miss: str = ""
+    channel_names: tuple[str, ...] = ()  # of the modalities, in their order, where known
+    label_names: dict[int, str] = field(default_factory=dict)  # without the background
+    files: tuple[FileRole, ...] = ()  # of all volumes; filled in by the caller
 
     def add_case(
         self,
@@ -33,59 +66,64 @@ class LayoutMatch:
         images: Iterable[str | Path],
         label: str | Path | None = None,
         *,
+        masks: Iterable[Mask] = (),
         group: str | None = None,
         split: str | None = None,
+        stated: bool = False,
     ) -> None:
-        """Add a case."""
+        """Add a case; paths are absolute. For the other parameters see `Case`."""
         case = Case(
             case_id=case_id,
             images=tuple(map(str, images)),
             label=None if label is None else str(label),
             group=group,
             split=split,
+            masks=tuple(masks),
+            stated=stated,
         )
         self.cases.append(case)
 
-    def note_files(self, names: Sequence[str], noun: str, why: str) -> None:
-        """Note files that are left out, if there are any: their number, the reason, some names."""
-        if names:
-            self.notes.append(f"{plural(len(names), noun)} {why}: {first_few(names)}")
+    def leave_out(self, paths: Sequence[str], noun: str, why: str) -> None:
+        """Note volumes that are not used: their number, the reason, some names."""
+        if paths:
+            self.left_out.update(dict.fromkeys(paths, why))
+            self.notes.append(f"{plural(len(paths), noun)} {why}: {first_few(paths)}")
 
 
 class Layout(Protocol):
     """A way in which the files of a dataset lie in a folder: a module with a function `match`.
 
     To add a layout, write such a module in this folder and add it to `LAYOUTS` in `__init__.py`.
+    Its name there is the value of `--layout`.
     """
 
-    def match(self, root: Path, *, include_test: bool) -> LayoutMatch:
+    def match(self, tree: FileTree, options: InputOptions) -> LayoutMatch:
         """Return the cases of a folder, or why it does not have this layout.
 
         Go by the names of files and folders and by small text files: a dataset may hold thousands
         of volumes, whose headers are read later, in parallel.
 
-        - The folder has this layout: return `cases`, `reason`, `notes` and `problems`. Paths are
-          absolute if `root` is. A file that a case should have, but lacks, is named all the same:
-          the case then fails as MissingFile, and the others are written. What makes cases
-          ambiguous is a problem; what is left out is a note. That ids are plain and unique is
-          checked by the caller.
+        - The folder has this layout: return `cases`, `reason`, `notes`, `left_out` and `problems`.
+          A file that a case should have, but lacks, is named all the same: the case then fails as
+          MissingFile, and the others are written. What makes cases ambiguous is a problem, which
+          names the option that decides; what is left out has a reason. That ids are plain and
+          unique is checked by the caller.
         - The folder has another layout, or too little of this one: return no case, but `miss`, and
           as `seen` how many volumes were found. The next layout is tried then.
 
         Parameters
         ----------
-        root : Path
-            A folder that exists.
-        include_test : bool
-            Whether images that the layout keeps apart for testing become cases, with
-            ``split="test"``; else a note counts them.
+        tree : FileTree
+            The files of the folder.
+        options : InputOptions
+            A layout heeds `include_test` (whether images that it keeps apart for testing become
+            cases, with ``split="test"``), `label_name`, `structures` and `datalist_fold`; the
+            caller sees to the others.
 
         Raises
         ------
         DatasetError
             If a file that describes the dataset is damaged.
-        PermissionError
-            If a folder cannot be listed; the caller reports it.
         """
         ...
 
@@ -95,20 +133,16 @@ def held_out_note(n_images: int) -> str:
     return f"{plural(n_images, 'image')} in imagesTs left out; --include_test uses them for test"
 
 
-def volume_files(folder: Path) -> list[Path]:
-    """Return the paths in a folder that are named like volumes, also directories (they fail)."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if is_volume_name(path.name))
-
-
-def by_stem(paths: list[Path], result: LayoutMatch) -> dict[str, Path]:
+def by_stem(paths: Iterable[str], result: LayoutMatch) -> dict[str, str]:
     """Return paths by file name without suffix; two files with one name are a problem."""
-    path_of: dict[str, Path] = {}
+    path_of: dict[str, str] = {}
     for path in paths:
-        other = path_of.setdefault(stem_of(path.name), path)
+        name = path.rpartition("/")[2]
+        other = path_of.setdefault(stem_of(name), path)
         if other is not path:
-            result.problems.append(f"two files for one volume: {other.name} and {path.name}")
+            result.problems.append(
+                f"two files for one volume: {other.rpartition('/')[2]} and {name}"
+            )
     return path_of
 
 

@@ -13,26 +13,25 @@ from typing import Any
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.layouts.base import LayoutMatch
+from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.tree import FileTree
 
 _IMAGE = re.compile(r"image(_\d+)?")
 
 
-def match(root: Path, *, include_test: bool) -> LayoutMatch:
-    """Match a folder with a manifest; `root` may be the manifest itself."""
-    path = find_manifest(root)
+def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
+    """Match a folder with a manifest."""
+    path = find_manifest(tree.root)
     if path is None:
         return LayoutMatch("manifest", miss="no manifest.csv or manifest.json")
     return read_manifest(path)
 
 
 def find_manifest(input_dir: Path) -> Path | None:
-    """Return the manifest of a dataset: `input_dir` itself, or a file in it, None if it has none.
+    """Return the manifest in the folder of a dataset, None if it has none.
 
-    In a folder: manifest.csv, manifest.json, or the only CSV file with columns case_id and image.
+    It is manifest.csv, manifest.json, or the only CSV file with columns case_id and image.
     """
-    if input_dir.is_file():
-        return input_dir if input_dir.suffix.lower() in (".csv", ".json") else None
     for name in ("manifest.csv", "manifest.json"):
         if (input_dir / name).is_file():
             return input_dir / name
@@ -141,4 +140,5 @@ def _case(position: str, row: Mapping[str, str], images: list[str], manifest: Pa
         label=label,
         group=row.get("group"),
         split=split,
+        stated=True,
     )

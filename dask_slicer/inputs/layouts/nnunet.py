@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from pathlib import Path
 
 from dask_slicer.inputs.case import split_channel, stem_of
 from dask_slicer.inputs.layouts.base import (
+    InputOptions,
     LayoutMatch,
     by_stem,
     held_out_note,
     read_description,
-    volume_files,
 )
+from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 
 
-def match(root: Path, *, include_test: bool) -> LayoutMatch:
+def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     """Match imagesTr/<case>_0000.nii.gz, one file for each modality, and labelsTr/<case>.nii.gz.
 
     A number at the end is that of a case, not of a channel, where each image has a label of its own
     full name: imagesTr/amos_0004.nii.gz and labelsTr/amos_0004.nii.gz.
     """
     result = LayoutMatch("nnU-Net raw")
-    images = volume_files(root / "imagesTr")
+    images = tree.within("imagesTr")
     result.seen = len(images)
-    description = read_description(root)
+    description = read_description(tree.root)
     names = description.get("channel_names", description.get("modality"))
     n_declared = len(names) if isinstance(names, dict) else 0
-    is_paired = _is_paired(images, volume_files(root / "labelsTr"), n_declared, result)
+    is_paired = _is_paired(images, tree.within("labelsTr"), n_declared, result)
     cases_in = _by_name if is_paired else _by_channel
     channels = cases_in(images, result)
     if not any(0 in files for files in channels.values()):
@@ -44,31 +44,26 @@ def match(root: Path, *, include_test: bool) -> LayoutMatch:
     )
     if is_paired:
         result.reason = "imagesTr and labelsTr hold files of equal names"
-    surplus = [
-        path.name for files in channels.values() for n, path in files.items() if n >= n_channels
-    ]
-    result.note_files(surplus, "file", f"left out, dataset.json has {n_channels} channels")
-    _add_cases(channels, n_channels, root / "imagesTr", root / "labelsTr", result)
-    test_images = volume_files(root / "imagesTs")
-    if include_test:
+    surplus = [path for files in channels.values() for n, path in files.items() if n >= n_channels]
+    result.leave_out(surplus, "file", f"left out, dataset.json has {n_channels} channels")
+    _add_cases(channels, n_channels, tree, "Tr", result)
+    test_images = tree.within("imagesTs")
+    if options.include_test:
         channels = cases_in(test_images, result)
-        labels = root / "labelsTs"
         if channels:
-            _add_cases(channels, n_channels, root / "imagesTs", labels, result, split="test")
-        unpaired = [] if channels else [path.name for path in volume_files(labels)]
-        result.note_files(unpaired, "label", "without an image")
+            _add_cases(channels, n_channels, tree, "Ts", result, split="test")
+        else:
+            result.leave_out(tree.within("labelsTs"), "label", "without an image")
     elif test_images:
         result.notes.append(held_out_note(len(test_images)))
     return result
 
 
-def _is_paired(
-    images: list[Path], labels: list[Path], n_declared: int, result: LayoutMatch
-) -> bool:
+def _is_paired(images: list[str], labels: list[str], n_declared: int, result: LayoutMatch) -> bool:
     """Return whether images have labels of their own full names; a problem if only some do."""
-    label_stems = {stem_of(path.name) for path in labels}
-    unlike = [path.name for path in images if stem_of(path.name) not in label_stems]
-    parts = [split_channel(path.name) for path in images]
+    label_stems = {stem_of(_name(path)) for path in labels}
+    unlike = [_name(path) for path in images if stem_of(_name(path)) not in label_stems]
+    parts = [split_channel(_name(path)) for path in images]
     ids = Counter(part[0] for part in parts if part)
     by_channel = sorted(ids.keys() & label_stems)
     if len(images) - len(unlike) <= len(by_channel):
@@ -91,46 +86,53 @@ def _is_paired(
     return True
 
 
-def _by_name(images: list[Path], result: LayoutMatch) -> dict[str, dict[int, Path]]:
+def _by_name(images: list[str], result: LayoutMatch) -> dict[str, dict[int, str]]:
     return {stem: {0: path} for stem, path in by_stem(images, result).items()}
 
 
-def _by_channel(images: list[Path], result: LayoutMatch) -> dict[str, dict[int, Path]]:
-    channels: defaultdict[str, dict[int, Path]] = defaultdict(dict)
+def _by_channel(images: list[str], result: LayoutMatch) -> dict[str, dict[int, str]]:
+    channels: defaultdict[str, dict[int, str]] = defaultdict(dict)
     unnumbered = []
     for path in images:
-        parts = split_channel(path.name)
+        parts = split_channel(_name(path))
         if parts is None:
-            unnumbered.append(path.name)
+            unnumbered.append(path)
             continue
         case_id, channel = parts
         if channel in channels[case_id]:
             result.problems.append(
-                f"two files for one modality: {channels[case_id][channel].name} and {path.name}"
+                f"two files for one modality: {_name(channels[case_id][channel])} and {_name(path)}"
             )
         channels[case_id][channel] = path
     if channels:
-        why = f"in {images[0].parent.name} left out, no _0000 in the name"
-        result.note_files(unnumbered, "file", why)
+        why = f"in {images[0].partition('/')[0]} left out, no _0000 in the name"
+        result.leave_out(unnumbered, "file", why)
     return dict(channels)
 
 
 def _add_cases(
-    channels: dict[str, dict[int, Path]],
+    channels: dict[str, dict[int, str]],
     n_channels: int,
-    images: Path,
-    labels: Path,
+    tree: FileTree,
+    part: str,
     result: LayoutMatch,
     *,
     split: str | None = None,
 ) -> None:
-    """Add the cases of a folder of images, and note the labels that belong to none."""
-    label_of = by_stem(volume_files(labels), result)
+    """Add the cases of imagesTr or imagesTs, and note the labels that belong to none."""
+    label_of = by_stem(tree.within(f"labels{part}"), result)
     for case_id, files in channels.items():
         # A missing channel keeps its place: planning then names the missing file.
         paths = [
-            files.get(channel, images / f"{case_id}_{channel:04d}.nii.gz")
+            tree.absolute(files.get(channel, f"images{part}/{case_id}_{channel:04d}.nii.gz"))
             for channel in range(n_channels)
         ]
-        result.add_case(case_id, paths, label_of.get(case_id), split=split)
-    result.note_files(sorted(label_of.keys() - channels.keys()), "label", "without an image")
+        label = label_of.get(case_id)
+        label = None if label is None else tree.absolute(label)
+        result.add_case(case_id, paths, label, split=split)
+    unpaired = [label_of[case_id] for case_id in sorted(label_of.keys() - channels.keys())]
+    result.leave_out(unpaired, "label", "without an image")
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+_SELECTED = re.compile(r"(?P<path>.+)\[(?P<volume>\d+)\]")
+
+
+def split_volume(path: str) -> tuple[str, int | None]:
+    """Return a path and the volume of a 4D file that it selects, None for all.
+
+    >>> split_volume("scan.nii.gz[2]"), split_volume("scan.nii.gz")
+    (('scan.nii.gz', 2), ('scan.nii.gz', None))
+    """
+    selected = _SELECTED.fullmatch(path)
+    return (selected["path"], int(selected["volume"])) if selected else (path, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

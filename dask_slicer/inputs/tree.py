@@ -1,0 +1,90 @@
+"""Files of a dataset, listed once for all layouts."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from dask_slicer.errors import DatasetError
+from dask_slicer.inputs.case import is_volume_name
+
+# Folders of file systems that no user can list.
+_OF_THE_SYSTEM = {"lost+found", "System Volume Information"}
+
+
+class FileTree:
+    """The files under a folder: relative paths with forward slashes, sorted, none hidden.
+
+    Parameters
+    ----------
+    root : Path
+        A folder.
+    paths : iterable of str
+        As `scan` lists them; a test may make them up.
+    """
+
+    def __init__(self, root: Path, paths: Iterator[str] | list[str]) -> None:
+        self.root = root
+        self.paths = tuple(sorted(paths))
+
+    @classmethod
+    def scan(cls, root: Path, *, skip: Path | None = None) -> FileTree:
+        """List a folder and its folders, links followed, without `skip`, an output in it.
+
+        Raises
+        ------
+        DatasetError
+            If a folder cannot be listed: it may hold cases, or labels.
+        """
+        return cls(root, list(_walk(root, skip)))
+
+    @cached_property
+    def volumes(self) -> tuple[str, ...]:
+        """Return the paths that are named like volumes, also of folders (they fail)."""
+        return tuple(path for path in self.paths if is_volume_name(path.rpartition("/")[2]))
+
+    @cached_property
+    def by_folder(self) -> dict[str, list[str]]:
+        """Return the volumes of each folder that holds any, by its path; the root is ``""``."""
+        folders: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.volumes:
+            folders[path.rpartition("/")[0]].append(path)
+        return dict(folders)
+
+    def within(self, folder: str) -> list[str]:
+        """Return the volumes in a folder, without those of folders in it."""
+        return self.by_folder.get(folder, [])
+
+    def has(self, path: str) -> bool:
+        """Return whether there is a file, of any kind, hidden ones too."""
+        return (self.root / path).exists()
+
+    def absolute(self, path: str) -> str:
+        """Return the absolute path of a file, if the root is absolute; it need not exist."""
+        return os.path.normpath(os.path.join(self.root, path))
+
+
+def _walk(root: Path, skip: Path | None) -> Iterator[str]:
+    """Yield the files under a folder; a link to a folder above is not followed."""
+    todo: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(os.fspath(root), "", ())]
+    while todo:
+        folder, prefix, above = todo.pop()
+        try:
+            status = Path(folder).stat()
+            if (identity := (status.st_dev, status.st_ino)) in above:
+                continue
+            with os.scandir(folder) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+        except OSError as error:
+            if Path(folder).name in _OF_THE_SYSTEM:
+                continue
+            raise DatasetError(f"cannot list {folder}: {error.strerror}") from None
+        for entry in entries:
+            path = prefix + entry.name
+            if not entry.is_dir() or is_volume_name(entry.name):
+                yield path
+            elif skip is None or Path(entry.path) != skip:
+                todo.append((entry.path, f"{path}/", (*above, identity)))
