@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.inputs.case import Case
+from dask_slicer.planning.names import Names
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
@@ -138,6 +139,10 @@ class RunPlan:
     notes : tuple of str
     problems : tuple of str
         Why the whole dataset is refused.
+    channel_names : tuple of str
+        As the dataset has them, one for each modality, such as T1w; empty where unknown.
+    label_names : dict of int to str
+        The names of label values, such as ``{1: "liver"}``; empty where unknown.
     """
 
     config: RunConfig
@@ -147,6 +152,8 @@ class RunPlan:
     splits: dict[str, list[str]]
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    channel_names: tuple[str, ...] = ()
+    label_names: dict[int, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""
@@ -180,6 +187,12 @@ class RunPlan:
         """Return the number of images of a case."""
         counts = Counter(len(case.case.images) for case in self.runnable or self.cases)
         return counts.most_common(1)[0][0] if counts else 1
+
+    @property
+    def names(self) -> Names:
+        """Return the names that the output gets: of channels only where each modality has one."""
+        fits = len(self.channel_names) == self.n_modalities
+        return Names(channels=self.channel_names if fits else (), labels=self.label_names)
 
     @property
     def n_slices(self) -> int:

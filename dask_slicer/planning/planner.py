@@ -88,6 +88,8 @@ def make_plan(
         splits=by_split(splits),
         notes=(*notes, *_notes(plans, config, has_labels=has_labels)),
         problems=tuple(dataset.problems),
+        channel_names=dataset.channel_names,
+        label_names=dataset.label_names,
     )
 
 

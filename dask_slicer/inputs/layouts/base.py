@@ -26,6 +26,9 @@ class LayoutMatch:
     # lacks, such as "no NIfTI file in images". The error names the layout that saw most first.
     seen: int = 0
     miss: str = ""
+    # Empty where unknown: a name for each modality, in order, and for label values other than 0.
+    channel_names: tuple[str, ...] = ()
+    label_names: dict[int, str] = field(default_factory=dict)
 
     def add_case(
         self,
