@@ -17,6 +17,7 @@ from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
 from dask_slicer.output.lock import locked, remove_stale_locks
 from dask_slicer.output.summary import DatasetTotals, finalize
+from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
 from dask_slicer.utils.formatting import first_few, plural
@@ -47,6 +48,7 @@ class PartitionPlan:
     cases: tuple[str, ...]  # planned, of all partitions
     splits: dict[str, list[str]]  # as in splits.json: with the cases of earlier runs
     n_modalities: int
+    names: Names
 
 
 def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeReport:
@@ -70,6 +72,7 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
             failures,
             planned=planned,
             n_modalities=None if plan is None else plan.n_modalities,
+            names=None if plan is None else plan.names,
             elapsed_seconds=time.monotonic() - started,
             slices_this_run=0,
             is_complete=False,
@@ -133,6 +136,7 @@ def record_plan(plan: RunPlan) -> PartitionPlan:
         "cases": [case.case_id for case in plan.cases],
         "splits": plan.splits,
         "n_modalities": plan.n_modalities,
+        **plan.names.summary(),
     }
     path = plan.config.output_dir / layout.PARTITION_PLAN
     with suppress(FileExistsError), atomic_write(path, exclusive=True, fsync=True) as file:
@@ -155,6 +159,7 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
                 cases=tuple(content["cases"]),
                 splits=dict(content["splits"]),
                 n_modalities=int(content["n_modalities"]),
+                names=Names.parse(content),
             )
         except FileNotFoundError:
             return None
@@ -189,6 +194,8 @@ def check_partition_plan(plan: RunPlan) -> PartitionPlan | None:
         differences.append("cases in other splits")
     if shared_plan.n_modalities != plan.n_modalities:
         differences.append(f"{plan.n_modalities} images a case, not {shared_plan.n_modalities}")
+    if shared_plan.names != plan.names:
+        differences.append("other names of channels or labels")
     if differences:
         raise OutputError(
             f"the dataset differs from that of the other partitions in {output_dir}: "

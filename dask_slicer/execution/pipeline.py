@@ -163,6 +163,7 @@ class _Run:
         self, todo: list[CasePlan], queue: deque[CasePlan], journal: Journal
     ) -> None:
         """Remove outdated files of the cases to run; record cases that cannot be run."""
+        self.earlier.note_other_names(self.publisher.observer)
         unreadable, unremoved = self.earlier.remove_outdated(todo, journal, self.publisher.observer)
         self.publisher.planned(self.plan, todo=todo, skipped=self.n_skipped)
         for case in todo:
@@ -276,6 +277,7 @@ class _Run:
                         failures,
                         planned={case.case_id for case in self.plan.cases},
                         n_modalities=self.plan.n_modalities,
+                        names=self.plan.names,
                         elapsed_seconds=elapsed,
                         slices_this_run=state.n_slices,
                         is_complete=not remaining,

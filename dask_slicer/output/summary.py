@@ -6,17 +6,21 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import Statistics, pooled
+from dask_slicer.errors import CorruptFile
 from dask_slicer.output import directory, layout
-from dask_slicer.output.formats.base import statistics_by_name
+from dask_slicer.output.formats.base import read_json, statistics_by_name
 from dask_slicer.output.index import csv_lines, index_lines
 from dask_slicer.output.journal import last_records
+from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import FORMAT_VERSION
 from dask_slicer.records import CommittedCase, FailedCase
 
@@ -56,6 +60,7 @@ def finalize(
     *,
     planned: set[str],
     n_modalities: int | None,
+    names: Names | None,
     elapsed_seconds: float,
     slices_this_run: int,
     is_complete: bool,
@@ -63,7 +68,8 @@ def finalize(
     """Write the files that describe the whole output, which the caller holds; return the totals.
 
     Failures of `planned` cases in the journal are appended to `failures`. Unless the run
-    `is_complete`, files of cases that were stopped before their commit are removed.
+    `is_complete`, files of cases that were stopped before their commit are removed. Without
+    `names`, dataset_info.json keeps those that it has.
     """
     totals = DatasetTotals()
     output_dir = config.output_dir
@@ -95,6 +101,7 @@ def finalize(
             totals,
             failures=failures,
             n_modalities=n_modalities,
+            names=existing_names(output_dir) if names is None else names,
             elapsed_seconds=elapsed_seconds,
             slices_this_run=slices_this_run,
         )
@@ -103,6 +110,13 @@ def finalize(
     finally:  # also if the disk is too full for these files
         directory.remove_temporary(output_dir)
     return totals
+
+
+def existing_names(output_dir: Path) -> Names:
+    """Return the names in dataset_info.json; none if there is no such file, or it is damaged."""
+    with suppress(FileNotFoundError, CorruptFile, ValueError):
+        return Names.parse(read_json(output_dir / layout.SUMMARY))
+    return NO_NAMES
 
 
 def _failure_lines(failures: Iterable[FailedCase]) -> Iterable[str] | None:
@@ -120,6 +134,7 @@ def dataset_info(
     *,
     failures: Iterable[FailedCase] = (),
     n_modalities: int | None = None,
+    names: Names = NO_NAMES,
     elapsed_seconds: float = 0,
     slices_this_run: int = 0,
 ) -> dict[str, Any]:
@@ -151,6 +166,7 @@ def dataset_info(
             for _, failure in sorted(failed.items())
         ],
         "label_voxels": {str(value): count for value, count in sorted(totals.label_voxels.items())},
+        **names.summary(),
         "intensity": statistics_by_name(totals.intensity),
         "elapsed_seconds": round(elapsed_seconds, 3),
         "slices_per_second": round(slices_this_run / max(elapsed_seconds, 1e-9), 1),

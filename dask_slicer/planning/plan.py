@@ -14,6 +14,7 @@ from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
+from dask_slicer.planning.names import Names
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
@@ -142,9 +143,9 @@ class RunPlan:
     files : tuple of FileRole
         What every volume of the dataset is used for.
     channel_names : tuple of str
-        Names of the modalities, in their order, where the dataset gives them.
+        As the dataset has them, one for each modality, such as T1w; empty where unknown.
     label_names : dict of int to str
-        Names of label values, where the dataset gives them.
+        The names of label values, such as ``{1: "liver"}``; empty where unknown.
     """
 
     config: RunConfig
@@ -156,7 +157,7 @@ class RunPlan:
     problems: tuple[str, ...] = ()
     files: tuple[FileRole, ...] = ()
     channel_names: tuple[str, ...] = ()
-    label_names: Mapping[int, str] = field(default_factory=dict)
+    label_names: dict[int, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""
@@ -190,6 +191,12 @@ class RunPlan:
         """Return the number of images of a case."""
         counts = Counter(len(case.case.images) for case in self.runnable or self.cases)
         return counts.most_common(1)[0][0] if counts else 1
+
+    @property
+    def names(self) -> Names:
+        """Return the names that the output gets: of channels only where each modality has one."""
+        fits = len(self.channel_names) == self.n_modalities
+        return Names(channels=self.channel_names if fits else (), labels=self.label_names)
 
     @property
     def n_slices(self) -> int:

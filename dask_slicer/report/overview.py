@@ -102,6 +102,7 @@ class Overview:
     spacings: dict[str, Histogram]  # mm, by axis; rows and columns together where they are equal
     n_labels: int
     labels: tuple[LabelFacts, ...]  # by value; at most the 100 that most cases hold
+    absent_labels: tuple[str, ...]  # value and name of those with a name that no slice holds
     step_seconds: dict[str, float]  # of all cases, by step
     slowest: tuple[WrittenCase, ...]
     failures: tuple[FailedCase, ...]  # by case id
@@ -150,6 +151,10 @@ def overview(output: Output) -> Overview:
         spacings=_spacings([record.spacing for record in records.values()]),
         n_labels=n_labels,
         labels=labels,
+        absent_labels=tuple(
+            f"{value} {output.label_names[value]}"
+            for value in sorted(output.label_names.keys() - np.unique(index.label_values).tolist())
+        ),
         step_seconds=dict(step_seconds),
         slowest=tuple(sorted(written.values(), key=lambda case: -case.total)[:_SLOWEST]),
         failures=tuple(failure for _, failure in sorted(failures.items())),

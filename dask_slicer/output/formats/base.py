@@ -16,6 +16,7 @@ from dask_slicer.core.geometry import spacing
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CaseError, CorruptFile
+from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import CasePlan
 
 # The way to repair a damaged case.
@@ -65,7 +66,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
+def case_metadata(
+    stack: SliceStack, case: CasePlan, settings: SliceSettings, names: Names
+) -> dict[str, Any]:
     """Return the metadata that all slices of a case share, as JSON values."""
     n_slices, height, width = stack.shape
     channels = (2 * settings.window_size + 1) * len(stack.image)
@@ -86,7 +89,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "split": case.split,
         "plane": settings.plane,
         "affine": stack.affine.tolist(),
-    }
+    } | names.metadata()
 
 
 def statistics_by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:
