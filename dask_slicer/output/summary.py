@@ -33,11 +33,14 @@ class DatasetTotals:
     slices_by_split: Counter[str] = field(default_factory=Counter)
     label_voxels: Counter[int] = field(default_factory=Counter)
     intensity: tuple[Statistics, ...] = ()
+    clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
 
     def add(self, record: CommittedCase) -> None:
         """Add one case."""
         n_slices = len(record.slices)
         self.split_of[record.case_id] = record.split
+        if not record.clip_fits:
+            self.clipped.append(record.case_id)
         self.n_slices += n_slices
         self.n_bytes += record.n_bytes
         self.slices_by_split[record.split] += n_slices

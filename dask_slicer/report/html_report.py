@@ -19,6 +19,7 @@ from dask_slicer.errors import DaskSlicerError
 from dask_slicer.monitoring.state import STEPS
 from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
+from dask_slicer.records import clip_note
 from dask_slicer.report.histogram import chart
 from dask_slicer.report.overview import Overview, overview
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
@@ -108,6 +109,7 @@ def _render(
         settings=_settings(output.config),
         steps=STEPS,
         kinds=kinds.most_common(_MOST_NAMES),
+        clip_note=clip_note,
     )
 
 

@@ -98,6 +98,7 @@ class Overview:
     splits: tuple[SplitFacts, ...]
     missing: tuple[str, ...]  # planned cases, neither written nor failed
     empty: tuple[str, ...]  # written cases of which no slice was kept
+    clipped: tuple[str, ...]  # written cases that the clip range does not suit
     sample: Sample
     spacings: dict[str, Histogram]  # mm, by axis; rows and columns together where they are equal
     n_labels: int
@@ -146,6 +147,7 @@ def overview(output: Output) -> Overview:
         splits=_splits(output, split_of, failures),
         missing=tuple(sorted(planned - split_of.keys() - failures.keys())),
         empty=tuple(sorted(id_ for id_, case in written.items() if not case.n_slices)),
+        clipped=tuple(sorted(id_ for id_, record in records.items() if not record.clip_fits)),
         sample=_sample(output, {id_: r.statistics for id_, r in records.items()}),
         spacings=_spacings([record.spacing for record in records.values()]),
         n_labels=n_labels,
