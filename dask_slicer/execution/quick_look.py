@@ -10,6 +10,7 @@ from dask_slicer.core.statistics import statistics
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import clip_note
+from dask_slicer.utils.modalities import for_each_modality
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,12 +51,12 @@ def _chosen(plan: RunPlan) -> list[CasePlan]:
 
 def _clip_fits(case: CasePlan, config: RunConfig) -> bool:
     """Return whether the clip range suits a case; True if it cannot be read."""
-    low, high = config.clip_min, config.clip_max
     try:
         images = load_volume(case.case, config.plane).image
+        limits = (for_each_modality(end, len(images)) for end in (config.clip_min, config.clip_max))
         stats = [
             statistics(voxels, clip_min=low, clip_max=high, zero_nonfinite=True)
-            for voxels in images
+            for voxels, low, high in zip(images, *limits, strict=True)
         ]
     except Exception:  # any error: the plan is made of headers, and the run names what is wrong
         _LOG.info("case %s: the clip range could not be checked", case.case_id, exc_info=True)

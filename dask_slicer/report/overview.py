@@ -22,6 +22,7 @@ from dask_slicer.output.output import Output
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.report.histogram import Histogram, histogram
 from dask_slicer.report.selection import spread_rows
+from dask_slicer.utils.modalities import for_each_modality
 
 _MOST_LABELS = 100
 _SLOWEST = 20
@@ -249,7 +250,7 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
 
     `statistics`, by case id, undo the normalisation; cases without are left out if others have it.
     """
-    index = output.index
+    index, normalize = output.index, output.config.normalize
     known = np.array([case.case_id in statistics for case in index.cases], dtype=bool)
     if known.any() and not known.all():
         index = index.select(known[index.case])
@@ -268,9 +269,12 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
         step = math.ceil(math.sqrt(image[0].size / _SAMPLED_PIXELS))
         channels = [channel[::step, ::step].ravel() for channel in image]
         if known.any():
+            methods = for_each_modality(normalize, len(channels))
             channels = [
-                intensities(channel, stats, output.config.normalize)
-                for channel, stats in zip(channels, statistics[case.case_id], strict=False)
+                intensities(channel, stats, method)
+                for channel, stats, method in zip(
+                    channels, statistics[case.case_id], methods, strict=False
+                )
             ]
         values.append(channels)
         cases.add(case.case_id)
@@ -281,7 +285,7 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
             histogram(np.concatenate(numbers), most_bins=_SAMPLE_BINS, tail=_SAMPLE_TAIL)
             for numbers in zip(*values, strict=False)
         ),
-        in_file_units=bool(known.any()) or output.config.normalize == "none",
+        in_file_units=bool(known.any()) or {*for_each_modality(normalize, 1)} == {"none"},
         problems=tuple(problems),
     )
 

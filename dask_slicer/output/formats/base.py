@@ -17,6 +17,7 @@ from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CaseError, CorruptFile
 from dask_slicer.planning.plan import CasePlan
+from dask_slicer.utils.modalities import for_each_modality
 
 # The way to repair a damaged case.
 _REPAIR = "to repair the output, run `dask-slicer verify --repair`, then the same run command again"
@@ -76,7 +77,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "padding_mode": settings.padding_mode,
         "num_channels": channels,
         "spacing": list(spacing(stack.affine)),
-        "normalized": settings.normalize != "none",
+        "normalized": is_normalized(settings),
         "norm_stats": statistics_by_name(stack.statistics),
         "shape": {
             "image": [channels, height, width],
@@ -87,6 +88,12 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "plane": settings.plane,
         "affine": stack.affine.tolist(),
     }
+
+
+def is_normalized(settings: SliceSettings) -> bool | list[bool]:
+    """Return whether images are normalised: a list for each modality only where they differ."""
+    flags = [method != "none" for method in for_each_modality(settings.normalize, 1)]
+    return flags[0] if len(set(flags)) == 1 else flags
 
 
 def statistics_by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:
