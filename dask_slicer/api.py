@@ -119,6 +119,8 @@ def run(
             return pipeline.run(run_config, run_client, observer=run_observer)
         except KeyboardInterrupt:
             pass
+        except UsageError as error:  # its message says all
+            raise error.with_traceback(None) from None
     # A new exception: the traceback of the first one would keep futures alive.
     raise signals.Interrupted("stopped; finished cases are kept, and the same call continues")
 
