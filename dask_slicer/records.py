@@ -119,7 +119,7 @@ def clip_note(clip_min: Limit, clip_max: Limit, case_ids: Sequence[str]) -> str:
     return (
         f"more than half of the bright voxels lie outside {', '.join(given)} in "
         f"{plural(len(case_ids), 'case')} ({first_few(case_ids)}): check that these limits suit "
-        "these scans; CT is in HU, MR is not"
+        "these scans (CT is in HU, MR is not), or leave them out"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from dask_slicer.errors import UsageError
@@ -20,7 +21,8 @@ def check_main_module() -> None:
     main = sys.modules["__main__"]
     path: str | None = getattr(main, "__file__", None)
     name = getattr(getattr(main, "__spec__", None), "name", "")
-    if path is None or name.rpartition(".")[2] == "__main__":  # which workers do not import
+    is_package = name.rpartition(".")[2] == "__main__"  # which workers do not import
+    if path is None or is_package or getattr(sys, "frozen", False):
         return
     if not (name or Path(path).exists()):
         where = "standard input" if path == "<stdin>" else f"{path}, which is not there"
@@ -29,10 +31,12 @@ def check_main_module() -> None:
             f"file, and {_GUARD}"
         )
     line = _running_line(main.__dict__, path)
-    if line and not is_guarded(Path(path).read_bytes(), line):
-        raise UsageError(
-            f"workers import the script again, and would run line {line} of {path}, too: {_GUARD}"
-        )
+    with suppress(OSError):  # it is in an archive
+        if line and not is_guarded(Path(path).read_bytes(), line):
+            raise UsageError(
+                f"workers import the script again, and would run line {line} of {path}, too: "
+                f"{_GUARD}"
+            )
 
 
 def _running_line(main: dict[str, object], path: str) -> int:
