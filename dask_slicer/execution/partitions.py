@@ -19,7 +19,7 @@ from dask_slicer.output.lock import locked, remove_stale_locks
 from dask_slicer.output.summary import DatasetTotals, finalize
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import RunPlan
-from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
+from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, clip_note
 from dask_slicer.utils.formatting import first_few, plural
 
 # Beside the lasting settings of an output, these must be equal, or partitions would differ from one
@@ -78,6 +78,9 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
             is_complete=False,
         )
         remove_partition_files(path)
+    if totals.clipped:
+        note = clip_note(config.clip_min, config.clip_max, totals.clipped)
+        (observer or Observer()).note(note)
     known = {*totals.split_of, *(failure.case_id for failure in failures)}
     return MergeReport(
         output_dir=str(path),

@@ -17,12 +17,13 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import Statistics, pooled
 from dask_slicer.errors import CorruptFile
 from dask_slicer.output import directory, layout
-from dask_slicer.output.formats.base import read_json, statistics_by_name
+from dask_slicer.output.formats.base import is_normalized, read_json, statistics_by_name
 from dask_slicer.output.index import csv_lines, index_lines
 from dask_slicer.output.journal import last_records
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import FORMAT_VERSION
 from dask_slicer.records import CommittedCase, FailedCase
+from dask_slicer.utils.modalities import for_each_modality
 
 _REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "numpy", "zarr")
 
@@ -37,11 +38,14 @@ class DatasetTotals:
     slices_by_split: Counter[str] = field(default_factory=Counter)
     label_voxels: Counter[int] = field(default_factory=Counter)
     intensity: tuple[Statistics, ...] = ()
+    clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
 
     def add(self, record: CommittedCase) -> None:
         """Add one case."""
         n_slices = len(record.slices)
         self.split_of[record.case_id] = record.split
+        if not record.clip_fits:
+            self.clipped.append(record.case_id)
         self.n_slices += n_slices
         self.n_bytes += record.n_bytes
         self.slices_by_split[record.split] += n_slices
@@ -128,6 +132,23 @@ def _failure_lines(failures: Iterable[FailedCase]) -> Iterable[str] | None:
     return csv_lines([layout.FAILURE_COLUMNS, *rows]) if rows else None
 
 
+def _clip_range(config: RunConfig) -> list[Any] | None:
+    """Return lower and upper limit, None without limits; a pair for each modality if they differ.
+
+    >>> config = RunConfig(input_dir="a", output_dir="b", clip_min=-160, clip_max=[240, None])
+    >>> _clip_range(config)
+    [[-160.0, 240.0], [-160.0, None]]
+    """
+    low, high = config.clip_min, config.clip_max
+    if low is None and high is None:
+        return None
+    n = max((len(limits) for limits in (low, high) if isinstance(limits, tuple)), default=0)
+    if not n:
+        return [low, high]
+    pairs = zip(for_each_modality(low, n), for_each_modality(high, n), strict=True)
+    return [list(pair) for pair in pairs]
+
+
 def dataset_info(
     config: RunConfig,
     totals: DatasetTotals,
@@ -141,14 +162,13 @@ def dataset_info(
     """Return the content of dataset_info.json; without a run, the part that the journal decides."""
     failed = {failure.case_id: failure for failure in failures}
     cases_by_split = Counter(totals.split_of.values())
-    clipped = config.clip_min is not None or config.clip_max is not None
     n_modalities = n_modalities or len(totals.intensity) or 1
     return {
         "window_size": config.window_size,
         "total_channels": (2 * config.window_size + 1) * n_modalities,
         "padding_mode": config.padding_mode,
-        "normalized": config.normalize != "none",
-        "clip_range": [config.clip_min, config.clip_max] if clipped else None,
+        "normalized": is_normalized(config),
+        "clip_range": _clip_range(config),
         "num_cases": len(totals.split_of),
         "num_slices": totals.n_slices,
         "case_names": list(totals.split_of),

@@ -17,6 +17,7 @@ from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.planning.names import Names
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
+from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
 # Increased when the same settings and sources give other bytes.
@@ -118,7 +119,8 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
     # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
     window = planes * len(case.case.images) * height * width * 4
-    percentile = voxels * 8 if settings.normalize == "percentile" else 0
+    sorts = "percentile" in for_each_modality(settings.normalize, 1)
+    percentile = voxels * 8 if sorts else 0
     return case.voxel_bytes + label + max(3 * window, percentile)
 
 

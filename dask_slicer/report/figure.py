@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dask_slicer.output.output import Output
 from dask_slicer.report.panels import Panel
 from dask_slicer.report.pixels import Colours, colours, fit, fit_label, overlay
-from dask_slicer.utils.formatting import escape_line, plural
+from dask_slicer.utils.formatting import escape_line, format_value, plural
 
 _DPI = 100
 # All lengths are pixels, before a figure is scaled.
@@ -247,7 +247,7 @@ def _facts(output: Output, panels: Sequence[Panel]) -> list[str]:
     return [
         config.plane,
         f"window_size {config.window_size}",
-        f"normalize {config.normalize}",
+        f"normalize {format_value(config.normalize)}",
         f"{config.format} {config.dtype}",
         f"{len(panels)} of {plural(len(index), 'slice')}",
         f"{n_cases} of {plural(len(index.cases), 'written case')}",

@@ -18,6 +18,7 @@ from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CaseError, CorruptFile
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import CasePlan
+from dask_slicer.utils.modalities import for_each_modality
 
 # The way to repair a damaged case.
 _REPAIR = "to repair the output, run `dask-slicer verify --repair`, then the same run command again"
@@ -79,7 +80,7 @@ def case_metadata(
         "padding_mode": settings.padding_mode,
         "num_channels": channels,
         "spacing": list(spacing(stack.affine)),
-        "normalized": settings.normalize != "none",
+        "normalized": is_normalized(settings),
         "norm_stats": statistics_by_name(stack.statistics),
         "shape": {
             "image": [channels, height, width],
@@ -90,6 +91,12 @@ def case_metadata(
         "plane": settings.plane,
         "affine": stack.affine.tolist(),
     } | names.metadata()
+
+
+def is_normalized(settings: SliceSettings) -> bool | list[bool]:
+    """Return whether images are normalised: a list for each modality only where they differ."""
+    flags = [method != "none" for method in for_each_modality(settings.normalize, 1)]
+    return flags[0] if len(set(flags)) == 1 else flags
 
 
 def statistics_by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:
