@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.accounting import account, check_labels
+from dask_slicer.inputs.accounting import account
 from dask_slicer.inputs.case import case_id_problems
+from dask_slicer.inputs.label_check import check_labels
 from dask_slicer.inputs.layouts import LAYOUTS, manifest
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.tree import FileTree

@@ -1,0 +1,146 @@
+"""The guard on names: no image is named like a label, and no label is left out unseen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from functools import cache
+
+from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.label_names import NO_LABELS, label_words, named_like_labels, words_of
+from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
+from dask_slicer.inputs.tree import FileTree
+from dask_slicer.inputs.unread import is_picture
+from dask_slicer.utils.formatting import first_few, plural
+
+_NAME_THEM = "name images and labels with --images GLOB --labels GLOB, or in a manifest"
+# Names of subjects and sessions in BIDS, and of a dataset, hold no word.
+_NO_WORDS = re.compile(r"\b(sub|ses)-[^_/]+|iSeg", re.IGNORECASE)
+
+
+def check_labels(tree: FileTree, match: LayoutMatch, *, allow_missing: bool) -> None:
+    """Add the problems of files that are named like labels, but images or not used at all.
+
+    Where some cases have labels, the others fail by themselves, unless `allow_missing`.
+    """
+    has_labels = any(case.has_label for case in match.cases)
+    images = {role.path: _components(role.path) for role in match.files if role.role == "image"}
+    # A word that the paths of all images have tells nothing.
+    words = [{word for part in parts for word in words_of(part)} for parts in images.values()]
+    common = set.intersection(*words) if words else set()
+    if allow_missing or not has_labels:
+        unsure = {case.case_id for case in match.cases if not (case.has_label or case.stated)}
+        paths = [r.path for r in match.files if r.role == "image" and r.case_id in unsure]
+        mistaken = _mistaken(paths, images, common)
+        if not (mistaken or has_labels) and paths:
+            mistaken = _labels_alone(paths, images, common)
+        if mistaken:
+            match.problems.append(
+                f"{plural(len(mistaken), 'image')} without a label, but named like labels: "
+                f"{first_few(mistaken)}; {_NAME_THEM}"
+            )
+    every_word = set().union(*words)
+    unused = [
+        role
+        for role in match.files
+        if role.role in ("left out", "not read")
+        and role.path not in match.not_labels
+        and _is_named_like_label(role.path, common, every_word)
+    ]
+    unused = _not_linked(tree, unused, images)
+    if has_labels:
+        paths = [r.path for r in unused if r.role == "left out" and r.path not in match.left_out]
+        if paths:
+            match.notes.append(
+                f"left out {plural(len(paths), 'file')} named like labels: {first_few(paths)}"
+            )
+        return
+    n_pictures = sum(is_picture(role.detail) for role in unused)
+    if n_pictures < len(match.cases):  # some snapshots
+        unused = [role for role in unused if not is_picture(role.detail)]
+    if not unused or match.problems:
+        return
+    names = [f"{r.path} ({r.detail})" if r.role == "not read" else r.path for r in unused]
+    text = f"{plural(len(unused), 'file')} named like labels: {first_few(names)}"
+    if allow_missing:
+        match.notes.append(f"left out {text}")
+    else:
+        match.problems.append(
+            f"no case has a label, which would leave out {text}; {_NAME_THEM}, or use "
+            "--allow_missing_labels"
+        )
+
+
+def _mistaken(
+    paths: Sequence[str], images: dict[str, tuple[str, ...]], common: set[str]
+) -> list[str]:
+    """Return the images that a word for labels tells from other images."""
+    # Numbers in names without such a word: volume-1 beside segmentation-1.
+    numbers = {
+        (depth, _numbers(part))
+        for parts in images.values()
+        for depth, part in enumerate(parts)
+        if not label_words(words_of(part))
+    }
+
+    def counts(depth: int, part: str) -> bool:
+        words = set(words_of(part))
+        own = label_words(words) - common
+        # A word and a number alone may be an id, such as msk_012.
+        is_id = bool(_numbers(part)) and words == own and (depth, _numbers(part)) not in numbers
+        return bool(own) and not is_id
+
+    return [path for path in paths if any(counts(*part) for part in enumerate(images[path]))]
+
+
+def _labels_alone(
+    paths: Sequence[str], images: dict[str, tuple[str, ...]], common: set[str]
+) -> list[str]:
+    """Return images that all have a word for labels first or last in a name: labels alone."""
+    if not label_words(common):
+        return []
+
+    def is_role(part: str) -> bool:
+        words = words_of(part)
+        # msk is the name of a hospital, too.
+        return bool(label_words({*words[:1], *words[-1:]} & common - {"msk"}))
+
+    return [path for path in paths if any(map(is_role, images[path]))]
+
+
+def _is_named_like_label(path: str, common: Collection[str], of_images: Collection[str]) -> bool:
+    """Return whether a file that is not used is named like a label, or its folder is."""
+    for part in _components(path):
+        words = words_of(part)
+        if label_words(words) - NO_LABELS - set(common):
+            return True
+        # Words such as `tumor` count at the end, if no image has them.
+        if words and words[-1] not in of_images and _is_weak(words[-1]):
+            return True
+    return False
+
+
+@cache
+def _is_weak(word: str) -> bool:
+    return named_like_labels([word, "x"])[0] and word not in NO_LABELS
+
+
+def _not_linked(
+    tree: FileTree, roles: Sequence[FileRole], images: Collection[str]
+) -> list[FileRole]:
+    """Return the files that are no other name of an image, such as the target of a link."""
+    if not roles:
+        return []
+    used = {os.path.realpath(tree.root / image) for image in images}
+    return [role for role in roles if os.path.realpath(tree.root / role.path) not in used]
+
+
+def _components(path: str) -> tuple[str, ...]:
+    """Return the names of folders and file in a path, without names of BIDS subjects."""
+    *folders, name = path.split("/")
+    return tuple(_NO_WORDS.sub("", part) for part in (*folders, stem_of(name)))
+
+
+def _numbers(name: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\d+", name))
