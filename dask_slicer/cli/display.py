@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.monitoring.observer import failure_lines
 from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
 from dask_slicer.planning.estimate import outliers, plan_lines, plan_needs
@@ -52,14 +53,16 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     console.print(plain_table(head, rows))
     if len(plan.cases) > _MOST_ROWS:
         console.out(f"… and {len(plan.cases) - _MOST_ROWS} more")
+    kinds = [(kind, str(n_files), example) for kind, n_files, example in file_kinds(plan.files)]
+    console.print(plain_table(FILE_COLUMNS, kinds))
     needs = plan_needs(plan)
     lines = [
         *plan_lines(plan),
         *(f"Outlier: {text}" for text in outliers(plan.cases)[:_MOST_ROWS]),
         f"Output: at most {needs['output_files']} files, "
         f"{format_bytes(needs['output_bytes_estimate'])} "
-        f"estimated, {format_bytes(needs['output_bytes_at_most'])} at most; "
-        f"{format_bytes(needs['disk_free_bytes'])} free",
+        f"estimated, {format_bytes(needs['output_bytes_at_most'])} at most"
+        + (f"; {format_bytes(needs['disk_free_bytes'])} free" if plan.config.has_output else ""),
         f"Memory: {format_bytes(needs['peak_bytes_per_worker'])} per worker at most, "
         f"{format_bytes(needs['memory_bytes'])} in this machine",
         f"Suggested: --num_workers {needs['num_workers']} ({needs['num_workers_reason']})",

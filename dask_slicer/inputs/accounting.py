@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
-from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.tree import FileTree
-from dask_slicer.inputs.unread import unread_files
+from dask_slicer.inputs.unread import is_picture, kinds_of, unread_files
 from dask_slicer.utils.formatting import first_few
 
 # Structures of labels that have a row each; of more, a single row counts the files.
 _MOST_STRUCTURES = 4
+# Names of what `file_kinds` returns, for tables.
+FILE_COLUMNS = ("files", "number", "such as")
 _ORDER = ("image", "label", "left out", "not read")
 
 
@@ -55,6 +56,9 @@ def _used(root: Path, match: LayoutMatch) -> Iterable[FileRole]:
 
 def relative_to(root: Path, path: str) -> str:
     """Return a path relative to a dataset, POSIX, without the selector of a volume."""
+    # Imported on use, as nibabel with it.
+    from dask_slicer.inputs.readers.base import split_volume
+
     path, _ = split_volume(path)
     prefix = os.path.join(root, "")
     if path.startswith(prefix):
@@ -63,6 +67,13 @@ def relative_to(root: Path, path: str) -> str:
         return os.path.relpath(path, root).replace(os.sep, "/")
     except ValueError:  # on another drive of Windows
         return path
+
+
+def unread_notes(roles: Iterable[FileRole]) -> list[str]:
+    """Return a note on files of formats for volumes that are not read, none if there are none."""
+    unread = {role.path: role.detail for role in roles if role.role == "not read"}
+    kinds = kinds_of({path: why for path, why in unread.items() if not is_picture(why)})
+    return ["; ".join(kinds)] if kinds else []
 
 
 def file_kinds(roles: Sequence[FileRole]) -> list[tuple[str, int, str]]:

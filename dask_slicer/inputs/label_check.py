@@ -25,36 +25,26 @@ def check_labels(tree: FileTree, match: LayoutMatch, *, allow_missing: bool) -> 
     Where some cases have labels, the others fail by themselves, unless `allow_missing`.
     """
     has_labels = any(case.has_label for case in match.cases)
+    unused = [r for r in match.files if r.role in ("left out", "not read")]
+    unused = [r for r in unused if r.path not in match.not_labels]
+    if has_labels:
+        # The layout has noted the others.
+        unused = [r for r in unused if r.role == "left out" and r.path not in match.left_out]
+    if has_labels and not (allow_missing or unused):
+        return
     images = {role.path: _components(role.path) for role in match.files if role.role == "image"}
-    # A word that the paths of all images have tells nothing.
     words = [{word for part in parts for word in words_of(part)} for parts in images.values()]
+    # A word that the paths of all images have tells nothing.
     common = set.intersection(*words) if words else set()
-    if allow_missing or not has_labels:
-        unsure = {case.case_id for case in match.cases if not (case.has_label or case.stated)}
-        paths = [r.path for r in match.files if r.role == "image" and r.case_id in unsure]
-        mistaken = _mistaken(paths, images, common)
-        if not (mistaken or has_labels) and paths:
-            mistaken = _labels_alone(paths, images, common)
-        if mistaken:
-            match.problems.append(
-                f"{plural(len(mistaken), 'image')} without a label, but named like labels: "
-                f"{first_few(mistaken)}; {_NAME_THEM}"
-            )
     every_word = set().union(*words)
-    unused = [
-        role
-        for role in match.files
-        if role.role in ("left out", "not read")
-        and role.path not in match.not_labels
-        and _is_named_like_label(role.path, common, every_word)
-    ]
+    if label_words(every_word) and (allow_missing or not has_labels):
+        _check_images(match, images, common, has_labels=has_labels)
+    unused = [r for r in unused if _is_named_like_label(r.path, common, every_word)]
     unused = _not_linked(tree, unused, images)
     if has_labels:
-        paths = [r.path for r in unused if r.role == "left out" and r.path not in match.left_out]
-        if paths:
-            match.notes.append(
-                f"left out {plural(len(paths), 'file')} named like labels: {first_few(paths)}"
-            )
+        if unused:
+            paths = first_few([role.path for role in unused])
+            match.notes.append(f"left out {plural(len(unused), 'file')} named like labels: {paths}")
         return
     n_pictures = sum(is_picture(role.detail) for role in unused)
     if n_pictures < len(match.cases):  # some snapshots
@@ -69,6 +59,26 @@ def check_labels(tree: FileTree, match: LayoutMatch, *, allow_missing: bool) -> 
         match.problems.append(
             f"no case has a label, which would leave out {text}; {_NAME_THEM}, or use "
             "--allow_missing_labels"
+        )
+
+
+def _check_images(
+    match: LayoutMatch,
+    images: dict[str, tuple[str, ...]],
+    common: set[str],
+    *,
+    has_labels: bool,
+) -> None:
+    """Add the problem of images that are named like labels."""
+    unsure = {case.case_id for case in match.cases if not (case.has_label or case.stated)}
+    paths = [r.path for r in match.files if r.role == "image" and r.case_id in unsure]
+    mistaken = _mistaken(paths, images, common)
+    if not (mistaken or has_labels):
+        mistaken = _labels_alone(paths, images, common)
+    if mistaken:
+        match.problems.append(
+            f"{plural(len(mistaken), 'image')} without a label, but named like labels: "
+            f"{first_few(mistaken)}; {_NAME_THEM}"
         )
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import plural
 
-_DICOM = "DICOM is not read; dcm2niix makes NIfTI"
+DICOM = "DICOM is not read; dcm2niix makes NIfTI"
 _PAR_REC = "Philips PAR/REC is not read; dcm2niix makes NIfTI"
 _PICTURES = "pictures are not read; stack them into a NIfTI volume"
 _ARCHIVE = "an archive is not read; unpack it"
 # Readers may read some of these: only files that none reads are looked up.
 _WHY: dict[str, str] = {
-    **dict.fromkeys((".dcm", ".ima", ".dicom"), _DICOM),
+    **dict.fromkeys((".dcm", ".ima", ".dicom"), DICOM),
     **dict.fromkeys((".par", ".rec"), _PAR_REC),
     ".mnc": "MINC is not read; mnc2nii makes NIfTI",
     ".img": "the voxels of an Analyze or NIfTI pair, without a header (.hdr) that is read",
@@ -33,12 +32,13 @@ _BESIDE_VOLUMES = {_PICTURES, _ARCHIVE, _WHY[".npy"]}
 def unread_files(tree: FileTree) -> dict[str, str]:
     """Return why files that are or may hold volumes are not read, by path."""
     volumes = set(tree.volumes)
-    headers = {path.lower().removesuffix(".gz") for path in volumes}
+    headers = {path.lower().removesuffix(".gz") for path in volumes if ".hdr" in path.lower()}
     reasons: dict[str, str] = {}
     for path in tree.paths:
-        name = path.lower().removesuffix(".gz")
-        why = _WHY.get(name[name.rfind(".") :]) if "." in name else None
-        if why and path not in volumes and f"{name[:-4]}.hdr" not in headers:
+        if path in volumes:
+            continue
+        why = _WHY.get(suffix_of(path).removesuffix(".gz"))
+        if why and f"{path.lower().removesuffix('.gz')[:-4]}.hdr" not in headers:
             reasons[path] = why
     return reasons
 
@@ -51,16 +51,11 @@ def is_picture(why: str) -> bool:
 def kinds_of(reasons: dict[str, str]) -> list[str]:
     """Return files that are not read by kind, the most frequent first.
 
-    >>> kinds_of({"a/1.dcm": _DICOM, "a/2.dcm": _DICOM})
+    >>> kinds_of({"a/1.dcm": DICOM, "a/2.dcm": DICOM})
     ['2 .dcm files: DICOM is not read; dcm2niix makes NIfTI']
     """
     counts = Counter((suffix_of(path), why) for path, why in reasons.items())
     return [f"{plural(n, f'{suffix} file')}: {why}" for (suffix, why), n in counts.most_common()]
-
-
-def suffixes_of(paths: Iterable[str]) -> Counter[str]:
-    """Return how many files have each suffix, in lower case."""
-    return Counter(map(suffix_of, paths))
 
 
 def suffix_of(path: str) -> str:

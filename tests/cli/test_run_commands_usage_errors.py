@@ -181,7 +181,7 @@ def test_an_input_that_is_missing_or_holds_no_case_says_what_was_searched(
     (tmp_path / "loose" / "scan.nii.gz").write_bytes(b"")
     line = refused(input_dir=tmp_path / "loose")
     assert "found 1 NIfTI file beside each other" in line
-    assert "imagesTr" in line
+    assert "--images GLOB" in line
     (tmp_path / "notes.txt").write_text("")
     assert "neither a folder nor" in refused(input_dir=tmp_path / "notes.txt")
 
