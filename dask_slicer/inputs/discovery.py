@@ -44,7 +44,7 @@ def find_cases(
     match.files = account(tree, match)
     match.notes += unread_notes(match.files)
     if match.layout != "manifest":
-        check_labels(tree, match, allow_missing=allow_missing_labels)
+        check_labels(tree, match, allow_missing=allow_missing_labels, label_name=options.label_name)
     return match
 
 

@@ -19,10 +19,13 @@ _NAME_THEM = "name images and labels with --images GLOB --labels GLOB, or in a m
 _NO_WORDS = re.compile(r"\b(sub|ses)-[^_/]+|iSeg", re.IGNORECASE)
 
 
-def check_labels(tree: FileTree, match: LayoutMatch, *, allow_missing: bool) -> None:
+def check_labels(
+    tree: FileTree, match: LayoutMatch, *, allow_missing: bool, label_name: str | None = None
+) -> None:
     """Add the problems of files that are named like labels, but images or not used at all.
 
-    Where some cases have labels, the others fail by themselves, unless `allow_missing`.
+    Where some cases have labels, the others fail by themselves, unless `allow_missing`. The user
+    has chosen labels by their `label_name`.
     """
     has_labels = any(case.has_label for case in match.cases)
     unused = [r for r in match.files if r.role in ("left out", "not read")]
@@ -39,17 +42,23 @@ def check_labels(tree: FileTree, match: LayoutMatch, *, allow_missing: bool) -> 
     every_word = set().union(*words)
     if label_words(every_word) and (allow_missing or not has_labels):
         _check_images(match, images, common, has_labels=has_labels)
+    if allow_missing and label_name is None:
+        _check_few_labels(match)
     unused = [r for r in unused if _is_named_like_label(r.path, common, every_word)]
     unused = _not_linked(tree, unused, images)
-    if has_labels:
-        if unused:
-            paths = first_few([role.path for role in unused])
-            match.notes.append(f"left out {plural(len(unused), 'file')} named like labels: {paths}")
-        return
+    if has_labels and unused:
+        paths = first_few([role.path for role in unused])
+        match.notes.append(f"left out {plural(len(unused), 'file')} named like labels: {paths}")
+    elif unused and not match.problems:
+        _check_unused(match, unused, allow_missing=allow_missing)
+
+
+def _check_unused(match: LayoutMatch, unused: Sequence[FileRole], *, allow_missing: bool) -> None:
+    """Add the problem, or a note, that no case has a label, but files are named like labels."""
     n_pictures = sum(is_picture(role.detail) for role in unused)
     if n_pictures < len(match.cases):  # some snapshots
         unused = [role for role in unused if not is_picture(role.detail)]
-    if not unused or match.problems:
+    if not unused:
         return
     names = [f"{r.path} ({r.detail})" if r.role == "not read" else r.path for r in unused]
     text = f"{plural(len(unused), 'file')} named like labels: {first_few(names)}"
@@ -59,6 +68,18 @@ def check_labels(tree: FileTree, match: LayoutMatch, *, allow_missing: bool) -> 
         match.problems.append(
             f"no case has a label, which would leave out {text}; {_NAME_THEM}, or use "
             "--allow_missing_labels"
+        )
+
+
+def _check_few_labels(match: LayoutMatch) -> None:
+    """Add the problem of labels of few cases whose names images have, too, such as ct_roi."""
+    labels = [r.path for r in match.files if r.role == "label"]
+    few = 0 < 2 * len(labels) < len(match.cases) and match.layout == "a folder a case"
+    if few and not any(label_words(words_of(path)) for path in labels):
+        match.problems.append(
+            f"{len(labels)} of {plural(len(match.cases), 'case')} have a label, by a word that "
+            f"images have, too: {first_few(labels)}; choose the label with --label_name, or name "
+            "the images with --images GLOB"
         )
 
 

@@ -60,7 +60,9 @@ def _by_role(tree: FileTree, result: LayoutMatch) -> tuple[list[BidsFile], list[
     )
     for file in files:
         # <case>/<case>_t1.nii.gz is a folder for each case, unless other folders say BIDS.
-        if not (file.is_derived or file.datatype or is_declared or file.in_session):
+        is_flat = not (file.is_derived or file.datatype)
+        is_named = file.stem.startswith("sub-") and (is_declared or file.in_session)
+        if is_flat and not is_named:
             continue
         if "sourcedata/" in file.above:
             result.left_out[file.path] = "in sourcedata/, which is not read"
@@ -191,12 +193,12 @@ def _several_problem(several: Sequence[tuple[BidsFile, Sequence[BidsFile]]]) -> 
 
 
 def _unique_name(label: BidsFile, labels: Sequence[BidsFile], image: BidsFile) -> str | None:
-    """Return the shortest name that chooses a label among those of one image."""
+    """Return a name that chooses a label among those of one image."""
     others = {
         _normal(n) for other in labels if other is not label for n in other.names_beside(image)
     }
-    names = [name for name in label.names_beside(image) if _normal(name) not in others]
-    return min(reversed(names), key=len, default=None)
+    names = label.names_beside(image)
+    return next((name for name in names if _normal(name) not in others), None)
 
 
 def _ambiguous_problem(ambiguous: Sequence[tuple[BidsFile, Sequence[BidsFile]]]) -> str:

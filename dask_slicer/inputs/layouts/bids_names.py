@@ -70,7 +70,9 @@ class BidsFile:
     def is_label(self) -> bool:
         """Return whether the name, or that of its pipeline, says that this is a label map."""
         if self.suffix.lower() in _IMAGE_SUFFIXES:
-            return self.is_derived and bool(label_words(words_of(self.pipeline)))
+            # derivatives/labels/…_T1w, but not …_desc-preproc_T1w
+            of_labels = self.is_derived and label_words(words_of(self.pipeline))
+            return bool(of_labels) and not self.derived
         return any(_names_label(part) for part in self.parts if part not in self.scan)
 
     @property
@@ -95,16 +97,18 @@ class BidsFile:
         return _IMAGE_SUFFIXES.intersection(part.lower() for part in self.parts)
 
     def names_beside(self, image: BidsFile) -> list[str]:
-        """Return the names of a label by which a user may choose it, the shortest last.
+        """Return the names of a label by which a user may choose it, the longest first.
 
         >>> image = bids_file("sub-1/anat/sub-1_T1w.nii.gz")
         >>> label = bids_file("derivatives/me/sub-1/anat/sub-1_T1w_label-cyst_mask.nii.gz")
         >>> label.names_beside(image)
-        ['label-cyst_mask', 'me', 'label-cyst', 'cyst', 'mask']
+        ['label-cyst_mask', 'me', 'label-cyst', 'mask', 'cyst']
         """
         rest = [part for part in self.parts if part not in image.parts]
-        values = [name for part in rest for name in dict.fromkeys((part, part.partition("-")[2]))]
-        names = ("_".join(rest), self.pipeline, *values)
+        names = ["_".join(rest), self.pipeline, *rest]
+        for part in rest:
+            key, _, value = part.partition("-")
+            names += [value] if key in _DERIVED else [key, value]
         return [name for name in dict.fromkeys(names) if name]
 
 
