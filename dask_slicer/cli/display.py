@@ -17,7 +17,7 @@ from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
 from dask_slicer.planning.estimate import outliers, plan_lines, plan_needs
 from dask_slicer.planning.plan import HEADER_FACTS, RunPlan
 from dask_slicer.records import CommittedCase, failure_line, why_not_written
-from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
+from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
 
 if TYPE_CHECKING:
     from dask_slicer.execution.partitions import MergeReport
@@ -53,8 +53,8 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     console.print(plain_table(head, rows))
     if len(plan.cases) > _MOST_ROWS:
         console.out(f"… and {len(plan.cases) - _MOST_ROWS} more")
-    kinds = [(kind, str(n_files), example) for kind, n_files, example in file_kinds(plan.files)]
-    console.print(plain_table(FILE_COLUMNS, kinds))
+    for line in _file_lines(plan):
+        console.out(line)
     needs = plan_needs(plan)
     lines = [
         *plan_lines(plan),
@@ -70,6 +70,14 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     for line in lines:
         console.out(line)
     print_problems(plan, console)
+
+
+def _file_lines(plan: RunPlan) -> list[str]:
+    """Return the kinds of files of a plan as a table; reasons are not cut to fit a terminal."""
+    kinds = [(kind, str(number), path) for kind, number, path in file_kinds(plan.files)]
+    rows = [FILE_COLUMNS, *kinds]
+    width = max(len(kind) for kind, _, _ in rows)
+    return [f"{number:>6}  {kind:<{width}}  {escape_line(path)}" for kind, number, path in rows]
 
 
 def print_problems(plan: RunPlan, console: Console) -> None:

@@ -46,6 +46,11 @@ def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
     -------
     dict of case id to Delayed
         Cases with a problem are left out.
+
+    Raises
+    ------
+    UsageError
+        If the plan has no output directory.
     """
     if not plan.config.has_output:
         raise UsageError("build_graphs needs a plan with an output_dir")

@@ -19,9 +19,7 @@ _WHY: dict[str, str] = {
     ".img": "the voxels of an Analyze or NIfTI pair, without a header (.hdr) that is read",
     **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "not read; SimpleITK makes NIfTI"),
     **dict.fromkeys((".mgz", ".mgh"), "not read; mri_convert or nibabel makes NIfTI"),
-    **dict.fromkeys(
-        (".npy", ".npz", ".mat", ".h5", ".hdf5"), "arrays without geometry are not read"
-    ),
+    **dict.fromkeys((".npy", ".npz", ".h5", ".hdf5"), "arrays without geometry are not read"),
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), _PICTURES),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".rar", ".7z"), _ARCHIVE),
 }

@@ -55,7 +55,8 @@ class LayoutMatch:
     # Of these, files that are named like labels, but are none, such as masks of the brain.
     not_labels: set[str] = field(default_factory=set)
     # Without cases: the number of volumes in places where this layout has them, and what the folder
-    # lacks, such as "no NIfTI file in images". The error names the layout that saw most first.
+    # lacks, such as "no NIfTI file in images". The error names the layout that saw most, if these
+    # are at least half of the volumes.
     seen: int = 0
     miss: str = ""
     # Empty where unknown: a name for each modality, in order, and for label values other than 0.
