@@ -50,6 +50,10 @@ def find_cases(
 
 def _first_match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     match, misses = _try_layouts(tree, options)
+    if match is None and options.layout and tree.volumes:
+        raise DatasetError(
+            f"no case found in {tree.root} with --layout {options.layout}: {misses[0].miss}"
+        )
     if match is None:
         why = why_no_case(tree, misses, lambda part: _try_layouts(part, options)[0])
         raise DatasetError(f"no case found in {tree.root}: {why}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from fnmatch import fnmatch
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import stem_of
@@ -37,14 +38,13 @@ def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: Match
     if not tree.paths:
         return "there is no file in it"
     n_volumes = len(tree.volumes)
-    nearest = max(misses, key=lambda match: match.seen)
+    # Of equals, one that names the option that decides.
+    nearest = max(misses, key=lambda match: (match.seen, "--" in match.miss))
     if nearest.seen and 2 * nearest.seen >= n_volumes:
         way_out = "" if "--" in nearest.miss else f"; {_NAME_THEM}"
         return f"nearest is {nearest.layout}: {nearest.miss}{way_out}"
     if not n_volumes:
         return _without_volumes(tree)
-    if len(misses) == 1:
-        return f"--layout: {misses[0].miss}; without --layout, the first layout that fits is used"
     return (
         _within(tree, match_tree)
         or _labels_alone(tree)
@@ -139,7 +139,13 @@ def _deeper(tree: FileTree) -> str:
         f"--{'labels' if is_label else 'images'} '{folders}{name}'"
         for name, is_label in sorted(zip(common, are_labels, strict=True), key=lambda pair: pair[1])
     ]
-    if are_labels.count(True) > 1 or all(are_labels):
+    others = [
+        path
+        for path, name in zip(tree.volumes, names, strict=True)
+        if not any(fnmatch(name, pattern) for pattern in common)
+    ]
+    is_label_lost = any(label_words(words_of(path)) for path in others)
+    if are_labels.count(True) > 1 or all(are_labels) or is_label_lost:
         return ""
     return (
         f"{plural(len(names), 'volume')} {plural(depth, 'folder')} down, such as "

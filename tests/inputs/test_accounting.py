@@ -137,7 +137,7 @@ REFUSED = {
         "(pictures are not read",
     ),
     "a folder of tumours": (
-        ["images/a.nii.gz", "tumors/a.nii.gz"],
+        ["imagesTr/a_0000.nii.gz", "tumors/a.nii.gz"],
         "would leave out 1 file named like labels: tumors/a.nii.gz",
     ),
     "labels that dcm2niix did not convert": (
@@ -170,7 +170,9 @@ ACCEPTED = {
     "pooled cohorts": ["images/BraTS_001.nii.gz", "images/MSK_002.nii.gz"],
     "iSeg": ["iSeg_01/T1.nii.gz", "HC_02/T1.nii.gz"],
     "a snapshot": ["images/a.nii.gz", "images/b.nii.gz", "qc/segmentation.png"],
-    "an id with a tumour": ["images/tumor_1.nii.gz", "images/2.nii.gz", "old/tumor_3.nii.gz"],
+    "an id with a tumour": [
+        *("imagesTr/tumor_1_0000.nii.gz", "imagesTr/2_0000.nii.gz", "old/tumor_3.nii.gz"),
+    ],
 }
 
 

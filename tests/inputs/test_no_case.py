@@ -86,6 +86,10 @@ TREES = {
         each("sub-{n}/anat/sub-{n}_dseg.nii.gz"),
         "5 files named like labels: sub-1/anat/sub-1_dseg.nii.gz",
     ),
+    "a label of one case": (
+        ["a/s/ct.nii", "b/s/ct.nii", "masks/s/x.nii"],
+        "3 volumes in no known layout, such as a/s/ct.nii; name images and labels with --images",
+    ),
     "no layout": (
         ["x/y/z.nii.gz", "a/b/c/d/e.nii"],
         "2 volumes in no known layout, such as a/b/c/d/e.nii; name images and labels with --images",
@@ -114,6 +118,6 @@ def test_dicom_files_without_a_suffix_are_recognised_by_their_bytes(tmp_path) ->
 
 def test_a_layout_that_does_not_fit_says_what_it_lacks(tmp_path) -> None:
     lay(tmp_path, "imagesTr/a_0000.nii.gz")
-    with pytest.raises(DatasetError, match="--layout: no NIfTI file in sub-"):
+    with pytest.raises(DatasetError, match="with --layout bids: no NIfTI file in sub-"):
         find_cases(tmp_path, InputOptions(layout="bids"))
     assert find_cases(tmp_path, InputOptions(layout="nnunet")).layout == "nnU-Net raw"
