@@ -257,7 +257,7 @@ MISSES = {
         {"training": PAIRS},
         "none of the 2 images that dataset.json",
     ),
-    "loose_files": (["a.nii.gz", "b.nii"], {}, "nearest is a folder a case: found 2 NIfTI files"),
+    "loose_files": (["a.nii.gz", "b.nii"], {}, "nearest is "),
     "labels_alone": (
         ["labelsTr/a.nii.gz"],
         {},
