@@ -83,6 +83,18 @@ LABELS = {
             "sub-1_T2w": "derivatives/labels/sub-1/anat/sub-1_T2w_gmseg-manual.nii.gz",
         },
     ),
+    "a suffix of their own decides": (
+        ["sub-1/anat/sub-1_a.nii", "sub-1/anat/sub-1_b.nii", "sub-1/anat/sub-1_desc-x_b_dseg.nii"],
+        {"sub-1_a": None, "sub-1_b": "sub-1/anat/sub-1_desc-x_b_dseg.nii"},
+    ),
+    "several raters, of whom one": (
+        [*T1, "derivatives/m/sub-1/anat/sub-1_T1w_rater-2_mask.nii.gz"],
+        {"sub-1_T1w": "derivatives/m/sub-1/anat/sub-1_T1w_rater-2_mask.nii.gz"},
+    ),
+    "a label of another session": (
+        ["sub-1/anat/sub-1.nii", "derivatives/m/sub-1/ses-2/anat/sub-1_ses-2_mask.nii"],
+        {"sub-1": None},
+    ),
     "the space decides": (
         [*BOTH, "derivatives/m/sub-1/anat/sub-1_space-T2w_dseg.nii.gz"],
         {"sub-1_T1w": None, "sub-1_T2w": "derivatives/m/sub-1/anat/sub-1_space-T2w_dseg.nii.gz"},

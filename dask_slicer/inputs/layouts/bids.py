@@ -122,6 +122,9 @@ def _pair(
 def _images_of(label: BidsFile, images: Iterable[BidsFile]) -> list[BidsFile]:
     """Return the images that a label may belong to: those of which it repeats most entities."""
     matching = [image for image in images if fits(label, image)]
+    # Suffixes that BIDS does not have.
+    named = [image for image in matching if image.suffix and image.suffix in label.parts]
+    matching = named or matching
     if not label.datatype and any(not image.datatype for image in matching):
         matching = [image for image in matching if not image.datatype]
     if len(matching) < 2:

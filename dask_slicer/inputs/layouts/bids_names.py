@@ -151,8 +151,14 @@ def fits(label: BidsFile, image: BidsFile) -> bool:
         return False
     if label.datatype and image.datatype != label.datatype:
         return False
-    repeated = label.stem.startswith((f"{image.stem}_", f"{image.stem}-"))
-    return repeated or label.scan == image.scan
+    return label.scan == image.scan or repeats(label, image)
+
+
+def repeats(label: BidsFile, image: BidsFile) -> bool:
+    """Return whether a label's name is that of an image and more: sub-1_T1w_rater-2_mask."""
+    if not label.stem.startswith((f"{image.stem}_", f"{image.stem}-")):
+        return False
+    return not any(part.startswith("ses-") for part in label.scan ^ image.scan)
 
 
 def is_in_space_of(label: BidsFile, image: BidsFile) -> bool:
