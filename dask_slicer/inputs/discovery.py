@@ -7,7 +7,7 @@ from pathlib import Path
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.accounting import account, check_labels
 from dask_slicer.inputs.case import case_id_problems
-from dask_slicer.inputs.layouts import LAYOUTS, manifest
+from dask_slicer.inputs.layouts import LAYOUTS, dataset_json, manifest
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.tree import FileTree
 
@@ -30,18 +30,37 @@ def find_cases(
         tree = FileTree.scan(input_dir, skip=skip)
         match = _first_match(tree, options)
     else:
-        if input_dir.suffix.lower() not in (".csv", ".json"):
-            raise DatasetError(
-                f"input_dir {input_dir} is neither a folder nor a .csv or .json manifest"
-            )
-        tree = FileTree(input_dir.parent, [])  # files that the manifest does not name stay unseen
-        match = manifest.read_manifest(input_dir)
+        tree = FileTree(input_dir.parent, [])  # files that it does not name stay unseen
+        match = _read_file(tree, input_dir, options)
+    if options.datalist_fold is not None and match.layout not in dataset_json.NAMES:
+        raise DatasetError(
+            f"--datalist_fold needs a datalist, and {input_dir} is read as {match.layout}"
+        )
     problems = case_id_problems(case.case_id for case in match.cases)
     match.problems = list(dict.fromkeys(match.problems + problems))
     match.cases.sort(key=lambda case: case.case_id)
     match.files = account(tree, match)
     if match.layout != "manifest":
         check_labels(tree, match, allow_missing=allow_missing_labels)
+    return match
+
+
+def _read_file(tree: FileTree, path: Path, options: InputOptions) -> LayoutMatch:
+    """Return the cases that a manifest or a datalist names; its content decides which it is."""
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".json"):
+        raise DatasetError(
+            f"input_dir {path} is neither a folder nor a .csv, .tsv or .json manifest"
+        )
+    content = dataset_json.datalist_in(path) if suffix == ".json" else None
+    if content is None:
+        return manifest.read_manifest(path)
+    match = dataset_json.read_datalist(tree, path.name, content, options)
+    if not match.cases:
+        raise DatasetError(
+            f"no case found in {path}: {match.miss}; if it describes a folder in a known layout, "
+            f"use --input_dir {path.parent}"
+        )
     return match
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ class InputOptions:
     volumes: str | None = None
     datalist_fold: int | None = None
     include_test: bool = False
+    splits: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class LayoutMatch:
     channel_names: tuple[str, ...] = ()  # of the modalities, in their order, where known
     label_names: dict[int, str] = field(default_factory=dict)  # without the background
     files: tuple[FileRole, ...] = ()  # of all volumes; filled in by the caller
+    volumes: str | None = None  # "channels" if the dataset says that those of 4D images are
 
     def add_case(
         self,
@@ -88,6 +91,18 @@ class LayoutMatch:
         if paths:
             self.left_out.update(dict.fromkeys(paths, why))
             self.notes.append(f"{plural(len(paths), noun)} {why}: {first_few(paths)}")
+
+    def unused(self, tree: FileTree) -> list[str]:
+        """Return the volumes that are in no case and have no reason in `left_out` yet."""
+        from dask_slicer.inputs.readers.base import split_volume
+
+        prefix = os.path.join(tree.root, "")
+        used = {
+            split_volume(path)[0].removeprefix(prefix).replace(os.sep, "/")
+            for case in self.cases
+            for path in case.files
+        }
+        return [path for path in tree.volumes if path not in used and path not in self.left_out]
 
 
 class Layout(Protocol):
@@ -128,9 +143,13 @@ class Layout(Protocol):
         ...
 
 
-def held_out_note(n_images: int) -> str:
-    """Return the note on images that have no label because they are for testing."""
-    return f"{plural(n_images, 'image')} in imagesTs left out; --include_test uses them for test"
+# Why a volume for testing is left out.
+FOR_TESTING = "for testing; --include_test uses it"
+
+
+def held_out_note(n_images: int, where: str = "in imagesTs") -> str:
+    """Return the note on images that are left out because they are for testing."""
+    return f"{plural(n_images, 'image')} {where} left out; --include_test uses them for test"
 
 
 def by_stem(paths: Iterable[str], result: LayoutMatch) -> dict[str, str]:

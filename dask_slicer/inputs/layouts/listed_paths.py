@@ -1,0 +1,81 @@
+"""Paths in manifests and datalists, also of files whose names are spelled a little differently."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from pathlib import Path
+
+from dask_slicer.errors import DatasetError
+
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+
+
+class ListedPaths:
+    """Paths that a text file lists, relative to a folder; a folder on the disk is read once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = os.fspath(folder)
+        self._names: dict[str, dict[str, list[str]]] = {}
+
+    def find(self, text: str) -> str:
+        r"""Return the absolute path of a file, which need not exist, with its selector of a volume.
+
+        If there is no such file, names are tried that differ only in the direction of slashes, in
+        Unicode form, in upper and lower case, or in blanks at their ends.
+
+        Raises
+        ------
+        DatasetError
+            If the path begins with a drive, such as ``C:\scans``, and this system has none.
+        """
+        from dask_slicer.inputs.readers.base import split_volume
+
+        plain, volume = split_volume(text)
+        path = os.path.normpath(os.path.join(self._folder, plain))
+        spelled = self._spelled(path)
+        if spelled is None and os.sep == "/" and ("\\" in plain or _DRIVE.match(plain)):
+            if _DRIVE.match(plain):
+                raise DatasetError(
+                    f"{text} is on a drive of Windows, which this system does not have; write "
+                    "paths relative to the file that lists them"
+                )
+            path = os.path.normpath(os.path.join(self._folder, plain.replace("\\", "/")))
+            spelled = self._spelled(path)
+        return (spelled or path) + ("" if volume is None else f"[{volume}]")
+
+    def _spelled(self, path: str) -> str | None:
+        """Return a path as the disk spells it, None if no file or several files are meant."""
+        parent, name = os.path.split(path)
+        if not name:
+            return path
+        names = self._names_in(parent).get(_alike(name), [])
+        if name in names or exists(path):
+            return path
+        if len(names) == 1:
+            return os.path.join(parent, names[0])
+        folder = None if names or exists(parent) else self._spelled(parent)
+        return self._spelled(os.path.join(folder, name)) if folder not in (None, parent) else None
+
+    def _names_in(self, folder: str) -> dict[str, list[str]]:
+        """Return the names in a folder by what names that look alike have in common."""
+        if folder not in self._names:
+            names: defaultdict[str, list[str]] = defaultdict(list)
+            try:
+                for name in os.listdir(folder):
+                    names[_alike(name)].append(name)
+            except (OSError, ValueError):
+                pass  # it may still be allowed to open a file in it
+            self._names[folder] = names
+        return self._names[folder]
+
+
+def exists(path: str) -> bool:
+    """Return whether there is a file or a folder, also for texts that cannot be a path."""
+    return os.path.exists(path)  # noqa: PTH110  # Path.exists raises if a name is too long
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
