@@ -67,7 +67,7 @@ def read_datalist(
     result = LayoutMatch(_layout(name, content))
     training = entries_of(content, "training", name)
     validation = entries_of(content, "validation", name)
-    paths = ListedPaths(tree.root)
+    paths = ListedPaths(tree.root / name)
     listed = [*training, *validation]
     images = [paths.find(image) for entry in listed for image in entry.images]
     if not any(map(exists, images)):

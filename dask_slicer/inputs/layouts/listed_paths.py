@@ -14,10 +14,11 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 class ListedPaths:
-    """Paths that a text file lists, relative to a folder; a folder on the disk is read once."""
+    """Paths that a text file lists, relative to its folder; a folder on the disk is read once."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = os.fspath(folder)
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._folder = os.fspath(source.parent)
         self._names: dict[str, dict[str, list[str]]] = {}
 
     def find(self, text: str) -> str:
@@ -39,8 +40,8 @@ class ListedPaths:
         if spelled is None and os.sep == "/" and ("\\" in plain or _DRIVE.match(plain)):
             if _DRIVE.match(plain):
                 raise DatasetError(
-                    f"{text} is on a drive of Windows, which this system does not have; write "
-                    "paths relative to the file that lists them"
+                    f"{text} in {self._source} is on a drive of Windows, which this system does "
+                    "not have; write paths relative to the file that lists them"
                 )
             path = os.path.normpath(os.path.join(self._folder, plain.replace("\\", "/")))
             spelled = self._spelled(path)

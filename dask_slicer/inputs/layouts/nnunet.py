@@ -166,7 +166,7 @@ def _keep_listed(
 
 
 def _listed_labels(tree: FileTree, listed: Mapping[str, Entry]) -> dict[str, str]:
-    paths = ListedPaths(tree.root)
+    paths = ListedPaths(tree.root / "dataset.json")
     return {name: paths.find(entry.label) for name, entry in listed.items() if entry.label}
 
 
