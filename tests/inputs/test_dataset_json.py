@@ -105,6 +105,10 @@ LISTS: dict[str, tuple[list[str], object, dict[str, object], dict[str, object]]]
         ["p1/ct.nii", "d/p2/ct.nii"], {"training": ["p1/ct.nii", "d/p2/ct.nii"]}, {},
         {"p1_ct": (["p1/ct.nii"], None, ""), "d_p2_ct": (["d/p2/ct.nii"], None, "")},
     ),
+    "equal_names_in_the_root_and_in_a_folder": (
+        ["a.nii", "x/a.nii"], {"training": ["a.nii", "x/a.nii"]}, {},
+        {"a": (["a.nii"], None, ""), "x_a": (["x/a.nii"], None, "")},
+    ),
     "nnunet_dataset": (
         files("a", "b"),
         {"dataset": {"case 1": {"images": ["im/a.nii.gz", "im/b.nii.gz"], "label": "la/a.nii.gz"}}},

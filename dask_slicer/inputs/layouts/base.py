@@ -98,7 +98,9 @@ class LayoutMatch:
 
         prefix = os.path.join(tree.root, "")
         used = {
-            split_volume(path)[0].removeprefix(prefix).replace(os.sep, "/")
+            (split_volume(path)[0] if path.endswith("]") else path)
+            .removeprefix(prefix)
+            .replace(os.sep, "/")
             for case in self.cases
             for path in case.files
         }

@@ -69,8 +69,8 @@ def read_datalist(
     validation = entries_of(content, "validation", name)
     paths = ListedPaths(tree.root / name)
     listed = [*training, *validation]
-    images = [paths.find(image) for entry in listed for image in entry.images]
-    if not any(map(exists, images)):
+    if not any(exists(paths.find(image)) for entry in listed for image in entry.images):
+        images = [paths.find(image) for entry in listed for image in entry.images]
         _explain_miss(tree, name, images, result)
         return result
     result.reason = f"{name} lists {plural(len(training), 'training pair')}" + (
@@ -196,27 +196,33 @@ def case_ids(entries: Sequence[Entry]) -> list[str]:
     >>> case_ids([Entry(images=("data/a/ct.nii",)), Entry(images=("data/b/ct.nii",))])
     ['a', 'b']
     """
-    names = [_id_parts(entry) for entry in entries]
-    ids = [entry.case_id or parts[-1] for entry, parts in zip(entries, names, strict=True)]
-    if len(names) < 2 or len(set(map(str.casefold, ids))) == len(ids):
+    ids = [
+        entry.case_id or _common_name(entry) or (_folders(entry) or [""])[-1] for entry in entries
+    ]
+    if len(set(map(str.casefold, ids))) == len(ids):
         return ids
+    names = [[*_folders(entry), *filter(None, [_common_name(entry)])] for entry in entries]
     if len({len(parts) for parts in names}) == 1:
         varying = [len(set(parts)) > 1 for parts in zip(*names, strict=True)]
         names = [list(compress(parts, varying)) or parts for parts in names]
     return ["_".join(parts) for parts in names]
 
 
-def _id_parts(entry: Entry) -> list[str]:
-    """Return the folders and the name of an image, or what the names of several have in common."""
-    folder, _, _ = entry.images[0].replace("\\", "/").rpartition("/")
-    parts = [part.strip() for part in folder.split("/") if part.strip(". ")]
-    stems = [stem_of(re.split(r"[\\/]", image)[-1]).strip() for image in entry.images]
-    common = stems[0]
-    if len(set(stems)) > 1:  # up to the last punctuation: x_t of x_t1 and x_t2 is x
-        letters = takewhile(lambda column: len(set(column)) == 1, zip(*stems, strict=False))
-        prefix = "".join(letter for letter, *_ in letters)
-        common = re.sub(r"[^_\-. ]*$", "", prefix).strip("_-. ")
-    return [*parts, common] if common or not parts else parts
+def _common_name(entry: Entry) -> str:
+    """Return the name of an image, or what the names of several begin with."""
+    stems = [stem_of(image.replace("\\", "/").rpartition("/")[2]).strip() for image in entry.images]
+    if len(set(stems)) == 1:
+        return stems[0]
+    # Up to the last punctuation: x_t of x_t1 and x_t2 is x.
+    letters = takewhile(lambda column: len(set(column)) == 1, zip(*stems, strict=False))
+    prefix = "".join(letter for letter, *_ in letters)
+    return re.sub(r"[^_\-. ]*$", "", prefix).strip("_-. ")
+
+
+def _folders(entry: Entry) -> list[str]:
+    """Return the names of the folders that an image is in."""
+    *folders, _ = entry.images[0].replace("\\", "/").split("/")
+    return [folder.strip() for folder in folders if folder.strip(". ")]
 
 
 def _set_names(name: str, content: Mapping[str, Any], result: LayoutMatch) -> None:

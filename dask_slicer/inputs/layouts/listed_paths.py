@@ -19,7 +19,8 @@ class ListedPaths:
     def __init__(self, source: Path) -> None:
         self._source = source
         self._folder = os.fspath(source.parent)
-        self._names: dict[str, dict[str, list[str]]] = {}
+        self._names: dict[str, frozenset[str]] = {}
+        self._alike: dict[str, defaultdict[str, list[str]]] = {}
 
     def find(self, text: str) -> str:
         r"""Return the absolute path of a file, which need not exist, with its selector of a volume.
@@ -34,7 +35,7 @@ class ListedPaths:
         """
         from dask_slicer.inputs.readers.base import split_volume
 
-        plain, volume = split_volume(text)
+        plain, volume = split_volume(text) if text.endswith("]") else (text, None)
         path = os.path.normpath(os.path.join(self._folder, plain))
         spelled = self._spelled(path)
         if spelled is None and os.sep == "/" and ("\\" in plain or _DRIVE.match(plain)):
@@ -50,27 +51,29 @@ class ListedPaths:
     def _spelled(self, path: str) -> str | None:
         """Return a path as the disk spells it, None if no file or several files are meant."""
         parent, name = os.path.split(path)
-        if not name:
+        if not name or name in self._names_in(parent) or exists(path):
             return path
-        names = self._names_in(parent).get(_alike(name), [])
-        if name in names or exists(path):
-            return path
+        names = self._alike_in(parent)[_alike(name)]
         if len(names) == 1:
             return os.path.join(parent, names[0])
         folder = None if names or exists(parent) else self._spelled(parent)
         return self._spelled(os.path.join(folder, name)) if folder not in (None, parent) else None
 
-    def _names_in(self, folder: str) -> dict[str, list[str]]:
-        """Return the names in a folder by what names that look alike have in common."""
+    def _names_in(self, folder: str) -> frozenset[str]:
         if folder not in self._names:
-            names: defaultdict[str, list[str]] = defaultdict(list)
             try:
-                for name in os.listdir(folder):
-                    names[_alike(name)].append(name)
+                self._names[folder] = frozenset(os.listdir(folder))
             except (OSError, ValueError):
-                pass  # it may still be allowed to open a file in it
-            self._names[folder] = names
+                self._names[folder] = frozenset()  # it may still be allowed to open a file in it
         return self._names[folder]
+
+    def _alike_in(self, folder: str) -> defaultdict[str, list[str]]:
+        """Return the names in a folder by what names that look alike have in common."""
+        if folder not in self._alike:
+            self._alike[folder] = defaultdict(list)
+            for name in self._names_in(folder):
+                self._alike[folder][_alike(name)].append(name)
+        return self._alike[folder]
 
 
 def exists(path: str) -> bool:
