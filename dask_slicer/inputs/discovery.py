@@ -53,6 +53,10 @@ def _read_file(tree: FileTree, path: Path, options: InputOptions) -> LayoutMatch
             f"input_dir {path} is neither a folder nor a .csv, .tsv or .json manifest"
         )
     content = dataset_json.datalist_in(path) if suffix == ".json" else None
+    layout = "manifest" if content is None else "dataset_json"
+    if options.images or options.layout not in (None, layout):
+        option = "--images" if options.images else f"--layout {options.layout}"
+        raise DatasetError(f"{option} is for a folder, and {path} is a file, read as {layout}")
     if content is None:
         return manifest.read_manifest(path)
     match = dataset_json.read_datalist(tree, path.name, content, options)

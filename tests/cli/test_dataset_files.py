@@ -89,6 +89,9 @@ SITUATIONS = {
     "json_of_another_kind": (AB, {"x_dot_json": {"a": 1}}, "x.json", [], 2, "expected a list of c"),
     "a_fold_without_a_datalist": (
         "images/a", {}, "", ["--datalist_fold", 1], 2, "--datalist_fold needs a datalist"),
+    "a_layout_for_a_file": (
+        AB, {"fold_dot_json": ONE}, "fold.json", ["--layout", "nnunet"], 2,
+        "--layout nnunet is for a folder, and"),
     "nnunet_cases_anywhere": (
         AB, {"dataset_dot_json": {"channel_names": {"0": "CT"}, "dataset": {
             "x": {"images": ["im/a.nii.gz"], "label": "la/a.nii.gz"}}}}, "", [], 0,

@@ -157,7 +157,7 @@ def test_masks_are_numbered_in_the_order_of_their_columns(tmp_path) -> None:
         [(mask.structure, Path(mask.path).name, mask.value) for mask in case.masks]
         for case in dataset.cases
     ] == [[("Liver", "l.nii", 3)], [("spleen", "s.nii", 1), ("Liver", "l2.nii", 3)]]
-    assert dataset.label_names == {1: "spleen", 2: "empty", 3: "Liver"}
+    assert dataset.structures == ("spleen", "empty", "Liver")
 
 
 def test_grid_and_orientation_of_a_case_are_read(tmp_path) -> None:

@@ -67,6 +67,12 @@ CASES = {
     ),
     "file_ending_of_no_file": (
         "imagesTr/a_0000 labelsTr/a", {"file_ending": ".nii"}, "a: imagesTr/a_0000 > labelsTr/a"),
+    "ids_that_are_no_paths": ("imagesTr/a_0000", {"training": ["a", "b"]}, "a: imagesTr/a_0000"),
+    "pairs_of_version_1_on_windows": (
+        "imagesTr/a_0000 labelsTr/a",
+        {"training": [{"image": ".\\imagesTr\\a.nii.gz", "label": "labelsTr\\a.nii.gz"}]},
+        "a: imagesTr/a_0000 > labelsTr/a",
+    ),
     "pairs_of_version_1_with_other_folders": (
         "im/a_0000 im/b_0000 labelsTr/a labelsTr2/a",
         {"training": [{"image": "./im/a.nii.gz", "label": "./labelsTr2/a.nii.gz"}]},
@@ -125,14 +131,17 @@ def test_modalities_with_names_are_refused_with_the_options_that_decide(tmp_path
 
 def test_pairs_of_version_1_in_several_folders_are_refused(tmp_path) -> None:
     content = {"training": [{"image": "x/a.nii.gz"}, {"image": "y/b.nii.gz"}]}
-    with pytest.raises(DatasetError, match="in 2 folders, x, y; name the files in a manifest"):
+    with pytest.raises(DatasetError, match=r"in several folders.*: x, y; name the files in a"):
         find(tmp_path, "x/a_0000 y/b_0000", content)
 
 
 def test_pairs_of_version_1_that_are_not_there_or_not_listed_are_noted(tmp_path) -> None:
     content = {"training": [{"image": "imagesTr/a.nii.gz"}, {"image": "imagesTr/b.nii.gz"}]}
-    dataset = find(tmp_path, "imagesTr/a_0000 imagesTr/c_0000", content)
+    content["training"][0]["label"] = "labelsTr/a.nii.gz"
+    files = "imagesTr/a_0000 imagesTr/c_0000 labelsTr/a labelsTr/c"
+    dataset = find(tmp_path, files, content)
     assert dataset.notes == [
         "1 image not in dataset.json, left out: imagesTr/c_0000.nii.gz",
         "1 case in dataset.json without an image: b",
+        "1 label not in dataset.json, left out: labelsTr/c.nii.gz",
     ]

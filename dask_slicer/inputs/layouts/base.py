@@ -62,6 +62,7 @@ class LayoutMatch:
     label_names: dict[int, str] = field(default_factory=dict)  # without the background
     files: tuple[FileRole, ...] = ()  # of all volumes; filled in by the caller
     volumes: str | None = None  # "channels" if the dataset says that those of 4D images are
+    structures: tuple[str, ...] = ()  # of masks, in the order that the dataset gives, if it does
 
     def add_case(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.case import is_volume_name, stem_of
 from dask_slicer.inputs.layouts.base import (
     FOR_TESTING,
     InputOptions,
@@ -108,7 +108,7 @@ def _explain_miss(tree: FileTree, name: str, images: list[str], result: LayoutMa
     result.miss = f"none of the {len(images)} images that {name} lists exists"
     # Version 1 of nnU-Net lists images without their channels.
     by_channel = any(exists(first_channel(path)) for path in images)
-    if tree.volumes and not by_channel:
+    if tree.volumes and not by_channel and any(is_volume_name(Path(path).name) for path in images):
         raise DatasetError(
             f"{result.miss}, such as {images[0]}; correct {name}, or choose another layout with "
             "--layout"

@@ -74,7 +74,7 @@ def read_manifest(path: Path) -> LayoutMatch:
     result = LayoutMatch("manifest", f"{path.name} has the columns case_id and image", cases, notes)
     if images[0].startswith("image:"):
         result.channel_names = tuple(name.partition(":")[2] for name in images)
-    result.label_names = dict(enumerate((name.partition(":")[2] for name in masks), start=1))
+    result.structures = tuple(name.partition(":")[2] for name in masks)
     return result
 
 

@@ -76,7 +76,7 @@ def _unless(value: str, default: str) -> str | None:
 
 def _relative(path: str | None, manifest: Path) -> str | None:
     """Return a path as the manifest holds it, None for an empty cell."""
-    if path is None or Path(path).name.startswith(NO_FILE):
+    if not path or Path(path).name.startswith(NO_FILE):
         return None
     try:
         return os.path.relpath(path, manifest.parent).replace(os.sep, "/")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from dask_slicer.errors import DatasetError
@@ -17,10 +18,12 @@ from dask_slicer.inputs.layouts.base import (
     held_out_note,
     read_description,
 )
-from dask_slicer.inputs.layouts.description import Entry, channel_names, entries_of, label_names
+from dask_slicer.inputs.layouts.description import channel_names, entries_of, label_names
 from dask_slicer.inputs.layouts.listed_paths import ListedPaths
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
+
+_Pair = tuple[str, str | None]  # image and label
 
 
 def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
@@ -31,19 +34,19 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     """
     result = LayoutMatch("nnU-Net raw")
     description = read_description(tree.root)
-    listed = _listed(description)
-    folder = _folder_of(listed)
+    listed = _listed(tree, description)
+    folder = _folder_of(tree, listed)
     ending = _file_ending(description)
     images = _with_ending(tree.within(folder), ending, result)
-    labels = _with_ending(tree.within("labelsTr"), ending, result)
+    labels_tr = _with_ending(tree.within("labelsTr"), ending, result)
     result.seen = len(images)
     names = description.get("channel_names", description.get("modality"))
     n_declared = len(names) if isinstance(names, dict) else 0
-    is_paired = _is_paired(images, labels, n_declared, result)
+    is_paired = _is_paired(images, labels_tr, n_declared, result)
     cases_in = _by_name if is_paired else _by_channel
     channels = cases_in(images, result)
     if not any(0 in files for files in channels.values()):
-        _refuse_named_modalities(images, labels)
+        _refuse_named_modalities(images, labels_tr)
         result.miss = _miss(tree, images, ending)
         return result
     n_channels = n_declared or 1 + max(max(files) for files in channels.values())
@@ -56,7 +59,8 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     result.leave_out(surplus, "file", f"left out, dataset.json has {n_channels} channels")
     if listed:
         _keep_listed(channels, listed, result)
-    label_of = _listed_labels(tree, listed) or _by_case(labels, channels, tree, result)
+    label_of = {case_id: label for case_id, (_, label) in listed.items() if label}
+    label_of = label_of or _by_case(labels_tr, channels, tree, result)
     # As AMOS calls its images for validation.
     split = "train" if tree.within("imagesVa") and options.splits is None else None
     _add_cases(channels, n_channels, tree, folder, label_of, result, split=split)
@@ -67,11 +71,26 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         labels = _with_ending(tree.within(f"labels{part}"), ending, result)
         label_of = _by_case(labels, channels, tree, result)
         _add_cases(channels, n_channels, tree, folder, label_of, result, split=part_split)
+    _leave_out_rest(tree, labels_tr, options, result, is_listed=bool(listed))
+    _set_names(description, n_channels, result)
+    return result
+
+
+def _leave_out_rest(
+    tree: FileTree,
+    labels: list[str],
+    options: InputOptions,
+    result: LayoutMatch,
+    *,
+    is_listed: bool,
+) -> None:
+    """Leave out images for testing, and labels for training that dataset.json does not list."""
     if not options.include_test and (held_out := tree.within("imagesTs")):
         result.left_out.update(dict.fromkeys([*held_out, *tree.within("labelsTs")], FOR_TESTING))
         result.notes.append(held_out_note(len(held_out)))
-    _set_names(description, n_channels, result)
-    return result
+    if is_listed:
+        unlisted = set(labels).intersection(result.unused(tree))
+        result.leave_out(sorted(unlisted), "label", "not in dataset.json, left out")
 
 
 def _set_names(description: Mapping[str, Any], n_channels: int, result: LayoutMatch) -> None:
@@ -80,21 +99,29 @@ def _set_names(description: Mapping[str, Any], n_channels: int, result: LayoutMa
     result.label_names = label_names(description, "dataset.json", result.notes)
 
 
-def _listed(description: Mapping[str, Any]) -> dict[str, Entry]:
-    """Return the training pairs of version 1 of nnU-Net, by case id."""
-    entries = entries_of(description, "training", "dataset.json")
-    return {stem_of(_name(entry.images[0])): entry for entry in entries}
+def _listed(tree: FileTree, description: Mapping[str, Any]) -> dict[str, _Pair]:
+    """Return the training pairs of version 1 of nnU-Net, with absolute paths, by case id."""
+    paths = ListedPaths(tree.root / "dataset.json")
+    pairs = {}
+    for entry in entries_of(description, "training", "dataset.json"):
+        image = paths.find(entry.images[0])
+        if is_volume_name(Path(image).name):  # else a list of case ids
+            label = paths.find(entry.label) if entry.label else None
+            pairs[stem_of(Path(image).name)] = (image, label)
+    return pairs
 
 
-def _folder_of(listed: Mapping[str, Entry]) -> str:
-    """Return the folder of the images for training."""
-    folders = sorted({str(PurePosixPath(entry.images[0]).parent) for entry in listed.values()})
-    if len(folders) > 1:
+def _folder_of(tree: FileTree, listed: Mapping[str, _Pair]) -> str:
+    """Return the folder of the images for training, relative to the dataset."""
+    folders = sorted(
+        {os.path.relpath(Path(image).parent, tree.root) for image, _ in listed.values()}
+    )
+    if len(folders) > 1 or any(folder.startswith("..") for folder in folders):
         raise DatasetError(
-            f"dataset.json lists images without their channels (_0000) in {len(folders)} folders, "
-            f"{first_few(folders)}; name the files in a manifest"
+            "dataset.json lists images without their channels (_0000) in several folders, or "
+            f"outside of {tree.root}: {first_few(folders)}; name the files in a manifest"
         )
-    return folders[0] if folders else "imagesTr"
+    return folders[0].replace(os.sep, "/") if folders else "imagesTr"
 
 
 def _file_ending(description: Mapping[str, Any]) -> str | None:
@@ -153,7 +180,7 @@ def _refuse_named_modalities(images: list[str], labels: list[str]) -> None:
 
 
 def _keep_listed(
-    channels: dict[str, dict[int, str]], listed: Mapping[str, Entry], result: LayoutMatch
+    channels: dict[str, dict[int, str]], listed: Mapping[str, _Pair], result: LayoutMatch
 ) -> None:
     """Take out cases that dataset.json does not list, and note those that it lists in vain."""
     unlisted = sorted(channels.keys() - listed.keys())
@@ -163,11 +190,6 @@ def _keep_listed(
         result.notes.append(
             f"{plural(len(missing), 'case')} in dataset.json without an image: {first_few(missing)}"
         )
-
-
-def _listed_labels(tree: FileTree, listed: Mapping[str, Entry]) -> dict[str, str]:
-    paths = ListedPaths(tree.root / "dataset.json")
-    return {name: paths.find(entry.label) for name, entry in listed.items() if entry.label}
 
 
 def _by_case(
