@@ -129,6 +129,17 @@ def test_modalities_with_names_are_refused_with_the_options_that_decide(tmp_path
         find(tmp_path, f"{files} labelsTr/C-2")
 
 
+def test_a_missing_channel_has_the_suffix_of_the_dataset(tmp_path) -> None:
+    content = {"file_ending": "nii", "channel_names": {"0": "T1", "1": "T2"}}
+    dataset = find(tmp_path, "imagesTr/a_0000.nii", content)
+    assert described(dataset, tmp_path) == "a: imagesTr/a_0000.nii imagesTr/a_0001.nii"
+
+
+def test_a_suffix_that_no_reader_reads_is_named(tmp_path) -> None:
+    with pytest.raises(DatasetError, match=r"file_ending in dataset\.json is \.png, a suffix that"):
+        find(tmp_path, "imagesTr/a_0000.png", {"file_ending": ".png"})
+
+
 def test_pairs_of_version_1_in_several_folders_are_refused(tmp_path) -> None:
     content = {"training": [{"image": "x/a.nii.gz"}, {"image": "y/b.nii.gz"}]}
     with pytest.raises(DatasetError, match=r"in several folders.*: x, y; name the files in a"):

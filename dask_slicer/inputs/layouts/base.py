@@ -29,7 +29,7 @@ class InputOptions:
     volumes: str | None = None
     datalist_fold: int | None = None
     include_test: bool = False
-    splits: Path | None = None
+    splits: Path | None = None  # a file of splits, which win over those of the dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +135,8 @@ class Layout(Protocol):
             The files of the folder.
         options : InputOptions
             A layout heeds `include_test` (whether images that it keeps apart for testing become
-            cases, with ``split="test"``), `label_name`, `structures` and `datalist_fold`; the
-            caller sees to the others.
+            cases, with ``split="test"``), `label_name`, `structures`, `datalist_fold` and
+            `splits`; the caller sees to the others.
 
         Raises
         ------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,6 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     ending = _file_ending(description)
     images = _with_ending(tree.within(folder), ending, result)
     labels_tr = _with_ending(tree.within("labelsTr"), ending, result)
-    result.seen = len(images)
     names = description.get("channel_names", description.get("modality"))
     n_declared = len(names) if isinstance(names, dict) else 0
     is_paired = _is_paired(images, labels_tr, n_declared, result)
@@ -47,7 +47,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     channels = cases_in(images, result)
     if not any(0 in files for files in channels.values()):
         _refuse_named_modalities(images, labels_tr)
-        result.miss = _miss(tree, images, ending)
+        _explain_miss(tree, images, ending, result)
         return result
     n_channels = n_declared or 1 + max(max(files) for files in channels.values())
     result.reason = f"{folder} holds <case>_0000.nii.gz" + (
@@ -59,18 +59,22 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     result.leave_out(surplus, "file", f"left out, dataset.json has {n_channels} channels")
     if listed:
         _keep_listed(channels, listed, result)
+    if not channels:
+        result.miss = f"no image in {folder} is one of those that dataset.json lists"
+        return result
     label_of = {case_id: label for case_id, (_, label) in listed.items() if label}
     label_of = label_of or _by_case(labels_tr, channels, tree, result)
     # As AMOS calls its images for validation.
     split = "train" if tree.within("imagesVa") and options.splits is None else None
-    _add_cases(channels, n_channels, tree, folder, label_of, result, split=split)
+    add_cases = partial(_add_cases, n_channels, ending or ".nii.gz", tree, result)
+    add_cases(folder, channels, label_of, split=split)
     parts = {"Va": split and "val"} | ({"Ts": "test"} if options.include_test else {})
     for part, part_split in parts.items():
         folder = f"images{part}"
         channels = cases_in(_with_ending(tree.within(folder), ending, result), result)
         labels = _with_ending(tree.within(f"labels{part}"), ending, result)
         label_of = _by_case(labels, channels, tree, result)
-        _add_cases(channels, n_channels, tree, folder, label_of, result, split=part_split)
+        add_cases(folder, channels, label_of, split=part_split)
     _leave_out_rest(tree, labels_tr, options, result, is_listed=bool(listed))
     _set_names(description, n_channels, result)
     return result
@@ -146,16 +150,18 @@ def _with_ending(paths: list[str], ending: str | None, result: LayoutMatch) -> l
     return [path for path in paths if path.lower().endswith(ending)]
 
 
-def _miss(tree: FileTree, images: list[str], ending: str | None) -> str:
-    """Return what imagesTr lacks."""
+def _explain_miss(
+    tree: FileTree, images: list[str], ending: str | None, result: LayoutMatch
+) -> None:
+    """Say what imagesTr lacks."""
+    result.seen = len(images)
+    result.miss = "no NIfTI file in imagesTr"
     if images:
-        return f"found {len(images)} NIfTI files in imagesTr, none ends in _0000.nii.gz"
-    if ending and not is_volume_name(f"x{ending}"):
-        n_files = sum(
-            path.startswith("imagesTr/") and path.lower().endswith(ending) for path in tree.paths
-        )
-        return f"{plural(n_files, 'file')} in imagesTr ends in {ending}, which is not read"
-    return "no NIfTI file in imagesTr"
+        result.miss = f"found {len(images)} NIfTI files in imagesTr, none ends in _0000.nii.gz"
+    elif ending and not is_volume_name(f"x{ending}"):
+        paths = [path.lower() for path in tree.paths if path.startswith("imagesTr/")]
+        result.seen = sum(path.endswith(ending) for path in paths)
+        result.miss = f"file_ending in dataset.json is {ending}, a suffix that no reader reads"
 
 
 def _refuse_named_modalities(images: list[str], labels: list[str]) -> None:
@@ -273,19 +279,20 @@ def _by_channel(images: list[str], result: LayoutMatch) -> dict[str, dict[int, s
 
 
 def _add_cases(
-    channels: dict[str, dict[int, str]],
     n_channels: int,
+    ending: str,
     tree: FileTree,
-    folder: str,
-    label_of: Mapping[str, str],
     result: LayoutMatch,
+    folder: str,
+    channels: Mapping[str, Mapping[int, str]],
+    label_of: Mapping[str, str],
     *,
     split: str | None = None,
 ) -> None:
     """Add the cases of a folder; a missing channel keeps its place: planning names the file."""
     for case_id, files in channels.items():
         paths = [
-            tree.absolute(files.get(channel, f"{folder}/{case_id}_{channel:04d}.nii.gz"))
+            tree.absolute(files.get(channel, f"{folder}/{case_id}_{channel:04d}{ending}"))
             for channel in range(n_channels)
         ]
         result.add_case(case_id, paths, label_of.get(case_id), split=split)
