@@ -101,6 +101,14 @@ SITUATIONS = {
         "--images 'imagesTr/*__CT.nii.gz' --images 'imagesTr/*__PT.nii.gz' --labels"),
     "labels_in_another_folder": (
         "imagesTr/a_0000 labelsTr2/a", {}, "", [], 2, "no case has a label, which would leave out"),
+    "numbers_that_are_cases": (
+        "imagesTr/amos_0001 labelsTr/amos_0001 imagesTr/amos_0007 labelsTr/amos_0007", {}, "", [],
+        0, "20 slices of 2 cases"),
+    "numbers_that_are_not_clear": (
+        "imagesTr/amos_0001 labelsTr/amos_0001 imagesTr/amos_0007", {}, "", [], 2,
+        "1 image without one: amos_0007.nii.gz; name the files in a manifest"),
+    "images_for_validation": (
+        "imagesTr/a_0000 labelsTr/a imagesVa/b_0000 labelsVa/b", {}, "", [], 0, "1 train, 1 val"),
     "labels_named_like_images": (
         "imagesTr/a_0000 labelsTr/a_0000", {}, "", [], 0, "10 slices of 1 case"),
 }  # fmt: skip

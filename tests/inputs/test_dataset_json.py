@@ -152,6 +152,13 @@ def test_a_fold_is_for_validation_if_the_user_says_so(tmp_path) -> None:
         find_cases(tmp_path / "m.csv", InputOptions(datalist_fold=0))
 
 
+def test_paths_of_nnunet_may_begin_with_a_variable(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("SCANS", str(tmp_path / "im"))
+    content = {"dataset": {"a": {"images": ["$SCANS/a.nii.gz"], "label": "la/a.nii.gz"}}}
+    dataset = find(tmp_path, files("a"), content)
+    assert described(dataset, tmp_path) == {"a": case("a")}
+
+
 PROBLEMS = {
     "a_section_of_another_name": (ONE | {"unlabeled": [{"image": "im/b.nii.gz"}]}, {},
                                   "lists images under unlabeled, which is not read"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_slicer.errors import DatasetError
@@ -55,7 +56,7 @@ def entries_of(content: Mapping[str, Any], section: str, source: str) -> list[En
     """
     if section == "training" and names_cases(content):
         return [
-            _entry(value, f"{name} under `dataset` of {source}", case_id=name)
+            _expanded(_entry(value, f"{name} under `dataset` of {source}", case_id=name))
             for name, value in content["dataset"].items()
         ]
     keys = [key for key in SECTIONS[section] if content.get(key)]
@@ -100,6 +101,12 @@ def _entry(value: object, where: str, *, case_id: str = "") -> Entry:
         fold=str(value.get("fold", "")),
         others=others,
     )
+
+
+def _expanded(entry: Entry) -> Entry:
+    """Return an entry whose paths may begin with ``$nnUNet_raw``, as nnU-Net reads them."""
+    images = tuple(map(os.path.expandvars, entry.images))
+    return replace(entry, images=images, label=entry.label and os.path.expandvars(entry.label))
 
 
 def _is_path(value: object) -> bool:
