@@ -90,14 +90,16 @@ def merge(output_dir: Path, verbose: int, quiet: bool) -> bool:
 def plan(
     as_json: bool, write_manifest: Path | None, verbose: int, quiet: bool, **options: Any
 ) -> bool:
-    """Show what a run would do, from headers only.
+    """Show what a run would do, and write no slice.
 
     Lists the cases and their problems, and estimates disk space, memory and a number of workers.
+    Reads headers; with a clip range, also a few small scans.
     """
     config = build_config_of(options)
     if write_manifest is not None:
         _check_manifest_path(write_manifest)
     from dask_slicer.cli.display import make_console, print_plan, print_problems
+    from dask_slicer.execution.quick_look import with_clip_note
     from dask_slicer.execution.resume import prepare_plan
     from dask_slicer.planning.estimate import plan_json
 
@@ -107,6 +109,7 @@ def plan(
         if not quiet:
             cases = plural(len(run_plan.cases), "case")
             click.echo(f"Wrote {cases} to {write_manifest}", err=as_json)
+    run_plan = with_clip_note(run_plan)
     if as_json:
         click.echo(plan_json(run_plan))
     elif quiet:
