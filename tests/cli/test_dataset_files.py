@@ -140,6 +140,14 @@ def test_folds_and_validation_give_the_splits(tree, command, tmp_path) -> None:
     assert splits == {"train": ["a", "b"], "val": ["c"], "test": []}
 
 
+def test_names_in_dataset_json_are_kept_in_the_output(tree, command, tmp_path) -> None:
+    names = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}}
+    root = tree(AB, dataset_dot_json=ONE | names)
+    assert command("run", root).exit_code == 0
+    info = json.loads((tmp_path / "slices" / "dataset_info.json").read_text())
+    assert (info["channel_names"], info["label_names"]) == ({"0": "CT"}, {"1": "liver"})
+
+
 # -- --write_manifest ----------------------------------------------------------------------------
 
 
