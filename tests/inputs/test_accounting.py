@@ -187,10 +187,10 @@ def test_ids_and_snapshots_are_no_labels(tmp_path, files) -> None:
 
 def test_other_labels_are_noted_where_labels_are_used(tmp_path) -> None:
     pairs = ["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"]
-    lay(tmp_path, *pairs, "imagesVa/v_0000.nii.gz", "labelsVa/v.nii.gz")
+    lay(tmp_path, *pairs, "more/v_0000.nii.gz", "more/v_seg.nii.gz")
     match = find_cases(tmp_path)
-    assert match.notes == ["left out 1 file named like labels: labelsVa/v.nii.gz"]
+    assert match.notes == ["left out 1 file named like labels: more/v_seg.nii.gz"]
     assert not match.problems
     left_out = {role.path: role.detail for role in match.files if role.role == "left out"}
     why = "not part of the layout nnU-Net raw"
-    assert left_out == {"imagesVa/v_0000.nii.gz": why, "labelsVa/v.nii.gz": why}
+    assert left_out == {"more/v_0000.nii.gz": why, "more/v_seg.nii.gz": why}

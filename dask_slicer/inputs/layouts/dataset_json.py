@@ -47,7 +47,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     result = LayoutMatch(NAMES[0])
     result.miss = "no dataset.json with `training` pairs of image and label"
     if datalists := _other_datalists(tree):
-        result.seen = len(tree.volumes)
+        result.seen = max(len(tree.volumes), 1)
         result.miss += f", but a datalist: --input_dir {tree.absolute(datalists[0])} reads it"
     return result
 
