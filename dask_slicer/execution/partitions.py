@@ -47,6 +47,7 @@ class PartitionPlan:
     cases: tuple[str, ...]  # planned, of all partitions
     splits: dict[str, list[str]]  # as in splits.json: with the cases of earlier runs
     n_modalities: int
+    structures: dict[str, int]  # as in structures.json
 
 
 def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeReport:
@@ -133,6 +134,7 @@ def record_plan(plan: RunPlan) -> PartitionPlan:
         "cases": [case.case_id for case in plan.cases],
         "splits": plan.splits,
         "n_modalities": plan.n_modalities,
+        "structures": dict(plan.structures),
     }
     path = plan.config.output_dir / layout.PARTITION_PLAN
     with suppress(FileExistsError), atomic_write(path, exclusive=True, fsync=True) as file:
@@ -155,6 +157,7 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
                 cases=tuple(content["cases"]),
                 splits=dict(content["splits"]),
                 n_modalities=int(content["n_modalities"]),
+                structures=dict(content.get("structures", {})),
             )
         except FileNotFoundError:
             return None
@@ -189,6 +192,8 @@ def check_partition_plan(plan: RunPlan) -> PartitionPlan | None:
         differences.append("cases in other splits")
     if shared_plan.n_modalities != plan.n_modalities:
         differences.append(f"{plan.n_modalities} images a case, not {shared_plan.n_modalities}")
+    if shared_plan.structures != plan.structures:
+        differences.append("other structures, or in another order")
     if differences:
         raise OutputError(
             f"the dataset differs from that of the other partitions in {output_dir}: "

@@ -200,11 +200,13 @@ def plan_needs(plan: RunPlan) -> dict[str, Any]:
 
 def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
     sound = case.problem is None
+    masks = {mask.structure: mask.path for mask in case.case.masks}
     return {
         "case_id": case.case_id,
         "split": case.split,
-        "images": list(case.case.images),
+        "images": [path or None for path in case.case.images],
         "label": case.case.label,
+        **({"masks": masks} if case.case.merges_masks else {}),
         "shape": list(case.shape) if sound else None,
         "spacing": list(case.spacing) if sound else None,
         "orientation": case.orientation or None,

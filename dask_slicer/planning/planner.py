@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
+from math import prod
 from pathlib import Path, PurePath
+
+import numpy as np
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
 from dask_slicer.core.geometry import align, axis_codes, spacing
@@ -20,6 +23,7 @@ from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
+from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.formatting import did_you_mean, first_few
 
@@ -32,11 +36,13 @@ def make_plan(
     *,
     assigned: Mapping[str, str] | None = None,
     assigned_groups: Callable[[], Mapping[str, str]] = dict,
+    structures: Mapping[str, int] | None = None,
 ) -> RunPlan:
     """Return the plan of a run; reads headers, writes nothing.
 
     Cases keep the split that earlier runs `assigned`. `assigned_groups` returns the patients of
     their cases; it reads the whole journal, so it is called only if some left the dataset.
+    `structures` are the label values of structures that earlier runs merged.
     """
     assigned = assigned or {}
     names = (field.name for field in fields(InputOptions))
@@ -46,6 +52,13 @@ def make_plan(
         skip=config.output_dir,
         allow_missing_labels=config.allow_missing_labels,
     )
+    numbers = number_structures(
+        structures_of(dataset.cases),
+        wanted=config.structures,
+        columns=dataset.structures,
+        frozen=structures,
+    )
+    dataset.cases = [with_values(case, numbers, overlap=config.overlap) for case in dataset.cases]
     root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
     notes = list(dataset.notes)
     if config.prune:
@@ -95,7 +108,8 @@ def make_plan(
         problems=tuple(dataset.problems),
         files=dataset.files,
         channel_names=dataset.channel_names,
-        label_names=dataset.label_names,
+        label_names=dataset.label_names | {value: name for name, value in numbers.items()},
+        structures=numbers,
     )
 
 
@@ -103,8 +117,12 @@ def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
     """Return a case's plan, filled in from its headers."""
     case = plan.case
     headers = [read_header(path) for path in case.files]
-    _, grid = align(grids_of(headers, has_label=plan.has_label), config.plane)
-    images = headers[: len(case.images)]
+    n_images = len(case.image_files)
+    _, grid = align(grids_of(headers, n_images=n_images), config.plane)
+    images, labels = headers[:n_images], [header.voxel_bytes for header in headers[n_images:]]
+    mask_bytes = sum(labels) if case.merges_masks else 0
+    if mask_bytes:  # one mask is in memory at a time, beside their label
+        labels = [max(labels), prod(grid.shape) * np.min_scalar_type(case.masks[-1].value).itemsize]
     sources = []
     for path in case.files:
         status = Path(path).stat()
@@ -119,7 +137,8 @@ def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
         orientation=axis_codes(images[0].affine),
         dtypes=tuple(str(header.dtype.newbyteorder("=")) for header in images),
         file_bytes=sum(header.file_bytes for header in headers),
-        voxel_bytes=sum(header.voxel_bytes for header in headers),
+        voxel_bytes=sum(header.voxel_bytes for header in images) + sum(labels),
+        mask_bytes=mask_bytes,
         oriented=images[0].oriented,
     )
 

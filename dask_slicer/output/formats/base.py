@@ -70,7 +70,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
     n_slices, height, width = stack.shape
     channels = (2 * settings.window_size + 1) * len(stack.image)
     return {
-        "source_file": _one_or_list(list(case.sources)),
+        "source_file": _one_or_list([source or None for source in case.sources]),
         "total_slices": n_slices,
         "window_size": settings.window_size,
         "padding_mode": settings.padding_mode,
@@ -86,6 +86,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "split": case.split,
         "plane": settings.plane,
         "affine": stack.affine.tolist(),
+        **({"overlapping_voxels": stack.n_overlapping} if stack.n_overlapping else {}),
     }
 
 
