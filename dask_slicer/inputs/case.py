@@ -24,6 +24,8 @@ class Case:
     label: str | None = None  # absolute path
     group: str | None = None  # the patient, if the dataset names one
     split: str | None = None  # if the dataset fixes one
+    label_grid: str = "own"  # or image: the label takes the image's affine
+    orientation_from: str = "sform"  # or qform, where a NIfTI file has both
 
     @property
     def files(self) -> tuple[str, ...]:
