@@ -74,6 +74,10 @@ def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]
     # NaN compares False, and so counts as off.
     with np.errstate(invalid="ignore"):
         off = ~(np.abs(values - nearest) <= _NEAR_AN_INTEGER)
+    if np.isnan(values).any():
+        raise LabelValues(
+            f"the label holds NaN in {voxels.source}; write a label value there, such as 0"
+        )
     if off.any():
         raise LabelValues(
             f"the label value {values[off][0]:g} is not an integer in {voxels.source}; "
