@@ -40,6 +40,7 @@ class Case:
     stated: bool = False  # whether the user or the dataset says which file is an image
     label_grid: str = "own"  # or "image": the label takes the affine of the image
     orientation_from: str = "sform"  # or "qform"
+    unnamed: tuple[int, ...] = ()  # images, by number, whose names do not say what they are
     overlap: str = "first"  # or "error": a voxel in two masks fails the case
 
     @property

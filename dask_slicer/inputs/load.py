@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.geometry import Grid, align, reorient
+from dask_slicer.core.label_likeness import looks_like_labels
 from dask_slicer.core.masks import merge_masks
 from dask_slicer.core.volume import Volume, Voxels
-from dask_slicer.errors import LabelValues
+from dask_slicer.errors import LabelValues, UnsupportedImage
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.readers import read_volumes, read_voxels
 from dask_slicer.inputs.readers.base import VolumeHeader
@@ -56,6 +57,7 @@ def load_volume(case: Case, plane: str) -> Volume:
         _voxels(header, array, orientation)
         for (header, array), orientation in zip(volumes, orientations, strict=True)
     ]
+    _check_unnamed(case, voxels)
     label, n_overlapping = None, 0
     if case.label is not None:
         label = voxels.pop()
@@ -80,6 +82,17 @@ def _voxels(
         intercept=header.intercept,
         source=header.path,
     )
+
+
+def _check_unnamed(case: Case, voxels: Sequence[Voxels]) -> None:
+    """Raise UnsupportedImage if an image whose name does not say so has the voxels of labels."""
+    unnamed = {case.images[number] for number in case.unnamed}
+    for image in voxels[: len(case.image_files)]:
+        if image.source in unnamed and looks_like_labels(image.stored):
+            raise UnsupportedImage(
+                f"{image.source} looks like a label map by its voxels, not like an image; if it is "
+                "an image, name it with --images or in a manifest"
+            )
 
 
 def _with_zeros(case: Case, voxels: Sequence[Voxels]) -> tuple[Voxels, ...]:

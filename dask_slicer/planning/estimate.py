@@ -48,6 +48,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
             _METADATA_LENGTH
             + len(case.case_id)
             + sum(_METADATA_PER_MODALITY + len(source) for source in case.sources)
+            + sum(len(path) + len(note) + 6 for path, note in case.header_notes)
         )
         overhead = _NPZ_HEADERS + 4 * n_characters
         stored_raw = settings.compression_level == 0
@@ -140,6 +141,9 @@ def plan_lines(plan: RunPlan) -> list[str]:
     splits = ", ".join(f"{counts[split]} {split}" for split in plan.splits)
     bad = f", {plural(len(plan.failures), 'case')} cannot be run" if plan.failures else ""
     lines.append(f"Plan: {plural(len(plan.cases), 'case')} ({splits}){bad}")
+    if any(plan.channel_names):
+        names = (f"{number} {name}" for number, name in enumerate(plan.channel_names))
+        lines.append(f"Channels: {', '.join(names)}")
     if plan.runnable:
         needs = plan_needs(plan)
         likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]

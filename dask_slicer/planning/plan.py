@@ -51,6 +51,7 @@ class CasePlan:
     file_bytes: int = 0  # of all files, on disk
     voxel_bytes: int = 0  # in memory: all files inflated, but one mask at a time and their label
     mask_bytes: int = 0  # of all masks, inflated
+    header_notes: tuple[tuple[str, str], ...] = ()  # oddities: file, relative to the input; text
     oriented: bool = True  # whether the first image's header defines its orientation
     problem: FailedCase | None = None  # why the case cannot run
 
@@ -111,6 +112,10 @@ def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, 
         # A case that was written without a label stays valid only while that is allowed.
         "label": "present" if plan.has_label else allowed,
     }
+    if plan.has_label and plan.case.label_grid != "own":
+        content["label_grid"] = plan.case.label_grid
+    if plan.case.orientation_from != "sform":
+        content["orientation_from"] = plan.case.orientation_from
     if plan.case.merges_masks:
         content["masks"] = [mask.value for mask in plan.case.masks]
         content |= {"overlap": "error"} if plan.case.overlap == "error" else {}

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
-from math import prod
-from pathlib import Path, PurePath
-
-import numpy as np
+from dataclasses import dataclass, field, fields, replace
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
-from dask_slicer.core.geometry import align, axis_codes, spacing
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import DatasetError, MissingFile, MissingLabel, as_case_error
-from dask_slicer.inputs.case import Case
+from dask_slicer.errors import (
+    CaseError,
+    DatasetError,
+    MissingFile,
+    MissingLabel,
+    UnsupportedImage,
+    as_case_error,
+)
+from dask_slicer.inputs.case import Case, case_id_problems
 from dask_slicer.inputs.discovery import find_cases
-from dask_slicer.inputs.layouts.base import InputOptions
-from dask_slicer.inputs.load import grids_of
-from dask_slicer.inputs.readers import read_header
+from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.readers.base import VolumeHeader
 from dask_slicer.planning.assignment import case_groups, case_splits
-from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
+from dask_slicer.planning.content import label_like_images, with_unnamed
+from dask_slicer.planning.headers import first_volumes, header_notes, with_headers
+from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
+from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.formatting import did_you_mean, first_few
+from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
 # Reading a header is mostly waiting for the disk.
 _HEADER_THREADS = 16
+
+
+@dataclass(slots=True)
+class _Series:
+    """What planning knows of 4D images before it reads all headers."""
+
+    headers: dict[str, VolumeHeader] = field(default_factory=dict)  # of first volumes, by path
+    problems: dict[str, CaseError] = field(default_factory=dict)  # by case id
 
 
 def make_plan(
@@ -58,54 +69,59 @@ def make_plan(
         columns=dataset.structures,
         frozen=structures,
     )
-    dataset.cases = [with_values(case, numbers, overlap=config.overlap) for case in dataset.cases]
     root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
+    dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
     notes = list(dataset.notes)
-    if config.prune:
-        present = {case.case_id for case in dataset.cases}
-        assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
-    has_labels = any(case.has_label for case in dataset.cases)
-    if config.min_foreground > 0 and not has_labels and not dataset.problems:
-        raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
     groups = case_groups(dataset, config, notes)
-    cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
-    known = {case.case_id for case in cases}
-    for name in config.only:
-        if name not in known:
-            raise DatasetError(f"--only {name}: there is no such case{did_you_mean(name, known)}")
-    n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
-
-    def plan_case(case: Case) -> CasePlan:
-        plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
-        for _ in range(config.retries + 1):
-            try:
-                if not case.has_label and has_labels and not config.allow_missing_labels:
-                    raise MissingLabel(
-                        "no label for this case, but others have one; add it, "
-                        "or use --allow_missing_labels"
-                    )
-                if len(case.images) != n_modalities:
-                    raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
-                return _with_headers(plan, config, root)
-            except Exception as error:  # any error: the other cases continue
-                failure = as_case_error(error, step="plan")
-                if not failure.retriable:
-                    break
-        problem = FailedCase(
-            case_id=case.case_id, step="plan", kind=failure.kind, message=failure.one_line
-        )
-        return replace(plan, problem=problem)
-
     with ThreadPoolExecutor(_HEADER_THREADS) as threads:
+        series = _expand_series(dataset, config, groups, threads)
+        if config.prune:
+            present = {case.case_id for case in dataset.cases}
+            assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
+        has_labels = any(case.has_label for case in dataset.cases)
+        if config.min_foreground > 0 and not has_labels and not dataset.problems:
+            raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
+        cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
+        known = {case.case_id for case in cases}
+        for name in config.only:
+            if name not in known:
+                raise DatasetError(
+                    f"--only {name}: there is no such case{did_you_mean(name, known)}"
+                )
+        cases = [with_unnamed(case, root) for case in cases]
+        n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
+
+        def plan_case(case: Case) -> CasePlan:
+            plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
+            for _ in range(config.retries + 1):
+                try:
+                    if case.case_id in series.problems:
+                        raise series.problems[case.case_id]
+                    if has_labels and not config.allow_missing_labels:
+                        _check_labelled(case)
+                    _check_images(case, n_modalities, fills=config.missing_modality == "zero")
+                    return with_headers(plan, config, root, series.headers)
+                except Exception as error:  # any error: the other cases continue
+                    failure = as_case_error(error, step="plan")
+                    if not failure.retriable:
+                        break
+            problem = FailedCase(
+                case_id=case.case_id, step="plan", kind=failure.kind, message=failure.one_line
+            )
+            return replace(plan, problem=problem)
+
         plans = tuple(threads.map(plan_case, cases))
+    if not dataset.problems and config.volumes is None:
+        _refuse_series(plans)
+    problems = [*dataset.problems, *label_like_images(plans)]
     return RunPlan(
         config=config,
         layout=dataset.layout,
         reason=dataset.reason,
         cases=plans,
         splits=by_split(splits),
-        notes=(*notes, *_notes(plans, config, has_labels=has_labels)),
-        problems=tuple(dataset.problems),
+        notes=(*notes, *_notes(plans, config, dataset, has_labels=has_labels)),
+        problems=tuple(problems),
         files=dataset.files,
         channel_names=dataset.channel_names,
         label_names=dataset.label_names | {value: name for name, value in numbers.items()},
@@ -113,38 +129,84 @@ def make_plan(
     )
 
 
-def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
-    """Return a case's plan, filled in from its headers."""
-    case = plan.case
-    headers = [read_header(path) for path in case.files]
+def _with_settings(case: Case, config: RunConfig, numbers: Mapping[str, int]) -> Case:
+    """Return a case with the settings for all cases, unless it has its own."""
+    case = with_values(case, numbers, overlap=config.overlap)
+    if config.label_grid != "own":
+        case = replace(case, label_grid=config.label_grid)
+    if config.orientation_from != "sform":
+        case = replace(case, orientation_from=config.orientation_from)
+    return without_missing(case) if config.missing_modality == "zero" else case
+
+
+def _expand_series(
+    dataset: LayoutMatch, config: RunConfig, groups: dict[str, str], threads: ThreadPoolExecutor
+) -> _Series:
+    """Replace cases of 4D images by what `volumes` makes of them; frames keep the group."""
+    series = _Series()
+    volumes = config.volumes or dataset.volumes
+    if volumes is None:
+        return series
+    for headers in threads.map(first_volumes, dataset.cases):
+        series.headers |= headers
+    n_volumes = {path: header.n_volumes for path, header in series.headers.items()}
+    expanded: list[Case] = []
+    group_of = dict(groups)
+    groups.clear()
+    for case in dataset.cases:
+        try:
+            own = expand(case, volumes, n_volumes)
+        except UnsupportedImage as error:
+            series.problems[case.case_id], own = error, [case]
+        groups.update(dict.fromkeys((each.case_id for each in own), group_of[case.case_id]))
+        expanded += own
+    if volumes == "channels" and any(count > 1 for count in n_volumes.values()):
+        dataset.channel_names = names_of_volumes(expanded, dataset.channel_names)
+    if len(expanded) > len(dataset.cases):
+        problems = case_id_problems(case.case_id for case in expanded)
+        dataset.problems = list(dict.fromkeys(dataset.problems + problems))
+    dataset.cases = sorted(expanded, key=lambda case: case.case_id)
+    return series
+
+
+def _refuse_series(plans: Sequence[CasePlan]) -> None:
+    """Raise DatasetError if every case fails because its image is 4D."""
+    for plan in plans:
+        if plan.problem is None or plan.problem.kind != UnsupportedImage.__name__:
+            return
+        headers = first_volumes(replace(plan.case, label=None))
+        if not any(header.n_volumes > 1 for header in headers.values()):
+            return
+    if plans and plans[0].problem is not None:
+        raise DatasetError(
+            f"{plural(len(plans), 'case')} of 4D images only: {plans[0].problem.message}"
+        )
+
+
+def _check_labelled(case: Case) -> None:
+    if not case.has_label:
+        raise MissingLabel(
+            "no label for this case, but others have one; add it, or use --allow_missing_labels"
+        )
+
+
+def _check_images(case: Case, n_modalities: int, *, fills: bool) -> None:
+    """Raise MissingFile unless a case has all images, or those that it lacks are filled."""
     n_images = len(case.image_files)
-    _, grid = align(grids_of(headers, n_images=n_images), config.plane)
-    images, labels = headers[:n_images], [header.voxel_bytes for header in headers[n_images:]]
-    mask_bytes = sum(labels) if case.merges_masks else 0
-    if mask_bytes:  # one mask is in memory at a time, beside their label
-        labels = [max(labels), prod(grid.shape) * np.min_scalar_type(case.masks[-1].value).itemsize]
-    sources = []
-    for path in case.files:
-        status = Path(path).stat()
-        relative = PurePath(os.path.relpath(path, root)).as_posix()
-        sources.append((relative, status.st_size, status.st_mtime_ns))
-    return replace(
-        plan,
-        digest=case_digest(plan, config, sources),
-        sources=tuple(path for path, _, _ in sources[: len(images)]),
-        shape=grid.shape,
-        spacing=spacing(grid.affine),
-        orientation=axis_codes(images[0].affine),
-        dtypes=tuple(str(header.dtype.newbyteorder("=")) for header in images),
-        file_bytes=sum(header.file_bytes for header in headers),
-        voxel_bytes=sum(header.voxel_bytes for header in images) + sum(labels),
-        mask_bytes=mask_bytes,
-        oriented=images[0].oriented,
-    )
+    if len(case.images) != n_modalities or not n_images or (n_images < n_modalities and not fills):
+        hint = "" if fills or not n_images else "; --missing_modality zero fills it with zeros"
+        empty = [str(number) for number, path in enumerate(case.images) if not path]
+        which = f", no file for image {', '.join(empty)} (from 0)" if empty else ""
+        raise MissingFile(f"found {n_images} of {n_modalities} images{which}{hint}")
 
 
-def _notes(cases: Sequence[CasePlan], config: RunConfig, *, has_labels: bool) -> Iterator[str]:
+def _notes(
+    cases: Sequence[CasePlan], config: RunConfig, dataset: LayoutMatch, *, has_labels: bool
+) -> Iterator[str]:
     """Yield notes on a plan whose headers have been read."""
+    zeros = filled_note([plan.case for plan in cases], dataset.channel_names)
+    yield from [] if zeros is None else [zeros]
+    yield from header_notes(cases)
     unknown = [case.case_id for case in cases if not case.oriented]
     if unknown:
         yield (

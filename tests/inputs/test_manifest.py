@@ -58,7 +58,7 @@ CSV = {
     ),
     "a_modality_is_missing_from_one_case": (
         "case_id,image,image_2\na,a.nii,a2.nii\nb,b.nii,\n",
-        [("a", ("a.nii", "a2.nii"), None, None, None), ("b", ("b.nii",), None, None, None)],
+        [("a", ("a.nii", "a2.nii"), None, None, None), ("b", ("b.nii", ""), None, None, None)],
     ),
     "paths_up_and_down": (
         "case_id,image\na,x/../a.nii\n",

@@ -59,6 +59,7 @@ class LayoutMatch:
     channel_names: tuple[str, ...] = ()  # of the modalities, in their order, where known
     label_names: dict[int, str] = field(default_factory=dict)  # without the background
     files: tuple[FileRole, ...] = ()  # of all volumes; filled in by the caller
+    volumes: str | None = None  # "channels" if the dataset says that those of 4D images are
     structures: tuple[str, ...] = ()  # of masks, in the order that the dataset gives, if it does
 
     def add_case(

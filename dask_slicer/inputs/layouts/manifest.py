@@ -133,10 +133,10 @@ def _case(position: str, row: Mapping[str, str], images: list[str], manifest: Pa
         )
     named = [name for name in (*images, "label") if name in row]
     paths = {name: os.path.normpath(manifest.parent / row[name]) for name in named}
-    label = paths.pop("label", None)
+    label = paths.get("label")
     return Case(
         case_id=row["case_id"],
-        images=tuple(paths.values()),
+        images=tuple(paths.get(name, "") for name in images),
         label=label,
         group=row.get("group"),
         split=split,

@@ -86,8 +86,15 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "split": case.split,
         "plane": settings.plane,
         "affine": stack.affine.tolist(),
+        **_notes(case),
         **({"overlapping_voxels": stack.n_overlapping} if stack.n_overlapping else {}),
     }
+
+
+def _notes(case: CasePlan) -> dict[str, list[str]]:
+    """Return what is odd in the headers of a case, under its key; empty if nothing is."""
+    notes = [f"{path}: {note}" for path, note in case.header_notes]
+    return {"header_notes": notes} if notes else {}
 
 
 def statistics_by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:
