@@ -53,6 +53,7 @@ def merge_masks(
     overlaps: Counter[tuple[int, int]] = Counter()
     for value, mask in masks:
         _add(mask, value, label, overlaps)
+        del mask  # before the next is read
     return label, overlaps
 
 

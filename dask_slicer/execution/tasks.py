@@ -132,6 +132,7 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
         seconds=seconds,
         run_id=target.run_id,
         n_overlapping=stack.n_overlapping,
+        header_notes=case.header_notes,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,14 +110,17 @@ def _merged(
     """Return the label that the masks of a case make, and how many voxels two of them share."""
     masks = sorted(case.masks, key=lambda mask: mask.value)
 
-    def read() -> Iterator[tuple[int, Voxels]]:
-        for mask in masks:
-            header, array = read_voxels(mask.path, orientation_from=case.orientation_from)
-            grids = grids_of([image_header, header], n_images=1, label_grid=case.label_grid)
-            (_, orientation), _ = align(grids, plane)
-            yield mask.value, _voxels(header, array, orientation)
+    def read(path: str) -> Voxels:
+        header, array = read_voxels(path, orientation_from=case.orientation_from)
+        grids = grids_of([image_header, header], n_images=1, label_grid=case.label_grid)
+        (_, orientation), _ = align(grids, plane)
+        return _voxels(header, array, orientation)
 
-    label, overlaps = merge_masks(read(), like=image.stored, largest=masks[-1].value)
+    label, overlaps = merge_masks(
+        ((mask.value, read(mask.path)) for mask in masks),
+        like=image.stored,
+        largest=masks[-1].value,
+    )
     if overlaps and case.overlap == "error":
         (kept, lost), count = overlaps.most_common(1)[0]
         names = {mask.value: mask.structure for mask in masks}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ import numpy as np
 
 from dask_slicer.core.label_likeness import looks_like_labels
 from dask_slicer.errors import CaseError
+from dask_slicer.inputs.accounting import relative_to
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.readers import read_voxels
 from dask_slicer.planning.plan import CasePlan
@@ -45,7 +45,7 @@ def with_unnamed(case: Case, root: Path) -> Case:
     unnamed = tuple(
         number
         for number, path in enumerate(case.images)
-        if path and not names_an_image(os.path.relpath(path, root))
+        if path and not names_an_image(relative_to(root, path))
     )
     return replace(case, unnamed=unnamed) if unnamed else case
 

@@ -62,7 +62,7 @@ def with_headers(
         mask_bytes = label_bytes
         label_bytes = max(header.voxel_bytes for header in labels)
         label_bytes += prod(grid.shape) * np.min_scalar_type(case.masks[-1].value).itemsize
-    names = {path: _relative(path, root) if path else "" for path in (*case.images, *case.files)}
+    names = {path: _relative(path, root) for path in case.files} | {"": ""}
     notes = [(names[header.path], note) for header in headers for note in header.notes]
     notes += [
         (names[header.path], "takes the affine of the image, --label_grid image")
@@ -120,12 +120,16 @@ def _sources(
                 yield _relative(path, root), status.st_size, status.st_mtime_ns
 
 
-def header_notes(cases: Iterable[CasePlan]) -> Iterator[str]:
-    """Yield one note for each kind of oddity in headers, with a count and the first file."""
+def grouped_notes(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield one note for each kind of oddity in headers, of pairs of a file and a text.
+
+    >>> pairs = [("a.nii", "in units of 3"), ("b.nii", "in units of 1"), ("b.nii", "damaged")]
+    >>> list(grouped_notes(pairs))
+    ['2 files: in units of 3: a.nii, b.nii', '1 file: damaged: b.nii']
+    """
     kinds: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    for case in cases:
-        for path, note in case.header_notes:
-            kinds[_NUMBERS.sub("", note)].append((path, note))
+    for path, note in pairs:
+        kinds[_NUMBERS.sub("", note)].append((path, note))
     for notes in kinds.values():
         paths = list(dict.fromkeys(path for path, _ in notes))
         yield f"{plural(len(paths), 'file')}: {notes[0][1]}: {first_few(paths)}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
 from dask_slicer.core.splits import SPLITS
@@ -23,12 +25,12 @@ from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.readers.base import VolumeHeader
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.content import label_like_images, with_unnamed
-from dask_slicer.planning.headers import first_volumes, header_notes, with_headers
+from dask_slicer.planning.headers import first_volumes, grouped_notes, with_headers
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.formatting import did_you_mean, first_few, plural
+from dask_slicer.utils.formatting import did_you_mean, first_few
 
 # Reading a header is mostly waiting for the disk.
 _HEADER_THREADS = 16
@@ -56,20 +58,14 @@ def make_plan(
     `structures` are the label values of structures that earlier runs merged.
     """
     assigned = assigned or {}
-    names = (field.name for field in fields(InputOptions))
-    dataset = find_cases(
-        config.input_dir,
-        InputOptions(**{name: getattr(config, name) for name in names}),
-        skip=config.output_dir,
-        allow_missing_labels=config.allow_missing_labels,
-    )
+    root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
+    dataset = _find_cases(config)
     numbers = number_structures(
         structures_of(dataset.cases),
         wanted=config.structures,
         columns=dataset.structures,
         frozen=structures,
     )
-    root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
     dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
     notes = list(dataset.notes)
     groups = case_groups(dataset, config, notes)
@@ -82,38 +78,30 @@ def make_plan(
         if config.min_foreground > 0 and not has_labels and not dataset.problems:
             raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
         cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
-        known = {case.case_id for case in cases}
-        for name in config.only:
-            if name not in known:
-                raise DatasetError(
-                    f"--only {name}: there is no such case{did_you_mean(name, known)}"
-                )
-        cases = [with_unnamed(case, root) for case in cases]
-        n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
-
-        def plan_case(case: Case) -> CasePlan:
-            plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
-            for _ in range(config.retries + 1):
-                try:
-                    if case.case_id in series.problems:
-                        raise series.problems[case.case_id]
-                    if has_labels and not config.allow_missing_labels:
-                        _check_labelled(case)
-                    _check_images(case, n_modalities, fills=config.missing_modality == "zero")
-                    return with_headers(plan, config, root, series.headers)
-                except Exception as error:  # any error: the other cases continue
-                    failure = as_case_error(error, step="plan")
-                    if not failure.retriable:
-                        break
-            problem = FailedCase(
-                case_id=case.case_id, step="plan", kind=failure.kind, message=failure.one_line
+        _check_only(config, {case.case_id for case in cases})
+        plan_case = partial(
+            _with_facts,
+            config=config,
+            root=root,
+            series=series,
+            n_modalities=Counter(len(case.images) for case in cases).most_common(1)[0][0],
+            needs_label=has_labels and not config.allow_missing_labels,
+        )
+        plans = tuple(
+            threads.map(
+                plan_case,
+                (
+                    CasePlan(
+                        case=with_unnamed(case, root),
+                        split=splits[case.case_id],
+                        group=groups[case.case_id],
+                    )
+                    for case in cases
+                ),
             )
-            return replace(plan, problem=problem)
-
-        plans = tuple(threads.map(plan_case, cases))
+        )
     if not dataset.problems and config.volumes is None:
         _refuse_series(plans)
-    problems = [*dataset.problems, *label_like_images(plans)]
     return RunPlan(
         config=config,
         layout=dataset.layout,
@@ -121,12 +109,59 @@ def make_plan(
         cases=plans,
         splits=by_split(splits),
         notes=(*notes, *_notes(plans, config, dataset, has_labels=has_labels)),
-        problems=tuple(problems),
+        problems=(*dataset.problems, *label_like_images(plans)),
         files=dataset.files,
         channel_names=dataset.channel_names,
         label_names=dataset.label_names | {value: name for name, value in numbers.items()},
         structures=numbers,
     )
+
+
+def _find_cases(config: RunConfig) -> LayoutMatch:
+    names = (field.name for field in fields(InputOptions))
+    return find_cases(
+        config.input_dir,
+        InputOptions(**{name: getattr(config, name) for name in names}),
+        skip=config.output_dir,
+        allow_missing_labels=config.allow_missing_labels,
+    )
+
+
+def _check_only(config: RunConfig, known: Collection[str]) -> None:
+    for name in config.only:
+        if name not in known:
+            raise DatasetError(f"--only {name}: there is no such case{did_you_mean(name, known)}")
+
+
+def _with_facts(
+    plan: CasePlan,
+    *,
+    config: RunConfig,
+    root: Path,
+    series: _Series,
+    n_modalities: int,
+    needs_label: bool,
+) -> CasePlan:
+    """Return a case's plan with the facts in its headers, or with the problem in their way."""
+    for _ in range(config.retries + 1):
+        try:
+            if plan.case_id in series.problems:
+                raise series.problems[plan.case_id]
+            if needs_label and not plan.has_label:
+                raise MissingLabel(
+                    "no label for this case, but others have one; add it, "
+                    "or use --allow_missing_labels"
+                )
+            _check_images(plan.case, n_modalities, fills=config.missing_modality == "zero")
+            return with_headers(plan, config, root, series.headers)
+        except Exception as error:  # any error: the other cases continue
+            failure = as_case_error(error, step="plan")
+            if not failure.retriable:
+                break
+    problem = FailedCase(
+        case_id=plan.case_id, step="plan", kind=failure.kind, message=failure.one_line
+    )
+    return replace(plan, problem=problem)
 
 
 def _with_settings(case: Case, config: RunConfig, numbers: Mapping[str, int]) -> Case:
@@ -170,24 +205,17 @@ def _expand_series(
 
 
 def _refuse_series(plans: Sequence[CasePlan]) -> None:
-    """Raise DatasetError if every case fails because its image is 4D."""
+    """Raise DatasetError if every case of several fails because its image is 4D."""
+    if len(plans) < 2:  # its own message is enough
+        return
     for plan in plans:
         if plan.problem is None or plan.problem.kind != UnsupportedImage.__name__:
             return
         headers = first_volumes(replace(plan.case, label=None))
         if not any(header.n_volumes > 1 for header in headers.values()):
             return
-    if plans and plans[0].problem is not None:
-        raise DatasetError(
-            f"{plural(len(plans), 'case')} of 4D images only: {plans[0].problem.message}"
-        )
-
-
-def _check_labelled(case: Case) -> None:
-    if not case.has_label:
-        raise MissingLabel(
-            "no label for this case, but others have one; add it, or use --allow_missing_labels"
-        )
+    if plans[0].problem is not None:
+        raise DatasetError(f"{len(plans)} cases of 4D images only: {plans[0].problem.message}")
 
 
 def _check_images(case: Case, n_modalities: int, *, fills: bool) -> None:
@@ -206,7 +234,7 @@ def _notes(
     """Yield notes on a plan whose headers have been read."""
     zeros = filled_note([plan.case for plan in cases], dataset.channel_names)
     yield from [] if zeros is None else [zeros]
-    yield from header_notes(cases)
+    yield from grouped_notes(note for case in cases for note in case.header_notes)
     unknown = [case.case_id for case in cases if not case.oriented]
     if unknown:
         yield (

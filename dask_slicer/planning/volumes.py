@@ -15,7 +15,7 @@ from dask_slicer.utils.formatting import first_few, plural
 
 
 def expand(case: Case, volumes: str, n_volumes: Mapping[str, int]) -> list[Case]:
-    """Return the cases that a case with 4D images stands for; one of 3D images stays as it is.
+    """Return the cases that 4D images make of a case; one of 3D images stays as it is.
 
     Parameters
     ----------

@@ -167,6 +167,8 @@ def test_the_qform_is_used_on_request(scans) -> None:
     assert result.exit_code == 0
     assert "2 files: sform and qform disagree (by" in result.output
     assert "--orientation_from qform takes the other: a/t1.nii.gz, b/t1.nii.gz" in result.output
+    scans._invoke("report", scans.output)
+    assert "sform and qform disagree" in (scans.output / "report.html").read_text()
     by_sform = open_output(scans.output).volume("a")[0]
     notes = scans.metadata("a")["header_notes"]
     assert notes[0].startswith("a/t1.nii.gz: sform and qform disagree")

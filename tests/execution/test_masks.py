@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,9 @@ from affines import oblique
 
 from dask_slicer import SliceDataset, open_output
 from dask_slicer.inputs import discovery
-from dask_slicer.inputs.case import Mask
+from dask_slicer.inputs.case import Case, Mask
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.load import load_volume
 from dask_slicer.inputs.tree import FileTree
 
 SHAPE = (8, 9, 10)
@@ -132,6 +134,8 @@ def test_overlapping_voxels_go_to_the_first_structure_and_are_counted(scans) -> 
     assert scans.values("a") == {1: 24, 2: 12}
     assert open_output(scans.output).summary["overlapping_voxels"] == 6
     assert scans.metadata("a")["overlapping_voxels"] == 6
+    scans._invoke("report", scans.output)
+    assert "6 voxels in the masks of two structures" in (scans.output / "report.html").read_text()
     assert "overlapping_voxels" not in scans.metadata("b")
     result = scans.run("--overlap", "error")
     assert result.exit_code == 1
@@ -221,6 +225,24 @@ def test_the_plan_as_json_has_the_masks_and_memory_for_one_at_a_time(scans) -> N
     assert case["masks"]["rib_3"] == str(scans.root / "a/segmentations/rib_3.nii.gz")
     assert case["peak_bytes"] < 10 * 2 * np.prod(SHAPE)
     assert not scans.output.exists()
+
+
+def test_one_mask_at_a_time_is_in_memory(scans) -> None:
+    shape = (128, 128, 64)
+    image = np.zeros(shape, np.int16)
+    mask = np.zeros(shape, np.uint8)
+    mask[10:90, 10:90, 5:40] = 1
+    path = str(scans.save("a.nii.gz", image, oblique()))
+    mask_path = str(scans.save("m.nii.gz", mask, oblique()))
+    masks = tuple(Mask(structure=f"s{n}", path=mask_path, value=n) for n in range(1, 31))
+    case = Case(case_id="a", images=(path,), masks=masks)
+    tracemalloc.start()
+    volume = load_volume(case, "sagittal")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < image.nbytes + 3.5 * mask.nbytes
+    assert volume.label.stored.max() == 1
+    assert volume.n_overlapping == 29 * np.count_nonzero(mask)
 
 
 def test_partitions_with_other_structures_are_refused(scans) -> None:
