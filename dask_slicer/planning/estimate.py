@@ -13,7 +13,7 @@ import numpy as np
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
 from dask_slicer.utils import system
-from dask_slicer.utils.formatting import format_bytes, format_shape, plural
+from dask_slicer.utils.formatting import first_few, format_bytes, format_shape, plural
 
 # Of one npz file: member names, zip headers and npy headers; metadata in characters of 4 bytes, a
 # fixed part and one per modality. Deflated, they take about 1 kB in all.
@@ -141,9 +141,12 @@ def plan_lines(plan: RunPlan) -> list[str]:
     splits = ", ".join(f"{counts[split]} {split}" for split in plan.splits)
     bad = f", {plural(len(plan.failures), 'case')} cannot be run" if plan.failures else ""
     lines.append(f"Plan: {plural(len(plan.cases), 'case')} ({splits}){bad}")
-    if any(plan.channel_names):
+    if len(plan.channel_names) == plan.n_modalities and any(plan.channel_names):
         names = (f"{number} {name}" for number, name in enumerate(plan.channel_names))
         lines.append(f"Channels: {', '.join(names)}")
+    if plan.structures:
+        names = (f"{value} {name}" for name, value in plan.structures.items())
+        lines.append(f"Structures: {first_few(list(names), most=20)}")
     if plan.runnable:
         needs = plan_needs(plan)
         likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]

@@ -110,7 +110,9 @@ def test_a_structure_that_comes_later_is_added_at_the_end(scans) -> None:
 
 def test_the_order_of_structures_is_that_of_the_option_and_stays(scans) -> None:
     scans.add("a", spleen=box(0, 2), liver=box(4, 5))
-    assert scans.run("--structures", "spleen,liver").exit_code == 0
+    result = scans.run("--structures", "spleen,liver")
+    assert result.exit_code == 0
+    assert "Structures: 1 spleen, 2 liver" in result.output
     assert scans.structures == {"spleen": 1, "liver": 2}
     digests = (scans.output / "journal.jsonl").read_bytes()
     assert scans.run().exit_code == 0

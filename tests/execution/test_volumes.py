@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,9 @@ import SimpleITK as sitk
 from affines import oblique
 
 from dask_slicer import SliceDataset, open_output
+from dask_slicer.inputs import discovery
+from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.tree import FileTree
 
 SHAPE = (7, 8, 5)
 
@@ -80,6 +84,26 @@ def test_volumes_are_channels(scans) -> None:
     journal = (scans.output / "journal.jsonl").read_bytes()
     assert scans.run("--volumes", "channels").exit_code == 0
     assert (scans.output / "journal.jsonl").read_bytes() == journal
+
+
+def test_the_channels_of_a_dataset_that_names_them_need_no_option(scans, monkeypatch) -> None:
+    for case_id in ("BRATS_001", "BRATS_002"):
+        scans.add(case_id, 4)
+
+    def match_task01(tree: FileTree, options: InputOptions) -> LayoutMatch:
+        result = LayoutMatch("Decathlon", "dataset.json", volumes="channels")
+        result.channel_names = ("FLAIR", "T1w", "t1gd", "T2w")
+        for case_id in ("BRATS_001", "BRATS_002"):
+            image, label = (tree.absolute(f"{case_id}/{name}.nii.gz") for name in ("t1", "seg"))
+            result.add_case(case_id, [image], label, stated=True)
+        return result
+
+    monkeypatch.setattr(discovery, "LAYOUTS", {"d": SimpleNamespace(match=match_task01)})
+    result = scans.run()
+    assert result.exit_code == 0
+    assert "Channels: 0 FLAIR, 1 T1w, 2 t1gd, 3 T2w" in result.output
+    expected = [by_itk(scans.root / "BRATS_002/t1.nii.gz", volume) for volume in range(4)]
+    np.testing.assert_array_equal(scans.volume("BRATS_002"), np.stack(expected))
 
 
 def test_cases_with_other_numbers_of_volumes_fail(scans) -> None:
