@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.geometry import Grid, align, reorient
-from dask_slicer.core.label_likeness import looks_like_labels
+from dask_slicer.core.labels import looks_like_labels
 from dask_slicer.core.masks import merge_masks
 from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.errors import LabelValues, UnsupportedImage

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dask_slicer.core.label_likeness import looks_like_labels
+from dask_slicer.core.labels import looks_like_labels
 from dask_slicer.errors import CaseError
 from dask_slicer.inputs.accounting import relative_to
 from dask_slicer.inputs.case import Case

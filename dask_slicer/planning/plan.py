@@ -81,7 +81,9 @@ class CasePlan:
             rows.append(("problem", f"{self.problem.kind}: {self.problem.message}"))
         masks = plural(len(self.case.masks), "mask") if self.case.masks else "none"
         rows.append(("label", self.case.label or masks))
-        images = html_table(["image"], [[path] for path in self.case.images], of="image")
+        images = html_table(
+            ["image"], [[path or "missing"] for path in self.case.images], of="image"
+        )
         return html_card(f"Case {self.case_id}", html_facts(rows), images)
 
     @property

@@ -152,7 +152,10 @@ def _with_facts(
                     "no label for this case, but others have one; add it, "
                     "or use --allow_missing_labels"
                 )
-            _check_images(plan.case, n_modalities, fills=config.missing_modality == "zero")
+            images = plan.case.images
+            if len(images) != n_modalities or not any(images):
+                n_images = len(plan.case.image_files)
+                raise MissingFile(f"found {n_images} of {n_modalities} images")
             return with_headers(plan, config, root, series.headers)
         except Exception as error:  # any error: the other cases continue
             failure = as_case_error(error, step="plan")
@@ -171,7 +174,9 @@ def _with_settings(case: Case, config: RunConfig, numbers: Mapping[str, int]) ->
         case = replace(case, label_grid=config.label_grid)
     if config.orientation_from != "sform":
         case = replace(case, orientation_from=config.orientation_from)
-    return without_missing(case) if config.missing_modality == "zero" else case
+    if config.missing_modality == "zero":
+        return without_missing(case)
+    return replace(case, images=case.image_files) if "" in case.images else case
 
 
 def _expand_series(
@@ -216,16 +221,6 @@ def _refuse_series(plans: Sequence[CasePlan]) -> None:
             return
     if plans[0].problem is not None:
         raise DatasetError(f"{len(plans)} cases of 4D images only: {plans[0].problem.message}")
-
-
-def _check_images(case: Case, n_modalities: int, *, fills: bool) -> None:
-    """Raise MissingFile unless a case has all images, or those that it lacks are filled."""
-    n_images = len(case.image_files)
-    if len(case.images) != n_modalities or not n_images or (n_images < n_modalities and not fills):
-        hint = "" if fills or not n_images else "; --missing_modality zero fills it with zeros"
-        empty = [str(number) for number, path in enumerate(case.images) if not path]
-        which = f", no file for image {', '.join(empty)} (from 0)" if empty else ""
-        raise MissingFile(f"found {n_images} of {n_modalities} images{which}{hint}")
 
 
 def _notes(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dask_slicer.core.label_likeness import looks_like_labels
+from dask_slicer.core.labels import looks_like_labels
 from dask_slicer.inputs.phantom import make_phantom
 from dask_slicer.inputs.readers import read_voxels
 

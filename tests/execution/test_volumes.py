@@ -228,3 +228,13 @@ def test_a_real_series_is_read_as_simpleitk_reads_it(real_scans, tmp_path, invok
     numbers = [1] if volumes == "1" else range(3)
     expected = np.stack([by_itk(folder / "image.nii.gz", number) for number in numbers])
     np.testing.assert_array_equal(image.reshape(expected.shape), expected)
+
+
+def test_frames_run_on_a_scheduler_whose_workers_look_for_the_file(
+    scans, started_scheduler, tmp_path
+) -> None:
+    scans.add("a", 2)
+    with started_scheduler(tmp_path, n_workers=1) as scheduler:
+        result = scans.run("--volumes", "frames", "--scheduler", scheduler.address)
+    assert result.exit_code == 0, result.output
+    assert open_output(scans.output).cases == ["a_t000", "a_t001"]
