@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_slicer.core.labels import count_labels
 from dask_slicer.core.volume import Voxels
 from dask_slicer.errors import LabelValues
 
@@ -67,22 +68,33 @@ def _add(
     # Plane by plane in the order of memory: most structures are in few planes.
     slowest = int(np.argmax(np.abs(mask.stored.strides)))
     foreground: np.generic | None = None
-    for stored, plane in zip(
+    for all_stored, all_label in zip(
         np.moveaxis(mask.stored, slowest, 0), np.moveaxis(label, slowest, 0), strict=True
     ):
-        inside = _is_foreground(stored, mask)
-        if not inside.any():
+        inside = _is_foreground(all_stored, mask)
+        box = _box(inside)
+        if box is None:
             continue
+        stored, plane, inside = all_stored[box], all_label[box], inside[box]
         values = stored[inside]
         foreground = values[0] if foreground is None else foreground
         if not (values == foreground).all():  # NaN equals nothing
             raise LabelValues(_not_binary(mask))
         known = plane[inside]
         if known.any():
-            for other, count in zip(*np.unique(known[known > 0], return_counts=True), strict=True):
-                overlaps[int(other), value] += int(count)
+            for other, count in count_labels(known).items():
+                overlaps[other, value] += count
             inside &= plane == 0
         plane[inside] = value
+
+
+def _box(inside: NDArray[np.bool_]) -> tuple[slice, slice] | None:
+    """Return the smallest box that holds the foreground of a plane; None if there is none."""
+    numbers = inside.view(np.uint8)  # whose maximum is found faster than any()
+    if not numbers.max():
+        return None
+    rows, columns = (np.flatnonzero(numbers.max(axis=axis)) for axis in (1, 0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _is_foreground(stored: NDArray[np.generic], mask: Voxels) -> NDArray[np.bool_]:
