@@ -33,7 +33,9 @@ Settings = RunPlan | RunConfig | Mapping[str, Any] | str | Path
 
 
 def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> RunPlan:
-    """Return what a run would do; read headers only, and write nothing.
+    """Return what a run would do; write nothing.
+
+    Reads headers; with a clip range, also a few small scans, to note where it does not suit them.
 
     Parameters
     ----------
@@ -56,9 +58,10 @@ def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> Run
     OutputError
         If the output directory has files of other programs, or was made with other settings.
     """
+    from dask_slicer.execution.quick_look import with_clip_note
     from dask_slicer.execution.resume import prepare_plan
 
-    return prepare_plan(_config_of(config, settings))
+    return with_clip_note(prepare_plan(_config_of(config, settings)))
 
 
 def run(
@@ -116,6 +119,8 @@ def run(
             return pipeline.run(run_config, run_client, observer=run_observer)
         except KeyboardInterrupt:
             pass
+        except UsageError as error:  # its message says all
+            raise error.with_traceback(None) from None
     # A new exception: the traceback of the first one would keep futures alive.
     raise signals.Interrupted("stopped; finished cases are kept, and the same call continues")
 

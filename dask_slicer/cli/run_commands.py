@@ -79,16 +79,18 @@ def merge(output_dir: Path, verbose: int, quiet: bool) -> bool:
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 @verbosity_options
 def plan(as_json: bool, verbose: int, quiet: bool, **options: Any) -> bool:
-    """Show what a run would do, from headers only.
+    """Show what a run would do, and write nothing.
 
     Lists the cases and their problems, and estimates disk space, memory and a number of workers.
+    Reads headers; with a clip range, also a few small scans.
     """
     config = build_config_of(options)
     from dask_slicer.cli.display import make_console, print_plan, print_problems
+    from dask_slicer.execution.quick_look import with_clip_note
     from dask_slicer.execution.resume import prepare_plan
     from dask_slicer.planning.estimate import plan_json
 
-    run_plan = prepare_plan(config)
+    run_plan = with_clip_note(prepare_plan(config))
     if as_json:
         click.echo(plan_json(run_plan))
     elif quiet:

@@ -14,8 +14,10 @@ from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
+from dask_slicer.planning.names import Names
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
+from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
 # Increased when the same settings and sources give other bytes.
@@ -133,7 +135,8 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
     # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
     window = planes * len(case.case.images) * height * width * 4
-    percentile = voxels * 8 if settings.normalize == "percentile" else 0
+    sorts = "percentile" in for_each_modality(settings.normalize, 1)
+    percentile = voxels * 8 if sorts else 0
     return case.voxel_bytes + label + max(3 * window, percentile)
 
 
@@ -158,9 +161,9 @@ class RunPlan:
     files : tuple of FileRole
         What every volume of the dataset is used for.
     channel_names : tuple of str
-        Names of the modalities, in their order, where the dataset gives them.
+        As the dataset has them, one for each modality, such as T1w; empty where unknown.
     label_names : dict of int to str
-        Names of label values, where the dataset gives them.
+        The names of label values, such as ``{1: "liver"}``; empty where unknown.
     structures : dict of str to int
         The content of structures.json: label values of structures whose masks are merged.
     """
@@ -174,7 +177,7 @@ class RunPlan:
     problems: tuple[str, ...] = ()
     files: tuple[FileRole, ...] = ()
     channel_names: tuple[str, ...] = ()
-    label_names: Mapping[int, str] = field(default_factory=dict)
+    label_names: dict[int, str] = field(default_factory=dict)
     structures: Mapping[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -209,6 +212,12 @@ class RunPlan:
         """Return the number of images of a case."""
         counts = Counter(len(case.case.images) for case in self.runnable or self.cases)
         return counts.most_common(1)[0][0] if counts else 1
+
+    @property
+    def names(self) -> Names:
+        """Return the names that the output gets: of channels only where each modality has one."""
+        fits = len(self.channel_names) == self.n_modalities
+        return Names(channels=self.channel_names if fits else (), labels=self.label_names)
 
     @property
     def n_slices(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 
+from dask_slicer.config.fields import PER_MODALITY
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import (
@@ -30,7 +31,7 @@ from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.formatting import did_you_mean, first_few
+from dask_slicer.utils.formatting import did_you_mean, first_few, format_value, plural
 
 # Reading a header is mostly waiting for the disk.
 _HEADER_THREADS = 16
@@ -79,12 +80,14 @@ def make_plan(
             raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
         cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
         _check_only(config, {case.case_id for case in cases})
+        n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
+        _check_modalities(config, n_modalities)
         plan_case = partial(
             _with_facts,
             config=config,
             root=root,
             series=series,
-            n_modalities=Counter(len(case.images) for case in cases).most_common(1)[0][0],
+            n_modalities=n_modalities,
             needs_label=has_labels and not config.allow_missing_labels,
         )
         plans = tuple(
@@ -115,6 +118,17 @@ def make_plan(
         label_names=dataset.label_names | {value: name for name, value in numbers.items()},
         structures=numbers,
     )
+
+
+def _check_modalities(config: RunConfig, n_modalities: int) -> None:
+    """Raise a DatasetError unless settings for each modality have as many values."""
+    for name in PER_MODALITY:
+        value = getattr(config, name)
+        if isinstance(value, tuple) and len(value) != n_modalities:
+            raise DatasetError(
+                f"{name} has {plural(len(value), 'value')} ({format_value(value)}), but a case of "
+                f"this dataset has {n_modalities} modalities; give one value for all, or one each"
+            )
 
 
 def _find_cases(config: RunConfig) -> LayoutMatch:

@@ -56,8 +56,9 @@ class LayoutMatch:
     # lacks, such as "no NIfTI file in images". The error names the layout that saw most first.
     seen: int = 0
     miss: str = ""
-    channel_names: tuple[str, ...] = ()  # of the modalities, in their order, where known
-    label_names: dict[int, str] = field(default_factory=dict)  # without the background
+    # Empty where unknown: a name for each modality, in order, and for label values other than 0.
+    channel_names: tuple[str, ...] = ()
+    label_names: dict[int, str] = field(default_factory=dict)
     files: tuple[FileRole, ...] = ()  # of all volumes; filled in by the caller
     volumes: str | None = None  # "channels" if the dataset says that those of 4D images are
     structures: tuple[str, ...] = ()  # of masks, in the order that the dataset gives, if it does
