@@ -84,6 +84,7 @@ def with_headers(
         mask_bytes=mask_bytes,
         oriented=images[0].oriented,
         header_notes=tuple(notes),
+        label_names={} if case.merges_masks or not labels else labels[0].label_names,
     )
 
 
@@ -118,6 +119,20 @@ def _sources(
             if path != split_volume(header.path)[0]:
                 status = Path(path).stat()
                 yield _relative(path, root), status.st_size, status.st_mtime_ns
+
+
+def names_in_headers(cases: Iterable[CasePlan]) -> tuple[dict[int, str], str | None]:
+    """Return the names of label values in headers; none, but a note, if two cases disagree."""
+    first: dict[int, tuple[str, str]] = {}
+    for case in cases:
+        for value, name in case.label_names.items():
+            other, other_case = first.setdefault(value, (name, case.case_id))
+            if other != name:
+                return {}, (
+                    f"headers of labels disagree on value {value}: {other} in {other_case}, {name} "
+                    f"in {case.case_id}; no names are kept, and the values may mean other things"
+                )
+    return {value: name for value, (name, _) in first.items()}, None
 
 
 def grouped_notes(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:

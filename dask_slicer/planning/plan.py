@@ -54,6 +54,7 @@ class CasePlan:
     voxel_bytes: int = 0  # in memory: all files inflated, but one mask at a time and their label
     mask_bytes: int = 0  # of all masks, inflated
     header_notes: tuple[tuple[str, str], ...] = ()  # oddities: file, relative to the input; text
+    label_names: Mapping[int, str] = field(default_factory=dict)  # in the header of the label
     oriented: bool = True  # whether the first image's header defines its orientation
     problem: FailedCase | None = None  # why the case cannot run
 

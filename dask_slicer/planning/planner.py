@@ -26,7 +26,12 @@ from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.readers.base import VolumeHeader
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.content import label_like_images, with_unnamed
-from dask_slicer.planning.headers import first_volumes, grouped_notes, with_headers
+from dask_slicer.planning.headers import (
+    first_volumes,
+    grouped_notes,
+    names_in_headers,
+    with_headers,
+)
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
@@ -105,6 +110,10 @@ def make_plan(
         )
     if not dataset.problems and config.volumes is None:
         _refuse_series(plans)
+    label_names = dataset.label_names
+    if not label_names:
+        label_names, disagreement = names_in_headers(plans)
+        notes += [disagreement] if disagreement else []
     return RunPlan(
         config=config,
         layout=dataset.layout,
@@ -115,7 +124,7 @@ def make_plan(
         problems=(*dataset.problems, *label_like_images(plans)),
         files=dataset.files,
         channel_names=dataset.channel_names,
-        label_names=dataset.label_names | {value: name for name, value in numbers.items()},
+        label_names=label_names | {value: name for name, value in numbers.items()},
         structures=numbers,
     )
 

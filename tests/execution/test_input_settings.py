@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -181,6 +182,30 @@ def test_headers_without_contradictions_add_nothing_to_the_metadata(scans) -> No
     scans.save("a/t1.nii.gz")
     assert scans.run().exit_code == 0
     assert "header_notes" not in scans.metadata("a")
+
+
+def test_names_of_labels_in_headers_are_kept_unless_cases_disagree(scans) -> None:
+    for case_id, names in (("a", "liver spleen"), ("b", "liver kidney")):
+        first, second = names.split()
+        scans.save(f"{case_id}/t1.nii.gz", affine=np.diag([-1.0, -1, 1, 1]))
+        header = (
+            "NRRD0004\ntype: uint8\ndimension: 3\nspace: left-posterior-superior\n"
+            f"sizes: {' '.join(map(str, SHAPE))}\n"
+            "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nencoding: raw\n"
+            f"Segment0_Name:={first}\nSegment0_LabelValue:=1\n"
+            f"Segment1_Name:={second}\nSegment1_LabelValue:=2\n\n"
+        )
+        path = scans.root / case_id / "t1_seg.seg.nrrd"
+        path.write_bytes(header.encode() + LABEL.tobytes("F"))
+    result = scans.run()
+    assert result.exit_code == 0
+    note = "headers of labels disagree on value 2: spleen in a, kidney in b"
+    assert note in result.output
+    assert "label_names" not in open_output(scans.output).summary
+    shutil.rmtree(scans.root / "b")
+    shutil.rmtree(scans.output)
+    assert scans.run().exit_code == 0
+    assert open_output(scans.output).summary["label_names"] == {"1": "liver", "2": "spleen"}
 
 
 # -- images like labels ----------------------------------------------------------------------------
