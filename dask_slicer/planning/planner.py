@@ -73,7 +73,7 @@ def make_plan(
         frozen=structures,
     )
     dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
-    notes = list(dataset.notes)
+    notes = dataset.notes
     groups = case_groups(dataset, config, notes)
     with ThreadPoolExecutor(_HEADER_THREADS) as threads:
         series = _expand_series(dataset, config, groups, threads)
@@ -213,6 +213,8 @@ def _expand_series(
     for headers in threads.map(first_volumes, dataset.cases):
         series.headers |= headers
     n_volumes = {path: header.n_volumes for path, header in series.headers.items()}
+    if config.volumes is not None and not any(count > 1 for count in n_volumes.values()):
+        dataset.notes.append("--volumes has no effect: no image is 4D")
     expanded: list[Case] = []
     group_of = dict(groups)
     groups.clear()

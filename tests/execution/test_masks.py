@@ -264,3 +264,19 @@ def test_damaged_structures_json_is_told(scans) -> None:
     (scans.output / "structures.json").write_text('{"liver": 1, "spleen": 1}')
     assert "structures.json is damaged" in scans.run().output
     assert "structures.json" in scans._invoke("verify", scans.output).output
+
+
+def test_masks_of_a_real_scan_give_its_label_map(scans, real_scans) -> None:
+    folder = real_scans / "ct_torso_3mm_totalseg"
+    (scans.root / "a").mkdir(parents=True)
+    (scans.root / "a/ct.nii.gz").symlink_to(folder / "image.nii.gz")
+    label = sitk.ReadImage(str(folder / "label.nii.gz"))
+    expected = sitk.GetArrayFromImage(sitk.DICOMOrient(label, "LPS"))
+    values = np.unique(expected)[1:]
+    (scans.root / "a/segmentations").mkdir()
+    for value in values:
+        path = scans.root / f"a/segmentations/s{value:03d}.nii.gz"
+        sitk.WriteImage(sitk.Cast(label == int(value), sitk.sitkUInt8), str(path))
+    assert scans.run("--format", "zarr").exit_code == 0
+    merged = np.stack([item["label"] for item in SliceDataset(scans.output)])
+    np.testing.assert_array_equal(np.append(0, values)[merged], expected)

@@ -129,6 +129,14 @@ def test_one_volume_of_each_image_is_used(scans) -> None:
     np.testing.assert_array_equal(scans.label("d"), by_itk(scans.root / "d/seg.nii.gz", 2))
 
 
+def test_the_option_without_a_4d_image_has_no_effect_and_says_so(scans) -> None:
+    scans.add("a", 1)
+    result = scans.run("--volumes", "frames")
+    assert result.exit_code == 0
+    assert "--volumes has no effect: no image is 4D" in result.output
+    assert open_output(scans.output).cases == ["a"]
+
+
 @pytest.mark.parametrize("n_labels", [1, 4])
 def test_frames_are_cases_of_one_group(scans, n_labels) -> None:
     for case_id in ("p1", "p2", "p3", "p4"):
