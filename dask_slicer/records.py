@@ -47,6 +47,8 @@ class CommittedCase:
     # The patient. If the case leaves the dataset, its patient's other cases stay in its split.
     group: str = ""
     run_id: str = ""
+    n_overlapping: int = 0  # voxels in the masks of two structures
+    header_notes: tuple[tuple[str, str], ...] = ()  # oddities of headers: file, text
     # Of the journal line, in seconds since 1970; 0 in lines of earlier versions.
     at: float = field(default=0.0, compare=False)
     status: Literal["committed"] = "committed"

@@ -127,6 +127,9 @@ class Grid:
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     name: str
+    is_label: bool = False
+    oriented: bool = True  # False: the affine is a guess
+    other_affine: NDArray[np.float64] | None = None  # that the header gives too, and contradicts
 
     def reoriented(self, orientation: NDArray[np.float64]) -> Grid:
         """Return the grid of the array after `reorient`."""
@@ -136,7 +139,7 @@ class Grid:
         return Grid(shape=(first, second, third), affine=affine, name=self.name)
 
 
-def _grid_distance(
+def grid_distance(
     affine: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> tuple[float, float]:
     """Return the distance between two grids of one shape at the worst corner, in voxels and mm.
@@ -147,7 +150,7 @@ def _grid_distance(
     --------
     >>> shifted = np.diag([2.0, 2.0, 2.0, 1.0])
     >>> shifted[0, 3] = 3.0
-    >>> _grid_distance(np.diag([2.0, 2.0, 2.0, 1.0]), shifted, (4, 5, 6))
+    >>> grid_distance(np.diag([2.0, 2.0, 2.0, 1.0]), shifted, (4, 5, 6))
     (1.5, 3.0)
     """
     corners = np.array([(*c, 1.0) for c in product(*((0.0, n - 1.0) for n in shape))]).T
@@ -165,12 +168,41 @@ def _check_same_grid(image: Grid, other: Grid) -> None:
             f"the image {format_shape(image.shape)} (slices, rows, columns); "
             "resample it onto the image's grid"
         )
-    voxels, mm = _grid_distance(image.affine, other.affine, image.shape)
+    voxels, mm = grid_distance(image.affine, other.affine, image.shape)
     if voxels > _SAME_GRID:
         raise GeometryMismatch(
             f"{other.name} lies up to {mm:.3g} mm ({voxels:.3g} voxels) off the image; "
             "resample it onto the image's grid or repair its affine"
         )
+
+
+def _reasons(image: Grid, other: Grid) -> str:
+    """Return what may be the cause of a mismatch, and the options that remove it."""
+    reasons = [
+        f"{grid.name} has no orientation, so its place is a guess"
+        for grid, partner in ((image, other), (other, image))
+        if partner.oriented and not grid.oriented
+    ]
+    if image.shape == other.shape and _others_fit(image, other):
+        reasons.append(
+            "the headers hold a second orientation, sform or qform, in which they fit; "
+            "--orientation_from takes it"
+        )
+    if other.is_label and image.shape == other.shape:
+        reasons.append(
+            "if they were made voxel by voxel, --label_grid image takes the image's affine"
+        )
+    return "".join(f"; {reason}" for reason in reasons)
+
+
+def _others_fit(image: Grid, other: Grid) -> bool:
+    """Return whether two grids of one shape fit where each takes its second orientation."""
+    if image.other_affine is None and other.other_affine is None:
+        return False
+    first, second = (
+        grid.affine if grid.other_affine is None else grid.other_affine for grid in (image, other)
+    )
+    return grid_distance(first, second, image.shape)[0] <= _SAME_GRID
 
 
 def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64], ...], Grid]:
@@ -202,7 +234,10 @@ def align(grids: Sequence[Grid], plane: str) -> tuple[tuple[NDArray[np.float64],
         if grid.shape == image.shape and np.array_equal(grid.affine, image.affine):
             orientations.append(orientations[0])
             continue
-        orientation = _matching_orientation(grid.affine, reference=target.affine)
-        _check_same_grid(target, grid.reoriented(orientation))
+        try:
+            orientation = _matching_orientation(grid.affine, reference=target.affine)
+            _check_same_grid(target, grid.reoriented(orientation))
+        except GeometryMismatch as error:
+            raise GeometryMismatch(f"{error}{_reasons(image, grid)}") from None
         orientations.append(orientation)
     return tuple(orientations), target

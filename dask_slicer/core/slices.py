@@ -28,6 +28,7 @@ class SliceStack:
     label_counts: tuple[dict[int, int], ...]
     kept: tuple[int, ...]  # indices of the slices to write, ascending
     affine: NDArray[np.float64]  # (4, 4), maps (slice_index, row, column, 1) to RAS+ mm
+    n_overlapping: int = 0  # voxels of the label that are in the masks of two structures
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -117,6 +118,7 @@ def slice_volume(
         label_counts=label_counts,
         kept=kept,
         affine=volume.affine,
+        n_overlapping=volume.n_overlapping,
     )
 
 

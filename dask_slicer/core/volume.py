@@ -36,6 +36,7 @@ class Volume:
     image: tuple[Voxels, ...]  # one per modality, all of one shape
     label: Voxels | None  # of the same shape; None if the case has no label
     affine: NDArray[np.float64]  # (4, 4), maps (slice_index, row, column, 1) to RAS+ mm
+    n_overlapping: int = 0  # voxels of the label that are in the masks of two structures
 
 
 def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -19,6 +19,7 @@ import psutil
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import DatasetError
 from dask_slicer.execution.pipeline import run
+from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.planning.planner import make_plan
@@ -229,7 +230,7 @@ def choose_cases(config: RunConfig, *, n_cases: int) -> tuple[RunConfig, list[st
     # Spread over the dataset, which may be sorted by scanner or by size.
     step = max(len(readable) / n_cases, 1.0)
     cases = [readable[int(number * step)] for number in range(min(n_cases, len(readable)))]
-    files = [path for case in cases for path in case.case.files]
+    files = [split_volume(path)[0] for case in cases for path in case.case.files]
     return config.model_copy(update={"only": tuple(case.case_id for case in cases)}), files
 
 

@@ -23,6 +23,7 @@ from dask_slicer.errors import (
 from dask_slicer.execution import graph
 from dask_slicer.execution.tasks import CaseBatch, Target
 from dask_slicer.execution.workers import workers
+from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import lock
 from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition, peak_bytes
@@ -91,7 +92,7 @@ def _requirements(plan: RunPlan, target: Target) -> Requirements:
     peaks = [peak_bytes(case, plan.config) for case in cases]
     return Requirements(
         output_dir=plan.config.output_dir,
-        input_file=cases[0].case.images[0] if cases else "",
+        input_file=split_volume(cases[0].case.image_files[0])[0] if cases else "",
         least_bytes=min(peaks, default=0),
         most_bytes=max(peaks, default=0),
         timeout=plan.config.timeout,

@@ -48,6 +48,7 @@ class PartitionPlan:
     cases: tuple[str, ...]  # planned, of all partitions
     splits: dict[str, list[str]]  # as in splits.json: with the cases of earlier runs
     n_modalities: int
+    structures: dict[str, int]  # as in structures.json
     names: Names
 
 
@@ -139,6 +140,7 @@ def record_plan(plan: RunPlan) -> PartitionPlan:
         "cases": [case.case_id for case in plan.cases],
         "splits": plan.splits,
         "n_modalities": plan.n_modalities,
+        "structures": dict(plan.structures),
         **plan.names.summary(),
     }
     path = plan.config.output_dir / layout.PARTITION_PLAN
@@ -162,6 +164,7 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
                 cases=tuple(content["cases"]),
                 splits=dict(content["splits"]),
                 n_modalities=int(content["n_modalities"]),
+                structures=dict(content.get("structures", {})),
                 names=Names.parse(content),
             )
         except FileNotFoundError:
@@ -197,6 +200,8 @@ def check_partition_plan(plan: RunPlan) -> PartitionPlan | None:
         differences.append("cases in other splits")
     if shared_plan.n_modalities != plan.n_modalities:
         differences.append(f"{plan.n_modalities} images a case, not {shared_plan.n_modalities}")
+    if shared_plan.structures != plan.structures:
+        differences.append("other structures, or in another order")
     if shared_plan.names != plan.names:
         differences.append("other names of channels or labels")
     if differences:

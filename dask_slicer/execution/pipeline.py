@@ -85,6 +85,7 @@ class _Run:
     # Failures that `finalize` does not read from the output's journal.
     failures: list[FailedCase] = field(default_factory=list)
     n_skipped: int = 0
+    overlaps: list[int] = field(default_factory=list)  # shared voxels of cases whose masks overlap
     clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
 
     def execute(self) -> RunReport:
@@ -158,7 +159,9 @@ class _Run:
             remove_partition_files(config.output_dir)
         start_from = shared_plan or self.plan
         temporary = layout.partition_files(self.partition).temporary
-        directory.start(start_from.config, start_from.splits, temporary=temporary)
+        directory.start(
+            start_from.config, start_from.splits, start_from.structures, temporary=temporary
+        )
 
     def _prepare_cases(
         self, todo: list[CasePlan], queue: deque[CasePlan], journal: Journal
@@ -253,6 +256,8 @@ class _Run:
     def _announce(self, record: CommittedCase | FailedCase) -> None:
         self.publisher.case_finished(record)  # first: a Ctrl-C may come with any line below
         if isinstance(record, CommittedCase):
+            if record.n_overlapping:
+                self.overlaps.append(record.n_overlapping)
             if not record.clip_fits:
                 self.clipped.append(record.case_id)
             if not record.slices:
@@ -269,6 +274,11 @@ class _Run:
     def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
         """Write the files of the whole output, if the run has started; return the report."""
         config, state = self.plan.config, self.publisher.state
+        if self.overlaps:
+            self.publisher.observer.note(
+                f"masks overlap in {plural(len(self.overlaps), 'case')}: {sum(self.overlaps)} "
+                "voxels are counted for the first structure; --overlap error fails such cases"
+            )
         failures = list(self.failures)  # `finalize` adds those in the journal
         elapsed = time.monotonic() - self.started
         remaining = len(self.plan.selected) - self.n_skipped - state.n_done

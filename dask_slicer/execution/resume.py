@@ -32,6 +32,7 @@ def prepare_plan(config: RunConfig) -> RunPlan:
         config,
         assigned=directory.existing_splits(config.output_dir),
         assigned_groups=partial(_groups, config.output_dir),
+        structures=directory.existing_structures(config.output_dir),
     )
 
 

@@ -135,6 +135,8 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
         files=files,
         seconds=seconds,
         run_id=target.run_id,
+        n_overlapping=stack.n_overlapping,
+        header_notes=case.header_notes,
     )
 
 

@@ -44,6 +44,8 @@ def _used(root: Path, match: LayoutMatch) -> Iterable[FileRole]:
     channels = match.channel_names
     for case in match.cases:
         for number, path in enumerate(case.images):
+            if not path:  # a missing image
+                continue
             name = channels[number] if number < len(channels) else f"channel {number}"
             relative = relative_to(root, path)
             yield FileRole(path=relative, role="image", detail=name, case_id=case.case_id)

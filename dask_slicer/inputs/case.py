@@ -32,7 +32,7 @@ class Case:
     """
 
     case_id: str
-    images: tuple[str, ...]  # one for each modality
+    images: tuple[str, ...]  # one for each modality; "" is filled with zeros
     label: str | None = None
     group: str | None = None  # the patient, if the dataset names one
     split: str | None = None  # if the dataset fixes one
@@ -40,11 +40,23 @@ class Case:
     stated: bool = False  # whether the user or the dataset says which file is an image
     label_grid: str = "own"  # or "image": the label takes the affine of the image
     orientation_from: str = "sform"  # or "qform"
+    unnamed: tuple[int, ...] = ()  # images, by number, whose names do not say what they are
+    overlap: str = "first"  # or "error": a voxel in two masks fails the case
 
     @property
     def has_label(self) -> bool:
         """Return whether the case has a label, or masks that make one."""
         return self.label is not None or bool(self.masks)
+
+    @property
+    def merges_masks(self) -> bool:
+        """Return whether masks are merged into the label of the case."""
+        return self.label is None and bool(self.masks)
+
+    @property
+    def image_files(self) -> tuple[str, ...]:
+        """Return the files of the images, without those that are filled with zeros."""
+        return tuple(filter(None, self.images))
 
     @property
     def label_files(self) -> tuple[str, ...]:
@@ -54,7 +66,7 @@ class Case:
     @property
     def files(self) -> tuple[str, ...]:
         """Return every file of the case, images first."""
-        return (*self.images, *self.label_files)
+        return (*self.image_files, *self.label_files)
 
 
 def is_volume_name(name: str) -> bool:

@@ -15,9 +15,14 @@ import numpy as np
 from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.labels import count_labels
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import CaseError, as_case_error
+from dask_slicer.errors import CaseError, OutputError, as_case_error
 from dask_slicer.output import layout
-from dask_slicer.output.directory import holds, splits_text
+from dask_slicer.output.directory import (
+    existing_structures,
+    holds,
+    splits_text,
+    structures_text,
+)
 from dask_slicer.output.formats.base import CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
@@ -157,6 +162,8 @@ def check_whole(
         layout.INDEX: _check_index(output_dir, index_lines(written)),
         layout.SUMMARY: _check_summary(output_dir, config, totals),
     }
+    if (output_dir / layout.STRUCTURES_FILE).exists():
+        checks[layout.STRUCTURES_FILE] = _check_structures(output_dir)
     for path, messages in checks.items():
         for message in messages:
             yield Issue(path=path, message=message)
@@ -199,6 +206,16 @@ def _check_splits(
     for group, names in splits_of_group.items():
         if len(names) > 1:
             yield f"has the cases of group {group} in {' and '.join(sorted(names))}"
+
+
+def _check_structures(output_dir: Path) -> Iterator[str]:
+    try:
+        structures = existing_structures(output_dir)
+    except OutputError as error:
+        yield str(error)
+        return
+    if not holds(output_dir / layout.STRUCTURES_FILE, structures_text(structures)):
+        yield "has changed since it was written"
 
 
 def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[str]:

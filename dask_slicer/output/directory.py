@@ -102,6 +102,21 @@ def existing_splits(output_dir: Path) -> dict[str, str]:
         raise OutputError(f"{path} is damaged ({error}); restore it, or use --overwrite") from None
 
 
+def existing_structures(output_dir: Path) -> dict[str, int]:
+    """Return the content of structures.json; raise OutputError if it is damaged."""
+    path = output_dir / layout.STRUCTURES_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        structures = {str(name): int(value) for name, value in content.items()}
+        if len(set(structures.values())) < len(structures) or min(structures.values()) < 1:
+            raise ValueError("two structures have one value, or one has 0")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise OutputError(f"{path} is damaged ({error}); restore it, or use --overwrite") from None
+    return structures
+
+
 def check_unchanged(old: RunConfig, new: RunConfig) -> None:
     """Raise OutputError, with a list, if settings changed that would give other slices."""
     if changed := changed_settings(old, new):
@@ -115,9 +130,13 @@ def check_unchanged(old: RunConfig, new: RunConfig) -> None:
 
 
 def start(
-    config: RunConfig, splits: Mapping[str, Sequence[str]], *, temporary: str = layout.TEMPORARY
+    config: RunConfig,
+    splits: Mapping[str, Sequence[str]],
+    structures: Mapping[str, int],
+    *,
+    temporary: str = layout.TEMPORARY,
 ) -> None:
-    """Write config.yaml, splits.json and the Zarr groups, before the first case."""
+    """Write the files at the top and the Zarr groups, before the first case."""
     output_dir = config.output_dir
     shutil.rmtree(output_dir / temporary, ignore_errors=True)
     # Forced to disk: without these two, no run could continue after a power cut.
@@ -125,6 +144,8 @@ def start(
         (layout.CONFIG, _MARK + to_yaml(config), True),
         (layout.SPLITS_FILE, splits_text(splits), True),
     ]
+    if structures:
+        files.append((layout.STRUCTURES_FILE, structures_text(structures), True))
     if config.format == "zarr":
         from dask_slicer.output.formats.zarr_writer import GROUP_TEXT
 
@@ -139,6 +160,11 @@ def start(
 def splits_text(splits: Mapping[str, Sequence[str]]) -> str:
     """Return the content of splits.json."""
     return json.dumps(splits, indent=2) + "\n"
+
+
+def structures_text(structures: Mapping[str, int]) -> str:
+    """Return the content of structures.json."""
+    return json.dumps(structures, indent=2, ensure_ascii=False) + "\n"
 
 
 def restore_splits(output_dir: Path, known: Mapping[str, str]) -> None:

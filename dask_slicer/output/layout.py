@@ -36,6 +36,7 @@ WHOLE = PartitionFiles("journal.jsonl", ".dask_slicer.lock", ".dask_slicer.tmp")
 
 CONFIG = "config.yaml"
 SPLITS_FILE = "splits.json"
+STRUCTURES_FILE = "structures.json"
 JOURNAL = WHOLE.journal
 INDEX = "slices.csv"
 COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")
@@ -51,7 +52,7 @@ PREVIEW = "preview.png"
 # The plan that all partitions of a run share.
 PARTITION_PLAN = ".dask_slicer.shares.json"
 # Without index and journals; CONFIG last, because it marks the directory as an output.
-TOP_FILES = (SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, CONFIG)
+TOP_FILES = (SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, STRUCTURES_FILE, CONFIG)
 # Holds unfinished files; on the same file system as their places.
 TEMPORARY = WHOLE.temporary
 

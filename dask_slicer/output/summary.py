@@ -38,6 +38,7 @@ class DatasetTotals:
     slices_by_split: Counter[str] = field(default_factory=Counter)
     label_voxels: Counter[int] = field(default_factory=Counter)
     intensity: tuple[Statistics, ...] = ()
+    n_overlapping: int = 0
     clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
 
     def add(self, record: CommittedCase) -> None:
@@ -49,6 +50,7 @@ class DatasetTotals:
         self.n_slices += n_slices
         self.n_bytes += record.n_bytes
         self.slices_by_split[record.split] += n_slices
+        self.n_overlapping += record.n_overlapping
         for written in record.slices:
             self.label_voxels.update(written.labels or {})
         self.intensity = (
@@ -186,6 +188,7 @@ def dataset_info(
             for _, failure in sorted(failed.items())
         ],
         "label_voxels": {str(value): count for value, count in sorted(totals.label_voxels.items())},
+        **({"overlapping_voxels": totals.n_overlapping} if totals.n_overlapping else {}),
         **names.summary(),
         "intensity": statistics_by_name(totals.intensity),
         "elapsed_seconds": round(elapsed_seconds, 3),

@@ -13,7 +13,7 @@ import numpy as np
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
 from dask_slicer.utils import system
-from dask_slicer.utils.formatting import format_bytes, format_shape, plural
+from dask_slicer.utils.formatting import first_few, format_bytes, format_shape, plural
 
 # Of one npz file: member names, zip headers and npy headers; metadata in characters of 4 bytes, a
 # fixed part and one per modality. Deflated, they take about 1 kB in all.
@@ -48,6 +48,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
             _METADATA_LENGTH
             + len(case.case_id)
             + sum(_METADATA_PER_MODALITY + len(source) for source in case.sources)
+            + sum(len(path) + len(note) + 6 for path, note in case.header_notes)
         )
         overhead = _NPZ_HEADERS + 4 * n_characters
         stored_raw = settings.compression_level == 0
@@ -140,6 +141,12 @@ def plan_lines(plan: RunPlan) -> list[str]:
     splits = ", ".join(f"{counts[split]} {split}" for split in plan.splits)
     bad = f", {plural(len(plan.failures), 'case')} cannot be run" if plan.failures else ""
     lines.append(f"Plan: {plural(len(plan.cases), 'case')} ({splits}){bad}")
+    if len(plan.channel_names) == plan.n_modalities and any(plan.channel_names):
+        names = (f"{number} {name}" for number, name in enumerate(plan.channel_names))
+        lines.append(f"Channels: {', '.join(names)}")
+    if plan.structures:
+        names = (f"{value} {name}" for name, value in plan.structures.items())
+        lines.append(f"Structures: {first_few(list(names), most=20)}")
     if plan.runnable:
         needs = plan_needs(plan)
         likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]
@@ -207,11 +214,13 @@ def plan_needs(plan: RunPlan) -> dict[str, Any]:
 
 def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
     sound = case.problem is None
+    masks = {mask.structure: mask.path for mask in case.case.masks}
     return {
         "case_id": case.case_id,
         "split": case.split,
-        "images": list(case.case.images),
+        "images": [path or None for path in case.case.images],
         "label": case.case.label,
+        **({"masks": masks} if case.case.merges_masks else {}),
         "shape": list(case.shape) if sound else None,
         "spacing": list(case.spacing) if sound else None,
         "orientation": case.orientation or None,

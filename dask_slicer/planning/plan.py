@@ -28,6 +28,9 @@ FORMAT_VERSION = 1
 # that are sliced in that time at 80 MB/s.
 _WORK_PER_CASE, _WORK_PER_SLICE = 80_000, 20_000
 
+# Masks that take as long to merge as a volume takes to be sliced.
+_MASKS_PER_VOLUME = 8
+
 # Memory of a worker before its first case: Python, numpy, distributed.
 _WORKER_BASE_BYTES = 200_000_000
 
@@ -49,7 +52,10 @@ class CasePlan:
     orientation: str = ""  # axis codes of the first image as stored, such as LPS
     dtypes: tuple[str, ...] = ()  # of the images as stored
     file_bytes: int = 0  # of all files, on disk
-    voxel_bytes: int = 0  # of all files, inflated
+    voxel_bytes: int = 0  # in memory: all files inflated, but one mask at a time and their label
+    mask_bytes: int = 0  # of all masks, inflated
+    header_notes: tuple[tuple[str, str], ...] = ()  # oddities: file, relative to the input; text
+    label_names: Mapping[int, str] = field(default_factory=dict)  # in the header of the label
     oriented: bool = True  # whether the first image's header defines its orientation
     problem: FailedCase | None = None  # why the case cannot run
 
@@ -77,8 +83,11 @@ class CasePlan:
             rows += list(zip(HEADER_FACTS, self.described(), strict=True))
         else:
             rows.append(("problem", f"{self.problem.kind}: {self.problem.message}"))
-        rows.append(("label", self.case.label or "none"))
-        images = html_table(["image"], [[path] for path in self.case.images], of="image")
+        masks = plural(len(self.case.masks), "mask") if self.case.masks else "none"
+        rows.append(("label", self.case.label or masks))
+        images = html_table(
+            ["image"], [[path or "missing"] for path in self.case.images], of="image"
+        )
         return html_card(f"Case {self.case_id}", html_facts(rows), images)
 
     @property
@@ -89,7 +98,8 @@ class CasePlan:
     @property
     def work(self) -> int:
         """Return the estimated work, in bytes of voxels that take as long."""
-        return self.voxel_bytes + self.shape[0] * _WORK_PER_SLICE + _WORK_PER_CASE
+        masks = self.mask_bytes // _MASKS_PER_VOLUME
+        return self.voxel_bytes + masks + self.shape[0] * _WORK_PER_SLICE + _WORK_PER_CASE
 
 
 def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, int, int]]) -> str:
@@ -108,6 +118,13 @@ def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, 
         # A case that was written without a label stays valid only while that is allowed.
         "label": "present" if plan.has_label else allowed,
     }
+    if plan.has_label and plan.case.label_grid != "own":
+        content["label_grid"] = plan.case.label_grid
+    if plan.case.orientation_from != "sform":
+        content["orientation_from"] = plan.case.orientation_from
+    if plan.case.merges_masks:
+        content["masks"] = [mask.value for mask in plan.case.masks]
+        content |= {"overlap": "error"} if plan.case.overlap == "error" else {}
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -149,6 +166,8 @@ class RunPlan:
         As the dataset has them, one for each modality, such as T1w; empty where unknown.
     label_names : dict of int to str
         The names of label values, such as ``{1: "liver"}``; empty where unknown.
+    structures : dict of str to int
+        The content of structures.json: label values of structures whose masks are merged.
     """
 
     config: RunConfig
@@ -161,6 +180,7 @@ class RunPlan:
     files: tuple[FileRole, ...] = ()
     channel_names: tuple[str, ...] = ()
     label_names: dict[int, str] = field(default_factory=dict)
+    structures: Mapping[str, int] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
-from pathlib import Path, PurePath
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
 
 from dask_slicer.config.fields import PER_MODALITY
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
-from dask_slicer.core.geometry import align, axis_codes, spacing
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import DatasetError, MissingFile, MissingLabel, as_case_error
-from dask_slicer.inputs.case import Case
+from dask_slicer.errors import (
+    CaseError,
+    DatasetError,
+    MissingFile,
+    MissingLabel,
+    UnsupportedImage,
+    as_case_error,
+)
+from dask_slicer.inputs.case import Case, case_id_problems
 from dask_slicer.inputs.discovery import find_cases
-from dask_slicer.inputs.layouts.base import InputOptions
-from dask_slicer.inputs.load import grids_of
-from dask_slicer.inputs.readers import read_header
+from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.readers.base import VolumeHeader
 from dask_slicer.planning.assignment import case_groups, case_splits
-from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
+from dask_slicer.planning.content import label_like_images, with_unnamed
+from dask_slicer.planning.headers import (
+    first_volumes,
+    grouped_notes,
+    names_in_headers,
+    with_headers,
+)
+from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
+from dask_slicer.planning.structures import number_structures, structures_of, with_values
+from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.formatting import did_you_mean, first_few, format_value, plural
 
@@ -28,76 +42,90 @@ from dask_slicer.utils.formatting import did_you_mean, first_few, format_value, 
 _HEADER_THREADS = 16
 
 
+@dataclass(slots=True)
+class _Series:
+    """What planning knows of 4D images before it reads all headers."""
+
+    headers: dict[str, VolumeHeader] = field(default_factory=dict)  # of first volumes, by path
+    problems: dict[str, CaseError] = field(default_factory=dict)  # by case id
+
+
 def make_plan(
     config: RunConfig,
     *,
     assigned: Mapping[str, str] | None = None,
     assigned_groups: Callable[[], Mapping[str, str]] = dict,
+    structures: Mapping[str, int] | None = None,
 ) -> RunPlan:
     """Return the plan of a run; reads headers, writes nothing.
 
     Cases keep the split that earlier runs `assigned`. `assigned_groups` returns the patients of
     their cases; it reads the whole journal, so it is called only if some left the dataset.
+    `structures` are the label values of structures that earlier runs merged.
     """
     assigned = assigned or {}
-    names = (field.name for field in fields(InputOptions))
-    dataset = find_cases(
-        config.input_dir,
-        InputOptions(**{name: getattr(config, name) for name in names}),
-        skip=config.output_dir,
-        allow_missing_labels=config.allow_missing_labels,
-    )
     root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
-    notes = list(dataset.notes)
-    if config.prune:
-        present = {case.case_id for case in dataset.cases}
-        assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
-    has_labels = any(case.has_label for case in dataset.cases)
-    if config.min_foreground > 0 and not has_labels and not dataset.problems:
-        raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
+    dataset = _find_cases(config)
+    numbers = number_structures(
+        structures_of(dataset.cases),
+        wanted=config.structures,
+        columns=dataset.structures,
+        frozen=structures,
+    )
+    dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
+    notes = dataset.notes
     groups = case_groups(dataset, config, notes)
-    cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
-    known = {case.case_id for case in cases}
-    for name in config.only:
-        if name not in known:
-            raise DatasetError(f"--only {name}: there is no such case{did_you_mean(name, known)}")
-    n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
-    _check_modalities(config, n_modalities)
-
-    def plan_case(case: Case) -> CasePlan:
-        plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
-        for _ in range(config.retries + 1):
-            try:
-                if not case.has_label and has_labels and not config.allow_missing_labels:
-                    raise MissingLabel(
-                        "no label for this case, but others have one; add it, "
-                        "or use --allow_missing_labels"
-                    )
-                if len(case.images) != n_modalities:
-                    raise MissingFile(f"found {len(case.images)} of {n_modalities} images")
-                return _with_headers(plan, config, root)
-            except Exception as error:  # any error: the other cases continue
-                failure = as_case_error(error, step="plan")
-                if not failure.retriable:
-                    break
-        problem = FailedCase(
-            case_id=case.case_id, step="plan", kind=failure.kind, message=failure.one_line
-        )
-        return replace(plan, problem=problem)
-
     with ThreadPoolExecutor(_HEADER_THREADS) as threads:
-        plans = tuple(threads.map(plan_case, cases))
+        series = _expand_series(dataset, config, groups, threads)
+        if config.prune:
+            present = {case.case_id for case in dataset.cases}
+            assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
+        has_labels = any(case.has_label for case in dataset.cases)
+        if config.min_foreground > 0 and not has_labels and not dataset.problems:
+            raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
+        cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
+        _check_only(config, {case.case_id for case in cases})
+        n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
+        _check_modalities(config, n_modalities)
+        plan_case = partial(
+            _with_facts,
+            config=config,
+            root=root,
+            series=series,
+            n_modalities=n_modalities,
+            needs_label=has_labels and not config.allow_missing_labels,
+        )
+        plans = tuple(
+            threads.map(
+                plan_case,
+                (
+                    CasePlan(
+                        case=with_unnamed(case, root),
+                        split=splits[case.case_id],
+                        group=groups[case.case_id],
+                    )
+                    for case in cases
+                ),
+            )
+        )
+    if not dataset.problems and config.volumes is None:
+        _refuse_series(plans)
+    label_names = dataset.label_names
+    if not label_names:
+        label_names, disagreement = names_in_headers(plans)
+        notes += [disagreement] if disagreement else []
     return RunPlan(
         config=config,
         layout=dataset.layout,
         reason=dataset.reason,
         cases=plans,
         splits=by_split(splits),
-        notes=(*notes, *_notes(plans, config, has_labels=has_labels)),
-        problems=tuple(dataset.problems),
+        notes=(*notes, *_notes(plans, config, dataset, has_labels=has_labels)),
+        problems=(*dataset.problems, *label_like_images(plans)),
         files=dataset.files,
         channel_names=dataset.channel_names,
-        label_names=dataset.label_names,
+        label_names=label_names | {value: name for name, value in numbers.items()},
+        structures=numbers,
     )
 
 
@@ -112,33 +140,121 @@ def _check_modalities(config: RunConfig, n_modalities: int) -> None:
             )
 
 
-def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:
-    """Return a case's plan, filled in from its headers."""
-    case = plan.case
-    headers = [read_header(path) for path in case.files]
-    _, grid = align(grids_of(headers, has_label=plan.has_label), config.plane)
-    images = headers[: len(case.images)]
-    sources = []
-    for path in case.files:
-        status = Path(path).stat()
-        relative = PurePath(os.path.relpath(path, root)).as_posix()
-        sources.append((relative, status.st_size, status.st_mtime_ns))
-    return replace(
-        plan,
-        digest=case_digest(plan, config, sources),
-        sources=tuple(path for path, _, _ in sources[: len(images)]),
-        shape=grid.shape,
-        spacing=spacing(grid.affine),
-        orientation=axis_codes(images[0].affine),
-        dtypes=tuple(str(header.dtype.newbyteorder("=")) for header in images),
-        file_bytes=sum(header.file_bytes for header in headers),
-        voxel_bytes=sum(header.voxel_bytes for header in headers),
-        oriented=images[0].oriented,
+def _find_cases(config: RunConfig) -> LayoutMatch:
+    names = (field.name for field in fields(InputOptions))
+    return find_cases(
+        config.input_dir,
+        InputOptions(**{name: getattr(config, name) for name in names}),
+        skip=config.output_dir,
+        allow_missing_labels=config.allow_missing_labels,
     )
 
 
-def _notes(cases: Sequence[CasePlan], config: RunConfig, *, has_labels: bool) -> Iterator[str]:
+def _check_only(config: RunConfig, known: Collection[str]) -> None:
+    for name in config.only:
+        if name not in known:
+            raise DatasetError(f"--only {name}: there is no such case{did_you_mean(name, known)}")
+
+
+def _with_facts(
+    plan: CasePlan,
+    *,
+    config: RunConfig,
+    root: Path,
+    series: _Series,
+    n_modalities: int,
+    needs_label: bool,
+) -> CasePlan:
+    """Return a case's plan with the facts in its headers, or with the problem in their way."""
+    for _ in range(config.retries + 1):
+        try:
+            if plan.case_id in series.problems:
+                raise series.problems[plan.case_id]
+            if needs_label and not plan.has_label:
+                raise MissingLabel(
+                    "no label for this case, but others have one; add it, "
+                    "or use --allow_missing_labels"
+                )
+            images = plan.case.images
+            if len(images) != n_modalities or not any(images):
+                n_images = len(plan.case.image_files)
+                raise MissingFile(f"found {n_images} of {n_modalities} images")
+            return with_headers(plan, config, root, series.headers)
+        except Exception as error:  # any error: the other cases continue
+            failure = as_case_error(error, step="plan")
+            if not failure.retriable:
+                break
+    problem = FailedCase(
+        case_id=plan.case_id, step="plan", kind=failure.kind, message=failure.one_line
+    )
+    return replace(plan, problem=problem)
+
+
+def _with_settings(case: Case, config: RunConfig, numbers: Mapping[str, int]) -> Case:
+    """Return a case with the settings for all cases, unless it has its own."""
+    case = with_values(case, numbers, overlap=config.overlap)
+    if config.label_grid != "own":
+        case = replace(case, label_grid=config.label_grid)
+    if config.orientation_from != "sform":
+        case = replace(case, orientation_from=config.orientation_from)
+    if config.missing_modality == "zero":
+        return without_missing(case)
+    return replace(case, images=case.image_files) if "" in case.images else case
+
+
+def _expand_series(
+    dataset: LayoutMatch, config: RunConfig, groups: dict[str, str], threads: ThreadPoolExecutor
+) -> _Series:
+    """Replace cases of 4D images by what `volumes` makes of them; frames keep the group."""
+    series = _Series()
+    volumes = config.volumes or dataset.volumes
+    if volumes is None:
+        return series
+    for headers in threads.map(first_volumes, dataset.cases):
+        series.headers |= headers
+    n_volumes = {path: header.n_volumes for path, header in series.headers.items()}
+    if config.volumes is not None and not any(count > 1 for count in n_volumes.values()):
+        dataset.notes.append("--volumes has no effect: no image is 4D")
+    expanded: list[Case] = []
+    group_of = dict(groups)
+    groups.clear()
+    for case in dataset.cases:
+        try:
+            own = expand(case, volumes, n_volumes)
+        except UnsupportedImage as error:
+            series.problems[case.case_id], own = error, [case]
+        groups.update(dict.fromkeys((each.case_id for each in own), group_of[case.case_id]))
+        expanded += own
+    if volumes == "channels" and any(count > 1 for count in n_volumes.values()):
+        dataset.channel_names = names_of_volumes(expanded, dataset.channel_names)
+    if len(expanded) > len(dataset.cases):
+        problems = case_id_problems(case.case_id for case in expanded)
+        dataset.problems = list(dict.fromkeys(dataset.problems + problems))
+    dataset.cases = sorted(expanded, key=lambda case: case.case_id)
+    return series
+
+
+def _refuse_series(plans: Sequence[CasePlan]) -> None:
+    """Raise DatasetError if every case of several fails because its image is 4D."""
+    if len(plans) < 2:  # its own message is enough
+        return
+    for plan in plans:
+        if plan.problem is None or plan.problem.kind != UnsupportedImage.__name__:
+            return
+        headers = first_volumes(replace(plan.case, label=None))
+        if not any(header.n_volumes > 1 for header in headers.values()):
+            return
+    if plans[0].problem is not None:
+        raise DatasetError(f"{len(plans)} cases of 4D images only: {plans[0].problem.message}")
+
+
+def _notes(
+    cases: Sequence[CasePlan], config: RunConfig, dataset: LayoutMatch, *, has_labels: bool
+) -> Iterator[str]:
     """Yield notes on a plan whose headers have been read."""
+    zeros = filled_note([plan.case for plan in cases], dataset.channel_names)
+    yield from [] if zeros is None else [zeros]
+    yield from grouped_notes(note for case in cases for note in case.header_notes)
     unknown = [case.case_id for case in cases if not case.oriented]
     if unknown:
         yield (

@@ -19,6 +19,7 @@ from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import CONFIG, JOURNAL
 from dask_slicer.output.lock import lock_owners
 from dask_slicer.output.output import Output
+from dask_slicer.planning.headers import grouped_notes
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.report.histogram import Histogram, histogram
 from dask_slicer.report.selection import spread_rows
@@ -108,6 +109,8 @@ class Overview:
     step_seconds: dict[str, float]  # of all cases, by step
     slowest: tuple[WrittenCase, ...]
     failures: tuple[FailedCase, ...]  # by case id
+    header_notes: tuple[str, ...]  # oddities in headers of scans, a line for each kind
+    n_overlapping: int  # voxels in the masks of two structures
 
     @property
     def n_planned(self) -> int:
@@ -141,6 +144,10 @@ def overview(output: Output) -> Overview:
     n_labels, labels = _labels(index, records)
     return Overview(
         n_slices=len(index),
+        header_notes=tuple(
+            grouped_notes(note for record in records.values() for note in record.header_notes)
+        ),
+        n_overlapping=sum(record.n_overlapping for record in records.values()),
         n_unlabelled=int(np.isnan(index.foreground).sum()),
         n_bytes=sum(case.n_bytes for case in written.values()),
         first_at=min(ended, default=None),

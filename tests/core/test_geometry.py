@@ -24,7 +24,7 @@ from dask_slicer.core.geometry import (
     spacing,
 )
 from dask_slicer.errors import GeometryMismatch
-from dask_slicer.inputs.readers.nifti import read_voxels
+from dask_slicer.inputs.readers import read_voxels
 
 # Every way to store a volume: which canonical axis each stored axis is, and whether it runs back.
 STORAGES = [

@@ -94,7 +94,7 @@ def test_a_label_is_copied_only_where_it_has_to_be() -> None:
         pytest.param(
             label_map([0, 1.0011], "float64"), "uint8", r"1\.0011 is not an integer", id="1.0011"
         ),
-        pytest.param(label_map([0, np.nan], "float32"), "uint8", "nan is not an integer", id="nan"),
+        pytest.param(label_map([0, np.nan], "float32"), "uint8", "the label holds NaN", id="nan"),
         pytest.param(label_map([0, np.inf], "float32"), "uint8", "inf is not an integer", id="inf"),
         pytest.param(
             label_map([-np.inf, 0], "float64"), "uint8", "-inf is not an integer", id="minus_inf"

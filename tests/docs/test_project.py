@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import doctest
 import re
-import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import yaml
 from repository import ROOT
 
@@ -94,22 +94,16 @@ def test_the_example_of_a_format_writes_slices(tmp_path: Path) -> None:
     assert np.load(tmp_path / "0001.npy").shape == (1, 3, 4)
 
 
-def test_the_example_of_a_reader_turns_lps_into_ras(tmp_path: Path, monkeypatch) -> None:
-    nrrd = ModuleType("nrrd")  # stands in for pynrrd
-    fields = {
-        "type": "int16",
-        "sizes": np.array([2, 3, 4]),
-        "space": "left-posterior-superior",
-        "space directions": np.diag([1.0, 2.0, 3.0]),
-        "space origin": np.array([10.0, 20.0, 30.0]),
-    }
-    voxels = np.zeros((2, 3, 4), dtype=np.int16)
-    monkeypatch.setattr(nrrd, "read_header", lambda _: fields, raising=False)
-    monkeypatch.setattr(nrrd, "read", lambda _: (voxels, fields), raising=False)
-    monkeypatch.setitem(sys.modules, "nrrd", nrrd)
+def test_the_example_of_a_reader_turns_lps_into_ras(tmp_path: Path) -> None:
     reader = ModuleType("reader")
     exec(_EXAMPLES["reader"], reader.__dict__)
-    (tmp_path / "scan.nrrd").touch()
-    header, stored = reader.read_voxels(tmp_path / "scan.nrrd")
+    path = str(tmp_path / "scan.gipl")
+    image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(4, 3, 2))
+    image.SetSpacing((1.0, 2.0, 3.0))
+    image.SetOrigin((10.0, 20.0, 30.0))
+    sitk.WriteImage(image, path)
+    header = reader.read_header(path)
+    (stored,) = reader.read_voxels([header])
     assert stored.shape == header.shape == (2, 3, 4)
+    assert stored.dtype == header.dtype
     assert header.affine.tolist() == [[-1, 0, 0, -10], [0, -2, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]]

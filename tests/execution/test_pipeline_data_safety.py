@@ -23,7 +23,7 @@ from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory
 from dask_slicer.output.formats import zarr_writer
 from dask_slicer.output.journal import Journal, last_records
-from dask_slicer.planning import planner
+from dask_slicer.planning import headers
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase
 
@@ -173,15 +173,15 @@ def test_a_header_that_could_not_be_read_is_read_again_and_costs_no_slice(
 ) -> None:
     dask_slicer.run(config)
     written = slices_of(config.output_dir)
-    read = planner.read_header
+    read = headers.read_header
     failures = iter(range(times))
 
-    def stale_at_first(path: str):
+    def stale_at_first(path: str, **settings: str):
         if "phantom_000" in path and next(failures, None) is not None:
             raise OSError(errno.ESTALE, "Stale file handle", path)
-        return read(path)
+        return read(path, **settings)
 
-    monkeypatch.setattr(planner, "read_header", stale_at_first)
+    monkeypatch.setattr(headers, "read_header", stale_at_first)
     report = dask_slicer.run(config)
     assert len(report.failures) == (times > 1)
     assert slices_of(config.output_dir) == written

@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["dask_slicer", "nibabel"]):
     import nibabel as nib
 
     from dask_slicer.errors import CaseError
-    from dask_slicer.inputs.readers.nifti import read_voxels
+    from dask_slicer.inputs.readers import read_voxels
 import numpy as np
 
 # The most that a file of a few kilobytes may take, in kB: it may inflate to some megabytes.
@@ -31,9 +31,14 @@ def peak_memory() -> int:
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
+# Of files that are not NIfTI, by their first bytes.
+SUFFIXES = {b"NRRD": ".nrrd", b"Obje": ".mha", b"\0\0\0\1": ".mgh"}
+
+
 def read(data: bytes) -> None:
-    """Read a file as nibabel reads it, or refuse it by name."""
-    path = FOLDER / ("scan.nii.gz" if data[:2] == b"\x1f\x8b" else "scan.nii")
+    """Read a file, a NIfTI file as nibabel reads it, or refuse it by name."""
+    suffix = ".nii.gz" if data[:2] == b"\x1f\x8b" else SUFFIXES.get(data[:4], ".nii")
+    path = FOLDER / f"scan{suffix}"
     path.write_bytes(data)
     before = peak_memory()
     try:
@@ -42,6 +47,8 @@ def read(data: bytes) -> None:
         return
     finally:
         assert peak_memory() - before < MOST_MEMORY
+    if not suffix.startswith(".nii") or any("converted" in note for note in header.notes):
+        return
     data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     is_first = 348 in (int.from_bytes(data[:4], order) for order in ("little", "big"))
     kind, size = (nib.Nifti1Image, 348) if is_first else (nib.Nifti2Image, 540)

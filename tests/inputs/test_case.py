@@ -38,7 +38,16 @@ def test_the_name_of_a_volume_says_its_stem_and_channel(name, stem, channel) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["liver.gz", "liver.nii.gz.part", "liver.nrrd", "nii", "._liver.nii.gz", ".nii", ".hidden.nii"],
+    [
+        "liver.gz",
+        "liver.nii.gz.part",
+        "liver.img",
+        "liver.raw",
+        "nii",
+        "._liver.nii.gz",
+        ".nii",
+        ".hidden.nii",
+    ],
 )
 def test_other_files_and_hidden_ones_are_no_volumes(name: str) -> None:
     assert not is_volume_name(name)

@@ -27,7 +27,7 @@ from dask_slicer.errors import (
     PermissionDenied,
     UnsupportedImage,
 )
-from dask_slicer.inputs.readers.nifti import read_header, read_voxels
+from dask_slicer.inputs.readers import read_header, read_voxels
 
 pytestmark = pytest.mark.versions
 
@@ -97,7 +97,7 @@ def test_every_dtype_version_and_byte_order_is_read(
     with np.errstate(over="ignore"):  # random bits are float64s of any size
         assert_read_as_nibabel_reads_it(path)
     assert read_header(path).dtype == np.dtype(order + dtype)
-    assert read_header(path).gzipped == compressed
+    assert (read_header(path).encoding == "gzip") == compressed
     assert read_header(path).file_bytes == path.stat().st_size
 
 
@@ -293,7 +293,7 @@ def test_an_unreadable_file_is_permission_denied(tmp_path) -> None:
     saved(tmp_path / "scan.nii.gz", GZIPPED).chmod(0)
     tmp_path.chmod(0o755)
     program = (
-        "import os, dask_slicer.inputs.readers.nifti as nifti\n"
+        "import os, dask_slicer.inputs.readers as nifti\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "try: nifti.read_header('scan.nii.gz')\n"
         "except Exception as error: print(type(error).__name__, error)"

@@ -28,7 +28,7 @@ import pytest
 
 import dask_slicer
 from dask_slicer import SliceDataset, open_output
-from dask_slicer.inputs.readers.nifti import read_voxels
+from dask_slicer.inputs.readers import read_voxels
 
 N = int(os.environ.get("DASK_SLICER_FUZZ", "300"))
 SHAPE = (12, 10, 8)
@@ -219,7 +219,7 @@ ODDITIES: dict[str, tuple[Files, str]] = {
         Files(
             nifti(noise(), np.diag([2.0, 2, 2, 1])),
             nifti(
-                noise(dtype="u1")[::-1].transpose(1, 0, 2),
+                noise(dtype="u1")[::-1].transpose(1, 0, 2) % 3,
                 np.array([[0, -2.0, 0, 22], [2, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]),
             ),
         ),
@@ -375,7 +375,7 @@ def affines(rng: random.Random, _: int) -> Files:
         affine[:3, :3] = turned * [rng.uniform(0.3, 5) for _ in range(3)]
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ [rng.choice([0, 0, 0.05, 0.3]) for _ in range(3)]
-    return Files(nifti(noise(), affine), nifti(noise(dtype="u1"), moved))
+    return Files(nifti(noise(), affine), nifti(noise(dtype="u1") % 3, moved))
 
 
 KINDS: list[Callable[[random.Random, int], Files]] = [
@@ -442,6 +442,16 @@ def peak_of(path: Path) -> int:
 # -- what leads further ----------------------------------------------------------------------------
 
 
+OTHER_FORMATS = (
+    b"NRRD0005\ntype: short\ndimension: 3\nspace: RAS\nsizes: 12 10 8\nendian: little\n"
+    b"space directions: (1,0,0) (0,2,0) (0,0,3)\nencoding: raw\nspace origin: (1,2,3)\n\n",
+    b"ObjectType = Image\nNDims = 3\nBinaryData = True\nOffset = 1 2 3\nElementSpacing = 1 2 3\n"
+    b"TransformMatrix = 1 0 0 0 1 0 0 0 1\nDimSize = 12 10 8\nElementType = MET_SHORT\n"
+    b"ElementDataFile = LOCAL\n",
+    struct.pack(">7ih", 1, 12, 10, 8, 1, 4, 0, 1) + struct.pack(">15f", *[1.0] * 15) + bytes(194),
+)
+
+
 @pytest.mark.slow
 @pytest.mark.fuzz
 @pytest.mark.timeout(1200)
@@ -453,6 +463,8 @@ def test_atheris_finds_no_file_that_nibabel_reads_differently(tmp_path) -> None:
         if kind == "":
             (corpus / name).write_bytes(files.image)
             (corpus / f"{name}.gz").write_bytes(gzip.compress(files.image, mtime=0))
+    for number, head in enumerate(OTHER_FORMATS):
+        (corpus / str(number)).write_bytes(head + noise().tobytes())
     found = subprocess.run(
         [
             *(sys.executable, Path(__file__).with_name("fuzz_volume.py"), corpus),

@@ -26,7 +26,10 @@ STORED = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
 def test_a_reader_satisfies_its_protocol(tmp_path, reader) -> None:
     for name in ("read_header", "read_voxels"):
         _, *parameters = inspect.signature(getattr(Reader, name)).parameters.values()
-        assert [*inspect.signature(getattr(reader, name)).parameters.values()] == parameters
+        of_reader = inspect.signature(getattr(reader, name)).parameters.values()
+        assert [(each.name, each.kind, each.default) for each in of_reader] == [
+            (each.name, each.kind, each.default) for each in parameters
+        ]
     for suffix in reader.SUFFIXES:
         assert suffix.startswith(".")
         assert suffix == suffix.lower()
@@ -36,10 +39,10 @@ def test_a_reader_satisfies_its_protocol(tmp_path, reader) -> None:
             readers.read_header(path)
 
 
-def read_npy(path: str | Path) -> tuple[VolumeHeader, np.ndarray]:
+def read_npy_header(path: str, **_: object) -> VolumeHeader:
     stored = np.load(path)
-    header = VolumeHeader(
-        path=str(path),
+    return VolumeHeader(
+        path=path,
         shape=stored.shape,
         dtype=stored.dtype,
         affine=np.eye(4),
@@ -48,15 +51,14 @@ def read_npy(path: str | Path) -> tuple[VolumeHeader, np.ndarray]:
         intercept=0.0,
         file_bytes=Path(path).stat().st_size,
     )
-    return header, stored
 
 
 @pytest.fixture
 def npy_is_read(monkeypatch) -> None:
     reader = SimpleNamespace(
         SUFFIXES=(".np", ".vol.npy"),
-        read_header=lambda path: read_npy(path)[0],
-        read_voxels=read_npy,
+        read_header=read_npy_header,
+        read_voxels=lambda headers: [np.load(header.path) for header in headers],
     )
     monkeypatch.setattr(readers, "READERS", (*READERS, reader))
 

@@ -1,17 +1,25 @@
-"""Readers of volumes: one module for each family of file formats."""
+"""Readers of volumes: one module for each family of file formats.
+
+A path may end in the number of one volume of a 4D file, as AFNI writes it: ``scan.nii.gz[2]`` is
+the third.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_slicer.inputs.readers import nifti
-from dask_slicer.inputs.readers.base import Reader, VolumeHeader
+from dask_slicer.errors import CaseError, as_case_error
+from dask_slicer.inputs.readers import metaimage, mgh, nifti, nrrd
+from dask_slicer.inputs.readers.base import Reader, VolumeHeader, split_volume
 
-READERS: tuple[Reader, ...] = (nifti,)
+READERS: tuple[Reader, ...] = (nifti, mgh, nrrd, metaimage)
 
 
 def volume_suffixes() -> tuple[str, ...]:
@@ -20,18 +28,52 @@ def volume_suffixes() -> tuple[str, ...]:
     return tuple(sorted(suffixes, key=len, reverse=True))
 
 
-def read_header(path: str | Path) -> VolumeHeader:
+def read_header(path: str | Path, *, orientation_from: str = "sform") -> VolumeHeader:
     """Return a volume's header, without reading its voxels; see `Reader.read_header`."""
-    return _reader_of(path).read_header(path)
+    path = os.fspath(path)
+    file, volume = split_volume(path)
+    with _naming(path):
+        header = _reader_of(file).read_header(
+            file, volume=volume, orientation_from=orientation_from
+        )
+    return header if volume is None else replace(header, path=path)
 
 
-def read_voxels(path: str | Path) -> tuple[VolumeHeader, NDArray[np.generic]]:
+def read_voxels(
+    path: str | Path, *, orientation_from: str = "sform"
+) -> tuple[VolumeHeader, NDArray[np.generic]]:
     """Return a volume's header and its voxels as stored; see `Reader.read_voxels`."""
-    return _reader_of(path).read_voxels(path)
+    return read_volumes([path], orientation_from=orientation_from)[0]
 
 
-def _reader_of(path: str | Path) -> Reader:
-    name = os.fspath(path).lower()
+def read_volumes(
+    paths: Sequence[str | Path], *, orientation_from: str = "sform"
+) -> list[tuple[VolumeHeader, NDArray[np.generic]]]:
+    """Return headers and stored voxels of volumes; a file of several is inflated once."""
+    headers = [read_header(path, orientation_from=orientation_from) for path in paths]
+    files = [split_volume(os.fspath(path))[0] for path in paths]
+    voxels: dict[int, NDArray[np.generic]] = {}
+    for file in dict.fromkeys(files):
+        numbers = [number for number, other in enumerate(files) if other == file]
+        with _naming(file):
+            arrays = _reader_of(file).read_voxels([headers[number] for number in numbers])
+        voxels.update(zip(numbers, arrays, strict=True))
+    return [(header, voxels[number]) for number, header in enumerate(headers)]
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Put the path before the message of an error."""
+    try:
+        yield
+    except CaseError as error:
+        raise type(error)(f"{path}: {error}") from None
+    except (OSError, MemoryError) as error:
+        raise as_case_error(error, step="load") from error
+
+
+def _reader_of(path: str) -> Reader:
+    name = path.lower()
     for reader in READERS:
         if name.endswith(reader.SUFFIXES):
             return reader

@@ -1,185 +1,159 @@
-"""NIfTI-1 and NIfTI-2: headers without voxels, voxels without copies.
+"""NIfTI-1 and NIfTI-2, and pairs of .hdr and .img, also of Analyze 7.5.
 
-In one file, plain or gzipped (recognised by its bytes, not its name), in both byte orders. A header
-may promise anything: memory is reserved only after the size of the file shows that it can be true.
+Plain or gzipped (recognised by the bytes, not the name), in both byte orders, with nibabel.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_lib, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from dask_slicer.core.geometry import SINGULAR, check_affine
-from dask_slicer.errors import (
-    CaseError,
-    CorruptFile,
-    GeometryMismatch,
-    MissingFile,
-    UnsupportedImage,
-    as_case_error,
+from dask_slicer.errors import CorruptFile, MissingFile, UnsupportedImage
+from dask_slicer.inputs.readers.base import check_line, check_volume
+from dask_slicer.inputs.readers.files import (
+    StoredHeader,
+    check_backed,
+    file_size,
+    read_head,
+    read_voxels,
+    refuse_unknown,
 )
-from dask_slicer.inputs.readers.base import VolumeHeader
+from dask_slicer.inputs.readers.nifti_orientation import Orientation, analyze_orientation, orient
 from dask_slicer.utils.formatting import format_shape
 
-SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii")
+__all__ = ["SUFFIXES", "read_header", "read_voxels"]
 
-_GZIP = b"\x1f\x8b"
+# Of a pair, the header is the volume.
+SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
+
 # The longest header, in bytes.
 _HEAD = nib.Nifti2Header.sizeof_hdr
-# Holds the header, also in most gzipped files.
-_FIRST_READ = 4096
-# zlib's code for a deflate stream with gzip's header and trailer.
-_GZIP_WINDOW = 31
 # nibabel logs its repairs of odd headers, which are of no use to users.
 _SILENT = logging.getLogger(f"{__name__}.silent")
 _SILENT.disabled = True
-# The greatest ratio by which deflate can compress.
-_MOST_DEFLATED = 1032
 # Data types of NIfTI that are too wide to compute with: float128, complex256.
 _WIDE = (1536, 2048)
-# Bytes that may follow the voxels, since some writers pad.
-_TRAILER = 1 << 16
+_LABEL = 1002
+# Values that are no intensities of a grid, by intent code.
+_INTENTS = {
+    1004: "a matrix at each voxel, such as a tensor",
+    1005: "a symmetric matrix at each voxel, such as a tensor",
+    1006: "a displacement field",
+    1007: "a vector at each voxel, such as a deformation field",
+    1008: "points of a surface",
+    1009: "triangles of a surface",
+    **dict.fromkeys(range(3000, 3100), "CIFTI: values of surfaces and grey matter"),
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class NiftiHeader(VolumeHeader):
-    """A NIfTI header, checked; its affine is the sform if its code is over 0, else the qform."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Format:
+    """One of the formats that share the layout of their first bytes."""
 
-    offset: int  # of the first voxel, in bytes
-    gzipped: bool
+    kind: type[nib.analyze.AnalyzeHeader]
+    is_pair: bool
+    is_analyze: bool = False
 
 
-def read_header(path: str | Path) -> NiftiHeader:
+def read_header(
+    path: str, *, volume: int | None = None, orientation_from: str = "sform"
+) -> StoredHeader:
     """Return a volume's header; reads a few kilobytes. See `Reader.read_header`."""
-    path = os.fspath(path)
-    try:
-        file_bytes = _size_of_file(path)
-        with open(path, "rb") as file:
-            head = file.read(_FIRST_READ)
-        gzipped = head.startswith(_GZIP)
-        if gzipped:
-            head = _inflated_head(head, path)
-        header = _parse(head, path, file_bytes=file_bytes, gzipped=gzipped)
-        _check_backed(header)
-    except (OSError, MemoryError) as error:
-        raise as_case_error(error, step="load") from error
-    except CaseError as error:
-        raise type(error)(f"{path}: {error}") from None
-    return header
-
-
-def read_voxels(path: str | Path) -> tuple[NiftiHeader, NDArray[np.generic]]:
-    """Return a volume's header and its stored numbers, in Fortran order and read-only.
-
-    They are a view of the inflated bytes, or of the mapped file if it is not compressed. The gzip
-    stream must hold what the header promises, and match its checksum. See `Reader.read_voxels`.
-    """
-    header = read_header(path)
-    count = header.voxel_bytes // header.dtype.itemsize
-    try:
-        buffer = _inflate(header) if header.gzipped else np.memmap(header.path, mode="r")
-        flat = np.frombuffer(buffer, dtype=header.dtype, count=count, offset=header.offset)
-    except (OSError, MemoryError) as error:
-        raise as_case_error(error, step="load") from error
-    except CaseError as error:
-        raise type(error)(f"{header.path}: {error}") from None
-    return header, flat.reshape(header.shape, order="F")
-
-
-def _size_of_file(path: str) -> int:
-    try:
-        status = Path(path).stat()
-    except ValueError:  # NUL, or half a character
-        raise MissingFile("no file can have this name") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise UnsupportedImage("expected a NIfTI file, found a directory")
-    if not stat.S_ISREG(status.st_mode):
-        raise UnsupportedImage("expected a NIfTI file, found a device or pipe")
-    if status.st_size == 0:
-        raise CorruptFile("the file has zero bytes; copy it again")
-    return status.st_size
-
-
-def _inflated_head(head: bytes, path: str) -> bytes:
-    """Return the first bytes of a gzip file, from those already read if they suffice."""
-    # Damage is reported below. The stubs of isal do not type its error as a class.
-    with suppress(isal_zlib.error):  # type: ignore[arg-type]
-        inflated: bytes = isal_zlib.decompressobj(_GZIP_WINDOW).decompress(head, _HEAD)
-        if len(inflated) == _HEAD:
-            return inflated
-    with _inflating(path) as file:
-        return file.read(_HEAD)
-
-
-@contextmanager
-def _inflating(path: str) -> Iterator[igzip.GzipFile]:
-    """Open a gzip file of one or more members; its damage is a CorruptFile."""
-    try:
-        with igzip.GzipFile(path) as file:
-            yield file
-    except EOFError:
-        raise CorruptFile("the gzip stream ends early; copy it again") from None
-    # The stubs of isal do not type its error as an exception.
-    except (igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
-        raise CorruptFile(f"the gzip stream is damaged ({error}); copy it again") from None
-
-
-def _parse(head: bytes, path: str, *, file_bytes: int, gzipped: bool) -> NiftiHeader:
-    header = _nibabel_header(head)
-    try:
-        lengths = tuple(int(length) for length in header.get_data_shape())
-    except HeaderDataError as error:  # a length is missing where Freesurfer would put it
-        raise CorruptFile(f"the header is damaged ({error})") from None
-    shape = _shape(lengths)
+    file_bytes = data_bytes = file_size(path)
+    head, gzipped = read_head(path, _HEAD)
+    format_ = _format(head, is_header_file=path.lower().endswith((".hdr", ".hdr.gz")))
+    header, pixdim = _nibabel_header(head, format_)
+    data_path = path
+    if format_.is_pair:
+        data_path = _data_path(path)
+        data_bytes = file_size(data_path)
+        file_bytes += data_bytes
+        gzipped = data_path.lower().endswith(".gz")  # raw voxels may begin with any bytes
+    shape = _lengths(header)
+    n_volumes = shape[3] if len(shape) == 4 else 1
+    volume = check_volume(volume, shape=shape, n_volumes=n_volumes)
     dtype = _dtype(header)
-    try:
-        slope, intercept = header.get_slope_inter()
-        with np.errstate(all="ignore"):  # the result is checked
-            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    except HeaderDataError as error:
-        raise CorruptFile(f"the header is damaged ({error})") from None
-    except (ValueError, np.linalg.LinAlgError):
-        raise GeometryMismatch(SINGULAR) from None
-    check_affine(affine)
-    return NiftiHeader(
-        path=path,
-        shape=shape,
-        dtype=dtype,
-        affine=affine,
-        oriented=bool(header["sform_code"] > 0 or header["qform_code"] > 0),
-        slope=1.0 if slope is None else float(slope),
-        intercept=0.0 if intercept is None else float(intercept),
-        offset=int(header.get_data_offset()),
-        file_bytes=file_bytes,
-        gzipped=gzipped,
+    analyze_path = path if format_.is_analyze else None
+    orientation = _orientation(
+        header, pixdim, analyze_path=analyze_path, orientation_from=orientation_from
     )
+    slope, intercept = _scaling(header)
+    stored = StoredHeader(
+        path=path,
+        shape=(shape[0], shape[1], shape[2]),
+        dtype=dtype,
+        affine=orientation.affine,
+        oriented=orientation.oriented,
+        slope=slope,
+        intercept=intercept,
+        file_bytes=file_bytes,
+        n_volumes=n_volumes,
+        is_label=not format_.is_analyze and int(header["intent_code"]) == _LABEL,
+        notes=orientation.notes,
+        data_files=(path, data_path) if format_.is_pair else (path,),
+        other_affine=orientation.other,
+        data_path=data_path,
+        encoding="gzip" if gzipped else "raw",
+        offset=int(header.get_data_offset()),
+        volume=volume,
+    )
+    check_backed(stored, data_bytes)
+    return stored
 
 
-def _nibabel_header(head: bytes) -> nib.Nifti1Header:
+def _format(head: bytes, *, is_header_file: bool) -> _Format:
     sizes = {int.from_bytes(head[:4], order) for order in ("little", "big")}
-    kind: type[nib.Nifti1Header] | None = None
     if nib.Nifti1Header.sizeof_hdr in sizes:
-        kind = nib.Nifti1Header
+        kind, magic = nib.Nifti1Header, head[344:348]
     elif nib.Nifti2Header.sizeof_hdr in sizes:
-        kind = nib.Nifti2Header
-    if kind is None:
+        kind, magic = nib.Nifti2Header, head[4:8]
+    else:
+        refuse_unknown(head, "a NIfTI file")
+    if not is_header_file:
+        return _Format(kind=kind, is_pair=False)
+    if magic[:3] in (b"n+1", b"n+2"):
+        raise UnsupportedImage("the header is that of a single file; let its name end in .nii")
+    if magic[:3] in (b"ni1", b"ni2"):
+        return _Format(
+            kind=nib.nifti1.Nifti1PairHeader
+            if kind is nib.Nifti1Header
+            else nib.nifti2.Nifti2PairHeader,
+            is_pair=True,
+        )
+    if kind is nib.Nifti2Header:
         raise CorruptFile("the bytes are not those of a NIfTI file")
+    return _Format(kind=nib.Spm2AnalyzeHeader, is_pair=True, is_analyze=True)
+
+
+def _data_path(path: str) -> str:
+    """Return the path of the voxels of a pair."""
+    stem = path[: path.lower().rindex(".hdr")]
+    suffix = ".IMG" if path[len(stem) :].startswith(".HDR") else ".img"
+    paths = [stem + suffix, stem + suffix + (".GZ" if suffix == ".IMG" else ".gz")]
+    existing = [data_path for data_path in paths if os.path.lexists(data_path)]
+    if not existing:
+        raise MissingFile(f"{paths[0]} is not beside it, which holds the voxels of the pair")
+    if len(existing) > 1:
+        names = " and ".join(map(os.path.basename, existing))
+        raise UnsupportedImage(f"both {names} are beside it; remove the wrong one")
+    return existing[0]
+
+
+def _nibabel_header(head: bytes, format_: _Format) -> tuple[nib.Nifti1Header, NDArray[np.float64]]:
+    """Return a header, and its spacing before nibabel repaired it."""
+    kind = format_.kind
     try:
         header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=False)
+        pixdim = np.array([float(length) for length in header["pixdim"][1:4]])
         is_wide = header["datatype"] in _WIDE  # which nibabel supports on some machines
         # Repairs and refuses the same headers as nibabel does on loading.
         if not is_wide:
@@ -189,24 +163,36 @@ def _nibabel_header(head: bytes) -> nib.Nifti1Header:
         raise CorruptFile(f"the header is damaged ({error})") from None
     if is_wide:
         raise UnsupportedImage("expected real numbers of up to 64 bits")
-    if header["magic"].item()[:3] not in (b"n+1", b"n+2"):
-        raise UnsupportedImage("expected a NIfTI file, found half of an .hdr/.img pair; convert it")
-    if offset < kind.sizeof_hdr:
+    if not format_.is_pair and header["magic"].item()[:3] not in (b"n+1", b"n+2"):
+        raise UnsupportedImage("this is the header of a pair; let its name end in .hdr")
+    if offset < (0 if format_.is_pair else kind.sizeof_hdr):
         raise CorruptFile(f"the header is damaged (it puts the voxels at its own byte {offset})")
-    return cast(nib.Nifti1Header, header)
+    return cast("nib.Nifti1Header", header), pixdim
 
 
-def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def _lengths(header: nib.Nifti1Header) -> tuple[int, ...]:
+    """Return the three or four lengths of the axes."""
+    try:
+        shape = tuple(int(length) for length in header.get_data_shape())
+    except HeaderDataError as error:  # a length is missing where Freesurfer would put it
+        raise CorruptFile(f"the header is damaged ({error})") from None
     if any(length < 1 for length in shape):
         raise CorruptFile(f"the header is damaged (it gives the shape {'×'.join(map(str, shape))})")
-    volume, more = shape[:3], shape[3:]
-    if len(volume) < 3:
-        raise UnsupportedImage(f"expected a 3D volume, found {len(volume)}D {format_shape(shape)}")
-    if any(length > 1 for length in more):
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) < 3:
+        raise UnsupportedImage(f"expected a 3D volume, found {len(shape)}D {format_shape(shape)}")
+    intent = int(header["intent_code"]) if "intent_code" in header else 0
+    what = _INTENTS.get(intent, "")
+    if len(shape) > 4 and shape[:4] == (1, 1, 1, 1) and not what:
+        what = _INTENTS[3000]
+    if len(shape) > 4 or what.startswith("CIFTI"):
         raise UnsupportedImage(
-            f"expected one volume, found {len(shape)}D {format_shape(shape)}; split it into volumes"
+            f"expected a 3D volume, found {len(shape)}D {format_shape(shape)}"
+            + (f": {what}; it cannot be sliced" if what else "; save its volumes apart")
         )
-    return volume[0], volume[1], volume[2]
+    check_line(shape)
+    return shape
 
 
 def _dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
@@ -222,31 +208,24 @@ def _dtype(header: nib.Nifti1Header) -> np.dtype[Any]:
     return cast("np.dtype[Any]", dtype)
 
 
-def _check_backed(header: NiftiHeader) -> None:
-    """Raise if the file is too short for the voxels that its header promises."""
-    promised = header.offset + header.voxel_bytes
-    most = header.file_bytes * (_MOST_DEFLATED if header.gzipped else 1)
-    if promised > most:
-        raise CorruptFile(
-            f"the header gives {promised:,} bytes ({format_shape(header.shape)} "
-            f"{header.dtype}), but the file of {header.file_bytes:,} bytes cannot hold them; it is "
-            "cut off or damaged, copy it again"
-        )
+def _scaling(header: nib.Nifti1Header) -> tuple[float, float]:
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise CorruptFile(f"the header is damaged ({error})") from None
+    return (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
 
 
-def _inflate(header: NiftiHeader) -> bytes:
-    """Return the uncompressed bytes that the header promises; reads to the end for the checksum."""
-    promised = header.offset + header.voxel_bytes
-    with _inflating(header.path) as file:
-        inflated = file.read(promised)  # readinto would make another copy
-        trailer = file.read(_TRAILER + 1)
-    if len(inflated) < promised:
-        raise CorruptFile(
-            f"the header gives {promised:,} bytes, but the gzip stream holds {len(inflated):,}; "
-            "copy the file again"
-        )
-    if len(trailer) > _TRAILER:
-        raise CorruptFile(
-            f"the gzip stream holds more than the {promised:,} bytes that the header gives"
-        )
-    return inflated
+def _orientation(
+    header: nib.Nifti1Header,
+    pixdim: NDArray[np.float64],
+    *,
+    analyze_path: str | None,
+    orientation_from: str,
+) -> Orientation:
+    try:
+        if analyze_path:
+            return analyze_orientation(header, analyze_path)
+        return orient(header, pixdim=pixdim, orientation_from=orientation_from)
+    except HeaderDataError as error:
+        raise CorruptFile(f"the header is damaged ({error})") from None

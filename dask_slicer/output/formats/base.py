@@ -74,7 +74,7 @@ def case_metadata(
     n_slices, height, width = stack.shape
     channels = (2 * settings.window_size + 1) * len(stack.image)
     return {
-        "source_file": _one_or_list(list(case.sources)),
+        "source_file": _one_or_list([source or None for source in case.sources]),
         "total_slices": n_slices,
         "window_size": settings.window_size,
         "padding_mode": settings.padding_mode,
@@ -90,6 +90,8 @@ def case_metadata(
         "split": case.split,
         "plane": settings.plane,
         "affine": stack.affine.tolist(),
+        **_notes(case),
+        **({"overlapping_voxels": stack.n_overlapping} if stack.n_overlapping else {}),
     } | names.metadata()
 
 
@@ -97,6 +99,12 @@ def is_normalized(settings: SliceSettings) -> bool | list[bool]:
     """Return whether images are normalised: a list for each modality only where they differ."""
     flags = [method != "none" for method in for_each_modality(settings.normalize, 1)]
     return flags[0] if len(set(flags)) == 1 else flags
+
+
+def _notes(case: CasePlan) -> dict[str, list[str]]:
+    """Return what is odd in the headers of a case, under its key; empty if nothing is."""
+    notes = [f"{path}: {note}" for path, note in case.header_notes]
+    return {"header_notes": notes} if notes else {}
 
 
 def statistics_by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:

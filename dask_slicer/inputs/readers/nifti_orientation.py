@@ -1,0 +1,145 @@
+"""Affines of NIfTI headers in mm, and what contradicts them in the same header."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.core.geometry import check_affine, grid_distance, spacing
+from dask_slicer.errors import GeometryMismatch
+
+# mm in a unit of space, by the code in xyzt_units; the rest are mm.
+_UNITS = {1: ("metre", 1e3), 3: ("micron", 1e-3)}
+# A qform's quaternion may be this much longer than 1: then it is made as long, as others do.
+_MOST_LENGTH = 1.01
+# In voxels and as a share: sform and qform, spacing and affine differ by less where one of them
+# was rounded.
+_SAME_PLACE = 0.1
+_SAME_SPACING = 0.01
+# Planes of slices in Analyze's field orient.
+_ANALYZE_PLANES = ("axial", "coronal", "sagittal") * 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orientation:
+    """The affine of a header, in mm, and what contradicts it."""
+
+    affine: NDArray[np.float64]
+    oriented: bool
+    notes: tuple[str, ...] = ()
+    other: NDArray[np.float64] | None = None
+
+
+def orient(
+    header: nib.Nifti1Header, *, pixdim: NDArray[np.float64], orientation_from: str
+) -> Orientation:
+    """Return the affine of the sform if its code is over 0, else of the qform, or the reverse.
+
+    `pixdim` is the spacing along the array axes as stored, before any repair.
+    """
+    has_sform, has_qform = header["sform_code"] > 0, header["qform_code"] > 0
+    unit, mm = _UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
+    if orientation_from == "qform" and not has_qform:
+        raise GeometryMismatch(
+            "the header has no qform (its code is 0), which --orientation_from qform takes"
+        )
+    uses_sform = has_sform and orientation_from == "sform"
+    with np.errstate(all="ignore"):  # the result is checked
+        if uses_sform:
+            affine = np.asarray(header.get_sform(), dtype=np.float64)
+        elif has_qform:
+            affine = _qform(header)
+        else:
+            affine = np.asarray(header.get_base_affine(), dtype=np.float64)
+        scale = np.diag([mm, mm, mm, 1.0])
+        affine = scale @ affine if mm != 1 else affine
+    check_affine(affine)
+    notes = [] if mm == 1 else [f"the header is in units of {unit}, and is converted to mm"]
+    other = None
+    if has_sform and has_qform:
+        other, mm_apart = _other_form(header, affine, scale=scale, takes_qform=uses_sform)
+    if other is not None:
+        used, unused = ("sform", "qform") if uses_sform else ("qform", "sform")
+        notes.append(
+            f"sform and qform disagree (by {mm_apart:.3g} mm at a corner); the {used} is used, "
+            f"--orientation_from {unused} takes the other"
+        )
+    notes += _spacing_notes(pixdim * mm, affine)
+    return Orientation(
+        affine=affine, oriented=bool(has_sform or has_qform), notes=tuple(notes), other=other
+    )
+
+
+def analyze_orientation(header: nib.analyze.AnalyzeHeader, path: str) -> Orientation:
+    """Return the affine that nibabel takes: Analyze has none, only the place of an origin."""
+    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    check_affine(affine)
+    code = int.from_bytes(header["orient"].item() or b"\0", "little")
+    notes: list[str] = []
+    if 0 < code < len(_ANALYZE_PLANES):
+        notes.append(
+            f"the field orient is {code} ({_ANALYZE_PLANES[code]} slices) and is not followed; "
+            "the axes are taken as left, front, top"
+        )
+    matrix = Path(path).with_suffix(".mat")
+    if matrix.exists():  # of SPM 99
+        notes.append(f"the affine in {matrix.name} beside it is not read")
+    return Orientation(affine=affine, oriented=False, notes=tuple(notes))
+
+
+def _qform(header: nib.Nifti1Header) -> NDArray[np.float64]:
+    quaternion = np.array([header[f"quatern_{axis}"] for axis in "bcd"], dtype=np.float64)
+    length = float(np.linalg.norm(quaternion))
+    if length > _MOST_LENGTH:
+        raise GeometryMismatch(
+            f"the quaternion of the qform is {length:.4g} long, not 1 or less; repair the header"
+        )
+    if not np.isfinite(quaternion).all():
+        raise GeometryMismatch("the qform holds NaN or Inf; repair the header")
+    if length**2 - 1 >= abs(float(cast(float, header.quaternion_threshold))):
+        header = header.copy()
+        for axis, value in zip("bcd", quaternion / length, strict=True):
+            header[f"quatern_{axis}"] = value
+    try:
+        return np.asarray(header.get_qform(), dtype=np.float64)
+    except ValueError as error:
+        raise GeometryMismatch(f"the qform is damaged ({error}); repair the header") from None
+
+
+def _other_form(
+    header: nib.Nifti1Header,
+    affine: NDArray[np.float64],
+    *,
+    scale: NDArray[np.float64],
+    takes_qform: bool,
+) -> tuple[NDArray[np.float64] | None, float]:
+    """Return the form that is not used, None if it fits or is none, and the distance in mm."""
+    try:
+        with np.errstate(all="ignore"):
+            other = scale @ (_qform(header) if takes_qform else np.asarray(header.get_sform()))
+            voxels, mm_apart = grid_distance(affine, other, header.get_data_shape()[:3])
+            if voxels <= _SAME_PLACE:
+                return None, mm_apart
+            check_affine(other)
+    except (GeometryMismatch, nib.spatialimages.HeaderDataError):
+        return None, 0.0
+    return other, mm_apart
+
+
+def _spacing_notes(pixdim: NDArray[np.float64], affine: NDArray[np.float64]) -> list[str]:
+    """Return a note if the spacing of the header is not that of the affine; 0 means none."""
+    of_affine = np.array(spacing(affine))
+    with np.errstate(invalid="ignore"):
+        differs = np.abs(np.abs(pixdim) - of_affine) > _SAME_SPACING * of_affine
+    if not (differs & np.isfinite(pixdim) & (pixdim != 0)).any():
+        return []
+    return [f"pixdim {_mm(np.abs(pixdim))} and the spacing of the affine {_mm(of_affine)} disagree"]
+
+
+def _mm(lengths: NDArray[np.float64]) -> str:
+    return " × ".join(f"{length:.3g}" for length in lengths) + " mm"

@@ -1,0 +1,150 @@
+"""Facts from the headers of a case's files, and notes on them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from math import prod
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.geometry import align, axis_codes, spacing
+from dask_slicer.errors import UnsupportedImage
+from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.load import grids_of
+from dask_slicer.inputs.readers import read_header
+from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
+from dask_slicer.planning.plan import CasePlan, case_digest
+from dask_slicer.utils.formatting import first_few, plural
+
+_NUMBERS = re.compile(r"-?\d[\d.,e+-]*")
+
+
+def first_volumes(case: Case) -> dict[str, VolumeHeader]:
+    """Return the headers of the first volumes of a case's images and label, by path.
+
+    Those that cannot be read are left out: they fail where the case is planned.
+    """
+    headers = {}
+    for path in (*case.image_files, *([] if case.label is None else [case.label])):
+        if split_volume(path)[1] is None:
+            try:
+                headers[path] = read_header(f"{path}[0]", orientation_from=case.orientation_from)
+            except Exception:  # noqa: S112
+                continue
+    return headers
+
+
+def with_headers(
+    plan: CasePlan, config: RunConfig, root: Path, known: dict[str, VolumeHeader]
+) -> CasePlan:
+    """Return a case's plan, filled in from its headers; `known` has those of `first_volumes`."""
+    case = plan.case
+    headers = [_header(path, case.orientation_from, known) for path in case.files]
+    n_images = len(case.image_files)
+    images, labels = headers[:n_images], headers[n_images:]
+    for header in images:
+        if header.is_label and not case.stated:
+            raise UnsupportedImage(
+                f"{header.path}: the header says that this is a label map (intent code label), not "
+                "an image; name the files with --images and --labels, or in a manifest"
+            )
+    grids = grids_of(headers, n_images=n_images, label_grid=case.label_grid)
+    _, grid = align(grids, config.plane)
+    image_bytes = images[0].voxel_bytes * case.images.count("") + _voxel_bytes(images)
+    label_bytes, mask_bytes = _voxel_bytes(labels), 0
+    if case.merges_masks:  # one mask is in memory at a time, beside their label
+        mask_bytes = label_bytes
+        label_bytes = max(header.voxel_bytes for header in labels)
+        label_bytes += prod(grid.shape) * np.min_scalar_type(case.masks[-1].value).itemsize
+    names = {path: _relative(path, root) for path in case.files} | {"": ""}
+    notes = [(names[header.path], note) for header in headers for note in header.notes]
+    notes += [
+        (names[header.path], "takes the affine of the image, --label_grid image")
+        for header, placed in zip(labels, grids[n_images:], strict=True)
+        if not np.array_equal(header.affine, placed.affine)
+    ]
+    dtypes = iter([str(header.dtype.newbyteorder("=")) for header in images])
+    first = str(images[0].dtype.newbyteorder("="))
+    return replace(
+        plan,
+        digest=case_digest(plan, config, list(_sources(case, headers, root, names))),
+        sources=tuple(names[path] for path in case.images),
+        shape=grid.shape,
+        spacing=spacing(grid.affine),
+        orientation=axis_codes(images[0].affine),
+        dtypes=tuple(next(dtypes) if path else first for path in case.images),
+        file_bytes=sum(header.file_bytes // header.n_volumes for header in headers),
+        voxel_bytes=image_bytes + label_bytes,
+        mask_bytes=mask_bytes,
+        oriented=images[0].oriented,
+        header_notes=tuple(notes),
+        label_names={} if case.merges_masks or not labels else labels[0].label_names,
+    )
+
+
+def _header(path: str, orientation_from: str, known: dict[str, VolumeHeader]) -> VolumeHeader:
+    file, number = split_volume(path)
+    header = known.get(file)
+    if header is not None and (number is not None or header.n_volumes == 1):
+        return replace(header, path=path)
+    return read_header(path, orientation_from=orientation_from)
+
+
+def _voxel_bytes(headers: Iterable[VolumeHeader]) -> int:
+    return sum(header.voxel_bytes for header in headers)
+
+
+def _relative(path: str, root: Path) -> str:
+    return PurePath(os.path.relpath(path, root)).as_posix()
+
+
+def _sources(
+    case: Case, headers: Sequence[VolumeHeader], root: Path, names: dict[str, str]
+) -> Iterator[tuple[str, int, int]]:
+    """Yield path, size and mtime in ns of each file, images first; zeros for a missing image."""
+    for path in (*case.images, *case.label_files):
+        if path:
+            status = Path(split_volume(path)[0]).stat()
+            yield names[path], status.st_size, status.st_mtime_ns
+        else:
+            yield "", 0, 0
+    for header in headers:  # such as the .img of an .hdr
+        for path in header.data_files:
+            if path != split_volume(header.path)[0]:
+                status = Path(path).stat()
+                yield _relative(path, root), status.st_size, status.st_mtime_ns
+
+
+def names_in_headers(cases: Iterable[CasePlan]) -> tuple[dict[int, str], str | None]:
+    """Return the names of label values in headers; none, but a note, if two cases disagree."""
+    first: dict[int, tuple[str, str]] = {}
+    for case in cases:
+        for value, name in case.label_names.items():
+            other, other_case = first.setdefault(value, (name, case.case_id))
+            if other != name:
+                return {}, (
+                    f"headers of labels disagree on value {value}: {other} in {other_case}, {name} "
+                    f"in {case.case_id}; no names are kept, and the values may mean other things"
+                )
+    return {value: name for value, (name, _) in first.items()}, None
+
+
+def grouped_notes(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield one note for each kind of oddity in headers, of pairs of a file and a text.
+
+    >>> pairs = [("a.nii", "in units of 3"), ("b.nii", "in units of 1"), ("b.nii", "damaged")]
+    >>> list(grouped_notes(pairs))
+    ['2 files: in units of 3: a.nii, b.nii', '1 file: damaged: b.nii']
+    """
+    kinds: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for path, note in pairs:
+        kinds[_NUMBERS.sub("", note)].append((path, note))
+    for notes in kinds.values():
+        paths = list(dict.fromkeys(path for path, _ in notes))
+        yield f"{plural(len(paths), 'file')}: {notes[0][1]}: {first_few(paths)}"

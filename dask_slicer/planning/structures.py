@@ -1,0 +1,74 @@
+"""Numbers of structures whose masks are merged, the same in all cases of an output."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from dask_slicer.errors import DatasetError, OutputError
+from dask_slicer.inputs.case import Case
+from dask_slicer.utils.formatting import did_you_mean
+
+
+def structures_of(cases: Iterable[Case]) -> set[str]:
+    """Return the structures whose masks are merged."""
+    return {mask.structure for case in cases if case.label is None for mask in case.masks}
+
+
+def number_structures(
+    present: Collection[str],
+    *,
+    wanted: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    frozen: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Return the label value of each structure.
+
+    Parameters
+    ----------
+    present : collection of str
+        Structures of the dataset.
+    wanted : sequence of str
+        Of `--structures`: values 1, 2, … in this order.
+    columns : sequence of str
+        The order of the dataset, such as that of a manifest's columns; the rest follow by name.
+    frozen : mapping of structure to value
+        Of the output; new structures get values after these.
+
+    Examples
+    --------
+    >>> number_structures({"spleen", "liver"})
+    {'liver': 1, 'spleen': 2}
+    >>> number_structures({"spleen", "aorta"}, frozen={"liver": 1, "spleen": 2})
+    {'liver': 1, 'spleen': 2, 'aorta': 3}
+
+    Raises
+    ------
+    DatasetError
+        If no case has a mask of a wanted structure.
+    OutputError
+        If the output has other values for those wanted.
+    """
+    numbers = dict(frozen or {})
+    for name in wanted:
+        if name not in present and name not in numbers:
+            raise DatasetError(
+                f"--structures {name}: no case has a mask of it{did_you_mean(name, present)}"
+            )
+    for name in (*wanted, *(name for name in columns if name in present), *sorted(present)):
+        numbers.setdefault(name, max(numbers.values(), default=0) + 1)
+    if any(numbers[name] != value for value, name in enumerate(wanted, start=1)):
+        raise OutputError(
+            f"the output was made with other settings: structures was "
+            f"{','.join(sorted(frozen or {}, key=numbers.__getitem__))}, is now "
+            f"{','.join(wanted)}; use another --output_dir, or --overwrite to replace it"
+        )
+    return numbers
+
+
+def with_values(case: Case, numbers: Mapping[str, int], *, overlap: str) -> Case:
+    """Return a case whose masks have the values of their structures."""
+    if not case.masks:
+        return case
+    masks = (replace(mask, value=numbers.get(mask.structure, 0)) for mask in case.masks)
+    return replace(case, masks=tuple(sorted(masks, key=lambda mask: mask.value)), overlap=overlap)
