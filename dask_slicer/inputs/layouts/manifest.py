@@ -175,8 +175,10 @@ def _case(
             if name in row
         ),
         group=row.get("group"),
+        split=choices.get("split"),
         stated=True,
-        **choices,
+        label_grid=choices.get("label_grid", "own"),
+        orientation_from=choices.get("orientation_from", "sform"),
     )
 
 
