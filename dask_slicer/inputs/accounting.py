@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.label_names import NO_LABELS, label_words, words_of
 from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
 from dask_slicer.inputs.readers.base import split_volume
+from dask_slicer.inputs.role_words import NO_LABELS, label_words, words_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 

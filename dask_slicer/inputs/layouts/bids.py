@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 
 from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.label_names import NO_LABELS, label_words
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.role_words import NO_LABELS, label_words
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 
