@@ -62,7 +62,7 @@ class _Folder:
 def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     """Match <case>/*.nii.gz, one file for each modality, also in folders such as <case>/pre/."""
     result = LayoutMatch("a folder a case")
-    folders = _folders(tree, result)
+    folders = _folders(tree, options, result)
     if result.miss:
         return result
     named = {case_id: _by_role(case_id, paths, result) for case_id, paths in folders.items()}
@@ -80,7 +80,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     return result
 
 
-def _folders(tree: FileTree, result: LayoutMatch) -> dict[str, list[str]]:
+def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict[str, list[str]]:
     """Return the volumes of each folder that is a case; `result.miss` if folders are no cases."""
     folders: dict[str, list[str]] = {}
     for path in tree.volumes:
@@ -107,19 +107,27 @@ def _folders(tree: FileTree, result: LayoutMatch) -> dict[str, list[str]]:
     ):
         named = [case_id for case_id in folders if roles[case_id]]
         result.miss = f"{first_few(named)} named for images or labels, not for a case"
-    elif len(folders) == 1 and not _is_one_case(*next(iter(folders.items()))):
-        result.miss = "one folder, whose files may be a case each"
+    elif (
+        len(folders) == 1
+        and options.layout is None
+        and not _is_one_case(*next(iter(folders.items())))
+    ):
+        result.miss = (
+            "one folder, whose files may be a case each; --layout folder_per_case takes it as one"
+        )
     return folders
 
 
 def _is_one_case(case_id: str, paths: list[str]) -> bool:
     """Return whether the only folder is a case, not one of several patients, by its files."""
     named = _by_role(case_id, paths, LayoutMatch(""))
-    labels = [words_of(name) for name in named.labels]
     return (
         len(named.images) < 2
         or all(path.rpartition("/")[2].startswith(case_id) for path in paths)
-        or (bool(labels) and all(set(words) == label_words(words) for words in labels))
+        or (
+            bool(named.labels)
+            and not any(without(name, label_words(words_of(name))) for name in named.labels)
+        )
         or (
             are_modalities(named.images)
             and len({without(name, image_words(name)) for name in named.images}) == 1
@@ -311,6 +319,8 @@ def _modalities(
     counts = Counter(name for names in named.values() for name in names.images)
     # A name in few folders is a stray file; if no name is common, each folder has its own.
     modalities = sorted(name for name, count in counts.items() if 2 * count >= len(named))
+    if len(named) > 1 and set(counts.values()) == {1} and not are_modalities(counts):
+        modalities = []
     strays = [
         path
         for names in named.values()
