@@ -116,6 +116,16 @@ def label_words(words: Iterable[str]) -> set[str]:
     return {word for word in words if word in _LABEL_WORDS or word.endswith(_LABEL_ENDINGS)}
 
 
+def all_label_words(name: str) -> set[str]:
+    """Return the words of a name that label maps have, also those that images may have.
+
+    >>> sorted(all_label_words("liver_tumor_mask"))
+    ['mask', 'tumor']
+    """
+    words = words_of(name)
+    return label_words(words) | _WEAK_WORDS.intersection(words)
+
+
 def image_words(name: str) -> set[str]:
     """Return the words of a name that images have, such as t1 or volume."""
     return {piece.casefold() for _, piece in pieces_of(name)} & _IMAGE_WORDS
@@ -192,7 +202,11 @@ def held_out_split(folder: str) -> Literal["test", "val", ""]:
     return "val" if words & _VALIDATION_WORDS else ""
 
 
-def says_images_only(folder: str) -> bool:
-    """Return whether a folder's name has words for images and training, and nothing else."""
-    words = _IMAGE_FOLDERS | _TRAINING_WORDS
-    return folder_role(folder) == "image" and not without(folder, words)
+def says_only_its_role(folder: str) -> bool:
+    """Return whether a folder's name has words for images or labels, and no name of a case.
+
+    >>> [says_only_its_role(name) for name in ("TrainingImg", "labelsTr", "scan1", "t1")]
+    [True, True, False, True]
+    """
+    words = _IMAGE_WORDS | _TRAINING_WORDS | label_words(words_of(folder))
+    return bool(folder_role(folder)) and not without(folder, words)

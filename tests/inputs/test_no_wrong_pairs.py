@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -41,7 +42,10 @@ def trees(draw) -> dict[str, tuple[str, str]]:
         for patient in patients:
             if draw(st.integers(0, 5)) == 0:
                 continue  # this patient lacks the file
-            path = f"{folder}/{name}.nii.gz".lstrip("/").replace("{}", patient)
+            path = f"{folder}/{name}.nii.gz".lstrip("/")
+            if not patient[0].isdecimal():  # img0001, but img_anna
+                path = re.sub(r"(?<=[a-z]){}", "_{}", path)
+            path = path.replace("{}", patient)
             if path in files:
                 return {}  # one name for two files: no such tree
             files[path] = (patient, role)
@@ -55,6 +59,8 @@ def read(files: dict[str, tuple[str, str]]) -> LayoutMatch | None:
         match = discovery._first_match(tree, InputOptions())
     except DatasetError:
         return None
+    if match.layout == "nnU-Net raw":
+        return None  # numbers at the end are channels there, also if they were drawn for patients
     match.files = account(tree, match)
     check_labels(tree, match, allow_missing=False)
     return None if match.problems else match
@@ -72,8 +78,8 @@ def test_no_case_has_files_of_two_patients_or_a_label_as_an_image(files) -> None
     for case in [] if match is None else match.cases:
         images = [files.get(Path(path).relative_to(ROOT).as_posix()) for path in case.images]
         labels = [files.get(Path(path).relative_to(ROOT).as_posix()) for path in case.label_files]
-        # A file that is not there fails the case by name.
-        if None in images or None in labels:
+        # A file that is not there fails the case by name, and so does a case without images.
+        if None in images or None in labels or not images:
             continue
         if not all(_is_named(path) for path, (_, role) in files.items() if role == "label"):
             continue

@@ -12,12 +12,14 @@ from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, unknown_n
 from dask_slicer.inputs.pairing import choose_name
 from dask_slicer.inputs.role_words import (
     ONE_STRUCTURE,
+    all_label_words,
     are_modalities,
     folder_role,
     image_words,
     label_words,
     named_like_labels,
     plain,
+    says_only_its_role,
     without,
     words_of,
 )
@@ -102,7 +104,7 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
             f"in folders below ({first_few(sorted(set(folders) - set(direct)))}); --input_dir must "
             "be the folder that holds the folders of cases"
         )
-    elif {"imagesTr", "imagesTs", "labelsTr", "labelsTs"} & set(folders) or (
+    elif any(map(says_only_its_role, folders)) or (
         "label" in roles.values() and set(roles.values()) != {"label"}
     ):
         named = [case_id for case_id in folders if roles[case_id]]
@@ -121,18 +123,13 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
 def _is_one_case(case_id: str, paths: list[str]) -> bool:
     """Return whether the only folder is a case, not one of several patients, by its files."""
     named = _by_role(case_id, paths, LayoutMatch(""))
-    return (
-        len(named.images) < 2
-        or all(path.rpartition("/")[2].startswith(case_id) for path in paths)
-        or (
-            bool(named.labels)
-            and not any(without(name, label_words(words_of(name))) for name in named.labels)
-        )
-        or (
-            are_modalities(named.images)
-            and len({without(name, image_words(name)) for name in named.images}) == 1
-        )
-    )
+    is_flat = all(path.count("/") == 1 for path in paths)
+    if len(paths) == 1 or not is_flat or all(_stem(p).startswith(case_id) for p in paths):
+        return True
+    labels = {without(name, all_label_words(name)) for name in named.labels}
+    images = {without(name, image_words(name)) for name in named.images}
+    is_one_image = len(named.images) == 1 or are_modalities(named.images)
+    return labels == {""} or (is_one_image and (images == {""} or len(labels | images) == 1))
 
 
 def _by_role(case_id: str, paths: list[str], result: LayoutMatch) -> _Folder:
@@ -349,7 +346,7 @@ def _modalities(
         )
     elif _may_be_patients(modalities, named) and not options.modalities:
         result.problems.append(
-            f"the images of a folder differ in numbers only: {first_few(modalities)}; modalities "
+            f"the images of a folder have numbers: {first_few(modalities)}; are they modalities "
             f"of a case (--modalities {','.join(modalities[:2])}), or a case each (--images "
             "'*/*.nii.gz')?"
         )
@@ -357,11 +354,11 @@ def _modalities(
 
 
 def _may_be_patients(modalities: list[str], named: Mapping[str, _Folder]) -> bool:
-    """Return whether images differ in numbers only, and their names do not have the case id."""
+    """Return whether images have numbers, as of patients, and their names lack the case id."""
+    rests = [without(name, image_words(name)) for name in modalities]
     return (
         len(modalities) > 1
-        and len({re.sub(r"\d+", "", name) for name in modalities}) == 1
-        and not are_modalities(modalities)
+        and any(re.search(r"(?<![^\W_])[^\W\d_]*\d+(?![^\W_])", rest) for rest in rests)
         and not all(
             plain(_stem(path)).startswith(plain(case_id))
             for case_id, names in named.items()

@@ -6,9 +6,16 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from dask_slicer.inputs.case import stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, by_stem, unknown_name
 from dask_slicer.inputs.pairing import choose_name, pair
-from dask_slicer.inputs.role_words import folder_role, held_out_split, says_images_only
+from dask_slicer.inputs.role_words import (
+    folder_role,
+    held_out_split,
+    label_words,
+    says_only_its_role,
+    words_of,
+)
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 
@@ -26,9 +33,9 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     held_out = [folder for folder in tops if used and folder not in used and folder_role(folder)]
     used = used or tops
     labels = [folder for folder in used if folder_role(folder) == "label"]
-    images = _image_folders(used, labels)
+    images = _image_folders(used, labels, tree)
     result.seen = sum(len(tree.within(folder)) for folder in images)
-    if not images or (not labels and not says_images_only(images[0])):
+    if not images or (not labels and not says_only_its_role(images[0])):
         result.miss = "no folder that is named for images, such as images/, with a NIfTI file in it"
         return result
     if not labels and images == ["imagesTr"]:
@@ -49,14 +56,22 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     return result
 
 
-def _image_folders(folders: Sequence[str], labels: Sequence[str]) -> list[str]:
-    """Return the folders of images: by their names, else those of modalities or the only other."""
+def _image_folders(folders: Sequence[str], labels: Sequence[str], tree: FileTree) -> list[str]:
+    """Return the folders of images: by their names, else those of modalities or the only other.
+
+    Only a folder with a name such as images/ may hold files that are named like labels.
+    """
     images = [folder for folder in folders if folder_role(folder) == "image"]
     if not labels:
         return images if len(images) == 1 else []
     others = [folder for folder in folders if folder not in labels]
     modalities = [folder for folder in others if folder_role(folder) == "modality"]
-    return images + modalities or (others if len(others) == 1 else [])
+    images = images + modalities or (others if len(others) == 1 else [])
+    doubtful = [
+        path for folder in images if not says_only_its_role(folder) for path in tree.within(folder)
+    ]
+    stems = (stem_of(path.rpartition("/")[2]) for path in doubtful)
+    return [] if any(label_words(words_of(stem)) for stem in stems) else images
 
 
 def _chosen_label(labels: list[str], name: str, tree: FileTree, result: LayoutMatch) -> list[str]:

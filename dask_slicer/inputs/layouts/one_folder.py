@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, by_stem, unknown_name
 from dask_slicer.inputs.pairing import choose_name, pair, role_words, words_of_all
 from dask_slicer.inputs.role_words import (
+    all_label_words,
     are_modalities,
+    folder_role,
     label_words,
     named_like_labels,
     names_an_image,
     pieces_of,
     plain,
+    says_only_its_role,
     without,
+    words_of,
 )
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
@@ -31,6 +35,10 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         result.miss = "volumes are in several folders" if tree.by_folder else "no NIfTI file"
         return result
     ((folder, paths),) = tree.by_folder.items()
+    role = folder_role(folder) if says_only_its_role(folder) else ""
+    if "/" in folder or (role in ("image", "label") and options.layout is None):
+        result.miss = f"the only folder with volumes is {folder}"
+        return result
     result.seen = len(paths)
     path_of = by_stem(paths, result)
     labels = _labels(list(path_of))
@@ -79,10 +87,14 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
 def _labels(stems: list[str]) -> list[str]:
     """Return the names that are named like labels; a word that all have does not count."""
     common = set.intersection(*(words_of_all([stem]) for stem in stems))
-    are_labels = named_like_labels([without(stem, common) for stem in stems])
-    if label_words(common) and not any(are_labels):
-        return stems
-    return [stem for stem, is_label in zip(stems, are_labels, strict=True) if is_label]
+    names = [without(stem, common) for stem in stems]
+    labels = [
+        stem
+        for stem, name, is_label in zip(stems, names, named_like_labels(names), strict=True)
+        # A word such as tumor may be that of an id, but not at the end.
+        if is_label and (label_words(words_of(name)) or all_label_words(pieces_of(stem)[-1][1]))
+    ]
+    return stems if label_words(common) and not labels else labels
 
 
 def _images(
