@@ -96,12 +96,16 @@ def pieces_of(name: str) -> list[tuple[str, str]]:
 def without(name: str, words: Collection[str]) -> str:
     """Return a name without some words, in any case, and the separators before them.
 
-    >>> without("volume-0", {"volume"}), without("p_seg1", {"seg"}), without("p_t1_x", {"t1"})
-    ('0', 'p_1', 'p_x')
+    Of a word that is there twice, the last is removed: the other may be part of an id.
+
+    >>> without("volume-0", {"volume"}), without("p_seg1", {"seg"}), without("CT1_ct", {"ct"})
+    ('0', 'p_1', 'CT1')
     """
+    pieces = pieces_of(name)
+    last = {piece.casefold(): number for number, (_, piece) in enumerate(pieces)}
     kept, pending, is_removed = "", "", False
-    for separator, piece in pieces_of(name):
-        if piece and piece.casefold() in words:
+    for number, (separator, piece) in enumerate(pieces):
+        if piece and piece.casefold() in words and last[piece.casefold()] == number:
             pending, is_removed = separator or pending, True
             continue
         if kept or not is_removed:

@@ -468,6 +468,11 @@ REFUSED = {
         {"structures": ("liver",)},
         "has no masks of structures",
     ),
+    "a label of another frame": (
+        nii("p/p_frame01", "p/p_frame12_gt", "q/q_frame01", "q/q_frame12_gt"),
+        {},
+        "is frame12_gt the label of frame01? their numbers differ",
+    ),
     "other patients": (
         nii("images/anna_1", "labels/bert_1"),
         {},

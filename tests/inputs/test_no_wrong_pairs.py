@@ -18,7 +18,7 @@ ROOT = Path("/scans")
 # Ids that are easily mistaken for each other, or for words.
 PATIENTS = [
     *("1", "01", "001", "10", "2", "p1", "p2", "p01", "anna", "anna_1", "anna_2", "bert", "bert_1"),
-    *("p1_2019", "p2_2019", "1_2019", "tumor_1", "lesion_2", "CT1", "ct_1", "mr_1", "case_0000"),
+    *("p1_2019", "p2_2019", "1_2019", "tumor_5", "lesion_6", "CT7", "ct_8", "mr_8", "case_0000"),
     *("case_0001", "NDARAB123GT5", "x-1", "x_1", "x.1", "Müller", "img_3", "scan2", "patient 7"),
 ]
 IMAGE_NAMES = ["{}", "{}_ct", "{}_t1", "{}-T2", "image_{}", "img{}", "volume-{}", "{}_0000", "t1"]
@@ -39,6 +39,8 @@ def trees(draw) -> dict[str, tuple[str, str]]:
     files: dict[str, tuple[str, str]] = {}
     for folder, role in folders:
         name = draw(st.sampled_from(IMAGE_NAMES if role == "image" else LABEL_NAMES))
+        if "{}" not in folder + name:
+            name += "_{}"
         for patient in patients:
             if draw(st.integers(0, 5)) == 0:
                 continue  # this patient lacks the file

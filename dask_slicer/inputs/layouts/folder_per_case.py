@@ -12,7 +12,6 @@ from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, unknown_n
 from dask_slicer.inputs.pairing import choose_name
 from dask_slicer.inputs.role_words import (
     ONE_STRUCTURE,
-    all_label_words,
     are_modalities,
     folder_role,
     image_words,
@@ -78,6 +77,8 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
             _pairs_as_cases(tree, named, result)
             return result
         _refuse_several_labels(named, several, result)
+    if not (options.label_name or options.modalities or options.structures):
+        _refuse_other_numbers(named, result)
     _add_cases(tree, named, options, result)
     return result
 
@@ -126,7 +127,7 @@ def _is_one_case(case_id: str, paths: list[str]) -> bool:
     is_flat = all(path.count("/") == 1 for path in paths)
     if len(paths) == 1 or not is_flat or all(_stem(p).startswith(case_id) for p in paths):
         return True
-    labels = {without(name, all_label_words(name)) for name in named.labels}
+    labels = {without(name, label_words(words_of(name))) for name in named.labels}
     images = {without(name, image_words(name)) for name in named.images}
     is_one_image = len(named.images) == 1 or are_modalities(named.images)
     return labels == {""} or (is_one_image and (images == {""} or len(labels | images) == 1))
@@ -226,6 +227,21 @@ def _refuse_several_labels(
         f"case {several[0]} has {len(names)} labels: {first_few(names, 6)}{others}; choose with "
         f"--label_name {names[0]}, or merge masks of one structure each with --structures"
     )
+
+
+def _refuse_other_numbers(named: Mapping[str, _Folder], result: LayoutMatch) -> None:
+    """Add the problem of a label whose number an image lacks: frame12_gt is not of frame01."""
+    for case_id, names in named.items():
+        for label in names.labels:
+            numbers = re.findall(r"\d+", without(label, label_words(words_of(label))))
+            for image in names.images:
+                others = re.findall(r"\d+", without(image, image_words(image)))
+                if numbers and others and numbers != others:
+                    result.problems.append(
+                        f"case {case_id}: is {label} the label of {image}? their numbers differ; "
+                        f"use --label_name {label}, or --images and --labels for other pairs"
+                    )
+                    return
 
 
 def _choose_label(named: Mapping[str, _Folder], name: str, result: LayoutMatch) -> None:

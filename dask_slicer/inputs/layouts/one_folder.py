@@ -107,9 +107,8 @@ def _images(
     words, _ = role_words(images, labels)
     by_key: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for stem in images:
-        modality = "_".join(
-            piece.casefold() for _, piece in pieces_of(stem) if piece.casefold() in words
-        )
+        pieces = (piece.casefold() for _, piece in pieces_of(stem))
+        modality = "_".join(dict.fromkeys(piece for piece in pieces if piece in words))
         other = by_key[plain(without(stem, words))].setdefault(modality, stem)
         if other != stem:
             result.problems.append(f"two files for one volume: {other} and {stem}")
