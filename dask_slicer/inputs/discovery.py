@@ -7,13 +7,10 @@ from pathlib import Path
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.accounting import account, check_labels
 from dask_slicer.inputs.case import case_id_problems
+from dask_slicer.inputs.choices import apply_choices
 from dask_slicer.inputs.layouts import LAYOUTS, manifest, patterns
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
-from dask_slicer.inputs.modalities import select_modalities
 from dask_slicer.inputs.tree import FileTree
-
-# Layouts, by their names for --layout, in which a case may have several labels.
-_CHOOSE_LABELS = {"bids", "folder_per_case", "images_and_labels", "one_folder"}
 
 
 def find_cases(
@@ -32,7 +29,7 @@ def find_cases(
         raise DatasetError(f"input_dir {input_dir} does not exist")
     if input_dir.is_dir():
         tree = FileTree.scan(input_dir, skip=skip)
-        match = _first_match(tree, options)
+        match = patterns.match(tree, options) if options.images else _first_match(tree, options)
     else:
         if input_dir.suffix.lower() not in (".csv", ".json"):
             raise DatasetError(
@@ -42,7 +39,7 @@ def find_cases(
         match = manifest.read_manifest(input_dir)
     problems = case_id_problems(case.case_id for case in match.cases)
     match.problems = list(dict.fromkeys(match.problems + problems))
-    select_modalities(tree, match, options.modalities)
+    apply_choices(tree, match, options)
     match.cases.sort(key=lambda case: case.case_id)
     match.files = account(tree, match)
     if match.layout != "manifest":
@@ -51,15 +48,12 @@ def find_cases(
 
 
 def _first_match(tree: FileTree, options: InputOptions) -> LayoutMatch:
-    if options.images:
-        return patterns.match(tree, options)
     misses = []
     for name, layout in LAYOUTS.items():
         if options.layout not in (None, name):
             continue
         match = layout.match(tree, options)
         if match.cases:
-            _refuse_unused(options, name, match)
             return match
         misses.append(match)
     if options.layout:
@@ -74,11 +68,3 @@ def _first_match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         f"no case found in {tree.root}; nearest is {nearest.layout}: {nearest.miss} "
         f"(also tried: {tried})"
     )
-
-
-def _refuse_unused(options: InputOptions, layout: str, match: LayoutMatch) -> None:
-    """Add the problem of options that choose labels and that a layout does not heed."""
-    if options.label_name and layout not in _CHOOSE_LABELS:
-        match.problems.append(f"--label_name has no effect in the layout {match.layout}")
-    if options.structures and not any(case.masks for case in match.cases):
-        match.problems.append(f"--structures: the layout {match.layout} has no masks of structures")

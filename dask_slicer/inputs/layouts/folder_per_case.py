@@ -110,20 +110,19 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
     ):
         named = [case_id for case_id in folders if roles[case_id]]
         result.miss = f"{first_few(named)} named for images or labels, not for a case"
-    elif (
-        len(folders) == 1
-        and options.layout is None
-        and not _is_one_case(*next(iter(folders.items())))
-    ):
+    elif len(folders) == 1 and not _is_one_case(options, *next(iter(folders.items()))):
         result.miss = (
             "one folder, whose files may be a case each; --layout folder_per_case takes it as one"
         )
     return folders
 
 
-def _is_one_case(case_id: str, paths: list[str]) -> bool:
+def _is_one_case(options: InputOptions, case_id: str, paths: list[str]) -> bool:
     """Return whether the only folder is a case, not one of several patients, by its files."""
     named = _by_role(case_id, paths, LayoutMatch(""))
+    chosen = {options.label_name, *options.structures} - {None}
+    if options.layout or (chosen and chosen <= {*named.images, *named.labels}):
+        return True
     is_flat = all(path.count("/") == 1 for path in paths)
     if len(paths) == 1 or not is_flat or all(_stem(p).startswith(case_id) for p in paths):
         return True
@@ -135,11 +134,12 @@ def _is_one_case(case_id: str, paths: list[str]) -> bool:
 
 def _by_role(case_id: str, paths: list[str], result: LayoutMatch) -> _Folder:
     """Return the volumes of a case by their roles."""
-    prefix = rf"^{re.escape(case_id)}([_\-. ]+|$)"
+    own = re.escape(case_id)
+    own_id = re.compile(rf"^{own}([_\-. ]+|$)|[_\-. ]+{own}$", flags=re.IGNORECASE)
     path_of: dict[str, str] = {}
     for path in paths:
         folder, _, file_name = path[len(case_id) + 1 :].rpartition("/")
-        name = re.sub(prefix, "", stem_of(file_name), flags=re.IGNORECASE) or _UNNAMED
+        name = own_id.sub("", stem_of(file_name)) or _UNNAMED
         name = f"{folder}/{name}" if folder else name
         other = path_of.setdefault(name, path)
         if other is not path:

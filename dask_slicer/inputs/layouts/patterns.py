@@ -145,7 +145,7 @@ def _without_labels(image: _Pattern, label: _Pattern, result: LayoutMatch) -> _P
         return image
     if shared != label.matches.keys() or len(shared) == len(image.matches):
         raise DatasetError(
-            f"{plural(len(shared), 'file')} match {image} and {label}: "
+            f"{plural(len(shared), 'file')} matched by {image} and {label}: "
             f"{first_few(sorted(shared))}; make the patterns narrower"
         )
     result.notes.append(f"files that match {image} and {label} are labels")
@@ -158,7 +158,7 @@ def _refuse_shared_files(images: Sequence[_Pattern]) -> None:
         for other in images[:number]:
             if shared := sorted(pattern.matches.keys() & other.matches.keys()):
                 raise DatasetError(
-                    f"{plural(len(shared), 'file')} match {other} and {pattern}: "
+                    f"{plural(len(shared), 'file')} matched by {other} and {pattern}: "
                     f"{first_few(shared)}; make the patterns narrower"
                 )
 
