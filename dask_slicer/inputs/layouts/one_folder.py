@@ -1,4 +1,4 @@
-"""All volumes in one folder, told apart by words in their names, as in LiTS."""
+"""All volumes in one folder, distinguished by words in their names, as in LiTS."""
 
 from __future__ import annotations
 

@@ -108,10 +108,9 @@ def _pattern(option: str, glob: str, tree: FileTree) -> _Pattern:
     is_open = bool(re.search(r"(\*|\?|\])$", relative))
     matches = {}
     for path in tree.volumes:
-        found = regex.fullmatch(unicodedata.normalize("NFC", path))
-        if found:
-            parts = [part or "" for part in found.groups()]
-            if is_open:  # the suffix is no part of what the wildcard stands for
+        if same := regex.fullmatch(unicodedata.normalize("NFC", path)):
+            parts = [part or "" for part in same.groups()]
+            if is_open:  # the suffix is no part of the key
                 parts[-1] = stem_of(parts[-1])
             matches[path] = tuple(parts)
     if not matches:
