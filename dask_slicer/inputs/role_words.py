@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 # As public datasets spell them: BraTS `seg`, KiTS `segmentation`, MRBrainS18 `segm`, ACDC `gt`,
@@ -63,6 +64,7 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold().strip()
 
 
+@lru_cache(maxsize=10_000)
 def words_of(name: str) -> tuple[str, ...]:
     """Return the words of a name, in lower case, without punctuation and numbers at their ends.
 
@@ -74,14 +76,15 @@ def words_of(name: str) -> tuple[str, ...]:
     return tuple(word for word in words if word)
 
 
-def pieces_of(name: str) -> list[tuple[str, str]]:
+@lru_cache(maxsize=10_000)
+def pieces_of(name: str) -> tuple[tuple[str, str], ...]:
     """Return the words and numbers of a name, each with the text that separates it from the last.
 
     A number at one end of a word is apart, so that img0001 and label0001 have the same number; a
     word with numbers inside or at both ends, such as an id, and a word such as T1, stay whole.
 
     >>> pieces_of("img0001-T1_c01s02")
-    [('', 'img'), ('', '0001'), ('-', 'T1'), ('_', 'c01s02')]
+    (('', 'img'), ('', '0001'), ('-', 'T1'), ('_', 'c01s02'))
     """
     pieces = []
     for separator, run in re.findall(r"([\W_]*)([^\W_]*)", name):
@@ -90,7 +93,7 @@ def pieces_of(name: str) -> list[tuple[str, str]]:
         )
         first, *others = [run] if whole else _WORD_ENDS.split(run)
         pieces += [(separator, first), *(("", other) for other in others)]
-    return [piece for piece in pieces if piece != ("", "")]
+    return tuple(piece for piece in pieces if piece != ("", ""))
 
 
 def without(name: str, words: Collection[str]) -> str:
@@ -184,6 +187,7 @@ def named_like_labels(stems: Sequence[str]) -> list[bool]:
     return strict if all(are_labels) else are_labels
 
 
+@lru_cache(maxsize=100_000)
 def folder_role(name: str) -> Literal["label", "image", "modality", ""]:
     """Return what the files in a folder are by its name, "" if it does not say so.
 
@@ -212,5 +216,6 @@ def says_only_its_role(folder: str) -> bool:
     >>> [says_only_its_role(name) for name in ("TrainingImg", "labelsTr", "scan1", "t1")]
     [True, True, False, True]
     """
-    words = _IMAGE_WORDS | _TRAINING_WORDS | label_words(words_of(folder))
-    return bool(folder_role(folder)) and not without(folder, words)
+    if not folder_role(folder):
+        return False
+    return not without(folder, _IMAGE_WORDS | _TRAINING_WORDS | label_words(words_of(folder)))

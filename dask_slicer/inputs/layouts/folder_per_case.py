@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from dask_slicer.inputs.case import Mask, stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, unknown_name
+from dask_slicer.inputs.layouts.case_folder import UNNAMED, CaseFolder, own_images, read_case_folder
 from dask_slicer.inputs.pairing import choose_name
 from dask_slicer.inputs.role_words import (
-    ONE_STRUCTURE,
     are_modalities,
     folder_role,
     image_words,
     label_words,
-    named_like_labels,
     plain,
     says_only_its_role,
     without,
@@ -25,40 +23,6 @@ from dask_slicer.inputs.role_words import (
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 
-# The name in its case of a file whose name is the case id.
-_UNNAMED = "image"
-
-
-@dataclass(slots=True)
-class _Folder:
-    """The volumes of a case: paths by name in the case, which is without the case id."""
-
-    images: dict[str, str] = field(default_factory=dict)
-    labels: dict[str, str] = field(default_factory=dict)
-    # Folders of one mask a file: names of structures, and paths.
-    masks: dict[str, dict[str, str]] = field(default_factory=dict)
-
-    @property
-    def alternatives(self) -> list[str]:
-        """Return the names of the labels that the case may have."""
-        return [*self.labels, *self.masks]
-
-    @property
-    def mask_files(self) -> dict[str, str]:
-        """Return the masks by their names in the case, such as segmentations/liver."""
-        return {
-            f"{folder}/{name}": path
-            for folder, masks in self.masks.items()
-            for name, path in masks.items()
-        }
-
-    @property
-    def by_structure(self) -> dict[str, str]:
-        """Return every file that may be a mask by what its name says it is of."""
-        loose = {_structure(name): path for name, path in self.labels.items()}
-        masks = {name: path for masks in self.masks.values() for name, path in masks.items()}
-        return {**self.images, **self.labels, **loose, **masks}
-
 
 def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     """Match <case>/*.nii.gz, one file for each modality, also in folders such as <case>/pre/."""
@@ -66,13 +30,15 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     folders = _folders(tree, options, result)
     if result.miss:
         return result
-    named = {case_id: _by_role(case_id, paths, result) for case_id, paths in folders.items()}
+    named = {
+        case_id: read_case_folder(case_id, paths, result) for case_id, paths in folders.items()
+    }
     if options.structures:
         _choose_structures(named, options.structures, result)
     elif options.label_name:
         _choose_label(named, options.label_name, result)
     elif several := [case_id for case_id in named if len(named[case_id].alternatives) > 1]:
-        pairs = {case_id: _own_images(named[case_id]) for case_id in several}
+        pairs = {case_id: own_images(named[case_id]) for case_id in several}
         if all(pairs.values()):
             _pairs_as_cases(tree, named, result)
             return result
@@ -119,7 +85,7 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
 
 def _is_one_case(options: InputOptions, case_id: str, paths: list[str]) -> bool:
     """Return whether the only folder is a case, not one of several patients, by its files."""
-    named = _by_role(case_id, paths, LayoutMatch(""))
+    named = read_case_folder(case_id, paths, LayoutMatch(""))
     chosen = {options.label_name, *options.structures} - {None}
     if options.layout or (chosen and chosen <= {*named.images, *named.labels}):
         return True
@@ -132,72 +98,12 @@ def _is_one_case(options: InputOptions, case_id: str, paths: list[str]) -> bool:
     return labels == {""} or (is_one_image and (images == {""} or len(labels | images) == 1))
 
 
-def _by_role(case_id: str, paths: list[str], result: LayoutMatch) -> _Folder:
-    """Return the volumes of a case by their roles."""
-    own = re.escape(case_id)
-    own_id = re.compile(rf"^{own}([_\-. ]+|$)|[_\-. ]+{own}$", flags=re.IGNORECASE)
-    path_of: dict[str, str] = {}
-    for path in paths:
-        folder, _, file_name = path[len(case_id) + 1 :].rpartition("/")
-        name = own_id.sub("", stem_of(file_name)) or _UNNAMED
-        name = f"{folder}/{name}" if folder else name
-        other = path_of.setdefault(name, path)
-        if other is not path:
-            result.problems.append(
-                f"case {case_id} has two files for one modality: "
-                f"{other.rpartition('/')[2]} and {path.rpartition('/')[2]}"
-            )
-    named = _Folder()
-    loose = []
-    for name, path in path_of.items():
-        folder, _, structure = name.rpartition("/")
-        if any(folder_role(part) == "label" for part in folder.split("/")):
-            named.masks.setdefault(folder, {})[structure] = path
-        else:
-            loose.append(name)
-    for folder, masks in list(named.masks.items()):
-        if len(masks) == 1 and (only := _label_map(*masks)) is not None:
-            named.labels[f"{folder}/{only}"] = named.masks.pop(folder)[only]
-    for name, is_label in zip(loose, named_like_labels(loose), strict=True):
-        (named.labels if is_label else named.images)[name] = path_of[name]
-    organs = [name for name in named.labels if ONE_STRUCTURE.intersection(words_of(name))]
-    if len(organs) > 1:  # one alone may be a map of all organs
-        named.masks["structures"] = {_structure(name): named.labels.pop(name) for name in organs}
-    return named
-
-
-def _label_map(name: str) -> str | None:
-    """Return the name of the only file in a folder of labels if it names no structure."""
-    words = words_of(name)
-    return name if name == _UNNAMED or set(words) == label_words(words) else None
-
-
-def _structure(name: str) -> str:
-    """Return the structure that a mask is of, by its name."""
-    return without(name, ONE_STRUCTURE | label_words(words_of(name))).rstrip(".") or name
-
-
-def _own_images(named: _Folder) -> dict[str, str]:
-    """Return the image of each label, nothing unless each label has one.
-
-    Here a word for images tells images apart: t1_mask is not a label of t2.
-    """
-    image_of = {}
-    by_name = {plain(name): name for name in named.images}
-    for label in named.labels:
-        name = plain(without(label, label_words(words_of(label)))) or _UNNAMED
-        if named.masks or name not in by_name:
-            return {}
-        image_of[label] = by_name.pop(name)
-    return image_of
-
-
-def _pairs_as_cases(tree: FileTree, named: Mapping[str, _Folder], result: LayoutMatch) -> None:
+def _pairs_as_cases(tree: FileTree, named: Mapping[str, CaseFolder], result: LayoutMatch) -> None:
     """Add a case for each label and its image, as in ACDC; a folder is a patient."""
     pairs = [
         (folder, names.images[image], names.labels[label])
         for folder, names in named.items()
-        for label, image in _own_images(names).items()
+        for label, image in own_images(names).items()
     ]
     stems = Counter(plain(_stem(image)) for _, image, _ in pairs)
     for folder, image, label in pairs:
@@ -219,7 +125,7 @@ def _pairs_as_cases(tree: FileTree, named: Mapping[str, _Folder], result: Layout
 
 
 def _refuse_several_labels(
-    named: Mapping[str, _Folder], several: list[str], result: LayoutMatch
+    named: Mapping[str, CaseFolder], several: list[str], result: LayoutMatch
 ) -> None:
     names = named[several[0]].alternatives
     others = f" (so have {len(several) - 1} more cases)" if len(several) > 1 else ""
@@ -229,7 +135,7 @@ def _refuse_several_labels(
     )
 
 
-def _refuse_other_numbers(named: Mapping[str, _Folder], result: LayoutMatch) -> None:
+def _refuse_other_numbers(named: Mapping[str, CaseFolder], result: LayoutMatch) -> None:
     """Add the problem of a label whose number an image lacks: frame12_gt is not of frame01."""
     for case_id, names in named.items():
         for label in names.labels:
@@ -244,7 +150,7 @@ def _refuse_other_numbers(named: Mapping[str, _Folder], result: LayoutMatch) -> 
                     return
 
 
-def _choose_label(named: Mapping[str, _Folder], name: str, result: LayoutMatch) -> None:
+def _choose_label(named: Mapping[str, CaseFolder], name: str, result: LayoutMatch) -> None:
     """Keep the label that --label_name names; the others are left out."""
     labels = {label for names in named.values() for label in names.alternatives}
     files = {file for names in named.values() for file in (*names.images, *names.mask_files)}
@@ -269,7 +175,7 @@ def _choose_label(named: Mapping[str, _Folder], name: str, result: LayoutMatch) 
 
 
 def _choose_structures(
-    named: Mapping[str, _Folder], structures: Iterable[str], result: LayoutMatch
+    named: Mapping[str, CaseFolder], structures: Iterable[str], result: LayoutMatch
 ) -> None:
     """Keep the masks that --structures names, in its order; other labels are left out."""
     files = {case_id: names.by_structure for case_id, names in named.items()}
@@ -297,7 +203,7 @@ def _choose_structures(
 
 
 def _add_cases(
-    tree: FileTree, named: Mapping[str, _Folder], options: InputOptions, result: LayoutMatch
+    tree: FileTree, named: Mapping[str, CaseFolder], options: InputOptions, result: LayoutMatch
 ) -> None:
     """Add a case for each folder."""
     modalities = _modalities(named, options, result)
@@ -317,7 +223,7 @@ def _add_cases(
             None if label is None else tree.absolute(label),
             masks=[Mask(structure=name, path=tree.absolute(masks[name])) for name in structures],
         )
-    result.channel_names = () if modalities == [_UNNAMED] else tuple(modalities)
+    result.channel_names = () if modalities == [UNNAMED] else tuple(modalities)
     result.reason = f"{plural(len(named), 'folder')} with " + (
         f"the images {', '.join(modalities)}" if len(modalities) > 1 else "an image each"
     )
@@ -326,7 +232,7 @@ def _add_cases(
 
 
 def _modalities(
-    named: Mapping[str, _Folder], options: InputOptions, result: LayoutMatch
+    named: Mapping[str, CaseFolder], options: InputOptions, result: LayoutMatch
 ) -> list[str]:
     """Return the names of the images that all cases have; [] if each folder has its own."""
     counts = Counter(name for names in named.values() for name in names.images)
@@ -369,7 +275,7 @@ def _modalities(
     return modalities
 
 
-def _may_be_patients(modalities: list[str], named: Mapping[str, _Folder]) -> bool:
+def _may_be_patients(modalities: list[str], named: Mapping[str, CaseFolder]) -> bool:
     """Return whether images have numbers, as of patients, and their names lack the case id."""
     rests = [without(name, image_words(name)) for name in modalities]
     return (

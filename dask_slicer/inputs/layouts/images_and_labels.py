@@ -30,7 +30,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     tops = [folder for folder in sorted(tree.by_folder) if folder and "/" not in folder]
     used = [folder for folder in tops if not held_out_split(folder)]
     # A folder is held out only beside others of its kind: test/ alone may be anything.
-    held_out = [folder for folder in tops if used and folder not in used and folder_role(folder)]
+    held_out = sorted(filter(folder_role, set(tops) - set(used))) if used else []
     used = used or tops
     labels = [folder for folder in used if folder_role(folder) == "label"]
     images = _image_folders(used, labels, tree)
@@ -43,7 +43,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         return result
     if options.label_name and labels:
         labels = _chosen_label(labels, options.label_name, tree, result)
-    _refuse_other_folders(images, labels, [f for f in used if f not in (*images, *labels)], result)
+    _refuse_other_folders(images, labels, sorted({*used} - {*images, *labels}), result)
     shown = ", ".join(f"{folder}/" for folder in images)
     _add_cases(images, labels, tree, result)
     n_labels = sum(len(tree.within(folder)) for folder in labels)

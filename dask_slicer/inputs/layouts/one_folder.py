@@ -42,7 +42,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     result.seen = len(paths)
     path_of = by_stem(paths, result)
     labels = _labels(list(path_of))
-    images = [stem for stem in path_of if stem not in labels]
+    images = sorted(path_of.keys() - set(labels))
     if not images or not (labels or all(map(names_an_image, images))):
         result.miss = (
             f"the names of {plural(len(path_of), 'file')} do not tell images from labels: "
