@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from dask_slicer.core.statistics import Statistics
+from dask_slicer.utils.formatting import first_few, plural
 from dask_slicer.utils.repr_html import html_table
 
 
@@ -55,6 +56,11 @@ class CommittedCase:
         """Return the size of the case on disk."""
         return sum(written.size for written in self.slices) + sum(file.size for file in self.files)
 
+    @property
+    def clip_fits(self) -> bool:
+        """Return whether the clip range suits each modality; True in lines of earlier versions."""
+        return all(stats.clip_fits for stats in self.statistics)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedCase:
@@ -97,6 +103,30 @@ def why_not_written(n_failed: int, n_left: int) -> str:
     why = [f"{n_failed} failed, see failures.csv"] if n_failed else []
     why += [f"{n_left} not run yet, repeat the run command to continue"] if n_left > 0 else []
     return "; ".join(why)
+
+
+Limit = float | tuple[float | None, ...] | None
+
+
+def clip_note(clip_min: Limit, clip_max: Limit, case_ids: Sequence[str]) -> str:
+    """Return a note on cases that a clip range does not suit.
+
+    >>> clip_note(None, (240.0, None), ["mr_1"]).partition(":")[0]
+    'more than half of the bright voxels lie outside clip_max 240,none in 1 case (mr_1)'
+    """
+    limits = {"clip_min": clip_min, "clip_max": clip_max}
+    given = [f"{name} {_limit(value)}" for name, value in limits.items() if value is not None]
+    return (
+        f"more than half of the bright voxels lie outside {', '.join(given)} in "
+        f"{plural(len(case_ids), 'case')} ({first_few(case_ids)}): check that these limits suit "
+        "these scans (CT is in HU, MR is not), or leave them out"
+    )
+
+
+def _limit(value: Limit) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_limit, value))
+    return "none" if value is None else f"{value:g}"
 
 
 def failure_table(failures: Sequence[FailedCase]) -> str:

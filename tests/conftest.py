@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +22,8 @@ from slurm import slurm  # noqa: F401, a fixture
 
 import dask_slicer
 from dask_slicer.cli.main import main
+from dask_slicer.execution import resume
+from dask_slicer.planning.plan import RunPlan
 
 # A program of its own, which needs atheris.
 collect_ignore = ["inputs/fuzz_volume.py"]
@@ -181,6 +183,21 @@ def invoke() -> Callable[..., Result]:
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result
+
+    return call
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function after which plans have names of channels and of label values."""
+    make_plan = resume.make_plan
+
+    def call(channels: tuple[str, ...] = (), labels: Mapping[int, str] | None = None) -> None:
+        def plan(*arguments: object, **options: object) -> RunPlan:
+            unnamed = make_plan(*arguments, **options)
+            return replace(unnamed, channel_names=channels, label_names=dict(labels or {}))
+
+        monkeypatch.setattr(resume, "make_plan", plan)
 
     return call
 

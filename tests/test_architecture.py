@@ -264,8 +264,8 @@ def test_private_names_of_dask_are_used_in_one_module(module: Module) -> None:
 def _private_names(module: Module) -> Iterator[str]:
     """Yield underscored names that are imported from Dask, or that classes of it may have.
 
-    An underscored attribute counts unless it is one of `self`, `cls` or `os`, or the module itself
-    defines the name.
+    An underscored attribute counts unless it is one of `self`, `cls`, `os` or `sys`, or the module
+    itself defines the name.
     """
     of_dask = set()
     nodes = list(ast.walk(tree_of(module)))
@@ -278,7 +278,7 @@ def _private_names(module: Module) -> Iterator[str]:
             yield from (used.name for part in parts if _is_private(part))
     for node in nodes:
         match node:
-            case ast.Attribute(value=ast.Name(id="self" | "cls" | "os")):
+            case ast.Attribute(value=ast.Name(id="self" | "cls" | "os" | "sys")):
                 pass
             case ast.Attribute(attr=name) if _is_private(name) and name not in defined:
                 yield name

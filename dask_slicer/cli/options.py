@@ -45,6 +45,20 @@ class Choice(click.Choice[str]):
         return message.rstrip(".") + did_you_mean(str(value).lower(), self.choices)
 
 
+class _OneOrEach(click.ParamType[Any]):
+    """A value, none, or one for each modality, ``240,none``: the configuration checks them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        is_text = "," in str(value) or str(value).lower() == "none"
+        return value if is_text else super().convert(value, param, ctx)
+
+
+class _NumberOrEach(_OneOrEach, click.types.FloatParamType): ...
+
+
+class _ChoiceOrEach(_OneOrEach, Choice): ...
+
+
 class SettingsCommand(click.Command):
     """A command with the options of the settings that are named."""
 
@@ -111,7 +125,7 @@ def config_options() -> tuple[click.Option, ...]:
 
 
 def _option(name: str, field: Any) -> click.Option:
-    from dask_slicer.config.fields import plain_type
+    from dask_slicer.config.fields import PER_MODALITY, plain_type
 
     annotation = plain_type(field.annotation)
     kind: Any = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(annotation)
@@ -119,7 +133,10 @@ def _option(name: str, field: Any) -> click.Option:
     if annotation is bool:
         settings = {"is_flag": True}
     elif get_origin(annotation) is Literal:
-        settings = {"type": Choice(get_args(annotation))}
+        choice = _ChoiceOrEach if name in PER_MODALITY else Choice
+        settings = {"type": choice(get_args(annotation))}
+    elif name in PER_MODALITY:
+        settings = {"type": _NumberOrEach()}
     elif get_origin(annotation) is tuple:
         settings = {"multiple": True}
     settings["metavar"] = _METAVARS.get(name)
@@ -162,7 +179,7 @@ def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return verbose_option(quiet_option(command))
 
 
-def build_config_of(options: dict[str, Any]) -> RunConfig:
+def build_config_of(options: dict[str, Any], *, needs_output: bool = True) -> RunConfig:
     """Return the configuration of the options and the file that they name."""
     from dask_slicer.config.loader import build_config
 
@@ -176,7 +193,7 @@ def build_config_of(options: dict[str, Any]) -> RunConfig:
         if options["normalize"] not in (None, "none"):
             raise UsageError(f"--no_normalize contradicts --normalize {options['normalize']}")
         options["normalize"] = "none"
-    return build_config(options, base=base)
+    return build_config(options, base=base, needs_output=needs_output)
 
 
 def pop_settings(model: type[M], options: dict[str, Any]) -> M:

@@ -75,20 +75,25 @@ def merge(output_dir: Path, verbose: int, quiet: bool) -> bool:
     return bool(report.failures or report.missing)
 
 
-@click.command(cls=ConfigCommand)
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@click.command(cls=ConfigCommand, required=("input_dir",))
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the plan as JSON, with the role of every file."
+)
 @verbosity_options
 def plan(as_json: bool, verbose: int, quiet: bool, **options: Any) -> bool:
-    """Show what a run would do, from headers only.
+    """Show what a run would do, and write nothing.
 
-    Lists the cases and their problems, and estimates disk space, memory and a number of workers.
+    Lists the cases and their problems, the role of every file, and estimates disk space, memory
+    and a number of workers. Reads headers; with a clip range, also a few small scans.
+    --output_dir may be left out; earlier slices are not compared then.
     """
-    config = build_config_of(options)
+    config = build_config_of(options, needs_output=False)
     from dask_slicer.cli.display import make_console, print_plan, print_problems
+    from dask_slicer.execution.quick_look import with_clip_note
     from dask_slicer.execution.resume import prepare_plan
     from dask_slicer.planning.estimate import plan_json
 
-    run_plan = prepare_plan(config)
+    run_plan = with_clip_note(prepare_plan(config))
     if as_json:
         click.echo(plan_json(run_plan))
     elif quiet:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from dask_slicer.utils.formatting import format_value
 if TYPE_CHECKING:
     from distributed import Client
 
+
+_LOG = logging.getLogger(__name__)
 
 # Each was measured on clusters of 2 to 4 workers with volumes of 20 to 240 MB.
 SETTINGS = {
@@ -58,6 +61,8 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",
 }
+# The setting of the dashboard's link, in which the user may name variables, and its default.
+_LINK, _PLAIN_LINK = "distributed.dashboard.link", "{scheme}://{host}:{port}/status"
 # The setting of pages that a scheduler serves, and the module of our page.
 _ROUTES, OUR_ROUTES = "distributed.scheduler.http.routes", "dask_slicer.monitoring.run_page"
 
@@ -92,7 +97,7 @@ def cluster_client(
     level = silence_dask()
     log_level = {"logging.distributed": logging.getLevelName(level).lower()}
     with (
-        dask.config.set(SETTINGS | log_level | settings | run_page_setting()),
+        dask.config.set(SETTINGS | log_level | settings | run_page_setting() | _link_setting()),
         ExitStack() as stack,
     ):
         with signals.deferred(), warnings.catch_warnings():
@@ -177,6 +182,31 @@ def address(client: Client) -> str:
     return str(client.scheduler_info(n_workers=0)["address"])
 
 
+def dashboard_link(client: Client) -> str:
+    """Return the link of a client's dashboard; empty if it has none.
+
+    A link is never a reason to fail: if Dask cannot make it as the user's settings say, such as
+    with a variable that is not set, it is the plain one.
+    """
+    for setting in ({}, {_LINK: _PLAIN_LINK}):
+        try:
+            with dask.config.set(setting):
+                return str(client.dashboard_link or "")
+        except Exception as error:  # any error, also of settings that are no template
+            _LOG.info("Could not make the dashboard's link: %r", error)
+    return ""
+
+
+def _link_setting() -> dict[str, str]:
+    """Return the plain link if that of the settings would stop a scheduler that starts here."""
+    try:
+        dask.config.get(_LINK).format(**os.environ | {"scheme": "http", "host": "h", "port": 1})
+    except Exception as error:  # any error, as above
+        _LOG.info("The setting %s cannot be used: %r", _LINK, error)
+        return {_LINK: _PLAIN_LINK}
+    return {}
+
+
 def run_page_setting() -> dict[str, list[str]]:
     """Return the setting with which a scheduler serves our page in addition to its own."""
     routes = list(dask.config.get(_ROUTES))
@@ -186,7 +216,7 @@ def run_page_setting() -> dict[str, list[str]]:
 def run_page_link(client: Client, dashboard: str) -> str:
     """Return the link of our page beside the dashboard; empty if the scheduler has no such page."""
     server, _, page = dashboard.rpartition("/")
-    with suppress(SchedulerError):  # it may be busy, or of another version; the page is optional
+    with suppress(Exception):  # it may be busy, or of another version; the page is optional
         call = client.run_on_scheduler
         if page == "status" and OUR_ROUTES in ask_scheduler(client, call, dask.config.get, _ROUTES):
             return f"{server}/dask-slicer"

@@ -17,8 +17,8 @@ import dask
 import psutil
 
 from dask_slicer.cluster import batch_system
+from dask_slicer.cluster import client as clients
 from dask_slicer.cluster.batch_system import NAME, job_keywords
-from dask_slicer.cluster.client import cluster_client
 from dask_slicer.cluster.job_monitor import JobMonitor
 from dask_slicer.cluster.rpc import Note
 from dask_slicer.config.run_settings import JobSettings
@@ -66,7 +66,7 @@ def job_client(config: RunConfig, *, n_jobs: int, keep_logs: bool, note: Note) -
 
     logs.mkdir(parents=True, exist_ok=True)
     try:
-        with cluster_client(
+        with clients.cluster_client(
             start,
             partial(_close, note=note),
             failure="cannot start a scheduler here",
@@ -108,7 +108,7 @@ def dashboard_link(client: Client, address: str) -> str:
     port = client.scheduler_info(n_workers=0).get("services", {}).get("dashboard")
     host = address.rpartition(":")[0]
     if port is None or host in ("", "0.0.0.0"):  # noqa: S104, not to listen there
-        return str(client.dashboard_link or "")
+        return clients.dashboard_link(client)
     return f"http://{host}:{port}/status"
 
 

@@ -19,6 +19,7 @@ import psutil
 
 from dask_slicer.cluster.client import ENVIRONMENT, cluster_client
 from dask_slicer.cluster.dask_private import exit_reporting_nanny, nanny_variables
+from dask_slicer.cluster.main_module import check_main_module
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def local_client(
     n_workers: int, *, memory_limit: int, dashboard_address: str, imported: Sequence[str] = ()
 ) -> Iterator[Client]:
     """Start one-thread worker processes on this machine, bound to loopback; yield the client."""
+    check_main_module()
     method = start_forkserver(imported)
     from distributed import LocalCluster
 

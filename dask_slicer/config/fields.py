@@ -8,7 +8,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+)
 
 
 class Frozen(BaseModel):
@@ -25,6 +34,21 @@ def _not_bool(value: Any) -> Any:
 
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
+
+
+def _each_modality(value: Any) -> Any:
+    """Return the parts of a text such as ``zscore,none``; other values as they are."""
+    if isinstance(value, str) and "," in value:
+        return [part.strip() for part in value.split(",")]
+    return value
+
+
+def _none_in_words(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() == "none" else value
+
+
+def _one_or_each(value: Any) -> str:
+    return "each" if isinstance(value, list | tuple) else "one"
 
 
 def _absolute(path: Path) -> Path:
@@ -120,6 +144,19 @@ Normalize = Annotated[Literal["zscore", "minmax", "percentile", "none"], _AnyCas
 ImageType = Annotated[Literal["float32", "float16", "source"], _AnyCase]
 LabelType = Annotated[Literal["uint8", "uint16", "int32"], _AnyCase]
 Nonfinite = Annotated[Literal["error", "zero"], _AnyCase]
+# One for all modalities, or one for each.
+_Limit = Annotated[Finite | None, BeforeValidator(_none_in_words)]
+Limits = Annotated[
+    Annotated[_Limit, Tag("one")] | Annotated[tuple[_Limit, ...], Tag("each")],
+    Discriminator(_one_or_each),
+    BeforeValidator(_each_modality),
+]
+Normalizations = Annotated[
+    Annotated[Normalize, Tag("one")] | Annotated[tuple[Normalize, ...], Tag("each")],
+    Discriminator(_one_or_each),
+    BeforeValidator(_each_modality),
+]
+PER_MODALITY = ("clip_min", "clip_max", "normalize")
 SliceFormat = Annotated[Literal["npz", "zarr"], _AnyCase]
 Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], _AnyCase]
 LayoutName = Annotated[
@@ -156,9 +193,9 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     window_size: int | NotGiven
     padding_mode: PaddingMode | NotGiven
 
-    clip_min: float | None
-    clip_max: float | None
-    normalize: Normalize | NotGiven
+    clip_min: float | Sequence[float | None] | None
+    clip_max: float | Sequence[float | None] | None
+    normalize: Normalize | Sequence[Normalize] | NotGiven
     dtype: ImageType | NotGiven
     nonfinite: Nonfinite | NotGiven
 

@@ -17,8 +17,11 @@ from pydantic import ByteSize, Field, model_validator
 from dask_slicer.config import fields
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.utils.formatting import format_value, plural
+from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts
 
+# Name of the output directory of a plan that has none; the run of such a plan is refused.
+NO_OUTPUT = ".dask_slicer_no_output"
 # 1 - 0.8 - 0.2 is not 0 in binary.
 _RATIO_SLACK = 1e-9
 
@@ -40,14 +43,19 @@ class SliceSettings(fields.Frozen):
         description="Anatomical plane (by the affine, in radiological display order), or the "
         "file's own array axis.",
     )
-    clip_min: fields.Finite | None = Field(
-        None, description="Lower limit of intensities, in the file's units (HU for CT)."
+    clip_min: fields.Limits = Field(
+        None,
+        description="Lower limit of intensities, in the file's units (HU for CT). One for all "
+        "modalities, or one for each: -160,none.",
     )
-    clip_max: fields.Finite | None = Field(None, description="Upper limit of intensities.")
-    normalize: fields.Normalize = Field(
+    clip_max: fields.Limits = Field(
+        None, description="Upper limit of intensities; also for each modality: 240,none."
+    )
+    normalize: fields.Normalizations = Field(
         "zscore",
         description="zscore over the foreground, the voxels above the lowest; minmax to [0, 1]; "
-        "percentile: clip to the 0.5 and 99.5 percentiles, then zscore; none.",
+        "percentile: clip to the 0.5 and 99.5 percentiles, then zscore; none. Also for each "
+        "modality: zscore,none.",
     )
     dtype: fields.ImageType = Field(
         "float32",
@@ -77,9 +85,22 @@ class SliceSettings(fields.Frozen):
     def _slice_settings_fit(self) -> Self:
         if self.dtype == "source" and self.format != "zarr":
             raise ValueError("dtype source needs format zarr; npz holds normalised floats")
-        low, high = self.clip_min, self.clip_max
-        if low is not None and high is not None and low >= high:
-            raise ValueError(f"clip_min must be less than clip_max, got {low:g} and {high:g}")
+        counts = {
+            name: len(value)
+            for name in fields.PER_MODALITY
+            if isinstance(value := getattr(self, name), tuple)
+        }
+        if len(set(counts.values())) > 1:
+            numbers = " and ".join(f"{n} of {name}" for name, n in counts.items())
+            raise ValueError(
+                f"values for each modality must be equally many, got {numbers}; "
+                "a single value counts for all modalities"
+            )
+        n = max(counts.values(), default=1)
+        limits = (for_each_modality(value, n) for value in (self.clip_min, self.clip_max))
+        for low, high in zip(*limits, strict=True):
+            if low is not None and high is not None and low >= high:
+                raise ValueError(f"clip_min must be less than clip_max, got {low:g} and {high:g}")
         return self
 
 
@@ -223,6 +244,11 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
         return self
 
     @property
+    def has_output(self) -> bool:
+        """Return whether there is an output directory; a plan needs none."""
+        return self.output_dir.name != NO_OUTPUT
+
+    @property
     def slice_settings(self) -> SliceSettings:
         """Return the settings that decide the bytes of a case's output."""
         return SliceSettings(**{name: getattr(self, name) for name in SliceSettings.model_fields})
@@ -247,6 +273,8 @@ def _described(name: str) -> str:
     kind = str(getattr(annotation, "__name__", annotation))
     if choices := get_args(annotation):
         kind = "sequence of str" if Ellipsis in choices else f"{{{str(choices)[1:-1]}}}"
+    if name in fields.PER_MODALITY:
+        kind = f"{kind} or sequence of it"
     kind = {"Path": "str or Path", "ByteSize": "int or str"}.get(kind, kind)
     return f"{name} : {kind}\n    {field.description}\n"
 
@@ -303,4 +331,4 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
 def _readable(value: object) -> object:
     if isinstance(value, ByteSize):
         return value.human_readable(decimal=True)
-    return "none" if value in (None, ()) else value
+    return "none" if value in (None, ()) else format_value(value)

@@ -63,7 +63,8 @@ class Normalization:
 
     def _applied(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32
-        small = abs(self.center) < 1e31 and self.scale < 1e38  # all differences fit float32
+        # All differences, and the scale, fit float32 with all digits.
+        small = abs(self.center) < 1e31 and 1e-30 < self.scale < 1e38
         if narrow and small and (self.slope, self.intercept) == (1.0, 0.0):
             return self._apply_float32(stored)
         values = stored.astype(np.float64, order="C")

@@ -13,6 +13,7 @@ from dask_slicer.core.labels import convert_label, count_labels
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.core.volume import Volume, Voxels, iterate_planes
 from dask_slicer.core.windows import window_indices
+from dask_slicer.utils.modalities import for_each_modality
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,9 +62,9 @@ class SliceStack:
 def slice_volume(
     volume: Volume,
     *,
-    normalize: str = "zscore",
-    clip_min: float | None = None,
-    clip_max: float | None = None,
+    normalize: str | tuple[str, ...] = "zscore",
+    clip_min: float | tuple[float | None, ...] | None = None,
+    clip_max: float | tuple[float | None, ...] | None = None,
     nonfinite: str = "error",
     dtype: str = "float32",
     label_dtype: str = "uint8",
@@ -74,7 +75,7 @@ def slice_volume(
     Parameters
     ----------
     normalize, clip_min, clip_max
-        As for `intensity.normalization`.
+        As for `intensity.normalization`, for all modalities or, in a tuple, for each.
     nonfinite : {"error", "zero"}
         Whether NaN and Inf in images fail the case or count as 0.
     dtype : {"float32", "float16"}
@@ -88,15 +89,14 @@ def slice_volume(
     ------
     NonFinite, LabelValues
     """
+    settings = (
+        for_each_modality(value, len(volume.image)) for value in (normalize, clip_min, clip_max)
+    )
     normalized = [
         normalization(
-            voxels,
-            normalize,
-            clip_min=clip_min,
-            clip_max=clip_max,
-            zero_nonfinite=nonfinite == "zero",
+            voxels, method, clip_min=low, clip_max=high, zero_nonfinite=nonfinite == "zero"
         )
-        for voxels in volume.image
+        for voxels, method, low, high in zip(volume.image, *settings, strict=True)
     ]
     for modality, stats in normalized:
         check_fits(modality, stats, dtype)

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_slicer.core.moments import RunningSums, moments, moments_within
 from dask_slicer.core.volume import Voxels, in_memory_order
 from dask_slicer.errors import NonFinite
 
@@ -20,7 +21,12 @@ from dask_slicer.errors import NonFinite
 # same input must give the same bytes in this process and in a worker.
 # A slab of this many float64 stays in the L2 cache of a core.
 _SLAB = 1 << 16
-_SMALLEST_STD = 1e-8
+# A foreground whose std is this share of its mean, or less, is constant: float32 has no more
+# digits.
+_SMALLEST_SPREAD = 1e-7
+_MOST_CLIPPED = 0.5
+# At most about so many voxels decide `clipped_share` where there is no histogram.
+_SAMPLED_VOXELS = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +37,17 @@ class Statistics:
     ----------
     mean, std : float
         Over the foreground: voxels greater than the minimum, or all if none is. Population std,
-        given as 1 if it is below 1e-8.
+        given as 1 if it is 1e-7 of the mean or less: such a foreground is constant.
     min, max : float
         Over all voxels.
     n_foreground : int
         Number of voxels in `mean` and `std`.
     n_nonfinite : int
         Number of voxels that were NaN or Inf, and counted as 0.
+    clipped_share : float
+        Share of the bright voxels that `clip_min` or `clip_max` changed; 0 without them. Bright
+        are voxels above the mean before clipping: the body in CT (air is most of the voxels above
+        the minimum), and tissue in MR (where noise is).
     """
 
     mean: float
@@ -46,6 +56,12 @@ class Statistics:
     max: float
     n_foreground: int
     n_nonfinite: int = 0
+    clipped_share: float = 0.0
+
+    @property
+    def clip_fits(self) -> bool:
+        """Return whether clipping left at least half of the bright voxels as they are."""
+        return self.clipped_share <= _MOST_CLIPPED
 
 
 def pooled(first: Statistics, second: Statistics) -> Statistics:
@@ -144,9 +160,10 @@ def _statistics_by_integer_sums(stored: NDArray[np.generic], voxels: Voxels) -> 
     else:
         n = stored.size
     intensities = sorted(int(end) * voxels.slope + voxels.intercept for end in ends)
+    mean = first / n * voxels.slope + voxels.intercept
     return Statistics(
-        mean=first / n * voxels.slope + voxels.intercept,
-        std=_usable_std((n * second - first**2) / n**2 * voxels.slope**2),
+        mean=mean,
+        std=_usable_std((n * second - first**2) / n**2 * voxels.slope**2, mean),
         min=intensities[0],
         max=intensities[1],
         n_foreground=n,
@@ -161,7 +178,9 @@ def _statistics_by_histogram(
     percentiles: tuple[float, float] | None,
 ) -> Statistics:
     values, counts = _histogram(stored)
-    intensities = (values * voxels.slope + voxels.intercept).clip(low, high)
+    intensities = values * voxels.slope + voxels.intercept
+    clipped_share = _clipped_share(intensities, counts, low, high)
+    intensities = intensities.clip(low, high)
     if voxels.slope < 0:
         intensities, counts = intensities[::-1], counts[::-1]
     minimum, maximum = intensities[0], intensities[-1]
@@ -183,10 +202,11 @@ def _statistics_by_histogram(
     variance = float((counts * (intensities - mean) ** 2).sum()) / total
     return Statistics(
         mean=float(mean),
-        std=_usable_std(variance),
+        std=_usable_std(variance, float(mean)),
         min=float(minimum),
         max=float(maximum),
         n_foreground=total,
+        clipped_share=clipped_share,
     )
 
 
@@ -227,7 +247,7 @@ def _statistics_by_slabs(
 ) -> Statistics:
     n_nonfinite = 0
 
-    def intensities(slab: NDArray[np.generic]) -> NDArray[np.float64]:
+    def unclipped(slab: NDArray[np.generic]) -> NDArray[np.float64]:
         nonlocal n_nonfinite
         values = slab.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # checked next
@@ -239,15 +259,28 @@ def _statistics_by_slabs(
             bad = ~np.isfinite(values)
             n_nonfinite += int(bad.sum())
             values[bad] = 0.0
+        return values
+
+    def intensities(slab: NDArray[np.generic]) -> NDArray[np.float64]:
+        values = unclipped(slab)
         return values.clip(low, high, out=values)
 
-    sums = _Sums.of(map(intensities, _slabs(stored)))
+    sample = []
+    step = stored.size // _SAMPLED_VOXELS | 1  # odd: not always the same column
+
+    def sampled(slab: NDArray[np.generic]) -> NDArray[np.float64]:
+        values = unclipped(slab)
+        sample.append(values[::step].copy())
+        return values.clip(low, high, out=values)
+
+    sums = RunningSums.of(map(sampled, _slabs(stored)))
     n_replaced = n_nonfinite  # which later passes increase
     if n_replaced and not zero_nonfinite:
         raise NonFinite(
             f"{n_replaced} of {stored.size} voxels are NaN or Inf in {voxels.source}; "
             "repair it, or use --nonfinite zero to take them as 0"
         )
+    clipped_share = _clipped_share(np.concatenate(sample), None, low, high)
     minimum, maximum = sums.low, sums.high
     n_foreground = sums.n - sums.n_low
     clipped = intensities
@@ -262,14 +295,14 @@ def _statistics_by_slabs(
             return intensities(slab).clip(minimum, maximum)
 
         # The background is clipped to the new minimum, and still adds nothing to the sums.
-        sums = _Sums.of(map(clipped, _slabs(stored)))
+        sums = RunningSums.of(map(clipped, _slabs(stored)))
     n = n_foreground or sums.n
-    mean, variance = _moments(sums, n)
+    mean, variance = moments(sums, n)
     distance = mean - sums.low
     if variance < 1e-8 * distance * distance:
         # So far from the minimum that sums of distances from it lost their last digits.
         n_clipped = sums.n_low - (stored.size - n_foreground) if n_foreground else 0
-        mean, variance = _moments_within(map(clipped, _slabs(stored)), sums.low, n_clipped)
+        mean, variance = moments_within(map(clipped, _slabs(stored)), sums.low, n_clipped)
     if not np.isfinite([mean, variance]).all():
         raise NonFinite(
             f"the intensities of {voxels.source} reach {max(maximum, -minimum):g}, "
@@ -277,78 +310,13 @@ def _statistics_by_slabs(
         )
     return Statistics(
         mean=mean,
-        std=_usable_std(variance),
+        std=_usable_std(variance, mean),
         min=minimum,
         max=maximum,
         n_foreground=n,
         n_nonfinite=n_replaced,
+        clipped_share=clipped_share,
     )
-
-
-@dataclass(slots=True)
-class _Sums:
-    """Running sums of ``v - low`` and its square over n values, n_low of them equal to low."""
-
-    n: int = 0
-    n_low: int = 0
-    low: float = np.inf
-    high: float = -np.inf
-    first: float = 0.0
-    second: float = 0.0
-
-    @classmethod
-    def of(cls, slabs: Iterator[NDArray[np.float64]]) -> _Sums:
-        sums = cls()
-        with np.errstate(over="ignore", invalid="ignore"):
-            for slab in slabs:
-                sums._add(slab)
-        return sums
-
-    def _add(self, slab: NDArray[np.float64]) -> None:
-        low, high = float(slab.min()), float(slab.max())
-        if low < self.low:
-            self._lower(low)
-        above = slab - self.low
-        self.n += above.size
-        self.n_low += above.size - int(np.count_nonzero(above))
-        self.high = max(self.high, high)
-        self.first += float(above.sum())
-        self.second += float(np.square(above).sum())
-
-    def _lower(self, low: float) -> None:
-        """Update the sums for a new, lower minimum."""
-        if self.n:
-            step = self.low - low
-            self.second += 2 * step * self.first + self.n * step * step
-            self.first += self.n * step
-        self.low, self.n_low = low, 0
-
-
-def _moments(sums: _Sums, n: int) -> tuple[float, float]:
-    distance = sums.first / n
-    return sums.low + distance, max(sums.second / n - distance * distance, 0.0)
-
-
-def _moments_within(
-    slabs: Iterator[NDArray[np.float64]], low: float, n_clipped: int
-) -> tuple[float, float]:
-    """Return mean and variance of the values above low, and of n_clipped values equal to it.
-
-    Sums are shifted by one of the values, any of which limits the loss to n times the last digit.
-    """
-    n, first, second, shift = 0, 0.0, 0.0, np.nan
-    for slab in slabs:
-        above = slab[slab > low]
-        if n == 0 and above.size:
-            shift = float(above[0])
-        above -= shift
-        n += above.size
-        first += float(above.sum())
-        second += float(np.square(above).sum())
-    n += n_clipped
-    first += n_clipped * (low - shift)
-    second += n_clipped * (low - shift) ** 2
-    return shift + first / n, max(second / n - (first / n) ** 2, 0.0)
 
 
 def _percentiles_above(
@@ -381,6 +349,22 @@ def _percentile(q: float, n: int, value_at: Callable[[int], np.floating]) -> flo
     return below + (above - below) * (q / 100 * (n - 1) % 1)
 
 
-def _usable_std(variance: float) -> float:
+def _usable_std(variance: float, mean: float) -> float:
     std = float(np.sqrt(variance))
-    return std if std >= _SMALLEST_STD else 1.0
+    # Where the spread is so small, the mean is the largest magnitude.
+    return std if std > _SMALLEST_SPREAD * abs(mean) else 1.0
+
+
+def _clipped_share(
+    intensities: NDArray[np.float64], counts: NDArray[np.int64] | None, low: float, high: float
+) -> float:
+    """Return the share of the intensities above their mean that lie outside low to high."""
+    if (low, high) == (-np.inf, np.inf):
+        return 0.0
+    with np.errstate(over="ignore"):
+        bright = intensities > np.average(intensities, weights=counts)
+    if not bright.any():
+        bright[:] = True
+    outside = bright & ((intensities < low) | (intensities > high))
+    weights = np.ones(intensities.size) if counts is None else counts
+    return float(weights[outside].sum() / weights[bright].sum())

@@ -52,7 +52,7 @@ def executor(
 
     A case may be put into the queue again. `n_todo` counts cases that cannot be run, too.
     """
-    target = graph.target_of(plan.config, run_id=run_id)
+    target = graph.target_of(plan.config, run_id=run_id, names=plan.names)
     timeout = plan.config.timeout
     with ExitStack() as stack:
         used_client = stack.enter_context(

@@ -11,8 +11,10 @@ import dask.local
 from dask.delayed import Delayed, delayed
 
 from dask_slicer.config.schema import RunConfig
+from dask_slicer.errors import UsageError
 from dask_slicer.execution import tasks
 from dask_slicer.output.layout import partition_files
+from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition
 
 _STEPS = (tasks.load_case, tasks.slice_case, tasks.save_case)
@@ -44,14 +46,21 @@ def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
     -------
     dict of case id to Delayed
         Cases with a problem are left out.
+
+    Raises
+    ------
+    UsageError
+        If the plan has no output directory.
     """
-    target = target_of(plan.config)
+    if not plan.config.has_output:
+        raise UsageError("build_graphs needs a plan with an output_dir")
+    target = target_of(plan.config, names=plan.names)
     return {
         case.case_id: case_graph(case, target) for case in plan.selected if case.problem is None
     }
 
 
-def target_of(config: RunConfig, *, run_id: str = "") -> tasks.Target:
+def target_of(config: RunConfig, *, run_id: str = "", names: Names = NO_NAMES) -> tasks.Target:
     """Return where and how a run writes."""
     return tasks.Target(
         output_dir=str(config.output_dir),
@@ -59,6 +68,7 @@ def target_of(config: RunConfig, *, run_id: str = "") -> tasks.Target:
         run_id=run_id,
         fsync=config.fsync,
         temporary=partition_files(parse_partition(config.shard)).temporary,
+        names=names,
     )
 
 

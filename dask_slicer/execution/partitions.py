@@ -17,8 +17,9 @@ from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
 from dask_slicer.output.lock import locked, remove_stale_locks
 from dask_slicer.output.summary import DatasetTotals, finalize
+from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import RunPlan
-from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
+from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, clip_note
 from dask_slicer.utils.formatting import first_few, plural
 
 # Beside the lasting settings of an output, these must be equal, or partitions would differ from one
@@ -47,6 +48,7 @@ class PartitionPlan:
     cases: tuple[str, ...]  # planned, of all partitions
     splits: dict[str, list[str]]  # as in splits.json: with the cases of earlier runs
     n_modalities: int
+    names: Names
 
 
 def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeReport:
@@ -70,11 +72,15 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
             failures,
             planned=planned,
             n_modalities=None if plan is None else plan.n_modalities,
+            names=None if plan is None else plan.names,
             elapsed_seconds=time.monotonic() - started,
             slices_this_run=0,
             is_complete=False,
         )
         remove_partition_files(path)
+    if totals.clipped:
+        note = clip_note(config.clip_min, config.clip_max, totals.clipped)
+        (observer or Observer()).note(note)
     known = {*totals.split_of, *(failure.case_id for failure in failures)}
     return MergeReport(
         output_dir=str(path),
@@ -133,6 +139,7 @@ def record_plan(plan: RunPlan) -> PartitionPlan:
         "cases": [case.case_id for case in plan.cases],
         "splits": plan.splits,
         "n_modalities": plan.n_modalities,
+        **plan.names.summary(),
     }
     path = plan.config.output_dir / layout.PARTITION_PLAN
     with suppress(FileExistsError), atomic_write(path, exclusive=True, fsync=True) as file:
@@ -155,6 +162,7 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
                 cases=tuple(content["cases"]),
                 splits=dict(content["splits"]),
                 n_modalities=int(content["n_modalities"]),
+                names=Names.parse(content),
             )
         except FileNotFoundError:
             return None
@@ -189,6 +197,8 @@ def check_partition_plan(plan: RunPlan) -> PartitionPlan | None:
         differences.append("cases in other splits")
     if shared_plan.n_modalities != plan.n_modalities:
         differences.append(f"{plan.n_modalities} images a case, not {shared_plan.n_modalities}")
+    if shared_plan.names != plan.names:
+        differences.append("other names of channels or labels")
     if differences:
         raise OutputError(
             f"the dataset differs from that of the other partitions in {output_dir}: "

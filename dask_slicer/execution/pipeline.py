@@ -36,7 +36,7 @@ from dask_slicer.output.lock import locked
 from dask_slicer.output.summary import finalize
 from dask_slicer.planning.estimate import output_bytes
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, parse_partition
-from dask_slicer.records import CommittedCase, FailedCase
+from dask_slicer.records import CommittedCase, FailedCase, clip_note
 from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import format_bytes, plural
 
@@ -85,6 +85,7 @@ class _Run:
     # Failures that `finalize` does not read from the output's journal.
     failures: list[FailedCase] = field(default_factory=list)
     n_skipped: int = 0
+    clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
 
     def execute(self) -> RunReport:
         try:
@@ -163,6 +164,7 @@ class _Run:
         self, todo: list[CasePlan], queue: deque[CasePlan], journal: Journal
     ) -> None:
         """Remove outdated files of the cases to run; record cases that cannot be run."""
+        self.earlier.note_other_names(self.publisher.observer)
         unreadable, unremoved = self.earlier.remove_outdated(todo, journal, self.publisher.observer)
         self.publisher.planned(self.plan, todo=todo, skipped=self.n_skipped)
         for case in todo:
@@ -251,6 +253,8 @@ class _Run:
     def _announce(self, record: CommittedCase | FailedCase) -> None:
         self.publisher.case_finished(record)  # first: a Ctrl-C may come with any line below
         if isinstance(record, CommittedCase):
+            if not record.clip_fits:
+                self.clipped.append(record.case_id)
             if not record.slices:
                 self.publisher.observer.note(
                     f"{record.case_id}: no slice reaches --min_foreground, none is written"
@@ -271,15 +275,17 @@ class _Run:
         if self.has_started and (config.output_dir / layout.CONFIG).exists():
             try:
                 if self.partition is None:
-                    finalize(
+                    totals = finalize(
                         config,
                         failures,
                         planned={case.case_id for case in self.plan.cases},
                         n_modalities=self.plan.n_modalities,
+                        names=self.plan.names,
                         elapsed_seconds=elapsed,
                         slices_this_run=state.n_slices,
                         is_complete=not remaining,
                     )
+                    self.clipped = totals.clipped  # also by earlier runs
                 else:
                     self._clean_up(self.partition, is_complete=not remaining)
             except OSError as error:
@@ -301,6 +307,9 @@ class _Run:
             interrupted=interrupted,
             share="" if self.partition is None else str(self.partition),
             stopped=stopped,
+            notes=(clip_note(config.clip_min, config.clip_max, self.clipped),)
+            if self.clipped
+            else (),
         )
 
     def _clean_up(self, partition: Partition, *, is_complete: bool) -> None:

@@ -12,6 +12,7 @@ from dask_slicer.errors import CaseError
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import History, Journal, histories, last_records
+from dask_slicer.output.summary import existing_names
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase
@@ -109,6 +110,21 @@ class EarlierRuns:
             journal.append(RemovedCase(case_id=case_id))
         errors = {case_id: self.remove(on_disk[case_id]) for case_id in removed & on_disk.keys()}
         return unreadable, {case_id: error for case_id, error in errors.items() if error}
+
+    def note_other_names(self, observer: Observer) -> None:
+        """Note names of channels and labels that are other than those of earlier slices."""
+        names, earlier = self.plan.names, existing_names(self.plan.config.output_dir)
+        before = [*earlier.channels] if earlier.channels != names.channels else []
+        now = [*names.channels] if before else []
+        for value, name in sorted(earlier.labels.items() - names.labels.items()):
+            before.append(f"{value} {name}")
+            now.append(f"{value} {names.labels.get(value, 'unnamed')}")
+        if before:
+            observer.note(
+                f"names now differ from those of earlier runs ({first_few(before)}; now "
+                f"{first_few(now) or 'none'}): slices written before keep theirs, --overwrite "
+                "writes them again"
+            )
 
     def remove_uncommitted(self) -> None:
         """Remove files of this partition's cases that were stopped before they were committed."""

@@ -26,6 +26,7 @@ from dask_slicer.inputs.load import load_volume
 from dask_slicer.output.atomic import move, remove_whole
 from dask_slicer.output.formats import write_case
 from dask_slicer.output.layout import case_entries
+from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
 
@@ -44,6 +45,7 @@ class Target:
     run_id: str = ""
     fsync: bool = False
     temporary: str
+    names: Names = NO_NAMES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,7 +100,9 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
         temporary.mkdir(parents=True, exist_ok=True)
         moved: list[Path] = []
         try:
-            slices, files = write_case(stack, case, target.settings, temporary, fsync=target.fsync)
+            slices, files = write_case(
+                stack, case, target.settings, temporary, names=target.names, fsync=target.fsync
+            )
             for entry in case_entries(case, target.settings, stack.kept):
                 path = output_dir / entry
                 if not moved:

@@ -71,7 +71,7 @@ def workers(
         if in_jobs:
             dashboard = jobqueue.dashboard_link(client, config.dashboard_address)
         elif config.dashboard_address != "none":
-            dashboard = str(client.dashboard_link or "")
+            dashboard = clients.dashboard_link(client)
         page = clients.run_page_link(client, dashboard)
         observer.connected(where, dashboard=dashboard, run_page=page)
         if config.num_workers != RunConfig.model_fields["num_workers"].default:

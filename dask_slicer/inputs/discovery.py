@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.accounting import account, check_labels
+from dask_slicer.inputs.accounting import account, unread_notes
 from dask_slicer.inputs.case import case_id_problems
 from dask_slicer.inputs.choices import apply_choices
+from dask_slicer.inputs.label_check import check_labels
 from dask_slicer.inputs.layouts import LAYOUTS, manifest, patterns
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.no_case import why_no_case
 from dask_slicer.inputs.tree import FileTree
 
 
@@ -42,29 +44,33 @@ def find_cases(
     apply_choices(tree, match, options)
     match.cases.sort(key=lambda case: case.case_id)
     match.files = account(tree, match)
+    match.notes += unread_notes(match.files)
     if match.layout != "manifest":
-        check_labels(tree, match, allow_missing=allow_missing_labels)
+        check_labels(tree, match, allow_missing=allow_missing_labels, label_name=options.label_name)
     return match
 
 
 def _first_match(tree: FileTree, options: InputOptions) -> LayoutMatch:
-    misses = []
-    for name, layout in LAYOUTS.items():
-        if options.layout not in (None, name):
-            continue
-        match = layout.match(tree, options)
-        if match.cases:
-            return match
-        misses.append(match)
-    if options.layout:
-        (miss,) = misses
+    match, misses = _try_layouts(tree, options)
+    if match is None and options.layout and tree.volumes:
         raise DatasetError(
-            f"no case found in {tree.root} with --layout {options.layout}: {miss.miss}"
+            f"no case found in {tree.root} with --layout {options.layout}: {misses[0].miss}"
         )
-    # Stable: the usual layouts first, the manifest last.
-    nearest, *others = sorted((*misses[1:], misses[0]), key=lambda match: -match.seen)
-    tried = "; ".join(f"{match.layout}: {match.miss}" for match in others)
-    raise DatasetError(
-        f"no case found in {tree.root}; nearest is {nearest.layout}: {nearest.miss} "
-        f"(also tried: {tried})"
-    )
+    if match is None:
+        why = why_no_case(tree, misses, lambda part: _try_layouts(part, options)[0])
+        raise DatasetError(f"no case found in {tree.root}: {why}")
+    return match
+
+
+def _try_layouts(
+    tree: FileTree, options: InputOptions
+) -> tuple[LayoutMatch | None, list[LayoutMatch]]:
+    """Return the match of the first layout that finds a case, and those of layouts before it."""
+    misses: list[LayoutMatch] = []
+    for name, layout in LAYOUTS.items():
+        if options.layout in (None, name):
+            match = layout.match(tree, options)
+            if match.cases:
+                return match, misses
+            misses.append(match)
+    return None, misses

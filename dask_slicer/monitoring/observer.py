@@ -40,6 +40,8 @@ class RunReport:
         The partition, such as 1/3; empty for a whole run.
     stopped : str
         Why the run ended early, such as a lost scheduler; else empty.
+    notes : tuple of str
+        What to check in the output, such as a clip range that does not suit the scans.
     """
 
     output_dir: str
@@ -53,6 +55,7 @@ class RunReport:
     interrupted: bool = False
     share: str = ""
     stopped: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def slices_per_second(self) -> float:
@@ -81,6 +84,7 @@ class RunReport:
             rows.append(("partition", self.share))
         if self.stopped:
             rows.append(("stopped", self.stopped))
+        rows += [("note", note) for note in self.notes]
         title = "Run, interrupted: call it again to continue" if self.interrupted else "Run"
         return repr_html.html_card(title, repr_html.html_facts(rows), failure_table(self.failures))
 
@@ -94,10 +98,10 @@ def report_lines(report: RunReport) -> list[str]:
     """Return the result of a run in a few lines."""
     lines: list[str] = []
     skipped = f"Skipped {plural(report.n_skipped, 'case')} written by earlier runs"
-    next_step: list[str] = []
+    next_step = [f"Note: {note}" for note in report.notes]
     if report.share and not report.interrupted:
         partitions = f"all {report.share.partition('/')[2]} partitions"
-        next_step = [f"When {partitions} are done: dask-slicer merge {report.output_dir}"]
+        next_step += [f"When {partitions} are done: dask-slicer merge {report.output_dir}"]
     if report.interrupted:
         lines.append("Stopped. Finished cases are kept; run the same command again to continue.")
         if not report.n_committed:

@@ -23,6 +23,7 @@ from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import index_lines
 from dask_slicer.output.summary import DatasetTotals, dataset_info
+from dask_slicer.planning.names import Names
 from dask_slicer.records import CommittedCase
 
 # Keys of dataset_info.json that the journal does not determine.
@@ -225,6 +226,7 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
     expected = json.loads(json.dumps(dataset_info(config, totals)))
     try:
         info = json.loads((output_dir / layout.SUMMARY).read_text(encoding="utf-8"))
+        Names.parse(info)  # which the journal does not have
         wrong = [
             name
             for name, value in expected.items()

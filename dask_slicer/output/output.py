@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
 from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals
+from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import by_split
 from dask_slicer.records import why_not_written
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
@@ -54,6 +56,23 @@ class Output:
             return {}
         except CorruptFile as error:
             raise OutputError(f"{error}{_REWRITE}") from None
+
+    @cached_property
+    def _names(self) -> Names:
+        try:
+            return Names.parse(self.summary)
+        except ValueError as error:
+            raise OutputError(f"{self.path / SUMMARY} is damaged ({error}){_REWRITE}") from None
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Return a name for each modality, such as T1w; empty where the summary has none."""
+        return self._names.channels
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Return the names of label values, ``{1: "liver"}``; empty where the summary has none."""
+        return dict(self._names.labels)
 
     @cached_property
     def splits(self) -> dict[str, list[str]]:
@@ -120,6 +139,56 @@ class Output:
             If the output has no slices of the case.
         CorruptFile
         """
+        with self._opened(case_id) as (reader, kept):
+            if isinstance(reader, ZarrReader):
+                planes, affine = reader.planes(list(range(reader.shape[0]))), reader.affine
+            else:
+                planes, affine = _planes_of_windows(reader, kept)
+        return planes[:, 0] if planes.shape[1] == 1 else planes.swapaxes(0, 1), affine
+
+    def label(self, case_id: str) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Return the label map of a case, put together from its slices, and its affine.
+
+        If `--min_foreground` dropped slices from an .npz output, these slices are -1 (or, if labels
+        are negative, 1 below the lowest).
+
+        Parameters
+        ----------
+        case_id : str
+
+        Returns
+        -------
+        label : (slice, row, column) ndarray of int32
+            Whatever integers are on disk; 0 is background. `label_names` has names of the values.
+        affine : (4, 4) ndarray of float64
+            (slice, row, column, 1) → RAS+ mm, the same as that of `volume`.
+
+        Raises
+        ------
+        UsageError
+            If the output has no slices of the case, or the case has no label.
+        CorruptFile
+        """
+        with self._opened(case_id) as (reader, kept):
+            metadata = reader.metadata(kept[0])
+            shape = metadata["shape"]["label"]
+            if shape is None:
+                raise UsageError(f"{case_id} has no label in {self.path}")
+            n_slices = metadata["total_slices"]
+            label = np.zeros((n_slices, *shape), np.int32)
+            stored = range(n_slices) if isinstance(reader, ZarrReader) else kept
+            for slice_index in stored:
+                _, plane = reader.stored(slice_index)
+                if plane is None:
+                    raise CorruptFile(f"slice {slice_index} has lost its label")
+                label[slice_index] = plane
+            dropped = sorted(set(range(n_slices)).difference(stored))
+            label[dropped] = label.min() - 1
+        return label, np.array(metadata["affine"])
+
+    @contextmanager
+    def _opened(self, case_id: str) -> Iterator[tuple[NpzReader | ZarrReader, list[int]]]:
+        """Open a case; yield its reader, and the indices of its kept slices."""
         index = self.index
         number = next((n for n, case in enumerate(index.cases) if case.case_id == case_id), None)
         if number is None:
@@ -128,12 +197,7 @@ class Output:
             raise UsageError(f"no slices of {case_id} in {self.path}{hint}")
         with damage_named(case_id, None):
             reader = case_reader(self.path, index.cases[number])
-            if isinstance(reader, ZarrReader):
-                planes, affine = reader.planes(list(range(reader.shape[0]))), reader.affine
-            else:
-                kept = index.slice_index[index.case == number].tolist()
-                planes, affine = _planes_of_windows(reader, kept)
-        return planes[:, 0] if planes.shape[1] == 1 else planes.swapaxes(0, 1), affine
+            yield reader, index.slice_index[index.case == number].tolist()
 
     def __repr__(self) -> str:
         return f"Output({str(self.path)!r}: {', '.join(f'{k} {v}' for k, v in self._facts())})"

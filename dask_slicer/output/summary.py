@@ -6,19 +6,24 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import Statistics, pooled
+from dask_slicer.errors import CorruptFile
 from dask_slicer.output import directory, layout
-from dask_slicer.output.formats.base import statistics_by_name
+from dask_slicer.output.formats.base import is_normalized, read_json, statistics_by_name
 from dask_slicer.output.index import csv_lines, index_lines
 from dask_slicer.output.journal import last_records
+from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import FORMAT_VERSION
 from dask_slicer.records import CommittedCase, FailedCase
+from dask_slicer.utils.modalities import for_each_modality
 
 _REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "numpy", "zarr")
 
@@ -33,11 +38,14 @@ class DatasetTotals:
     slices_by_split: Counter[str] = field(default_factory=Counter)
     label_voxels: Counter[int] = field(default_factory=Counter)
     intensity: tuple[Statistics, ...] = ()
+    clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
 
     def add(self, record: CommittedCase) -> None:
         """Add one case."""
         n_slices = len(record.slices)
         self.split_of[record.case_id] = record.split
+        if not record.clip_fits:
+            self.clipped.append(record.case_id)
         self.n_slices += n_slices
         self.n_bytes += record.n_bytes
         self.slices_by_split[record.split] += n_slices
@@ -56,6 +64,7 @@ def finalize(
     *,
     planned: set[str],
     n_modalities: int | None,
+    names: Names | None,
     elapsed_seconds: float,
     slices_this_run: int,
     is_complete: bool,
@@ -63,7 +72,8 @@ def finalize(
     """Write the files that describe the whole output, which the caller holds; return the totals.
 
     Failures of `planned` cases in the journal are appended to `failures`. Unless the run
-    `is_complete`, files of cases that were stopped before their commit are removed.
+    `is_complete`, files of cases that were stopped before their commit are removed. Without
+    `names`, dataset_info.json keeps those that it has.
     """
     totals = DatasetTotals()
     output_dir = config.output_dir
@@ -95,6 +105,7 @@ def finalize(
             totals,
             failures=failures,
             n_modalities=n_modalities,
+            names=existing_names(output_dir) if names is None else names,
             elapsed_seconds=elapsed_seconds,
             slices_this_run=slices_this_run,
         )
@@ -103,6 +114,13 @@ def finalize(
     finally:  # also if the disk is too full for these files
         directory.remove_temporary(output_dir)
     return totals
+
+
+def existing_names(output_dir: Path) -> Names:
+    """Return the names in dataset_info.json; none if there is no such file, or it is damaged."""
+    with suppress(FileNotFoundError, CorruptFile, ValueError):
+        return Names.parse(read_json(output_dir / layout.SUMMARY))
+    return NO_NAMES
 
 
 def _failure_lines(failures: Iterable[FailedCase]) -> Iterable[str] | None:
@@ -114,26 +132,43 @@ def _failure_lines(failures: Iterable[FailedCase]) -> Iterable[str] | None:
     return csv_lines([layout.FAILURE_COLUMNS, *rows]) if rows else None
 
 
+def _clip_range(config: RunConfig) -> list[Any] | None:
+    """Return lower and upper limit, None without limits; a pair for each modality if they differ.
+
+    >>> config = RunConfig(input_dir="a", output_dir="b", clip_min=-160, clip_max=[240, None])
+    >>> _clip_range(config)
+    [[-160.0, 240.0], [-160.0, None]]
+    """
+    low, high = config.clip_min, config.clip_max
+    if low is None and high is None:
+        return None
+    n = max((len(limits) for limits in (low, high) if isinstance(limits, tuple)), default=0)
+    if not n:
+        return [low, high]
+    pairs = zip(for_each_modality(low, n), for_each_modality(high, n), strict=True)
+    return [list(pair) for pair in pairs]
+
+
 def dataset_info(
     config: RunConfig,
     totals: DatasetTotals,
     *,
     failures: Iterable[FailedCase] = (),
     n_modalities: int | None = None,
+    names: Names = NO_NAMES,
     elapsed_seconds: float = 0,
     slices_this_run: int = 0,
 ) -> dict[str, Any]:
     """Return the content of dataset_info.json; without a run, the part that the journal decides."""
     failed = {failure.case_id: failure for failure in failures}
     cases_by_split = Counter(totals.split_of.values())
-    clipped = config.clip_min is not None or config.clip_max is not None
     n_modalities = n_modalities or len(totals.intensity) or 1
     return {
         "window_size": config.window_size,
         "total_channels": (2 * config.window_size + 1) * n_modalities,
         "padding_mode": config.padding_mode,
-        "normalized": config.normalize != "none",
-        "clip_range": [config.clip_min, config.clip_max] if clipped else None,
+        "normalized": is_normalized(config),
+        "clip_range": _clip_range(config),
         "num_cases": len(totals.split_of),
         "num_slices": totals.n_slices,
         "case_names": list(totals.split_of),
@@ -151,6 +186,7 @@ def dataset_info(
             for _, failure in sorted(failed.items())
         ],
         "label_voxels": {str(value): count for value, count in sorted(totals.label_voxels.items())},
+        **names.summary(),
         "intensity": statistics_by_name(totals.intensity),
         "elapsed_seconds": round(elapsed_seconds, 3),
         "slices_per_second": round(slices_this_run / max(elapsed_seconds, 1e-9), 1),

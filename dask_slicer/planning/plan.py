@@ -12,10 +12,13 @@ import numpy as np
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
+from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
+from dask_slicer.planning.names import Names
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
+from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
 # Increased when the same settings and sources give other bytes.
@@ -117,7 +120,8 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
     # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
     window = planes * len(case.case.images) * height * width * 4
-    percentile = voxels * 8 if settings.normalize == "percentile" else 0
+    sorts = "percentile" in for_each_modality(settings.normalize, 1)
+    percentile = voxels * 8 if sorts else 0
     return case.voxel_bytes + label + max(3 * window, percentile)
 
 
@@ -142,9 +146,9 @@ class RunPlan:
     files : tuple of FileRole
         What every volume of the dataset is used for.
     channel_names : tuple of str
-        Names of the modalities, in their order, where the dataset gives them.
+        As the dataset has them, one for each modality, such as T1w; empty where unknown.
     label_names : dict of int to str
-        Names of label values, where the dataset gives them.
+        The names of label values, such as ``{1: "liver"}``; empty where unknown.
     """
 
     config: RunConfig
@@ -156,13 +160,14 @@ class RunPlan:
     problems: tuple[str, ...] = ()
     files: tuple[FileRole, ...] = ()
     channel_names: tuple[str, ...] = ()
-    label_names: Mapping[int, str] = field(default_factory=dict)
+    label_names: dict[int, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""
         return (
             f"RunPlan({plural(len(self.cases), 'case')}{bad}, {self.n_slices} "
-            f"{self.config.plane} slices, to {str(self.config.output_dir)!r})"
+            f"{self.config.plane} slices"
+            + (f", to {str(self.config.output_dir)!r})" if self.config.has_output else ")")
         )
 
     @property
@@ -192,6 +197,12 @@ class RunPlan:
         return counts.most_common(1)[0][0] if counts else 1
 
     @property
+    def names(self) -> Names:
+        """Return the names that the output gets: of channels only where each modality has one."""
+        fits = len(self.channel_names) == self.n_modalities
+        return Names(channels=self.channel_names if fits else (), labels=self.label_names)
+
+    @property
     def n_slices(self) -> int:
         """Return the number of slices of all cases without a problem."""
         return sum(case.shape[0] for case in self.runnable)
@@ -212,7 +223,7 @@ class RunPlan:
             ("layout", f"{self.layout} ({self.reason})"),
             ("cases", f"{len(self.cases)} ({splits})"),
             ("slices", f"{self.n_slices} {config.plane}, {channels}, {config.format}"),
-            ("output", config.output_dir),
+            ("output", config.output_dir if config.has_output else "none given"),
             *(("note", note) for note in self.notes),
             *(("problem", problem) for problem in self.problems),
         ]
@@ -221,6 +232,7 @@ class RunPlan:
             f"Plan of {plural(len(self.cases), 'case')}",
             html_facts(rows),
             html_table(("case", "split", *HEADER_FACTS), cases, of="case"),
+            html_table(FILE_COLUMNS, file_kinds(self.files), of="kind of file"),
             failure_table(self.failures),
         )
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path, PurePath
 
+from dask_slicer.config.fields import PER_MODALITY
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
 from dask_slicer.core.geometry import align, axis_codes, spacing
 from dask_slicer.core.splits import SPLITS
@@ -21,7 +22,7 @@ from dask_slicer.inputs.readers import read_header
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, case_digest
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.formatting import did_you_mean, first_few
+from dask_slicer.utils.formatting import did_you_mean, first_few, format_value, plural
 
 # Reading a header is mostly waiting for the disk.
 _HEADER_THREADS = 16
@@ -61,6 +62,7 @@ def make_plan(
         if name not in known:
             raise DatasetError(f"--only {name}: there is no such case{did_you_mean(name, known)}")
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
+    _check_modalities(config, n_modalities)
 
     def plan_case(case: Case) -> CasePlan:
         plan = CasePlan(case=case, split=splits[case.case_id], group=groups[case.case_id])
@@ -97,6 +99,17 @@ def make_plan(
         channel_names=dataset.channel_names,
         label_names=dataset.label_names,
     )
+
+
+def _check_modalities(config: RunConfig, n_modalities: int) -> None:
+    """Raise a DatasetError unless settings for each modality have as many values."""
+    for name in PER_MODALITY:
+        value = getattr(config, name)
+        if isinstance(value, tuple) and len(value) != n_modalities:
+            raise DatasetError(
+                f"{name} has {plural(len(value), 'value')} ({format_value(value)}), but a case of "
+                f"this dataset has {n_modalities} modalities; give one value for all, or one each"
+            )
 
 
 def _with_headers(plan: CasePlan, config: RunConfig, root: Path) -> CasePlan:

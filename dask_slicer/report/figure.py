@@ -6,7 +6,7 @@ import io
 import math
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,18 +22,21 @@ from numpy.typing import NDArray
 from dask_slicer.output.output import Output
 from dask_slicer.report.panels import Panel
 from dask_slicer.report.pixels import Colours, colours, fit, fit_label, overlay
-from dask_slicer.utils.formatting import escape_line, plural
+from dask_slicer.utils.formatting import escape_line, format_value, plural
 
 _DPI = 100
 # All lengths are pixels, before a figure is scaled.
 _MARGIN, _GAP, _TILE_GAP = 18, 16, 2
 _HEADING, _TEXT, _SMALL, _LINE = 17, 12, 11, 17
 _BELOW_HEADING, _PANEL_TITLE = 26, 36
-# Average width of a letter, as a share of the font size.
-_CHARACTER = 0.6
+# Average width of a letter, and of a digit, as a share of the font size.
+_CHARACTER, _DIGIT = 0.6, 0.65
 _WIDEST_TILE, _NARROWEST_TILE, _HIGHEST_PANEL, _NARROWEST_PANEL = 640, 72, 900, 150
 _NARROWEST_PICTURE = 420
-_BESIDE_LEGEND, _SWATCH, _LEGEND_LINE, _MOST_LEGEND_LINES = 46, 12, 21, 4
+_BESIDE_LEGEND, _SWATCH, _LEGEND_LINE = 46, 12, 21
+# Entries with names are wide, so they get more lines; in letters, the longest entry, and the
+# longest that is narrower than "and 10 more".
+_MOST_LEGEND_LINES, _MOST_NAMED_LINES, _LONGEST_ENTRY, _NARROW_ENTRY = 4, 12, 32, 8
 # On larger tiles, an outline of one pixel is too fine.
 _LARGE_TILE = 250
 # Smaller tiles have no room for letters, or only for offsets and the sides at left and right.
@@ -150,16 +153,25 @@ def wrapped(facts: Sequence[str], room: float) -> list[str]:
     return lines
 
 
-def legend_entries(values: Sequence[int], width: float) -> list[tuple[float, int, int | str]]:
+def legend_text(value: int, names: Mapping[int, str]) -> str:
+    """Return a label value with its name, if it has one."""
+    return escape_line(f"{value} {names.get(value, '')}")
+
+
+def legend_entries(
+    values: Sequence[int], names: Mapping[int, str], width: float
+) -> list[tuple[float, int, int | str]]:
     """Return (x, line, label value) of a legend; the last may be a text on those without room."""
-    longest = max((len(str(value)) for value in values), default=0)
-    wide = _SWATCH + 16 + longest * _TEXT * 0.65
-    per_line = max(int((width - _BESIDE_LEGEND) / wide), 4)
-    most = per_line * _MOST_LEGEND_LINES
+    longest = max((len(legend_text(value, names)) for value in values), default=0)
+    character = _TEXT * (_CHARACTER if names else _DIGIT)
+    wide = _SWATCH + 16 + min(longest, _LONGEST_ENTRY) * character
+    per_line = max(int((width - _BESIDE_LEGEND) / wide), 1)
+    most = per_line * (_MOST_NAMED_LINES if names else _MOST_LEGEND_LINES)
     entries: list[int | str] = [*values]
     if len(values) > most:
-        # The text is as wide as three values.
-        entries[most - 3 :] = [f"and {len(values) - most + 3} more"]
+        # The text is as wide as up to three values.
+        most -= 1 if longest > _NARROW_ENTRY else 3
+        entries[most:] = [f"and {len(values) - most} more"]
     return [
         (_BESIDE_LEGEND + number % per_line * wide, number // per_line, entry)
         for number, entry in enumerate(entries)
@@ -214,7 +226,8 @@ def draw(
     for panel in panels:
         if panel.label is not None:
             shown.update(np.unique(panel.label).tolist())
-    legend = legend_entries(sorted(shown & palette.keys()), room)
+    names = output.label_names
+    legend = legend_entries(sorted(shown & palette.keys()), names, room)
     legend_height = _MARGIN // 2 + (legend[-1][1] + 1) * _LEGEND_LINE if legend else 0
     page = _Page(layout.width, top + layout.height + legend_height + _MARGIN, theme, scale)
     name = escape_line(output.path.name)
@@ -224,7 +237,7 @@ def draw(
         page.write(_MARGIN, y, line, room=room, color=colour)
     for panel, tile, (x, y) in zip(panels, layout.tiles, layout.places, strict=True):
         page.draw_panel(panel, palette, tile, x, top + y, room=layout.cell_width)
-    page.draw_legend(legend, palette, top + layout.height + _MARGIN // 2 + 6)
+    page.draw_legend(legend, palette, names, top + layout.height + _MARGIN // 2 + 6)
     return page.figure
 
 
@@ -234,7 +247,7 @@ def _facts(output: Output, panels: Sequence[Panel]) -> list[str]:
     return [
         config.plane,
         f"window_size {config.window_size}",
-        f"normalize {config.normalize}",
+        f"normalize {format_value(config.normalize)}",
         f"{config.format} {config.dtype}",
         f"{len(panels)} of {plural(len(index), 'slice')}",
         f"{n_cases} of {plural(len(index.cases), 'written case')}",
@@ -307,7 +320,8 @@ class _Page:
         if n_modalities > 1 and height >= _ROOM_FOR_ALL:
             for modality in range(n_modalities):
                 bottom = y + modality * (height + _TILE_GAP) + height - 4
-                write(x + 4, bottom, f"modality {modality}", va="bottom")
+                name = escape_line(panel.modalities[modality])
+                write(x + 4, bottom, name, room=width - 4, va="bottom")
         at_left, at_right, at_top, at_bottom = panel.sides
         if min(height, width) >= _ROOM_FOR_SOME:
             write(centre + 4, y + height / 2, at_left, va="center")
@@ -317,9 +331,13 @@ class _Page:
             write(centre + width / 2, y + height - 4, at_bottom, va="bottom", ha="center")
 
     def draw_legend(
-        self, entries: Sequence[tuple[float, int, int | str]], palette: Colours, top: float
+        self,
+        entries: Sequence[tuple[float, int, int | str]],
+        palette: Colours,
+        names: Mapping[int, str],
+        top: float,
     ) -> None:
-        """Draw the colours and values of labels."""
+        """Draw the colours, values and names of labels."""
         if entries:
             self.write(_MARGIN, top, "label", color=self.theme.faint)
         for x, line, entry in entries:
@@ -329,4 +347,5 @@ class _Page:
                 continue
             colour = tuple(part / 255 for part in palette[entry])
             self.draw_box(x, y + 2, _SWATCH, _SWATCH, fc=colour, ec=self.theme.faint, lw=0.5)
-            self.write(x + _SWATCH + 5, y, str(entry))
+            room = _LONGEST_ENTRY * _TEXT * _CHARACTER
+            self.write(x + _SWATCH + 5, y, legend_text(entry, names), room=room)

@@ -19,9 +19,17 @@ from dask_slicer.errors import DaskSlicerError
 from dask_slicer.monitoring.state import STEPS
 from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
+from dask_slicer.records import clip_note
 from dask_slicer.report.histogram import chart
 from dask_slicer.report.overview import Overview, overview
-from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
+from dask_slicer.utils.formatting import (
+    escape_line,
+    first_few,
+    format_bytes,
+    format_time,
+    format_value,
+    plural,
+)
 
 REPORT = "report.html"
 _SUFFIXES = (".html", ".htm")  # by which browsers choose
@@ -85,6 +93,8 @@ def _render(
         "names": lambda ids: escape_line(first_few(ids, _MOST_NAMES)),
         "number": "{:,}".format,
         "measure": measure,
+        "limit": _limit,
+        "setting": format_value,
         "size": format_bytes,
         "duration": format_time,
         "share": share,
@@ -108,6 +118,7 @@ def _render(
         settings=_settings(output.config),
         steps=STEPS,
         kinds=kinds.most_common(_MOST_NAMES),
+        clip_note=clip_note,
     )
 
 
@@ -142,10 +153,17 @@ def _value_text(value: object) -> str:
         case bool():
             return "yes" if value else "no"
         case tuple() | list():
-            return first_few([*map(str, value)], _MOST_NAMES)
+            return first_few([*map(format_value, value)], _MOST_NAMES)
         case float():
             return f"{value:g}"
     return str(value)
+
+
+def _limit(value: float | tuple[float | None, ...] | None) -> str:
+    """Return a clip limit, or those of the modalities."""
+    if isinstance(value, tuple):
+        return ", ".join(map(_limit, value))
+    return "none" if value is None else measure(value)
 
 
 def share(part: int, whole: int) -> str:

@@ -22,6 +22,7 @@ from dask_slicer.output.output import Output
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.report.histogram import Histogram, histogram
 from dask_slicer.report.selection import spread_rows
+from dask_slicer.utils.modalities import for_each_modality
 
 _MOST_LABELS = 100
 _SLOWEST = 20
@@ -98,10 +99,12 @@ class Overview:
     splits: tuple[SplitFacts, ...]
     missing: tuple[str, ...]  # planned cases, neither written nor failed
     empty: tuple[str, ...]  # written cases of which no slice was kept
+    clipped: tuple[str, ...]  # written cases that the clip range does not suit
     sample: Sample
     spacings: dict[str, Histogram]  # mm, by axis; rows and columns together where they are equal
     n_labels: int
     labels: tuple[LabelFacts, ...]  # by value; at most the 100 that most cases hold
+    absent_labels: tuple[str, ...]  # value and name of those with a name that no slice holds
     step_seconds: dict[str, float]  # of all cases, by step
     slowest: tuple[WrittenCase, ...]
     failures: tuple[FailedCase, ...]  # by case id
@@ -146,10 +149,15 @@ def overview(output: Output) -> Overview:
         splits=_splits(output, split_of, failures),
         missing=tuple(sorted(planned - split_of.keys() - failures.keys())),
         empty=tuple(sorted(id_ for id_, case in written.items() if not case.n_slices)),
+        clipped=tuple(sorted(id_ for id_, record in records.items() if not record.clip_fits)),
         sample=_sample(output, {id_: r.statistics for id_, r in records.items()}),
         spacings=_spacings([record.spacing for record in records.values()]),
         n_labels=n_labels,
         labels=labels,
+        absent_labels=tuple(
+            f"{value} {output.label_names[value]}"
+            for value in sorted(output.label_names.keys() - np.unique(index.label_values).tolist())
+        ),
         step_seconds=dict(step_seconds),
         slowest=tuple(sorted(written.values(), key=lambda case: -case.total)[:_SLOWEST]),
         failures=tuple(failure for _, failure in sorted(failures.items())),
@@ -247,7 +255,7 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
 
     `statistics`, by case id, undo the normalisation; cases without are left out if others have it.
     """
-    index = output.index
+    index, normalize = output.index, output.config.normalize
     known = np.array([case.case_id in statistics for case in index.cases], dtype=bool)
     if known.any() and not known.all():
         index = index.select(known[index.case])
@@ -266,9 +274,12 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
         step = math.ceil(math.sqrt(image[0].size / _SAMPLED_PIXELS))
         channels = [channel[::step, ::step].ravel() for channel in image]
         if known.any():
+            methods = for_each_modality(normalize, len(channels))
             channels = [
-                intensities(channel, stats, output.config.normalize)
-                for channel, stats in zip(channels, statistics[case.case_id], strict=False)
+                intensities(channel, stats, method)
+                for channel, stats, method in zip(
+                    channels, statistics[case.case_id], methods, strict=False
+                )
             ]
         values.append(channels)
         cases.add(case.case_id)
@@ -279,7 +290,7 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
             histogram(np.concatenate(numbers), most_bins=_SAMPLE_BINS, tail=_SAMPLE_TAIL)
             for numbers in zip(*values, strict=False)
         ),
-        in_file_units=bool(known.any()) or output.config.normalize == "none",
+        in_file_units=bool(known.any()) or {*for_each_modality(normalize, 1)} == {"none"},
         problems=tuple(problems),
     )
 

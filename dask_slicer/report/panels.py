@@ -28,6 +28,7 @@ class Panel:
     slice_index: int
     total_slices: int  # of the volume
     image: NDArray[np.float64]  # (modality, offset, row, column); the slice is the middle offset
+    modalities: tuple[str, ...]  # their names, or numbers
     label: NDArray[np.integer] | None  # (row, column)
     spacing: tuple[float, float]  # mm per row, per column
     sides: tuple[str, str, str, str]  # of the patient, at the left, right, top and bottom
@@ -43,6 +44,9 @@ def read_panels(
         with damage_named(case.case_id, None):
             reader = case_reader(output.path, case)
         black, white = _ranges(reader, case, output.index)[:, :, None, None]
+        modalities = output.channel_names
+        if len(modalities) != len(black):
+            modalities = tuple(f"modality {number}" for number in range(len(black)))
         for row in of_case:
             slice_index = int(index.slice_index[row])
             with damage_named(case.case_id, slice_index):
@@ -57,6 +61,7 @@ def read_panels(
                     slice_index=slice_index,
                     total_slices=metadata["total_slices"],
                     image=to_grey(by_offset, black, white).swapaxes(0, 1),
+                    modalities=modalities,
                     label=label,
                     spacing=(per_row, per_column),
                     sides=sides(np.array(metadata["affine"], dtype=np.float64)),

@@ -93,6 +93,7 @@ class SliceDataset:
         output = open_output(output_dir)
         self.output_dir = output.path
         self.transform = transform
+        self._channel_names, self._label_names = output.channel_names, output.label_names
         self._window_size = 0 if channels == "center" else window_size
         written = output.config.window_size
         if output.config.format == "npz" and (self._window_size or 0) > written:
@@ -158,6 +159,22 @@ class SliceDataset:
     def window_size(self) -> int | None:
         """Return the number of neighbours on each side; None for that of the output."""
         return self._window_size
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Return a name for each modality, such as ``("T1w", "FLAIR")``; empty where unknown.
+
+        A window repeats them at every offset: channel `c` of a sample is
+        ``channel_names[c % len(channel_names)]``, of the slice at offset
+        ``c // len(channel_names) - w`` for w neighbours on each side. Names are known when the
+        first run into the output has ended.
+        """
+        return self._channel_names
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Return the names of label values, such as ``{1: "liver"}``; empty where unknown."""
+        return dict(self._label_names)
 
     def weights(
         self,

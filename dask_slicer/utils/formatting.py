@@ -71,4 +71,6 @@ def format_value(value: object) -> str:
     """Return a setting's value as messages show it."""
     if isinstance(value, list | dict | set):
         return f"a {type(value).__name__}"  # its text may be of any length
+    if isinstance(value, tuple):
+        return ",".join(map(format_value, value))
     return "none" if value is None else str(value)

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ByteSize
 
 from dask_slicer.config.fields import (
+    PER_MODALITY,
     NotGiven,
     OptionalKeywords,
     RunKeywords,
@@ -44,4 +45,6 @@ def test_a_keyword_takes_what_the_setting_takes(name) -> None:
     may_be_none = field.is_required() or field.default is None
     kind = plain_type(field.annotation)
     expected = ACCEPTED.get(kind, {kind}) | {NoneType if may_be_none else NotGiven}
+    if name in PER_MODALITY:
+        expected |= {Sequence[float | None] if kind is float else Sequence[kind]}
     assert set(get_args(KEYWORDS[name])) == expected

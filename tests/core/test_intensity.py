@@ -40,7 +40,7 @@ def plain(
         volume = volume.clip(*np.percentile(volume[foreground], (0.5, 99.5)))
     inside = volume[foreground]
     low, high, mean, std = volume.min(), volume.max(), inside.mean(), inside.std()
-    std = std if std >= 1e-8 else 1.0
+    std = std if std > 1e-7 * abs(mean) else 1.0
     normalised = {
         "none": volume,
         "minmax": (volume - low) / ((high - low) or 1),

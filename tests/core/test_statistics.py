@@ -55,11 +55,53 @@ def test_a_constant_foreground_has_no_spread_however_large_it_is(value: float) -
     assert (found.mean, found.std) == pytest.approx((value, 1.0), rel=1e-12)
 
 
-@pytest.mark.parametrize("spread", [4e-9, 9e-9, 1.1e-8, 1e-6], ids=str)
-def test_a_std_below_1e_8_is_taken_as_1(spread: float) -> None:
-    stored = np.array([0.0, 1 - spread, 1 + spread])
-    expected = 1.0 if spread < 1e-8 else spread
+@pytest.mark.parametrize("size", [1e-30, 1e-9, 1.0, -1.0, 1e9, 1e30], ids=str)
+@pytest.mark.parametrize("spread", [4e-9, 9e-8, 1.1e-7, 1e-6, 0.2], ids=str)
+def test_a_std_of_1e_7_of_the_values_is_taken_as_1(spread: float, size: float) -> None:
+    stored = np.array([-5 * abs(size), size * (1 - spread), size * (1 + spread)])
+    expected = 1.0 if spread < 1e-7 else spread * abs(size)
     assert statistics(Voxels(stored=stored)).std == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("slope", [1e-12, 1e-3, 1e12])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32"])
+@pytest.mark.parametrize("clip_max", [None, 1e99])
+def test_scaled_integers_keep_their_std_however_small_the_scale_is(slope, dtype, clip_max) -> None:
+    stored = np.array([0, 9, 10, 11], dtype=dtype)
+    found = statistics(Voxels(stored=stored, slope=slope), clip_max=clip_max)
+    assert found.std == pytest.approx((2 / 3) ** 0.5 * slope, rel=1e-9)
+
+
+def brute_force_share(stored: np.ndarray, low: float | None, high: float | None) -> float:
+    values = [float(value) for value in stored.flat]
+    mean = exact.fmean(values)
+    bright = [value for value in values if value > mean] or values
+    low, high = -np.inf if low is None else low, np.inf if high is None else high
+    return sum(not low <= value <= high for value in bright) / len(bright)
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.int16, np.uint8, np.int32, np.float64]),
+        hnp.array_shapes(min_dims=3, max_dims=3, max_side=5),
+        elements=st.integers(0, 127),
+    ),
+    st.none() | st.integers(-5, 60),
+    st.none() | st.integers(61, 130),
+)
+def test_the_clipped_share_is_that_of_voxels_above_the_mean(stored, low, high) -> None:
+    found = statistics(Voxels(stored=stored), clip_min=low, clip_max=high)
+    assert found.clipped_share == pytest.approx(brute_force_share(stored, low, high), abs=1e-12)
+    assert statistics(Voxels(stored=stored)).clipped_share == 0
+
+
+def test_the_clipped_share_of_a_large_volume_comes_from_a_fair_sample() -> None:
+    rng = np.random.default_rng(3)
+    stored = np.zeros((64, 128, 128), np.float32)
+    stored[:, :, 64:] = rng.normal(500, 100, (64, 128, 64))
+    for low, high in ((None, 500.0), (420.0, 700.0), (-160.0, 240.0)):
+        found = statistics(Voxels(stored=stored), clip_min=low, clip_max=high)
+        assert found.clipped_share == pytest.approx(brute_force_share(stored, low, high), abs=0.01)
 
 
 @pytest.mark.parametrize("scale", [1e160, 1e200, 1e308], ids=str)
@@ -88,7 +130,9 @@ def test_statistics_are_those_of_exact_arithmetic(stored: np.ndarray) -> None:
     foreground = [value for value in values if value > min(values)] or values
     found = statistics(Voxels(stored=stored))
     assert found.mean == pytest.approx(exact.fmean(foreground), rel=1e-6, abs=1e-5)
-    assert found.std == pytest.approx(exact.pstdev(foreground) or 1.0, rel=1e-6)
+    std = exact.pstdev(foreground)
+    is_constant = std <= 1e-7 * max(map(abs, foreground))
+    assert found.std == pytest.approx(1.0 if is_constant else std, rel=1e-6)
     assert (found.min, found.max) == (min(values), max(values))
     assert found.n_foreground == len(foreground)
 

@@ -546,10 +546,10 @@ NOT_RECOGNISED = {
     "one level deeper": (
         nii("a/study/ct", "a/study/seg", "b/study/ct"),
         {},
-        "2 folders of 2 with volumes only in folders below (a, b)",
+        "read them with --images '*/*/ct.nii.gz' --labels '*/*/seg.nii.gz'",
     ),
     "another layout": (nii("a/ct", "a/seg"), {"layout": "nnunet"}, "with --layout nnunet"),
-    "a folder of labels among cases": (nii("a/ct", "b/ct", "masks/x"), {}, "masks named for"),
+    "a folder of labels among cases": (nii("a/ct", "b/ct", "masks/x"), {}, "--images GLOB --labels GLOB"),
 }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs import discovery
-from dask_slicer.inputs.accounting import account, check_labels
+from dask_slicer.inputs.accounting import account
+from dask_slicer.inputs.label_check import check_labels
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.tree import FileTree
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from dask_slicer.report.figure import compose, lay_out, legend_entries, tile_size, wrapped
+from dask_slicer.report.figure import (
+    compose,
+    lay_out,
+    legend_entries,
+    legend_text,
+    tile_size,
+    wrapped,
+)
 from dask_slicer.report.panels import Panel
 
 
@@ -20,6 +29,7 @@ def _panel(
         slice_index=3,
         total_slices=9,
         image=np.random.default_rng(0).random(shape),
+        modalities=tuple(f"modality {number}" for number in range(shape[0])),
         label=label,
         spacing=spacing,
         sides=("R", "L", "A", "P"),
@@ -89,16 +99,35 @@ def test_a_figure_is_a_little_wider_than_high_and_its_last_row_is_full(
 
 
 def test_a_legend_names_all_values_or_says_how_many_it_has_no_room_for() -> None:
-    few = legend_entries([1, 2, 70_000], 800)
+    few = legend_entries([1, 2, 70_000], {}, 800)
     assert [entry for _, _, entry in few] == [1, 2, 70_000]
     assert {line for _, line, _ in few} == {0}
-    many = legend_entries(range(1, 3001), 800)
+    many = legend_entries(range(1, 3001), {}, 800)
     *named, text = [entry for _, _, entry in many]
     assert named == list(range(1, len(named) + 1))
     assert text == f"and {3000 - len(named)} more"
     assert all(x < 800 for x, _, _ in many)
     assert len({(x, line) for x, line, _ in many}) == len(many)
-    assert legend_entries([], 800) == []
+    assert legend_entries([], {}, 800) == []
+
+
+@pytest.mark.parametrize("width", [384, 764, 1564])
+def test_named_entries_of_a_legend_do_not_overlap_and_end_within_the_picture(width: int) -> None:
+    names = {value: f"vertebra_of_the_spine_{value}" for value in range(1, 118)}
+    entries = legend_entries([*names], names, width)
+    *named, text = [entry for _, _, entry in entries]
+    assert named == list(range(1, len(named) + 1))
+    assert text == f"and {117 - len(named)} more"
+    assert len(named) >= 11
+    longest = len("117 vertebra_of_the_spine_117")
+    columns = sorted({x for x, _, _ in entries})
+    assert all(after - x > longest * 7.2 + 17 for x, after in itertools.pairwise(columns))
+    assert columns[-1] + longest * 7.2 + 17 < width
+
+
+def test_an_entry_of_a_legend_is_on_one_line() -> None:
+    assert legend_text(3, {3: "left\nkidney\x1b"}) == "3 left kidney\\x1b"
+    assert legend_text(4, {3: "left kidney"}) == "4"
 
 
 def test_facts_are_wrapped_between_not_within() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from dask_slicer import SliceDataset, open_output
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
-from dask_slicer.output.layout import CONFIG, INDEX, JOURNAL
+from dask_slicer.output.layout import CONFIG, INDEX, JOURNAL, SUMMARY
 
 pytestmark = pytest.mark.versions
 
@@ -590,3 +590,43 @@ class TestOpenOutput:
         output = slice_dataset()
         with pytest.raises(UsageError, match=r"no slices of liver_1 in .*did you mean liver_01"):
             open_output(output).volume("liver_1")
+
+
+@pytest.mark.parametrize("format_", ["npz", "zarr"])
+class TestNames:
+    def test_channels_of_a_window_have_the_names_of_the_modalities(
+        self, dataset, slice_dataset, named, format_
+    ):
+        level_of = {"T1w": 100, "FLAIR": 700}
+        for channel, level in enumerate(level_of.values()):
+            image = np.arange(6 * 5 * 4).reshape(6, 5, 4) + level
+            dataset.add(
+                "a", image.astype(np.int16), True if channel == 0 else None, channel=channel
+            )
+        named(tuple(level_of), {1: "liver"})
+        output = slice_dataset(format=format_, window_size=2, normalize="none")
+        for window_size, n_offsets in ((None, 5), (1, 3), (0, 1)):
+            sliced = pickle.loads(pickle.dumps(SliceDataset(output, None, window_size=window_size)))
+            names = sliced.channel_names
+            assert (names, sliced.label_names) == (("T1w", "FLAIR"), {1: "liver"})
+            image = sliced[2]["image"]
+            assert len(image) == n_offsets * len(names)
+            for c, channel in enumerate(image):
+                assert 0 <= channel.mean() - level_of[names[c % len(names)]] < 120
+            assert open_output(output).channel_names == names
+
+    def test_names_are_empty_where_unknown_and_before_the_first_run_has_ended(
+        self, dataset, slice_dataset, named, format_
+    ):
+        dataset.add("a")
+        output = slice_dataset(format=format_)
+        assert SliceDataset(output, None).channel_names == ()
+        named(("CT",), {1: "liver"})
+        output = slice_dataset(format=format_, overwrite=True)
+        names = SliceDataset(output, None).label_names
+        names[1] = "changed by the caller"
+        assert SliceDataset(output, None).label_names == {1: "liver"}
+        (output / SUMMARY).unlink()
+        dataset_of_killed_run = SliceDataset(output, None)
+        assert dataset_of_killed_run.channel_names == ()
+        assert dataset_of_killed_run.label_names == {}

@@ -35,8 +35,8 @@ class FileRole:
     """A volume of a dataset, and what it is used for."""
 
     path: str  # relative to the dataset, with forward slashes
-    role: str  # "image", "label" or "left out"
-    detail: str = ""  # the modality of an image, the structure of a mask, or why it is left out
+    role: str  # "image", "label", "left out", or "not read": of a format that no reader reads
+    detail: str = ""  # the modality of an image, the structure of a mask, or why it is not used
     case_id: str = ""
 
 
@@ -52,12 +52,16 @@ class LayoutMatch:
     # Volumes that are not used, and why: paths relative to the dataset. The caller adds those that
     # are neither here nor in a case.
     left_out: dict[str, str] = field(default_factory=dict)
+    # Of these, files that are named like labels, but are none, such as masks of the brain.
+    not_labels: set[str] = field(default_factory=set)
     # Without cases: the number of volumes in places where this layout has them, and what the folder
-    # lacks, such as "no NIfTI file in images". The error names the layout that saw most first.
+    # lacks, such as "no NIfTI file in images". The error names the layout that saw most, if these
+    # are at least half of the volumes.
     seen: int = 0
     miss: str = ""
-    channel_names: tuple[str, ...] = ()  # of the modalities, in their order, where known
-    label_names: dict[int, str] = field(default_factory=dict)  # without the background
+    # Empty where unknown: a name for each modality, in order, and for label values other than 0.
+    channel_names: tuple[str, ...] = ()
+    label_names: dict[int, str] = field(default_factory=dict)
     files: tuple[FileRole, ...] = ()  # of all volumes; filled in by the caller
 
     def add_case(

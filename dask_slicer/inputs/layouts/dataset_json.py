@@ -23,6 +23,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         result.miss = "no dataset.json with `training` pairs of image and label"
         return result
     if not any(tree.has(pair["image"]) for pair in pairs):
+        result.seen = len(pairs)
         result.miss = f"none of the {len(pairs)} images that dataset.json lists exists"
         return result
     result.reason = f"dataset.json lists {len(pairs)} training pairs"

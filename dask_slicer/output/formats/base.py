@@ -16,7 +16,9 @@ from dask_slicer.core.geometry import spacing
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CaseError, CorruptFile
+from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import CasePlan
+from dask_slicer.utils.modalities import for_each_modality
 
 # The way to repair a damaged case.
 _REPAIR = "to repair the output, run `dask-slicer verify --repair`, then the same run command again"
@@ -65,7 +67,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
+def case_metadata(
+    stack: SliceStack, case: CasePlan, settings: SliceSettings, names: Names
+) -> dict[str, Any]:
     """Return the metadata that all slices of a case share, as JSON values."""
     n_slices, height, width = stack.shape
     channels = (2 * settings.window_size + 1) * len(stack.image)
@@ -76,7 +80,7 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "padding_mode": settings.padding_mode,
         "num_channels": channels,
         "spacing": list(spacing(stack.affine)),
-        "normalized": settings.normalize != "none",
+        "normalized": is_normalized(settings),
         "norm_stats": statistics_by_name(stack.statistics),
         "shape": {
             "image": [channels, height, width],
@@ -86,7 +90,13 @@ def case_metadata(stack: SliceStack, case: CasePlan, settings: SliceSettings) ->
         "split": case.split,
         "plane": settings.plane,
         "affine": stack.affine.tolist(),
-    }
+    } | names.metadata()
+
+
+def is_normalized(settings: SliceSettings) -> bool | list[bool]:
+    """Return whether images are normalised: a list for each modality only where they differ."""
+    flags = [method != "none" for method in for_each_modality(settings.normalize, 1)]
+    return flags[0] if len(set(flags)) == 1 else flags
 
 
 def statistics_by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:

@@ -29,15 +29,22 @@ from dask_slicer.output.formats.npz_archive import (
     write_parts,
 )
 from dask_slicer.output.layout import slice_name
+from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import WrittenSlice
 
 
 def write_slices(
-    stack: SliceStack, case: CasePlan, settings: SliceSettings, folder: Path, *, fsync: bool
+    stack: SliceStack,
+    case: CasePlan,
+    settings: SliceSettings,
+    folder: Path,
+    *,
+    names: Names = NO_NAMES,
+    fsync: bool,
 ) -> tuple[WrittenSlice, ...]:
     """Write the slices of a case into an empty folder, one file each."""
-    writer = _Writer(stack, case, settings)
+    writer = _Writer(stack, case, settings, names)
     n_slices = stack.shape[0]
     written = []
     for slice_index in stack.kept:
@@ -52,7 +59,9 @@ def write_slices(
 class _Writer:
     """Makes archives of ascending slices; keeps the deflated planes that later windows need."""
 
-    def __init__(self, stack: SliceStack, case: CasePlan, settings: SliceSettings) -> None:
+    def __init__(
+        self, stack: SliceStack, case: CasePlan, settings: SliceSettings, names: Names = NO_NAMES
+    ) -> None:
         self._stack = stack
         self._settings = settings
         self._piece = partial(piece, level=settings.compression_level)
@@ -62,7 +71,7 @@ class _Writer:
         self._planes = stack.planes(set(chain.from_iterable(self._windows.values())))
         self._pieces: dict[int, list[Piece]] = {}
         _, height, width = stack.shape
-        self._metadata = case_metadata(stack, case, settings)
+        self._metadata = case_metadata(stack, case, settings, names)
         channels = self._metadata["num_channels"]
         self._image_header = self._piece(npy_header((channels, height, width), settings.dtype))
         zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))

@@ -38,6 +38,7 @@ from dask_slicer.output.formats.base import case_metadata, read_json
 from dask_slicer.output.formats.zarr_reader import one_thread
 from dask_slicer.output.formats.zarr_shards import ShardWriter, shard_path
 from dask_slicer.output.layout import ZARR_METADATA
+from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import FORMAT_VERSION, CasePlan
 from dask_slicer.records import WrittenFile, WrittenSlice
 
@@ -51,12 +52,19 @@ _MOST_ITEM_BYTES = 8
 
 
 def write_group(
-    stack: SliceStack, case: CasePlan, settings: SliceSettings, folder: Path, *, fsync: bool
+    stack: SliceStack,
+    case: CasePlan,
+    settings: SliceSettings,
+    folder: Path,
+    *,
+    names: Names = NO_NAMES,
+    fsync: bool,
 ) -> tuple[tuple[WrittenSlice, ...], tuple[WrittenFile, ...]]:
     """Write a case as a new Zarr group; return its slices and its files."""
     n_slices, height, width = stack.shape
     dtype = _image_dtype(stack, settings)
-    group = zarr.create_group(folder, attributes=_attributes(stack, case, settings), zarr_format=3)
+    attributes = case_metadata(stack, case, settings, names) | _reading(stack, settings)
+    group = zarr.create_group(folder, attributes=attributes, zarr_format=3)
     written = _write_array(
         group,
         folder / "image",
@@ -156,8 +164,9 @@ def _image_planes(
             yield np.stack(planes, dtype=dtype, casting="same_kind")
 
 
-def _attributes(stack: SliceStack, case: CasePlan, settings: SliceSettings) -> dict[str, Any]:
-    attributes = case_metadata(stack, case, settings) | {"format_version": FORMAT_VERSION}
+def _reading(stack: SliceStack, settings: SliceSettings) -> dict[str, Any]:
+    """Return the attributes of a group that its readers need."""
+    attributes: dict[str, Any] = {"format_version": FORMAT_VERSION}
     if settings.dtype != "source":
         return attributes
     # Readers normalise stored numbers: our own by `normalization`, which is complete; others clip
