@@ -549,7 +549,9 @@ NOT_RECOGNISED = {
         "read them with --images '*/*/ct.nii.gz' --labels '*/*/seg.nii.gz'",
     ),
     "another layout": (nii("a/ct", "a/seg"), {"layout": "nnunet"}, "with --layout nnunet"),
-    "a folder of labels among cases": (nii("a/ct", "b/ct", "masks/x"), {}, "--images GLOB --labels GLOB"),
+    "a folder of labels among cases": (
+        nii("a/ct", "b/ct", "masks/x"), {}, "--images GLOB --labels GLOB"
+    ),
 }  # fmt: skip
 
 
