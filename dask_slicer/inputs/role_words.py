@@ -139,18 +139,19 @@ def image_words(name: str) -> set[str]:
 
 
 def are_modalities(names: Iterable[str]) -> bool:
-    """Return whether each of some names is that of a modality, as far as one patient has them.
+    """Return whether each of some names is that of another modality of one patient.
 
     CT and MR of equal names are often of different patients.
 
     >>> are_modalities(["t1", "t2"]), are_modalities(["t1", "image"]), are_modalities(["ct", "mr"])
     (True, False, False)
+    >>> are_modalities(["ct", "scan_ct"])
+    False
     """
-    words = [image_words(name) for name in names]
-    scanners = (_CT_WORDS, _MR_WORDS)
-    return all(own & (_CT_WORDS | _MR_WORDS | _OTHER_MODALITIES) for own in words) and not all(
-        any(own & scanner for own in words) for scanner in scanners
-    )
+    modalities = _CT_WORDS | _MR_WORDS | _OTHER_MODALITIES
+    words = [frozenset(image_words(name)) & modalities for name in names]
+    has_ct_and_mr = all(any(own & scanner for own in words) for scanner in (_CT_WORDS, _MR_WORDS))
+    return all(words) and len(set(words)) == len(words) and not has_ct_and_mr
 
 
 def names_an_image(stem: str) -> bool:

@@ -20,7 +20,7 @@ ROOT = Path("/scans")
 PATIENTS = [
     *("1", "01", "001", "10", "2", "p1", "p2", "p01", "anna", "anna_1", "anna_2", "bert", "bert_1"),
     *("p1_2019", "p2_2019", "1_2019", "tumor_5", "lesion_6", "CT7", "ct_8", "mr_8", "case_0000"),
-    *("case_0001", "NDARAB123GT5", "x-1", "x_1", "x.1", "Müller", "img_3", "scan2", "patient 7"),
+    *("case_0001", "NDARAB123GT5", "x-1", "x_1", "x.1", "Müller", "img_3", "scan9", "patient 7"),
 ]
 IMAGE_NAMES = ["{}", "{}_ct", "{}_t1", "{}-T2", "image_{}", "img{}", "volume-{}", "{}_0000", "t1"]
 LABEL_NAMES = ["{}", "{}_seg", "{}-label", "{}_gt", "mask_{}", "label{}", "segmentation-{}", "seg"]
