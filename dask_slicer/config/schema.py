@@ -199,6 +199,8 @@ class InputSettings(fields.Frozen):
     def _input_settings_fit(self) -> Self:
         if self.labels is not None and not self.images:
             raise ValueError("labels, a pattern, needs images, the pattern of the images")
+        if self.layout is not None and self.images:
+            raise ValueError("images, patterns of files, take the place of a layout; give one")
         return self
 
 

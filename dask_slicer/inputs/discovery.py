@@ -7,8 +7,9 @@ from pathlib import Path
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.accounting import account, unread_notes
 from dask_slicer.inputs.case import case_id_problems
+from dask_slicer.inputs.choices import apply_choices
 from dask_slicer.inputs.label_check import check_labels
-from dask_slicer.inputs.layouts import LAYOUTS, dataset_json, manifest
+from dask_slicer.inputs.layouts import LAYOUTS, dataset_json, manifest, patterns
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.no_case import why_no_case
 from dask_slicer.inputs.tree import FileTree
@@ -30,7 +31,7 @@ def find_cases(
         raise DatasetError(f"input_dir {input_dir} does not exist")
     if input_dir.is_dir():
         tree = FileTree.scan(input_dir, skip=skip)
-        match = _first_match(tree, options)
+        match = patterns.match(tree, options) if options.images else _first_match(tree, options)
     else:
         tree = FileTree(input_dir.parent, [])  # files that it does not name stay unseen
         match = _read_file(tree, input_dir, options)
@@ -40,6 +41,7 @@ def find_cases(
         )
     problems = case_id_problems(case.case_id for case in match.cases)
     match.problems = list(dict.fromkeys(match.problems + problems))
+    apply_choices(tree, match, options)
     match.cases.sort(key=lambda case: case.case_id)
     match.files = account(tree, match)
     match.notes += unread_notes(match.files)

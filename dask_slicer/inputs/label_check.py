@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from functools import cache
 
 from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.label_names import NO_LABELS, label_words, named_like_labels, words_of
 from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
+from dask_slicer.inputs.role_words import NO_LABELS, label_words, named_like_labels, words_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import is_picture
 from dask_slicer.utils.formatting import first_few, plural

@@ -9,8 +9,8 @@ from fnmatch import fnmatch
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.label_names import label_words, named_like_labels, words_of
 from dask_slicer.inputs.layouts.base import LayoutMatch
+from dask_slicer.inputs.role_words import label_words, named_like_labels, words_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import DICOM, kinds_of, suffix_of, unread_files
 from dask_slicer.utils.formatting import first_few, plural

@@ -26,22 +26,22 @@ def test_a_layout_satisfies_its_protocol(tmp_path, layout) -> None:
 
 
 def match_pairs(tree: FileTree, options: InputOptions) -> LayoutMatch:
-    scans = [path for path in tree.within("") if path.startswith("scan-")]
-    cases = [Case(case_id=path[:6], images=(tree.absolute(path),)) for path in scans]
+    scans = [path for path in tree.within("") if path.startswith("visit-")]
+    cases = [Case(case_id=path[:7], images=(tree.absolute(path),)) for path in scans]
     if options.include_test:
         cases.append(Case(case_id="held-out", images=("x.nii",), split="test"))
-    return LayoutMatch("pairs", "files are called scan-", cases, seen=9, miss="no file scan-")
+    return LayoutMatch("pairs", "files are called visit-", cases, seen=9, miss="no file visit-")
 
 
 def test_a_layout_that_is_added_is_used(tmp_path, monkeypatch) -> None:
     layout = SimpleNamespace(match=match_pairs)
     monkeypatch.setattr(discovery, "LAYOUTS", {**LAYOUTS, "pairs": layout})
     (tmp_path / "x.txt").touch()
-    with pytest.raises(DatasetError, match="nearest is pairs: no file scan-"):
+    with pytest.raises(DatasetError, match="nearest is pairs: no file visit-"):
         discovery.find_cases(tmp_path)
-    (tmp_path / "scan-1.nii").touch()
+    (tmp_path / "visit-1.nii").touch()
     dataset = discovery.find_cases(tmp_path, InputOptions(include_test=True))
-    assert (dataset.layout, dataset.reason) == ("pairs", "files are called scan-")
-    assert [case.case_id for case in dataset.cases] == ["held-out", "scan-1"]
+    assert (dataset.layout, dataset.reason) == ("pairs", "files are called visit-")
+    assert [case.case_id for case in dataset.cases] == ["held-out", "visit-1"]
     (tmp_path / "manifest.csv").write_text("case_id,image\na,a.nii\n")
     assert discovery.find_cases(tmp_path).layout == "manifest"

@@ -9,6 +9,7 @@ from dask_slicer.inputs.layouts import (
     images_and_labels,
     manifest,
     nnunet,
+    one_folder,
 )
 from dask_slicer.inputs.layouts.base import Layout
 
@@ -21,4 +22,5 @@ LAYOUTS: dict[str, Layout] = {
     "images_and_labels": images_and_labels,
     "bids": bids,
     "folder_per_case": folder_per_case,
+    "one_folder": one_folder,
 }

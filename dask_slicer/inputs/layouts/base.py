@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case, Mask, stem_of
 from dask_slicer.inputs.tree import FileTree
-from dask_slicer.utils.formatting import first_few, plural
+from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +170,14 @@ def by_stem(paths: Iterable[str], result: LayoutMatch) -> dict[str, str]:
                 f"two files for one volume: {other.rpartition('/')[2]} and {name}"
             )
     return path_of
+
+
+def unknown_name(option: str, name: str, known: Collection[str]) -> str:
+    """Return the problem of a name that an option gives and the dataset does not have."""
+    return (
+        f"--{option} {name}: there is no such name{did_you_mean(name, known)}; there are "
+        f"{first_few(sorted(known), 12)}"
+    )
 
 
 def read_json(path: Path) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.label_names import label_words, named_like_labels, words_of
+from dask_slicer.inputs.role_words import label_words, named_like_labels, words_of
 
 # Entities of a derivative, not of the scan.
 _DERIVED = {"atlas", "den", "desc", "label", "res", "seg", "space"}

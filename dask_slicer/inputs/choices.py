@@ -1,0 +1,56 @@
+"""Choices of the user among the files of cases: modalities, and options that change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dask_slicer.inputs.accounting import relative_to
+from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, unknown_name
+from dask_slicer.inputs.pairing import choose_name
+from dask_slicer.inputs.tree import FileTree
+
+# Layouts, by their names in messages, in which a case may have several labels.
+_CHOOSE_LABELS = {"BIDS", "a folder a case", "images/ and labels/", "one folder"}
+
+
+def apply_choices(tree: FileTree, match: LayoutMatch, options: InputOptions) -> None:
+    """Select modalities; an option that the layout did not heed is a problem."""
+    if options.modalities:
+        _select_modalities(tree, match, options.modalities)
+    if options.label_name and match.layout not in _CHOOSE_LABELS:
+        match.problems.append(f"--label_name has no effect in the layout {match.layout}")
+    if options.structures and not any(case.masks for case in match.cases):
+        match.problems.append(f"--structures: the layout {match.layout} has no masks of structures")
+
+
+def _select_modalities(tree: FileTree, match: LayoutMatch, modalities: Sequence[str]) -> None:
+    """Keep the images of all cases that --modalities names, in its order."""
+    known = match.channel_names
+    if not known:
+        match.problems.append(
+            f"--modalities {','.join(modalities)}: the layout {match.layout} gives these images no "
+            "names; give a pattern for each with --images, or a manifest"
+        )
+        return
+    numbers = []
+    for name in modalities:
+        chosen = choose_name(name, known)
+        if chosen is None:
+            match.problems.append(unknown_name("modalities", name, known))
+        else:
+            numbers.append(known.index(chosen))
+    if len(numbers) < len(modalities):
+        return
+    if len(set(numbers)) < len(numbers):
+        match.problems.append(f"--modalities {','.join(modalities)} names an image twice")
+        return
+    volumes = set(tree.volumes)
+    for index, case in enumerate(match.cases):
+        if len(case.images) != len(known):
+            continue  # planning says how many it lacks
+        images = tuple(case.images[number] for number in numbers)
+        match.cases[index] = replace(case, images=images)
+        unused = {relative_to(tree.root, path) for path in set(case.images) - set(images)}
+        match.left_out.update(dict.fromkeys(unused & volumes, "not in --modalities"))
+    match.channel_names = tuple(known[number] for number in numbers)
