@@ -42,7 +42,8 @@ def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> Run
     config : RunConfig, mapping, str, Path or RunPlan, optional
         Settings, or the name or path of a configuration, as ``--config`` takes it.
     **settings
-        Names of `RunConfig`; they win over `config`. None means not given.
+        Names of `RunConfig`; they win over `config`. None means not given. `output_dir` may be
+        left out: earlier slices are not compared then, and the plan cannot be run.
 
     Returns
     -------
@@ -61,7 +62,7 @@ def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> Run
     from dask_slicer.execution.quick_look import with_clip_note
     from dask_slicer.execution.resume import prepare_plan
 
-    return with_clip_note(prepare_plan(_config_of(config, settings)))
+    return with_clip_note(prepare_plan(_config_of(config, settings, needs_output=False)))
 
 
 def run(
@@ -156,21 +157,24 @@ def submit(
     return RunHandle(run_config, run_client)
 
 
-def _config_of(config: Settings | None, settings: Mapping[str, Any]) -> RunConfig:
+def _config_of(
+    config: Settings | None, settings: Mapping[str, Any], *, needs_output: bool = True
+) -> RunConfig:
     """Return the configuration made of `config` and the settings, which win."""
     if isinstance(config, RunPlan):
         config = config.config
     if isinstance(config, RunConfig):
-        if not settings:
+        if not settings and (config.has_output or not needs_output):
             return config
         # Unset fields stay unset: `_client_for` asks which fields were set.
-        config = config.model_dump(exclude_unset=True)
+        without = set() if config.has_output else {"output_dir"}
+        config = config.model_dump(exclude_unset=True, exclude=without)
     if not isinstance(config, Mapping | str | Path | None):
         raise UsageError(
             "config must be a RunPlan, a RunConfig, a mapping, or the name or path of a "
             f"configuration, got {type(config).__name__}"
         )
-    return build_config(settings, base=config)
+    return build_config(settings, base=config, needs_output=needs_output)
 
 
 def _client_for(config: RunConfig, client: Client | None) -> Client | None:

@@ -54,7 +54,8 @@ NARROWER = {
         *("output/layout.py", "planning", "inputs", "config", "records", "core", "errors", "utils"),
     },
     "inputs/layouts": {
-        *("inputs/case.py", "inputs/label_names.py", "inputs/tree.py", "core", "errors", "utils"),
+        *("inputs/case.py", "inputs/label_names.py", "inputs/readers/base.py", "inputs/tree.py"),
+        *("core", "errors", "utils"),
     },
     "inputs/readers": {"core", "errors", "utils"},
 }

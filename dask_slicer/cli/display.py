@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.monitoring.observer import failure_lines
 from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
 from dask_slicer.planning.estimate import outliers, plan_lines, plan_needs
 from dask_slicer.planning.plan import HEADER_FACTS, RunPlan
 from dask_slicer.records import CommittedCase, failure_line, why_not_written
-from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
+from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
 
 if TYPE_CHECKING:
     from dask_slicer.execution.partitions import MergeReport
@@ -52,14 +53,16 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     console.print(plain_table(head, rows))
     if len(plan.cases) > _MOST_ROWS:
         console.out(f"… and {len(plan.cases) - _MOST_ROWS} more")
+    for line in _file_lines(plan):
+        console.out(line)
     needs = plan_needs(plan)
     lines = [
         *plan_lines(plan),
         *(f"Outlier: {text}" for text in outliers(plan.cases)[:_MOST_ROWS]),
         f"Output: at most {needs['output_files']} files, "
         f"{format_bytes(needs['output_bytes_estimate'])} "
-        f"estimated, {format_bytes(needs['output_bytes_at_most'])} at most; "
-        f"{format_bytes(needs['disk_free_bytes'])} free",
+        f"estimated, {format_bytes(needs['output_bytes_at_most'])} at most"
+        + (f"; {format_bytes(needs['disk_free_bytes'])} free" if plan.config.has_output else ""),
         f"Memory: {format_bytes(needs['peak_bytes_per_worker'])} per worker at most, "
         f"{format_bytes(needs['memory_bytes'])} in this machine",
         f"Suggested: --num_workers {needs['num_workers']} ({needs['num_workers_reason']})",
@@ -67,6 +70,14 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     for line in lines:
         console.out(line)
     print_problems(plan, console)
+
+
+def _file_lines(plan: RunPlan) -> list[str]:
+    """Return the kinds of files of a plan as a table; reasons are not cut to fit a terminal."""
+    kinds = [(kind, str(number), path) for kind, number, path in file_kinds(plan.files)]
+    rows = [FILE_COLUMNS, *kinds]
+    width = max(len(kind) for kind, _, _ in rows)
+    return [f"{number:>6}  {kind:<{width}}  {escape_line(path)}" for kind, number, path in rows]
 
 
 def print_problems(plan: RunPlan, console: Console) -> None:

@@ -179,7 +179,7 @@ def verbosity_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return verbose_option(quiet_option(command))
 
 
-def build_config_of(options: dict[str, Any]) -> RunConfig:
+def build_config_of(options: dict[str, Any], *, needs_output: bool = True) -> RunConfig:
     """Return the configuration of the options and the file that they name."""
     from dask_slicer.config.loader import build_config
 
@@ -193,7 +193,7 @@ def build_config_of(options: dict[str, Any]) -> RunConfig:
         if options["normalize"] not in (None, "none"):
             raise UsageError(f"--no_normalize contradicts --normalize {options['normalize']}")
         options["normalize"] = "none"
-    return build_config(options, base=base)
+    return build_config(options, base=base, needs_output=needs_output)
 
 
 def pop_settings(model: type[M], options: dict[str, Any]) -> M:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,13 @@ from dask_slicer.cli.options import (
 )
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import configure_logging
-from dask_slicer.utils.formatting import escape_line
+from dask_slicer.utils.formatting import escape_line, plural
 from dask_slicer.utils.signals import interrupt_once
 
 if TYPE_CHECKING:
     from dask_slicer.config.schema import RunConfig
     from dask_slicer.monitoring.observer import RunReport
+    from dask_slicer.planning.plan import RunPlan
 
 # Backspace: click must not join the lines after it.
 _EXAMPLES = """
@@ -75,22 +78,41 @@ def merge(output_dir: Path, verbose: int, quiet: bool) -> bool:
     return bool(report.failures or report.missing)
 
 
-@click.command(cls=ConfigCommand)
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@click.command(cls=ConfigCommand, required=("input_dir",))
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the plan as JSON, with the role of every file."
+)
+@click.option(
+    "--write_manifest",
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Write the cases as a manifest, a new CSV file that --input_dir takes.",
+)
 @verbosity_options
-def plan(as_json: bool, verbose: int, quiet: bool, **options: Any) -> bool:
-    """Show what a run would do, and write nothing.
+def plan(
+    as_json: bool, write_manifest: Path | None, verbose: int, quiet: bool, **options: Any
+) -> bool:
+    """Show what a run would do, and write no slice.
 
-    Lists the cases and their problems, and estimates disk space, memory and a number of workers.
-    Reads headers; with a clip range, also a few small scans.
+    Lists the cases and their problems, the role of every file, and estimates disk space, memory
+    and a number of workers. Reads headers; with a clip range, also a few small scans.
+    --output_dir may be left out; earlier slices are not compared then.
     """
-    config = build_config_of(options)
+    config = build_config_of(options, needs_output=False)
+    if write_manifest is not None:
+        _check_manifest_path(write_manifest)
     from dask_slicer.cli.display import make_console, print_plan, print_problems
     from dask_slicer.execution.quick_look import with_clip_note
     from dask_slicer.execution.resume import prepare_plan
     from dask_slicer.planning.estimate import plan_json
 
-    run_plan = with_clip_note(prepare_plan(config))
+    run_plan = prepare_plan(config)
+    if write_manifest is not None:
+        _write_manifest(run_plan, Path(os.path.abspath(write_manifest)))
+        if not quiet:
+            cases = plural(len(run_plan.cases), "case")
+            click.echo(f"Wrote {cases} to {write_manifest}", err=as_json)
+    run_plan = with_clip_note(run_plan)
     if as_json:
         click.echo(plan_json(run_plan))
     elif quiet:
@@ -98,6 +120,33 @@ def plan(as_json: bool, verbose: int, quiet: bool, **options: Any) -> bool:
     else:
         print_plan(run_plan, make_console())
     return bool(run_plan.problems or run_plan.failures)
+
+
+def _check_manifest_path(path: Path) -> None:
+    """Raise UsageError if a manifest cannot be written there."""
+    if path.suffix.lower() != ".csv":
+        raise UsageError(f"--write_manifest writes CSV; {path} must end in .csv")
+    if path.exists():
+        raise UsageError(f"--write_manifest: {path} exists; remove it, or give another name")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--write_manifest: there is no folder {path.absolute().parent}")
+
+
+def _write_manifest(run_plan: RunPlan, path: Path) -> None:
+    """Write the cases of a plan, with their groups and splits, as a manifest."""
+    from dask_slicer.inputs.layouts.manifest_writer import manifest_text
+    from dask_slicer.output.atomic import atomic_write
+
+    cases = [replace(case.case, group=case.group, split=case.split) for case in run_plan.cases]
+    text = manifest_text(
+        cases, path, channel_names=run_plan.channel_names, label_names=run_plan.label_names
+    )
+    try:
+        content = text.encode()
+        with atomic_write(path, exclusive=True) as file:
+            file.write(content)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--write_manifest: cannot write {path}: {error}") from None
 
 
 @click.command()

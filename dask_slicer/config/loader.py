@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dask_slicer.config.schema import RunConfig
+from dask_slicer.config.schema import NO_OUTPUT, RunConfig
 from dask_slicer.errors import ConfigError
 from dask_slicer.utils.formatting import did_you_mean, format_value
 
@@ -30,11 +30,15 @@ _SINGLE_RUN_SETTINGS = {
 
 
 def build_config(
-    options: Mapping[str, Any], *, base: str | Path | Mapping[str, Any] | None = None
+    options: Mapping[str, Any],
+    *,
+    base: str | Path | Mapping[str, Any] | None = None,
+    needs_output: bool = True,
 ) -> RunConfig:
     """Return the validated configuration: options (None: not given), then `base`, then defaults.
 
-    The base is a YAML file, the name of a shipped configuration, or a mapping of settings.
+    The base is a YAML file, the name of a shipped configuration, or a mapping of settings. A plan
+    needs no output directory.
     """
     if isinstance(base, str | Path):
         base = read_config_file(find_config(base))
@@ -42,7 +46,8 @@ def build_config(
     given = {name: value for name, value in options.items() if value is not None}
     if given.keys() & PLACES:
         settings = {name: value for name, value in settings.items() if name not in _PLACE_SETTINGS}
-    return build_settings(RunConfig, settings | given)
+    without = {} if needs_output else {"output_dir": NO_OUTPUT}
+    return build_settings(RunConfig, without | settings | given)
 
 
 def build_settings(model: type[M], settings: Mapping[str, Any]) -> M:

@@ -20,6 +20,8 @@ from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts
 
+# Name of the output directory of a plan that has none; the run of such a plan is refused.
+NO_OUTPUT = ".dask_slicer_no_output"
 # 1 - 0.8 - 0.2 is not 0 in binary.
 _RATIO_SLACK = 1e-9
 
@@ -238,6 +240,11 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
         if same:
             raise ValueError("output_dir must not be the input_dir; nothing is written among scans")
         return self
+
+    @property
+    def has_output(self) -> bool:
+        """Return whether there is an output directory; a plan needs none."""
+        return self.output_dir.name != NO_OUTPUT
 
     @property
     def slice_settings(self) -> SliceSettings:

@@ -11,6 +11,7 @@ import dask.local
 from dask.delayed import Delayed, delayed
 
 from dask_slicer.config.schema import RunConfig
+from dask_slicer.errors import UsageError
 from dask_slicer.execution import tasks
 from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.names import NO_NAMES, Names
@@ -45,7 +46,14 @@ def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
     -------
     dict of case id to Delayed
         Cases with a problem are left out.
+
+    Raises
+    ------
+    UsageError
+        If the plan has no output directory.
     """
+    if not plan.config.has_output:
+        raise UsageError("build_graphs needs a plan with an output_dir")
     target = target_of(plan.config, names=plan.names)
     return {
         case.case_id: case_graph(case, target) for case in plan.selected if case.problem is None

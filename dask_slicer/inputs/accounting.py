@@ -1,31 +1,40 @@
-"""Roles of all volumes of a dataset: image, label, or left out with a reason."""
+"""Roles of all volumes of a dataset: image, label, left out with a reason, or not read."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.label_names import NO_LABELS, label_words, words_of
 from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
-from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.tree import FileTree
-from dask_slicer.utils.formatting import first_few, plural
+from dask_slicer.inputs.unread import is_picture, kinds_of, unread_files
+from dask_slicer.utils.formatting import first_few
 
-# Folders of BIDS that hold no anatomy.
-_NO_ANATOMY = {"func", "fmap", "dwi", "perf"}
+# Structures of labels that have a row each; of more, a single row counts the files.
+_MOST_STRUCTURES = 4
+# Names of what `file_kinds` returns, for tables.
+FILE_COLUMNS = ("files", "number", "such as")
+_ORDER = ("image", "label", "left out", "not read")
 
 
 def account(tree: FileTree, match: LayoutMatch) -> tuple[FileRole, ...]:
     """Return the role of every volume of a dataset, by path; a file of two cases is there twice."""
     roles = list(_used(tree.root, match))
     used = {role.path for role in roles}
+    if tree.paths:  # without them, a manifest names the files
+        missing = {path for path in used.difference(tree.paths) if not tree.has(path)}
+        roles = [role for role in roles if role.path not in missing]
     why = f"not part of the layout {match.layout}"
     roles += [
         FileRole(path=path, role="left out", detail=match.left_out.get(path, why))
         for path in tree.volumes
+        if path not in used
+    ]
+    roles += [
+        FileRole(path=path, role="not read", detail=why)
+        for path, why in unread_files(tree).items()
         if path not in used
     ]
     return tuple(sorted(roles, key=lambda role: (role.path, role.case_id)))
@@ -49,6 +58,9 @@ def _used(root: Path, match: LayoutMatch) -> Iterable[FileRole]:
 
 def relative_to(root: Path, path: str) -> str:
     """Return a path relative to a dataset, POSIX, without the selector of a volume."""
+    # Imported on use, as nibabel with it.
+    from dask_slicer.inputs.readers.base import split_volume
+
     path, _ = split_volume(path)
     prefix = os.path.join(root, "")
     if path.startswith(prefix):
@@ -59,66 +71,30 @@ def relative_to(root: Path, path: str) -> str:
         return path
 
 
-def check_labels(tree: FileTree, match: LayoutMatch, *, allow_missing: bool) -> None:
-    """Add the problems of volumes that are named like labels, but images or not used at all.
+def unread_notes(roles: Iterable[FileRole]) -> list[str]:
+    """Return a note on files of formats for volumes that are not read, none if there are none."""
+    unread = {role.path: role.detail for role in roles if role.role == "not read"}
+    kinds = kinds_of({path: why for path, why in unread.items() if not is_picture(why)})
+    return ["; ".join(kinds)] if kinds else []
 
-    Where the cases have labels, a case without one fails, unless `allow_missing`.
+
+def file_kinds(roles: Sequence[FileRole]) -> list[tuple[str, int, str]]:
+    """Return each kind of file, how many there are, and one of them; images and labels first.
+
+    >>> file_kinds([FileRole(path=f"{n}.nii", role="left out", detail="why") for n in range(3)])
+    [('left out: why', 3, '0.nii')]
     """
-    has_labels = any(case.has_label for case in match.cases)
-    if has_labels and not allow_missing:
-        return
-    roles = match.files
-    images = {role.path for role in roles if role.role == "image"}
-    # A word that the paths of all images have tells nothing.
-    common = set.intersection(*map(_path_words, images)) if images else set()
-    unlabelled = {case.case_id for case in match.cases if not (case.has_label or case.stated)}
-    mistaken = [
-        role.path
-        for role in roles
-        if role.role == "image"
-        and role.case_id in unlabelled
-        and label_words(_path_words(role.path) - common)
-    ]
-    if mistaken:
-        match.problems.append(
-            f"{plural(len(mistaken), 'image')} without a label, but named like labels: "
-            f"{first_few(mistaken)}; name images and labels in a manifest"
-        )
-    if has_labels:
-        return
-    left_out = [role.path for role in roles if role.role == "left out"]
-    unused = _named_like_labels(tree.root, left_out, match, images, common)
-    if not unused:
-        return
-    names = f"{plural(len(unused), 'file')} named like labels: {first_few(unused)}"
-    if allow_missing:
-        match.notes.append(f"left out {names}")
-    else:
-        match.problems.append(
-            f"no case has a label, which would leave out {names}; name images and labels in "
-            "a manifest, or use --allow_missing_labels"
-        )
-
-
-def _named_like_labels(
-    root: Path, paths: Iterable[str], match: LayoutMatch, images: set[str], common: set[str]
-) -> list[str]:
-    """Return those of the volumes that are left out that are named like labels."""
-    without_anatomy = _NO_ANATOMY if match.layout == "BIDS" else set()
-    labels = [
-        path
-        for path in paths
-        if label_words(_path_words(path) - common) - NO_LABELS
-        and not without_anatomy.intersection(path.split("/")[:-1])
-    ]
-    if labels:  # images may be seen through a link
-        used = {os.path.realpath(root / image) for image in images}
-        labels = [path for path in labels if os.path.realpath(root / path) not in used]
-    return labels
-
-
-def _path_words(path: str) -> set[str]:
-    """Return the words of a path, without those of subjects and sessions in BIDS."""
-    folder, name = os.path.split(path)
-    named = re.sub(r"\b(sub|ses)-[^_/\\]+", "", os.path.join(folder, stem_of(name)))
-    return set(words_of(named))
+    structures = {role.detail for role in roles if role.role == "label" and role.detail}
+    folded = f" {len(structures)} structures ({first_few(sorted(structures))})"
+    counts: Counter[tuple[int, str]] = Counter()
+    examples: dict[tuple[int, str], str] = {}
+    for role in roles:
+        separator = " " if role.role in ("image", "label") else ": "
+        detail = separator + role.detail if role.detail else ""
+        if role.role == "label" and detail and len(structures) > _MOST_STRUCTURES:
+            detail = folded
+        kind = (_ORDER.index(role.role), role.role + detail)
+        counts[kind] += 1
+        examples.setdefault(kind, role.path)
+    kinds = sorted(counts, key=lambda kind: (kind[0], -counts[kind], kind[1]))
+    return [(kind[1], counts[kind], examples[kind]) for kind in kinds]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.accounting import account, check_labels
+from dask_slicer.inputs.accounting import account, unread_notes
 from dask_slicer.inputs.case import case_id_problems
-from dask_slicer.inputs.layouts import LAYOUTS, manifest
+from dask_slicer.inputs.label_check import check_labels
+from dask_slicer.inputs.layouts import LAYOUTS, dataset_json, manifest
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.no_case import why_no_case
 from dask_slicer.inputs.tree import FileTree
 
 
@@ -30,32 +32,66 @@ def find_cases(
         tree = FileTree.scan(input_dir, skip=skip)
         match = _first_match(tree, options)
     else:
-        if input_dir.suffix.lower() not in (".csv", ".json"):
-            raise DatasetError(
-                f"input_dir {input_dir} is neither a folder nor a .csv or .json manifest"
-            )
-        tree = FileTree(input_dir.parent, [])  # files that the manifest does not name stay unseen
-        match = manifest.read_manifest(input_dir)
+        tree = FileTree(input_dir.parent, [])  # files that it does not name stay unseen
+        match = _read_file(tree, input_dir, options)
+    if options.datalist_fold is not None and match.layout not in dataset_json.NAMES:
+        raise DatasetError(
+            f"--datalist_fold needs a datalist, and {input_dir} is read as {match.layout}"
+        )
     problems = case_id_problems(case.case_id for case in match.cases)
     match.problems = list(dict.fromkeys(match.problems + problems))
     match.cases.sort(key=lambda case: case.case_id)
     match.files = account(tree, match)
+    match.notes += unread_notes(match.files)
     if match.layout != "manifest":
-        check_labels(tree, match, allow_missing=allow_missing_labels)
+        check_labels(tree, match, allow_missing=allow_missing_labels, label_name=options.label_name)
+    return match
+
+
+def _read_file(tree: FileTree, path: Path, options: InputOptions) -> LayoutMatch:
+    """Return the cases that a manifest or a datalist names; its content decides which it is."""
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".json"):
+        raise DatasetError(
+            f"input_dir {path} is neither a folder nor a .csv, .tsv or .json manifest"
+        )
+    content = dataset_json.datalist_in(path) if suffix == ".json" else None
+    layout = "manifest" if content is None else "dataset_json"
+    if options.images or options.layout not in (None, layout):
+        option = "--images" if options.images else f"--layout {options.layout}"
+        raise DatasetError(f"{option} is for a folder, and {path} is a file, read as {layout}")
+    if content is None:
+        return manifest.read_manifest(path)
+    match = dataset_json.read_datalist(tree, path.name, content, options)
+    if not match.cases:
+        raise DatasetError(
+            f"no case found in {path}: {match.miss}; if it describes a folder in a known layout, "
+            f"use --input_dir {path.parent}"
+        )
     return match
 
 
 def _first_match(tree: FileTree, options: InputOptions) -> LayoutMatch:
-    misses = []
-    for layout in LAYOUTS.values():
-        match = layout.match(tree, options)
-        if match.cases:
-            return match
-        misses.append(match)
-    # Stable: the usual layouts first, the manifest last.
-    nearest, *others = sorted((*misses[1:], misses[0]), key=lambda match: -match.seen)
-    tried = "; ".join(f"{match.layout}: {match.miss}" for match in others)
-    raise DatasetError(
-        f"no case found in {tree.root}; nearest is {nearest.layout}: {nearest.miss} "
-        f"(also tried: {tried})"
-    )
+    match, misses = _try_layouts(tree, options)
+    if match is None and options.layout and tree.volumes:
+        raise DatasetError(
+            f"no case found in {tree.root} with --layout {options.layout}: {misses[0].miss}"
+        )
+    if match is None:
+        why = why_no_case(tree, misses, lambda part: _try_layouts(part, options)[0])
+        raise DatasetError(f"no case found in {tree.root}: {why}")
+    return match
+
+
+def _try_layouts(
+    tree: FileTree, options: InputOptions
+) -> tuple[LayoutMatch | None, list[LayoutMatch]]:
+    """Return the match of the first layout that finds a case, and those of layouts before it."""
+    misses: list[LayoutMatch] = []
+    for name, layout in LAYOUTS.items():
+        if options.layout in (None, name):
+            match = layout.match(tree, options)
+            if match.cases:
+                return match, misses
+            misses.append(match)
+    return None, misses

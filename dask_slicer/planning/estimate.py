@@ -154,9 +154,9 @@ def plan_lines(plan: RunPlan) -> list[str]:
             f"Slices: {plan.n_slices} {plan.config.plane}, "
             f"{plural((2 * plan.config.window_size + 1) * plan.n_modalities, 'channel')}, "
             f"about {format_bytes(likely)} (at most {format_bytes(needs['output_bytes_at_most'])}) "
-            f"to {plan.config.output_dir}"
+            + (f"to {plan.config.output_dir}" if plan.config.has_output else "on disk")
         )
-        if likely > free:
+        if free is not None and likely > free:
             lines.append(f"Note: only {format_bytes(free)} of disk space is free")
     return lines + [f"Note: {note}" for note in plan.notes]
 
@@ -166,8 +166,13 @@ def plan_json(plan: RunPlan) -> str:
     content = {
         "layout": plan.layout,
         "reason": plan.reason,
-        "config": plan.config.model_dump(mode="json"),
+        "config": plan.config.model_dump(mode="json")
+        | ({} if plan.config.has_output else {"output_dir": None}),
         "cases": [_case_json(case, plan) for case in plan.cases],
+        "files": [
+            {"path": f.path, "role": f.role, "detail": f.detail, "case_id": f.case_id or None}
+            for f in plan.files
+        ],
         "splits": plan.splits,
         "num_cases": len(plan.cases),
         "num_slices": plan.n_slices,
@@ -191,13 +196,15 @@ def plan_needs(plan: RunPlan) -> dict[str, Any]:
         memory_bytes=system.memory_bytes(),
         peak=plan.peak_bytes,
         n_cases=len(plan.runnable),
-        rotational=system.is_rotational(plan.config.output_dir),
+        rotational=plan.config.has_output and system.is_rotational(plan.config.output_dir),
     )
     return {
         "output_files": sum(output_files(case, plan.config) for case in plan.runnable),
         "output_bytes_at_most": sum(most for most, _ in sizes),
         "output_bytes_estimate": sum(likely for _, likely in sizes),
-        "disk_free_bytes": system.free_bytes(plan.config.output_dir),
+        "disk_free_bytes": system.free_bytes(plan.config.output_dir)
+        if plan.config.has_output
+        else None,
         "peak_bytes_per_worker": plan.peak_bytes,
         "memory_bytes": system.memory_bytes(),
         "num_workers": n_workers,

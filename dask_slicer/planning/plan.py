@@ -12,6 +12,7 @@ import numpy as np
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
 from dask_slicer.core.splits import SPLITS
+from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.planning.names import Names
@@ -185,7 +186,8 @@ class RunPlan:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""
         return (
             f"RunPlan({plural(len(self.cases), 'case')}{bad}, {self.n_slices} "
-            f"{self.config.plane} slices, to {str(self.config.output_dir)!r})"
+            f"{self.config.plane} slices"
+            + (f", to {str(self.config.output_dir)!r})" if self.config.has_output else ")")
         )
 
     @property
@@ -241,7 +243,7 @@ class RunPlan:
             ("layout", f"{self.layout} ({self.reason})"),
             ("cases", f"{len(self.cases)} ({splits})"),
             ("slices", f"{self.n_slices} {config.plane}, {channels}, {config.format}"),
-            ("output", config.output_dir),
+            ("output", config.output_dir if config.has_output else "none given"),
             *(("note", note) for note in self.notes),
             *(("problem", problem) for problem in self.problems),
         ]
@@ -250,6 +252,7 @@ class RunPlan:
             f"Plan of {plural(len(self.cases), 'case')}",
             html_facts(rows),
             html_table(("case", "split", *HEADER_FACTS), cases, of="case"),
+            html_table(FILE_COLUMNS, file_kinds(self.files), of="kind of file"),
             failure_table(self.failures),
         )
 

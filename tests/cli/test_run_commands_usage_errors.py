@@ -178,10 +178,9 @@ def test_an_input_that_is_missing_or_holds_no_case_says_what_was_searched(
     assert "does not exist" in refused(input_dir=tmp_path / "nowhere")
     (tmp_path / "loose").mkdir()
     assert "no case found" in refused(input_dir=tmp_path / "loose")
-    (tmp_path / "loose" / "scan.nii.gz").write_bytes(b"")
+    (tmp_path / "loose" / "anna.nii.gz").write_bytes(b"")
     line = refused(input_dir=tmp_path / "loose")
-    assert "found 1 NIfTI file beside each other" in line
-    assert "imagesTr" in line
+    assert "--images " in line
     (tmp_path / "notes.txt").write_text("")
     assert "neither a folder nor" in refused(input_dir=tmp_path / "notes.txt")
 

@@ -146,10 +146,6 @@ def test_numbers_that_may_be_patients_or_channels_are_refused(tmp_path, more, re
         (["img/a.nii.gz", "label/a.nii.gz"], "label/a.nii.gz"),
         (["Images/a.nii.gz", "Labels/a.nii.gz"], "Labels/a.nii.gz"),
         (["images/volume-1.nii", "images/segmentation-1.nii"], "images/segmentation-1.nii"),
-        (
-            ["sub-1/anat/sub-1_T2w.nii.gz", "sub-1/anat/sub-1_dseg.nii.gz"],
-            "sub-1/anat/sub-1_dseg.nii.gz",
-        ),
         (["imagesTr/p_1_0000.nii.gz", "imagesTr/seg_1_0000.nii.gz"], "imagesTr/seg_1_0000.nii.gz"),
     ],
 )
@@ -164,7 +160,7 @@ def test_a_label_among_images_is_refused(tmp_path, files, label) -> None:
     [
         ["images/a.nii.gz", "images/mask_a.nii.gz", "labels/mask_a.nii.gz"],
         ["images/001.nii.gz", "images/tumor_001.nii.gz"],
-        ["images/mask_1.nii.gz", "images/mask_2.nii.gz"],
+        ["images/msk_1.nii.gz", "images/msk_2.nii.gz"],
         ["images/NDARAB123GT5.nii.gz", "images/NDARAB123.nii.gz"],
         ["sub-WMH01/anat/sub-WMH01_T1w.nii.gz", "sub-HC01/anat/sub-HC01_T1w.nii.gz"],
         [

@@ -36,6 +36,7 @@ def match_pairs(tree: FileTree, options: InputOptions) -> LayoutMatch:
 def test_a_layout_that_is_added_is_used(tmp_path, monkeypatch) -> None:
     layout = SimpleNamespace(match=match_pairs)
     monkeypatch.setattr(discovery, "LAYOUTS", {**LAYOUTS, "pairs": layout})
+    (tmp_path / "x.txt").touch()
     with pytest.raises(DatasetError, match="nearest is pairs: no file scan-"):
         discovery.find_cases(tmp_path)
     (tmp_path / "scan-1.nii").touch()

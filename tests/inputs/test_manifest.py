@@ -34,7 +34,30 @@ def read(tmp_path: Path, content: str | bytes, name: str = "m.csv") -> list[tupl
     ]
 
 
+HOLE = [("b", ("b.nii", "(no file in the column image_2)"), None, None, None)]
 CSV = {
+    "semicolons": ("case_id;image;group\na;a.nii;1,5\n", [("a", ("a.nii",), None, "1,5", None)]),
+    "tabs": ("case_id\timage\na\ta.nii\n", ["a"]),
+    "columns_in_capitals": (
+        "Case_ID,IMAGE,Split\na,a.nii,Train\n",
+        [("a", ("a.nii",), None, None, "train")],
+    ),
+    "rows_without_cells": ("case_id,image\na,a.nii\n,\n", ["a"]),
+    "backslashes": (
+        "case_id,image\na,x\\a.nii\n",
+        [("a", ("x/a.nii",), None, None, None)],
+    ),
+    "one_volume_of_a_4d_file": (
+        "case_id,image\na,./a.nii[2]\n",
+        [("a", ("a.nii[2]",), None, None, None)],
+    ),
+    "named_modalities_in_the_order_of_the_header": (
+        "case_id,image:FLAIR,Image: T1\nb,,b1.nii\na,a0.nii,a1.nii\n",
+        [
+            ("b", ("(no file in the column image:FLAIR)", "b1.nii"), None, None, None),
+            ("a", ("a0.nii", "a1.nii"), None, None, None),
+        ],
+    ),
     "all_columns": (
         HEADER + "a,x/a.nii.gz,y/a.nii.gz,p1,train\n",
         [("a", ("x/a.nii.gz",), "y/a.nii.gz", "p1", "train")],
@@ -58,7 +81,7 @@ CSV = {
     ),
     "a_modality_is_missing_from_one_case": (
         "case_id,image,image_2\na,a.nii,a2.nii\nb,b.nii,\n",
-        [("a", ("a.nii", "a2.nii"), None, None, None), ("b", ("b.nii", ""), None, None, None)],
+        [("a", ("a.nii", "a2.nii"), None, None, None), *HOLE],
     ),
     "paths_up_and_down": (
         "case_id,image\na,x/../a.nii\n",
@@ -124,6 +147,54 @@ def test_the_only_manifest_of_a_folder_is_used(tmp_path, files, found) -> None:
     assert find_manifest(tmp_path) == (None if found is None else tmp_path / found)
 
 
+def test_masks_are_numbered_in_the_order_of_their_columns(tmp_path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(
+        "case_id,image,label:spleen,label:empty,label:Liver\na,a.nii,,,l.nii\nb,b.nii,s.nii,,l2.nii\n"
+    )
+    dataset = read_manifest(path)
+    assert [
+        [(mask.structure, Path(mask.path).name, mask.value) for mask in case.masks]
+        for case in dataset.cases
+    ] == [[("Liver", "l.nii", 3)], [("spleen", "s.nii", 1), ("Liver", "l2.nii", 3)]]
+    assert dataset.structures == ("spleen", "empty", "Liver")
+
+
+def test_grid_and_orientation_of_a_case_are_read(tmp_path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(
+        "case_id,image:CT,label_grid,orientation_from\na,a.nii,Image,qform\nb,b.nii,,\n"
+    )
+    dataset = read_manifest(path)
+    assert dataset.channel_names == ("CT",)
+    assert [(case.label_grid, case.orientation_from) for case in dataset.cases] == [
+        ("image", "qform"),
+        ("own", "sform"),
+    ]
+
+
+def test_columns_that_name_no_volume_are_ignored_with_a_note(tmp_path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text(
+        "case_id,image,label,old_mask,age,n_labels,site\na,a.nii,b.nii,c.nii,7,3,x.dcm\n"
+    )
+    (note,) = read_manifest(path).notes
+    assert note == "columns of m.csv that are ignored: old_mask, age, n_labels, site"
+
+
+def test_volumes_that_a_manifest_does_not_name_are_left_out(tmp_path) -> None:
+    for name in ("a.nii", "b.nii", "deep/c.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "manifest.tsv").write_text("case_id\timage\na\ta.nii[0]\n")
+    dataset = find_cases(tmp_path)
+    assert dataset.left_out == {
+        "b.nii": "not in manifest.tsv",
+        "deep/c.nii.gz": "not in manifest.tsv",
+    }
+    assert [role.role for role in dataset.files] == ["image", "left out", "left out"]
+
+
 REFUSED = {
     "bad_split": (HEADER + "a,a.nii,,,training\n", "split must be one of train, val, test, got "),
     "split_for_some": (HEADER + "a,a.nii,,,train\nb,b.nii,,,\n", "but not to b (1 in all)"),
@@ -132,6 +203,23 @@ REFUSED = {
     "no_case_id": ("case_id,image\na,a.nii\n,b.nii\n", "has no case_id in line 3"),
     "long_row": ("case_id,image\na,a.nii,x\n", "line 2 has more fields than the header"),
     "a_column_twice": ("case_id,image,image\na,a.nii,b.nii\n", "image"),
+    "empty_column_names": (
+        "case_id,image,label,,\na,a.nii,b.nii,,\n",
+        "2 columns of the header without a name: number 4, 5 of 5",
+    ),
+    "one_empty_column_name": ("case_id,,image\na,,a.nii\n", "number 2 of 3; remove it, or add"),
+    "a_column_twice_in_other_letters": ("case_id,image,Image\na,a,b\n", "image is given twice"),
+    "seg": ("case_id,image,seg\na,a.nii,s.nii\n", "column seg, which is not read; if it names"),
+    "gt_without_suffix": ("case_id,image,GT\na,a.nii,s\n", "call it label"),
+    "a_modality": ("case_id,image,t2\na,a.nii,t.nii[1]\n", "call it image:t2 for a modality"),
+    "numbered_and_named": ("case_id,image,image:T2\na,a.nii,b.nii\n", "name all columns"),
+    "label_and_masks": (
+        "case_id,image,label,label:liver\na,a.nii,b.nii,c.nii\n",
+        "gives both label and label:liver in line 2",
+    ),
+    "grid": ("case_id,image,label_grid\na,a.nii,mine\n", "must be one of own, image, got mine"),
+    "form": ("case_id,image,orientation_from\na,a.nii,x\n", "must be one of sform, qform"),
+    "a_drive": ("case_id,image\na,C:\\scans\\a.nii\n", "is on a drive of Windows"),
     "open_quote": ('case_id,image\na,"a.nii\n', "cannot read the manifest"),
     "not_utf8": (b"case_id,image\n\xe9,a.nii\n", "is not UTF-8 text"),
     "utf16": ("case_id,image\na,a.nii\n".encode("utf-16"), "is not UTF-8 text"),

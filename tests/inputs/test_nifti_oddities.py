@@ -137,9 +137,10 @@ def test_a_qform_that_contradicts_the_sform_is_noted_and_can_be_taken(tmp_path) 
     assert "the qform is used, --orientation_from sform takes the other" in header.notes[0]
 
 
-def test_qform_is_refused_where_there_is_none(tmp_path) -> None:
-    with pytest.raises(GeometryMismatch, match="no qform"):
-        read_header(saved(tmp_path / "a.nii", nifti()), orientation_from="qform")
+def test_the_sform_is_taken_where_there_is_no_qform(tmp_path) -> None:
+    path = saved(tmp_path / "a.nii", nifti())
+    header = read_header(path, orientation_from="qform")
+    assert np.array_equal(header.affine, read_header(path).affine)
 
 
 def test_a_spacing_that_contradicts_the_affine_is_noted(tmp_path) -> None:

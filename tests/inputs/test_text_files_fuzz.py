@@ -51,6 +51,32 @@ def decathlon() -> str:
     return json.dumps({"name": "ct", "numTraining": 3, "training": pairs, "test": []}, indent=1)
 
 
+def datalist() -> str:
+    entries = [
+        {"image": [f"imagesTr/{name}_0000.nii.gz"], "label": f"labelsTr/{name}.nii.gz", "fold": n}
+        for n, name in enumerate(CASES)
+    ]
+    return json.dumps({"training": entries[:2], "validation": entries[2:], "testing": [],
+                       "modality": {"0": "CT"}, "labels": {"0": "air", "1": "liver"}})  # fmt: skip
+
+
+def nnunet_cases() -> str:
+    cases = {
+        name: {"images": [f"imagesTr/{name}_0000.nii.gz"], "label": f"labelsTr/{name}.nii.gz"}
+        for name in CASES
+    }
+    return json.dumps({"channel_names": {"0": "CT"}, "labels": {"a": 1, "b": [1, 2]},
+                       "dataset": cases}, indent=1)  # fmt: skip
+
+
+def masks_manifest() -> str:
+    rows = [
+        f"{name};imagesTr\\{name}_0000.nii.gz;labelsTr\\{name}.nii.gz;image;qform" for name in CASES
+    ]
+    header = "case_id;image:CT;label:liver;label_grid;orientation_from"
+    return "\n".join([header, *rows, ""])
+
+
 def nnunet() -> str:
     return json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1},
                        "numTraining": 3, "file_ending": ".nii.gz"}, indent=1)  # fmt: skip
@@ -74,6 +100,9 @@ TEXTS = {
     json_manifest: ("cases.json", ["--input_dir", "{}/cases.json"]),
     decathlon: ("dataset.json", ["--input_dir", "{}"]),
     nnunet: ("dataset.json", ["--input_dir", "{}"]),
+    nnunet_cases: ("dataset.json", ["--input_dir", "{}", "--include_test"]),
+    datalist: ("fold.json", ["--input_dir", "{}/fold.json"]),
+    masks_manifest: ("cases.csv", ["--input_dir", "{}"]),
     splits: ("splits.json", ["--input_dir", "{}", "--splits", "{}/splits.json"]),
     folds: ("folds.json", ["--input_dir", "{}", "--splits", "{}/folds.json", "--fold", "0"]),
     configuration: ("a.yaml", ["--input_dir", "{}", "--config", "{}/a.yaml"]),
@@ -144,8 +173,9 @@ def test_a_damaged_text_is_understood_or_refused_in_one_line(invoke, scans, text
     print(f"{text.__name__}: {n} inputs, exit status {dict(said)}")  # noqa: T201  # pytest -rP
 
 
-WORDS = ["training", "test", "image", "label", "labels", "channel_names", "file_ending", "case_id",
-         "train", "val", "split", "group", "image_2", "numTraining"]  # fmt: skip
+WORDS = ["training", "test", "image", "images", "dataset", "validation", "testing", "fold",
+         "modality", "background", "0", "label", "labels", "channel_names", "file_ending",
+         "case_id", "train", "val", "split", "group", "image_2", "numTraining"]  # fmt: skip
 KEYS = st.sampled_from(WORDS) | st.text(max_size=5)
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -157,8 +187,20 @@ THINGS = st.recursive(
 OPTIONS = st.dictionaries(
     st.sampled_from(sorted(RunConfig.model_fields)) | st.text(max_size=5), THINGS, max_size=4
 )
+ENTRIES = LEAVES | st.dictionaries(
+    st.sampled_from(["image", "images", "label", "fold", "mask"]),
+    LEAVES | st.lists(LEAVES, max_size=2),
+)
+DATALISTS = st.dictionaries(
+    st.sampled_from([*WORDS[:9], "labels", "channel_names", "train", "val"]),
+    st.lists(ENTRIES, max_size=3) | st.dictionaries(KEYS, ENTRIES, max_size=3) | LEAVES,
+)
 SHAPED = {
-    **{text: THINGS.map(json.dumps) for text in TEXTS if text is not csv_manifest},
+    **{
+        text: THINGS.map(json.dumps) for text in TEXTS if text not in (csv_manifest, masks_manifest)
+    },
+    datalist: DATALISTS.map(json.dumps),
+    nnunet_cases: DATALISTS.map(json.dumps),
     configuration: OPTIONS.map(yaml.safe_dump),
 }
 

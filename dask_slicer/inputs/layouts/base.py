@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ class InputOptions:
     volumes: str | None = None
     datalist_fold: int | None = None
     include_test: bool = False
+    splits: Path | None = None  # a file of splits, which win over those of the dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +37,8 @@ class FileRole:
     """A volume of a dataset, and what it is used for."""
 
     path: str  # relative to the dataset, with forward slashes
-    role: str  # "image", "label" or "left out"
-    detail: str = ""  # the modality of an image, the structure of a mask, or why it is left out
+    role: str  # "image", "label", "left out", or "not read": of a format that no reader reads
+    detail: str = ""  # the modality of an image, the structure of a mask, or why it is not used
     case_id: str = ""
 
 
@@ -52,8 +54,11 @@ class LayoutMatch:
     # Volumes that are not used, and why: paths relative to the dataset. The caller adds those that
     # are neither here nor in a case.
     left_out: dict[str, str] = field(default_factory=dict)
+    # Of these, files that are named like labels, but are none, such as masks of the brain.
+    not_labels: set[str] = field(default_factory=set)
     # Without cases: the number of volumes in places where this layout has them, and what the folder
-    # lacks, such as "no NIfTI file in images". The error names the layout that saw most first.
+    # lacks, such as "no NIfTI file in images". The error names the layout that saw most, if these
+    # are at least half of the volumes.
     seen: int = 0
     miss: str = ""
     # Empty where unknown: a name for each modality, in order, and for label values other than 0.
@@ -92,6 +97,20 @@ class LayoutMatch:
             self.left_out.update(dict.fromkeys(paths, why))
             self.notes.append(f"{plural(len(paths), noun)} {why}: {first_few(paths)}")
 
+    def unused(self, tree: FileTree) -> list[str]:
+        """Return the volumes that are in no case and have no reason in `left_out` yet."""
+        from dask_slicer.inputs.readers.base import split_volume
+
+        prefix = os.path.join(tree.root, "")
+        used = {
+            (split_volume(path)[0] if path.endswith("]") else path)
+            .removeprefix(prefix)
+            .replace(os.sep, "/")
+            for case in self.cases
+            for path in case.files
+        }
+        return [path for path in tree.volumes if path not in used and path not in self.left_out]
+
 
 class Layout(Protocol):
     """A way in which the files of a dataset lie in a folder: a module with a function `match`.
@@ -120,8 +139,8 @@ class Layout(Protocol):
             The files of the folder.
         options : InputOptions
             A layout heeds `include_test` (whether images that it keeps apart for testing become
-            cases, with ``split="test"``), `label_name`, `structures` and `datalist_fold`; the
-            caller sees to the others.
+            cases, with ``split="test"``), `label_name`, `structures`, `datalist_fold` and
+            `splits`; the caller sees to the others.
 
         Raises
         ------
@@ -131,9 +150,13 @@ class Layout(Protocol):
         ...
 
 
-def held_out_note(n_images: int) -> str:
-    """Return the note on images that have no label because they are for testing."""
-    return f"{plural(n_images, 'image')} in imagesTs left out; --include_test uses them for test"
+# Why a volume for testing is left out.
+FOR_TESTING = "for testing; --include_test uses it"
+
+
+def held_out_note(n_images: int, where: str = "in imagesTs") -> str:
+    """Return the note on images that are left out because they are for testing."""
+    return f"{plural(n_images, 'image')} {where} left out; --include_test uses them for test"
 
 
 def by_stem(paths: Iterable[str], result: LayoutMatch) -> dict[str, str]:

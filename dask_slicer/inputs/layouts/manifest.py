@@ -1,22 +1,29 @@
-"""CSV and JSON manifests: case_id, image, image_2…, label, group, split."""
+"""Manifests: CSV or JSON that names the files of each case."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.case import Case, Mask, is_volume_name
+from dask_slicer.inputs.label_names import label_words, words_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.layouts.listed_paths import ListedPaths
+from dask_slicer.inputs.layouts.manifest_table import IMAGE, Table, header_of, read_table
 from dask_slicer.inputs.tree import FileTree
 
-_IMAGE = re.compile(r"image(_\d+)?")
+NO_FILE = "(no file in the column"
+_NAMES = ("manifest.csv", "manifest.tsv", "manifest.json")
+_CHOICES = {
+    "split": SPLITS,
+    "label_grid": ("own", "image"),
+    "orientation_from": ("sform", "qform"),
+}
 
 
 def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
@@ -24,45 +31,39 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     path = find_manifest(tree.root)
     if path is None:
         return LayoutMatch("manifest", miss="no manifest.csv or manifest.json")
-    return read_manifest(path)
+    result = read_manifest(path)
+    result.left_out = dict.fromkeys(result.unused(tree), f"not in {path.name}")
+    return result
 
 
 def find_manifest(input_dir: Path) -> Path | None:
     """Return the manifest in the folder of a dataset, None if it has none.
 
-    It is manifest.csv, manifest.json, or the only CSV file with columns case_id and image.
+    It is manifest.csv, .tsv or .json, or the only CSV file with columns case_id and image.
     """
-    for name in ("manifest.csv", "manifest.json"):
+    for name in _NAMES:
         if (input_dir / name).is_file():
             return input_dir / name
-    tables = [path for path in sorted(input_dir.glob("*.csv")) if _has_columns(path)]
+    tables = [*sorted(input_dir.glob("*.csv")), *sorted(input_dir.glob("*.tsv"))]
+    tables = [path for path in tables if _has_columns(path)]
     return tables[0] if len(tables) == 1 else None
 
 
 def read_manifest(path: Path) -> LayoutMatch:
-    """Return the cases of a manifest, in its order.
-
-    It is CSV with a header, or JSON: a list of objects, or such a list under `cases`. Relative
-    paths are relative to the manifest.
-    """
+    """Return the cases of a manifest, in its order; paths are relative to the manifest."""
     try:
-        rows = list(_rows(path))
+        table = read_table(path)
     except UnicodeDecodeError:
         raise DatasetError(f"the manifest {path} is not UTF-8 text") from None
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise DatasetError(f"cannot read the manifest {path}: {error}") from None
-    if not rows:
+    if not table.rows:
         raise DatasetError(f"the manifest {path} names no case")
-    columns = list(dict.fromkeys(name for _, row in rows for name in row))
-    images = sorted(
-        (name for name in columns if _IMAGE.fullmatch(name)),
-        key=lambda name: int(name.partition("_")[2] or 1),
-    )
-    if "case_id" not in columns or "image" not in columns:
-        raise DatasetError(
-            f"the manifest {path} must have the columns case_id and image, has {', '.join(columns)}"
-        )
-    cases = [_case(position, row, images, path) for position, row in rows]
+    images = _image_columns(table, path)
+    notes = _check_other_columns(table, path)
+    masks = [name for name in table.header if name.startswith("label:")]
+    paths = ListedPaths(path)
+    cases = [_case(position, row, images, masks, paths, path) for position, row in table.rows]
     splits = {case.split is not None for case in cases}
     if len(splits) == 2:
         without = [case.case_id for case in cases if case.split is None]
@@ -70,75 +71,117 @@ def read_manifest(path: Path) -> LayoutMatch:
             f"the manifest {path} gives a split to some cases but not to {without[0]}"
             f" ({len(without)} in all); give every case one, or none"
         )
-    known = {"case_id", "label", "group", "split", *images}
-    ignored = ", ".join(name for name in columns if name not in known)
-    notes = [f"columns of {path.name} that are ignored: {ignored}"] if ignored else []
-    return LayoutMatch("manifest", f"{path.name} has the columns case_id and image", cases, notes)
+    result = LayoutMatch("manifest", f"{path.name} has the columns case_id and image", cases, notes)
+    if images[0].startswith("image:"):
+        result.channel_names = tuple(name.partition(":")[2] for name in images)
+    result.structures = tuple(name.partition(":")[2] for name in masks)
+    return result
 
 
 def _has_columns(path: Path) -> bool:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            header = next(csv.reader(lines), [])
+        header = header_of(path)
     except (OSError, ValueError, csv.Error):
         return False
-    return {"case_id", "image"} <= {name.strip() for name in header}
+    return "case_id" in header and any(map(IMAGE.fullmatch, header))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Yield the position of each row and its cells, without those that are empty or null."""
-    if path.suffix.lower() == ".json":
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        entries = content.get("cases") if isinstance(content, dict) else content
-        if not isinstance(entries, list):
-            raise ValueError("expected a list of cases, or one under the key `cases`")
-        for number, entry in enumerate(entries, start=1):
-            if not isinstance(entry, dict):
-                raise ValueError(f"case {number} is not an object")
-            for name, value in entry.items():
-                # 7 is accepted as the name of a case, not of a file.
-                if not isinstance(value, str | None) and (
-                    name not in ("case_id", "group") or isinstance(value, dict | list)
-                ):
-                    raise ValueError(f"{name} of case {number} must be text, got {value!r}")
-            yield f"case {number}", _cells(entry)
-        return
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, skipinitialspace=True, strict=True)
-        names = [name.strip() for name in reader.fieldnames or ()]
-        duplicates = [name for name in names if names.count(name) > 1]
-        if duplicates:
-            raise ValueError(f"the column {duplicates[0]} is given twice")
-        for row in reader:
-            if None in row:
-                raise ValueError(f"line {reader.line_num} has more fields than the header")
-            yield f"line {reader.line_num}", _cells(row)
+def _image_columns(table: Table, path: Path) -> list[str]:
+    """Return the columns of images that any case uses, in the order of the modalities."""
+    used = table.used_columns
+    numbered = sorted(
+        (name for name in used if IMAGE.fullmatch(name) and ":" not in name),
+        key=lambda name: int(name.partition("_")[2] or 1),
+    )
+    named = [name for name in used if name.startswith("image:")]
+    if "case_id" not in used or not (named or "image" in numbered):
+        raise DatasetError(
+            f"the manifest {path} must have the columns case_id and image, has {', '.join(used)}"
+        )
+    if named and numbered:
+        raise DatasetError(
+            f"the manifest {path} has the columns {numbered[0]} and {named[0]}; name all columns "
+            "of images, or number all of them"
+        )
+    return named or numbered
 
 
-def _cells(row: Mapping[Any, Any]) -> dict[str, str]:
-    return {
-        str(name).strip(): str(value).strip()
-        for name, value in row.items()
-        if value is not None and str(value).strip()
-    }
+def _check_other_columns(table: Table, path: Path) -> list[str]:
+    """Return notes on the columns that are ignored; refuse those that seem to name volumes."""
+    unknown = [name for name in table.used_columns if not table.is_known(name)]
+    has_labels = any(name.partition(":")[0] == "label" for name in table.used_columns)
+    for name in unknown:
+        cells = [row[name] for _, row in table.rows if name in row]
+        like_label = bool(label_words(words_of(name)))
+        if like_label and has_labels:
+            continue
+        if like_label and not all(map(_is_number, cells)):
+            raise DatasetError(
+                f"the manifest {path} has a column {name}, which is not read; if it names the "
+                "labels, call it label"
+            )
+        if volumes := [cell for cell in cells if _is_volume(cell)]:
+            raise DatasetError(
+                f"the manifest {path} names volumes, such as {volumes[0]}, in the column {name}, "
+                f"which is not read; call it image:{name} for a modality, label for the labels, "
+                "or remove it"
+            )
+    ignored = ", ".join(unknown)
+    return [f"columns of {path.name} that are ignored: {ignored}"] if ignored else []
 
 
-def _case(position: str, row: Mapping[str, str], images: list[str], manifest: Path) -> Case:
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?[\d.,]+", text) is not None
+
+
+def _is_volume(text: str) -> bool:
+    name = re.split(r"[\\/]", re.sub(r"\[\d+\]$", "", text))[-1]
+    return is_volume_name(name)
+
+
+def _case(
+    position: str,
+    row: Mapping[str, str],
+    images: list[str],
+    masks: list[str],
+    paths: ListedPaths,
+    manifest: Path,
+) -> Case:
     if "case_id" not in row:
         raise DatasetError(f"the manifest {manifest} has no case_id in {position}")
-    split = row.get("split")
-    if split is not None and split not in SPLITS:
+    choices = {name: row[name].lower() for name in _CHOICES if name in row}
+    for name, choice in choices.items():
+        if choice not in _CHOICES[name]:
+            raise DatasetError(
+                f"{name} must be one of {', '.join(_CHOICES[name])}, got {row[name]} in {position} "
+                f"of {manifest}"
+            )
+    named = [name for name in masks if name in row]
+    if "label" in row and named:
         raise DatasetError(
-            f"split must be one of {', '.join(SPLITS)}, got {split} in {position} of {manifest}"
+            f"the manifest {manifest} gives both label and {named[0]} in {position}; give one of "
+            "them"
         )
-    named = [name for name in (*images, "label") if name in row]
-    paths = {name: os.path.normpath(manifest.parent / row[name]) for name in named}
-    label = paths.get("label")
     return Case(
         case_id=row["case_id"],
-        images=tuple(paths.get(name, "") for name in images),
-        label=label,
+        images=tuple(
+            paths.find(row[name]) if name in row else no_file(manifest.parent, name)
+            for name in images
+        ),
+        label=paths.find(row["label"]) if "label" in row else None,
+        masks=tuple(
+            Mask(structure=name.partition(":")[2], path=paths.find(row[name]), value=value)
+            for value, name in enumerate(masks, start=1)
+            if name in row
+        ),
         group=row.get("group"),
-        split=split,
+        split=choices.get("split"),
         stated=True,
+        label_grid=choices.get("label_grid", "own"),
+        orientation_from=choices.get("orientation_from", "sform"),
     )
+
+
+def no_file(folder: Path, column: str) -> str:
+    """Return a path that does not exist, for an empty cell: the case then fails as MissingFile."""
+    return os.path.join(folder, f"{NO_FILE} {column})")

@@ -38,17 +38,13 @@ class Orientation:
 def orient(
     header: nib.Nifti1Header, *, pixdim: NDArray[np.float64], orientation_from: str
 ) -> Orientation:
-    """Return the affine of the sform if its code is over 0, else of the qform, or the reverse.
+    """Return the affine of the form that is chosen, of the other if its code is 0.
 
     `pixdim` is the spacing along the array axes as stored, before any repair.
     """
     has_sform, has_qform = header["sform_code"] > 0, header["qform_code"] > 0
     unit, mm = _UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
-    if orientation_from == "qform" and not has_qform:
-        raise GeometryMismatch(
-            "the header has no qform (its code is 0), which --orientation_from qform takes"
-        )
-    uses_sform = has_sform and orientation_from == "sform"
+    uses_sform = has_sform and (orientation_from == "sform" or not has_qform)
     with np.errstate(all="ignore"):  # the result is checked
         if uses_sform:
             affine = np.asarray(header.get_sform(), dtype=np.float64)
