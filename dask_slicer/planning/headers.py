@@ -83,7 +83,10 @@ def with_headers(
         voxel_bytes=image_bytes + label_bytes,
         mask_bytes=mask_bytes,
         oriented=images[0].oriented,
-        header_notes=tuple(notes),
+        # File names may have any encoding, or none; the journal is UTF-8.
+        header_notes=tuple(
+            (path.encode("utf-8", "backslashreplace").decode("utf-8"), note) for path, note in notes
+        ),
         label_names={} if case.merges_masks or not labels else labels[0].label_names,
     )
 
