@@ -108,11 +108,8 @@ def _images(
     by_key: defaultdict[str, dict[str, str]] = defaultdict(dict)
     spelled: dict[str, str] = {}
     for stem in images:
-        own = {
-            piece.casefold(): piece for _, piece in pieces_of(stem) if piece.casefold() in words
-        }
-        modality = "_".join(own)
-        spelled.setdefault(modality, "_".join(own.values()))
+        own = {piece.casefold(): piece for _, piece in pieces_of(stem) if piece.casefold() in words}
+        modality = spelled.setdefault("_".join(own), "_".join(own.values()))
         other = by_key[plain(without(stem, words))].setdefault(modality, stem)
         if other != stem:
             result.problems.append(f"two files for one volume: {other} and {stem}")
