@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
+from dask_slicer.errors import CaseError
 from dask_slicer.inputs.case import stem_of
 from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
 from dask_slicer.inputs.role_words import NO_LABELS, label_words, named_like_labels, words_of
@@ -15,6 +18,8 @@ from dask_slicer.inputs.unread import is_picture
 from dask_slicer.utils.formatting import first_few, plural
 
 _NAME_THEM = "name images and labels with --images GLOB --labels GLOB, or in a manifest"
+# So many files that are left out are looked at where no case has a label.
+_MOST_LOOKS = 8
 # Names of subjects and sessions in BIDS, and of a dataset, hold no word.
 _NO_WORDS = re.compile(r"\b(sub|ses)-[^_/]+|iSeg", re.IGNORECASE)
 
@@ -44,13 +49,15 @@ def check_labels(
         _check_images(match, images, common, has_labels=has_labels)
     if allow_missing and label_name is None:
         _check_few_labels(match)
-    unused = [r for r in unused if _is_named_like_label(r.path, common, every_word)]
-    unused = _not_linked(tree, unused, images)
-    if has_labels and unused:
-        paths = first_few([role.path for role in unused])
-        match.notes.append(f"left out {plural(len(unused), 'file')} named like labels: {paths}")
-    elif unused and not match.problems:
-        _check_unused(match, unused, allow_missing=allow_missing)
+    named = [r for r in unused if _is_named_like_label(r.path, common, every_word)]
+    named = _not_linked(tree, named, images)
+    if has_labels and named:
+        paths = first_few([role.path for role in named])
+        match.notes.append(f"left out {plural(len(named), 'file')} named like labels: {paths}")
+    elif named and not match.problems:
+        _check_unused(match, named, allow_missing=allow_missing)
+    elif not (has_labels or allow_missing or match.problems):
+        _look_at_unused(tree, match, _not_linked(tree, unused, images))
 
 
 def _check_unused(match: LayoutMatch, unused: Sequence[FileRole], *, allow_missing: bool) -> None:
@@ -69,6 +76,30 @@ def _check_unused(match: LayoutMatch, unused: Sequence[FileRole], *, allow_missi
             f"no case has a label, which would leave out {text}; {_NAME_THEM}, or use "
             "--allow_missing_labels"
         )
+
+
+def _look_at_unused(tree: FileTree, match: LayoutMatch, unused: Sequence[FileRole]) -> None:
+    """Add the problem that no case has a label, but a file that is left out is a label map.
+
+    Of the files with one reason, the smallest is looked at.
+    """
+    from dask_slicer.core.labels import looks_like_labels
+    from dask_slicer.inputs.readers import read_voxels
+
+    paths = [tree.root / role.path for role in unused if role.role == "left out"]
+    why = {tree.root / role.path: role.detail for role in unused}
+    smallest: dict[str, Path] = {}
+    for path in sorted(filter(Path.is_file, paths), key=lambda path: path.stat().st_size):
+        smallest.setdefault(why[path], path)
+    for path in list(smallest.values())[:_MOST_LOOKS]:
+        with suppress(CaseError):
+            if looks_like_labels(read_voxels(os.fspath(path))[1]):
+                match.problems.append(
+                    f"no case has a label, which would leave out {path.relative_to(tree.root)}, a "
+                    f"label map by its voxels ({why[path]}); {_NAME_THEM}, or use "
+                    "--allow_missing_labels"
+                )
+                return
 
 
 def _check_few_labels(match: LayoutMatch) -> None:

@@ -10,7 +10,12 @@ from fnmatch import fnmatch
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import stem_of
 from dask_slicer.inputs.layouts.base import LayoutMatch
-from dask_slicer.inputs.role_words import label_words, named_like_labels, words_of
+from dask_slicer.inputs.role_words import (
+    label_words,
+    named_like_labels,
+    names_an_image,
+    words_of,
+)
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import DICOM, kinds_of, suffix_of, unread_files
 from dask_slicer.utils.formatting import first_few, plural
@@ -147,9 +152,14 @@ def _deeper(tree: FileTree) -> str:
     is_label_lost = any(label_words(words_of(path)) for path in others)
     if are_labels.count(True) > 1 or all(are_labels) or is_label_lost:
         return ""
+    images = [name for name, is_label in zip(common, are_labels, strict=True) if not is_label]
+    unsure = [name for name in images if not names_an_image(stem_of(name))] if images[1:] else []
+    if len(unsure) == len(images) > 1:  # perhaps patients
+        return ""
+    doubt = f" (--labels, if {first_few(unsure)} is a label map)" if unsure else ""
     return (
         f"{plural(len(names), 'volume')} {plural(depth, 'folder')} down, such as "
-        f"{tree.volumes[0]}; read them with {' '.join(patterns)}"
+        f"{tree.volumes[0]}; read them with {' '.join(patterns)}{doubt}"
     )
 
 

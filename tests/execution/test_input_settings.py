@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -245,10 +246,37 @@ def test_an_image_like_a_label_map_that_only_some_cases_have_fails_these(scans) 
     assert open_output(scans.output).cases == ["a"]
 
 
-@pytest.mark.parametrize("path", ["a/t1.nii.gz", "images/a.nii.gz"])
-def test_an_image_that_is_named_so_is_not_looked_at(scans, path) -> None:
-    scans.save(path, LABEL)
+@pytest.mark.parametrize("paths", [["a/t1.nii.gz"], ["images/a.nii.gz", "labels/a.nii.gz"]])
+def test_an_image_that_is_named_so_is_not_looked_at(scans, paths) -> None:
+    for number, path in enumerate(paths, start=1):
+        scans.save(path, LABEL * number)
     assert scans.run().exit_code == 0
+
+
+LABELS_WITH_IMAGE_WORDS = {
+    "beside the image": ["{}/ct.nii.gz", "{}/ct_leber.nii.gz"],
+    "with the case in the name": ["{}/{}_t1.nii.gz", "{}/{}_t1_hippocampus.nii.gz"],
+    "among images": ["images/{}.nii.gz", "images/{}_leber.nii.gz"],
+    "a number each": ["images/ct_{}.nii.gz", "images/leber_{}.nii.gz"],
+    "in one folder": ["{}_ct.nii.gz", "{}_ct_leber.nii.gz"],
+    "among modalities": ["{}/t1.nii.gz", "{}/t1_leber.nii.gz", "{}/seg.nii.gz"],
+    "in a pipeline of BIDS": [
+        *("sub-{}/anat/sub-{}_T1w.nii.gz", "derivatives/me/sub-{}/anat/sub-{}_T1w_leber.nii.gz"),
+    ],
+}
+
+
+@pytest.mark.parametrize("names", LABELS_WITH_IMAGE_WORDS.values(), ids=LABELS_WITH_IMAGE_WORDS)
+def test_a_label_map_with_a_free_name_beside_a_word_for_images_is_refused(scans, names) -> None:
+    image, *labels = names
+    for case_id in ("1", "2"):
+        scans.save(image.replace("{}", case_id))
+        for label in labels:
+            scans.save(label.replace("{}", case_id), LABEL)
+    result = scans.run()
+    assert result.exit_code == 2
+    assert re.search(r"(leber|hippocampus)\S*\.nii\.gz\S* .*label map", result.output)
+    assert "--images" in result.output
 
 
 def test_a_manifest_says_what_is_an_image(scans) -> None:

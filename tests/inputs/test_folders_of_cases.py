@@ -514,6 +514,11 @@ REFUSED = {
         {},
         "images of one case, or a label, or other patients?",
     ),
+    "another modality of each patient": (
+        nii("a_t1", "a_seg", "b_t2", "b_seg"),
+        {},
+        "images of several modalities, and no case with more than one: a_t1, b_t2",
+    ),
     "two labels in one folder": (
         nii("a_ct", "a_seg", "a_mask"),
         {},

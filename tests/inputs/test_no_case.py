@@ -72,6 +72,14 @@ TREES = {
         each("c{n}/s/scan{n}.nii.gz"),
         "read them with --images '*/*/*.nii.gz'",
     ),
+    "case and study, with a name that says nothing": (
+        each("c{n}/s/ct.nii.gz", "c{n}/s/leber.nii.gz"),
+        "--images '*/*/leber.nii.gz' (--labels, if leber.nii.gz is a label map)",
+    ),
+    "folders of modalities": (
+        each("t1/p{n}.nii.gz", "t2/p{n}.nii.gz"),
+        "10 volumes in no known layout, such as t1/p1.nii.gz; name images and labels with --images",
+    ),
     "labels alone": (
         each("labelsTr/{n}.nii.gz"),
         "5 volumes, all named like labels, such as labelsTr/1.nii.gz; give the folder that holds "

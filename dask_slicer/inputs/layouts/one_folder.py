@@ -115,6 +115,14 @@ def _images(
             result.problems.append(f"two files for one volume: {other} and {stem}")
     counts = Counter(name for by_modality in by_key.values() for name in by_modality)
     if all(len(by_modality) == 1 for by_modality in by_key.values()):
+        if len(counts) > 1 and are_modalities(counts):
+            of_each = {
+                name: stem for by_modality in by_key.values() for name, stem in by_modality.items()
+            }
+            result.problems.append(
+                f"images of several modalities, and no case with more than one: "
+                f"{first_few(list(of_each.values()))}; take those of one with --images '*…'"
+            )
         return dict(by_key), ()
     unsure = [
         list(by_modality.values())
