@@ -275,6 +275,16 @@ def test_labels_of_a_datatype_that_is_not_read_stop_a_run(tmp_path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "path", ["derivatives/me/sub-1/anat/sub-2_T1w_seg.nii.gz", "sub-1/anat/sub-2_T2w.nii.gz"]
+)
+def test_a_file_in_the_folder_of_another_subject_is_refused(path) -> None:
+    (problem,) = matched([*T1, path]).problems
+    assert problem.startswith(
+        f"1 file in the folder of another subject than the name says: {path}; move or rename"
+    )
+
+
 def test_a_folder_for_each_case_is_not_bids() -> None:
     files = ["sub-1/sub-1_t1.nii.gz", "sub-1/sub-1_t2.nii.gz", "sub-1/sub-1_seg.nii.gz"]
     assert not matched(files).cases

@@ -391,6 +391,17 @@ READ = {
         {name: [name] for name in ("IXI002-Guys-0828-T1", "IXI012-HH-1211-T1")},
         (),
     ),
+    "names in upper and in lower case": (
+        nii("1/ct", "1/segmentations/liver", "1/segmentations/spleen")
+        + nii("2/CT", "2/Segmentations/Liver", "2/Segmentations/spleen"),
+        {},
+        "folder_per_case",
+        {
+            "1": ["1/ct", "1/segmentations/liver", "1/segmentations/spleen"],
+            "2": ["2/CT", "2/Segmentations/Liver", "2/Segmentations/spleen"],
+        },
+        ("ct",),
+    ),
     "one of two labels in one folder": (
         nii("a_ct", "a_seg", "a_mask", "b_ct", "b_seg"),
         {"label_name": "seg"},

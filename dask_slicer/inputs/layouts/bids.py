@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.layouts.bids_names import BidsFile, bids_file, fits, is_in_space_of
+from dask_slicer.inputs.role_words import plain
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 
@@ -54,6 +54,7 @@ def _by_role(tree: FileTree, result: LayoutMatch) -> tuple[list[BidsFile], list[
     """Return raw images and labels; note why other files are left out."""
     images: list[BidsFile] = []
     labels: list[BidsFile] = []
+    misplaced: list[str] = []
     files = [file for file in map(bids_file, tree.volumes) if file is not None]
     is_declared = tree.has("dataset_description.json") or any(
         file.is_derived or "rawdata/" in file.above for file in files
@@ -64,7 +65,9 @@ def _by_role(tree: FileTree, result: LayoutMatch) -> tuple[list[BidsFile], list[
         is_named = file.stem.startswith("sub-") and (is_declared or file.in_session)
         if is_flat and not is_named:
             continue
-        if "sourcedata/" in file.above:
+        if file.is_misplaced:
+            misplaced.append(file.path)
+        elif "sourcedata/" in file.above:
             result.left_out[file.path] = "in sourcedata/, which is not read"
         elif file.is_label:
             labels.append(file)
@@ -72,6 +75,11 @@ def _by_role(tree: FileTree, result: LayoutMatch) -> tuple[list[BidsFile], list[
             result.left_out[file.path] = "in derivatives/, and not named like a label"
         else:
             images.append(file)
+    if misplaced:
+        result.problems.append(
+            f"{plural(len(misplaced), 'file')} in the folder of another subject than the name "
+            f"says: {first_few(misplaced)}; move or rename, or name the files in a manifest"
+        )
     for image in images:
         if image.datatype not in _READ:
             pattern = _pattern(image.path)
@@ -89,12 +97,12 @@ def _pair(
     """Return the label of each image that is read and has one, by path of the image."""
     of_subject: defaultdict[str, list[BidsFile]] = defaultdict(list)
     for image in images:
-        of_subject[_normal(image.subject)].append(image)
+        of_subject[plain(image.subject)].append(image)
     candidates: defaultdict[str, list[BidsFile]] = defaultdict(list)
     ambiguous: list[tuple[BidsFile, list[BidsFile]]] = []
     orphans = []
     for label in labels:
-        matching = _images_of(label, of_subject[_normal(label.subject)])
+        matching = _images_of(label, of_subject[plain(label.subject)])
         datatypes = {image.datatype for image in matching}
         why = label.no_label_map
         if why and not (options.label_name and _is_named(label, matching, options.label_name)):
@@ -197,11 +205,9 @@ def _several_problem(several: Sequence[tuple[BidsFile, Sequence[BidsFile]]]) -> 
 
 def _unique_name(label: BidsFile, labels: Sequence[BidsFile], image: BidsFile) -> str | None:
     """Return a name that chooses a label among those of one image."""
-    others = {
-        _normal(n) for other in labels if other is not label for n in other.names_beside(image)
-    }
+    others = {plain(n) for other in labels if other is not label for n in other.names_beside(image)}
     names = label.names_beside(image)
-    return next((name for name in names if _normal(name) not in others), None)
+    return next((name for name in names if plain(name) not in others), None)
 
 
 def _ambiguous_problem(ambiguous: Sequence[tuple[BidsFile, Sequence[BidsFile]]]) -> str:
@@ -245,13 +251,8 @@ def _pattern(path: str) -> str:
 
 
 def _is_named(label: BidsFile, images: Iterable[BidsFile], name: str) -> bool:
-    names = {_normal(own) for image in images for own in label.names_beside(image)}
-    return _normal(name) in names
-
-
-def _normal(name: str) -> str:
-    """Return a name as it is compared: accents and case spelled alike."""
-    return unicodedata.normalize("NFC", name).casefold().strip()
+    names = {plain(own) for image in images for own in label.names_beside(image)}
+    return plain(name) in names
 
 
 def _label_names(tree: FileTree) -> dict[int, str]:

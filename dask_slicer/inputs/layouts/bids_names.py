@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.role_words import label_words, named_like_labels, words_of
+from dask_slicer.inputs.role_words import label_words, named_like_labels, plain, words_of
 
 # Entities of a derivative, not of the scan.
 _DERIVED = {"atlas", "den", "desc", "label", "res", "seg", "space"}
@@ -44,6 +44,12 @@ class BidsFile:
     def is_derived(self) -> bool:
         """Return whether the file is in derivatives/."""
         return "derivatives/" in self.above
+
+    @property
+    def is_misplaced(self) -> bool:
+        """Return whether the name is that of another subject than the folder."""
+        own = plain(self.stem.partition("_")[0])
+        return own.startswith("sub-") and own not in plain(self.subject).split("_")
 
     @property
     def root(self) -> str:

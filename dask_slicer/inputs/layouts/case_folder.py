@@ -51,13 +51,19 @@ class CaseFolder:
         return {**self.images, **self.labels, **loose, **masks}
 
 
-def read_case_folder(case_id: str, paths: list[str], result: LayoutMatch) -> CaseFolder:
-    """Return the volumes of a case by their roles."""
+def read_case_folder(
+    case_id: str, paths: list[str], result: LayoutMatch, spelled: dict[str, str]
+) -> CaseFolder:
+    """Return the volumes of a case by their roles.
+
+    `spelled` gives the spelling of names that look alike, and is added to: T1 and t1 are one name.
+    """
     path_of: dict[str, str] = {}
     for path in paths:
         folder, _, file_name = path[len(case_id) + 1 :].rpartition("/")
         name = _without_id(stem_of(file_name), case_id) or UNNAMED
         name = f"{folder}/{name}" if folder else name
+        name = spelled.setdefault(plain(name), name)
         other = path_of.setdefault(name, path)
         if other is not path:
             result.problems.append(

@@ -30,8 +30,10 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     folders = _folders(tree, options, result)
     if result.miss:
         return result
+    spelled: dict[str, str] = {}
     named = {
-        case_id: read_case_folder(case_id, paths, result) for case_id, paths in folders.items()
+        case_id: read_case_folder(case_id, paths, result, spelled)
+        for case_id, paths in folders.items()
     }
     if options.structures:
         _choose_structures(named, options.structures, result)
@@ -85,7 +87,7 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
 
 def _is_one_case(options: InputOptions, case_id: str, paths: list[str]) -> bool:
     """Return whether the only folder is a case, not one of several patients, by its files."""
-    named = read_case_folder(case_id, paths, LayoutMatch(""))
+    named = read_case_folder(case_id, paths, LayoutMatch(""), {})
     chosen = {options.label_name, *options.structures} - {None}
     if options.layout or (chosen and chosen <= {*named.images, *named.labels}):
         return True
