@@ -115,6 +115,14 @@ def test_one_case_with_a_label_named_like_its_first_channel_is_not_clear(tmp_pat
     assert (dataset.channel_names, dataset.label_names) == (("T1", "T2"), {1: "x"})
 
 
+def test_numbers_without_labels_may_be_those_of_patients(tmp_path) -> None:
+    files = " ".join(f"imagesTr/liver_{number:04d}" for number in range(5))
+    (problem,) = find(tmp_path, files).problems
+    assert "or a case each (--images 'imagesTr/*')?" in problem
+    names = {str(number): f"b{number}" for number in range(5)}
+    assert not find(tmp_path, files, {"channel_names": names}).problems
+
+
 @pytest.mark.parametrize("folder", ["labelsTr2", "masksTr", "segTr"])
 def test_labels_in_a_folder_of_another_name_are_a_problem(tmp_path, folder) -> None:
     (problem,) = find(tmp_path, f"imagesTr/a_0000 {folder}/a").problems

@@ -24,6 +24,8 @@ from dask_slicer.inputs.layouts.listed_paths import ListedPaths
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 
+# More files of one case without a label may be those of patients with numbers.
+_USUAL_CHANNELS = 4
 _Pair = tuple[str, str | None]  # image and label
 
 
@@ -64,6 +66,12 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         return result
     label_of = {case_id: label for case_id, (_, label) in listed.items() if label}
     label_of = label_of or _by_case(labels_tr, channels, tree, result)
+    if len(channels) == 1 and n_channels > _USUAL_CHANNELS and not (n_declared or label_of):
+        result.problems.append(
+            f"imagesTr holds {n_channels} files of one name with a number, and no label: are they "
+            "the channels of a case (say so by channel_names in dataset.json), or a case each "
+            "(--images 'imagesTr/*')?"
+        )
     # As AMOS calls its images for validation.
     split = "train" if tree.within("imagesVa") and options.splits is None else None
     add_cases = partial(_add_cases, n_channels, ending or ".nii.gz", tree, result)
