@@ -18,9 +18,9 @@ from dask_slicer.inputs.readers import read_voxels
 from dask_slicer.inputs.role_words import (
     folder_role,
     image_words,
+    pieces_of,
     plain,
     says_only_its_role,
-    without,
 )
 from dask_slicer.planning.plan import CasePlan
 
@@ -31,29 +31,32 @@ def names_an_image(path: str, *, is_paired: bool = False) -> bool:
     """Return whether a path in a dataset says that its file is an image.
 
     A word beside others does not: images/p1_organs and ct_organs may be labels that the layout did
-    not know. It does if the file is paired: the only image of a case with a label. A word in the
-    name of a case's folder says nothing of the files in it.
+    not know. If the file is paired, the only image of a case with a label, the word may be the last
+    of others, or that of its folder. A word in the name of a case's folder says nothing of the
+    files in it.
 
     >>> [names_an_image(path) for path in ("images/a.nii", "p1/p1_t2.nii.gz", "p1/t2_organs.nii")]
     [False, True, False]
-    >>> names_an_image("images/a.nii", is_paired=True), names_an_image("x/a.nii", is_paired=True)
-    (True, False)
-    >>> names_an_image("ct_7/ct_7_organs.nii", is_paired=True)
-    False
+    >>> paired = ("images/a.nii", "p1/x_ct.nii", "x/a.nii", "p1/ct_organs.nii")
+    >>> [names_an_image(path, is_paired=True) for path in paired]
+    [True, True, False, False]
     """
     *folders, name = path.split("/")
     stem = stem_of(name)
     for folder in folders:
-        if is_paired and _is_for_images(folder):
+        if is_paired and _is_for_images(folder, is_first=folder is folders[0]):
             return True
         if plain(stem).startswith(plain(folder)):
             stem = stem[len(folder) :].lstrip("_-. ")
-    others = without(stem, image_words(stem)).strip("_-. 0123456789")
-    return role_words.names_an_image(stem) and (is_paired or not others)
+    words = [word for _, word in pieces_of(stem) if word and not (is_paired and word.isdecimal())]
+    deciding = words[-1:] if is_paired else words
+    return role_words.names_an_image(stem) and all(map(image_words, deciding))
 
 
-def _is_for_images(folder: str) -> bool:
-    return says_only_its_role(folder) and folder_role(folder) != "label"
+def _is_for_images(folder: str, *, is_first: bool = True) -> bool:
+    """Return whether a folder is named for images; one in a case not for a modality, as anat."""
+    roles = ("image", "modality") if is_first else ("image",)
+    return says_only_its_role(folder) and folder_role(folder) in roles
 
 
 def with_unnamed(case: Case, root: Path) -> Case:

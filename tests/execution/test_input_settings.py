@@ -260,6 +260,10 @@ LABELS_WITH_IMAGE_WORDS = {
     "a number each": ["images/ct_{}.nii.gz", "images/leber_{}.nii.gz"],
     "in one folder": ["{}_ct.nii.gz", "{}_ct_leber.nii.gz"],
     "among modalities": ["{}/t1.nii.gz", "{}/t1_leber.nii.gz", "{}/seg.nii.gz"],
+    "in anat of BIDS": [
+        *("sub-{}/anat/sub-{}_T1w.nii.gz", "sub-{}/anat/leber.nii.gz"),
+        "sub-{}/anat/sub-{}_seg.nii.gz",
+    ],
     "in a pipeline of BIDS": [
         *("sub-{}/anat/sub-{}_T1w.nii.gz", "derivatives/me/sub-{}/anat/sub-{}_T1w_leber.nii.gz"),
     ],

@@ -32,16 +32,23 @@ FREE_NAMES = st.sampled_from(
     [
         *("organs", "liver", "final", "reading2", "x", "anna", "lungs_v2", "laendo", "1", "p_1"),
         *("case", "copy", "new", "output", "result", "corrected", "t1_organs", "ct_liver"),
+        *("maske", "ct_leber", "rater1", "SEG", "t1w_hippo", "image_v2"),
     ]
 )
 IMAGE_NAMES = st.sampled_from(["t1", "t2", "flair", "ct", "image", "scan", "vol", "case", "anna"])
 IDS = st.lists(
-    st.sampled_from(["1", "2", "10", "p1", "p_2", "case_3", "A", "b07", "ct4", "tumor_5"]),
+    st.sampled_from(
+        [
+            *("1", "2", "10", "p1", "p_2", "case_3", "A", "b07", "ct4", "tumor_5", "T1", "mr-3"),
+            *("img_3", "seg9", "2019-03-01", "MRN12A", "patient 7"),
+        ]
+    ),
     min_size=1,
     max_size=3,
     unique=True,
 )
 Tree = tuple[list[str], list[str]]
+KINDS = st.sampled_from(["binary", "two values", "float", "16 bits", "many values"])
 
 
 def folder_per_case(ids: list[str], image: str, label: str) -> Tree:
@@ -92,6 +99,22 @@ def masks(ids: list[str], image: str, label: str) -> Tree:
     )
 
 
+def nested(ids: list[str], image: str, label: str) -> Tree:
+    return [f"{i}/study/{image}" for i in ids], [f"{i}/study/{label}" for i in ids]
+
+
+def folder_of_labels(ids: list[str], image: str, label: str) -> Tree:
+    return [f"{i}/{image}" for i in ids], [f"{i}/labels/{label}" for i in ids]
+
+
+def beside_images(ids: list[str], image: str, label: str) -> Tree:
+    return [f"images/{i}" for i in ids], [f"images/{i}_{label}" for i in ids]
+
+
+def numbered(ids: list[str], image: str, label: str) -> Tree:
+    return [f"images/{image}_{i}" for i in ids], [f"images/{label}_{i}" for i in ids]
+
+
 PATTERNS: list[Callable[[list[str], str, str], Tree]] = [
     folder_per_case,
     prefixed,
@@ -103,7 +126,13 @@ PATTERNS: list[Callable[[list[str], str, str], Tree]] = [
     full_names,
     bids,
     masks,
+    nested,
+    folder_of_labels,
+    beside_images,
+    numbered,
 ]
+# No word for labels, or a depth, that a layout knows: with a free name, the content decides.
+REFUSED = [nested, beside_images, numbered]
 
 
 @st.composite
@@ -111,7 +140,10 @@ def trees(draw: st.DrawFn) -> Tree:
     """Draw the paths of images and of labels, without suffix; some files are missing or free."""
     ids = draw(IDS)
     pattern = draw(st.sampled_from(PATTERNS))
-    images, labels = pattern(ids, draw(IMAGE_NAMES), draw(st.one_of(WORDS, FREE_NAMES)))
+    names = draw(st.lists(IMAGE_NAMES, min_size=1, max_size=3, unique=True))
+    label_name = draw(st.one_of(WORDS, FREE_NAMES))
+    images = [path for name in names for path in pattern(ids, name, label_name)[0]]
+    labels = pattern(ids, names[0], label_name)[1]
     kept = draw(st.lists(st.booleans(), min_size=len(labels), max_size=len(labels)))
     if draw(st.booleans()):
         labels = [label for label, is_kept in zip(labels, kept, strict=True) if is_kept]
@@ -119,27 +151,33 @@ def trees(draw: st.DrawFn) -> Tree:
     for folder in draw(st.lists(st.sampled_from(folders), max_size=2)):
         for name in draw(st.lists(st.one_of(WORDS, FREE_NAMES), max_size=2)):
             labels.append(f"{folder}/{name}".lstrip("/"))
-    if draw(st.booleans()):  # a second modality
+    if draw(st.booleans()):
         images += [f"{path}_{draw(IMAGE_NAMES)}" for path in images]
     labels = sorted(set(labels) - set(images))
     return sorted(set(images)), labels
 
 
-def write_tree(root: Path, tree: Tree, *, binary: bool) -> None:
+def label_map(kind: str) -> np.ndarray:
+    voxels = np.zeros(SHAPE, dtype="f4" if kind == "float" else "u2" if "16" in kind else "u1")
+    voxels[1:4, 1:4, 1:3] = 1
+    if kind == "many values":
+        voxels[:] = np.arange(12).repeat(10).reshape(SHAPE)
+    elif kind != "binary":
+        voxels[3:5, 2:4, 2:4] = 300 if kind == "16 bits" else 3
+    return voxels
+
+
+def write_tree(root: Path, tree: Tree, kind: str) -> None:
     random = np.random.default_rng(7)
     images, labels = tree
     for path in images:
         voxels = random.integers(LOWEST_INTENSITY, 2000, SHAPE, dtype=np.int16)
         write_nifti(root / f"{path}.nii", voxels, np.eye(4))
     for path in labels:
-        voxels = np.zeros(SHAPE, dtype=np.uint8)
-        voxels[1:4, 1:4, 1:3] = 1
-        if not binary:
-            voxels[3:5, 2:4, 2:4] = 3
-        write_nifti(root / f"{path}.nii", voxels, np.eye(4))
+        write_nifti(root / f"{path}.nii", label_map(kind), np.eye(4))
 
 
-def check(tree: Tree, *, binary: bool, allow_missing: bool) -> bool:
+def check(tree: Tree, kind: str, *, allow_missing: bool) -> bool:
     """Run a tree; return whether the run succeeded, and rightly."""
     images, labels = tree
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +185,7 @@ def check(tree: Tree, *, binary: bool, allow_missing: bool) -> bool:
         root.mkdir()
         for path in (*images, *labels):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-        write_tree(root, tree, binary=binary)
+        write_tree(root, tree, kind)
         config = RunConfig(
             input_dir=root,
             output_dir=output,
@@ -155,6 +193,7 @@ def check(tree: Tree, *, binary: bool, allow_missing: bool) -> bool:
             window_size=0,
             normalize="none",
             allow_missing_labels=allow_missing,
+            label_dtype="uint16",
         )
         try:
             plan = make_plan(config)
@@ -168,6 +207,8 @@ def check(tree: Tree, *, binary: bool, allow_missing: bool) -> bool:
         for path in output.rglob("*.npz"):
             with np.load(path) as arrays:
                 assert arrays["image"].min() >= LOWEST_INTENSITY, f"{path.name}: a label as image"
+                if "label" in arrays:
+                    assert arrays["label"].max() < LOWEST_INTENSITY, f"{path.name}: the reverse"
         roles = {role.path: role for role in plan.files}
         for label in labels:
             role = roles[f"{label}.nii"]
@@ -181,20 +222,22 @@ def check(tree: Tree, *, binary: bool, allow_missing: bool) -> bool:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_patterns_themselves_are_read_or_refused(pattern) -> None:
     tree = pattern(["1", "2"], "ct", "seg")
-    assert check(tree, binary=pattern is masks, allow_missing=False)
+    kind = "binary" if pattern in (masks, folder_of_labels) else "two values"
+    assert check(tree, kind, allow_missing=False) is (pattern not in REFUSED)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-@given(tree=trees(), binary=st.booleans(), allow_missing=st.booleans())
-@example((["1/ct", "2/ct"], ["1/organs", "2/organs"]), False, False)
-@example((["1/ct", "2/ct"], ["1/organs"]), True, False)
-@example((["a_t1", "b_t1"], ["liver"]), False, True)
-def test_a_label_is_never_an_image_nor_dropped_silently(tree, binary, allow_missing) -> None:
-    check(tree, binary=binary, allow_missing=allow_missing)
+@given(tree=trees(), kind=KINDS, allow_missing=st.booleans())
+@example((["1/ct", "2/ct"], ["1/organs", "2/organs"]), "two values", False)
+@example((["1/ct", "2/ct"], ["1/organs"]), "binary", False)
+@example((["a_t1", "b_t1"], ["liver"]), "many values", True)
+@example((["1/t1", "2/t1"], ["1/t1_organs", "2/t1_organs"]), "16 bits", False)
+def test_a_label_is_never_an_image_nor_dropped_silently(tree, kind, allow_missing) -> None:
+    check(tree, kind, allow_missing=allow_missing)
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
-@given(tree=trees(), binary=st.booleans(), allow_missing=st.booleans())
-def test_a_label_is_never_an_image_in_many_trees(tree, binary, allow_missing) -> None:
-    check(tree, binary=binary, allow_missing=allow_missing)
+@given(tree=trees(), kind=KINDS, allow_missing=st.booleans())
+def test_a_label_is_never_an_image_in_many_trees(tree, kind, allow_missing) -> None:
+    check(tree, kind, allow_missing=allow_missing)

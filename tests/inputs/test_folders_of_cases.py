@@ -565,6 +565,11 @@ NOT_RECOGNISED = {
         "read them with --images '*/*/ct.nii.gz' --labels '*/*/seg.nii.gz'",
     ),
     "another layout": (nii("a/ct", "a/seg"), {"layout": "nnunet"}, "with --layout nnunet"),
+    "cases that are named like images and labels": (
+        nii("img_3/t1", "img_3/labels/x", "seg9/t1", "seg9/labels/x"),
+        {},
+        "4 volumes in no known layout, such as img_3/labels/x.nii.gz",
+    ),
     "a folder of labels among cases": (
         nii("a/ct", "b/ct", "masks/x"), {}, "--images GLOB --labels GLOB"
     ),

@@ -10,10 +10,13 @@ from dask_slicer.inputs.case import stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, by_stem, unknown_name
 from dask_slicer.inputs.pairing import choose_name, pair
 from dask_slicer.inputs.role_words import (
+    all_label_words,
     folder_role,
     held_out_split,
+    image_words,
     label_words,
     says_only_its_role,
+    without,
     words_of,
 )
 from dask_slicer.inputs.tree import FileTree
@@ -33,6 +36,9 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     held_out = sorted(filter(folder_role, set(tops) - set(used))) if used else []
     used = used or tops
     labels = [folder for folder in used if folder_role(folder) == "label"]
+    if any(_may_be_case(folder, tree) for folder in labels):
+        result.miss = f"{first_few(labels)} may be named for a case, not for labels"
+        return result
     images = _image_folders(used, labels, tree)
     result.seen = sum(len(tree.within(folder)) for folder in images)
     if not images or (not labels and not says_only_its_role(images[0])):
@@ -54,6 +60,14 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     )
     _heed_held_out(held_out, tree, options, result)
     return result
+
+
+def _may_be_case(folder: str, tree: FileTree) -> bool:
+    """Return whether a folder such as seg9 has files such as t1.nii, whose names are of no case."""
+    stems = [stem_of(path.rpartition("/")[2]) for path in tree.within(folder)]
+    return not says_only_its_role(folder) and any(
+        not without(stem, image_words(stem) | all_label_words(stem)) for stem in stems
+    )
 
 
 def _image_folders(folders: Sequence[str], labels: Sequence[str], tree: FileTree) -> list[str]:
