@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Literal
 
+from dask_slicer.inputs.case import stem_of
+
 # As public datasets spell them: BraTS `seg`, KiTS `segmentation`, MRBrainS18 `segm`, ACDC `gt`,
 # IBSR `segTRI`, FreeSurfer `aparc+aseg`, BTCV `label`, BIDS `dseg`, WMH `wmh`, BraTS-MEN-RT `gtv`.
 _LABEL_WORDS = frozenset(
@@ -220,3 +222,15 @@ def says_only_its_role(folder: str) -> bool:
     if not folder_role(folder):
         return False
     return not without(folder, _IMAGE_WORDS | _TRAINING_WORDS | label_words(words_of(folder)))
+
+
+def may_be_case(folder: str, paths: Iterable[str]) -> bool:
+    """Return whether a folder is a case, as iSeg_01 with T1.nii: its files have names of roles.
+
+    >>> may_be_case("iSeg_01", ["iSeg_01/T1.nii"]), may_be_case("labels (1)", ["labels (1)/p7.nii"])
+    (True, False)
+    """
+    stems = (stem_of(path.rpartition("/")[2]) for path in paths)
+    return not says_only_its_role(folder) and any(
+        not without(stem, image_words(stem) | all_label_words(stem)) for stem in stems
+    )

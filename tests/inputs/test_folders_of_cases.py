@@ -391,6 +391,13 @@ READ = {
         {name: [name] for name in ("IXI002-Guys-0828-T1", "IXI012-HH-1211-T1")},
         (),
     ),
+    "cases that are named like images and labels": (
+        nii("img_3/t1", "img_3/labels/seg", "seg9/t1", "seg9/labels/seg"),
+        {},
+        "folder_per_case",
+        {case: [f"{case}/t1", f"{case}/labels/seg"] for case in ("img_3", "seg9")},
+        ("t1",),
+    ),
     "names in upper and in lower case": (
         nii("1/ct", "1/segmentations/liver", "1/segmentations/spleen")
         + nii("2/CT", "2/Segmentations/Liver", "2/Segmentations/spleen"),
@@ -525,6 +532,11 @@ REFUSED = {
         {},
         "images of one case, or a label, or other patients?",
     ),
+    "labels beside masks of what was imaged": (
+        nii("images/21_training", "1st_manual/21_manual1", "mask/21_training_mask"),
+        {},
+        "2 folders of labels: 1st_manual, mask; choose one with --label_name 1st_manual",
+    ),
     "another modality of each patient": (
         nii("a_t1", "a_seg", "b_t2", "b_seg"),
         {},
@@ -565,11 +577,6 @@ NOT_RECOGNISED = {
         "read them with --images '*/*/ct.nii.gz' --labels '*/*/seg.nii.gz'",
     ),
     "another layout": (nii("a/ct", "a/seg"), {"layout": "nnunet"}, "with --layout nnunet"),
-    "cases that are named like images and labels": (
-        nii("img_3/t1", "img_3/labels/x", "seg9/t1", "seg9/labels/x"),
-        {},
-        "4 volumes in no known layout, such as img_3/labels/x.nii.gz",
-    ),
     "a folder of labels among cases": (
         nii("a/ct", "b/ct", "masks/x"), {}, "--images GLOB --labels GLOB"
     ),

@@ -15,6 +15,7 @@ from dask_slicer.inputs.role_words import (
     folder_role,
     image_words,
     label_words,
+    may_be_case,
     plain,
     says_only_its_role,
     without,
@@ -60,7 +61,10 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
             folders.setdefault(case_id, []).append(path)
     result.seen = len(tree.within(""))
     direct = [case_id for case_id in folders if tree.within(case_id)]
-    roles = {case_id: folder_role(case_id) for case_id in folders}
+    roles = {
+        case_id: "" if may_be_case(case_id, paths) else folder_role(case_id)
+        for case_id, paths in folders.items()
+    }
     if not folders:
         result.miss = (
             f"found {plural(result.seen, 'NIfTI file')} beside each other, not in folders"

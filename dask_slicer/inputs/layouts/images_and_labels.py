@@ -13,10 +13,9 @@ from dask_slicer.inputs.role_words import (
     all_label_words,
     folder_role,
     held_out_split,
-    image_words,
     label_words,
+    may_be_case,
     says_only_its_role,
-    without,
     words_of,
 )
 from dask_slicer.inputs.tree import FileTree
@@ -35,8 +34,12 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     # A folder is held out only beside others of its kind: test/ alone may be anything.
     held_out = sorted(filter(folder_role, set(tops) - set(used))) if used else []
     used = used or tops
-    labels = [folder for folder in used if folder_role(folder) == "label"]
-    if any(_may_be_case(folder, tree) for folder in labels):
+    roles = {folder: folder_role(folder) for folder in used}
+    labels = [folder for folder in used if roles[folder] == "label"]
+    if labels and "image" in roles.values():  # a word such as manual counts beside both
+        ends = {folder: "".join(words_of(folder)[-1:]) for folder in used if not roles[folder]}
+        labels = sorted([*labels, *(folder for folder in ends if all_label_words(ends[folder]))])
+    if any(may_be_case(folder, tree.within(folder)) for folder in labels):
         result.miss = f"{first_few(labels)} may be named for a case, not for labels"
         return result
     images = _image_folders(used, labels, tree)
@@ -60,14 +63,6 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     )
     _heed_held_out(held_out, tree, options, result)
     return result
-
-
-def _may_be_case(folder: str, tree: FileTree) -> bool:
-    """Return whether a folder such as seg9 has files such as t1.nii, whose names are of no case."""
-    stems = [stem_of(path.rpartition("/")[2]) for path in tree.within(folder)]
-    return not says_only_its_role(folder) and any(
-        not without(stem, image_words(stem) | all_label_words(stem)) for stem in stems
-    )
 
 
 def _image_folders(folders: Sequence[str], labels: Sequence[str], tree: FileTree) -> list[str]:
