@@ -61,15 +61,18 @@ def _is_for_images(folder: str, *, is_first: bool = True) -> bool:
 
 def with_unnamed(case: Case, root: Path) -> Case:
     """Return a case that knows which of its images have names that say nothing."""
-    # Several images in a folder such as imagesTr have the numbers of channels.
-    paths = [relative_to(root, path) for path in case.images if path]
-    if case.stated or (len(paths) > 1 and _is_for_images(paths[0].partition("/")[0])):
+    if case.stated:
         return case
-    is_paired = case.has_label and len(case.images) == 1
+    paths = [path and relative_to(root, path) for path in case.images]
+    # Several images in a folder such as imagesTr have the numbers of channels.
+    first, slash, _ = max(paths).partition("/")
+    if slash and len(paths) > 1 and _is_for_images(first):
+        return case
+    is_paired = case.has_label and len(paths) == 1
     unnamed = tuple(
         number
-        for number, path in enumerate(case.images)
-        if path and not names_an_image(relative_to(root, path), is_paired=is_paired)
+        for number, path in enumerate(paths)
+        if path and not names_an_image(path, is_paired=is_paired)
     )
     return replace(case, unnamed=unnamed) if unnamed else case
 
