@@ -156,7 +156,7 @@ def _deeper(tree: FileTree) -> str:
     unsure = [name for name in images if not names_an_image(stem_of(name))] if images[1:] else []
     if len(unsure) == len(images) > 1:  # perhaps patients
         return ""
-    doubt = f" (--labels, if {first_few(unsure)} is a label map)" if unsure else ""
+    doubt = f"; use --labels for a label map among {first_few(unsure)}" if unsure else ""
     return (
         f"{plural(len(names), 'volume')} {plural(depth, 'folder')} down, such as "
         f"{tree.volumes[0]}; read them with {' '.join(patterns)}{doubt}"

@@ -65,7 +65,7 @@ def with_unnamed(case: Case, root: Path) -> Case:
         return case
     paths = [path and relative_to(root, path) for path in case.images]
     # Several images in a folder such as imagesTr have the numbers of channels.
-    first, slash, _ = max(paths).partition("/")
+    first, slash, _ = max(paths, default="").partition("/")
     if slash and len(paths) > 1 and _is_for_images(first):
         return case
     is_paired = case.has_label and len(paths) == 1

@@ -283,6 +283,15 @@ def test_a_label_map_with_a_free_name_beside_a_word_for_images_is_refused(scans,
     assert "--images" in result.output
 
 
+def test_a_case_without_an_image_is_refused_in_a_line(scans) -> None:
+    for case_id in "ab":
+        scans.save(f"{case_id}/label.nii.gz", LABEL)
+        scans.save(f"{case_id}/tissue/skull_mask.nii.gz", LABEL)
+    result = scans.run()
+    assert result.exit_code == 2
+    assert "every volume in the folders of cases is named like a label" in result.output
+
+
 def test_a_manifest_says_what_is_an_image(scans) -> None:
     scans.save("x.nii.gz", LABEL)
     (scans.root / "manifest.csv").write_text("case_id,image\na,x.nii.gz\n")

@@ -74,7 +74,7 @@ TREES = {
     ),
     "case and study, with a name that says nothing": (
         each("c{n}/s/ct.nii.gz", "c{n}/s/leber.nii.gz"),
-        "--images '*/*/leber.nii.gz' (--labels, if leber.nii.gz is a label map)",
+        "--images '*/*/leber.nii.gz'; use --labels for a label map among leber.nii.gz",
     ),
     "folders of modalities": (
         each("t1/p{n}.nii.gz", "t2/p{n}.nii.gz"),
