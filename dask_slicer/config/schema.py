@@ -193,12 +193,15 @@ class InputSettings(fields.Frozen):
     datalist_fold: fields.NonNegative | None = Field(
         None, description="Fold of a MONAI datalist for validation; the others are for training."
     )
-    include_test: bool = Field(False, description="Put nnU-Net's imagesTs into the test split.")
+    include_test: bool = Field(
+        False,
+        description="Put the images for testing, such as nnU-Net's imagesTs, into the test split.",
+    )
 
     @model_validator(mode="after")
     def _input_settings_fit(self) -> Self:
         if self.labels is not None and not self.images:
-            raise ValueError("labels, a pattern, needs images, the pattern of the images")
+            raise ValueError("labels needs images: give the patterns of both")
         if self.layout is not None and self.images:
             raise ValueError("images, patterns of files, take the place of a layout; give one")
         return self

@@ -139,4 +139,7 @@ def _check_differs(label: Voxels, image: Voxels) -> None:
     if not np.array_equal(label.stored[middle], image.stored[middle]):
         return  # as nearly always
     if np.array_equal(label.stored, image.stored) and np.ptp(label.stored):
-        raise LabelValues(f"label {label.source} has the same voxels as image {image.source}")
+        raise LabelValues(
+            f"label {label.source} has the same voxels as image {image.source}; "
+            "give the label of this case"
+        )

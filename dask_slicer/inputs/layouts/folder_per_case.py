@@ -15,6 +15,7 @@ from dask_slicer.inputs.role_words import (
     folder_role,
     image_words,
     label_words,
+    names_an_image,
     plain,
     says_only_its_role,
     without,
@@ -58,7 +59,7 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
             folders.setdefault(case_id, []).append(path)
     result.seen = len(tree.within(""))
     direct = [case_id for case_id in folders if tree.within(case_id)]
-    roles = {case_id: folder_role(case_id) for case_id in folders}
+    roles = {name: "" if _has_both(paths) else folder_role(name) for name, paths in folders.items()}
     if not folders:
         result.miss = (
             f"found {plural(result.seen, 'NIfTI file')} beside each other, not in folders"
@@ -81,6 +82,12 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
             "one folder, whose files may be a case each; --layout folder_per_case takes it as one"
         )
     return folders
+
+
+def _has_both(paths: list[str]) -> bool:
+    """Return whether names of files tell images from labels, whatever the folder is called."""
+    stems = [_stem(path) for path in paths]
+    return any(map(names_an_image, stems)) and any(label_words(words_of(stem)) for stem in stems)
 
 
 def _is_one_case(options: InputOptions, case_id: str, paths: list[str]) -> bool:
@@ -209,9 +216,7 @@ def _add_cases(
     modalities = _modalities(named, options, result)
     for case_id, names in named.items():
         images = [
-            names.images.get(
-                name, f"{case_id}/{name if '/' in name else f'{case_id}_{name}'}.nii.gz"
-            )
+            names.images.get(name) or _expected(name, case_id, named)
             for name in modalities or names.images
         ]
         label = next(iter(names.labels.values()), None)
@@ -231,6 +236,12 @@ def _add_cases(
         result.reason += ", and masks of one structure each"
 
 
+def _expected(name: str, case_id: str, named: Mapping[str, CaseFolder]) -> str:
+    """Return the path that an image would have in a case, as it is in another case."""
+    other, path = next((key, f.images[name]) for key, f in named.items() if name in f.images)
+    return path.replace(other, case_id)
+
+
 def _modalities(
     named: Mapping[str, CaseFolder], options: InputOptions, result: LayoutMatch
 ) -> list[str]:
@@ -247,7 +258,7 @@ def _modalities(
         if modalities and name not in modalities
     ]
     result.leave_out(strays, "stray file", "left out")
-    places = {name.rpartition("/")[0] for name in modalities}
+    places = Counter(name.rpartition("/")[0] for name in reversed(modalities))
     if not counts:
         labels = [path for names in named.values() for path in names.labels.values()]
         result.problems.append(
@@ -262,9 +273,11 @@ def _modalities(
             "--images '*/*…' for each modality"
         )
     elif len(places) > 1 and not options.modalities:
+        ((place, _),) = places.most_common(1)
+        chosen = [name for name in modalities if name.rpartition("/")[0] == place]
         result.problems.append(
             f"a case has images in {len(places)} folders: {first_few(modalities, 6)}; are their "
-            f"grids the same? choose with --modalities {','.join(modalities[-2:])} or --images"
+            f"grids the same? choose with --modalities {','.join(chosen)} or --images"
         )
     elif _may_be_patients(modalities, named) and not options.modalities:
         result.problems.append(
