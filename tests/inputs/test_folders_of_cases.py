@@ -423,6 +423,17 @@ def test_words_for_labels_in_the_names_of_folders_do_not_hide_cases(tmp_path) ->
     assert cases == {case: [f"{case}/image", f"{case}/label"] for case in ("ct_b", "ct_7_totalseg")}
 
 
+def test_two_folders_for_one_thing_are_one_problem(tmp_path) -> None:
+    lay(tmp_path, nii("images/a", "images/b", "labels/a", "labels/b", "masks/a", "masks/b"))
+    (problem,) = find_cases(tmp_path).problems
+    assert problem.endswith("choose one with --label_name labels")
+    problems = find_cases(tmp_path, InputOptions(label_name="masks")).problems
+    (tmp_path / "images" / "b.nii").touch()
+    assert not problems
+    (problem,) = find_cases(tmp_path, InputOptions(label_name="masks")).problems
+    assert problem == ("two files for one volume: images/b.nii and b.nii.gz; remove one of them")
+
+
 def test_a_missing_modality_is_looked_for_as_in_the_other_cases(tmp_path) -> None:
     lay(tmp_path, brats("A-1", "t1c", "t1n", separator="-") + brats("A-2", "t1n", separator="-"))
     assert cases_of(find_cases(tmp_path), tmp_path)["A-2"] == ["A-2/A-2-t1c", "A-2/A-2-t1n"]

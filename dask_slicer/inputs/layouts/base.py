@@ -162,13 +162,14 @@ def held_out_note(n_images: int, where: str = "in imagesTs") -> str:
 def by_stem(paths: Iterable[str], result: LayoutMatch) -> dict[str, str]:
     """Return paths by file name without suffix; two files with one name are a problem."""
     path_of: dict[str, str] = {}
+    twice = []
     for path in paths:
-        name = path.rpartition("/")[2]
-        other = path_of.setdefault(stem_of(name), path)
+        other = path_of.setdefault(stem_of(path.rpartition("/")[2]), path)
         if other is not path:
-            result.problems.append(
-                f"two files for one volume: {other.rpartition('/')[2]} and {name}"
-            )
+            folder = other[: other.rfind("/") + 1]
+            twice.append(f"{other} and {path.removeprefix(folder)}")
+    if twice and not result.problems:  # such as two folders of labels, which explains it
+        result.problems.append(f"two files for one volume: {first_few(twice)}; remove one of them")
     return path_of
 
 
