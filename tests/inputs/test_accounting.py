@@ -59,6 +59,14 @@ def test_an_empty_cell_of_a_manifest_is_no_file(tmp_path) -> None:
     assert [role.path for role in find_cases(manifest).files] == ["a.nii", "a2.nii", "b.nii"]
 
 
+def test_a_reason_does_not_repeat_that_a_file_is_left_out(tmp_path) -> None:
+    for name in ("a/t1.nii", "a/stray.nii", "b/t1.nii", "c/t1.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    kinds = [kind for kind, _, _ in file_kinds(find_cases(tmp_path).files)]
+    assert kinds == ["image t1", "left out: stray file"]
+
+
 def test_paths_are_compared_as_they_are_listed() -> None:
     names = ["Mu\u0308ller/ct.nii", "M\u00fcller/ct.nii"]
     match = LayoutMatch("pairs")

@@ -94,7 +94,8 @@ class LayoutMatch:
     def leave_out(self, paths: Sequence[str], noun: str, why: str) -> None:
         """Note volumes that are not used: their number, the reason, some names."""
         if paths:
-            self.left_out.update(dict.fromkeys(paths, why))
+            reason = noun if why == "left out" else why.removeprefix("left out, ")
+            self.left_out.update(dict.fromkeys(paths, reason))
             self.notes.append(f"{plural(len(paths), noun)} {why}: {first_few(paths)}")
 
     def unused(self, tree: FileTree) -> list[str]:
