@@ -66,7 +66,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, commands=list(chain(*_COMMANDS.values())), context_settings=_SETTINGS)
 @click.version_option(package_name="dask_slicer")
 def main() -> None:
-    """Convert 3D medical volumes (NIfTI) into 2D and 2.5D training slices."""
+    """Convert 3D medical volumes into 2D and 2.5D training slices."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without × must not stop a run

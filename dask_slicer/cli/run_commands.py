@@ -111,7 +111,8 @@ def plan(
         _write_manifest(run_plan, Path(os.path.abspath(write_manifest)))
         if not quiet:
             cases = plural(len(run_plan.cases), "case")
-            click.echo(f"Wrote {cases} to {write_manifest}", err=as_json)
+            how = "; correct it before a run, which takes it as it is" if run_plan.problems else ""
+            click.echo(f"Wrote {cases} to {write_manifest}{how}", err=as_json)
     run_plan = with_clip_note(run_plan)
     if as_json:
         click.echo(plan_json(run_plan))

@@ -193,12 +193,15 @@ class InputSettings(fields.Frozen):
     datalist_fold: fields.NonNegative | None = Field(
         None, description="Fold of a MONAI datalist for validation; the others are for training."
     )
-    include_test: bool = Field(False, description="Put nnU-Net's imagesTs into the test split.")
+    include_test: bool = Field(
+        False,
+        description="Put the images for testing, such as nnU-Net's imagesTs, into the test split.",
+    )
 
     @model_validator(mode="after")
     def _input_settings_fit(self) -> Self:
         if self.labels is not None and not self.images:
-            raise ValueError("labels, a pattern, needs images, the pattern of the images")
+            raise ValueError("labels needs images: give the patterns of both")
         if self.layout is not None and self.images:
             raise ValueError("images, patterns of files, take the place of a layout; give one")
         return self
@@ -317,12 +320,14 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     ['window_size was 2, is now 1']
     """
     unused = {UNUSED_BY_FORMAT[new.format]} if old.format == new.format else set()
-    kept = (*SliceSettings.model_fields, *SplitSettings.model_fields)
+    # With `only`, other modalities would give cases of one output other channels.
+    kept = (*SliceSettings.model_fields, *SplitSettings.model_fields, "modalities")
     names = [*(name for name in kept if name not in _MAY_CHANGE | unused), *also]
     before = {name: getattr(old, name) for name in names} | {"val_ratio": old.ratios()["val"]}
     after = {name: getattr(new, name) for name in names} | {"val_ratio": new.ratios()["val"]}
     return [
-        f"{name} was {format_value(before[name])}, is now {format_value(after[name])}"
+        f"{name} was {format_value(before[name]) or 'none'}, is now "
+        f"{format_value(after[name]) or 'none'}"
         for name in names
         if before[name] != after[name]
     ]

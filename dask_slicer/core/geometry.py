@@ -136,7 +136,9 @@ class Grid:
         first, second, third = (self.shape[axis] for axis in np.argsort(orientation[:, 0]))
         affine = self.affine @ nio.inv_ornt_aff(orientation, self.shape)
         affine += 0.0  # turns -0.0 into 0.0
-        return Grid(shape=(first, second, third), affine=affine, name=self.name)
+        return Grid(
+            shape=(first, second, third), affine=affine, name=self.name, is_label=self.is_label
+        )
 
 
 def grid_distance(
@@ -162,17 +164,18 @@ def grid_distance(
 
 def _check_same_grid(image: Grid, other: Grid) -> None:
     """Raise GeometryMismatch unless two arrays in the same axis order lie on one grid."""
+    first = "the image" if other.is_label else "the first image"
     if image.shape != other.shape:
         raise GeometryMismatch(
             f"{other.name} has shape {format_shape(other.shape)}, "
-            f"the image {format_shape(image.shape)} (slices, rows, columns); "
-            "resample it onto the image's grid"
+            f"{first} {format_shape(image.shape)} (slices, rows, columns); "
+            f"resample it onto the grid of {first}"
         )
     voxels, mm = grid_distance(image.affine, other.affine, image.shape)
     if voxels > _SAME_GRID:
         raise GeometryMismatch(
-            f"{other.name} lies up to {mm:.3g} mm ({voxels:.3g} voxels) off the image; "
-            "resample it onto the image's grid or repair its affine"
+            f"{other.name} lies up to {mm:.3g} mm ({voxels:.3g} voxels) off {first}; "
+            f"resample it onto the grid of {first} or repair its affine"
         )
 
 
@@ -186,7 +189,7 @@ def _reasons(image: Grid, other: Grid) -> str:
     if image.shape == other.shape and _others_fit(image, other):
         reasons.append(
             "the headers hold a second orientation, sform or qform, in which they fit; "
-            "--orientation_from takes it"
+            "--orientation_from qform (or sform) takes it"
         )
     if other.is_label and image.shape == other.shape:
         reasons.append(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
+from dask_slicer.inputs.layouts.manifest import NO_FILE
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import is_picture, kinds_of, unread_files
 from dask_slicer.utils.formatting import first_few
@@ -44,7 +45,7 @@ def _used(root: Path, match: LayoutMatch) -> Iterable[FileRole]:
     channels = match.channel_names
     for case in match.cases:
         for number, path in enumerate(case.images):
-            if not path:  # a missing image
+            if not path or NO_FILE in path:  # a missing image
                 continue
             name = channels[number] if number < len(channels) else f"channel {number}"
             relative = relative_to(root, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from dask_slicer.inputs.accounting import relative_to
@@ -17,16 +16,16 @@ _CHOOSE_LABELS = {"BIDS", "a folder a case", "images/ and labels/", "one folder"
 def apply_choices(tree: FileTree, match: LayoutMatch, options: InputOptions) -> None:
     """Select modalities; an option that the layout did not heed is a problem."""
     if options.modalities:
-        _select_modalities(tree, match, options.modalities)
+        _select_modalities(tree, match, options)
     if options.label_name and match.layout not in _CHOOSE_LABELS:
         match.problems.append(f"--label_name has no effect in the layout {match.layout}")
     if options.structures and not any(case.masks for case in match.cases):
         match.problems.append(f"--structures: the layout {match.layout} has no masks of structures")
 
 
-def _select_modalities(tree: FileTree, match: LayoutMatch, modalities: Sequence[str]) -> None:
+def _select_modalities(tree: FileTree, match: LayoutMatch, options: InputOptions) -> None:
     """Keep the images of all cases that --modalities names, in its order."""
-    known = match.channel_names
+    modalities, known = options.modalities, match.channel_names
     if not known:
         match.problems.append(
             f"--modalities {','.join(modalities)}: the layout {match.layout} gives these images no "
@@ -45,11 +44,20 @@ def _select_modalities(tree: FileTree, match: LayoutMatch, modalities: Sequence[
     if len(set(numbers)) < len(numbers):
         match.problems.append(f"--modalities {','.join(modalities)} names an image twice")
         return
+    if match.volumes == "channels" and options.volumes not in (None, "channels"):
+        match.problems.append(
+            f"--modalities names the volumes of 4D images, and --volumes {options.volumes} is not "
+            "channels; use one of them"
+        )
+        return
     volumes = set(tree.volumes)
     for index, case in enumerate(match.cases):
-        if len(case.images) != len(known):
+        if match.volumes == "channels" and len(case.images) == 1:
+            images = tuple(f"{case.images[0]}[{number}]" for number in numbers)
+        elif len(case.images) == len(known):
+            images = tuple(case.images[number] for number in numbers)
+        else:
             continue  # planning says how many it lacks
-        images = tuple(case.images[number] for number in numbers)
         match.cases[index] = replace(case, images=images)
         unused = {relative_to(tree.root, path) for path in set(case.images) - set(images)}
         match.left_out.update(dict.fromkeys(unused & volumes, "not in --modalities"))

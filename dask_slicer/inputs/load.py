@@ -29,7 +29,7 @@ def grids_of(
     for number, header in enumerate(headers):
         is_label = number >= n_images
         if is_label and header.path in images:
-            raise LabelValues(f"label {header.path} is the same file as the image")
+            raise LabelValues(f"label {header.path} is the same file as the image; give its own")
         takes_image = is_label and label_grid == "image" and header.shape == headers[0].shape
         placed = headers[0] if takes_image else header
         grids.append(
@@ -139,4 +139,7 @@ def _check_differs(label: Voxels, image: Voxels) -> None:
     if not np.array_equal(label.stored[middle], image.stored[middle]):
         return  # as nearly always
     if np.array_equal(label.stored, image.stored) and np.ptp(label.stored):
-        raise LabelValues(f"label {label.source} has the same voxels as image {image.source}")
+        raise LabelValues(
+            f"label {label.source} has the same voxels as image {image.source}; "
+            "give the label of this case"
+        )

@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
+from pathlib import Path
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import stem_of
 from dask_slicer.inputs.layouts.base import LayoutMatch
 from dask_slicer.inputs.role_words import (
+    folder_role,
     label_words,
     named_like_labels,
     names_an_image,
+    says_only_its_role,
     words_of,
 )
 from dask_slicer.inputs.tree import FileTree
@@ -43,6 +46,8 @@ def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: Match
     if not tree.paths:
         return "there is no file in it"
     n_volumes = len(tree.volumes)
+    if n_volumes and (half := _half_of_a_dataset(tree.root)):
+        return half
     # Of equals, one that names the option that decides.
     nearest = max(misses, key=lambda match: (match.seen, "--" in match.miss))
     if nearest.seen and 2 * nearest.seen >= n_volumes:
@@ -57,6 +62,24 @@ def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: Match
         or f"{plural(n_volumes, 'volume')} in no known layout, such as {tree.volumes[0]}; "
         f"{_NAME_THEM}"
     )
+
+
+def _half_of_a_dataset(folder: Path) -> str:
+    """Return that a folder, by its name, has images or labels alone; empty if it does not."""
+    if not says_only_its_role(folder.name):
+        return ""
+    is_label = folder_role(folder.name) == "label"
+    with suppress(OSError):
+        for path in sorted(folder.parent.iterdir()):
+            role = folder_role(path.name)
+            if role and (role == "label") != is_label and path.is_dir():
+                return (
+                    f"{folder.name} and {path.name} lie beside each other; did you mean "
+                    f"--input_dir {folder.parent}?"
+                )
+    if is_label:
+        return "it is named for labels alone; give the folder that holds images and labels"
+    return ""
 
 
 def _without_volumes(tree: FileTree) -> str:

@@ -205,3 +205,6 @@ def test_a_dataset_with_problems_can_be_written_to_be_mended(dataset, command, t
     result = command("plan", dataset.root, "--write_manifest", tmp_path / "cases.csv")
     assert result.exit_code == 1
     assert (tmp_path / "cases.csv").read_text().count("\n") == 3
+    assert "cases.csv; correct it before a run, which takes it as it is" in " ".join(
+        result.stdout.split()
+    )

@@ -86,7 +86,7 @@ CHANGED = {
 DECISIVE = [
     *("window_size", "padding_mode", "plane", "clip_min", "clip_max", "normalize", "dtype"),
     *("format", "label_dtype", "min_foreground", "compression_level"),
-    *("train_ratio", "val_ratio", "group_regex", "seed"),
+    *("train_ratio", "val_ratio", "group_regex", "seed", "modalities"),
 ]
 OF_ONE_RUN = {
     *("overwrite", "prune", "only", "shard", "fail_fast", "log_file", "performance_report"),

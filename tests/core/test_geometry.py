@@ -263,7 +263,9 @@ def test_less_than_a_tenth_of_a_voxel_is_rounding(affine: np.ndarray) -> None:
 
 def test_another_shape_is_refused_with_both_shapes() -> None:
     grids = [grid_of(np.eye(4), "image"), grid_of(np.eye(4), "labels/a.nii", (4, 5, 7))]
-    with pytest.raises(GeometryMismatch, match=r"labels/a\.nii has shape 7×5×4, the image 6×5×4"):
+    with pytest.raises(
+        GeometryMismatch, match=r"labels/a\.nii has shape 7×5×4, the first image 6×5×4"
+    ):
         align(grids, "axial")
 
 

@@ -141,6 +141,18 @@ def shifted(mm: float) -> np.ndarray:
     return affine
 
 
+def test_other_modalities_need_another_output(scans) -> None:
+    for name in ("a/t1.nii.gz", "a/t2.nii.gz", "b/t1.nii.gz", "b/t2.nii.gz"):
+        scans.save(name)
+    assert scans.run("--modalities", "t1,t2").exit_code == 0
+    result = scans.run("--modalities", "t2,t1", "--only", "a")
+    assert result.exit_code == 2
+    assert "modalities was t1,t2, is now t2,t1; use another --output_dir" in result.output
+    result = scans.run()
+    assert result.exit_code == 2
+    assert "modalities was t1,t2, is now none" in result.output
+
+
 def test_a_label_takes_the_affine_of_the_image_on_request(scans) -> None:
     scans.save("a/t1.nii.gz")
     scans.save("a/seg.nii.gz", LABEL, shifted(9))

@@ -53,6 +53,20 @@ def test_a_file_of_two_cases_is_there_twice_and_a_missing_one_is_not() -> None:
     ]  # fmt: skip
 
 
+def test_an_empty_cell_of_a_manifest_is_no_file(tmp_path) -> None:
+    manifest = tmp_path / "cases.csv"
+    manifest.write_text("case_id,image,image_2\na,a.nii,a2.nii\nb,b.nii,\n")
+    assert [role.path for role in find_cases(manifest).files] == ["a.nii", "a2.nii", "b.nii"]
+
+
+def test_a_reason_does_not_repeat_that_a_file_is_left_out(tmp_path) -> None:
+    for name in ("a/t1.nii", "a/stray.nii", "b/t1.nii", "c/t1.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    kinds = [kind for kind, _, _ in file_kinds(find_cases(tmp_path).files)]
+    assert kinds == ["image t1", "left out: stray file"]
+
+
 def test_paths_are_compared_as_they_are_listed() -> None:
     names = ["Mu\u0308ller/ct.nii", "M\u00fcller/ct.nii"]
     match = LayoutMatch("pairs")

@@ -246,6 +246,16 @@ def test_names_of_channels_and_labels_are_kept(tmp_path, content, expected) -> N
     assert (dataset.channel_names, dataset.label_names, dataset.volumes) == expected
 
 
+def test_modalities_chooses_volumes_of_a_4d_file(tmp_path) -> None:
+    content = ONE | {"modality": {"0": "FLAIR", "1": "T1w", "2": "T2w"}}
+    dataset = find(tmp_path, files("a"), content, modalities=("t2w", "FLAIR"))
+    images = ["im/a.nii.gz[2]", "im/a.nii.gz[0]"]
+    assert described(dataset, tmp_path) == {"a": (images, "la/a.nii.gz", "")}
+    assert dataset.channel_names == ("T2w", "FLAIR")
+    dataset = find(tmp_path, files("a"), content, modalities=("t2w",), volumes="1")
+    assert "--volumes 1 is not channels; use one of them" in " ".join(dataset.problems)
+
+
 def test_a_datalist_of_another_name_is_named_where_nothing_is_found(tmp_path) -> None:
     (tmp_path / "list.json").write_text(json.dumps(ONE))
     with pytest.raises(DatasetError, match=r"a datalist: --input_dir \S+list\.json reads it"):

@@ -159,7 +159,7 @@ LAYOUTS: dict[str, tuple[str, list[str], dict[str, object], dict[str, list[str |
         {},
         {
             "B-7": ["B-7/B-7-t1n.nii.gz", "B-7/B-7-t2w.nii.gz", None],
-            "B-8": ["B-8/B-8-t1n.nii.gz", "B-8/B-8_t2w.nii.gz", "B-8/B-8-seg.nii.gz"],
+            "B-8": ["B-8/B-8-t1n.nii.gz", "B-8/B-8-t2w.nii.gz", "B-8/B-8-seg.nii.gz"],
         },
     ),
     "folder_whose_name_begins_a_files_name": (

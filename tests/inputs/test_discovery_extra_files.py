@@ -34,7 +34,7 @@ def _find(root: Path, files: list[str], *, include_test: bool = False, **describ
             ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0000.nii.gz"],
             {"channel_names": {"0": "CT"}},
             1,
-            "1 file left out, dataset.json has 1 channels: imagesTr/a_0001.nii.gz",
+            "1 file left out, dataset.json has 1 channel: imagesTr/a_0001.nii.gz",
             id="a channel that dataset.json does not have",
         ),
         pytest.param(

@@ -435,6 +435,28 @@ def test_a_public_dataset_is_read_rightly(
     assert {role.path for role in match.files} == set(files)
 
 
+def test_words_for_labels_in_the_names_of_folders_do_not_hide_cases(tmp_path) -> None:
+    lay(tmp_path, nii("ct_7_totalseg/image", "ct_7_totalseg/label", "ct_b/image", "ct_b/label"))
+    cases = cases_of(find_cases(tmp_path), tmp_path)
+    assert cases == {case: [f"{case}/image", f"{case}/label"] for case in ("ct_b", "ct_7_totalseg")}
+
+
+def test_two_folders_for_one_thing_are_one_problem(tmp_path) -> None:
+    lay(tmp_path, nii("images/a", "images/b", "labels/a", "labels/b", "masks/a", "masks/b"))
+    (problem,) = find_cases(tmp_path).problems
+    assert problem.endswith("choose one with --label_name labels")
+    problems = find_cases(tmp_path, InputOptions(label_name="masks")).problems
+    (tmp_path / "images" / "b.nii").touch()
+    assert not problems
+    (problem,) = find_cases(tmp_path, InputOptions(label_name="masks")).problems
+    assert problem == ("two files for one volume: images/b.nii and b.nii.gz; remove one of them")
+
+
+def test_a_missing_modality_is_looked_for_as_in_the_other_cases(tmp_path) -> None:
+    lay(tmp_path, brats("A-1", "t1c", "t1n", separator="-") + brats("A-2", "t1n", separator="-"))
+    assert cases_of(find_cases(tmp_path), tmp_path)["A-2"] == ["A-2/A-2-t1c", "A-2/A-2-t1n"]
+
+
 REFUSED = {
     "MRBrainS13": (
         nii("1/T1", "1/LabelsForTraining", "1/LabelsForTesting"),
@@ -445,6 +467,11 @@ REFUSED = {
         nii("1/segm", "1/pre/FLAIR", "1/pre/T1", "1/orig/FLAIR", "1/orig/T1"),
         {},
         "--modalities pre/FLAIR,pre/T1",
+    ),
+    "all images of one place": (
+        nii("1/segm", "1/pre/FLAIR", "1/pre/T1", "1/pre/reg_T1", "1/orig/FLAIR", "1/t/T1"),
+        {},
+        "--modalities pre/FLAIR,pre/T1,pre/reg_T1 or",
     ),
     "IBSR": (
         brats("IBSR_01", "ana", "seg_ana", "segTRI_ana"),

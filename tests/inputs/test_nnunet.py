@@ -99,7 +99,7 @@ def test_what_is_left_out_has_a_reason(tmp_path) -> None:
     dataset = find(tmp_path, files, {"file_ending": ".nii.gz"})
     for_testing = "for testing; --include_test uses it"
     assert dataset.left_out == {
-        "imagesTr/a_0000.nii": "left out, file_ending in dataset.json is .nii.gz",
+        "imagesTr/a_0000.nii": "file_ending in dataset.json is .nii.gz",
         "imagesTs/t_0000.nii.gz": for_testing,
         "labelsTs/t.nii.gz": for_testing,
         "imagesVa/v.nii.gz": "in imagesVa left out, no _0000 in the name",

@@ -129,3 +129,13 @@ def test_a_layout_that_does_not_fit_says_what_it_lacks(tmp_path) -> None:
     with pytest.raises(DatasetError, match="with --layout bids: no NIfTI file in sub-"):
         find_cases(tmp_path, InputOptions(layout="bids"))
     assert find_cases(tmp_path, InputOptions(layout="nnunet")).layout == "nnU-Net raw"
+
+
+def test_a_folder_of_images_or_labels_names_the_folder_that_holds_both(tmp_path) -> None:
+    lay(tmp_path, "imagesTr/a.nii", "labelsTr/a.nii", "case/ct.nii", "case/segmentations/liver.nii")
+    for folder in ("imagesTr", "labelsTr"):
+        with pytest.raises(DatasetError) as caught:
+            find_cases(tmp_path / folder)
+        assert str(caught.value).endswith(f"did you mean --input_dir {tmp_path}?")
+    with pytest.raises(DatasetError, match="named for labels alone; give the folder that holds"):
+        find_cases(tmp_path / "case" / "segmentations")

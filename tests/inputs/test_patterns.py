@@ -142,6 +142,11 @@ def test_a_label_without_an_image_is_left_out_and_an_image_keeps_its_place(tmp_p
     assert match.channel_names == ("t1", "t2")
 
 
+def test_a_missing_image_is_spelled_as_the_others_of_its_case(tmp_path) -> None:
+    match = read(tmp_path, ["A_CT", "B_CT", "A_PT"], ["*_CT.nii.gz", "*_PT.nii.gz"])
+    assert match.cases[1].images[1] == str(tmp_path / "B_PT.nii.gz")
+
+
 def test_patterns_may_be_absolute_or_written_with_backslashes(tmp_path) -> None:
     match = read(tmp_path, ["i/a", "l/a"], [f"{tmp_path}/i/*.nii.gz"], "./l\\*.nii.gz")
     (case,) = match.cases

@@ -94,7 +94,8 @@ class LayoutMatch:
     def leave_out(self, paths: Sequence[str], noun: str, why: str) -> None:
         """Note volumes that are not used: their number, the reason, some names."""
         if paths:
-            self.left_out.update(dict.fromkeys(paths, why))
+            reason = noun if why == "left out" else why.removeprefix("left out, ")
+            self.left_out.update(dict.fromkeys(paths, reason))
             self.notes.append(f"{plural(len(paths), noun)} {why}: {first_few(paths)}")
 
     def unused(self, tree: FileTree) -> list[str]:
@@ -162,13 +163,14 @@ def held_out_note(n_images: int, where: str = "in imagesTs") -> str:
 def by_stem(paths: Iterable[str], result: LayoutMatch) -> dict[str, str]:
     """Return paths by file name without suffix; two files with one name are a problem."""
     path_of: dict[str, str] = {}
+    twice = []
     for path in paths:
-        name = path.rpartition("/")[2]
-        other = path_of.setdefault(stem_of(name), path)
+        other = path_of.setdefault(stem_of(path.rpartition("/")[2]), path)
         if other is not path:
-            result.problems.append(
-                f"two files for one volume: {other.rpartition('/')[2]} and {name}"
-            )
+            folder = other[: other.rfind("/") + 1]
+            twice.append(f"{other} and {path.removeprefix(folder)}")
+    if twice and not result.problems:  # such as two folders of labels, which explains it
+        result.problems.append(f"two files for one volume: {first_few(twice)}; remove one of them")
     return path_of
 
 

@@ -48,7 +48,10 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     result.miss = "no dataset.json with `training` pairs of image and label"
     if datalists := _other_datalists(tree):
         result.seen = max(len(tree.volumes), 1)
-        result.miss += f", but a datalist: --input_dir {tree.absolute(datalists[0])} reads it"
+        result.layout, result.miss = (
+            "a datalist",
+            f"--input_dir {tree.absolute(datalists[0])} reads it",
+        )
     return result
 
 

@@ -215,9 +215,7 @@ def _add_cases(
     modalities = _modalities(named, options, result)
     for case_id, names in named.items():
         images = [
-            names.images.get(
-                name, f"{case_id}/{name if '/' in name else f'{case_id}_{name}'}.nii.gz"
-            )
+            names.images.get(name) or _expected(name, case_id, named)
             for name in modalities or names.images
         ]
         label = next(iter(names.labels.values()), None)
@@ -237,6 +235,12 @@ def _add_cases(
         result.reason += ", and masks of one structure each"
 
 
+def _expected(name: str, case_id: str, named: Mapping[str, CaseFolder]) -> str:
+    """Return the path that an image would have in a case, as it is in another case."""
+    other, path = next((key, f.images[name]) for key, f in named.items() if name in f.images)
+    return path.replace(other, case_id)
+
+
 def _modalities(
     named: Mapping[str, CaseFolder], options: InputOptions, result: LayoutMatch
 ) -> list[str]:
@@ -253,7 +257,7 @@ def _modalities(
         if modalities and name not in modalities
     ]
     result.leave_out(strays, "stray file", "left out")
-    places = {name.rpartition("/")[0] for name in modalities}
+    places = Counter(name.rpartition("/")[0] for name in reversed(modalities))
     if not counts:
         labels = [path for names in named.values() for path in names.labels.values()]
         result.problems.append(
@@ -268,9 +272,11 @@ def _modalities(
             "--images '*/*…' for each modality"
         )
     elif len(places) > 1 and not options.modalities:
+        ((place, _),) = places.most_common(1)
+        chosen = [name for name in modalities if name.rpartition("/")[0] == place]
         result.problems.append(
             f"a case has images in {len(places)} folders: {first_few(modalities, 6)}; are their "
-            f"grids the same? choose with --modalities {','.join(modalities[-2:])} or --images"
+            f"grids the same? choose with --modalities {','.join(chosen)} or --images"
         )
     elif _may_be_patients(modalities, named) and not options.modalities:
         result.problems.append(

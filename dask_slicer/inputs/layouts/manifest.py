@@ -54,7 +54,9 @@ def read_manifest(path: Path) -> LayoutMatch:
     try:
         table = read_table(path)
     except UnicodeDecodeError:
-        raise DatasetError(f"the manifest {path} is not UTF-8 text") from None
+        raise DatasetError(
+            f"the manifest {path} is not UTF-8 text; in Excel, save it as CSV UTF-8"
+        ) from None
     except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise DatasetError(f"cannot read the manifest {path}: {error}") from None
     if not table.rows:

@@ -58,7 +58,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     if is_paired:
         result.reason = "imagesTr and labelsTr hold files of equal names"
     surplus = [path for files in channels.values() for n, path in files.items() if n >= n_channels]
-    result.leave_out(surplus, "file", f"left out, dataset.json has {n_channels} channels")
+    result.leave_out(surplus, "file", f"left out, dataset.json has {plural(n_channels, 'channel')}")
     if listed:
         _keep_listed(channels, listed, result)
     if not channels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dask_slicer.errors import DatasetError
@@ -68,11 +68,12 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     keys = _keys([*images, *labels])
     label_of = keys[-1] if labels else {}
     image_keys = keys[: len(images)]
-    spelled = {
-        key: _spelled(key, pattern.matches[paths[key]])
+    texts = {
+        key: pattern.matches[paths[key]]
         for pattern, paths in reversed(list(zip(images, image_keys, strict=True)))
         for key in paths
     }
+    spelled = {key: _spelled(key, parts) for key, parts in texts.items()}
     # Folders that a file name repeats, such as a subject's, are needed only if ids would be equal.
     brief = {key: _brief(parts) for key, parts in spelled.items()}
     if len({"_".join(parts) for parts in brief.values()}) == len(spelled):
@@ -83,7 +84,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         result.add_case(
             "_".join(spelled[key]).strip(" _-.") or stem_of(known.rpartition("/")[2]).strip(),
             [
-                tree.absolute(paths.get(key) or _filled(pattern.glob, key))
+                tree.absolute(paths.get(key) or _filled(pattern.glob, key, texts[key]))
                 for pattern, paths in zip(images, image_keys, strict=True)
             ],
             None if label_path is None else tree.absolute(label_path),
@@ -212,9 +213,10 @@ def _brief(parts: Sequence[str]) -> list[str]:
     ]
 
 
-def _filled(glob: str, key: tuple[str, ...]) -> str:
+def _filled(glob: str, key: tuple[str, ...], texts: Iterable[str]) -> str:
     """Return the path that a pattern has for a key, if it has as many wildcards."""
-    parts = iter(key[1:])
+    spelled = {plain(text): text for text in texts}
+    parts = iter([spelled.get(part, part) for part in key[1:]])
     if len(_WILDCARD.findall(glob)) != len(key) - 1:
         return glob
     return _WILDCARD.sub(lambda wildcard: next(parts) + wildcard[0][2:], glob)
