@@ -391,6 +391,13 @@ READ = {
         {name: [name] for name in ("IXI002-Guys-0828-T1", "IXI012-HH-1211-T1")},
         (),
     ),
+    "a case with a word for labels in its name": (
+        nii(*(f"{case}/{name}" for case in ("ct_3_totalseg", "mr_4") for name in ("image", "label"))),
+        {},
+        "folder_per_case",
+        {case: [f"{case}/image", f"{case}/label"] for case in ("ct_3_totalseg", "mr_4")},
+        (),
+    ),
     "one of two labels in one folder": (
         nii("a_ct", "a_seg", "a_mask", "b_ct", "b_seg"),
         {"label_name": "seg"},

@@ -72,7 +72,8 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
             "be the folder that holds the folders of cases"
         )
     elif any(map(says_only_its_role, folders)) or (
-        "label" in roles.values() and set(roles.values()) != {"label"}
+        set(roles.values()) != {"label"}
+        and any(role == "label" and not _holds_both(c, folders[c]) for c, role in roles.items())
     ):
         named = [case_id for case_id in folders if roles[case_id]]
         result.miss = f"{first_few(named)} named for images or labels, not for a case"
@@ -81,6 +82,12 @@ def _folders(tree: FileTree, options: InputOptions, result: LayoutMatch) -> dict
             "one folder, whose files may be a case each; --layout folder_per_case takes it as one"
         )
     return folders
+
+
+def _holds_both(case_id: str, paths: list[str]) -> bool:
+    """Return whether a folder holds an image and a label: then its own name is that of a case."""
+    named = read_case_folder(case_id, paths, LayoutMatch(""))
+    return bool(named.images and named.alternatives)
 
 
 def _is_one_case(options: InputOptions, case_id: str, paths: list[str]) -> bool:
