@@ -25,7 +25,7 @@ from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.readers.base import VolumeHeader
 from dask_slicer.planning.assignment import case_groups, case_splits
-from dask_slicer.planning.content import label_like_images, with_unnamed
+from dask_slicer.planning.content import label_like_images, unused_labels, with_unnamed
 from dask_slicer.planning.headers import (
     first_volumes,
     grouped_notes,
@@ -114,6 +114,9 @@ def make_plan(
     if not label_names:
         label_names, disagreement = names_in_headers(plans)
         notes += [disagreement] if disagreement else []
+    problems = [*dataset.problems, *label_like_images(plans)]
+    if not problems and not config.allow_missing_labels:
+        problems += unused_labels(dataset, root)
     return RunPlan(
         config=config,
         layout=dataset.layout,
@@ -121,7 +124,7 @@ def make_plan(
         cases=plans,
         splits=by_split(splits),
         notes=(*notes, *_notes(plans, config, dataset, has_labels=has_labels)),
-        problems=(*dataset.problems, *label_like_images(plans)),
+        problems=tuple(problems),
         files=dataset.files,
         channel_names=dataset.channel_names,
         label_names=label_names | {value: name for name, value in numbers.items()},

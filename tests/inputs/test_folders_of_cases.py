@@ -392,7 +392,7 @@ READ = {
         (),
     ),
     "a case with a word for labels in its name": (
-        nii(*(f"{case}/{name}" for case in ("ct_3_totalseg", "mr_4") for name in ("image", "label"))),
+        nii(*(f"{case}/{n}" for case in ("ct_3_totalseg", "mr_4") for n in ("image", "label"))),
         {},
         "folder_per_case",
         {case: [f"{case}/image", f"{case}/label"] for case in ("ct_3_totalseg", "mr_4")},
