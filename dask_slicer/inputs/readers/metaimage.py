@@ -183,7 +183,7 @@ def _affine(fields: dict[str, str], dimension: int) -> tuple[NDArray[np.float64]
         raise UnsupportedImage("its fourth axis is one of space")
     spacing_text = fields.get(_SPACING[0], fields.get(_SPACING[1], "1 " * dimension))
     spacing = numbers(spacing_text, name=_SPACING[0], count=dimension)[:3]
-    if (spacing <= 0).any():
+    if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise CorruptFile(f"the header is damaged (it gives ElementSpacing as {spacing_text!r})")
     origin = numbers(_only(fields, _ORIGIN, "0 " * dimension), name=_ORIGIN[0], count=dimension)
     unit = fields.get("DistanceUnits", "mm")
