@@ -131,8 +131,9 @@ def looks_like_labels(stored: NDArray[np.generic]) -> bool:
     """
     slowest = int(np.argmax(np.abs(stored.strides)))
     planes = np.moveaxis(stored, slowest, 0)
-    if not _integers(planes[len(planes) // 2]):
-        return False
+    middle = planes[len(planes) // 2]
+    if not _integers(middle) or len(np.unique(middle)) > _MOST_VALUES:
+        return False  # as of nearly all images, at once
     varied = [number for number, plane in enumerate(planes) if plane.min() != plane.max()]
     if not varied:
         return len(np.unique(planes[:, 0, 0])) in range(2, _FEW_VALUES + 1)

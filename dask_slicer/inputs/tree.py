@@ -84,7 +84,14 @@ def _walk(root: Path, skip: Path | None) -> Iterator[str]:
             raise DatasetError(f"cannot list {folder}: {error.strerror}") from None
         for entry in entries:
             path = prefix + entry.name
-            if not entry.is_dir() or is_volume_name(entry.name):
+            if not _is_dir(entry) or is_volume_name(entry.name):
                 yield path
             elif skip is None or Path(entry.path) != skip:
                 todo.append((entry.path, f"{path}/", (*above, identity)))
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

@@ -107,9 +107,11 @@ def existing_structures(output_dir: Path) -> dict[str, int]:
     path = output_dir / layout.STRUCTURES_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        structures = {str(name): int(value) for name, value in content.items()}
-        if len(set(structures.values())) < len(structures) or min(structures.values()) < 1:
-            raise ValueError("two structures have one value, or one has 0")
+        structures = {str(name): value for name, value in content.items()}
+        if any(type(value) is not int or value < 1 for value in structures.values()):
+            raise ValueError("the value of a structure is not 1 or more")
+        if len(set(structures.values())) < len(structures):
+            raise ValueError("two structures have one value")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from dask_slicer.errors import DatasetError, OutputError
 from dask_slicer.inputs.case import Case
-from dask_slicer.utils.formatting import did_you_mean
+from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
 
-def structures_of(cases: Iterable[Case]) -> set[str]:
-    """Return the structures whose masks are merged."""
-    return {mask.structure for case in cases if case.label is None for mask in case.masks}
+def structures_of(cases: Collection[Case]) -> set[str]:
+    """Return the structures whose masks are merged.
+
+    Raises
+    ------
+    DatasetError
+        If cases have label maps beside others with masks, unless a manifest says so: the values of
+        the maps may mean other structures.
+    """
+    maps = [case.case_id for case in cases if case.label is not None and not case.stated]
+    merged = [case for case in cases if case.merges_masks]
+    if maps and merged:
+        masks = [case.case_id for case in merged]
+        raise DatasetError(
+            f"{plural(len(maps), 'case')} with a label map ({first_few(maps)}), but {len(masks)} "
+            f"with a mask for each structure ({first_few(masks)}): the values of the maps may mean "
+            "other structures; --structures takes masks only, and a manifest can have both"
+        )
+    return {mask.structure for case in merged for mask in case.masks}
 
 
 def number_structures(

@@ -100,6 +100,11 @@ REFUSED = {
     "two folders of labels": (["images/a"], ["labels/a", "masks/a"], ["--label_name labels"]),
     "two folders of images": (["t1/a", "t2/a"], ["labels/a"], ["--images 't1/*' --images 't2/*'"]),
     "labels alone": ([], ["1/segm", "2/segm"], ["named like a label", "--images", "manifest"]),
+    "maps and masks": (
+        ["1/ct", "2/ct"],
+        ["1/seg", "2/segmentations/liver", "2/segmentations/spleen"],
+        ["1 case with a label map (1), but 1 with a mask", "--structures", "manifest"],
+    ),
     "no word at all": (["anna"], ["bert"], ["--images '*' takes each as a case"]),
     "sites": (
         ["siteA/001", "siteA/002", "siteB/001", "siteB/002"], [], ["--images '*/*.nii.gz'"]

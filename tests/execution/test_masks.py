@@ -258,10 +258,13 @@ def test_partitions_with_other_structures_are_refused(scans) -> None:
     assert "other structures" in result.output
 
 
-def test_damaged_structures_json_is_told(scans) -> None:
+@pytest.mark.parametrize(
+    "content", ['{"liver": 1, "spleen": 1}', '{"liver": 1.5, "spleen": 2}', '{"liver": 0}', "[]"]
+)
+def test_damaged_structures_json_is_told(scans, content) -> None:
     scans.add("a", liver=box(0, 1))
     scans.run()
-    (scans.output / "structures.json").write_text('{"liver": 1, "spleen": 1}')
+    (scans.output / "structures.json").write_text(content)
     assert "structures.json is damaged" in scans.run().output
     assert "structures.json" in scans._invoke("verify", scans.output).output
 

@@ -232,6 +232,10 @@ def test_the_patterns_themselves_are_read_or_refused(pattern) -> None:
 @example((["1/ct", "2/ct"], ["1/organs"]), "binary", False)
 @example((["a_t1", "b_t1"], ["liver"]), "many values", True)
 @example((["1/t1", "2/t1"], ["1/t1_organs", "2/t1_organs"]), "16 bits", False)
+@example((["ct4_t1"], ["ct4_liver"]), "binary", False)
+@example((["ct4_t1"], ["ct4_1"]), "binary", False)
+@example((["1/scan"], ["1/t1_organs"]), "binary", False)
+@example((["images/1"], ["images/lesion"]), "binary", False)
 def test_a_label_is_never_an_image_nor_dropped_silently(tree, kind, allow_missing) -> None:
     check(tree, kind, allow_missing=allow_missing)
 

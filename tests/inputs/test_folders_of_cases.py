@@ -409,6 +409,13 @@ READ = {
         },
         ("ct",),
     ),
+    "a case with a word for labels in its name": (
+        nii(*(f"{case}/{n}" for case in ("ct_3_totalseg", "mr_4") for n in ("image", "label"))),
+        {},
+        "folder_per_case",
+        {case: [f"{case}/image", f"{case}/label"] for case in ("ct_3_totalseg", "mr_4")},
+        (),
+    ),
     "one of two labels in one folder": (
         nii("a_ct", "a_seg", "a_mask", "b_ct", "b_seg"),
         {"label_name": "seg"},

@@ -436,6 +436,7 @@ REFUSED: dict[str, tuple[str, str, str, str, type[CaseError], str]] = {
         *(UnsupportedImage, "scales"),
     ),
     "mha_spacing": ("a.mha", MHA, "2 1.5 3\n", "2 1.5 -3\n", CorruptFile, "ElementSpacing"),
+    "mha_spacing_infinite": ("a.mha", MHA, "2 1.5 3\n", "2 inf 3\n", CorruptFile, "ElementSpacing"),
     "mha_spacing_text": ("a.mha", MHA, "2 1.5 3\n", "2 1_5 3\n", CorruptFile, "ElementSpacing"),
     "mha_skip": ("a.mha", MHA, "NDims", "HeaderSize = 5\nNDims", CorruptFile, "HeaderSize"),
     "mha_too_much": ("a.mha", MHA, "3 4 5", "30000 30000 30000", CorruptFile, "hold them"),

@@ -187,6 +187,7 @@ def test_labels_behind_a_link_are_found_and_loops_end(tmp_path) -> None:
     scans = tmp_path / "scans"
     (scans / "masks").symlink_to(tmp_path / "elsewhere")
     (scans / "loop").symlink_to(scans)
+    (scans / "itself").symlink_to("itself")
     dataset = find_cases(scans)
     assert [case.label for case in dataset.cases] == [str(scans / "masks/a.nii.gz")]
 

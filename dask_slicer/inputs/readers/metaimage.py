@@ -59,7 +59,7 @@ def read_header(
         raise CorruptFile("the file ends in its header; copy it again")
     data_path, start = path, end or 0
     if not is_local:
-        data_path, start = _detached(path, name), 0
+        data_path, start = data_path_of(path, name), 0
         data_bytes = file_size(data_path)
         file_bytes += data_bytes
     shape, n_channels = _shape(fields)
@@ -113,12 +113,6 @@ def _parse(text: str) -> dict[str, str]:
     if scaling[0] not in (None, "1") or scaling[1] not in (None, "0"):
         raise UnsupportedImage("it scales its voxels, which readers do differently; save it scaled")
     return fields
-
-
-def _detached(path: str, name: str) -> str:
-    if name.split()[:1] == ["LIST"] or "%" in name:
-        raise UnsupportedImage("its voxels are in several files; save it as one .mha")
-    return data_path_of(path, name)
 
 
 def _shape(fields: dict[str, str]) -> tuple[list[int], int]:
@@ -183,7 +177,7 @@ def _affine(fields: dict[str, str], dimension: int) -> tuple[NDArray[np.float64]
         raise UnsupportedImage("its fourth axis is one of space")
     spacing_text = fields.get(_SPACING[0], fields.get(_SPACING[1], "1 " * dimension))
     spacing = numbers(spacing_text, name=_SPACING[0], count=dimension)[:3]
-    if (spacing <= 0).any():
+    if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise CorruptFile(f"the header is damaged (it gives ElementSpacing as {spacing_text!r})")
     origin = numbers(_only(fields, _ORIGIN, "0 " * dimension), name=_ORIGIN[0], count=dimension)
     unit = fields.get("DistanceUnits", "mm")

@@ -16,6 +16,7 @@ from dask_slicer.inputs.readers.files import (
     read_voxels,
     refuse_unknown,
 )
+from dask_slicer.inputs.readers.text_header import check_lengths
 
 __all__ = ["SUFFIXES", "read_header", "read_voxels"]
 
@@ -41,8 +42,7 @@ def read_header(
         raise CorruptFile("the file ends in its header; copy it again")
     header = MGHHeader(b"\0\0\0\1" + head[4:_OFFSET], check=False)
     shape = tuple(int(length) for length in header["dims"])
-    if any(length < 1 for length in shape):
-        raise CorruptFile(f"the header is damaged (it gives the shape {'×'.join(map(str, shape))})")
+    check_lengths(shape)
     check_line(shape)
     n_volumes = shape[3]
     volume = check_volume(volume, shape=shape, n_volumes=n_volumes)

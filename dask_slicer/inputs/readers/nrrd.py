@@ -94,7 +94,7 @@ def read_header(
     fields, pairs = _parse(text)
     data_path, start = path, end or 0
     if "datafile" in fields:
-        data_path, start = _detached(path, fields["datafile"]), 0
+        data_path, start = data_path_of(path, fields["datafile"]), 0
         data_bytes = file_size(data_path)
         file_bytes += data_bytes
     elif end is None:
@@ -150,12 +150,6 @@ def _parse(text: str) -> tuple[dict[str, str], dict[str, str]]:
         else:
             add_field(fields, field, value)
     return fields, pairs
-
-
-def _detached(path: str, name: str) -> str:
-    if name.split()[:1] == ["LIST"] or "%" in name:
-        raise UnsupportedImage("its voxels are in several files; save it as one .nrrd")
-    return data_path_of(path, name)
 
 
 def _axes(fields: Mapping[str, str]) -> _Axes:

@@ -99,6 +99,8 @@ def affine_of(
 
 def data_path_of(path: str, name: str) -> str:
     """Return the path of a file of voxels that a header names: in its own folder, or below."""
+    if name.split()[:1] == ["LIST"] or "%" in name:
+        raise UnsupportedImage("its voxels are in several files; save it as one .nrrd or .mha")
     parts = re.split(r"[/\\]", name)
     if not all(parts) or ".." in parts or re.match(r"[a-zA-Z]:", name):
         raise UnsupportedImage(
