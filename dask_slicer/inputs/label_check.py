@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from functools import cache
 
+from dask_slicer.errors import CaseError
 from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
+from dask_slicer.inputs.layouts.base import FOR_TESTING, NAME_THEM, FileRole, LayoutMatch
 from dask_slicer.inputs.role_words import NO_LABELS, label_words, named_like_labels, words_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import is_picture
 from dask_slicer.utils.formatting import first_few, plural
 
-_NAME_THEM = "name images and labels with --images GLOB --labels GLOB, or in a manifest"
+_MOST_READ = 3  # files that are left out for one reason
 # Names of subjects and sessions in BIDS, and of a dataset, hold no word.
 _NO_WORDS = re.compile(r"\b(sub|ses)-[^_/]+|iSeg", re.IGNORECASE)
 
@@ -51,6 +54,8 @@ def check_labels(
         match.notes.append(f"left out {plural(len(unused), 'file')} named like labels: {paths}")
     elif unused and not match.problems:
         _check_unused(match, unused, allow_missing=allow_missing)
+    elif not (has_labels or allow_missing or match.problems):
+        _check_voxels_of_unused(tree, match)
 
 
 def _check_unused(match: LayoutMatch, unused: Sequence[FileRole], *, allow_missing: bool) -> None:
@@ -66,9 +71,31 @@ def _check_unused(match: LayoutMatch, unused: Sequence[FileRole], *, allow_missi
         match.notes.append(f"left out {text}")
     else:
         match.problems.append(
-            f"no case has a label, which would leave out {text}; {_NAME_THEM}, or use "
+            f"no case has a label, which would leave out {text}; {NAME_THEM}, or use "
             "--allow_missing_labels"
         )
+
+
+def _check_voxels_of_unused(tree: FileTree, match: LayoutMatch) -> None:
+    """Add the problem that a file of a free name has the voxels of a label, and no case has one."""
+    # Imported on use, as nibabel with it.
+    from dask_slicer.core.labels import looks_like_labels
+    from dask_slicer.inputs.readers import read_voxels
+
+    n_read: Counter[str] = Counter()
+    for role in match.files:
+        is_clear = role.path in match.not_labels or role.detail == FOR_TESTING
+        if role.role != "left out" or is_clear or n_read[role.detail] == _MOST_READ:
+            continue
+        n_read[role.detail] += 1
+        with suppress(CaseError):
+            _, voxels = read_voxels(tree.absolute(role.path))
+            if looks_like_labels(voxels):
+                match.problems.append(
+                    f"no case has a label, which would leave out {role.path}, a label map by its "
+                    f"voxels; {NAME_THEM}, or use --allow_missing_labels"
+                )
+                return
 
 
 def _check_few_labels(match: LayoutMatch) -> None:
@@ -99,7 +126,7 @@ def _check_images(
     if mistaken:
         match.problems.append(
             f"{plural(len(mistaken), 'image')} without a label, but named like labels: "
-            f"{first_few(mistaken)}; {_NAME_THEM}"
+            f"{first_few(mistaken)}; {NAME_THEM}"
         )
 
 

@@ -8,14 +8,13 @@ from contextlib import suppress
 from fnmatch import fnmatch
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.layouts.base import LayoutMatch
+from dask_slicer.inputs.case import name_of, stem_of
+from dask_slicer.inputs.layouts.base import NAME_THEM, LayoutMatch
 from dask_slicer.inputs.role_words import label_words, named_like_labels, words_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import DICOM, kinds_of, suffix_of, unread_files
 from dask_slicer.utils.formatting import first_few, plural
 
-_NAME_THEM = "name images and labels with --images GLOB --labels GLOB, or in a manifest"
 # Of a search in the folders of a folder: how deep, and how many of each level.
 _DEEPEST, _MOST_FOLDERS = 3, 12
 # A single case of these layouts is no sign of a dataset: any folder with volumes has it.
@@ -41,7 +40,7 @@ def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: Match
     # Of equals, one that names the option that decides.
     nearest = max(misses, key=lambda match: (match.seen, "--" in match.miss))
     if nearest.seen and 2 * nearest.seen >= n_volumes:
-        way_out = "" if "--" in nearest.miss else f"; {_NAME_THEM}"
+        way_out = "" if "--" in nearest.miss else f"; {NAME_THEM}"
         return f"nearest is {nearest.layout}: {nearest.miss}{way_out}"
     if not n_volumes:
         return _without_volumes(tree)
@@ -50,7 +49,7 @@ def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: Match
         or _labels_alone(tree)
         or _deeper(tree)
         or f"{plural(n_volumes, 'volume')} in no known layout, such as {tree.volumes[0]}; "
-        f"{_NAME_THEM}"
+        f"{NAME_THEM}"
     )
 
 
@@ -131,7 +130,7 @@ def _deeper(tree: FileTree) -> str:
     (depth,) = depths
     if not depth:
         return ""
-    names = [path.rpartition("/")[2] for path in tree.volumes]
+    names = [name_of(path) for path in tree.volumes]
     common = _common_names(names, len(tree.by_folder))
     are_labels = named_like_labels([stem_of(name) for name in common])
     folders = "*/" * depth

@@ -1,4 +1,4 @@
-"""A look at voxels of images whose names do not say that they are images."""
+"""A look at voxels of images whose names do not say that they are images, or without a label."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dask_slicer.core.labels import looks_like_labels
 from dask_slicer.errors import CaseError
 from dask_slicer.inputs import role_words
 from dask_slicer.inputs.accounting import relative_to
-from dask_slicer.inputs.case import Case, stem_of
+from dask_slicer.inputs.case import Case, name_of, split_channel, stem_of
 from dask_slicer.inputs.readers import read_voxels
 from dask_slicer.inputs.role_words import folder_role, plain, says_only_its_role
 from dask_slicer.planning.plan import CasePlan
@@ -42,13 +42,21 @@ def names_an_image(path: str) -> bool:
 
 
 def with_unnamed(case: Case, root: Path) -> Case:
-    """Return a case that knows which of its images have names that say nothing."""
+    """Return a case that knows which of its images may be labels: names say nothing.
+
+    Without a label, no word is enough, for ct4_liver may be the label of ct4_t1; that of a channel
+    of nnU-Net, imagesTr/a_0000, is.
+    """
     if case.stated:
         return case
     unnamed = tuple(
         number
         for number, path in enumerate(case.images)
-        if path and not names_an_image(relative_to(root, path))
+        if path
+        and not (
+            (case.has_label or split_channel(name_of(path)))
+            and names_an_image(relative_to(root, path))
+        )
     )
     return replace(case, unnamed=unnamed) if unnamed else case
 

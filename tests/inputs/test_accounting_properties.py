@@ -189,6 +189,9 @@ def test_the_patterns_themselves_are_read_or_refused(pattern) -> None:
 @example((["1/ct", "2/ct"], ["1/organs", "2/organs"]), False, False)
 @example((["1/ct", "2/ct"], ["1/organs"]), True, False)
 @example((["a_t1", "b_t1"], ["liver"]), False, True)
+@example((["1/t1", "2/t1", "3/t1"], ["3/liver"]), False, False)
+@example((["ct4_t1"], ["ct4_liver"]), False, False)
+@example((["images/1", "images/2"], ["images/liver", "labels/1_seg"]), False, True)
 def test_a_label_is_never_an_image_nor_dropped_silently(tree, binary, allow_missing) -> None:
     check(tree, binary=binary, allow_missing=allow_missing)
 

@@ -60,9 +60,9 @@ LAYOUTS: dict[str, tuple[str, list[str], dict[str, object], dict[str, list[str |
     ),
     "nnunet_two_modalities": (
         "nnU-Net raw",
-        tr("a_0001", "a_0000"),
+        [*tr("a_0001", "a_0000"), "labelsTr/a.nii.gz"],
         {},
-        {"a": ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", None]},
+        {"a": ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"]},
     ),
     "nnunet_uncompressed": (
         "nnU-Net raw",
@@ -159,7 +159,7 @@ LAYOUTS: dict[str, tuple[str, list[str], dict[str, object], dict[str, list[str |
         {},
         {
             "B-7": ["B-7/B-7-t1n.nii.gz", "B-7/B-7-t2w.nii.gz", None],
-            "B-8": ["B-8/B-8-t1n.nii.gz", "B-8/B-8_t2w.nii.gz", "B-8/B-8-seg.nii.gz"],
+            "B-8": ["B-8/B-8-t1n.nii.gz", "B-8/B-8-t2w.nii.gz", "B-8/B-8-seg.nii.gz"],
         },
     ),
     "folder_whose_name_begins_a_files_name": (
@@ -226,7 +226,7 @@ def test_scans_of_one_bids_subject_are_one_group(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (tr("a_0000", "readme"), "1 file in imagesTr left out"),
+        (tr("a_0000", "readme"), "1 file left out, no _0000 in the name: imagesTr/readme"),
         ([*tr("a_0000"), "labelsTr/z.nii.gz"], "1 label without an image: labelsTr/z.nii.gz"),
         (["images/a.nii", "labels/b.nii"], "1 label without an image: labels/b.nii"),
     ],
@@ -298,7 +298,7 @@ TROUBLE = {
         ["c/c.nii", "c/seg_a.nii", "c/seg_b.nii"],
         "case c has 2 labels: seg_a",
     ),
-    "equal_stems": (["images/a.nii", "images/a.nii.gz"], "a.nii and a.nii.gz"),
+    "equal_stems": (["images/a.nii", "images/a.nii.gz"], "images/a.nii and images/a.nii.gz"),
     "device": (tr("CON_0000"), "Windows reserves it for a device"),
     "test_and_train": ([*tr("a_0000"), "imagesTs/a_0000.nii.gz"], "'a' (2 times)"),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import Case, Mask, stem_of
+from dask_slicer.inputs.case import Case, Mask, name_of, stem_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
@@ -94,7 +94,7 @@ class LayoutMatch:
     def leave_out(self, paths: Sequence[str], noun: str, why: str) -> None:
         """Note volumes that are not used: their number, the reason, some names."""
         if paths:
-            self.left_out.update(dict.fromkeys(paths, why))
+            self.left_out.update(dict.fromkeys(paths, why.removeprefix("left out, ")))
             self.notes.append(f"{plural(len(paths), noun)} {why}: {first_few(paths)}")
 
     def unused(self, tree: FileTree) -> list[str]:
@@ -150,6 +150,8 @@ class Layout(Protocol):
         ...
 
 
+# One way out where the roles of files are not clear.
+NAME_THEM = "name images and labels with --images GLOB --labels GLOB, or in a manifest"
 # Why a volume for testing is left out.
 FOR_TESTING = "for testing; --include_test uses it"
 
@@ -163,12 +165,9 @@ def by_stem(paths: Iterable[str], result: LayoutMatch) -> dict[str, str]:
     """Return paths by file name without suffix; two files with one name are a problem."""
     path_of: dict[str, str] = {}
     for path in paths:
-        name = path.rpartition("/")[2]
-        other = path_of.setdefault(stem_of(name), path)
+        other = path_of.setdefault(stem_of(name_of(path)), path)
         if other is not path:
-            result.problems.append(
-                f"two files for one volume: {other.rpartition('/')[2]} and {name}"
-            )
+            result.problems.append(f"two files for one volume: {other} and {path}")
     return path_of
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from dask_slicer.inputs.case import name_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.layouts.bids_names import BidsFile, bids_file, fits, is_in_space_of
+from dask_slicer.inputs.role_words import plain
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 
@@ -89,12 +90,12 @@ def _pair(
     """Return the label of each image that is read and has one, by path of the image."""
     of_subject: defaultdict[str, list[BidsFile]] = defaultdict(list)
     for image in images:
-        of_subject[_normal(image.subject)].append(image)
+        of_subject[plain(image.subject)].append(image)
     candidates: defaultdict[str, list[BidsFile]] = defaultdict(list)
     ambiguous: list[tuple[BidsFile, list[BidsFile]]] = []
     orphans = []
     for label in labels:
-        matching = _images_of(label, of_subject[_normal(label.subject)])
+        matching = _images_of(label, of_subject[plain(label.subject)])
         datatypes = {image.datatype for image in matching}
         why = label.no_label_map
         if why and not (options.label_name and _is_named(label, matching, options.label_name)):
@@ -197,11 +198,9 @@ def _several_problem(several: Sequence[tuple[BidsFile, Sequence[BidsFile]]]) -> 
 
 def _unique_name(label: BidsFile, labels: Sequence[BidsFile], image: BidsFile) -> str | None:
     """Return a name that chooses a label among those of one image."""
-    others = {
-        _normal(n) for other in labels if other is not label for n in other.names_beside(image)
-    }
+    others = {plain(n) for other in labels if other is not label for n in other.names_beside(image)}
     names = label.names_beside(image)
-    return next((name for name in names if _normal(name) not in others), None)
+    return next((name for name in names if plain(name) not in others), None)
 
 
 def _ambiguous_problem(ambiguous: Sequence[tuple[BidsFile, Sequence[BidsFile]]]) -> str:
@@ -245,13 +244,8 @@ def _pattern(path: str) -> str:
 
 
 def _is_named(label: BidsFile, images: Iterable[BidsFile], name: str) -> bool:
-    names = {_normal(own) for image in images for own in label.names_beside(image)}
-    return _normal(name) in names
-
-
-def _normal(name: str) -> str:
-    """Return a name as it is compared: accents and case spelled alike."""
-    return unicodedata.normalize("NFC", name).casefold().strip()
+    names = {plain(own) for image in images for own in label.names_beside(image)}
+    return plain(name) in names
 
 
 def _label_names(tree: FileTree) -> dict[int, str]:
@@ -259,7 +253,7 @@ def _label_names(tree: FileTree) -> dict[int, str]:
     tables = [
         path
         for path in tree.paths
-        if path.endswith("dseg.tsv") and not path.rpartition("/")[2].startswith("sub-")
+        if path.endswith("dseg.tsv") and not name_of(path).startswith("sub-")
     ]
     rows = _read_table(tree, tables[0]) if len(tables) == 1 else []
     return {
@@ -271,7 +265,7 @@ def _label_names(tree: FileTree) -> dict[int, str]:
 
 def _participant_notes(tree: FileTree, subjects: set[str]) -> list[str]:
     """Return notes on subjects that participants.tsv lacks, and on those without an image."""
-    tables = [path for path in tree.paths if path.rpartition("/")[2] == "participants.tsv"]
+    tables = [path for path in tree.paths if name_of(path) == "participants.tsv"]
     rows = _read_table(tree, tables[0]) if len(tables) == 1 else []
     listed = {row["participant_id"] for row in rows if row.get("participant_id")}
     listed = {name if name.startswith("sub-") else f"sub-{name}" for name in listed}

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.case import name_of, stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, by_stem, unknown_name
 from dask_slicer.inputs.pairing import choose_name, pair
 from dask_slicer.inputs.role_words import (
@@ -70,7 +70,7 @@ def _image_folders(folders: Sequence[str], labels: Sequence[str], tree: FileTree
     doubtful = [
         path for folder in images if not says_only_its_role(folder) for path in tree.within(folder)
     ]
-    stems = (stem_of(path.rpartition("/")[2]) for path in doubtful)
+    stems = (stem_of(name_of(path)) for path in doubtful)
     return [] if any(label_words(words_of(stem)) for stem in stems) else images
 
 

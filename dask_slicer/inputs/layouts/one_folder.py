@@ -132,7 +132,7 @@ def _images(
         for by_modality in by_key.values()
         for name in sorted(by_modality.keys() - set(modalities))
     ]
-    result.leave_out(strays, "stray file", "left out")
+    result.leave_out(strays, "file", "left out, most cases have none of this name")
     return {key: by_modality for key, by_modality in by_key.items() if by_modality}, modalities
 
 
