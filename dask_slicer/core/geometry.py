@@ -186,7 +186,7 @@ def _reasons(image: Grid, other: Grid) -> str:
     if image.shape == other.shape and _others_fit(image, other):
         reasons.append(
             "the headers hold a second orientation, sform or qform, in which they fit; "
-            "--orientation_from takes it"
+            "--orientation_from qform (sform, if qform is set) takes it"
         )
     if other.is_label and image.shape == other.shape:
         reasons.append(

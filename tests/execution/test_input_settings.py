@@ -245,9 +245,15 @@ def test_an_image_like_a_label_map_that_only_some_cases_have_fails_these(scans) 
     assert open_output(scans.output).cases == ["a"]
 
 
-@pytest.mark.parametrize("path", ["a/t1.nii.gz", "images/a.nii.gz"])
-def test_an_image_that_is_named_so_is_not_looked_at(scans, path) -> None:
+@pytest.mark.parametrize(
+    ("path", "label"), [("a/t1.nii.gz", "a/seg.nii.gz"), ("images/a.nii.gz", "labels/a.nii.gz")]
+)
+def test_an_image_that_is_named_so_is_not_looked_at_if_it_has_a_label(scans, path, label) -> None:
     scans.save(path, LABEL)
+    result = scans.run()
+    assert result.exit_code == 2
+    assert f"{path} looks like a label map" in result.output
+    scans.save(label, np.roll(LABEL, 1, axis=0))
     assert scans.run().exit_code == 0
 
 

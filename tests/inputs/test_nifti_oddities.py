@@ -213,7 +213,7 @@ def test_a_file_without_orientation_is_told_as_that(tmp_path) -> None:
 
 
 def test_a_mismatch_by_a_contradicting_header_is_told_as_that(tmp_path) -> None:
-    words = "a second orientation, sform or qform, in which they fit; --orientation_from takes it"
+    words = "in which they fit; --orientation_from qform (sform, if qform is set) takes it"
     assert words in message_of(tmp_path, nifti(qform=MIRRORED), nifti(LABEL, sform=MIRRORED))
     assert words in message_of(tmp_path, nifti(), nifti(LABEL, sform=MIRRORED, qform=AFFINE))
     shifted = AFFINE.copy()
