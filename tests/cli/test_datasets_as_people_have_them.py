@@ -103,7 +103,7 @@ SITUATIONS = {
         "images/a", "labels/a", {"dataset.json": {"training": ["images/a.nii.gz"]}}, [], 2,
         "no case has a label, which would leave out 1 file named like labels: labels/a.nii.gz"),
     "numbers without labels": (
-        "imagesTr/amos_0000 imagesTr/amos_0001", "", {}, [], 2,
+        " ".join(f"imagesTr/amos_000{number}" for number in range(5)), "", {}, [], 2,
         "channels of one case (--layout nnunet), or a case each (--images 'imagesTr/*')?"),
     "numbers with gaps": (
         "imagesTr/amos_0001 imagesTr/amos_0007", "labelsTr/amos_0001", {}, [], 2,

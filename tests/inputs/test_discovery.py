@@ -60,9 +60,9 @@ LAYOUTS: dict[str, tuple[str, list[str], dict[str, object], dict[str, list[str |
     ),
     "nnunet_two_modalities": (
         "nnU-Net raw",
-        [*tr("a_0001", "a_0000"), "labelsTr/a.nii.gz"],
+        tr("a_0001", "a_0000"),
         {},
-        {"a": ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"]},
+        {"a": ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", None]},
     ),
     "nnunet_uncompressed": (
         "nnU-Net raw",

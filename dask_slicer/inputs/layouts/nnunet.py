@@ -24,6 +24,8 @@ from dask_slicer.inputs.layouts.listed_paths import ListedPaths
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 
+# More modalities of one scan are rare.
+_MOST_CHANNELS = 4
 _Pair = tuple[str, str | None]  # image and label
 
 
@@ -76,7 +78,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         label_of = _by_case(labels, channels, tree, result)
         add_cases(folder, channels, label_of, split=part_split)
     if n_channels > n_declared and options.layout is None:
-        _refuse_one_case(result)
+        _doubt_one_case(result)
     _leave_out_rest(tree, labels_tr, options, result, is_listed=bool(listed))
     _set_names(description, n_channels, result)
     return result
@@ -187,14 +189,13 @@ def _refuse_named_modalities(images: list[str], labels: list[str]) -> None:
         )
 
 
-def _refuse_one_case(result: LayoutMatch) -> None:
-    """Add the problem of a single case without a label: its channels may be patients."""
+def _doubt_one_case(result: LayoutMatch) -> None:
+    """Note a single case without a label, whose channels may be patients; many are a problem."""
     case, *others = result.cases
     if len(case.images) > 1 and not (others or case.has_label):
-        names = [Path(path).name for path in case.images]
-        result.problems.append(
-            f"{first_few(names)}: channels of one case (--layout nnunet), or a case each "
-            "(--images 'imagesTr/*')?"
+        (result.problems if len(case.images) > _MOST_CHANNELS else result.notes).append(
+            f"{first_few([Path(path).name for path in case.images])}: channels of one case "
+            "(--layout nnunet), or a case each (--images 'imagesTr/*')?"
         )
 
 
