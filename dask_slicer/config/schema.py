@@ -193,7 +193,10 @@ class InputSettings(fields.Frozen):
     datalist_fold: fields.NonNegative | None = Field(
         None, description="Fold of a MONAI datalist for validation; the others are for training."
     )
-    include_test: bool = Field(False, description="Put nnU-Net's imagesTs into the test split.")
+    include_test: bool = Field(
+        False,
+        description="Put images kept for testing, such as imagesTs, into test.",
+    )
 
     @model_validator(mode="after")
     def _input_settings_fit(self) -> Self:
@@ -224,7 +227,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
         ) -> None: ...
 
     input_dir: fields.AbsolutePath = Field(
-        description="Folder of the dataset, in a known layout, or a CSV or JSON manifest."
+        description="Folder of the dataset, or a manifest (CSV, TSV, JSON) or datalist (JSON)."
     )
     output_dir: fields.AbsolutePath = Field(
         description="Folder for the slices; created if missing."
