@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
+from pathlib import Path
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import name_of, stem_of
+from dask_slicer.inputs.case import Case, name_of, stem_of
 from dask_slicer.inputs.layouts.base import NAME_THEM, LayoutMatch
-from dask_slicer.inputs.role_words import label_words, named_like_labels, words_of
+from dask_slicer.inputs.role_words import held_out_split, label_words, named_like_labels, words_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import DICOM, kinds_of, suffix_of, unread_files
 from dask_slicer.utils.formatting import first_few, plural
@@ -106,9 +107,22 @@ def _datasets(tree: FileTree, matches: dict[str, LayoutMatch]) -> str:
     path = tree.root / folders[0]
     if len(folders) == 1:
         return f"its folder {folders[0]} is a dataset ({kind}); did you mean --input_dir {path}?"
-    return (
-        f"its folders {first_few(folders)} are datasets (the first: {kind}); give one, such as "
-        f"--input_dir {path}"
+    way_out = f"give one, such as --input_dir {path}"
+    if all(len(match.cases) == 1 for match in matches.values()) and not any(
+        map(held_out_split, folders)
+    ):
+        way_out = f"read all with {_patterns(tree, folders[0], best.cases[0])}"
+    return f"its folders {first_few(folders)} are datasets (the first: {kind}); {way_out}"
+
+
+def _patterns(tree: FileTree, folder: str, case: Case) -> str:
+    """Return patterns for the files of datasets of one case each, of which one is in a folder."""
+    options = [("images", path) for path in case.image_files]
+    options += [("labels", path) for path in case.label_files[:1]]
+    above = "*/" * (folder.count("/") + 1)
+    return " ".join(
+        f"--{option} '{above}{Path(path).parent.relative_to(tree.root / folder).as_posix()}/*'"
+        for option, path in options
     )
 
 
@@ -128,7 +142,7 @@ def _deeper(tree: FileTree) -> str:
     if len(depths) != 1:
         return ""
     (depth,) = depths
-    if not depth:
+    if not depth or any(label_words(words_of(folder)) for folder in tree.by_folder):
         return ""
     names = [name_of(path) for path in tree.volumes]
     common = _common_names(names, len(tree.by_folder))

@@ -161,6 +161,15 @@ SITUATIONS = {
     "training and testing apart": (
         "train/images/a test/images/c", "train/labels/a test/labels/c", {}, [], 2,
         "its folders test, train are datasets (the first: images/ and labels/, 1 case)"),
+    "images and labels in the folder of each case": (
+        "p1/images/ct p2/images/ct", "p1/labels/ct p2/labels/ct", {}, [], 2,
+        "read all with --images '*/images/*' --labels '*/labels/*'"),
+    "these patterns": (
+        "p1/images/ct p2/images/ct", "p1/labels/ct p2/labels/ct", {},
+        ["--images", "*/images/*", "--labels", "*/labels/*"], 0, "10 slices of 2 cases"),
+    "labels alone": (
+        "", "a_seg b_seg", {}, [], 2,
+        "all are named like labels, so give --input_dir the folder of both"),
     "a level deeper": (
         "p1/study/t1 p2/study/t1", "p1/study/seg p2/study/seg", {}, [], 2,
         "--images '*/*/t1.nii.gz' --labels '*/*/seg.nii.gz'"),

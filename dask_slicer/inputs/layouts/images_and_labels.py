@@ -45,7 +45,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         labels = _chosen_label(labels, options.label_name, tree, result)
     _refuse_other_folders(images, labels, sorted({*used} - {*images, *labels}), result)
     shown = ", ".join(f"{folder}/" for folder in images)
-    _add_cases(images, labels, tree, result)
+    _add_cases(images, labels[:1], tree, result)  # several are refused
     n_labels = sum(len(tree.within(folder)) for folder in labels)
     result.reason = f"{shown} has {plural(len(result.cases), 'volume')}" + (
         f", {', '.join(f'{folder}/' for folder in labels)} has {n_labels}, paired {result.reason}"
