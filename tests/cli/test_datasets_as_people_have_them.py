@@ -107,7 +107,7 @@ SITUATIONS = {
         "channels of one case (--layout nnunet), or a case each (--images 'imagesTr/*')?"),
     "numbers with gaps": (
         "imagesTr/amos_0001 imagesTr/amos_0007", "labelsTr/amos_0001", {}, [], 2,
-        "there is also 1 image without one: amos_0007.nii.gz"),
+        "but the dataset has 1 image without one: amos_0007.nii.gz"),
     "an unpaired label": (
         "volume-0 volume-1", "segmentation-0 segmentation-7", {}, [], 1,
         "1 label without an image: segmentation-7.nii.gz"),

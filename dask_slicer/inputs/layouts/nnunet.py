@@ -263,7 +263,7 @@ def _is_paired(images: list[str], labels: list[str], n_declared: int, result: La
     if why:
         result.problems.append(
             "images in imagesTr have labels of their own full names, as if the number at the end "
-            f"of a name were not a channel, but there is also {why}; name the files in a manifest"
+            f"of a name were not a channel, but the dataset has {why}; name the files in a manifest"
         )
     return True
 
