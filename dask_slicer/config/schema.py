@@ -227,7 +227,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
         ) -> None: ...
 
     input_dir: fields.AbsolutePath = Field(
-        description="Folder of the dataset, in a known layout, or a CSV or JSON manifest."
+        description="Folder of the dataset, or a manifest (CSV, TSV, JSON) or datalist (JSON)."
     )
     output_dir: fields.AbsolutePath = Field(
         description="Folder for the slices; created if missing."

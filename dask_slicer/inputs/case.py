@@ -40,7 +40,7 @@ class Case:
     stated: bool = False  # whether the user or the dataset says which file is an image
     label_grid: str = "own"  # or "image": the label takes the affine of the image
     orientation_from: str = "sform"  # or "qform"
-    unnamed: tuple[int, ...] = ()  # images, by number, whose names do not say what they are
+    unnamed: tuple[int, ...] = ()  # images, by number, that may be labels by their names
     overlap: str = "first"  # or "error": a voxel in two masks fails the case
 
     @property
@@ -79,6 +79,11 @@ def is_volume_name(name: str) -> bool:
     from dask_slicer.inputs.readers import volume_suffixes
 
     return name.lower().endswith(volume_suffixes()) and not name.startswith(".")
+
+
+def name_of(path: str) -> str:
+    """Return the last part of a path with forward slashes."""
+    return path.rpartition("/")[2]
 
 
 def stem_of(name: str) -> str:

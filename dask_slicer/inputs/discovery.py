@@ -45,8 +45,7 @@ def find_cases(
     match.cases.sort(key=lambda case: case.case_id)
     match.files = account(tree, match)
     match.notes += unread_notes(match.files)
-    if match.layout != "manifest":
-        check_labels(tree, match, allow_missing=allow_missing_labels, label_name=options.label_name)
+    check_labels(tree, match, allow_missing=allow_missing_labels, label_name=options.label_name)
     return match
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from dask_slicer.errors import CaseError
 from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
+from dask_slicer.inputs.layouts.base import NAME_THEM, FileRole, LayoutMatch
 from dask_slicer.inputs.role_words import NO_LABELS, label_words, named_like_labels, words_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import is_picture
 from dask_slicer.utils.formatting import first_few, plural
 
-_NAME_THEM = "name images and labels with --images GLOB --labels GLOB, or in a manifest"
 # So many files that are left out are looked at where no case has a label.
 _MOST_LOOKS = 8
 # Names of subjects and sessions in BIDS, and of a dataset, hold no word.
@@ -73,7 +72,7 @@ def _check_unused(match: LayoutMatch, unused: Sequence[FileRole], *, allow_missi
         match.notes.append(f"left out {text}")
     else:
         match.problems.append(
-            f"no case has a label, which would leave out {text}; {_NAME_THEM}, or use "
+            f"no case has a label, which would leave out {text}; {NAME_THEM}, or use "
             "--allow_missing_labels"
         )
 
@@ -96,7 +95,7 @@ def _look_at_unused(tree: FileTree, match: LayoutMatch, unused: Sequence[FileRol
             if looks_like_labels(read_voxels(os.fspath(path))[1]):
                 match.problems.append(
                     f"no case has a label, which would leave out {path.relative_to(tree.root)}, a "
-                    f"label map by its voxels ({why[path]}); {_NAME_THEM}, or use "
+                    f"label map by its voxels ({why[path]}); {NAME_THEM}, or use "
                     "--allow_missing_labels"
                 )
                 return
@@ -130,7 +129,7 @@ def _check_images(
     if mistaken:
         match.problems.append(
             f"{plural(len(mistaken), 'image')} without a label, but named like labels: "
-            f"{first_few(mistaken)}; {_NAME_THEM}"
+            f"{first_few(mistaken)}; {NAME_THEM}"
         )
 
 

@@ -9,10 +9,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import stem_of
-from dask_slicer.inputs.layouts.base import LayoutMatch
+from dask_slicer.inputs.case import Case, name_of, stem_of
+from dask_slicer.inputs.layouts.base import NAME_THEM, LayoutMatch
 from dask_slicer.inputs.role_words import (
     folder_role,
+    held_out_split,
     label_words,
     named_like_labels,
     names_an_image,
@@ -23,7 +24,6 @@ from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import DICOM, kinds_of, suffix_of, unread_files
 from dask_slicer.utils.formatting import first_few, plural
 
-_NAME_THEM = "name images and labels with --images GLOB --labels GLOB, or in a manifest"
 # Of a search in the folders of a folder: how deep, and how many of each level.
 _DEEPEST, _MOST_FOLDERS = 3, 12
 # A single case of these layouts is no sign of a dataset: any folder with volumes has it.
@@ -51,7 +51,7 @@ def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: Match
     # Of equals, one that names the option that decides.
     nearest = max(misses, key=lambda match: (match.seen, "--" in match.miss))
     if nearest.seen and 2 * nearest.seen >= n_volumes:
-        way_out = "" if "--" in nearest.miss else f"; {_NAME_THEM}"
+        way_out = "" if "--" in nearest.miss else f"; {NAME_THEM}"
         return f"nearest is {nearest.layout}: {nearest.miss}{way_out}"
     if not n_volumes:
         return _without_volumes(tree)
@@ -60,7 +60,7 @@ def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: Match
         or _labels_alone(tree)
         or _deeper(tree)
         or f"{plural(n_volumes, 'volume')} in no known layout, such as {tree.volumes[0]}; "
-        f"{_NAME_THEM}"
+        f"{NAME_THEM}"
     )
 
 
@@ -135,9 +135,22 @@ def _datasets(tree: FileTree, matches: dict[str, LayoutMatch]) -> str:
     path = tree.root / folders[0]
     if len(folders) == 1:
         return f"its folder {folders[0]} is a dataset ({kind}); did you mean --input_dir {path}?"
-    return (
-        f"its folders {first_few(folders)} are datasets (the first: {kind}); give one, such as "
-        f"--input_dir {path}"
+    way_out = f"give one, such as --input_dir {path}"
+    if all(len(match.cases) == 1 for match in matches.values()) and not any(
+        map(held_out_split, folders)
+    ):
+        way_out = f"read all with {_patterns(tree, folders[0], best.cases[0])}"
+    return f"its folders {first_few(folders)} are datasets (the first: {kind}); {way_out}"
+
+
+def _patterns(tree: FileTree, folder: str, case: Case) -> str:
+    """Return patterns for the files of datasets of one case each, of which one is in a folder."""
+    options = [("images", path) for path in case.image_files]
+    options += [("labels", path) for path in case.label_files[:1]]
+    above = "*/" * (folder.count("/") + 1)
+    return " ".join(
+        f"--{option} '{above}{Path(path).parent.relative_to(tree.root / folder).as_posix()}/*'"
+        for option, path in options
     )
 
 
@@ -157,9 +170,9 @@ def _deeper(tree: FileTree) -> str:
     if len(depths) != 1:
         return ""
     (depth,) = depths
-    if not depth:
+    if not depth or any(label_words(words_of(folder)) for folder in tree.by_folder):
         return ""
-    names = [path.rpartition("/")[2] for path in tree.volumes]
+    names = [name_of(path) for path in tree.volumes]
     common = _common_names(names, len(tree.by_folder))
     are_labels = named_like_labels([stem_of(name) for name in common])
     folders = "*/" * depth

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import is_volume_name
+from dask_slicer.inputs.case import is_volume_name, name_of
 
 # Folders of file systems that no user can list.
 _OF_THE_SYSTEM = {"lost+found", "System Volume Information"}
@@ -44,7 +44,7 @@ class FileTree:
     @cached_property
     def volumes(self) -> tuple[str, ...]:
         """Return the paths that are named like volumes, also of folders (they fail)."""
-        return tuple(path for path in self.paths if is_volume_name(path.rpartition("/")[2]))
+        return tuple(path for path in self.paths if is_volume_name(name_of(path)))
 
     @cached_property
     def by_folder(self) -> dict[str, list[str]]:

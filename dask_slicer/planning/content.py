@@ -1,4 +1,4 @@
-"""A look at voxels of images whose names do not say that they are images."""
+"""A look at voxels of images whose names do not say that they are images, or without a label."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ def _is_for_images(folder: str, *, is_first: bool = True) -> bool:
 
 
 def with_unnamed(case: Case, root: Path) -> Case:
-    """Return a case that knows which of its images have names that say nothing."""
+    """Return a case that knows which of its images may be labels: names say nothing.
+
+    Without a label, no word is enough, for ct4_liver may be the label of ct4_t1; that of a channel
+    of nnU-Net, imagesTr/a_0000, is.
+    """
     if case.stated:
         return case
     paths = [path and relative_to(root, path) for path in case.images]

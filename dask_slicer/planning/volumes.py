@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dask_slicer.errors import UnsupportedImage
+from dask_slicer.errors import DatasetError, UnsupportedImage
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.utils.formatting import first_few, plural
@@ -79,10 +79,21 @@ def _volume(case: Case, number: int, n_volumes: Mapping[str, int]) -> Case:
 
 
 def names_of_volumes(cases: Iterable[Case], names: Sequence[str]) -> tuple[str, ...]:
-    """Return names for the channels of 4D images: those of the dataset, else numbers."""
+    """Return names for the channels of 4D images: those of the dataset, else numbers.
+
+    Raises
+    ------
+    DatasetError
+        If the dataset names several channels, but another number of them.
+    """
     n_channels = Counter(len(case.images) for case in cases).most_common(1)[0][0]
     if len(names) == n_channels:
         return tuple(names)
+    if len(names) > 1:
+        raise DatasetError(
+            f"the dataset names {len(names)} channels ({', '.join(names)}), but its 4D images hold "
+            f"{n_channels} volumes; correct the names, or take one volume with --volumes INDEX"
+        )
     return tuple(f"volume {number}" for number in range(n_channels))
 
 

@@ -236,6 +236,8 @@ def test_the_patterns_themselves_are_read_or_refused(pattern) -> None:
 @example((["ct4_t1"], ["ct4_1"]), "binary", False)
 @example((["1/scan"], ["1/t1_organs"]), "binary", False)
 @example((["images/1"], ["images/lesion"]), "binary", False)
+@example((["1/t1", "2/t1", "3/t1"], ["3/liver"]), "binary", False)
+@example((["images/1", "images/2"], ["images/liver", "labels/1_seg"]), "binary", True)
 def test_a_label_is_never_an_image_nor_dropped_silently(tree, kind, allow_missing) -> None:
     check(tree, kind, allow_missing=allow_missing)
 

@@ -199,7 +199,7 @@ def test_what_is_left_out_has_a_reason(tmp_path) -> None:
     content = ONE | {"test": [pair("t")]}
     dataset = find(tmp_path, files("a", "t", "x"), content)
     for_testing = "for testing; --include_test uses it"
-    unlisted = "not in dataset.json, left out"
+    unlisted = "not in dataset.json"
     assert dataset.left_out == {
         "im/t.nii.gz": for_testing,
         "la/t.nii.gz": for_testing,
@@ -208,7 +208,7 @@ def test_what_is_left_out_has_a_reason(tmp_path) -> None:
     }
     assert dataset.notes == [
         "1 image that dataset.json lists for testing left out; --include_test uses them for test",
-        "2 volumes not in dataset.json, left out: im/x.nii.gz, la/x.nii.gz",
+        "2 volumes left out, not in dataset.json: im/x.nii.gz, la/x.nii.gz",
     ]
 
 

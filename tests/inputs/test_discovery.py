@@ -226,7 +226,7 @@ def test_scans_of_one_bids_subject_are_one_group(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        (tr("a_0000", "readme"), "1 file in imagesTr left out"),
+        (tr("a_0000", "readme"), "1 file left out, no _0000 in the name: imagesTr/readme"),
         ([*tr("a_0000"), "labelsTr/z.nii.gz"], "1 label without an image: labelsTr/z.nii.gz"),
         (["images/a.nii", "labels/b.nii"], "1 label without an image: labels/b.nii"),
     ],
@@ -298,7 +298,7 @@ TROUBLE = {
         ["c/c.nii", "c/seg_a.nii", "c/seg_b.nii"],
         "case c has 2 labels: seg_a",
     ),
-    "equal_stems": (["images/a.nii", "images/a.nii.gz"], "a.nii and a.nii.gz"),
+    "equal_stems": (["images/a.nii", "images/a.nii.gz"], "images/a.nii and a.nii.gz"),
     "device": (tr("CON_0000"), "Windows reserves it for a device"),
     "test_and_train": ([*tr("a_0000"), "imagesTs/a_0000.nii.gz"], "'a' (2 times)"),
 }

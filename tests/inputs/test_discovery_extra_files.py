@@ -27,7 +27,7 @@ def _find(root: Path, files: list[str], *, include_test: bool = False, **describ
             ["a/ct.nii", "b/ct.nii", "c/ct.nii", "d/ct.nii", "d/ct_old.nii"],
             {},
             1,
-            "1 stray file left out: d/ct_old.nii",
+            "1 file left out, most cases have none of this name: d/ct_old.nii",
             id="an image that one folder has",
         ),
         pytest.param(

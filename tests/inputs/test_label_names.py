@@ -192,14 +192,20 @@ def test_labels_behind_a_link_are_found_and_loops_end(tmp_path) -> None:
     assert [case.label for case in dataset.cases] == [str(scans / "masks/a.nii.gz")]
 
 
-def test_a_manifest_is_obeyed(dataset) -> None:
+def test_a_manifest_that_is_given_is_obeyed_and_one_in_the_dataset_must_name_labels(
+    dataset,
+) -> None:
     dataset.add("a", label=None)
     (image,) = dataset.root.rglob("*.nii*")
     (dataset.root / "manifest.csv").write_text(f"case_id,image\na,{image}\n")
     (dataset.root / "masks").mkdir()
     (dataset.root / "masks" / image.name).write_bytes(image.read_bytes())
-    plan = make_plan(RunConfig(input_dir=dataset.root, output_dir=dataset.root.parent / "out"))
-    assert not plan.problems
+    output = dataset.root.parent / "out"
+    assert not make_plan(
+        RunConfig(input_dir=dataset.root / "manifest.csv", output_dir=output)
+    ).problems
+    (problem,) = make_plan(RunConfig(input_dir=dataset.root, output_dir=output)).problems
+    assert "no case has a label, which would leave out 1 file named like labels: masks/" in problem
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_what_is_left_out_has_a_reason(tmp_path) -> None:
         "imagesTr/a_0000.nii": "file_ending in dataset.json is .nii.gz",
         "imagesTs/t_0000.nii.gz": for_testing,
         "labelsTs/t.nii.gz": for_testing,
-        "imagesVa/v.nii.gz": "in imagesVa left out, no _0000 in the name",
+        "imagesVa/v.nii.gz": "no _0000 in the name",
     }
 
 
@@ -160,7 +160,7 @@ def test_pairs_of_version_1_that_are_not_there_or_not_listed_are_noted(tmp_path)
     files = "imagesTr/a_0000 imagesTr/c_0000 labelsTr/a labelsTr/c"
     dataset = find(tmp_path, files, content)
     assert dataset.notes == [
-        "1 image not in dataset.json, left out: imagesTr/c_0000.nii.gz",
+        "1 image left out, not in dataset.json: imagesTr/c_0000.nii.gz",
         "1 case in dataset.json without an image: b",
-        "1 label not in dataset.json, left out: labelsTr/c.nii.gz",
+        "1 label left out, not in dataset.json: labelsTr/c.nii.gz",
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import Case, Mask, stem_of
+from dask_slicer.inputs.case import Case, Mask, name_of, stem_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
@@ -151,6 +151,8 @@ class Layout(Protocol):
         ...
 
 
+# One way out where the roles of files are not clear.
+NAME_THEM = "name images and labels with --images GLOB --labels GLOB, or in a manifest"
 # Why a volume for testing is left out.
 FOR_TESTING = "for testing; --include_test uses it"
 
@@ -165,7 +167,7 @@ def by_stem(paths: Iterable[str], result: LayoutMatch) -> dict[str, str]:
     path_of: dict[str, str] = {}
     twice = []
     for path in paths:
-        other = path_of.setdefault(stem_of(path.rpartition("/")[2]), path)
+        other = path_of.setdefault(stem_of(name_of(path)), path)
         if other is not path:
             folder = other[: other.rfind("/") + 1]
             twice.append(f"{other} and {path.removeprefix(folder)}")

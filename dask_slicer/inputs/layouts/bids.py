@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from dask_slicer.inputs.case import name_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.layouts.bids_names import BidsFile, bids_file, fits, is_in_space_of
 from dask_slicer.inputs.role_words import plain
@@ -260,7 +261,7 @@ def _label_names(tree: FileTree) -> dict[int, str]:
     tables = [
         path
         for path in tree.paths
-        if path.endswith("dseg.tsv") and not path.rpartition("/")[2].startswith("sub-")
+        if path.endswith("dseg.tsv") and not name_of(path).startswith("sub-")
     ]
     rows = _read_table(tree, tables[0]) if len(tables) == 1 else []
     return {
@@ -272,7 +273,7 @@ def _label_names(tree: FileTree) -> dict[int, str]:
 
 def _participant_notes(tree: FileTree, subjects: set[str]) -> list[str]:
     """Return notes on subjects that participants.tsv lacks, and on those without an image."""
-    tables = [path for path in tree.paths if path.rpartition("/")[2] == "participants.tsv"]
+    tables = [path for path in tree.paths if name_of(path) == "participants.tsv"]
     rows = _read_table(tree, tables[0]) if len(tables) == 1 else []
     listed = {row["participant_id"] for row in rows if row.get("participant_id")}
     listed = {name if name.startswith("sub-") else f"sub-{name}" for name in listed}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.case import name_of, stem_of
 from dask_slicer.inputs.layouts.base import LayoutMatch
 from dask_slicer.inputs.role_words import (
     ONE_STRUCTURE,
@@ -68,7 +68,7 @@ def read_case_folder(
         if other is not path:
             result.problems.append(
                 f"case {case_id} has two files for one modality: "
-                f"{other.rpartition('/')[2]} and {path.rpartition('/')[2]}"
+                f"{name_of(other)} and {name_of(path)}"
             )
     named = CaseFolder()
     loose = []

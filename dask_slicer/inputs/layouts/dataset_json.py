@@ -86,7 +86,7 @@ def read_datalist(
     _set_names(name, content, result)
     _add_test(name, content, options, paths, result, tree)
     extra = result.unused(tree)
-    result.leave_out(extra, "volume", f"not in {name}, left out")
+    result.leave_out(extra, "volume", f"left out, not in {name}")
     return result
 
 

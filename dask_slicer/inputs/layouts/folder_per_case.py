@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from dask_slicer.inputs.case import Mask, stem_of
+from dask_slicer.inputs.case import Mask, name_of, stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, unknown_name
 from dask_slicer.inputs.layouts.case_folder import UNNAMED, CaseFolder, own_images, read_case_folder
 from dask_slicer.inputs.pairing import choose_name
@@ -96,7 +96,11 @@ def _is_one_case(options: InputOptions, case_id: str, paths: list[str]) -> bool:
     if options.layout or (chosen and chosen <= {*named.images, *named.labels}):
         return True
     is_flat = all(path.count("/") == 1 for path in paths)
-    if len(paths) == 1 or not is_flat or all(_stem(p).startswith(case_id) for p in paths):
+    if (
+        len(paths) == 1
+        or not is_flat
+        or all(stem_of(name_of(p)).startswith(case_id) for p in paths)
+    ):
         return True
     labels = {without(name, label_words(words_of(name))) for name in named.labels}
     images = {without(name, image_words(name)) for name in named.images}
@@ -111,9 +115,9 @@ def _pairs_as_cases(tree: FileTree, named: Mapping[str, CaseFolder], result: Lay
         for folder, names in named.items()
         for label, image in own_images(names).items()
     ]
-    stems = Counter(plain(_stem(image)) for _, image, _ in pairs)
+    stems = Counter(plain(stem_of(name_of(image))) for _, image, _ in pairs)
     for folder, image, label in pairs:
-        stem = _stem(image).strip()
+        stem = stem_of(name_of(image)).strip()
         case_id = stem if stems[plain(stem)] == 1 else f"{folder}_{stem}"
         result.add_case(case_id, [tree.absolute(image)], tree.absolute(label), group=folder)
     used = {path for _, *paths in pairs for path in paths}
@@ -125,8 +129,8 @@ def _pairs_as_cases(tree: FileTree, named: Mapping[str, CaseFolder], result: Lay
     result.leave_out([path for path in labels if path not in used], "label", "without an image")
     result.reason = (
         f"{plural(len(named), 'folder')} with several labels, each with an image of its own, "
-        f"such as {_stem(pairs[0][1])} and {_stem(pairs[0][2])}: each image is a case, each folder "
-        "a group"
+        f"such as {' and '.join(stem_of(name_of(path)) for path in pairs[0][1:])}: each image is a "
+        "case, each folder a group"
     )
 
 
@@ -213,9 +217,10 @@ def _add_cases(
 ) -> None:
     """Add a case for each folder."""
     modalities = _modalities(named, options, result)
+    usual = {name: (other, path) for other in named for name, path in named[other].images.items()}
     for case_id, names in named.items():
         images = [
-            names.images.get(name) or _expected(name, case_id, named)
+            names.images.get(name) or _expected(case_id, *usual[name])
             for name in modalities or names.images
         ]
         label = next(iter(names.labels.values()), None)
@@ -235,10 +240,16 @@ def _add_cases(
         result.reason += ", and masks of one structure each"
 
 
-def _expected(name: str, case_id: str, named: Mapping[str, CaseFolder]) -> str:
-    """Return the path that an image would have in a case, as it is in another case."""
-    other, path = next((key, f.images[name]) for key, f in named.items() if name in f.images)
-    return path.replace(other, case_id)
+def _expected(case_id: str, other: str, path: str) -> str:
+    """Return the path of an image that a case lacks, as it is in another case.
+
+    >>> _expected("B-2", "B-1", "B-1/B-1-t1c.nii"), _expected("2", "1", "1/pre/T1.nii")
+    ('B-2/B-2-t1c.nii', '2/pre/T1.nii')
+    """
+    folder, _, name = path.removeprefix(f"{other}/").rpartition("/")
+    if re.match(rf"{re.escape(other)}[_\-. ]", name, re.IGNORECASE):
+        name = case_id + name[len(other) :]
+    return "/".join(filter(None, (case_id, folder, name)))
 
 
 def _modalities(
@@ -256,7 +267,7 @@ def _modalities(
         for name, path in names.images.items()
         if modalities and name not in modalities
     ]
-    result.leave_out(strays, "stray file", "left out")
+    result.leave_out(strays, "file", "left out, most cases have none of this name")
     places = Counter(name.rpartition("/")[0] for name in reversed(modalities))
     if not counts:
         labels = [path for names in named.values() for path in names.labels.values()]
@@ -294,12 +305,8 @@ def _may_be_patients(modalities: list[str], named: Mapping[str, CaseFolder]) -> 
         len(modalities) > 1
         and any(re.search(r"(?<![^\W_])[^\W\d_]*\d+(?![^\W_])", rest) for rest in rests)
         and not all(
-            plain(_stem(path)).startswith(plain(case_id))
+            plain(stem_of(name_of(path))).startswith(plain(case_id))
             for case_id, names in named.items()
             for path in names.images.values()
         )
     )
-
-
-def _stem(path: str) -> str:
-    return stem_of(path.rpartition("/")[2])

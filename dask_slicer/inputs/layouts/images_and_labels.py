@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.case import name_of, stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, by_stem, unknown_name
 from dask_slicer.inputs.pairing import choose_name, pair
 from dask_slicer.inputs.role_words import (
@@ -54,7 +54,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         labels = _chosen_label(labels, options.label_name, tree, result)
     _refuse_other_folders(images, labels, sorted({*used} - {*images, *labels}), result)
     shown = ", ".join(f"{folder}/" for folder in images)
-    _add_cases(images, labels, tree, result)
+    _add_cases(images, labels[:1], tree, result)  # several are refused
     n_labels = sum(len(tree.within(folder)) for folder in labels)
     result.reason = f"{shown} has {plural(len(result.cases), 'volume')}" + (
         f", {', '.join(f'{folder}/' for folder in labels)} has {n_labels}, paired {result.reason}"
@@ -79,7 +79,7 @@ def _image_folders(folders: Sequence[str], labels: Sequence[str], tree: FileTree
     doubtful = [
         path for folder in images if not says_only_its_role(folder) for path in tree.within(folder)
     ]
-    stems = (stem_of(path.rpartition("/")[2]) for path in doubtful)
+    stems = (stem_of(name_of(path)) for path in doubtful)
     return [] if any(label_words(words_of(stem)) for stem in stems) else images
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
+from dask_slicer.inputs.role_words import plain
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
@@ -35,16 +35,16 @@ class ListedPaths:
         """
         from dask_slicer.inputs.readers.base import split_volume
 
-        plain, volume = split_volume(text) if text.endswith("]") else (text, None)
-        path = os.path.normpath(os.path.join(self._folder, plain))
+        relative, volume = split_volume(text) if text.endswith("]") else (text, None)
+        path = os.path.normpath(os.path.join(self._folder, relative))
         spelled = self._spelled(path)
-        if spelled is None and os.sep == "/" and ("\\" in plain or _DRIVE.match(plain)):
-            if _DRIVE.match(plain):
+        if spelled is None and os.sep == "/" and ("\\" in relative or _DRIVE.match(relative)):
+            if _DRIVE.match(relative):
                 raise DatasetError(
                     f"{text} in {self._source} is on a drive of Windows, which this system does "
                     "not have; write paths relative to the file that lists them"
                 )
-            path = os.path.normpath(os.path.join(self._folder, plain.replace("\\", "/")))
+            path = os.path.normpath(os.path.join(self._folder, relative.replace("\\", "/")))
             spelled = self._spelled(path)
         return (spelled or path) + ("" if volume is None else f"[{volume}]")
 
@@ -53,7 +53,7 @@ class ListedPaths:
         parent, name = os.path.split(path)
         if not name or name in self._names_in(parent) or exists(path):
             return path
-        names = self._alike_in(parent)[_alike(name)]
+        names = self._alike_in(parent)[plain(name)]
         if len(names) == 1:
             return os.path.join(parent, names[0])
         folder = None if names or exists(parent) else self._spelled(parent)
@@ -72,14 +72,10 @@ class ListedPaths:
         if folder not in self._alike:
             self._alike[folder] = defaultdict(list)
             for name in self._names_in(folder):
-                self._alike[folder][_alike(name)].append(name)
+                self._alike[folder][plain(name)].append(name)
         return self._alike[folder]
 
 
 def exists(path: str) -> bool:
     """Return whether there is a file or a folder, also for texts that cannot be a path."""
     return os.path.exists(path)  # noqa: PTH110  # Path.exists raises if a name is too long
-
-
-def _alike(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold().strip()

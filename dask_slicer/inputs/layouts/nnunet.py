@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import is_volume_name, split_channel, stem_of
+from dask_slicer.inputs.case import is_volume_name, name_of, split_channel, stem_of
 from dask_slicer.inputs.layouts.base import (
     FOR_TESTING,
     InputOptions,
@@ -66,12 +66,6 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         return result
     label_of = {case_id: label for case_id, (_, label) in listed.items() if label}
     label_of = label_of or _by_case(labels_tr, channels, tree, result)
-    if len(channels) == 1 and n_channels > _USUAL_CHANNELS and not (n_declared or label_of):
-        result.problems.append(
-            f"imagesTr holds {n_channels} files of one name with a number, and no label: are they "
-            "the channels of a case (say so by channel_names in dataset.json), or a case each "
-            "(--images 'imagesTr/*')?"
-        )
     # As AMOS calls its images for validation.
     split = "train" if tree.within("imagesVa") and options.splits is None else None
     add_cases = partial(_add_cases, n_channels, ending or ".nii.gz", tree, result)
@@ -83,6 +77,8 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         labels = _with_ending(tree.within(f"labels{part}"), ending, result)
         label_of = _by_case(labels, channels, tree, result)
         add_cases(folder, channels, label_of, split=part_split)
+    if n_channels > n_declared and options.layout is None:
+        _doubt_one_case(result)
     _leave_out_rest(tree, labels_tr, options, result, is_listed=bool(listed))
     _set_names(description, n_channels, result)
     return result
@@ -102,7 +98,7 @@ def _leave_out_rest(
         result.notes.append(held_out_note(len(held_out)))
     if is_listed:
         unlisted = set(labels).intersection(result.unused(tree))
-        result.leave_out(sorted(unlisted), "label", "not in dataset.json, left out")
+        result.leave_out(sorted(unlisted), "label", "left out, not in dataset.json")
 
 
 def _set_names(description: Mapping[str, Any], n_channels: int, result: LayoutMatch) -> None:
@@ -174,22 +170,32 @@ def _explain_miss(
 
 def _refuse_named_modalities(images: list[str], labels: list[str]) -> None:
     """Raise DatasetError if each label has several images whose names begin with its own."""
-    stems = [stem_of(_name(path)) for path in images]
+    stems = [stem_of(name_of(path)) for path in images]
     endings: Counter[str] = Counter()
     n_labels = 0
-    for label in (stem_of(_name(path)) for path in labels):
+    for label in (stem_of(name_of(path)) for path in labels):
         own = [stem[len(label) :] for stem in stems if stem.startswith((f"{label}_", f"{label}-"))]
         n_labels += len(own) > 1
         endings.update(own)
     usual = sorted(ending for ending, count in endings.items() if 2 * count >= n_labels)
     if n_labels and len(usual) > 1:
-        suffix = _name(images[0])[len(stems[0]) :]
+        suffix = name_of(images[0])[len(stems[0]) :]
         patterns = " ".join(f"--images 'imagesTr/*{ending}{suffix}'" for ending in usual)
-        label_suffix = _name(labels[0])[len(stem_of(_name(labels[0]))) :]
+        label_suffix = name_of(labels[0])[len(stem_of(name_of(labels[0]))) :]
         raise DatasetError(
             f"imagesTr holds several images for a label, such as {first_few(images)}, and their "
             f"names do not number the modalities (_0000); name them: {patterns} "
             f"--labels 'labelsTr/*{label_suffix}'"
+        )
+
+
+def _doubt_one_case(result: LayoutMatch) -> None:
+    """Note a single case without a label, whose channels may be patients; many are a problem."""
+    case, *others = result.cases
+    if len(case.images) > 1 and not (others or case.has_label):
+        (result.problems if len(case.images) > _USUAL_CHANNELS else result.notes).append(
+            f"{first_few([Path(path).name for path in case.images])}: channels of one case "
+            "(--layout nnunet), or a case each (--images 'imagesTr/*')?"
         )
 
 
@@ -199,7 +205,7 @@ def _keep_listed(
     """Take out cases that dataset.json does not list, and note those that it lists in vain."""
     unlisted = sorted(channels.keys() - listed.keys())
     paths = [path for case_id in unlisted for path in channels.pop(case_id).values()]
-    result.leave_out(paths, "image", "not in dataset.json, left out")
+    result.leave_out(paths, "image", "left out, not in dataset.json")
     if missing := sorted(listed.keys() - channels.keys()):
         result.notes.append(
             f"{plural(len(missing), 'case')} in dataset.json without an image: {first_few(missing)}"
@@ -232,9 +238,9 @@ def _first_channel_id(stem: str) -> str | None:
 
 def _is_paired(images: list[str], labels: list[str], n_declared: int, result: LayoutMatch) -> bool:
     """Return whether images have labels of their own full names; a problem if only some do."""
-    label_stems = {stem_of(_name(path)) for path in labels}
-    unlike = [_name(path) for path in images if stem_of(_name(path)) not in label_stems]
-    parts = [split_channel(_name(path)) for path in images]
+    label_stems = {stem_of(name_of(path)) for path in labels}
+    unlike = [name_of(path) for path in images if stem_of(name_of(path)) not in label_stems]
+    parts = [split_channel(name_of(path)) for path in images]
     ids = Counter(part[0] for part in parts if part)
     by_channel = sorted(ids.keys() & label_stems)
     if len(images) - len(unlike) <= len(by_channel):
@@ -257,7 +263,7 @@ def _is_paired(images: list[str], labels: list[str], n_declared: int, result: La
     if why:
         result.problems.append(
             "images in imagesTr have labels of their own full names, as if the number at the end "
-            f"of a name were not a channel, but there are {why}; name the files in a manifest"
+            f"of a name were not a channel, but the dataset has {why}; name the files in a manifest"
         )
     return True
 
@@ -270,19 +276,19 @@ def _by_channel(images: list[str], result: LayoutMatch) -> dict[str, dict[int, s
     channels: defaultdict[str, dict[int, str]] = defaultdict(dict)
     unnumbered = []
     for path in images:
-        parts = split_channel(_name(path))
+        parts = split_channel(name_of(path))
         if parts is None:
             unnumbered.append(path)
             continue
         case_id, channel = parts
         if channel in channels[case_id]:
+            other = channels[case_id][channel]
             result.problems.append(
-                f"two files for one modality: {_name(channels[case_id][channel])} and {_name(path)}"
+                f"two files for one modality: {name_of(other)} and {name_of(path)}"
             )
         channels[case_id][channel] = path
     if unnumbered:
-        why = f"in {images[0].rpartition('/')[0]} left out, no _0000 in the name"
-        result.leave_out(unnumbered, "file", why)
+        result.leave_out(unnumbered, "file", "left out, no _0000 in the name")
     return dict(channels)
 
 
@@ -304,7 +310,3 @@ def _add_cases(
             for channel in range(n_channels)
         ]
         result.add_case(case_id, paths, label_of.get(case_id), split=split)
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]

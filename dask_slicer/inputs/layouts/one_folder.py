@@ -44,10 +44,12 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     labels = _labels(list(path_of))
     images = sorted(path_of.keys() - set(labels))
     if not images or not (labels or all(map(names_an_image, images))):
+        way_out = f"--images '{folder and f'{folder}/'}*' takes each as a case"
+        if not images:
+            way_out = "all are named like labels, so give --input_dir the folder of both"
         result.miss = (
             f"the names of {plural(len(path_of), 'file')} do not tell images from labels: "
-            f"{first_few(list(path_of))}; --images '{folder and f'{folder}/'}*' takes each as a "
-            "case"
+            f"{first_few(list(path_of))}; {way_out}"
         )
         return result
     image_of, modalities = _images(images, labels, path_of, result)
@@ -140,7 +142,7 @@ def _images(
         for by_modality in by_key.values()
         for name in sorted(by_modality.keys() - set(modalities))
     ]
-    result.leave_out(strays, "stray file", "left out")
+    result.leave_out(strays, "file", "left out, most cases have none of this name")
     return {key: by_modality for key, by_modality in by_key.items() if by_modality}, modalities
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.case import name_of, stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.pairing import words_of_all
 from dask_slicer.inputs.role_words import pieces_of, plain
@@ -82,7 +82,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         known = next(paths[key] for paths in image_keys if key in paths)
         label_path = label_of.get(key)
         result.add_case(
-            "_".join(spelled[key]).strip(" _-.") or stem_of(known.rpartition("/")[2]).strip(),
+            "_".join(spelled[key]).strip(" _-.") or stem_of(name_of(known)).strip(),
             [
                 tree.absolute(paths.get(key) or _filled(pattern.glob, key, texts[key]))
                 for pattern, paths in zip(images, image_keys, strict=True)
