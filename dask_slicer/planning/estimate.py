@@ -191,10 +191,11 @@ def plan_json(plan: RunPlan) -> str:
 def plan_needs(plan: RunPlan) -> dict[str, Any]:
     """Return disk and memory that a run needs, and the suggested number of workers."""
     sizes = [output_bytes(case, plan.config) for case in plan.runnable]
+    peak = plan.peak_bytes
     n_workers, reason = suggest_workers(
         n_cpus=system.cpu_count(),
         memory_bytes=system.memory_bytes(),
-        peak=plan.peak_bytes,
+        peak=peak,
         n_cases=len(plan.runnable),
         rotational=plan.config.has_output and system.is_rotational(plan.config.output_dir),
     )
@@ -205,7 +206,7 @@ def plan_needs(plan: RunPlan) -> dict[str, Any]:
         "disk_free_bytes": system.free_bytes(plan.config.output_dir)
         if plan.config.has_output
         else None,
-        "peak_bytes_per_worker": plan.peak_bytes,
+        "peak_bytes_per_worker": peak,
         "memory_bytes": system.memory_bytes(),
         "num_workers": n_workers,
         "num_workers_reason": reason,
