@@ -73,8 +73,16 @@ def plane_orientation(affine: NDArray[np.float64], plane: str) -> NDArray[np.flo
     stored = _io_orientation(affine)
     if not np.isfinite(stored).all():
         raise GeometryMismatch(SINGULAR)
+    return _plane_orientation_of(stored.tobytes(), plane)
+
+
+@lru_cache(maxsize=1024)
+def _plane_orientation_of(stored: bytes, plane: str) -> NDArray[np.float64]:
     target = nio.axcodes2ornt(_ANATOMICAL[plane])
-    return np.asarray(nio.ornt_transform(stored, target), dtype=np.float64)
+    orientation = nio.ornt_transform(np.frombuffer(stored).reshape(3, 2), target)
+    result = np.asarray(orientation, dtype=np.float64)
+    result.flags.writeable = False
+    return result
 
 
 def _matching_orientation(
@@ -117,7 +125,12 @@ def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
 
 def axis_codes(affine: NDArray[np.float64]) -> str:
     """Return the directions of the array axes, such as 'RAS'."""
-    return "".join(nio.ornt2axcodes(_io_orientation(affine)))
+    return _axis_codes_of(_io_orientation(affine).tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _axis_codes_of(orientation: bytes) -> str:
+    return "".join(nio.ornt2axcodes(np.frombuffer(orientation).reshape(3, 2)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -61,6 +61,7 @@ class HeaderCache:
 
     def __init__(self, input_dir: Path, root: Path, *, plane: str) -> None:
         self._root = os.path.abspath(root)
+        self._prefix = os.path.join(self._root, "")
         self._started = time.time_ns()
         self._stamps: dict[str, _Stamp] = {}
         self._file = _cache_file(input_dir)
@@ -129,6 +130,8 @@ class HeaderCache:
             others = (os.path.join(self._root, stamp[0]) for stamp in entry[0][1:])
             return _header_of(entry[1], path, others)
         header = read(path, **keywords)
+        if self._file is None:
+            return header
         more = self._stamps_before(_data_files(header))
         if stamps is not None and more is not None:
             self._store(self._headers, key, stamps + more, _content_of(header))
@@ -151,9 +154,8 @@ class HeaderCache:
 
     def relative(self, path: str) -> str:
         """Return a path relative to the dataset, with forward slashes."""
-        prefix = os.path.join(self._root, "")
-        if path.startswith(prefix) and os.path.normpath(path) == path:  # as nearly always
-            return path[len(prefix) :].replace(os.sep, "/")
+        if path.startswith(self._prefix) and os.path.normpath(path) == path:  # as nearly always
+            return path[len(self._prefix) :].replace(os.sep, "/")
         return PurePath(os.path.relpath(path, self._root)).as_posix()
 
     def _recall(
