@@ -78,7 +78,7 @@ def _orient(
     check_affine(affine)
     notes = [] if mm == 1 else [f"the header is in units of {unit}, and is converted to mm"]
     other = None
-    if has_sform and has_qform and not _is_qform(header, header.get_sform() * mm, mm=mm):
+    if has_sform and has_qform and not _is_qform(header):
         other, mm_apart = _other_form(header, affine, scale=scale, takes_qform=uses_sform)
     if other is not None:
         used, unused = ("sform", "qform") if uses_sform else ("qform", "sform")
@@ -133,13 +133,13 @@ def _qform(header: nib.Nifti1Header) -> NDArray[np.float64]:
         raise GeometryMismatch(f"the qform is damaged ({error}); repair the header") from None
 
 
-def _is_qform(header: nib.Nifti1Header, sform: NDArray[np.float64], *, mm: float) -> bool:
+def _is_qform(header: nib.Nifti1Header) -> bool:
     """Return whether the sform is surely the qform, but for rounding: a quick look, in floats.
 
     Surely: the corners of the grid lie apart by less than half of `_SAME_PLACE`, in voxels.
     """
     b, c, d = (header[f"quatern_{axis}"].item() for axis in "bcd")
-    qfac, *zooms = (header["pixdim"][:4] * mm).tolist()
+    qfac, *zooms = header["pixdim"][:4].tolist()
     rest = 1.0 - (b * b + c * c + d * d)
     if abs(rest) < abs(float(cast(float, header.quaternion_threshold))):
         rest = 0.0  # as in nibabel
@@ -153,13 +153,14 @@ def _is_qform(header: nib.Nifti1Header, sform: NDArray[np.float64], *, mm: float
     )
     steps = (zooms[0], zooms[1], zooms[2] * (-1.0 if qfac < 0 else 1.0))
     far = [max(n - 1, 1) for n in header.get_data_shape()[:3]]
-    mm_apart = 0.0
-    for row, axis, of_sform in zip(rotation, "xyz", sform.tolist(), strict=False):
-        apart = abs(of_sform[3] - header[f"qoffset_{axis}"].item() * mm)
-        for r, step, number, n in zip(row, steps, of_sform, far, strict=False):
+    squared = 0.0
+    for row, axis in zip(rotation, "xyz", strict=True):
+        *of_sform, offset = header[f"srow_{axis}"].tolist()
+        apart = abs(offset - header[f"qoffset_{axis}"].item())
+        for r, step, number, n in zip(row, steps, of_sform, far, strict=True):
             apart += abs(number - r * step) * n
-        mm_apart += apart * apart
-    return bool(sqrt(mm_apart) <= 0.5 * _SAME_PLACE * min(map(abs, zooms)))
+        squared += apart * apart
+    return bool(sqrt(squared) <= 0.5 * _SAME_PLACE * min(map(abs, zooms)))
 
 
 def _other_form(
