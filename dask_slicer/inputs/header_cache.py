@@ -32,7 +32,7 @@ from dask_slicer.utils.threads import map_files
 CACHE_DIR, OFF = "DASK_SLICER_CACHE_DIR", "none"
 
 # A file that changes twice within this time may keep its mtime: FAT counts in steps of 2 s.
-_RACY_NS = 2_000_000_000
+RACY_NS = 2_000_000_000
 _MOST_DAYS, _MOST_BYTES = 90, 500_000_000  # of all datasets
 # Of a dataset, and of one that is being written.
 _FILE_NAME = re.compile(r"[0-9a-f]{32}\.json|\.[0-9a-f]{32}\..*")
@@ -64,8 +64,8 @@ class HeaderCache:
         self._prefix = os.path.join(self._root, "")
         self._started = time.time_ns()
         self._stamps: dict[str, _Stamp] = {}
-        self._file = _cache_file(input_dir)
-        self._tables = {name: _Table(text) for name, text in _read_tables(self._file)}
+        self._file = cache_file(input_dir)
+        self._tables = {name: _Table(text) for name, text in read_tables(self._file)}
         self._headers = self._tables.setdefault("headers", _Table())
         self._facts = self._tables.setdefault(plane, _Table())
 
@@ -106,6 +106,14 @@ class HeaderCache:
             files, facts = entry
         return [(path, size, mtime) for path, size, mtime, _ in files], facts
 
+    @property
+    def seen(self) -> dict[str, tuple[int, int, int]]:
+        """Return size, mtime and ctime of the files of the plan, as they were before it."""
+        return {
+            split_volume(path)[0]: (size, mtime, ctime)
+            for path, (_, size, mtime, ctime) in self._stamps.items()
+        }
+
     def save(self) -> None:
         """Keep what was read for the next plan."""
         if self._file is None or not (self._headers.new or self._facts.new):
@@ -117,7 +125,7 @@ class HeaderCache:
                 name: table.text(current if table in in_use else None)
                 for name, table in self._tables.items()
             }
-            _write_tables(self._file, texts)
+            write_tables(self._file, texts)
             _remove_old(self._file.parent)
         except Exception as error:  # any error: a plan needs no cache
             _LOG.debug("Headers are not cached: %s", error)
@@ -175,7 +183,7 @@ class HeaderCache:
 
     def _store(self, table: _Table, key: str, files: list[_Stamp], value: Any) -> None:
         """Add an entry, unless a file changed just now or JSON does not hold the value."""
-        if self._file is None or any(max(stamp[2:]) > self._started - _RACY_NS for stamp in files):
+        if self._file is None or any(max(stamp[2:]) > self._started - RACY_NS for stamp in files):
             return
         try:
             text = json.dumps([files, value])
@@ -266,8 +274,8 @@ def _data_files(header: VolumeHeader) -> tuple[str, ...]:
     return tuple(path for path in header.data_files if path != own)
 
 
-def _cache_file(input_dir: Path) -> Path | None:
-    """Return the file for a dataset, None if nothing is cached."""
+def cache_file(input_dir: Path, kind: str = "headers") -> Path | None:
+    """Return the file for the headers or the plan of a dataset, None if nothing is cached."""
     folder = os.environ.get(CACHE_DIR, "")
     if not folder:
         from platformdirs import user_cache_dir
@@ -276,7 +284,8 @@ def _cache_file(input_dir: Path) -> Path | None:
     # A home folder that is not known is left as "~".
     if folder == OFF or folder.startswith("~"):
         return None
-    name = hashlib.sha256(os.fsencode(os.path.abspath(input_dir))).hexdigest()[:32]
+    text = f"{kind} {os.path.abspath(input_dir)}"
+    name = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
     return Path(folder, "headers", f"{name}.json")
 
 
@@ -286,13 +295,15 @@ def _program() -> str:
 
     digest = hashlib.sha256(f"{nib.__version__} {np.__version__}".encode())
     package = Path(__file__).parents[1]
-    for folder in ("core", "inputs", "planning"):
+    for folder in ("config", "core", "inputs", "planning", "utils"):
         for path in sorted((package / folder).rglob("*.py")):
             digest.update(path.read_bytes())
+    for path in sorted(package.glob("*.py")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _read_tables(file: Path | None) -> list[tuple[str, str]]:
+def read_tables(file: Path | None) -> list[tuple[str, str]]:
     """Return names and JSON texts of the tables in a file, nothing if it cannot be used."""
     if file is None:
         return []
@@ -313,7 +324,8 @@ def _read_tables(file: Path | None) -> list[tuple[str, str]]:
         return []
 
 
-def _write_tables(file: Path, tables: Mapping[str, str]) -> None:
+def write_tables(file: Path, tables: Mapping[str, str]) -> None:
+    """Replace a file of the cache; tables are JSON texts of one line, by name."""
     rest = "\n".join(tables.values()).encode()
     about = {"program": _program(), "crc32": zlib.crc32(rest), "tables": list(tables)}
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ from dask_slicer.planning.headers import (
     with_headers,
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
+from dask_slicer.planning.plan_cache import PlanCache
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
@@ -60,7 +61,29 @@ def make_plan(
     their cases; it reads the whole journal, so it is called only if some left the dataset.
     `structures` are the label values of structures that earlier runs merged.
     """
-    assigned = assigned or {}
+    needs_groups = False
+
+    def groups_of_assigned() -> Mapping[str, str]:
+        nonlocal needs_groups
+        needs_groups = True
+        return assigned_groups()
+
+    plans = PlanCache(config, assigned or {}, structures)
+    if (plan := plans.recall()) is not None:
+        return plan
+    plan, files = _make_plan(config, assigned or {}, groups_of_assigned, structures)
+    if not needs_groups:  # which are in another file
+        plans.keep(plan, files)
+    return plan
+
+
+def _make_plan(
+    config: RunConfig,
+    assigned: Mapping[str, str],
+    assigned_groups: Callable[[], Mapping[str, str]],
+    structures: Mapping[str, int] | None,
+) -> tuple[RunPlan, dict[str, tuple[int, int, int]]]:
+    """Return the plan, and its files with size, mtime and ctime before they were read."""
     root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
     dataset = _find_cases(config)
     numbers = number_structures(
@@ -107,7 +130,7 @@ def make_plan(
     if not label_names:
         label_names, disagreement = names_in_headers(plans)
         notes += [disagreement] if disagreement else []
-    return RunPlan(
+    plan = RunPlan(
         config=config,
         layout=dataset.layout,
         reason=dataset.reason,
@@ -120,6 +143,7 @@ def make_plan(
         label_names=label_names | {value: name for name, value in numbers.items()},
         structures=numbers,
     )
+    return plan, cache.seen
 
 
 def _check_modalities(config: RunConfig, n_modalities: int) -> None:

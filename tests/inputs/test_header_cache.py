@@ -38,7 +38,9 @@ IMAGE = np.arange(8 * 9 * 10, dtype=np.int16).reshape(8, 9, 10)
 def cache_dir(monkeypatch, tmp_path) -> Path:
     """Return the folder of an empty cache, in which files of this moment count as settled."""
     monkeypatch.setenv(CACHE_DIR, str(tmp_path / "cache"))
-    monkeypatch.setattr(header_cache, "_RACY_NS", -(10**12))
+    monkeypatch.setattr(header_cache, "RACY_NS", -(10**12))
+    # Plans as a whole are cached too, in tests/planning/test_plan_cache.py.
+    monkeypatch.setattr(planner.PlanCache, "recall", lambda _: None)
     return tmp_path / "cache" / "headers"
 
 
@@ -198,7 +200,7 @@ def test_files_that_come_go_and_come_again_are_planned_as_they_are(plan, uncache
 
 
 def test_a_file_that_changed_just_now_is_not_cached(plan, cache_dir, monkeypatch) -> None:
-    monkeypatch.setattr(header_cache, "_RACY_NS", 2_000_000_000)
+    monkeypatch.setattr(header_cache, "RACY_NS", 2_000_000_000)
     assert (plan().n_read, plan().n_read) == (6, 6)
     assert not cache_dir.exists()
 
@@ -343,7 +345,7 @@ def test_a_folder_that_cannot_be_written_has_no_effect(
     if folder != "\0":
         monkeypatch.setenv(CACHE_DIR, str(tmp_path / folder))
     else:  # an environment cannot hold it, but a home folder may be odd
-        monkeypatch.setattr(header_cache, "_cache_file", lambda _: Path("\0"))
+        monkeypatch.setattr(header_cache, "cache_file", lambda *_: Path("\0"))
     assert (plan().n_read, plan().n_read) == (6, 6)
     assert plan() == uncached()
 
@@ -377,13 +379,13 @@ def test_without_a_cache_nothing_is_written(plan, monkeypatch, tmp_path) -> None
 def test_without_a_home_nothing_is_cached(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv(CACHE_DIR)
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: "~/.cache/dask_slicer")
-    assert header_cache._cache_file(tmp_path) is None
+    assert header_cache.cache_file(tmp_path) is None
 
 
 def test_by_default_it_is_in_the_cache_folder_of_the_user(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv(CACHE_DIR)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    file = header_cache._cache_file(tmp_path)
+    file = header_cache.cache_file(tmp_path)
     assert file.name.endswith(".json")
     if sys.platform == "linux":
         assert file.parent == tmp_path / "caches" / "dask_slicer" / "headers"
