@@ -142,7 +142,7 @@ class HeaderCache:
             return header
         more = self._stamps_before(_data_files(header))
         if stamps is not None and more is not None:
-            self._store(self._headers, key, stamps + more, _content_of(header))
+            self._store(self._headers, key, stamps + more, _content_of(header), is_plain=True)
         return header
 
     def _stamps_before(self, paths: Iterable[str]) -> list[_Stamp] | None:
@@ -181,7 +181,9 @@ class HeaderCache:
             return None
         return files, _with_tuples(value)
 
-    def _store(self, table: _Table, key: str, files: list[_Stamp], value: Any) -> None:
+    def _store(
+        self, table: _Table, key: str, files: list[_Stamp], value: Any, *, is_plain: bool = False
+    ) -> None:
         """Add an entry, unless a file changed just now or JSON does not hold the value."""
         if self._file is None or any(max(stamp[2:]) > self._started - RACY_NS for stamp in files):
             return
@@ -190,7 +192,7 @@ class HeaderCache:
         except TypeError as error:
             _LOG.debug("%s is not cached: %s", key, error)
         else:
-            if _with_tuples(json.loads(text)[1]) == value:
+            if is_plain or _with_tuples(json.loads(text)[1]) == value:
                 table.new[key] = text
 
 

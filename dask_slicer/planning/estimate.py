@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
@@ -134,8 +134,8 @@ def _few_or_one(unusual: list[str], n_cases: int, instead: str) -> list[str]:
     return unusual if len(unusual) <= max(n_cases // 4, 1) else [instead]
 
 
-def plan_lines(plan: RunPlan) -> list[str]:
-    """Return a summary of a plan, as lines of text."""
+def plan_lines(plan: RunPlan, needs: Mapping[str, Any] | None = None) -> list[str]:
+    """Return a summary of a plan, as lines of text; `needs` are its `plan_needs`, if known."""
     lines = [f"Input: {plan.config.input_dir}", f"Layout: {plan.layout} ({plan.reason})"]
     counts = Counter(case.split for case in plan.cases)
     splits = ", ".join(f"{counts[split]} {split}" for split in plan.splits)
@@ -148,7 +148,7 @@ def plan_lines(plan: RunPlan) -> list[str]:
         names = (f"{value} {name}" for name, value in plan.structures.items())
         lines.append(f"Structures: {first_few(list(names), most=20)}")
     if plan.runnable:
-        needs = plan_needs(plan)
+        needs = needs or plan_needs(plan)
         likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]
         lines.append(
             f"Slices: {plan.n_slices} {plan.config.plane}, "

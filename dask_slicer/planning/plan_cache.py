@@ -7,12 +7,14 @@ the cache is logged, and has no other effect.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -71,7 +73,8 @@ class PlanCache:
             others = [tuple(stamp) for stamp in state.get("others", ())]
             if state.get("key") != self._key or _stamps(s[0] for s in others) != others:
                 return None
-            return _unpacked(json.loads(tables["plan"]), self._config)
+            with _no_collection():
+                return _unpacked(json.loads(tables["plan"]), self._config)
         except Exception as error:  # any error: a plan needs no cache
             _LOG.debug("The cached plan cannot be used: %s", error)
             return None
@@ -109,6 +112,18 @@ class PlanCache:
         lines = [f"{path}\0{size} {mtime} {ctime}" for path, size, mtime, ctime in self._stamps]
         text = "\n".join([config.model_dump_json(), self._earlier, *lines])
         self._key = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Look for no garbage while many objects are made that all stay: it takes as long again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _stamps(paths: Iterable[str], *, folder: str = "") -> list[_Stamp]:
