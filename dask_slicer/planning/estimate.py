@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -40,7 +41,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     n_modalities = len(case.case.images)
     pixels = height * width
     dtypes = case.dtypes if settings.dtype == "source" else [settings.dtype]
-    label = pixels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
+    label = pixels * _itemsize(settings.label_dtype) if case.has_label else 0
     # Of a slice on disk: the planes of its window, or its own; and what is not voxels.
     if settings.format == "npz":
         n_planes = n_modalities * (2 * settings.window_size + 1)
@@ -58,7 +59,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
         overhead = _ZARR_OVERHEAD // max(n_slices, 1) + 1
         stored_raw = settings.compression == "none"
         over_gzip = _SHUFFLED_OVER_GZIP.get(settings.dtype, _FLOAT_OVER_GZIP)
-    stored = n_slices * (n_planes * pixels * np.result_type(*dtypes).itemsize + label + overhead)
+    stored = n_slices * (n_planes * pixels * _itemsize(*dtypes) + label + overhead)
     if stored_raw:
         return stored, stored
     most = int(stored * _DEFLATE_EXPANSION)
@@ -68,6 +69,12 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     per_plane = case.voxel_bytes / max(n_slices, 1) / n_modalities / ratio * over_gzip
     likely = n_slices * (per_plane * n_planes + min(overhead, _NPZ_OVERHEAD_DEFLATED))
     return most, min(int(likely), most)
+
+
+@lru_cache
+def _itemsize(*dtypes: str) -> int:
+    """Return the bytes of a number of a dtype that holds those of some dtypes."""
+    return np.result_type(*dtypes).itemsize
 
 
 def output_files(case: CasePlan, settings: SliceSettings) -> int:

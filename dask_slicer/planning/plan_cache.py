@@ -66,15 +66,18 @@ class PlanCache:
         """Return the plan, None if it must be made."""
         if self._file is None:
             return None
+        with _no_collection():
+            return self._recall(self._file)
+
+    def _recall(self, file: Path) -> RunPlan | None:
         try:
             self._look()
-            tables = dict(header_cache.read_tables(self._file))
+            tables = dict(header_cache.read_tables(file))
             state = json.loads(tables.get("state", "{}"))
             others = [tuple(stamp) for stamp in state.get("others", ())]
             if state.get("key") != self._key or _stamps(s[0] for s in others) != others:
                 return None
-            with _no_collection():
-                return _unpacked(json.loads(tables["plan"]), self._config)
+            return _unpacked(json.loads(tables["plan"]), self._config)
         except Exception as error:  # any error: a plan needs no cache
             _LOG.debug("The cached plan cannot be used: %s", error)
             return None
