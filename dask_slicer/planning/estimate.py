@@ -115,8 +115,9 @@ def outliers(cases: Iterable[CasePlan]) -> list[str]:
     ):
         axes = list(zip(*triples, strict=True))
         medians = [median(lengths) for lengths in axes]
+        middle = format_shape(medians)
         unusual = [
-            f"{case.case_id}: {name} {format_shape(triple)}, median {format_shape(medians)}"
+            f"{case.case_id}: {name} {format_shape(triple)}, median {middle}"
             for case, triple in zip(sound, triples, strict=True)
             if any(not m / 2 <= value <= m * 2 for value, m in zip(triple, medians, strict=True))
         ]
