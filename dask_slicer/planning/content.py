@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,30 +11,34 @@ import numpy as np
 
 from dask_slicer.core.labels import looks_like_labels
 from dask_slicer.errors import CaseError
+from dask_slicer.inputs import role_words
 from dask_slicer.inputs.accounting import relative_to
-from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.case import Case, stem_of
 from dask_slicer.inputs.readers import read_voxels
+from dask_slicer.inputs.role_words import folder_role, plain, says_only_its_role
 from dask_slicer.planning.plan import CasePlan
 
-# Words of files and folders that are images: their voxels need no look.
-_IMAGE_WORDS = frozenset(
-    (
-        *("image", "images", "imagestr", "imagests", "img", "imgs", "scan", "scans", "volume"),
-        *("volumes", "anat", "ct", "cta", "mr", "mri", "pet", "flair", "dwi", "adc", "t1", "t1c"),
-        *("t1ce", "t1gd", "t1n", "t1w", "t2", "t2f", "t2s", "t2w", "pd", "pdw", "mprage", "swi"),
-    )
-)
 _MOST_SHOWN = 4
 
 
 def names_an_image(path: str) -> bool:
-    """Return whether a path in a dataset has a word that images have.
+    """Return whether a path in a dataset says that its file is an image.
+
+    A word in the name of a case's folder says nothing of the files in it.
 
     >>> names_an_image("images/a.nii"), names_an_image("p1/p1_t2.nii.gz"), names_an_image("x/a.nii")
     (True, True, False)
+    >>> names_an_image("ct_7/ct_7_organs.nii")
+    False
     """
-    words = re.split(r"[\W_]+", path.casefold())
-    return any(word in _IMAGE_WORDS or word.rstrip("0123456789") in _IMAGE_WORDS for word in words)
+    *folders, name = path.split("/")
+    stem = stem_of(name)
+    for folder in folders:
+        if says_only_its_role(folder) and folder_role(folder) != "label":
+            return True
+        if plain(stem).startswith(plain(folder)):
+            stem = stem[len(folder) :]
+    return role_words.names_an_image(stem)
 
 
 def with_unnamed(case: Case, root: Path) -> Case:

@@ -106,7 +106,10 @@ def _facts(
         "voxel_bytes": image_bytes + label_bytes,
         "mask_bytes": mask_bytes,
         "oriented": images[0].oriented,
-        "header_notes": tuple(notes),
+        # File names may have any encoding, or none; the journal is UTF-8.
+        "header_notes": tuple(
+            (path.encode("utf-8", "backslashreplace").decode("utf-8"), note) for path, note in notes
+        ),
         "label_names": tuple(label_names.items()),
     }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -176,6 +178,15 @@ def test_the_qform_is_used_on_request(scans) -> None:
     assert scans.run("--orientation_from", "qform").exit_code == 0
     by_qform = open_output(scans.output).volume("a")[0]
     np.testing.assert_array_equal(by_qform, by_sform[:, :, ::-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of any bytes")
+def test_a_file_name_that_is_no_text_is_noted_all_the_same(scans) -> None:
+    scans.save("a/t1.nii.gz", qform=oblique() @ np.diag([-1.0, 1, 1, 1]))
+    (scans.root / "a/t1.nii.gz").rename(scans.root / os.fsdecode(b"a/t1\xff.nii.gz"))
+    assert scans.run().exit_code == 0
+    assert "\\udcff.nii.gz: sform and qform disagree" in scans.metadata("a")["header_notes"][0]
+    assert open_output(scans.output).cases == ["a"]
 
 
 def test_headers_without_contradictions_add_nothing_to_the_metadata(scans) -> None:

@@ -273,7 +273,7 @@ READ = {
         nii("TrainingImg/train_000_0000", "TrainingMask/train_000", "ValidationImg/v_1_0000"),
         {},
         "images_and_labels",
-        {"train_000_0000": ["TrainingImg/train_000_0000", "TrainingMask/train_000"]},
+        {"train_000": ["TrainingImg/train_000_0000", "TrainingMask/train_000"]},
         (),
     ),
     "AbdomenCT-1K": (
@@ -286,8 +286,8 @@ READ = {
         {},
         "images_and_labels",
         {
-            "Case_00001_0000": ["AbdomenCT-1K-ImagePart1/Case_00001_0000", "Mask/Case_00001"],
-            "Case_00300_0000": ["AbdomenCT-1K-ImagePart2/Case_00300_0000", "Mask/Case_00300"],
+            "Case_00001": ["AbdomenCT-1K-ImagePart1/Case_00001_0000", "Mask/Case_00001"],
+            "Case_00300": ["AbdomenCT-1K-ImagePart2/Case_00300_0000", "Mask/Case_00300"],
         },
         (),
     ),
@@ -351,7 +351,7 @@ READ = {
         {},
         "one_folder",
         {f"subject-{n}": [f"subject-{n}-{w}" for w in ("T1", "T2", "label")] for n in (1, 10)},
-        ("t1", "t2"),
+        ("T1", "T2"),
     ),
     "MM-WHS": (
         nii(*(f"{s}_train_1001_{name}" for s in ("ct", "mr") for name in ("image", "label"))),

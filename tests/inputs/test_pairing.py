@@ -104,7 +104,7 @@ def test_pairs_have_equal_numbers_are_one_to_one_and_do_not_depend_on_the_order(
     assert len(set(image_of.values())) == len(image_of)
     for label, image in image_of.items():
         # Where all images are numbered as first channels, that number is no part of an id.
-        image = image if label.endswith("_0000") else image.removesuffix("_0000")
+        image = image if label.endswith("0000") else image.removesuffix("_0000")
         assert _digits(label) == _digits(image)
     random.shuffle(images)
     random.shuffle(labels)

@@ -127,10 +127,12 @@ def _add_cases(
     label_of_stem = by_stem([path for folder in labels for path in tree.within(folder)], result)
     pairing = pair(image_of_stem, label_of_stem)
     label_of = {image: label for label, image in pairing.image_of.items()}
+    # Labels of nnU-Net lack the number of the first channel, so it is no part of the case id.
+    first = "_0000" if any(image == f"{label}_0000" for image, label in label_of.items()) else ""
     for stem, path in image_of_stem.items():
         label = label_of.get(stem)
         result.add_case(
-            stem.strip(),
+            stem.strip().removesuffix(first),
             [tree.absolute(path)],
             None if label is None else tree.absolute(label_of_stem[label]),
             split=split,

@@ -106,9 +106,10 @@ def _images(
     """
     words, _ = role_words(images, labels)
     by_key: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    spelled: dict[str, str] = {}
     for stem in images:
-        pieces = (piece.casefold() for _, piece in pieces_of(stem))
-        modality = "_".join(dict.fromkeys(piece for piece in pieces if piece in words))
+        own = {piece.casefold(): piece for _, piece in pieces_of(stem) if piece.casefold() in words}
+        modality = spelled.setdefault("_".join(own), "_".join(own.values()))
         other = by_key[plain(without(stem, words))].setdefault(modality, stem)
         if other != stem:
             result.problems.append(f"two files for one volume: {other} and {stem}")

@@ -68,15 +68,20 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     keys = _keys([*images, *labels])
     label_of = keys[-1] if labels else {}
     image_keys = keys[: len(images)]
+    spelled = {
+        key: _spelled(key, pattern.matches[paths[key]])
+        for pattern, paths in reversed(list(zip(images, image_keys, strict=True)))
+        for key in paths
+    }
+    # Folders that a file name repeats, such as a subject's, are needed only if ids would be equal.
+    brief = {key: _brief(parts) for key, parts in spelled.items()}
+    if len({"_".join(parts) for parts in brief.values()}) == len(spelled):
+        spelled = brief
     for key in dict.fromkeys(key for paths in image_keys for key in paths):
-        known = next(
-            (pattern, paths[key])
-            for pattern, paths in zip(images, image_keys, strict=True)
-            if key in paths
-        )
+        known = next(paths[key] for paths in image_keys if key in paths)
         label_path = label_of.get(key)
         result.add_case(
-            _case_id(key, *known),
+            "_".join(spelled[key]).strip(" _-.") or stem_of(known.rpartition("/")[2]).strip(),
             [
                 tree.absolute(paths.get(key) or _filled(pattern.glob, key))
                 for pattern, paths in zip(images, image_keys, strict=True)
@@ -184,13 +189,27 @@ def _keys(patterns: Sequence[_Pattern]) -> list[dict[tuple[str, ...], str]]:
     return best
 
 
-def _case_id(key: tuple[str, ...], pattern: _Pattern, path: str) -> str:
-    """Return the case id of a key, spelled as in the path of an image."""
-    parts = pattern.matches[path]
+def _spelled(key: tuple[str, ...], parts: tuple[str, ...]) -> list[str]:
+    """Return the parts of a key, spelled as in the path of an image."""
     spelled = {plain(part): part for part in parts}
-    words = [spelled.get(part, part).replace("/", "_") for part in key[1:]]
-    joined = "_".join(word.strip() for word in words if word).strip(" _-.")
-    return joined or stem_of(path.rpartition("/")[2]).strip()
+    words = [spelled.get(part, part).replace("/", "_").strip() for part in key[1:]]
+    return [word for word in words if word]
+
+
+def _brief(parts: Sequence[str]) -> list[str]:
+    """Return parts without those that a longer part holds, and each once.
+
+    >>> _brief(["sub-1", "ses-1", "sub-1_ses-1"])
+    ['sub-1_ses-1']
+    """
+    return [
+        part
+        for part in dict.fromkeys(parts)
+        if not any(
+            other != part and re.search(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", other)
+            for other in parts
+        )
+    ]
 
 
 def _filled(glob: str, key: tuple[str, ...]) -> str:
