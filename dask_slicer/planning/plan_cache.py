@@ -61,6 +61,7 @@ class PlanCache:
         self._earlier = json.dumps([assigned, structures], sort_keys=True)
         self._stamps: list[_Stamp] = []
         self._key = ""
+        self.tree: FileTree | None = None  # of a folder, once it is listed
 
     def recall(self) -> RunPlan | None:
         """Return the plan, None if it must be made."""
@@ -108,7 +109,8 @@ class PlanCache:
         paths: tuple[str, ...] = ()
         named = [] if config.splits is None else [os.fspath(config.splits)]
         if config.input_dir.is_dir():
-            paths = FileTree.scan(config.input_dir, skip=config.output_dir).paths
+            self.tree = FileTree.scan(config.input_dir, skip=config.output_dir)
+            paths = self.tree.paths
         else:
             named.append(os.fspath(config.input_dir))
         self._stamps = _stamps(paths, folder=os.path.join(config.input_dir, "")) + _stamps(named)

@@ -23,6 +23,7 @@ from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.readers.base import VolumeHeader
+from dask_slicer.inputs.tree import FileTree
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.content import label_like_images, with_unnamed
 from dask_slicer.planning.headers import (
@@ -71,7 +72,7 @@ def make_plan(
     plans = PlanCache(config, assigned or {}, structures)
     if (plan := plans.recall()) is not None:
         return plan
-    plan, files = _make_plan(config, assigned or {}, groups_of_assigned, structures)
+    plan, files = _make_plan(config, plans.tree, assigned or {}, groups_of_assigned, structures)
     if not needs_groups:  # which are in another file
         plans.keep(plan, files)
     return plan
@@ -79,13 +80,14 @@ def make_plan(
 
 def _make_plan(
     config: RunConfig,
+    tree: FileTree | None,
     assigned: Mapping[str, str],
     assigned_groups: Callable[[], Mapping[str, str]],
     structures: Mapping[str, int] | None,
 ) -> tuple[RunPlan, dict[str, tuple[int, int, int]]]:
     """Return the plan, and its files with size, mtime and ctime before they were read."""
     root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
-    dataset = _find_cases(config)
+    dataset = _find_cases(config, tree)
     numbers = number_structures(
         structures_of(dataset.cases),
         wanted=config.structures,
@@ -157,12 +159,13 @@ def _check_modalities(config: RunConfig, n_modalities: int) -> None:
             )
 
 
-def _find_cases(config: RunConfig) -> LayoutMatch:
+def _find_cases(config: RunConfig, tree: FileTree | None) -> LayoutMatch:
     names = (field.name for field in fields(InputOptions))
     return find_cases(
         config.input_dir,
         InputOptions(**{name: getattr(config, name) for name in names}),
         skip=config.output_dir,
+        tree=tree,
         allow_missing_labels=config.allow_missing_labels,
     )
 
