@@ -33,7 +33,7 @@ Settings = RunPlan | RunConfig | Mapping[str, Any] | str | Path
 
 
 def plan(config: Settings | None = None, **settings: Unpack[RunKeywords]) -> RunPlan:
-    """Return what a run would do; write nothing.
+    """Return what a run would do; write nothing but a cache of headers.
 
     Reads headers; with a clip range, also a few small scans, to note where it does not suit them.
 

@@ -23,6 +23,7 @@ from slurm import slurm  # noqa: F401, a fixture
 import dask_slicer
 from dask_slicer.cli.main import main
 from dask_slicer.execution import resume
+from dask_slicer.inputs.header_cache import CACHE_DIR
 from dask_slicer.planning.plan import RunPlan
 
 # A program of its own, which needs atheris.
@@ -214,6 +215,14 @@ def slice_dataset(dataset: DatasetBuilder, tmp_path: Path) -> Callable[..., Path
         return tmp_path / output
 
     return call
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep tests, and the programs that they start, away from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_DIR, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,7 @@ def print_plan(plan: RunPlan, console: Console) -> None:
         console.out(line)
     needs = plan_needs(plan)
     lines = [
-        *plan_lines(plan),
+        *plan_lines(plan, needs),
         *(f"Outlier: {text}" for text in outliers(plan.cases)[:_MOST_ROWS]),
         f"Output: at most {needs['output_files']} files, "
         f"{format_bytes(needs['output_bytes_estimate'])} "

@@ -20,17 +20,19 @@ def find_cases(
     options: InputOptions | None = None,
     *,
     skip: Path | None = None,
+    tree: FileTree | None = None,
     allow_missing_labels: bool = False,
 ) -> LayoutMatch:
     """Return the cases of a folder in a known layout, or of a CSV or JSON manifest.
 
-    `skip` is a folder in it that is no part of the dataset, such as an output.
+    `skip` is a folder in it that is no part of the dataset, such as an output; `tree` are the files
+    of the folder, if they have been listed.
     """
     options = options or InputOptions()
     if not input_dir.exists():
         raise DatasetError(f"input_dir {input_dir} does not exist")
     if input_dir.is_dir():
-        tree = FileTree.scan(input_dir, skip=skip)
+        tree = tree or FileTree.scan(input_dir, skip=skip)
         match = patterns.match(tree, options) if options.images else _first_match(tree, options)
     else:
         tree = FileTree(input_dir.parent, [])  # files that it does not name stay unseen

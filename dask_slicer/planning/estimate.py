@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from statistics import median
 from typing import Any
 
@@ -40,7 +41,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     n_modalities = len(case.case.images)
     pixels = height * width
     dtypes = case.dtypes if settings.dtype == "source" else [settings.dtype]
-    label = pixels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
+    label = pixels * _itemsize(settings.label_dtype) if case.has_label else 0
     # Of a slice on disk: the planes of its window, or its own; and what is not voxels.
     if settings.format == "npz":
         n_planes = n_modalities * (2 * settings.window_size + 1)
@@ -58,7 +59,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
         overhead = _ZARR_OVERHEAD // max(n_slices, 1) + 1
         stored_raw = settings.compression == "none"
         over_gzip = _SHUFFLED_OVER_GZIP.get(settings.dtype, _FLOAT_OVER_GZIP)
-    stored = n_slices * (n_planes * pixels * np.result_type(*dtypes).itemsize + label + overhead)
+    stored = n_slices * (n_planes * pixels * _itemsize(*dtypes) + label + overhead)
     if stored_raw:
         return stored, stored
     most = int(stored * _DEFLATE_EXPANSION)
@@ -68,6 +69,12 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     per_plane = case.voxel_bytes / max(n_slices, 1) / n_modalities / ratio * over_gzip
     likely = n_slices * (per_plane * n_planes + min(overhead, _NPZ_OVERHEAD_DEFLATED))
     return most, min(int(likely), most)
+
+
+@lru_cache
+def _itemsize(*dtypes: str) -> int:
+    """Return the bytes of a number of a dtype that holds those of some dtypes."""
+    return np.result_type(*dtypes).itemsize
 
 
 def output_files(case: CasePlan, settings: SliceSettings) -> int:
@@ -108,8 +115,9 @@ def outliers(cases: Iterable[CasePlan]) -> list[str]:
     ):
         axes = list(zip(*triples, strict=True))
         medians = [median(lengths) for lengths in axes]
+        middle = format_shape(medians)
         unusual = [
-            f"{case.case_id}: {name} {format_shape(triple)}, median {format_shape(medians)}"
+            f"{case.case_id}: {name} {format_shape(triple)}, median {middle}"
             for case, triple in zip(sound, triples, strict=True)
             if any(not m / 2 <= value <= m * 2 for value, m in zip(triple, medians, strict=True))
         ]
@@ -134,8 +142,8 @@ def _few_or_one(unusual: list[str], n_cases: int, instead: str) -> list[str]:
     return unusual if len(unusual) <= max(n_cases // 4, 1) else [instead]
 
 
-def plan_lines(plan: RunPlan) -> list[str]:
-    """Return a summary of a plan, as lines of text."""
+def plan_lines(plan: RunPlan, needs: Mapping[str, Any] | None = None) -> list[str]:
+    """Return a summary of a plan, as lines of text; `needs` are its `plan_needs`, if known."""
     lines = [f"Input: {plan.config.input_dir}", f"Layout: {plan.layout} ({plan.reason})"]
     counts = Counter(case.split for case in plan.cases)
     splits = ", ".join(f"{counts[split]} {split}" for split in plan.splits)
@@ -148,7 +156,7 @@ def plan_lines(plan: RunPlan) -> list[str]:
         names = (f"{value} {name}" for name, value in plan.structures.items())
         lines.append(f"Structures: {first_few(list(names), most=20)}")
     if plan.runnable:
-        needs = plan_needs(plan)
+        needs = needs or plan_needs(plan)
         likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]
         lines.append(
             f"Slices: {plan.n_slices} {plan.config.plane}, "
@@ -191,10 +199,11 @@ def plan_json(plan: RunPlan) -> str:
 def plan_needs(plan: RunPlan) -> dict[str, Any]:
     """Return disk and memory that a run needs, and the suggested number of workers."""
     sizes = [output_bytes(case, plan.config) for case in plan.runnable]
+    peak = plan.peak_bytes
     n_workers, reason = suggest_workers(
         n_cpus=system.cpu_count(),
         memory_bytes=system.memory_bytes(),
-        peak=plan.peak_bytes,
+        peak=peak,
         n_cases=len(plan.runnable),
         rotational=plan.config.has_output and system.is_rotational(plan.config.output_dir),
     )
@@ -205,7 +214,7 @@ def plan_needs(plan: RunPlan) -> dict[str, Any]:
         "disk_free_bytes": system.free_bytes(plan.config.output_dir)
         if plan.config.has_output
         else None,
-        "peak_bytes_per_worker": plan.peak_bytes,
+        "peak_bytes_per_worker": peak,
         "memory_bytes": system.memory_bytes(),
         "num_workers": n_workers,
         "num_workers_reason": reason,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
-from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.geometry import align, axis_codes, spacing
 from dask_slicer.errors import UnsupportedImage
 from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
 from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
@@ -25,7 +25,7 @@ from dask_slicer.utils.formatting import first_few, plural
 _NUMBERS = re.compile(r"-?\d[\d.,e+-]*")
 
 
-def first_volumes(case: Case) -> dict[str, VolumeHeader]:
+def first_volumes(case: Case, *, cache: HeaderCache) -> dict[str, VolumeHeader]:
     """Return the headers of the first volumes of a case's images and label, by path.
 
     Those that cannot be read are left out: they fail where the case is planned.
@@ -34,18 +34,44 @@ def first_volumes(case: Case) -> dict[str, VolumeHeader]:
     for path in (*case.image_files, *([] if case.label is None else [case.label])):
         if split_volume(path)[1] is None:
             try:
-                headers[path] = read_header(f"{path}[0]", orientation_from=case.orientation_from)
+                headers[path] = cache.header(
+                    f"{path}[0]", read_header, orientation_from=case.orientation_from
+                )
             except Exception:  # noqa: S112
                 continue
     return headers
 
 
 def with_headers(
-    plan: CasePlan, config: RunConfig, root: Path, known: dict[str, VolumeHeader]
+    plan: CasePlan, config: RunConfig, cache: HeaderCache, known: dict[str, VolumeHeader]
 ) -> CasePlan:
     """Return a case's plan, filled in from its headers; `known` has those of `first_volumes`."""
     case = plan.case
-    headers = [_header(path, case.orientation_from, known) for path in case.files]
+    names = {path: cache.relative(path) for path in case.files} | {"": ""}
+
+    def read(path: str, *, orientation_from: str) -> VolumeHeader:
+        return _header(path, orientation_from, known)
+
+    def compute(headers: list[VolumeHeader]) -> dict[str, Any]:
+        return _facts(case, headers, config.plane, names)
+
+    files, facts = cache.facts(case, read, compute, orientation_from=case.orientation_from)
+    # A missing image keeps its place.
+    for number, path in enumerate(case.images):
+        if not path:
+            files.insert(number, ("", 0, 0))
+    return replace(
+        plan,
+        digest=case_digest(plan, config, files),
+        sources=tuple(names[path] for path in case.images),
+        **(facts | {"label_names": dict(facts["label_names"])}),
+    )
+
+
+def _facts(
+    case: Case, headers: list[VolumeHeader], plane: str, names: dict[str, str]
+) -> dict[str, Any]:
+    """Return what the headers of a case say, by the names of fields of `CasePlan`."""
     n_images = len(case.image_files)
     images, labels = headers[:n_images], headers[n_images:]
     for header in images:
@@ -55,14 +81,13 @@ def with_headers(
                 "an image; name the files with --images and --labels, or in a manifest"
             )
     grids = grids_of(headers, n_images=n_images, label_grid=case.label_grid)
-    _, grid = align(grids, config.plane)
+    _, grid = align(grids, plane)
     image_bytes = images[0].voxel_bytes * case.images.count("") + _voxel_bytes(images)
     label_bytes, mask_bytes = _voxel_bytes(labels), 0
     if case.merges_masks:  # one mask is in memory at a time, beside their label
         mask_bytes = label_bytes
         label_bytes = max(header.voxel_bytes for header in labels)
         label_bytes += prod(grid.shape) * np.min_scalar_type(case.masks[-1].value).itemsize
-    names = {path: _relative(path, root) for path in case.files} | {"": ""}
     notes = [(names[header.path], note) for header in headers for note in header.notes]
     notes += [
         (names[header.path], "takes the affine of the image, --label_grid image")
@@ -71,24 +96,22 @@ def with_headers(
     ]
     dtypes = iter([str(header.dtype.newbyteorder("=")) for header in images])
     first = str(images[0].dtype.newbyteorder("="))
-    return replace(
-        plan,
-        digest=case_digest(plan, config, list(_sources(case, headers, root, names))),
-        sources=tuple(names[path] for path in case.images),
-        shape=grid.shape,
-        spacing=spacing(grid.affine),
-        orientation=axis_codes(images[0].affine),
-        dtypes=tuple(next(dtypes) if path else first for path in case.images),
-        file_bytes=sum(header.file_bytes // header.n_volumes for header in headers),
-        voxel_bytes=image_bytes + label_bytes,
-        mask_bytes=mask_bytes,
-        oriented=images[0].oriented,
+    label_names = {} if case.merges_masks or not labels else labels[0].label_names
+    return {
+        "shape": grid.shape,
+        "spacing": spacing(grid.affine),
+        "orientation": axis_codes(images[0].affine),
+        "dtypes": tuple(next(dtypes) if path else first for path in case.images),
+        "file_bytes": sum(header.file_bytes // header.n_volumes for header in headers),
+        "voxel_bytes": image_bytes + label_bytes,
+        "mask_bytes": mask_bytes,
+        "oriented": images[0].oriented,
         # File names may have any encoding, or none; the journal is UTF-8.
-        header_notes=tuple(
+        "header_notes": tuple(
             (path.encode("utf-8", "backslashreplace").decode("utf-8"), note) for path, note in notes
         ),
-        label_names={} if case.merges_masks or not labels else labels[0].label_names,
-    )
+        "label_names": tuple(label_names.items()),
+    }
 
 
 def _header(path: str, orientation_from: str, known: dict[str, VolumeHeader]) -> VolumeHeader:
@@ -101,27 +124,6 @@ def _header(path: str, orientation_from: str, known: dict[str, VolumeHeader]) ->
 
 def _voxel_bytes(headers: Iterable[VolumeHeader]) -> int:
     return sum(header.voxel_bytes for header in headers)
-
-
-def _relative(path: str, root: Path) -> str:
-    return PurePath(os.path.relpath(path, root)).as_posix()
-
-
-def _sources(
-    case: Case, headers: Sequence[VolumeHeader], root: Path, names: dict[str, str]
-) -> Iterator[tuple[str, int, int]]:
-    """Yield path, size and mtime in ns of each file, images first; zeros for a missing image."""
-    for path in (*case.images, *case.label_files):
-        if path:
-            status = Path(split_volume(path)[0]).stat()
-            yield names[path], status.st_size, status.st_mtime_ns
-        else:
-            yield "", 0, 0
-    for header in headers:  # such as the .img of an .hdr
-        for path in header.data_files:
-            if path != split_volume(header.path)[0]:
-                status = Path(path).stat()
-                yield _relative(path, root), status.st_size, status.st_mtime_ns
 
 
 def names_in_headers(cases: Iterable[CasePlan]) -> tuple[dict[int, str], str | None]:

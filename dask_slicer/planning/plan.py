@@ -7,6 +7,8 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
 
 import numpy as np
 
@@ -107,12 +109,10 @@ def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, 
 
     `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
     """
-    # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
-    unused = {"nonfinite", UNUSED_BY_FORMAT[config.format]}
     allowed = f"missing, allowed: {config.allow_missing_labels}"
     content = {
         "format_version": FORMAT_VERSION,
-        "settings": config.slice_settings.model_dump(mode="json", exclude=unused),
+        "settings": _settings_in_digest(config),
         "split": plan.split,
         "sources": sources,
         # A case that was written without a label stays valid only while that is allowed.
@@ -129,10 +129,17 @@ def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@lru_cache(maxsize=1)  # it is the same for thousands of cases
+def _settings_in_digest(config: RunConfig) -> dict[str, object]:
+    # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
+    unused = {"nonfinite", UNUSED_BY_FORMAT[config.format]}
+    return config.slice_settings.model_dump(mode="json", exclude=unused)
+
+
 def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     """Return the memory that a case needs to be loaded, sliced and saved, in bytes."""
     _, height, width = case.shape
-    voxels = int(np.prod(case.shape, dtype=object))
+    voxels = prod(case.shape)
     planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
     label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
     # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from pathlib import Path
 
 from dask_slicer.config.fields import PER_MODALITY
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
@@ -22,8 +20,10 @@ from dask_slicer.errors import (
 )
 from dask_slicer.inputs.case import Case, case_id_problems
 from dask_slicer.inputs.discovery import find_cases
+from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.readers.base import VolumeHeader
+from dask_slicer.inputs.tree import FileTree
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.content import label_like_images, with_unnamed
 from dask_slicer.planning.headers import (
@@ -33,13 +33,12 @@ from dask_slicer.planning.headers import (
     with_headers,
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
+from dask_slicer.planning.plan_cache import PlanCache
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.formatting import did_you_mean, first_few, format_value, plural
-
-# Reading a header is mostly waiting for the disk.
-_HEADER_THREADS = 16
+from dask_slicer.utils.threads import map_files
 
 
 @dataclass(slots=True)
@@ -57,15 +56,38 @@ def make_plan(
     assigned_groups: Callable[[], Mapping[str, str]] = dict,
     structures: Mapping[str, int] | None = None,
 ) -> RunPlan:
-    """Return the plan of a run; reads headers, writes nothing.
+    """Return the plan of a run; reads headers that are not cached, writes only the cache.
 
     Cases keep the split that earlier runs `assigned`. `assigned_groups` returns the patients of
     their cases; it reads the whole journal, so it is called only if some left the dataset.
     `structures` are the label values of structures that earlier runs merged.
     """
-    assigned = assigned or {}
+    needs_groups = False
+
+    def groups_of_assigned() -> Mapping[str, str]:
+        nonlocal needs_groups
+        needs_groups = True
+        return assigned_groups()
+
+    plans = PlanCache(config, assigned or {}, structures)
+    if (plan := plans.recall()) is not None:
+        return plan
+    plan, files = _make_plan(config, plans.tree, assigned or {}, groups_of_assigned, structures)
+    if not needs_groups:  # which are in another file
+        plans.keep(plan, files)
+    return plan
+
+
+def _make_plan(
+    config: RunConfig,
+    tree: FileTree | None,
+    assigned: Mapping[str, str],
+    assigned_groups: Callable[[], Mapping[str, str]],
+    structures: Mapping[str, int] | None,
+) -> tuple[RunPlan, dict[str, tuple[int, int, int]]]:
+    """Return the plan, and its files with size, mtime and ctime before they were read."""
     root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
-    dataset = _find_cases(config)
+    dataset = _find_cases(config, tree)
     numbers = number_structures(
         structures_of(dataset.cases),
         wanted=config.structures,
@@ -75,46 +97,42 @@ def make_plan(
     dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
     notes = dataset.notes
     groups = case_groups(dataset, config, notes)
-    with ThreadPoolExecutor(_HEADER_THREADS) as threads:
-        series = _expand_series(dataset, config, groups, threads)
-        if config.prune:
-            present = {case.case_id for case in dataset.cases}
-            assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
-        has_labels = any(case.has_label for case in dataset.cases)
-        if config.min_foreground > 0 and not has_labels and not dataset.problems:
-            raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
-        cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
-        _check_only(config, {case.case_id for case in cases})
-        n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
-        _check_modalities(config, n_modalities)
-        plan_case = partial(
-            _with_facts,
-            config=config,
-            root=root,
-            series=series,
-            n_modalities=n_modalities,
-            needs_label=has_labels and not config.allow_missing_labels,
+    cache = HeaderCache(config.input_dir, root, plane=config.plane)
+    cache.stat_all(path for case in dataset.cases for path in case.files)
+    series = _expand_series(dataset, config, groups, cache)
+    if config.prune:
+        present = {case.case_id for case in dataset.cases}
+        assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
+    has_labels = any(case.has_label for case in dataset.cases)
+    if config.min_foreground > 0 and not has_labels and not dataset.problems:
+        raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
+    cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
+    _check_only(config, {case.case_id for case in cases})
+    n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
+    _check_modalities(config, n_modalities)
+    plan_case = partial(
+        _with_facts,
+        config=config,
+        cache=cache,
+        series=series,
+        n_modalities=n_modalities,
+        needs_label=has_labels and not config.allow_missing_labels,
+    )
+    unread = [
+        CasePlan(
+            case=with_unnamed(case, root), split=splits[case.case_id], group=groups[case.case_id]
         )
-        plans = tuple(
-            threads.map(
-                plan_case,
-                (
-                    CasePlan(
-                        case=with_unnamed(case, root),
-                        split=splits[case.case_id],
-                        group=groups[case.case_id],
-                    )
-                    for case in cases
-                ),
-            )
-        )
+        for case in cases
+    ]
+    plans = tuple(map_files(plan_case, unread))
+    cache.save()
     if not dataset.problems and config.volumes is None:
-        _refuse_series(plans)
+        _refuse_series(plans, cache)
     label_names = dataset.label_names
     if not label_names:
         label_names, disagreement = names_in_headers(plans)
         notes += [disagreement] if disagreement else []
-    return RunPlan(
+    plan = RunPlan(
         config=config,
         layout=dataset.layout,
         reason=dataset.reason,
@@ -127,6 +145,7 @@ def make_plan(
         label_names=label_names | {value: name for name, value in numbers.items()},
         structures=numbers,
     )
+    return plan, cache.seen
 
 
 def _check_modalities(config: RunConfig, n_modalities: int) -> None:
@@ -140,12 +159,13 @@ def _check_modalities(config: RunConfig, n_modalities: int) -> None:
             )
 
 
-def _find_cases(config: RunConfig) -> LayoutMatch:
+def _find_cases(config: RunConfig, tree: FileTree | None) -> LayoutMatch:
     names = (field.name for field in fields(InputOptions))
     return find_cases(
         config.input_dir,
         InputOptions(**{name: getattr(config, name) for name in names}),
         skip=config.output_dir,
+        tree=tree,
         allow_missing_labels=config.allow_missing_labels,
     )
 
@@ -160,7 +180,7 @@ def _with_facts(
     plan: CasePlan,
     *,
     config: RunConfig,
-    root: Path,
+    cache: HeaderCache,
     series: _Series,
     n_modalities: int,
     needs_label: bool,
@@ -179,7 +199,7 @@ def _with_facts(
             if len(images) != n_modalities or not any(images):
                 n_images = len(plan.case.image_files)
                 raise MissingFile(f"found {n_images} of {n_modalities} images")
-            return with_headers(plan, config, root, series.headers)
+            return with_headers(plan, config, cache, series.headers)
         except Exception as error:  # any error: the other cases continue
             failure = as_case_error(error, step="plan")
             if not failure.retriable:
@@ -203,14 +223,14 @@ def _with_settings(case: Case, config: RunConfig, numbers: Mapping[str, int]) ->
 
 
 def _expand_series(
-    dataset: LayoutMatch, config: RunConfig, groups: dict[str, str], threads: ThreadPoolExecutor
+    dataset: LayoutMatch, config: RunConfig, groups: dict[str, str], cache: HeaderCache
 ) -> _Series:
     """Replace cases of 4D images by what `volumes` makes of them; frames keep the group."""
     series = _Series()
     volumes = config.volumes or dataset.volumes
     if volumes is None:
         return series
-    for headers in threads.map(first_volumes, dataset.cases):
+    for headers in map_files(partial(first_volumes, cache=cache), dataset.cases):
         series.headers |= headers
     n_volumes = {path: header.n_volumes for path, header in series.headers.items()}
     if config.volumes is not None and not any(count > 1 for count in n_volumes.values()):
@@ -234,14 +254,14 @@ def _expand_series(
     return series
 
 
-def _refuse_series(plans: Sequence[CasePlan]) -> None:
+def _refuse_series(plans: Sequence[CasePlan], cache: HeaderCache) -> None:
     """Raise DatasetError if every case of several fails because its image is 4D."""
     if len(plans) < 2:  # its own message is enough
         return
     for plan in plans:
         if plan.problem is None or plan.problem.kind != UnsupportedImage.__name__:
             return
-        headers = first_volumes(replace(plan.case, label=None))
+        headers = first_volumes(replace(plan.case, label=None), cache=cache)
         if not any(header.n_volumes > 1 for header in headers.values()):
             return
     if plans[0].problem is not None:

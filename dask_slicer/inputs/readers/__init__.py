@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,12 @@ READERS: tuple[Reader, ...] = (nifti, mgh, nrrd, metaimage)
 
 def volume_suffixes() -> tuple[str, ...]:
     """Return the suffixes of all readers, in lower case, the longest first."""
-    suffixes = (suffix for reader in READERS for suffix in reader.SUFFIXES)
-    return tuple(sorted(suffixes, key=len, reverse=True))
+    return _longest_first(*[reader.SUFFIXES for reader in READERS])
+
+
+@lru_cache(maxsize=1)  # the same for thousands of files
+def _longest_first(*suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(chain.from_iterable(suffixes), key=len, reverse=True))
 
 
 def read_header(path: str | Path, *, orientation_from: str = "sform") -> VolumeHeader:

@@ -120,7 +120,7 @@ def split_volume(path: str) -> tuple[str, int | None]:
     >>> split_volume("scan.nii.gz[2]"), split_volume("scan.nii.gz"), split_volume("scan[2].nii")
     (('scan.nii.gz', 2), ('scan.nii.gz', None), ('scan[2].nii', None))
     """
-    match = _SELECTOR.fullmatch(path)
+    match = _SELECTOR.fullmatch(path) if path.endswith("]") else None
     return (match["file"], int(match["volume"])) if match else (path, None)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, cast
 
@@ -42,6 +43,9 @@ _SILENT = logging.getLogger(f"{__name__}.silent")
 _SILENT.disabled = True
 # Data types of NIfTI that are too wide to compute with: float128, complex256.
 _WIDE = (1536, 2048)
+# Fields that nibabel's checks look at, beside pixdim.
+_CHECKED = ("sizeof_hdr", "datatype", "bitpix", "vox_offset", "magic", "qform_code", "sform_code")
+_NIFTI_1 = (nib.Nifti1Header, nib.nifti1.Nifti1PairHeader)
 _LABEL = 1002
 # Values that are no intensities of a grid, by intent code.
 _INTENTS = {
@@ -91,7 +95,7 @@ def read_header(
         path=path,
         shape=(shape[0], shape[1], shape[2]),
         dtype=dtype,
-        affine=orientation.affine,
+        affine=orientation.affine.copy(),
         oriented=orientation.oriented,
         slope=slope,
         intercept=intercept,
@@ -153,10 +157,10 @@ def _nibabel_header(head: bytes, format_: _Format) -> tuple[nib.Nifti1Header, ND
     kind = format_.kind
     try:
         header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=False)
-        pixdim = np.array([float(length) for length in header["pixdim"][1:4]])
+        pixdim = header["pixdim"][1:4].astype(np.float64)
         is_wide = header["datatype"] in _WIDE  # which nibabel supports on some machines
         # Repairs and refuses the same headers as nibabel does on loading.
-        if not is_wide:
+        if not is_wide and not _is_sound(header):
             header.check_fix(logger=_SILENT)
         offset = int(header.get_data_offset())
     except (HeaderDataError, WrapStructError, ValueError, OverflowError) as error:
@@ -168,6 +172,28 @@ def _nibabel_header(head: bytes, format_: _Format) -> tuple[nib.Nifti1Header, ND
     if offset < (0 if format_.is_pair else kind.sizeof_hdr):
         raise CorruptFile(f"the header is damaged (it puts the voxels at its own byte {offset})")
     return cast("nib.Nifti1Header", header), pixdim
+
+
+def _is_sound(header: nib.analyze.AnalyzeHeader) -> bool:
+    """Return whether nibabel has nothing to repair: its checks take as long as all the rest."""
+    qfac, *lengths = header["pixdim"][:4].tolist()
+    if type(header) not in _NIFTI_1 or qfac not in (-1, 1) or not all(n > 0 for n in lengths):
+        return False
+    return _passes_checks(type(header), *(header[name].item() for name in _CHECKED))
+
+
+@lru_cache(maxsize=256)
+def _passes_checks(kind: type[nib.Nifti1Header], *fields: Any) -> bool:
+    """Return whether a header with these fields passes nibabel's checks without a repair."""
+    header = kind()
+    for name, value in zip(_CHECKED, fields, strict=True):
+        header[name] = value
+    before = header.binaryblock
+    try:
+        header.check_fix(logger=_SILENT)
+    except HeaderDataError:
+        return False
+    return bool(header.binaryblock == before)
 
 
 def _lengths(header: nib.Nifti1Header) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +24,12 @@ _SAME_PLACE = 0.1
 _SAME_SPACING = 0.01
 # Planes of slices in Analyze's field orient.
 _ANALYZE_PLANES = ("axial", "coronal", "sagittal") * 2
+# Fields of a header that its orientation, and the notes on it, depend on.
+_FIELDS = (
+    *("sizeof_hdr", "dim", "pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c"),
+    *("quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +49,20 @@ def orient(
 
     `pixdim` is the spacing along the array axes as stored, before any repair.
     """
+    # Files of one case often have the same orientation.
+    key = (orientation_from, pixdim.tobytes(), *(header[name].tobytes() for name in _FIELDS))
+    orientation = _recent.get(key)
+    if orientation is None:
+        orientation = _orient(header, pixdim=pixdim, orientation_from=orientation_from)
+        if len(_recent) >= _MOST_RECENT:
+            _recent.clear()
+        _recent[key] = orientation
+    return orientation
+
+
+def _orient(
+    header: nib.Nifti1Header, *, pixdim: NDArray[np.float64], orientation_from: str
+) -> Orientation:
     has_sform, has_qform = header["sform_code"] > 0, header["qform_code"] > 0
     unit, mm = _UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
     uses_sform = has_sform and (orientation_from == "sform" or not has_qform)
@@ -57,7 +78,7 @@ def orient(
     check_affine(affine)
     notes = [] if mm == 1 else [f"the header is in units of {unit}, and is converted to mm"]
     other = None
-    if has_sform and has_qform:
+    if has_sform and has_qform and not _is_qform(header):
         other, mm_apart = _other_form(header, affine, scale=scale, takes_qform=uses_sform)
     if other is not None:
         used, unused = ("sform", "qform") if uses_sform else ("qform", "sform")
@@ -69,6 +90,11 @@ def orient(
     return Orientation(
         affine=affine, oriented=bool(has_sform or has_qform), notes=tuple(notes), other=other
     )
+
+
+# Orientations of the last headers.
+_recent: dict[tuple[object, ...], Orientation] = {}
+_MOST_RECENT = 100
 
 
 def analyze_orientation(header: nib.analyze.AnalyzeHeader, path: str) -> Orientation:
@@ -105,6 +131,36 @@ def _qform(header: nib.Nifti1Header) -> NDArray[np.float64]:
         return np.asarray(header.get_qform(), dtype=np.float64)
     except ValueError as error:
         raise GeometryMismatch(f"the qform is damaged ({error}); repair the header") from None
+
+
+def _is_qform(header: nib.Nifti1Header) -> bool:
+    """Return whether the sform is surely the qform, but for rounding: a quick look, in floats.
+
+    Surely: the corners of the grid lie apart by less than half of `_SAME_PLACE`, in voxels.
+    """
+    b, c, d = (header[f"quatern_{axis}"].item() for axis in "bcd")
+    qfac, *zooms = header["pixdim"][:4].tolist()
+    rest = 1.0 - (b * b + c * c + d * d)
+    if abs(rest) < abs(float(cast(float, header.quaternion_threshold))):
+        rest = 0.0  # as in nibabel
+    if not rest >= 0.0:
+        return False
+    a = sqrt(rest)
+    rotation = (
+        (a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)),
+        (2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)),
+        (2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c),
+    )
+    steps = (zooms[0], zooms[1], zooms[2] * (-1.0 if qfac < 0 else 1.0))
+    far = [max(n - 1, 1) for n in header.get_data_shape()[:3]]
+    squared = 0.0
+    for row, axis in zip(rotation, "xyz", strict=True):
+        *of_sform, offset = header[f"srow_{axis}"].tolist()
+        apart = abs(offset - header[f"qoffset_{axis}"].item())
+        for r, step, number, n in zip(row, steps, of_sform, far, strict=True):
+            apart += abs(number - r * step) * n
+        squared += apart * apart
+    return bool(sqrt(squared) <= 0.5 * _SAME_PLACE * min(map(abs, zooms)))
 
 
 def _other_form(
