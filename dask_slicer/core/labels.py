@@ -20,6 +20,8 @@ _MOST_PLANES = 16
 # So few values has no image; a label map with more is constant in pieces.
 _FEW_VALUES = 4
 _MOST_VALUES = 1000
+# Values of labels: -1 marks what is to be ignored; CT and scaled floats leave this range.
+_LEAST_LABEL, _LARGEST_LABEL = -1, 65_535
 # Share of foreground voxels whose neighbour has the same value. In real scans it is below 0.2, in
 # label maps above 0.7 along the best axis.
 _PIECEWISE_CONSTANT = 0.55
@@ -136,13 +138,16 @@ def looks_like_labels(stored: NDArray[np.generic]) -> bool:
         return False  # as of nearly all images, at once
     varied = [number for number, plane in enumerate(planes) if plane.min() != plane.max()]
     if not varied:
-        return len(np.unique(planes[:, 0, 0])) in range(2, _FEW_VALUES + 1)
+        values = np.unique(planes[:, 0, 0])
+        return _in_range(values) and len(values) in range(2, _FEW_VALUES + 1)
     step = max(len(varied) / _MOST_PLANES, 1.0)
     chosen = [varied[int(number * step)] for number in range(min(len(varied), _MOST_PLANES))]
     sample = planes[chosen]
     if not _integers(sample):
         return False
     values, counts = np.unique(sample, return_counts=True)
+    if not _in_range(values):
+        return False
     if not _FEW_VALUES < len(values) <= _MOST_VALUES:
         return len(values) <= _FEW_VALUES
     background = values[counts.argmax()]
@@ -154,6 +159,10 @@ def looks_like_labels(stored: NDArray[np.generic]) -> bool:
         _share_of_equal(here, there, background) >= _PIECEWISE_CONSTANT
         for here, there in neighbours
     )
+
+
+def _in_range(values: NDArray[np.generic]) -> bool:
+    return bool(values.min() >= _LEAST_LABEL and values.max() <= _LARGEST_LABEL)
 
 
 def _integers(voxels: NDArray[np.generic]) -> bool:

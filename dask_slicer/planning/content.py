@@ -13,7 +13,7 @@ from dask_slicer.core.labels import looks_like_labels
 from dask_slicer.errors import CaseError
 from dask_slicer.inputs import role_words
 from dask_slicer.inputs.accounting import relative_to
-from dask_slicer.inputs.case import Case, stem_of
+from dask_slicer.inputs.case import Case, split_channel, stem_of
 from dask_slicer.inputs.readers import read_voxels
 from dask_slicer.inputs.role_words import (
     folder_role,
@@ -68,9 +68,9 @@ def with_unnamed(case: Case, root: Path) -> Case:
     if case.stated:
         return case
     paths = [path and relative_to(root, path) for path in case.images]
-    # Several images in a folder such as imagesTr have the numbers of channels.
-    first, slash, _ = max(paths, default="").partition("/")
-    if slash and len(paths) > 1 and _is_for_images(first):
+    # In a folder such as imagesTr, the names of channels have numbers: a_0000.
+    first, slash, name = max(paths, default="").partition("/")
+    if slash and _is_for_images(first) and split_channel(name):
         return case
     is_paired = case.has_label and len(paths) == 1
     unnamed = tuple(

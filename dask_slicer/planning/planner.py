@@ -22,6 +22,7 @@ from dask_slicer.inputs.case import Case, case_id_problems
 from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.layouts.listed_paths import exists
 from dask_slicer.inputs.readers.base import VolumeHeader
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.planning.assignment import case_groups, case_splits
@@ -204,9 +205,12 @@ def _with_facts(
             failure = as_case_error(error, step="plan")
             if not failure.retriable:
                 break
-    problem = FailedCase(
-        case_id=plan.case_id, step="plan", kind=failure.kind, message=failure.one_line
-    )
+    message = failure.one_line
+    if isinstance(failure, MissingFile) and config.missing_modality == "error":
+        present = [exists(path) for path in plan.case.image_files]
+        if any(present) and not all(present):
+            message += "; --missing_modality zero fills a missing image with zeros"
+    problem = FailedCase(case_id=plan.case_id, step="plan", kind=failure.kind, message=message)
     return replace(plan, problem=problem)
 
 
@@ -278,7 +282,7 @@ def _notes(
     unknown = [case.case_id for case in cases if not case.oriented]
     if unknown:
         yield (
-            f"{len(unknown)} images do not define their orientation (sform and qform code 0), "
+            f"{plural(len(unknown), 'image')} without an orientation (sform and qform code 0), "
             f"LAS is assumed, as in nibabel: {first_few(unknown)}"
         )
     if not has_labels:

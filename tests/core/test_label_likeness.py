@@ -43,6 +43,8 @@ TABLE = {
     "nothing": (np.zeros(SHAPE, np.uint8), False),
     "a constant": (np.full(SHAPE, 3, np.int16), False),
     "floats with NaN": (np.where(organs(3), np.nan, 0.0), False),
+    "a CT of air and water": (organs(1).astype(np.int16) * 1000 - 1000, False),
+    "two intensities": (organs(1).astype(np.float32) * np.float32(1e9), False),
     "a binary mask": (organs(1), True),
     "a mask of 255": (organs(1) * np.uint8(255), True),
     "scattered lesions": ((noise(0, 100) == 7).astype(np.uint8), True),
