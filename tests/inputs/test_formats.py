@@ -513,6 +513,12 @@ def test_a_pair_needs_its_voxels_and_only_one_file_of_them(tmp_path) -> None:
         read_header(tmp_path / "b.hdr")
 
 
+def test_values_of_a_surface_are_no_volume(tmp_path) -> None:
+    nib.save(nib.MGHImage(np.zeros((1200, 1, 1), np.float32), np.eye(4)), tmp_path / "lh.mgh")
+    with pytest.raises(UnsupportedImage, match="as values of a surface"):
+        read_header(tmp_path / "lh.mgh")
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_analyze_is_read_as_nibabel_reads_it(tmp_path, order) -> None:
     header = nib.AnalyzeHeader(endianness=order)
