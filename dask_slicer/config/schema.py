@@ -156,8 +156,8 @@ class InputSettings(fields.Frozen):
     )
     images: tuple[str, ...] = Field(
         (),
-        description="Pattern of the images, relative to the dataset, such as 'img/*.nii.gz'; once "
-        "for each modality. Cases are what the wildcards match.",
+        description="Pattern (glob) of the images, relative to the dataset; once for each "
+        "modality. Cases are what the wildcards match.",
     )
     labels: str | None = Field(None, description="Pattern of the labels; with images.")
     label_name: str | None = Field(

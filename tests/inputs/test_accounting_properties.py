@@ -237,6 +237,7 @@ def test_the_patterns_themselves_are_read_or_refused(pattern) -> None:
 @example((["1/scan"], ["1/t1_organs"]), "binary", False)
 @example((["images/1"], ["images/lesion"]), "binary", False)
 @example((["1/t1", "2/t1", "3/t1"], ["3/liver"]), "binary", False)
+@example((["1/case", "seg9/case"], []), "binary", False)
 @example((["images/1", "images/2"], ["images/liver", "labels/1_seg"]), "binary", True)
 def test_a_label_is_never_an_image_nor_dropped_silently(tree, kind, allow_missing) -> None:
     check(tree, kind, allow_missing=allow_missing)

@@ -75,7 +75,9 @@ def _image_folders(folders: Sequence[str], labels: Sequence[str], tree: FileTree
         return images if len(images) == 1 else []
     others = [folder for folder in folders if folder not in labels]
     modalities = [folder for folder in others if folder_role(folder) == "modality"]
-    images = images + modalities or (others if len(others) == 1 else [])
+    if not images and not modalities and all(map(says_only_its_role, labels)):
+        images = others if len(others) == 1 else []  # else seg9/ may be a case
+    images = images + modalities
     doubtful = [
         path for folder in images if not says_only_its_role(folder) for path in tree.within(folder)
     ]

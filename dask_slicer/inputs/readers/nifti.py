@@ -157,7 +157,8 @@ def _nibabel_header(head: bytes, format_: _Format) -> tuple[nib.Nifti1Header, ND
     kind = format_.kind
     try:
         header = kind.from_fileobj(BytesIO(head[: kind.sizeof_hdr]), check=False)
-        pixdim = header["pixdim"][1:4].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            pixdim = header["pixdim"][1:4].astype(np.float64)
         is_wide = header["datatype"] in _WIDE  # which nibabel supports on some machines
         # Repairs and refuses the same headers as nibabel does on loading.
         if not is_wide and not _is_sound(header):
