@@ -45,7 +45,7 @@ class Choice(click.Choice[str]):
         return message.rstrip(".") + did_you_mean(str(value).lower(), self.choices)
 
 
-class _OneOrEach(click.ParamType[Any]):
+class _OneOrEach(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """A value, none, or one for each modality, ``240,none``: the configuration checks them."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
