@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import os
 import re
 import tracemalloc
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 from affines import oblique
 from click.testing import CliRunner
+from repository import ROOT
 
 from dask_slicer import SliceDataset
 from dask_slicer.cli.main import main
@@ -25,7 +27,7 @@ from dask_slicer.inputs.readers.base import split_volume
 
 pytestmark = pytest.mark.versions
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(os.environ.get("DASK_SLICER_SCANS", ROOT.parent / "shared" / "data"))
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 STORED = np.arange(3 * 4 * 5, dtype=np.int16).reshape(3, 4, 5)
 ORDERS = [
