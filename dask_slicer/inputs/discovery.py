@@ -54,7 +54,7 @@ def find_cases(
 def _read_file(tree: FileTree, path: Path, options: InputOptions) -> LayoutMatch:
     """Return the cases that a manifest or a datalist names; its content decides which it is."""
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".json"):
+    if suffix not in (".csv", ".tsv", ".json") or not path.is_file():
         raise DatasetError(
             f"input_dir {path} is neither a folder nor a .csv, .tsv or .json manifest"
         )

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Literal
 
-from dask_slicer.inputs.case import stem_of
+from dask_slicer.inputs.case import name_of, stem_of
 
 # As public datasets spell them: BraTS `seg`, KiTS `segmentation`, MRBrainS18 `segm`, ACDC `gt`,
 # IBSR `segTRI`, FreeSurfer `aparc+aseg`, BTCV `label`, BIDS `dseg`, WMH `wmh`, BraTS-MEN-RT `gtv`.
@@ -230,7 +230,7 @@ def may_be_case(folder: str, paths: Iterable[str]) -> bool:
     >>> may_be_case("iSeg_01", ["iSeg_01/T1.nii"]), may_be_case("labels (1)", ["labels (1)/p7.nii"])
     (True, False)
     """
-    stems = (stem_of(path.rpartition("/")[2]) for path in paths)
+    stems = (stem_of(name_of(path)) for path in paths)
     return not says_only_its_role(folder) and any(
         not without(stem, image_words(stem) | all_label_words(stem)) for stem in stems
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from dask_slicer.inputs.case import name_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import plural
 
@@ -62,6 +63,6 @@ def suffix_of(path: str) -> str:
     >>> suffix_of("a.b/c.PAR"), suffix_of("scan.mnc.gz"), suffix_of("a.b/IM_0001")
     ('.par', '.mnc.gz', '')
     """
-    name = path.rpartition("/")[2].lower()
+    name = name_of(path).lower()
     inner = name.removesuffix(".gz")
     return name[inner.rfind(".") :] if "." in inner else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -309,3 +310,13 @@ def test_cases_with_the_same_id_are_a_problem(tmp_path, files, said) -> None:
     lay(tmp_path, *files)
     (problem,) = find_cases(tmp_path, InputOptions(include_test=True)).problems
     assert said in problem
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_pipe_in_place_of_a_description_is_not_waited_for(tmp_path) -> None:
+    lay(tmp_path, *tr("a_0000"))
+    os.mkfifo(tmp_path / "dataset.json")
+    os.mkfifo(tmp_path / "cases.csv")
+    assert [case.case_id for case in find_cases(tmp_path).cases] == ["a"]
+    with pytest.raises(DatasetError, match="neither a folder nor a"):
+        find_cases(tmp_path / "cases.csv")

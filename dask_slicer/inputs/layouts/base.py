@@ -186,6 +186,8 @@ def unknown_name(option: str, name: str, known: Collection[str]) -> str:
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; raise DatasetError if it cannot be read."""
+    if path.exists() and not path.is_file():  # reading a pipe would never end
+        raise DatasetError(f"cannot read {path}: it is not a file")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -195,5 +197,5 @@ def read_json(path: Path) -> Any:
 def read_description(root: Path) -> dict[str, Any]:
     """Return the content of dataset.json in a folder, empty if there is no such file."""
     path = root / "dataset.json"
-    content = read_json(path) if path.exists() else None
+    content = read_json(path) if path.is_file() else None
     return content if isinstance(content, dict) else {}

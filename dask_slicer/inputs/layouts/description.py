@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import is_volume_name
+from dask_slicer.inputs.case import is_volume_name, name_of
 from dask_slicer.utils.formatting import first_few
 
 # By section, the keys under which it is; MONAI and its users write all of them.
@@ -116,7 +116,7 @@ def _is_path(value: object) -> bool:
 def _names_volume(value: object) -> bool:
     """Return whether a value is the path of a volume, or a list with one."""
     values = value if isinstance(value, list) else [value]
-    return any(isinstance(text, str) and is_volume_name(text.rpartition("/")[2]) for text in values)
+    return any(isinstance(text, str) and is_volume_name(name_of(text)) for text in values)
 
 
 def unread_keys(content: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ def find_manifest(input_dir: Path) -> Path | None:
         if (input_dir / name).is_file():
             return input_dir / name
     tables = [*sorted(input_dir.glob("*.csv")), *sorted(input_dir.glob("*.tsv"))]
-    tables = [path for path in tables if _has_columns(path)]
+    tables = [path for path in tables if path.is_file() and _has_columns(path)]
     return tables[0] if len(tables) == 1 else None
 
 
