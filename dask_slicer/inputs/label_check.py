@@ -6,13 +6,12 @@ import os
 import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 from dask_slicer.errors import CaseError
 from dask_slicer.inputs.case import stem_of
 from dask_slicer.inputs.layouts.base import NAME_THEM, FileRole, LayoutMatch
-from dask_slicer.inputs.role_words import NO_LABELS, label_words, named_like_labels, words_of
+from dask_slicer.inputs.role_words import NO_LABELS, all_label_words, label_words, words_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.inputs.unread import is_picture
 from dask_slicer.utils.formatting import first_few, plural
@@ -177,14 +176,9 @@ def _is_named_like_label(path: str, common: Collection[str], of_images: Collecti
         if label_words(words) - NO_LABELS - set(common):
             return True
         # Words such as `tumor` count at the end, if no image has them.
-        if words and words[-1] not in of_images and _is_weak(words[-1]):
+        if words and words[-1] not in of_images and all_label_words(words[-1]) - NO_LABELS:
             return True
     return False
-
-
-@cache
-def _is_weak(word: str) -> bool:
-    return named_like_labels([word, "x"])[0] and word not in NO_LABELS
 
 
 def _not_linked(
