@@ -90,7 +90,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
             None if label_path is None else tree.absolute(label_path),
             stated=True,
         )
-    used = {path for paths in image_keys for path in paths.values()}
+    used = {path for paths in keys for path in paths.values()}
     unpaired = [path for key, path in label_of.items() if not any(key in k for k in image_keys)]
     result.leave_out(sorted(unpaired), "label", "without an image")
     why = (
@@ -99,10 +99,10 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         else (f"does not match {' or '.join(map(str, images))}")
     )
     for path in tree.volumes:
-        if path not in used and path not in label_of.values():
+        if path not in used:
             result.left_out[path] = why
     result.channel_names = _channel_names(options.images)
-    result.reason = f"{' '.join(map(str, [*images, *labels]))}"
+    result.reason = " ".join(map(str, [*images, *labels]))
     return result
 
 
