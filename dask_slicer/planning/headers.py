@@ -117,7 +117,12 @@ def _facts(
 def _header(path: str, orientation_from: str, known: dict[str, VolumeHeader]) -> VolumeHeader:
     file, number = split_volume(path)
     header = known.get(file)
-    if header is not None and (number is not None or header.n_volumes == 1):
+    # Layers of a segmentation differ in their label names; all else is the same in each volume.
+    if (
+        header is not None
+        and (header.n_volumes == 1 if number is None else number < header.n_volumes)
+        and not (number and header.is_label)
+    ):
         return replace(header, path=path)
     return read_header(path, orientation_from=orientation_from)
 

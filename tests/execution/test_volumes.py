@@ -13,9 +13,12 @@ import SimpleITK as sitk
 from affines import oblique
 
 from dask_slicer import SliceDataset, open_output
+from dask_slicer.errors import UnsupportedImage
 from dask_slicer.inputs import discovery
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.readers import read_header
 from dask_slicer.inputs.tree import FileTree
+from dask_slicer.planning import headers
 
 SHAPE = (7, 8, 5)
 
@@ -246,3 +249,29 @@ def test_frames_run_on_a_scheduler_whose_workers_look_for_the_file(
         result = scans.run("--volumes", "frames", "--scheduler", scheduler.address)
     assert result.exit_code == 0, result.output
     assert open_output(scans.output).cases == ["a_t000", "a_t001"]
+
+
+def test_a_layer_of_a_segmentation_keeps_its_own_names(scans) -> None:
+    image = nib.Nifti1Image(np.zeros((*SHAPE, 2), np.int16), np.diag([-1.0, -1, 1, 1]))
+    (scans.root / "a").mkdir(parents=True)
+    nib.save(image, scans.root / "a/t1.nii.gz")
+    header = (
+        "NRRD0004\ntype: uint8\ndimension: 4\nspace: left-posterior-superior\n"
+        f"sizes: 2 {' '.join(map(str, SHAPE))}\nkinds: list domain domain domain\n"
+        "space directions: none (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nencoding: raw\n"
+        "Segment0_Name:=liver\nSegment0_LabelValue:=1\nSegment0_Layer:=0\n"
+        "Segment1_Name:=tumour\nSegment1_LabelValue:=1\nSegment1_Layer:=1\n\n"
+    )
+    label = np.ones((2, *SHAPE), np.uint8).tobytes("F")
+    (scans.root / "a/t1_seg.seg.nrrd").write_bytes(header.encode() + label)
+    assert scans.run("--volumes", 1).exit_code == 0
+    assert open_output(scans.output).summary["label_names"] == {"1": "tumour"}
+
+
+def test_a_volume_that_a_known_file_lacks_is_refused(scans) -> None:
+    scans.add("a", 2)
+    path = str(scans.root / "a/t1.nii.gz")
+    known = {path: read_header(f"{path}[0]")}
+    assert headers._header(f"{path}[1]", "sform", known).path == f"{path}[1]"
+    with pytest.raises(UnsupportedImage, match=r"no volume \[2\]: it has 2"):
+        headers._header(f"{path}[2]", "sform", known)
