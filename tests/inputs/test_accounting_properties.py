@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,99 +50,51 @@ Tree = tuple[list[str], list[str]]
 KINDS = st.sampled_from(["binary", "two values", "float", "16 bits", "many values"])
 
 
-def folder_per_case(ids: list[str], image: str, label: str) -> Tree:
-    return [f"{i}/{image}" for i in ids], [f"{i}/{label}" for i in ids]
-
-
-def prefixed(ids: list[str], image: str, label: str) -> Tree:
-    return [f"{i}/{i}_{image}" for i in ids], [f"{i}/{i}_{label}" for i in ids]
-
-
-def two_folders(ids: list[str], image: str, label: str) -> Tree:
-    return [f"{image}/{i}" for i in ids], [f"{label}/{i}" for i in ids]
-
-
-def images_and_labels(ids: list[str], image: str, label: str) -> Tree:
-    return [f"images/{i}" for i in ids], [f"labels/{i}_{label}" for i in ids]
-
-
-def one_folder(ids: list[str], image: str, label: str) -> Tree:
-    return [f"{i}_{image}" for i in ids], [f"{i}_{label}" for i in ids]
-
-
-def one_folder_words_first(ids: list[str], image: str, label: str) -> Tree:
-    return [f"{image}-{i}" for i in ids], [f"{label}-{i}" for i in ids]
-
-
-def nnunet(ids: list[str], image: str, label: str) -> Tree:
-    return [f"imagesTr/{i}_0000" for i in ids], [f"labelsTr/{i}" for i in ids]
-
-
-def full_names(ids: list[str], image: str, label: str) -> Tree:
-    return [f"imagesTr/{i}_0001" for i in ids], [f"labelsTr/{i}_0001" for i in ids]
-
-
-def bids(ids: list[str], image: str, label: str) -> Tree:
-    names = ["".join(filter(str.isalnum, i)) for i in ids]
-    return (
-        [f"sub-{i}/anat/sub-{i}_T1w" for i in names],
-        [f"derivatives/labels/sub-{i}/anat/sub-{i}_{label}" for i in names],
-    )
-
-
-def masks(ids: list[str], image: str, label: str) -> Tree:
-    organs = ("liver", "spleen")
-    return (
-        [f"{i}/{image}" for i in ids],
-        [f"{i}/segmentations/{organ}" for i in ids for organ in organs],
-    )
-
-
-def nested(ids: list[str], image: str, label: str) -> Tree:
-    return [f"{i}/study/{image}" for i in ids], [f"{i}/study/{label}" for i in ids]
-
-
-def folder_of_labels(ids: list[str], image: str, label: str) -> Tree:
-    return [f"{i}/{image}" for i in ids], [f"{i}/labels/{label}" for i in ids]
-
-
-def beside_images(ids: list[str], image: str, label: str) -> Tree:
-    return [f"images/{i}" for i in ids], [f"images/{i}_{label}" for i in ids]
-
-
-def numbered(ids: list[str], image: str, label: str) -> Tree:
-    return [f"images/{image}_{i}" for i in ids], [f"images/{label}_{i}" for i in ids]
-
-
-PATTERNS: list[Callable[[list[str], str, str], Tree]] = [
-    folder_per_case,
-    prefixed,
-    two_folders,
-    images_and_labels,
-    one_folder,
-    one_folder_words_first,
-    nnunet,
-    full_names,
-    bids,
-    masks,
-    nested,
-    folder_of_labels,
-    beside_images,
-    numbered,
-]
+# The paths of an image and its labels: i is the id of the case, word the letters and digits of it.
+PATTERNS = {
+    "folder_per_case": ("{i}/{image}", ["{i}/{label}"]),
+    "prefixed": ("{i}/{i}_{image}", ["{i}/{i}_{label}"]),
+    "two_folders": ("{image}/{i}", ["{label}/{i}"]),
+    "images_and_labels": ("images/{i}", ["labels/{i}_{label}"]),
+    "one_folder": ("{i}_{image}", ["{i}_{label}"]),
+    "one_folder_words_first": ("{image}-{i}", ["{label}-{i}"]),
+    "nnunet": ("imagesTr/{i}_0000", ["labelsTr/{i}"]),
+    "full_names": ("imagesTr/{i}_0001", ["labelsTr/{i}_0001"]),
+    "bids": (
+        "sub-{word}/anat/sub-{word}_T1w",
+        ["derivatives/labels/sub-{word}/anat/sub-{word}_{label}"],
+    ),
+    "masks": ("{i}/{image}", ["{i}/segmentations/liver", "{i}/segmentations/spleen"]),
+    "nested": ("{i}/study/{image}", ["{i}/study/{label}"]),
+    "folder_of_labels": ("{i}/{image}", ["{i}/labels/{label}"]),
+    "beside_images": ("images/{i}", ["images/{i}_{label}"]),
+    "numbered": ("images/{image}_{i}", ["images/{label}_{i}"]),
+}
 # No word for labels, or a depth, that a layout knows: with a free name, the content decides.
-REFUSED = [nested, beside_images, numbered]
+REFUSED = {"nested", "beside_images", "numbered"}
+
+
+def tree_of(pattern: str, ids: list[str], image: str, label: str) -> Tree:
+    image_path, label_paths = PATTERNS[pattern]
+    cases = [
+        {"i": i, "word": "".join(filter(str.isalnum, i)), "image": image, "label": label}
+        for i in ids
+    ]
+    return (
+        [image_path.format_map(case) for case in cases],
+        [path.format_map(case) for case in cases for path in label_paths],
+    )
 
 
 @st.composite
 def trees(draw: st.DrawFn) -> Tree:
     """Draw the paths of images and of labels, without suffix; some files are missing or free."""
     ids = draw(IDS)
-    pattern = draw(st.sampled_from(PATTERNS))
+    pattern = draw(st.sampled_from(list(PATTERNS)))
     names = draw(st.lists(IMAGE_NAMES, min_size=1, max_size=3, unique=True))
     label_name = draw(st.one_of(WORDS, FREE_NAMES))
-    images = [path for name in names for path in pattern(ids, name, label_name)[0]]
-    labels = pattern(ids, names[0], label_name)[1]
+    images = [path for name in names for path in tree_of(pattern, ids, name, label_name)[0]]
+    labels = tree_of(pattern, ids, names[0], label_name)[1]
     kept = draw(st.lists(st.booleans(), min_size=len(labels), max_size=len(labels)))
     if draw(st.booleans()):
         labels = [label for label, is_kept in zip(labels, kept, strict=True) if is_kept]
@@ -221,8 +172,8 @@ def check(tree: Tree, kind: str, *, allow_missing: bool) -> bool:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_patterns_themselves_are_read_or_refused(pattern) -> None:
-    tree = pattern(["1", "2"], "ct", "seg")
-    kind = "binary" if pattern in (masks, folder_of_labels) else "two values"
+    tree = tree_of(pattern, ["1", "2"], "ct", "seg")
+    kind = "binary" if pattern in ("masks", "folder_of_labels") else "two values"
     assert check(tree, kind, allow_missing=False) is (pattern not in REFUSED)
 
 
