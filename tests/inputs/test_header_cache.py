@@ -24,7 +24,7 @@ import pytest
 import dask_slicer
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.inputs import header_cache, readers
-from dask_slicer.inputs.header_cache import CACHE_DIR, HeaderCache
+from dask_slicer.inputs.header_cache import CACHE_DIR, RACY_NS, HeaderCache
 from dask_slicer.inputs.layouts.base import InputOptions
 from dask_slicer.inputs.readers import READERS, read_header
 from dask_slicer.inputs.readers.base import VolumeHeader
@@ -517,6 +517,7 @@ def test_plans_at_the_same_time_share_a_cache(dataset, tmp_path, cache_dir, unca
 
 @pytest.mark.slow
 def test_processes_at_the_same_time_share_a_cache(dataset, cache_dir, tmp_path, plan) -> None:
+    time.sleep(RACY_NS / 1e9 + 0.1)  # these processes cache no file that changed just before
     command = [sys.executable, "-m", "dask_slicer", "plan", "--json", "-i", str(dataset.root)]
     processes = [
         subprocess.Popen([*command, "-o", str(tmp_path / f"out{number}")], stdout=subprocess.PIPE)
@@ -525,7 +526,7 @@ def test_processes_at_the_same_time_share_a_cache(dataset, cache_dir, tmp_path, 
     shown = [json.loads(process.communicate()[0])["cases"] for process in processes]
     assert all(cases == shown[0] for cases in shown)
     assert {path.suffix for path in cache_dir.iterdir()} <= {".json"}  # no temporary file
-    assert plan().n_read in (0, 6)
+    assert plan().n_read == 0
 
 
 # -- a run -----------------------------------------------------------------------------------------
