@@ -26,7 +26,13 @@ MOST_USED = (
 )
 _METAVARS = {
     **{"only": "CASE_ID...", "images": "GLOB", "labels": "GLOB", "label_name": "NAME"},
-    **{"structures": "A,B...", "modalities": "A,B...", "volumes": "channels|frames|N"},
+    **{
+        "group_column": "COLUMN",
+        "stratify": "label|COLUMN",
+        "structures": "A,B...",
+        "modalities": "A,B...",
+        "volumes": "channels|frames|N",
+    },
 }
 _SHORT = {"input_dir": "-i", "output_dir": "-o"}
 # The settings that connect a command to a running scheduler.

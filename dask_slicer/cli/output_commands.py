@@ -1,4 +1,4 @@
-"""Commands on an output: verify, watch, preview, report."""
+"""Commands on an output: split, verify, watch, preview, report."""
 
 from __future__ import annotations
 
@@ -92,6 +92,39 @@ def report(output_dir: Path, file: Path | None, verbose: int, quiet: bool) -> No
     path = write_report(output_dir, file, say=lambda line: None if quiet else click.echo(line))
     if not quiet:
         click.echo(f"Report: {path}")
+
+
+@click.command()
+@output_argument
+@click.option(
+    "--folds", metavar="K", type=int, default=5, show_default=True, help="Number of folds."
+)
+@click.option(
+    "--stratify",
+    metavar="label|COLUMN",
+    help="What has about the same share in each fold: label values, or the values of a column.",
+)
+@click.option("--seed", type=int, help="Seed of the folds. [default: that of the run]")
+@click.option(
+    "--group_column",
+    metavar="COLUMN",
+    help="Column whose values are the groups. [default: the groups of the run]",
+)
+@verbosity_options
+def split(output_dir: Path, verbose: int, quiet: bool, **options: Any) -> None:
+    """Divide the cases of an output into folds, for cross-validation.
+
+    Writes splits_final.json, as nnU-Net has it, of the cases that are not for test. Groups, such as
+    patients, stay whole. No slice is written again.
+    """
+    from dask_slicer.output.layout import FOLDS
+    from dask_slicer.output.split import split_output
+
+    folds = split_output(output_dir, **options)
+    if not quiet:
+        for line in (*folds.lines(), *(f"Note: {note}" for note in folds.notes())):
+            click.echo(escape_line(line))
+        click.echo(f"Written: {output_dir / FOLDS}")
 
 
 @click.command(

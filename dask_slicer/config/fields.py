@@ -124,6 +124,8 @@ _WALLTIME = re.compile(r"(\d+-)?\d+:\d\d:\d\d")
 Integer = Annotated[int, BeforeValidator(_not_bool)]
 NonNegative = Annotated[Integer, Field(ge=0)]
 Positive = Annotated[Integer, Field(ge=1)]
+AtLeastTwo = Annotated[Integer, Field(ge=2)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 Ratio = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, le=1)]
 Finite = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
 Seconds = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
@@ -219,7 +221,10 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     train_ratio: float | NotGiven
     val_ratio: float | None
     group_regex: str | None
+    group_column: str | None
     seed: int | NotGiven
+    folds: int | None
+    stratify: str | None
     splits: StrPath | None
     fold: int | None
 
@@ -278,7 +283,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("layout", "images", "labels", "label_name", "structures", "overlap", "modalities"),
         *("missing_modality", "volumes", "label_grid", "orientation_from", "datalist_fold"),
     ),
-    "Splits": ("train_ratio", "val_ratio", "group_regex", "seed", "splits", "fold"),
+    "Splits": (
+        *("train_ratio", "val_ratio", "group_regex", "group_column", "seed", "splits", "fold"),
+        *("folds", "stratify"),
+    ),
     "Output": (
         *("output_dir", "format", "compression_level", "compression"),
         *("overwrite", "prune", "fsync"),

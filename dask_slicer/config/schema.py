@@ -22,6 +22,8 @@ from dask_slicer.utils.repr_html import html_card, html_facts
 
 # Name of the output directory of a plan that has none; the run of such a plan is refused.
 NO_OUTPUT = ".dask_slicer_no_output"
+# The value of `stratify` that names no column of the dataset.
+BY_LABEL = "label"
 # 1 - 0.8 - 0.2 is not 0 in binary.
 _RATIO_SLACK = 1e-9
 
@@ -117,8 +119,23 @@ class SplitSettings(fields.Frozen):
         description="Regular expression for case ids whose first group is the patient; a patient "
         "is never in two splits.",
     )
+    group_column: fields.NonEmpty | None = Field(
+        None,
+        description="Column of the manifest or of participants.tsv: cases with the same value are "
+        "never in two splits. It wins over group_regex and the groups of the dataset.",
+    )
     seed: fields.Integer = Field(
         42, description="Seed of the order in which patients are assigned."
+    )
+    folds: fields.AtLeastTwo | None = Field(
+        None,
+        description="Number of folds of a cross-validation over the cases that are not for test, "
+        "written to splits_final.json as nnU-Net has it.",
+    )
+    stratify: fields.NonEmpty | None = Field(
+        None,
+        description="Column of the manifest or of participants.tsv whose values have about the "
+        "same share in each split and fold; label: label values, in each fold.",
     )
     splits: fields.AbsolutePath | None = Field(
         None, description="JSON file with the splits; nnU-Net's splits_final.json with --fold."
@@ -134,6 +151,10 @@ class SplitSettings(fields.Frozen):
             )
         if self.fold is not None and self.splits is None:
             raise ValueError(f"fold needs splits, the file that holds the folds, got {self.fold}")
+        if self.stratify == BY_LABEL and self.folds is None:
+            raise ValueError(
+                "stratify label needs folds: labels are known after train, val and test are"
+            )
         return self
 
     def ratios(self) -> dict[str, float]:
@@ -300,8 +321,9 @@ RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
 UNUSED_BY_FORMAT = {"npz": "compression", "zarr": "compression_level"}
 
 # Settings that may change between runs into one output: cases with NaN record `nonfinite`, and the
-# others come out the same; `splits` and `fold` are compared by the assignment that they lead to.
-_MAY_CHANGE = {"nonfinite", "splits", "fold"}
+# others come out the same; `splits` and `fold` are compared by the assignment that they lead to;
+# cases keep their split if `stratify` changes, and folds are made again.
+_MAY_CHANGE = {"nonfinite", "splits", "fold", "folds", "stratify"}
 
 
 def _resolved(path: Path) -> Path:

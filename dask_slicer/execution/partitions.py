@@ -24,7 +24,7 @@ from dask_slicer.utils.formatting import first_few, plural
 
 # Beside the lasting settings of an output, these must be equal, or partitions would differ from one
 # run.
-_ALSO_EQUAL = ("nonfinite", "allow_missing_labels")
+_ALSO_EQUAL = ("nonfinite", "allow_missing_labels", "folds", "stratify")
 # Where there are no hard links, a partition may read the plan while another one writes it.
 _TRIES, _WAIT_SECONDS = 20, 0.1
 
@@ -79,6 +79,8 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
             is_complete=False,
         )
         remove_partition_files(path)
+    for note in totals.notes:
+        (observer or Observer()).note(note)
     if totals.clipped:
         note = clip_note(config.clip_min, config.clip_max, totals.clipped)
         (observer or Observer()).note(note)

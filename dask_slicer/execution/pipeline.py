@@ -160,7 +160,11 @@ class _Run:
         start_from = shared_plan or self.plan
         temporary = layout.partition_files(self.partition).temporary
         directory.start(
-            start_from.config, start_from.splits, start_from.structures, temporary=temporary
+            start_from.config,
+            start_from.splits,
+            start_from.structures,
+            table=self.plan.table,
+            temporary=temporary,
         )
 
     def _prepare_cases(
@@ -296,6 +300,8 @@ class _Run:
                         is_complete=not remaining,
                     )
                     self.clipped = totals.clipped  # also by earlier runs
+                    for note in totals.notes:
+                        self.publisher.observer.note(note)
                 else:
                     self._clean_up(self.partition, is_complete=not remaining)
             except OSError as error:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dask_slicer.config.schema import RunConfig
+from dask_slicer.config.schema import BY_LABEL, RunConfig
 from dask_slicer.errors import CaseError
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
+from dask_slicer.output.folds import with_folds
 from dask_slicer.output.journal import History, Journal, histories, last_records
 from dask_slicer.output.summary import existing_names
+from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase
@@ -26,23 +28,29 @@ def prepare_plan(config: RunConfig) -> RunPlan:
     """Return what a run into the present output directory would do; write nothing."""
     old = directory.existing_config(config.output_dir)
     if old is None or config.overwrite:
-        return make_plan(config)
+        return with_folds(make_plan(config))
     directory.check_unchanged(old, config)
-    return make_plan(
+    table = directory.existing_table(config.output_dir)
+    plan = make_plan(
         config,
         assigned=directory.existing_splits(config.output_dir),
-        assigned_groups=partial(_groups, config.output_dir),
+        assigned_groups=partial(_groups, config.output_dir, table),
         structures=directory.existing_structures(config.output_dir),
     )
+    if config.stratify not in (None, old.stratify, BY_LABEL):
+        note = f"stratify is new to this output: cases that have a split keep it: {config.stratify}"
+        plan = replace(plan, notes=(*plan.notes, note))
+    return with_folds(plan)
 
 
-def _groups(output_dir: Path) -> dict[str, str]:
-    """Return the group, such as a patient, of each case that was written."""
-    return {
+def _groups(output_dir: Path, table: CaseTable) -> dict[str, str]:
+    """Return the group, such as a patient, of each case in the table or the journal."""
+    written = {
         record.case_id: record.group or record.case_id
         for record in last_records(output_dir / layout.JOURNAL)
         if isinstance(record, CommittedCase)
     }
+    return written | table.groups
 
 
 @dataclass(frozen=True, slots=True)

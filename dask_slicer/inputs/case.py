@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 # Names that Windows reserves for devices, with any suffix.
@@ -42,6 +43,9 @@ class Case:
     orientation_from: str = "sform"  # or "qform"
     unnamed: tuple[int, ...] = ()  # images, by number, that may be labels by their names
     overlap: str = "first"  # or "error": a voxel in two masks fails the case
+    # Texts by column, such as {"sex": "F"}, for groups and stratification. Not in the repr, which
+    # is the key of cached headers: columns decide nothing of what is in the files.
+    columns: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def has_label(self) -> bool:
@@ -67,6 +71,20 @@ class Case:
     def files(self) -> tuple[str, ...]:
         """Return every file of the case, images first."""
         return (*self.image_files, *self.label_files)
+
+
+def given_cells(row: Mapping[Any, Any]) -> dict[str, str]:
+    """Return the cells of a row of a table, without those that are empty or n/a.
+
+    >>> given_cells({"sex": " F", "age": "n/a", "site": "", "runs": 2, "notes": ["x"]})
+    {'sex': 'F', 'runs': '2'}
+    """
+    return {
+        name.strip(): text
+        for name, cell in row.items()
+        if isinstance(name, str) and name.strip() and isinstance(cell, str | int | float)
+        if (text := str(cell).strip()).lower() not in ("", "n/a")
+    }
 
 
 def is_volume_name(name: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -15,14 +16,18 @@ import numpy as np
 from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.labels import count_labels
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import CaseError, OutputError, as_case_error
+from dask_slicer.errors import CaseError, OutputError, UsageError, as_case_error
 from dask_slicer.output import layout
 from dask_slicer.output.directory import (
+    existing_folds,
+    existing_splits,
     existing_structures,
+    existing_table,
     holds,
     splits_text,
     structures_text,
 )
+from dask_slicer.output.folds import recorded_settings
 from dask_slicer.output.formats.base import CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
@@ -30,6 +35,7 @@ from dask_slicer.output.index import index_lines
 from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.planning.names import Names
 from dask_slicer.records import CommittedCase
+from dask_slicer.utils.formatting import first_few
 
 # Keys of dataset_info.json that the journal does not determine.
 _OF_ONE_RUN = {
@@ -164,6 +170,10 @@ def check_whole(
     }
     if (output_dir / layout.STRUCTURES_FILE).exists():
         checks[layout.STRUCTURES_FILE] = _check_structures(output_dir)
+    if (output_dir / layout.CASES_FILE).exists():
+        checks[layout.CASES_FILE] = _check_table(output_dir)
+    if (output_dir / layout.FOLDS).exists():
+        checks[layout.FOLDS] = _check_folds(output_dir, written)
     for path, messages in checks.items():
         for message in messages:
             yield Issue(path=path, message=message)
@@ -193,9 +203,7 @@ def _check_splits(
     split_of = dict(pairs)
     if len(split_of) < len(pairs):
         yield "has a case in more than one split"
-    splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
     for record in written:
-        splits_of_group[record.group or record.case_id].add(record.split)
         split = split_of.get(record.case_id)
         if split != record.split:
             where = split or "no split"
@@ -203,9 +211,56 @@ def _check_splits(
     for case_id in failed:
         if case_id not in split_of:
             yield f"does not have the failed case {case_id}"
+    splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
+    group_of = _groups(output_dir, written)
+    for case_id, split in pairs:
+        splits_of_group[group_of.get(case_id, case_id)].add(split)
     for group, names in splits_of_group.items():
         if len(names) > 1:
             yield f"has the cases of group {group} in {' and '.join(sorted(names))}"
+
+
+def _groups(output_dir: Path, written: Iterable[CommittedCase]) -> dict[str, str]:
+    """Return the group of each case, as the journal has it and then the last run."""
+    groups = {record.case_id: record.group or record.case_id for record in written}
+    with suppress(OutputError):  # reported for the file itself
+        groups |= existing_table(output_dir).groups
+    return groups
+
+
+def _check_folds(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[str]:
+    """Yield leaks between the parts of a fold, and cases that it must not name."""
+    try:
+        folds, split_of = existing_folds(output_dir) or [], existing_splits(output_dir)
+        group_of = _groups(output_dir, written)
+        settings = recorded_settings(output_dir)
+        if settings is not None and settings.group_column is not None:
+            group_of |= existing_table(output_dir).grouped_by(settings.group_column)
+    except UsageError as error:
+        yield str(error)
+        return
+    for number, fold in enumerate(folds):
+        named = {*fold["train"], *fold["val"]}
+        groups = [{group_of.get(case_id, case_id) for case_id in fold[part]} for part in fold]
+        leaks = {
+            "cases that are not in splits.json": named - split_of.keys(),
+            "cases that are for test": {case for case in named if split_of.get(case) == "test"},
+            "cases in train and in val": set(fold["train"]) & set(fold["val"]),
+            "groups in train and in val": set.intersection(*groups),
+        }
+        for what, names in leaks.items():
+            if names:
+                yield f"fold {number} has {what}: {first_few(sorted(names))}"
+
+
+def _check_table(output_dir: Path) -> Iterator[str]:
+    try:
+        table = existing_table(output_dir)
+    except OutputError as error:
+        yield str(error)
+        return
+    if not holds(output_dir / layout.CASES_FILE, table.text()):
+        yield "has changed since it was written"
 
 
 def _check_structures(output_dir: Path) -> Iterator[str]:

@@ -16,6 +16,8 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, ConfigError, OutputError, as_case_error
 from dask_slicer.output import layout
 from dask_slicer.output.atomic import atomic_write
+from dask_slicer.planning.case_table import NO_TABLE, CaseTable
+from dask_slicer.planning.folds import FoldList, parse_folds
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
 from dask_slicer.utils.formatting import first_few
 
@@ -119,6 +121,32 @@ def existing_structures(output_dir: Path) -> dict[str, int]:
     return structures
 
 
+def existing_table(output_dir: Path) -> CaseTable:
+    """Return the content of cases.json; raise OutputError if it is damaged."""
+    path = output_dir / layout.CASES_FILE
+    try:
+        return CaseTable.parse(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return CaseTable()
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"{path} is damaged ({error}); remove it: the next run writes it again"
+        ) from None
+
+
+def existing_folds(output_dir: Path) -> FoldList | None:
+    """Return the content of splits_final.json, None if there is none; raise if it is damaged."""
+    path = output_dir / layout.FOLDS
+    try:
+        return parse_folds(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(
+            f"{path} is damaged ({error}); remove it, then make the folds again"
+        ) from None
+
+
 def check_unchanged(old: RunConfig, new: RunConfig) -> None:
     """Raise OutputError, with a list, if settings changed that would give other slices."""
     if changed := changed_settings(old, new):
@@ -136,10 +164,13 @@ def start(
     splits: Mapping[str, Sequence[str]],
     structures: Mapping[str, int],
     *,
+    table: CaseTable = NO_TABLE,
     temporary: str = layout.TEMPORARY,
 ) -> None:
     """Write the files at the top and the Zarr groups, before the first case."""
     output_dir = config.output_dir
+    planned = {case_id for case_ids in splits.values() for case_id in case_ids}
+    table = existing_table(output_dir).updated(table, keep=planned)
     shutil.rmtree(output_dir / temporary, ignore_errors=True)
     # Forced to disk: without these two, no run could continue after a power cut.
     files = [
@@ -148,6 +179,8 @@ def start(
     ]
     if structures:
         files.append((layout.STRUCTURES_FILE, structures_text(structures), True))
+    if table.says_more_than_ids or (output_dir / layout.CASES_FILE).exists():
+        files.append((layout.CASES_FILE, table.text(), config.fsync))
     if config.format == "zarr":
         from dask_slicer.output.formats.zarr_writer import GROUP_TEXT
 

@@ -37,6 +37,10 @@ WHOLE = PartitionFiles("journal.jsonl", ".dask_slicer.lock", ".dask_slicer.tmp")
 CONFIG = "config.yaml"
 SPLITS_FILE = "splits.json"
 STRUCTURES_FILE = "structures.json"
+# Groups of cases, and their columns in the tables of the dataset; where it has any.
+CASES_FILE = "cases.json"
+# Folds, in the format of nnU-Net.
+FOLDS = "splits_final.json"
 JOURNAL = WHOLE.journal
 INDEX = "slices.csv"
 COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")
@@ -52,7 +56,10 @@ PREVIEW = "preview.png"
 # The plan that all partitions of a run share.
 PARTITION_PLAN = ".dask_slicer.shares.json"
 # Without index and journals; CONFIG last, because it marks the directory as an output.
-TOP_FILES = (SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, STRUCTURES_FILE, CONFIG)
+TOP_FILES = (
+    *(SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, FOLDS, SPLITS_FILE, STRUCTURES_FILE, CASES_FILE),
+    CONFIG,
+)
 # Holds unfinished files; on the same file system as their places.
 TEMPORARY = WHOLE.temporary
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import atomic_write
-from dask_slicer.output.directory import existing_splits, output_config
+from dask_slicer.output.directory import existing_folds, existing_splits, output_config
 from dask_slicer.output.formats.base import damage_named, read_json
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
-from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals
+from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, FOLDS, SUMMARY, partition_journals
+from dask_slicer.planning.folds import FOLD_PARTS
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import by_split
 from dask_slicer.records import why_not_written
@@ -78,6 +79,26 @@ class Output:
     def splits(self) -> dict[str, list[str]]:
         """Return the planned case ids of each split, including failed cases."""
         return by_split(existing_splits(self.path))
+
+    @cached_property
+    def folds(self) -> list[dict[str, list[str]]]:
+        """Return the case ids in train and val of each fold; empty without splits_final.json."""
+        return existing_folds(self.path) or []
+
+    def fold_cases(self, fold: int, part: str) -> list[str]:
+        """Return the case ids in a part of a fold, "train" or "val"; raise UsageError if unfit."""
+        if part not in FOLD_PARTS:
+            raise UsageError(f"part must be one of {', '.join(FOLD_PARTS)}, got {part}")
+        if not self.folds:
+            raise UsageError(
+                f"{self.path} has no {FOLDS}: dask-slicer split {self.path} --folds 5 writes it"
+            )
+        if isinstance(fold, bool) or fold not in range(len(self.folds)):
+            raise UsageError(
+                f"fold must be one of 0 to {len(self.folds) - 1}, the folds in "
+                f"{self.path / FOLDS}, got {fold}"
+            )
+        return self.folds[fold][part]
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:

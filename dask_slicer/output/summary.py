@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,11 +15,19 @@ from typing import Any
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import Statistics, pooled
-from dask_slicer.errors import CorruptFile
+from dask_slicer.errors import CorruptFile, UsageError
 from dask_slicer.output import directory, layout
+from dask_slicer.output.folds import (
+    WrittenCases,
+    final_folds,
+    recorded_settings,
+    remove_other_folds,
+    write_folds,
+)
 from dask_slicer.output.formats.base import is_normalized, read_json, statistics_by_name
 from dask_slicer.output.index import csv_lines, index_lines
 from dask_slicer.output.journal import last_records
+from dask_slicer.planning.folds import Folds, FoldSettings
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import FORMAT_VERSION
 from dask_slicer.records import CommittedCase, FailedCase
@@ -40,11 +48,18 @@ class DatasetTotals:
     intensity: tuple[Statistics, ...] = ()
     n_overlapping: int = 0
     clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
+    group_of: dict[str, str] = field(default_factory=dict)  # by case id
+    labels_of: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # classes of `label_classes`
+    notes: list[str] = field(default_factory=list)
 
     def add(self, record: CommittedCase) -> None:
         """Add one case."""
         n_slices = len(record.slices)
         self.split_of[record.case_id] = record.split
+        self.group_of[record.case_id] = record.group or record.case_id
+        self.labels_of[record.case_id] = label_classes(record)
         if not record.clip_fits:
             self.clipped.append(record.case_id)
         self.n_slices += n_slices
@@ -102,20 +117,48 @@ def finalize(
 
             text = consolidated(output_dir / layout.ZARR, totals.split_of)
             directory.write_lines(output_dir, layout.ZARR_ROOT, [text])
+        unfinished = planned - totals.split_of.keys() - {failure.case_id for failure in failures}
+        folds = _final_folds(config, totals, unfinished)
         info = dataset_info(
             config,
             totals,
             failures=failures,
             n_modalities=n_modalities,
             names=existing_names(output_dir) if names is None else names,
+            folds=recorded_settings(output_dir) if folds is None else folds.settings,
             elapsed_seconds=elapsed_seconds,
             slices_this_run=slices_this_run,
         )
+        if folds is not None:
+            remove_other_folds(output_dir, folds.settings)
         text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
         directory.write_lines(output_dir, layout.SUMMARY, [text])
+        if folds is not None:
+            write_folds(output_dir, folds)
     finally:  # also if the disk is too full for these files
         directory.remove_temporary(output_dir)
     return totals
+
+
+def _final_folds(
+    config: RunConfig, totals: DatasetTotals, unfinished: Collection[str]
+) -> Folds | None:
+    """Return the folds to write, None if there are none; note why."""
+    written = WrittenCases(groups=totals.group_of, labels=totals.labels_of, unfinished=unfinished)
+    try:
+        folds, note = final_folds(config, written)
+    except UsageError as error:  # the slices are written all the same
+        folds, note = None, f"{layout.FOLDS} is not written: {error}"
+    totals.notes += [note] if note else []
+    return folds
+
+
+def label_classes(record: CommittedCase) -> tuple[str, ...]:
+    """Return the label values in a case, as classes for stratification."""
+    values = {value for written in record.slices for value in written.labels or ()}
+    if not values:
+        return ("background only",) if record.slices and record.slices[0].labels == {} else ()
+    return tuple(map(str, sorted(values)))
 
 
 def existing_names(output_dir: Path) -> Names:
@@ -158,6 +201,7 @@ def dataset_info(
     failures: Iterable[FailedCase] = (),
     n_modalities: int | None = None,
     names: Names = NO_NAMES,
+    folds: FoldSettings | None = None,
     elapsed_seconds: float = 0,
     slices_this_run: int = 0,
 ) -> dict[str, Any]:
@@ -190,6 +234,7 @@ def dataset_info(
         "label_voxels": {str(value): count for value, count in sorted(totals.label_voxels.items())},
         **({"overlapping_voxels": totals.n_overlapping} if totals.n_overlapping else {}),
         **names.summary(),
+        **({} if folds is None else {"folds": folds.summary()}),
         "intensity": statistics_by_name(totals.intensity),
         "elapsed_seconds": round(elapsed_seconds, 3),
         "slices_per_second": round(slices_this_run / max(elapsed_seconds, 1e-9), 1),

@@ -6,16 +6,28 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dask_slicer.config.schema import RunConfig
+from dask_slicer.config.schema import BY_LABEL, RunConfig
 from dask_slicer.core.splits import SPLITS, assign_splits, check_groups_whole
 from dask_slicer.errors import DatasetError, OutputError
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import LayoutMatch, read_json
-from dask_slicer.utils.formatting import did_you_mean, first_few
+from dask_slicer.planning.case_table import CaseTable, column_classes
+from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
 
 def case_groups(dataset: LayoutMatch, config: RunConfig, notes: list[str]) -> dict[str, str]:
-    """Return the patient of every case."""
+    """Return the group of every case: the patient, or what `group_column` says.
+
+    Raises
+    ------
+    DatasetError
+        If no case has a value in a column that `group_column` or `stratify` names.
+    """
+    table = CaseTable.of(dataset.cases)
+    if config.stratify not in (None, BY_LABEL):
+        table.column(config.stratify, "stratify")
+    if config.group_column is not None:
+        return _column_groups(table, config.group_column, notes)
     groups = {}
     unmatched = []
     for case in dataset.cases:
@@ -31,6 +43,25 @@ def case_groups(dataset: LayoutMatch, config: RunConfig, notes: list[str]) -> di
         notes.append(
             f"group_regex does not match {len(unmatched)} case ids; each is a separate group: "
             f"{first_few(unmatched)}"
+        )
+    return groups
+
+
+def _column_groups(table: CaseTable, name: str, notes: list[str]) -> dict[str, str]:
+    groups = table.grouped_by(name)
+    without = [case for case in groups if case not in table.columns[name]]
+    if without:
+        notes.append(
+            f"{plural(len(without), 'case')} without a value in the column {name}, each in the "
+            f"group of its own patient: {first_few(without)}"
+        )
+    apart: dict[str, set[str]] = {}
+    for case, patient in table.groups.items():
+        apart.setdefault(patient, set()).add(groups[case])
+    if several := [patient for patient, names in apart.items() if len(names) > 1]:
+        notes.append(
+            f"group_column {name} puts cases of one patient into different groups, so perhaps "
+            f"into different splits: {first_few(several)}"
         )
     return groups
 
@@ -73,8 +104,11 @@ def case_splits(
     splits = {**assigned, **given}
     check_groups_whole(splits, all_groups)
     if config.splits is None and len(given) < len(cases):
+        classes = None
+        if config.stratify not in (None, BY_LABEL):
+            classes = column_classes(CaseTable.of(cases).column(config.stratify, "stratify"))
         splits = assign_splits(
-            all_groups, ratios=config.ratios(), seed=config.seed, assigned=splits
+            all_groups, ratios=config.ratios(), seed=config.seed, assigned=splits, classes=classes
         )
     return list(cases), splits
 

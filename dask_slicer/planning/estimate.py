@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dask_slicer.config.schema import SliceSettings
+from dask_slicer.config.schema import BY_LABEL, SliceSettings
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.planning.case_table import class_counts, column_classes
 from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import first_few, format_bytes, format_shape, plural
@@ -149,6 +151,8 @@ def plan_lines(plan: RunPlan, needs: Mapping[str, Any] | None = None) -> list[st
     splits = ", ".join(f"{counts[split]} {split}" for split in plan.splits)
     bad = f", {plural(len(plan.failures), 'case')} cannot be run" if plan.failures else ""
     lines.append(f"Plan: {plural(len(plan.cases), 'case')} ({splits}){bad}")
+    lines += _strata_lines(plan)
+    lines += [] if plan.folds is None else plan.folds.lines()
     if len(plan.channel_names) == plan.n_modalities and any(plan.channel_names):
         names = (f"{number} {name}" for number, name in enumerate(plan.channel_names))
         lines.append(f"Channels: {', '.join(names)}")
@@ -169,6 +173,19 @@ def plan_lines(plan: RunPlan, needs: Mapping[str, Any] | None = None) -> list[st
     return lines + [f"Note: {note}" for note in plan.notes]
 
 
+def _strata_lines(plan: RunPlan) -> list[str]:
+    """Return the number of cases of each class in the splits, if a column stratifies them."""
+    name = plan.config.stratify
+    if name in (None, BY_LABEL):
+        return []
+    classes = column_classes(plan.table.columns.get(name, {}))
+    cases = {
+        split: [case.case_id for case in plan.cases if case.split == split] for split in SPLITS
+    }
+    counts = [f"{split} {class_counts(ids, classes)}" for split, ids in cases.items() if ids]
+    return [f"Stratified by {name}: {'; '.join(counts)}"]
+
+
 def plan_json(plan: RunPlan) -> str:
     """Return a plan as JSON."""
     content = {
@@ -182,6 +199,7 @@ def plan_json(plan: RunPlan) -> str:
             for f in plan.files
         ],
         "splits": plan.splits,
+        "folds": plan.folds.content() if plan.folds is not None and plan.folds.fold_of else None,
         "num_cases": len(plan.cases),
         "num_slices": plan.n_slices,
         "outliers": outliers(plan.cases),

@@ -17,6 +17,8 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
+from dask_slicer.planning.case_table import CaseTable
+from dask_slicer.planning.folds import Folds
 from dask_slicer.planning.names import Names
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
@@ -175,6 +177,8 @@ class RunPlan:
         The names of label values, such as ``{1: "liver"}``; empty where unknown.
     structures : dict of str to int
         The content of structures.json: label values of structures whose masks are merged.
+    folds : Folds or None
+        Of a cross-validation; None without the setting `folds`.
     """
 
     config: RunConfig
@@ -188,6 +192,7 @@ class RunPlan:
     channel_names: tuple[str, ...] = ()
     label_names: dict[int, str] = field(default_factory=dict)
     structures: Mapping[str, int] = field(default_factory=dict)
+    folds: Folds | None = None
 
     def __repr__(self) -> str:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""
@@ -222,6 +227,12 @@ class RunPlan:
         """Return the number of images of a case."""
         counts = Counter(len(case.case.images) for case in self.runnable or self.cases)
         return counts.most_common(1)[0][0] if counts else 1
+
+    @property
+    def table(self) -> CaseTable:
+        """Return the groups of the planned cases, and their columns in tables of the dataset."""
+        groups = {case.case_id: case.group or case.case_id for case in self.cases}
+        return CaseTable.of((case.case for case in self.cases), groups)
 
     @property
     def names(self) -> Names:

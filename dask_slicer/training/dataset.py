@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 
 Sample = dict[str, Any]
 
+
+class _Default:
+    """The default of `split`, told apart from the same value given by the user."""
+
+    def __repr__(self) -> str:
+        return "'train'"
+
+
+_TRAIN: Any = _Default()
 # Cases that stay open; a case in a Zarr store has two mapped files.
 _MOST_OPEN = 64
 
@@ -44,7 +53,7 @@ class SliceDataset:
     output_dir : str or Path
         An output of `dask-slicer run`, finished or not.
     split : {"train", "val", "test"}, optional
-        None for all splits.
+        None for all splits. Not with `fold`.
     cases : collection of str, optional
         Only these case ids.
     labels : collection of int, optional
@@ -58,19 +67,23 @@ class SliceDataset:
         default that of the output.
     transform : callable, optional
         Applied to every sample. It must be picklable if DataLoader spawns workers.
+    fold : int, optional
+        Only the cases of a fold of splits_final.json, from 0, whatever their split.
+    part : {"train", "val"}, optional
+        Of the fold; by default "train".
 
     Raises
     ------
     OutputError
         If the directory is not an output, or was written by a newer version.
     UsageError
-        If a case id or split is unknown, or an argument is wrong.
+        If a case id, split or fold is unknown, or an argument is wrong.
     """
 
     def __init__(
         self,
         output_dir: str | Path,
-        split: str | None = "train",
+        split: str | None = _TRAIN,
         *,
         cases: Collection[str] | None = None,
         labels: Collection[int] | None = None,
@@ -78,7 +91,15 @@ class SliceDataset:
         channels: Literal["window", "center"] = "window",
         window_size: int | None = None,
         transform: Callable[[Sample], Any] | None = None,
+        fold: int | None = None,
+        part: Literal["train", "val"] | None = None,
     ) -> None:
+        if fold is not None and split is not _TRAIN:
+            raise UsageError(f"fold and split both choose cases, got {fold} and {split}; give one")
+        if fold is None and part is not None:
+            raise UsageError(f"part needs fold, the number of a fold, got part {part}")
+        if split is _TRAIN:
+            split = "train" if fold is None else None
         if split is not None and split not in SPLITS:
             raise UsageError(f"split must be one of {', '.join(SPLITS)} or None, got {split}")
         if channels not in ("window", "center"):
@@ -103,6 +124,12 @@ class SliceDataset:
                 f"{window_size}, or with --format zarr"
             )
         self._index = _select(output, split, cases, labels, min_foreground)
+        if fold is not None:
+            in_fold = set(output.fold_cases(fold, part or "train"))
+            if apart := sorted(set(cases or ()) - in_fold):
+                raise UsageError(f"{apart[0]} is not in {part or 'train'} of fold {fold}")
+            is_in = np.array([case.case_id in in_fold for case in self._index.cases], dtype=bool)
+            self._index = self._index.select(is_in[self._index.case])
         self._readers: OrderedDict[int, CaseReader] = OrderedDict()
         if output.shortfall:
             warnings.warn(output.shortfall, stacklevel=2)

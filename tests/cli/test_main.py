@@ -23,6 +23,7 @@ RUN_OPTIONS = [
     *("group_regex", "seed", "splits", "fold", "min_foreground", "overwrite", "only", "fsync"),
     *("compression_level", "retries", "fail_fast", "dashboard_address", "performance_report"),
     *("log_file", "prune", "include_test", "verbose", "quiet"),
+    *("group_column", "folds", "stratify"),
 ]
 COMMANDS = sorted(main.commands)
 

@@ -47,6 +47,9 @@ CHANGED = {
     "train_ratio": 0.7,
     "val_ratio": 0.15,
     "group_regex": r"^(sub-\d+)_: #'\"é",
+    "group_column": "famille é",
+    "folds": 5,
+    "stratify": "sex",
     "seed": -1,
     "splits": Path("/splits final.json"),
     "fold": 3,
@@ -86,7 +89,7 @@ CHANGED = {
 DECISIVE = [
     *("window_size", "padding_mode", "plane", "clip_min", "clip_max", "normalize", "dtype"),
     *("format", "label_dtype", "min_foreground", "compression_level"),
-    *("train_ratio", "val_ratio", "group_regex", "seed", "modalities"),
+    *("train_ratio", "val_ratio", "group_regex", "group_column", "seed", "modalities"),
 ]
 OF_ONE_RUN = {
     *("overwrite", "prune", "only", "shard", "fail_fast", "log_file", "performance_report"),

@@ -127,7 +127,9 @@ def test_a_manifest_wins_over_the_layout_of_its_folder(tmp_path) -> None:
     assert dataset.layout == "manifest"
     assert "manifest.csv" in dataset.reason
     assert [case.case_id for case in dataset.cases] == ["b"]
-    assert dataset.notes == ["columns of manifest.csv that are ignored: age"]
+    assert dataset.notes == [
+        "columns of manifest.csv that decide no slice, for --group_column and --stratify: age"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,8 @@ def test_columns_that_name_no_volume_are_ignored_with_a_note(tmp_path) -> None:
         "case_id,image,label,old_mask,age,n_labels,site\na,a.nii,b.nii,c.nii,7,3,x.dcm\n"
     )
     (note,) = read_manifest(path).notes
-    assert note == "columns of m.csv that are ignored: old_mask, age, n_labels, site"
+    words = "columns of m.csv that decide no slice, for --group_column and --stratify: "
+    assert note == f"{words}old_mask, age, n_labels, site"
 
 
 def test_volumes_that_a_manifest_does_not_name_are_left_out(tmp_path) -> None:

@@ -239,6 +239,7 @@ def test_every_field_of_a_plan_survives_json(tmp_path) -> None:
         orientation_from="qform",
         unnamed=(1,),
         overlap="error",
+        columns={"sex": "F", "é\udcff": "1"},
     )
     problem = FailedCase(case_id="a", step="plan", kind="CorruptFile", message="cut")
     planned = CasePlan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +78,7 @@ class LayoutMatch:
         group: str | None = None,
         split: str | None = None,
         stated: bool = False,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         """Add a case; paths are absolute. For the other parameters see `Case`."""
         case = Case(
@@ -88,6 +89,7 @@ class LayoutMatch:
             split=split,
             masks=tuple(masks),
             stated=stated,
+            columns=dict(columns or {}),
         )
         self.cases.append(case)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dask_slicer.inputs.case import name_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.layouts.bids_names import BidsFile, bids_file, fits, is_in_space_of
+from dask_slicer.inputs.layouts.bids_tables import ParticipantTables, read_table
 from dask_slicer.inputs.role_words import plain
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
@@ -35,6 +35,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         f"{plural(len(read), 'image')} in {f'sub-*/{where}'.rstrip('/')}, each a case, grouped by "
         "subject"
     )
+    tables = ParticipantTables(tree)
     for image in read:
         label = label_of.get(image.path)
         result.add_case(
@@ -42,12 +43,13 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
             [tree.absolute(image.path)],
             None if label is None else tree.absolute(label.path),
             group=image.subject,
+            columns=tables.columns(image),
         )
     suffixes = {image.suffix for image in read}
     if len(suffixes) == 1 and "" not in suffixes:
         result.channel_names = tuple(suffixes)
     result.label_names = _label_names(tree) if label_of else {}
-    result.notes += _participant_notes(tree, {image.subject for image in read})
+    result.notes += tables.notes({image.subject for image in read})
     return result
 
 
@@ -263,35 +265,9 @@ def _label_names(tree: FileTree) -> dict[int, str]:
         for path in tree.paths
         if path.endswith("dseg.tsv") and not name_of(path).startswith("sub-")
     ]
-    rows = _read_table(tree, tables[0]) if len(tables) == 1 else []
+    rows = read_table(tree, tables[0]) if len(tables) == 1 else []
     return {
         int(row["index"]): row["name"]
         for row in rows
         if row.get("name") and str(row.get("index")).isdecimal() and int(row["index"]) > 0
     }
-
-
-def _participant_notes(tree: FileTree, subjects: set[str]) -> list[str]:
-    """Return notes on subjects that participants.tsv lacks, and on those without an image."""
-    tables = [path for path in tree.paths if name_of(path) == "participants.tsv"]
-    rows = _read_table(tree, tables[0]) if len(tables) == 1 else []
-    listed = {row["participant_id"] for row in rows if row.get("participant_id")}
-    listed = {name if name.startswith("sub-") else f"sub-{name}" for name in listed}
-    unlisted, absent = sorted(subjects - listed), sorted(listed - subjects)
-    notes = []
-    if listed and unlisted:
-        notes.append(
-            f"participants.tsv lacks {plural(len(unlisted), 'subject')}: {first_few(unlisted)}"
-        )
-    if absent:
-        notes.append(f"{plural(len(absent), 'participant')} without an image: {first_few(absent)}")
-    return notes
-
-
-def _read_table(tree: FileTree, path: str) -> list[dict[str, str]]:
-    """Return the rows of a tab-separated table, none if it cannot be read."""
-    try:
-        text = (tree.root / path).read_text(encoding="utf-8-sig")
-        return list(csv.DictReader(text.splitlines(), delimiter="\t"))
-    except (OSError, ValueError, csv.Error):
-        return []

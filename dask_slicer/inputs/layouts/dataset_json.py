@@ -190,7 +190,8 @@ def _add_cases(
     for entry, case_id, split in zip(entries, case_ids(entries), splits, strict=True):
         images = [paths.find(image) for image in entry.images]
         label = paths.find(entry.label) if entry.label else None
-        result.add_case(case_id, images, label, split=split, stated=True)
+        columns = entry.columns
+        result.add_case(case_id, images, label, split=split, stated=True, columns=columns)
 
 
 def case_ids(entries: Sequence[Entry]) -> list[str]:

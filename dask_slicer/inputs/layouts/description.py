@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import is_volume_name, name_of
+from dask_slicer.inputs.case import given_cells, is_volume_name, name_of
 from dask_slicer.utils.formatting import first_few
 
 # By section, the keys under which it is; MONAI and its users write all of them.
@@ -29,6 +29,7 @@ class Entry:
     case_id: str = ""  # if the file names it
     fold: str = ""
     others: tuple[str, ...] = ()  # keys under which there are names of other volumes
+    columns: Mapping[str, str] = field(default_factory=dict)  # other keys of texts or numbers
 
 
 def is_datalist(content: Any) -> bool:
@@ -100,6 +101,9 @@ def _entry(value: object, where: str, *, case_id: str = "") -> Entry:
         case_id=case_id,
         fold=str(value.get("fold", "")),
         others=others,
+        columns=given_cells(
+            {key: text for key, text in value.items() if key not in {*used, *others, "fold"}}
+        ),
     )
 
 

@@ -6,11 +6,12 @@ import csv
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import Case, Mask, is_volume_name
+from dask_slicer.inputs.case import Case, Mask, given_cells, is_volume_name
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.layouts.listed_paths import ListedPaths
 from dask_slicer.inputs.layouts.manifest_table import IMAGE, Table, header_of, read_table
@@ -62,10 +63,17 @@ def read_manifest(path: Path) -> LayoutMatch:
     if not table.rows:
         raise DatasetError(f"the manifest {path} names no case")
     images = _image_columns(table, path)
-    notes = _check_other_columns(table, path)
+    notes = check_other_columns(table, path)
     masks = [name for name in table.header if name.startswith("label:")]
     paths = ListedPaths(path)
-    cases = [_case(position, row, images, masks, paths, path) for position, row in table.rows]
+    others = {name for name in table.used_columns if not table.is_known(name)}
+    cases = [
+        replace(
+            _case(position, row, images, masks, paths, path),
+            columns=given_cells({name: row[name] for name in row if name in others}),
+        )
+        for position, row in table.rows
+    ]
     splits = {case.split is not None for case in cases}
     if len(splits) == 2:
         without = [case.case_id for case in cases if case.split is None]
@@ -108,8 +116,8 @@ def _image_columns(table: Table, path: Path) -> list[str]:
     return named or numbered
 
 
-def _check_other_columns(table: Table, path: Path) -> list[str]:
-    """Return notes on the columns that are ignored; refuse those that seem to name volumes."""
+def check_other_columns(table: Table, path: Path) -> list[str]:
+    """Return notes on further columns; refuse those that seem to name volumes."""
     unknown = [name for name in table.used_columns if not table.is_known(name)]
     has_labels = any(name.partition(":")[0] == "label" for name in table.used_columns)
     for name in unknown:
@@ -128,8 +136,12 @@ def _check_other_columns(table: Table, path: Path) -> list[str]:
                 f"which is not read; call it image:{name} for a modality, label for the labels, "
                 "or remove it"
             )
-    ignored = ", ".join(unknown)
-    return [f"columns of {path.name} that are ignored: {ignored}"] if ignored else []
+    if not unknown:
+        return []
+    return [
+        f"columns of {path.name} that decide no slice, for --group_column and --stratify: "
+        f"{', '.join(unknown)}"
+    ]
 
 
 def _is_number(text: str) -> bool:

@@ -57,7 +57,7 @@ def header_of(path: Path) -> list[str]:
     """Return the columns of a CSV file."""
     with path.open(encoding="utf-8-sig", newline="") as lines:
         first = lines.readline()
-    return [_column(name) for name in _cells_of(first, _delimiter(first))]
+    return [column_name(name) for name in _cells_of(first, _delimiter(first))]
 
 
 def _read_csv(path: Path) -> Table:
@@ -65,7 +65,7 @@ def _read_csv(path: Path) -> Table:
         delimiter = _delimiter(lines.readline())
         lines.seek(0)
         reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
-        header = [_column(name) for name in next(reader, [])]
+        header = [column_name(name) for name in next(reader, [])]
         if unnamed := [number for number, name in enumerate(header, start=1) if not name]:
             raise ValueError(
                 f"{plural(len(unnamed), 'column')} of the header without a name: number "
@@ -90,7 +90,7 @@ def _delimiter(header: str) -> str:
     """
 
     def n_known(delimiter: str) -> int:
-        return sum(map(Table.is_known, map(_column, _cells_of(header, delimiter))))
+        return sum(map(Table.is_known, map(column_name, _cells_of(header, delimiter))))
 
     return max(",;\t", key=n_known)
 
@@ -99,10 +99,10 @@ def _cells_of(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
 
 
-def _column(name: str) -> str:
+def column_name(name: str) -> str:
     """Return the name of a column as it is looked up.
 
-    >>> _column(" Case_ID "), _column("Label: Liver"), _column("Age")
+    >>> column_name(" Case_ID "), column_name("Label: Liver"), column_name("Age")
     ('case_id', 'label:Liver', 'Age')
     """
     name = name.strip()
@@ -128,7 +128,7 @@ def _read_json(path: Path) -> Table:
         (f"case {number}", _filled(dict(_checked(entry, number))))
         for number, entry in enumerate(entries, start=1)
     ]
-    header = dict.fromkeys(_column(name) for entry in entries for name in entry)
+    header = dict.fromkeys(column_name(name) for entry in entries for name in entry)
     return Table(header=list(header), rows=rows)
 
 
@@ -136,13 +136,12 @@ def _checked(entry: object, number: int) -> Iterator[tuple[str, Any]]:
     """Yield the columns and values of an object in JSON."""
     if not isinstance(entry, dict):
         raise ValueError(f"case {number} is not an object")
-    _check_unique([_column(name) for name in entry])
+    _check_unique([column_name(name) for name in entry])
     for key, value in entry.items():
-        name = _column(key)
-        # 7 is accepted as the name of a case, not of a file.
-        if not isinstance(value, str | None) and (
-            name not in ("case_id", "group") or isinstance(value, dict | list)
-        ):
+        name = column_name(key)
+        # 7 is accepted as the name of a case and in further columns, not as that of a file.
+        is_name = name in ("case_id", "group") or not Table.is_known(name)
+        if not isinstance(value, str | None) and (not is_name or isinstance(value, dict | list)):
             raise ValueError(f"{name} of case {number} must be text, got {value!r}")
         yield name, value
 

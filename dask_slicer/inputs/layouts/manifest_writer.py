@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
-from dask_slicer.inputs.layouts.manifest import NO_FILE
+from dask_slicer.inputs.layouts.manifest import NO_FILE, check_other_columns
+from dask_slicer.inputs.layouts.manifest_table import Table, column_name
 
 
 def manifest_text(
@@ -47,10 +49,39 @@ def manifest_text(
         "orientation_from": [_unless(case.orientation_from, "sform") for case in cases],
     }
     columns |= {name: cells for name, cells in others.items() if any(cells)}
+    for name in dict.fromkeys(name for case in cases for name in case.columns):
+        free_name, cells = _free_name(name, columns), [case.columns.get(name) for case in cases]
+        if _is_read([*columns, free_name], cells, manifest):
+            columns[free_name] = cells
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([columns, *zip(*columns.values(), strict=True)])
     return text.getvalue()
+
+
+def _free_name(name: str, columns: Collection[str]) -> str:
+    """Return a name that has no meaning in a manifest, such as group_ for a column group in BIDS.
+
+    >>> _free_name("group", []), _free_name("Label: x", []), _free_name("age", ["age"])
+    ('group_', 'further Label: x', 'age_')
+    """
+    name = " ".join(name.split())
+    if Table.is_known(column_name(name)) and ":" in name:
+        name = f"further {name}"
+    while name in columns or Table.is_known(column_name(name)):
+        name = f"{name}_"
+    return name
+
+
+def _is_read(header: list[str], cells: Sequence[str | None], manifest: Path) -> bool:
+    """Return whether a manifest may have these cells in its last column: no paths of volumes."""
+    checked = [name for name in header if name.partition(":")[0] == "label"] + header[-1:]
+    rows = [("", dict.fromkeys(checked, cell)) for cell in cells if cell]
+    try:
+        check_other_columns(Table(header=header, rows=rows), manifest)
+    except DatasetError:
+        return False
+    return True
 
 
 def _image_columns(cases: Sequence[Case], names: Sequence[str]) -> list[str]:
