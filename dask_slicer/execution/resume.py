@@ -38,7 +38,7 @@ def prepare_plan(config: RunConfig) -> RunPlan:
         structures=directory.existing_structures(config.output_dir),
     )
     if config.stratify not in (None, old.stratify, BY_LABEL):
-        note = f"stratify is new to this output: cases that have a split keep it: {config.stratify}"
+        note = f"cases that have a split keep it, although --stratify {config.stratify} is new"
         plan = replace(plan, notes=(*plan.notes, note))
     return with_folds(plan)
 

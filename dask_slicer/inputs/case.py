@@ -45,7 +45,7 @@ class Case:
     overlap: str = "first"  # or "error": a voxel in two masks fails the case
     # Texts by column, such as {"sex": "F"}, for groups and stratification. Not in the repr, which
     # is the key of cached headers: columns decide nothing of what is in the files.
-    columns: Mapping[str, str] = field(default_factory=dict, repr=False)
+    columns: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
 
     @property
     def has_label(self) -> bool:

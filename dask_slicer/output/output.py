@@ -85,21 +85,6 @@ class Output:
         """Return the case ids in train and val of each fold; empty without splits_final.json."""
         return existing_folds(self.path) or []
 
-    def fold_cases(self, fold: int, part: str) -> list[str]:
-        """Return the case ids in a part of a fold, "train" or "val"; raise UsageError if unfit."""
-        if part not in FOLD_PARTS:
-            raise UsageError(f"part must be one of {', '.join(FOLD_PARTS)}, got {part}")
-        if not self.folds:
-            raise UsageError(
-                f"{self.path} has no {FOLDS}: dask-slicer split {self.path} --folds 5 writes it"
-            )
-        if isinstance(fold, bool) or fold not in range(len(self.folds)):
-            raise UsageError(
-                f"fold must be one of 0 to {len(self.folds) - 1}, the folds in "
-                f"{self.path / FOLDS}, got {fold}"
-            )
-        return self.folds[fold][part]
-
     @cached_property
     def failures(self) -> list[dict[str, str]]:
         """Return the failed cases, each with case_id, step, kind and message."""
@@ -282,6 +267,22 @@ def check_cases(output: Output, wanted: Collection[str], *, split: str | None = 
                 f"{case_id} is in {splits[case_id]}, not in {split}; choose split "
                 f"{splits[case_id]}, or none"
             )
+
+
+def fold_cases(output: Output, fold: int, part: str) -> set[str]:
+    """Return the case ids in "train" or "val" of a fold; raise UsageError if there is none."""
+    if part not in FOLD_PARTS:
+        raise UsageError(f"part must be one of {', '.join(FOLD_PARTS)}, got {part}")
+    if not output.folds:
+        raise UsageError(
+            f"{output.path} has no {FOLDS}: dask-slicer split {output.path} --folds 5 writes it"
+        )
+    if isinstance(fold, bool) or fold not in range(len(output.folds)):
+        raise UsageError(
+            f"fold must be one of 0 to {len(output.folds) - 1}, the folds in "
+            f"{output.path / FOLDS}, got {fold}"
+        )
+    return set(output.folds[fold][part])
 
 
 def _planes_of_windows(

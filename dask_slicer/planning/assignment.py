@@ -110,6 +110,8 @@ def case_splits(
         splits = assign_splits(
             all_groups, ratios=config.ratios(), seed=config.seed, assigned=splits, classes=classes
         )
+    elif config.folds is None and config.stratify is not None:
+        notes.append("--stratify has no effect: the splits are given, and there are no folds")
     return list(cases), splits
 
 

@@ -146,10 +146,10 @@ def class_counts(cases: Iterable[str], classes: Mapping[str, Collection[str]]) -
     """Return the number of cases in each class, in words.
 
     >>> class_counts("abc", {"a": ("F",), "b": ("F",)})
-    'F 2, none 1'
+    'F: 2, none: 1'
     """
     counts: dict[str, int] = {}
     for case in cases:
         for name in classes.get(case) or ("none",):
             counts[name] = counts.get(name, 0) + 1
-    return first_few([f"{name} {number}" for name, number in sorted(counts.items())], 12)
+    return first_few([f"{name}: {number}" for name, number in sorted(counts.items())], 12)

@@ -88,7 +88,8 @@ class Folds:
             return [f"Folds: {self.settings.number}{by}, made when all cases have been run"]
         lines = [f"Folds: {self.settings.number} of {plural(len(self.fold_of), 'case')}{by}"]
         for number, fold in enumerate(self.content()[:_MOST_FOLDS_SHOWN]):
-            classes = f" ({class_counts(fold['val'], self.classes)})" if by else ""
+            classes = class_counts(fold["val"], self.classes)
+            classes = f" ({self.settings.stratify} {classes})" if by else ""
             lines.append(
                 f"Fold {number}: {len(fold['train'])} train, {len(fold['val'])} val{classes}"
             )
@@ -103,8 +104,8 @@ class Folds:
         if not small:
             return []
         return [
-            f"{plural(len(small), 'class' if len(small) == 1 else 'classe')} of "
-            f"{self.settings.stratify} with fewer cases than folds: {first_few(small)}"
+            f"values of {self.settings.stratify} in fewer cases than there are folds: "
+            f"{first_few(small)}"
         ]
 
 

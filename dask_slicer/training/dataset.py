@@ -20,7 +20,7 @@ from dask_slicer.errors import UsageError
 from dask_slicer.output.formats import npz, zarr_reader  # noqa: F401, before loaders are forked
 from dask_slicer.output.formats.base import CaseReader, damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
-from dask_slicer.output.output import Output, check_cases, open_output
+from dask_slicer.output.output import Output, check_cases, fold_cases, open_output
 from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class SliceDataset:
             )
         self._index = _select(output, split, cases, labels, min_foreground)
         if fold is not None:
-            in_fold = set(output.fold_cases(fold, part or "train"))
+            in_fold = fold_cases(output, fold, part or "train")
             if apart := sorted(set(cases or ()) - in_fold):
                 raise UsageError(f"{apart[0]} is not in {part or 'train'} of fold {fold}")
             is_in = np.array([case.case_id in in_fold for case in self._index.cases], dtype=bool)

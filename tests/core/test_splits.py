@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_slicer.core.splits import SPLITS, assign_splits, check_groups_whole, target_counts
+from dask_slicer.core.splits import (
+    SPLITS,
+    assign_folds,
+    assign_splits,
+    check_groups_whole,
+    target_counts,
+)
 from dask_slicer.errors import DatasetError
 
 
@@ -237,3 +244,140 @@ def test_a_group_in_two_splits_is_refused_by_name(first: str, second: str) -> No
         check_groups_whole(assigned, groups)
     with pytest.raises(DatasetError, match=message):
         assign_splits(groups, ratios=STANDARD, seed=42, assigned=assigned)
+
+
+# -- strata and folds ------------------------------------------------------------------------------
+
+
+def spread(parts: Mapping[str, object], classes: Mapping[str, Sequence[str]]) -> Counter[object]:
+    """Return the number of cases by part and class; class None has every case."""
+    return Counter(
+        (part, name) for case, part in parts.items() for name in (None, *classes.get(case, ()))
+    )
+
+
+def names(letter: str, n: int) -> dict[str, tuple[str]]:
+    return {f"{letter}{number}": (letter,) for number in range(n)}
+
+
+RATIOS = {"train": 0.8, "val": 0.1, "test": 0.1}
+SPLIT_COUNTS = {
+    "even": (names("F", 10) | names("M", 10), {"F": (8, 1, 1), "M": (8, 1, 1)}),
+    "rare": (names("a", 10) | names("b", 30), {"a": (8, 1, 1), "b": (24, 3, 3)}),
+    "three": (
+        names("a", 10) | names("b", 20) | names("c", 70),
+        {"a": (8, 1, 1), "b": (16, 2, 2), "c": (56, 7, 7)},
+    ),
+}
+
+
+@pytest.mark.parametrize(("classes", "counts"), SPLIT_COUNTS.values(), ids=SPLIT_COUNTS)
+def test_each_split_gets_its_share_of_each_class(classes, counts) -> None:
+    splits = assign_splits({case: case for case in classes}, ratios=RATIOS, seed=3, classes=classes)
+    found = spread(splits, classes)
+    assert counts == {name: tuple(found[split, name] for split in SPLITS) for name in counts}
+
+
+def test_a_class_for_each_case_leaves_sizes_and_no_split_empty() -> None:
+    classes = {f"c{number}": (str(number),) for number in range(20)}
+    splits = assign_splits({case: case for case in classes}, ratios=RATIOS, seed=1, classes=classes)
+    assert Counter(splits.values()) == {"train": 16, "val": 2, "test": 2}
+
+
+def test_cases_that_have_a_split_keep_it_and_count() -> None:
+    classes = names("F", 10) | names("M", 10)
+    assigned = {f"F{number}": "train" for number in range(8)}
+    splits = assign_splits(
+        {case: case for case in classes},
+        ratios=RATIOS,
+        seed=3,
+        classes=classes,
+        assigned=assigned,
+    )
+    assert splits | assigned == splits
+    found = spread(splits, classes)
+    assert [found[split, "F"] for split in SPLITS] == [8, 1, 1]
+
+
+def test_folds_are_the_same_next_year() -> None:
+    classes = names("F", 4) | names("M", 4)
+    folds = assign_folds({c: c for c in classes}, n_folds=2, seed=42, classes=classes)
+    assert sorted(case for case, fold in folds.items() if fold == 0) == ["F1", "F3", "M0", "M3"]
+
+
+def test_large_groups_are_spread_first() -> None:
+    groups = {f"{group}{n}": group for group, size in zip("abcdef", (5, 5, 1, 1, 1, 1), strict=True)
+              for n in range(size)}  # fmt: skip
+    folds = assign_folds(groups, n_folds=2, seed=1)
+    assert sorted(Counter(folds.values()).values()) == [7, 7]
+    assert folds["a0"] != folds["b0"]
+
+
+def test_several_classes_of_a_case_are_balanced_each() -> None:
+    classes = {f"c{n}": ("1", *("2" * (n % 2)), *("3" if n % 5 == 0 else "")) for n in range(20)}
+    folds = assign_folds({c: c for c in classes}, n_folds=4, seed=1, classes=classes)
+    found = spread(folds, classes)
+    counts = {name: sorted(found[fold, name] for fold in range(4)) for name in "123"}
+    assert counts == {"1": [5, 5, 5, 5], "2": [2, 2, 3, 3], "3": [1, 1, 1, 1]}
+
+
+def test_fewer_groups_than_folds_are_refused() -> None:
+    with pytest.raises(DatasetError, match=r"3 folds need 3 groups of cases .* there are 2"):
+        assign_folds({"a": "x", "b": "x", "c": "y"}, n_folds=3, seed=1)
+
+
+def test_a_group_in_two_folds_is_refused() -> None:
+    groups = {"a": "x", "b": "x", "c": "y"}
+    with pytest.raises(DatasetError, match="group x lies in two splits: a in fold 0, b in fold 1"):
+        assign_folds(groups, n_folds=2, seed=1, assigned={"a": 0, "b": 1})
+
+
+CASES = st.lists(
+    st.tuples(st.integers(0, 12), st.frozensets(st.sampled_from("xyz"), max_size=3)),
+    min_size=1,
+    max_size=60,
+)
+
+
+@given(CASES, st.integers(2, 6), st.integers())
+def test_folds_keep_groups_whole_and_differ_by_little(cases, n_folds, seed) -> None:
+    groups = {f"c{number}": str(group) for number, (group, _) in enumerate(cases)}
+    classes = {f"c{number}": tuple(names) for number, (_, names) in enumerate(cases)}
+    if len(set(groups.values())) < n_folds:
+        with pytest.raises(DatasetError):
+            assign_folds(groups, n_folds=n_folds, seed=seed, classes=classes)
+        return
+    folds = assign_folds(groups, n_folds=n_folds, seed=seed, classes=classes)
+    assert folds.keys() == groups.keys()
+    assert set(folds.values()) == set(range(n_folds))
+    assert all(folds[a] == folds[b] for a in groups for b in groups if groups[a] == groups[b])
+    in_order = dict(sorted(groups.items(), reverse=True))
+    assert folds == assign_folds(in_order, n_folds=n_folds, seed=seed, classes=classes)
+    # Those of half of the cases stay when the others join them.
+    half = {case: folds[case] for case in list(groups)[::2]}
+    more = assign_folds(groups, n_folds=n_folds, seed=seed, classes=classes, assigned=half)
+    assert half.items() <= more.items()
+
+
+@given(
+    st.lists(st.sampled_from("abcde"), min_size=2, max_size=80), st.integers(2, 6), st.integers()
+)
+def test_of_single_cases_in_one_class_each_no_fold_has_two_more(letters, n_folds, seed) -> None:
+    classes = {f"c{number}": (letter,) for number, letter in enumerate(letters)}
+    if len(classes) < n_folds:
+        return
+    found = spread(
+        assign_folds({c: c for c in classes}, n_folds=n_folds, seed=seed, classes=classes), classes
+    )
+    for name in (None, *letters):
+        counts = [found[fold, name] for fold in range(n_folds)]
+        assert max(counts) - min(counts) <= 1
+
+
+@given(CASES, st.integers(2, 6), st.integers())
+def test_a_group_more_explains_any_difference_in_size(cases, n_folds, seed) -> None:
+    groups = {f"c{number}": str(group) for number, (group, _) in enumerate(cases)}
+    if len(set(groups.values())) < n_folds:
+        return
+    sizes = Counter(assign_folds(groups, n_folds=n_folds, seed=seed).values())
+    assert max(sizes.values()) - min(sizes.values()) <= max(Counter(groups.values()).values())
