@@ -33,6 +33,7 @@ from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import index_lines
 from dask_slicer.output.summary import DatasetTotals, dataset_info
+from dask_slicer.planning.folds import FOLD_PARTS
 from dask_slicer.planning.names import Names
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils.formatting import first_few
@@ -241,7 +242,7 @@ def _check_folds(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator
         return
     for number, fold in enumerate(folds):
         named = {*fold["train"], *fold["val"]}
-        groups = [{group_of.get(case_id, case_id) for case_id in fold[part]} for part in fold]
+        groups = [{group_of.get(case, case) for case in fold[part]} for part in FOLD_PARTS]
         leaks = {
             "cases that are not in splits.json": named - split_of.keys(),
             "cases that are for test": {case for case in named if split_of.get(case) == "test"},

@@ -90,7 +90,7 @@ def make_final(
     if folds.fold_of:
         return folds, ""
     cases = plural(n_unfinished, "case")
-    return None, f"{layout.FOLDS} is not up to date: {cases} whose labels decide it not run yet"
+    return None, f"{layout.FOLDS} needs the labels of {cases} not run yet (--stratify label)"
 
 
 def remove_other_folds(output_dir: Path, settings: FoldSettings) -> None:

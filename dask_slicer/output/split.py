@@ -13,7 +13,7 @@ from dask_slicer.output.lock import locked
 from dask_slicer.output.output import open_output
 from dask_slicer.output.summary import label_classes
 from dask_slicer.planning.folds import Folds, FoldSettings
-from dask_slicer.records import CommittedCase
+from dask_slicer.records import CommittedCase, RemovedCase
 
 
 def split_output(
@@ -48,7 +48,7 @@ def split_output(
             groups={record.case_id: record.group or record.case_id for record in committed},
             labels={record.case_id: label_classes(record) for record in committed},
             unfinished=directory.existing_splits(path).keys()
-            - {record.case_id for record in records},
+            - {record.case_id for record in records if not isinstance(record, RemovedCase)},
         )
         made, note = make_final(path, settings, written)
         if made is None:

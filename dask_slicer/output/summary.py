@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
@@ -158,7 +159,7 @@ def label_classes(record: CommittedCase) -> tuple[str, ...]:
     values = {value for written in record.slices for value in written.labels or ()}
     if not values:
         return ("background only",) if record.slices and record.slices[0].labels == {} else ()
-    return tuple(map(str, sorted(values)))
+    return tuple(sys.intern(str(value)) for value in sorted(values))  # many cases have the same
 
 
 def existing_names(output_dir: Path) -> Names:

@@ -12,7 +12,7 @@ from typing import Any
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
-from dask_slicer.utils.formatting import did_you_mean, first_few
+from dask_slicer.utils.formatting import did_you_mean, escape_line, first_few
 
 # Numbers with more values than this are classes by quartile.
 _MOST_VALUES = 8
@@ -152,4 +152,6 @@ def class_counts(cases: Iterable[str], classes: Mapping[str, Collection[str]]) -
     for case in cases:
         for name in classes.get(case) or ("none",):
             counts[name] = counts.get(name, 0) + 1
-    return first_few([f"{name}: {number}" for name, number in sorted(counts.items())], 12)
+    return first_few(
+        [f"{escape_line(name)}: {number}" for name, number in sorted(counts.items())], 12
+    )

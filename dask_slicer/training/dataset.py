@@ -31,7 +31,7 @@ Sample = dict[str, Any]
 
 
 class _Default:
-    """The default of `split`, told apart from the same value given by the user."""
+    """The default of `split`: the same value, given by the user, is another object."""
 
     def __repr__(self) -> str:
         return "'train'"

@@ -117,7 +117,7 @@ def test_folds_by_a_column_of_participants(run, invoke, tmp_path) -> None:
 def test_folds_by_label_are_made_when_all_cases_have_been_run(run, tmp_path) -> None:
     output = run("--folds", 3, "--stratify", "label", "--only", "sub-03_ses-1_T1w")
     assert "Folds: 3, stratified by label, made when all cases have been run" in output
-    assert "splits_final.json is not up to date" in output
+    assert "splits_final.json needs the labels of " in output
     assert not (tmp_path / "slices" / "splits_final.json").exists()
     run("--folds", 3, "--stratify", "label")
     for fold in check(tmp_path / "slices", 3):
@@ -212,6 +212,24 @@ def test_a_session_has_columns_of_its_own(bids, run, tmp_path) -> None:
     assert columns["scanner"] == {"sub-01_ses-1_T1w": "X", "sub-01_ses-2_T1w": "Y"}
     ages = columns["age"]
     assert (ages["sub-01_ses-1_T1w"], ages["sub-01_ses-2_T1w"]) == ("1", "25")
+
+
+@pytest.mark.parametrize(
+    "table", ["participant_id,sex\nsub-01,F\n", "id\tsex\n", "participant_id\tsex\nsub-01\t\xfc\n"]
+)
+def test_a_table_of_participants_that_cannot_be_read_is_noted(bids, run, table) -> None:
+    (bids / "participants.tsv").write_text(table, encoding="latin-1")
+    assert "participants.tsv lists no participant: it must be UTF-8 text with tabs" in run()
+
+
+def test_the_nearest_table_of_participants_counts(bids, run, tmp_path) -> None:
+    add_subject(bids / "rawdata" / "R1", "sub-77")
+    rows = "participant_id\tsex\nsub-77\tX\nsub-01\tX\n"
+    (bids / "rawdata" / "participants.tsv").write_text(rows)
+    run()
+    columns = json.loads((tmp_path / "slices" / "cases.json").read_text())["columns"]
+    assert columns["sex"]["sub-77_ses-1_T1w"] == "X"
+    assert columns["sex"]["sub-01_ses-2_T1w"] == "M"
 
 
 def test_rows_that_contradict_each_other_give_no_value(bids, run, tmp_path) -> None:

@@ -44,6 +44,12 @@ class ParticipantTables:
             notes.append(
                 f"{plural(len(absent), 'participant')} without an image: {first_few(absent)}"
             )
+        notes += [
+            f"{path} lists no participant: it must be UTF-8 text with tabs between columns, and "
+            "have the column participant_id"
+            for path in tables
+            if not self._rows[path]
+        ]
         for path, names in self._differing.items():
             notes.append(
                 f"{path} has several rows for {first_few(sorted(set(names)))}; columns in which "
