@@ -67,6 +67,11 @@ SERIES_AND_LABELS = of_two("images", SERIES) | of_two("labels", LABEL)
 TASK01_FILES = of_two("imagesTr", SERIES) | of_two("labelsTr", LABEL)
 MASK_OF = "derivatives/m/sub-{0}/anat/sub-{0}_{1}"
 T1W = "sub-1/anat/sub-1_T1w sub-2/anat/sub-2_T1w"
+T1W_OF_FOUR = " ".join(f"sub-{number}/anat/sub-{number}_T1w" for number in range(1, 5))
+PARTICIPANTS = {
+    "participants.tsv": "participant_id\tsex\tfamily\nsub-1\tF\tx\n2\tF\tx\nsub-3\tM\ty\n"
+    "sub-4\tM\tn/a\n"
+}
 GIT_LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 9\n"
 TWO_FORMS = nifti(IMAGE, qform=(SHIFTED, 1), sform=(AFFINE, 1))
 
@@ -133,6 +138,20 @@ SITUATIONS = {
     "BIDS, a table of participants": (
         T1W, "", {"participants.tsv": "participant_id\nsub-1\nsub-3\n"}, [], 0,
         "participants.tsv lacks 1 subject: sub-2"),
+    "BIDS, folds by a column of participants": (
+        T1W_OF_FOUR, "", PARTICIPANTS, ["--folds", 2, "--stratify", "sex"], 0,
+        "Fold 1: 2 train, 2 val (sex F: 1, M: 1)"),
+    "BIDS, groups by a column of participants": (
+        T1W_OF_FOUR, "", PARTICIPANTS, ["--folds", 3, "--group_column", "family"], 0,
+        "Note: 1 case without a value in the column family, each in the group of its own patient: "
+        "sub-4_T1w"),
+    "BIDS, more folds than groups": (
+        T1W_OF_FOUR, "", PARTICIPANTS, ["--folds", 4, "--group_column", "family"], 2,
+        "4 folds need 4 groups of cases (patients) that are not for test, there are 3"),
+    "BIDS, a column that no participant has": (
+        T1W_OF_FOUR, "", PARTICIPANTS, ["--stratify", "age"], 2,
+        "no case has a value in such a column of a manifest or participants.tsv; there are sex, "
+        "family"),
     "VerSe": (
         "rawdata/sub-v1/sub-v1_ct", "derivatives/sub-v1/sub-v1_seg-vert_msk", {}, [], 0,
         "BIDS (1 image in sub-*"),

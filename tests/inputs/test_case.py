@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dask_slicer.inputs.case import (
+    Case,
     case_id_problem,
     case_id_problems,
     is_volume_name,
@@ -127,3 +130,11 @@ def test_an_id_that_is_no_plain_file_name_is_refused_with_the_reason(case_id, re
 def test_ids_that_are_one_file_on_some_system_are_refused(case_ids, named) -> None:
     rule = "case ids must be unique, also if upper and lower case count as equal: "
     assert case_id_problems(case_ids) == ([] if named is None else [rule + named])
+
+
+def test_columns_are_not_in_the_key_of_cached_headers() -> None:
+    case = Case(case_id="a", images=("a.nii",))
+    with_columns = replace(case, columns={"age": "7"})
+    assert repr(with_columns) == repr(case)
+    assert with_columns != case
+    assert hash(with_columns) == hash(case)

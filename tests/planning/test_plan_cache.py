@@ -182,6 +182,24 @@ def test_files_of_a_manifest_count_wherever_they_are(plan, dataset, tmp_path) ->
 
 
 @pytest.mark.usefixtures("cache_dir")
+def test_a_changed_cell_of_a_table_counts_and_reads_no_header(tmp_path, monkeypatch) -> None:
+    root = tmp_path / "bids"
+    table = root / "participants.tsv"
+    for subject in ("sub-1", "sub-2"):
+        image = root / subject / "anat" / f"{subject}_T1w.nii"
+        image.parent.mkdir(parents=True)
+        _write_again(image)
+    table.write_text("participant_id\tsex\nsub-1\tF\nsub-2\tM\n")
+    config = RunConfig(input_dir=root, output_dir=tmp_path / "slices")
+    planner.make_plan(config)
+    monkeypatch.setattr("dask_slicer.planning.headers.read_header", pytest.fail)
+    table.write_text("participant_id\tsex\nsub-1\tF\nsub-2\tX\n")
+    for _ in range(2):
+        columns = [case.case.columns for case in planner.make_plan(config).cases]
+        assert columns == [{"sex": "F"}, {"sex": "X"}]
+
+
+@pytest.mark.usefixtures("cache_dir")
 def test_a_plan_with_a_file_that_is_missing_or_out_of_reach_is_not_cached(plan, dataset) -> None:
     dataset.image_path("b").unlink()
     dataset.image_path("b").symlink_to("nowhere.nii.gz")
