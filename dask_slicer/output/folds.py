@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dask_slicer.config.schema import RunConfig
+from dask_slicer.config.schema import BY_LABEL, RunConfig
 from dask_slicer.errors import CorruptFile, OutputError
 from dask_slicer.output import directory, layout
 from dask_slicer.output.formats.base import read_json
@@ -37,6 +37,8 @@ class WrittenCases:
 
 def recorded_settings(output_dir: Path) -> FoldSettings | None:
     """Return the settings of the folds in an output, None if it has none."""
+    if not (output_dir / layout.FOLDS).exists():  # the user may have removed it
+        return None
     with suppress(FileNotFoundError, CorruptFile):
         return FoldSettings.parse(read_json(output_dir / layout.SUMMARY))
     return None
@@ -64,7 +66,7 @@ def with_folds(plan: RunPlan) -> RunPlan:
 
 
 def final_folds(config: RunConfig, written: WrittenCases) -> tuple[Folds | None, str]:
-    """Return the folds to write after a run, None without any, and a note if they are put off.
+    """Return the folds to write after a run, None without any, and a note if labels decide them.
 
     Without the setting `folds`, cases that are new join the folds that the output has. Raises
     UsageError if that is not possible.
@@ -87,8 +89,10 @@ def make_final(
         labels=None if n_unfinished else written.labels,
         assigned=_earlier_folds(output_dir, settings),
     )
-    if folds.fold_of:
+    if settings.stratify != BY_LABEL:
         return folds, ""
+    if folds.fold_of:
+        return folds, "; ".join(folds.lines())
     cases = plural(n_unfinished, "case")
     return None, f"{layout.FOLDS} needs the labels of {cases} not run yet (--stratify label)"
 

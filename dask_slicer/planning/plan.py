@@ -260,6 +260,7 @@ class RunPlan:
             ("input", config.input_dir),
             ("layout", f"{self.layout} ({self.reason})"),
             ("cases", f"{len(self.cases)} ({splits})"),
+            *([] if self.folds is None else [("folds", "; ".join(self.folds.lines()))]),
             ("slices", f"{self.n_slices} {config.plane}, {channels}, {config.format}"),
             ("output", config.output_dir if config.has_output else "none given"),
             *(("note", note) for note in self.notes),

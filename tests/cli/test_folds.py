@@ -269,6 +269,25 @@ def test_cases_that_are_added_join_the_folds(run, bids, tmp_path) -> None:
     assert sum(len(fold["val"]) for fold in after) > sum(len(fold["val"]) for fold in before)
 
 
+@pytest.mark.parametrize("stratify", ["label", "sex"])
+def test_a_run_in_two_parts_gives_the_folds_of_one(run, tmp_path, stratify) -> None:
+    options = ("--folds", 3, "--stratify", stratify)
+    assert "val (" in run(*options, output="once")
+    run(*options, "--only", "sub-01_ses-1_T1w", "sub-02_ses-1_T1w", output="twice")
+    run(*options, output="twice")
+    assert folds_in(tmp_path / "once") == folds_in(tmp_path / "twice")
+
+
+def test_folds_that_the_user_removed_stay_away(run, tmp_path) -> None:
+    run("--folds", 3)
+    (tmp_path / "slices" / "splits_final.json").unlink()
+    run()
+    assert not (tmp_path / "slices" / "splits_final.json").exists()
+    assert "folds" not in json.loads((tmp_path / "slices" / "dataset_info.json").read_text())
+    run("--folds", 3)
+    check(tmp_path / "slices", 3)
+
+
 def test_cases_that_are_pruned_leave_the_folds(run, bids, tmp_path) -> None:
     run("--folds", 3)
     gone = folds_in(tmp_path / "slices")[0]["val"][0]
