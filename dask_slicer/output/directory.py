@@ -128,7 +128,7 @@ def existing_table(output_dir: Path) -> CaseTable:
         return CaseTable.parse(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return CaseTable()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OutputError(
             f"{path} is damaged ({error}); remove it: the next run writes it again"
         ) from None

@@ -50,9 +50,7 @@ class DatasetTotals:
     n_overlapping: int = 0
     clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
     group_of: dict[str, str] = field(default_factory=dict)  # by case id
-    labels_of: dict[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # classes of `label_classes`
+    labels_of: dict[str, tuple[str, ...]] = field(default_factory=dict)  # see `label_classes`
     notes: list[str] = field(default_factory=list)
 
     def add(self, record: CommittedCase) -> None:

@@ -14,8 +14,9 @@ from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
 from dask_slicer.utils.formatting import did_you_mean, escape_line, first_few
 
-# Numbers with more values than this are classes by quartile.
-_MOST_VALUES = 8
+# Numbers with more values than this are classes by quartile, unless as many cases as this have the
+# same value on average, as with the number of a site.
+_MOST_VALUES, _CASES_PER_VALUE = 8, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +120,18 @@ def column_classes(cells: Mapping[str, str]) -> dict[str, tuple[str]]:
     """
     numbers = {case: _number(text) for case, text in cells.items()}
     present = sorted({number for number in numbers.values() if number is not None})
-    if len(present) <= _MOST_VALUES or None in numbers.values():
+    is_code = len(present) <= _MOST_VALUES or len(cells) >= _CASES_PER_VALUE * len(present)
+    if is_code or None in numbers.values():
         return {case: (text,) for case, text in cells.items()}
     values = sorted(number for number in numbers.values() if number is not None)
     cuts = quantiles(values, n=4, method="inclusive")
     bins: dict[int, list[float]] = {}
     for value in present:
         bins.setdefault(bisect_left(cuts, value), []).append(value)
-    names = {number: f"{span[0]:g} to {span[-1]:g}" for number, span in bins.items()}
+    names = {
+        number: " to ".join(dict.fromkeys(f"{value:.10g}" for value in (span[0], span[-1])))
+        for number, span in bins.items()
+    }
     return {
         case: (names[bisect_left(cuts, number)],)
         for case, number in numbers.items()

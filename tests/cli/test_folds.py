@@ -241,6 +241,19 @@ def test_rows_that_contradict_each_other_give_no_value(bids, run, tmp_path) -> N
     assert columns["age"]["sub-05_ses-1_T1w"] == "45"
 
 
+def test_cases_of_patterns_have_the_columns_of_their_subjects(run, tmp_path) -> None:
+    labels = ("--labels", "derivatives/m/sub-*/ses-*/anat/*_dseg.nii")
+    patterns = ("--images", "sub-*/ses-*/anat/*_T1w.nii", *labels, "--train_ratio", 1)
+    run(*patterns, "--group_column", "participant_id", "--folds", 3, "--stratify", "sex")
+    table = json.loads((tmp_path / "slices" / "cases.json").read_text())
+    assert set(table["groups"].values()) == set(SUBJECTS)
+    for case, sex in table["columns"]["sex"].items():
+        assert SUBJECTS[table["groups"][case]] == sex
+    for fold in folds_in(tmp_path / "slices"):
+        groups = [{table["groups"][case] for case in fold[part]} for part in fold]
+        assert not set.intersection(*groups)
+
+
 # -- continuing ------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import name_of, stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
+from dask_slicer.inputs.layouts.bids_names import bids_file
+from dask_slicer.inputs.layouts.bids_tables import ParticipantTables
 from dask_slicer.inputs.pairing import words_of_all
 from dask_slicer.inputs.role_words import pieces_of, plain
 from dask_slicer.inputs.tree import FileTree
@@ -78,8 +80,10 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     brief = {key: _brief(parts) for key, parts in spelled.items()}
     if len({"_".join(parts) for parts in brief.values()}) == len(spelled):
         spelled = brief
+    tables = ParticipantTables(tree)
     for key in dict.fromkeys(key for paths in image_keys for key in paths):
         known = next(paths[key] for paths in image_keys if key in paths)
+        columns = tables.columns(image) if (image := bids_file(known)) is not None else {}
         label_path = label_of.get(key)
         result.add_case(
             "_".join(spelled[key]).strip(" _-.") or stem_of(name_of(known)).strip(),
@@ -89,6 +93,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
             ],
             None if label_path is None else tree.absolute(label_path),
             stated=True,
+            columns={"participant_id": image.subject, **columns} if image and columns else {},
         )
     used = {path for paths in keys for path in paths.values()}
     unpaired = [path for key, path in label_of.items() if not any(key in k for k in image_keys)]
