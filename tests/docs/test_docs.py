@@ -265,7 +265,8 @@ def test_the_examples_of_training_run(tmp_path: Path, heading: str) -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.M))
     start = page[: page.index("## ")]
-    others = [] if needed else ["Choose slices without reading them", "Read a whole output"]
+    whole = ["Choose slices without reading them", "Cross-validation", "Read a whole output"]
+    others = [] if needed else whole
     if heading == "MONAI":
         start += "```python\nfrom torch.utils.data import DataLoader\n```"
     code = "\n".join(
