@@ -323,6 +323,6 @@ def test_participants_are_compared_with_the_subjects(tmp_path) -> None:
     assert [case.group for case in match.cases] == ["sub-1", "sub-2"]
     table.write_bytes(b"\xff\xfe\x00")
     assert bids.match(FileTree(tmp_path, files), InputOptions()).notes == [
-        "participants.tsv lists no participant: it must be UTF-8 text with tabs between columns, and "
-        "have the column participant_id"
+        "participants.tsv lists no participant: it must be UTF-8 text with tabs between columns, "
+        "and have the column participant_id"
     ]
