@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dask_slicer.errors import OutputError, UsageError
+from dask_slicer.errors import DatasetError, OutputError, UsageError
 from dask_slicer.output import directory, layout
 from dask_slicer.output.folds import WrittenCases, make_final, remove_other_folds, write_folds
 from dask_slicer.output.journal import last_records
@@ -50,7 +50,13 @@ def split_output(
             unfinished=directory.existing_splits(path).keys()
             - {record.case_id for record in records if not isinstance(record, RemovedCase)},
         )
-        made, note = make_final(path, settings, written)
+        try:
+            made, note = make_final(path, settings, written)
+        except DatasetError as error:
+            if (path / layout.CASES_FILE).exists() or not (stratify or group_column):
+                raise
+            hint = f"the same run command writes {layout.CASES_FILE} if the dataset has columns"
+            raise OutputError(f"{error}; {hint}") from None
         if made is None:
             raise OutputError(note)
         remove_other_folds(path, settings)

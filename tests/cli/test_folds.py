@@ -390,6 +390,18 @@ def test_split_refuses(run, invoke, tmp_path, options, words) -> None:
     assert not (tmp_path / "slices" / "splits_final.json").exists()
 
 
+def test_an_output_of_an_earlier_version_gets_its_columns_from_a_run(run, invoke, tmp_path) -> None:
+    run()
+    (tmp_path / "slices" / "cases.json").unlink()
+    result = invoke("split", tmp_path / "slices", "--folds", 3, "--stratify", "sex")
+    assert result.exit_code == 2
+    assert "the same run command writes cases.json" in result.output
+    assert invoke("split", tmp_path / "slices", "--folds", 3, "--stratify", "label").exit_code == 0
+    check(tmp_path / "slices", 3)  # with the patients in the journal
+    run()
+    assert invoke("split", tmp_path / "slices", "--folds", 3, "--stratify", "sex").exit_code == 0
+
+
 def test_split_needs_an_output(invoke, tmp_path) -> None:
     result = invoke("split", tmp_path)
     assert (result.exit_code, "is not an output of dask-slicer" in result.output) == (2, True)
