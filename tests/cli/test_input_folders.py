@@ -92,3 +92,54 @@ def test_folders_for_validation_beside_images_have_a_reason(tmp_path, invoke) ->
     details = {file["path"]: file["detail"] for file in shown["files"]}
     why = "in images_val; a manifest with a split may use them"
     assert details["images_val/b.nii.gz"] == why
+
+
+# -- parts of a dataset ----------------------------------------------------------------------------
+
+DEEPER = {
+    "a case": ("p1/t1 p1/t2 p2/t1 p2/t2", "p1/seg p2/seg", "p1", "."),
+    "the only case": ("p1/t1 p1/t2", "p1/seg", "p1", "."),
+    "a case with masks": ("s0/ct", "s0/segmentations/liver s0/segmentations/spleen", "s0", "."),
+    "a subject": ("sub-1/anat/sub-1_T1w", "derivatives/m/sub-1/anat/sub-1_dseg", "sub-1", "."),
+    "a datatype": ("sub-1/anat/sub-1_T1w", "derivatives/m/sub-1_dseg", "sub-1/anat", "."),
+    "a session": ("sub-1/ses-2/anat/sub-1_ses-2_T1w", "", "sub-1", "."),
+    "raw data": (
+        "rawdata/sub-1/anat/sub-1_T1w", "derivatives/m/sub-1/anat/sub-1_dseg", "rawdata", "."
+    ),
+    "a subject of raw data": (
+        "rawdata/sub-1/anat/sub-1_T1w", "derivatives/m/sub-1/anat/sub-1_dseg", "rawdata/sub-1", "."
+    ),
+    "derivatives": (
+        "sub-1/anat/sub-1_T1w", "derivatives/m/sub-1/anat/sub-1_dseg", "derivatives", "."
+    ),
+    "images of nnU-Net": ("D1_X/imagesTr/a_0000", "D1_X/labelsTr/a", "D1_X/imagesTr", "D1_X"),
+    "labels of nnU-Net": ("D1_X/imagesTr/a_0000", "D1_X/labelsTr/a", "D1_X/labelsTr", "D1_X"),
+    "images": ("images/ct_1 images/ct_2", "masks/ct_1 masks/ct_2", "images", "."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("images", "labels", "part", "whole"), DEEPER.values(), ids=DEEPER)
+def test_the_folder_above_is_named(tmp_path, invoke, images, labels, part, whole) -> None:
+    root = lay(tmp_path / "scans", images, labels)
+    result = invoke("run", "-i", root / part, "-o", tmp_path / "out", "--num_workers", 0)
+    assert result.exit_code == 2
+    assert f"did you mean --input_dir {root / whole}?" in result.stderr
+    assert not (tmp_path / "out").exists()
+    files = plan(invoke, root / whole)["files"]
+    assert {file["role"] for file in files} == ({"image", "label"} if labels else {"image"})
+
+
+@pytest.mark.parametrize("options", [["--layout", "one_folder"], ["--allow_missing_labels"]])
+def test_images_are_read_without_the_labels_beside_them_on_request(
+    tmp_path, invoke, options
+) -> None:
+    lay(tmp_path, "images/ct_1 images/ct_2", "masks/ct_1 masks/ct_2")
+    assert len(plan(invoke, tmp_path / "images", *options)["cases"]) == 2
+
+
+def test_a_case_with_others_beside_it_is_read_with_a_note(tmp_path, invoke) -> None:
+    lay(tmp_path, "B-1/B-1_t1 B-1/B-1_t2 B-2/B-2_t1 B-2/B-2_t2", "B-1/B-1_seg B-2/B-2_seg")
+    shown = plan(invoke, tmp_path / "B-1")
+    note = f"B-2 beside B-1 has files of the same names; --input_dir {tmp_path} reads both as cases"
+    assert note in shown["notes"]
+    assert len(plan(invoke, tmp_path)["cases"]) == 2
