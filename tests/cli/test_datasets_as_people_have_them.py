@@ -111,6 +111,24 @@ SITUATIONS = {
     "an unpaired label": (
         "volume-0 volume-1", "segmentation-0 segmentation-7", {}, [], 1,
         "1 label without an image: segmentation-7.nii.gz"),
+    "two labels of one image": (
+        "images/a images/b", "labels/a labels/b labels/a_seg", {}, [], 0,
+        "1 label left out, beside another label of the image (--images and --labels choose): "
+        "labels/a_seg.nii.gz"),
+    "two labels of one image in nnU-Net": (
+        "imagesTr/a_0000", "labelsTr/a labelsTr/a_seg", {}, [], 0,
+        "1 label left out, beside another label of the image (--images and --labels choose): "
+        "labelsTr/a_seg.nii.gz"),
+    "the other labels of one image": (
+        "images/a images/b", "labels/a labels/b labels/a_seg labels/b_seg", {},
+        ["--images", "images/*.nii.gz", "--labels", "labels/*_seg.nii.gz"], 0, "2 cases"),
+    "two folders of labels beside imagesTr": (
+        "imagesTr/a_0000", "labelsTr/a labelsTr2/a", {}, [], 0,
+        "left out 1 file named like labels: labelsTr2/a.nii.gz; --images GLOB --labels GLOB "
+        "chooses files"),
+    "the other folder of labels beside imagesTr": (
+        "imagesTr/a_0000", "labelsTr/a labelsTr2/a", {},
+        ["--images", "imagesTr/*_0000.nii.gz", "--labels", "labelsTr2/*.nii.gz"], 0, "1 case"),
     # -- BIDS ------------------------------------------------------------------------------------
     **{
         f"BIDS {suffix}": (

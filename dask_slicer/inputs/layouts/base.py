@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case, Mask, name_of, stem_of
+from dask_slicer.inputs.role_words import label_words, plain, without, words_of
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
@@ -97,6 +98,27 @@ class LayoutMatch:
             reason = noun if why == "left out" else why.removeprefix("left out, ")
             self.left_out.update(dict.fromkeys(paths, reason))
             self.notes.append(f"{plural(len(paths), noun)} {why}: {first_few(paths)}")
+
+    def leave_out_labels(self, label_of: Mapping[str, str], images: Iterable[str]) -> None:
+        """Note labels, by their names, that pair with none of the images, or not as their only one.
+
+        >>> match = LayoutMatch("any")
+        >>> match.leave_out_labels({"a_seg": "labels/a_seg.nii"}, ["a"])
+        >>> match.left_out
+        {'labels/a_seg.nii': 'beside another label of the image (--images and --labels choose)'}
+        """
+        known = set(map(plain, images))
+        others: list[str] = []
+        seconds: list[str] = []
+        for name, path in sorted(label_of.items()):
+            image = plain(without(name, label_words(words_of(name))))
+            (seconds if image in known else others).append(path)
+        self.leave_out(others, "label", "without an image")
+        self.leave_out(
+            seconds,
+            "label",
+            "left out, beside another label of the image (--images and --labels choose)",
+        )
 
     def unused(self, tree: FileTree) -> list[str]:
         """Return the volumes that are in no case and have no reason in `left_out` yet."""

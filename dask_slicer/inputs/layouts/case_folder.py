@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dask_slicer.inputs.case import name_of, stem_of
@@ -51,17 +53,49 @@ class CaseFolder:
         return {**self.images, **self.labels, **loose, **masks}
 
 
+def ids_in_names(folders: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the id of each case in the names of its files, by the name of its folder.
+
+    It is the folder's name, or what it begins with, if that is in all names and of one case only.
+
+    >>> ids_in_names({"P-1_nifti": ["P-1_nifti/P-1_t1.nii"], "P-2_nifti": ["P-2_nifti/P-2_t1.nii"]})
+    {'P-1_nifti': 'P-1', 'P-2_nifti': 'P-2'}
+    >>> ids_in_names({"P-1": ["P-1/P-1_t1.nii"], "P-2": ["P-2/t1.nii"]})
+    {'P-1': 'P-1', 'P-2': 'P-2'}
+    """
+    ids = {}
+    for folder, paths in folders.items():
+        stems = [plain(stem_of(name_of(path))) for path in paths]
+        ends = [match.start() for match in re.finditer(r"[_\-. ]", folder)]
+        ids[folder] = next(
+            (
+                folder[:end]
+                for end in [len(folder), *reversed(ends)]
+                if all(re.match(rf"{re.escape(plain(folder[:end]))}([_\-. ]|$)", s) for s in stems)
+            ),
+            "",
+        )
+    is_unique = all(ids.values()) and len(set(map(plain, ids.values()))) == len(ids)
+    return ids if is_unique and len(ids) > 1 else dict(zip(folders, folders, strict=True))
+
+
 def read_case_folder(
-    case_id: str, paths: list[str], result: LayoutMatch, spelled: dict[str, str]
+    case_id: str,
+    paths: list[str],
+    result: LayoutMatch,
+    spelled: dict[str, str],
+    *,
+    in_names: str | None = None,
 ) -> CaseFolder:
     """Return the volumes of a case by their roles.
 
     `spelled` gives the spelling of names that look alike, and is added to: T1 and t1 are one name.
+    `in_names` is the case id in the names of files, if it is shorter.
     """
     path_of: dict[str, str] = {}
     for path in paths:
         folder, _, file_name = path[len(case_id) + 1 :].rpartition("/")
-        name = _without_id(stem_of(file_name), case_id) or UNNAMED
+        name = _without_id(stem_of(file_name), in_names or case_id) or UNNAMED
         name = f"{folder}/{name}" if folder else name
         name = spelled.setdefault(plain(name), name)
         other = path_of.setdefault(name, path)

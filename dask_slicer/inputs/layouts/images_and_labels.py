@@ -164,7 +164,7 @@ def _add_cases(
             f"({first_few(list(image_of_stem))}); say what varies with --images "
             f"'{images[0]}/…*.nii.gz' --labels '{labels[0]}/…*.nii.gz', or use a manifest"
         )
-    result.leave_out([label_of_stem[stem] for stem in unpaired], "label", "without an image")
+    result.leave_out_labels({stem: label_of_stem[stem] for stem in unpaired}, image_of_stem)
 
 
 def _heed_held_out(
