@@ -114,6 +114,15 @@ def _make_plan(
     cases, splits = case_splits(
         dataset.cases, groups, config, assigned, assigned_groups, notes, frames=series.frames
     )
+    if len(cases) < len(dataset.cases) and config.splits is not None:
+        used = {case.case_id for case in cases}
+        used |= {name for name, frames in series.frames.items() if used.intersection(frames)}
+        dataset.files = tuple(
+            replace(role, role="left out", detail=f"not in {config.splits.name}", case_id="")
+            if role.case_id and role.case_id not in used
+            else role
+            for role in dataset.files
+        )
     _check_only(config, {case.case_id for case in cases})
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
     _check_modalities(config, n_modalities)

@@ -63,6 +63,17 @@ def test_folders_of_splits_win_over_a_file_of_splits(tmp_path, invoke) -> None:
     assert "splits.json is not used: the dataset gives every case its split" in shown["notes"]
 
 
+def test_files_of_cases_that_a_file_of_splits_lacks_are_left_out(tmp_path, invoke) -> None:
+    scans = lay(tmp_path / "scans", "images/a images/b", "labels/a labels/b")
+    file = tmp_path / "splits.json"
+    file.write_text(json.dumps({"train": ["a"]}))
+    files = plan(invoke, scans, "--splits", file)["files"]
+    assert {file["path"]: file["detail"] for file in files if file["role"] == "left out"} == {
+        "images/b.nii.gz": "not in splits.json",
+        "labels/b.nii.gz": "not in splits.json",
+    }
+
+
 def test_a_folder_for_testing_without_labels_is_left_out(tmp_path, invoke) -> None:
     lay(tmp_path, "train/images/a val/images/b test/images/c", "train/labels/a val/labels/b")
     shown = plan(invoke, tmp_path)
