@@ -52,9 +52,8 @@ _VALIDATION_WORDS = {"dev", "va", "val", "valid", "validation"}
 _TRAINING_WORDS = {"tr", "train", "training"}
 
 # Between words that are written together: segTRI, CTMask, img0001.
-_WORD_ENDS = re.compile(
-    r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)"
-)
+_AT_CAPITALS = r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
+_WORD_ENDS = re.compile(_AT_CAPITALS + r"|(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)")
 
 
 def plain(name: str) -> str:
@@ -73,7 +72,7 @@ def words_of(name: str) -> tuple[str, ...]:
     >>> words_of("aparc+aseg"), words_of("LabelsForTraining"), words_of("CTMask1_segTRI")
     (('aparc', 'aseg'), ('labels', 'for', 'training'), ('ct', 'mask', 'seg', 'tri'))
     """
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    apart = re.sub(_AT_CAPITALS, " ", name)
     words = (word.strip("0123456789") for word in re.findall(r"[^\W_]+", apart.casefold()))
     return tuple(word for word in words if word)
 

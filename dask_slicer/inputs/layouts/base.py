@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case, Mask, name_of, stem_of
 from dask_slicer.inputs.role_words import label_words, plain, without, words_of
-from dask_slicer.inputs.tree import FileTree
+from dask_slicer.inputs.tree import FileTree, relative_to
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
 
@@ -122,16 +121,7 @@ class LayoutMatch:
 
     def unused(self, tree: FileTree) -> list[str]:
         """Return the volumes that are in no case and have no reason in `left_out` yet."""
-        from dask_slicer.inputs.readers.base import split_volume
-
-        prefix = os.path.join(tree.root, "")
-        used = {
-            (split_volume(path)[0] if path.endswith("]") else path)
-            .removeprefix(prefix)
-            .replace(os.sep, "/")
-            for case in self.cases
-            for path in case.files
-        }
+        used = {relative_to(tree.root, path) for case in self.cases for path in case.files}
         return [path for path in tree.volumes if path not in used and path not in self.left_out]
 
 
