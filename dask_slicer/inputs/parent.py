@@ -31,7 +31,10 @@ def check_is_whole(
     if not (allow_missing_labels or any(case.has_label for case in match.cases)) and (
         half := half_of_a_dataset(tree) or in_a_subject(tree, match_tree, needs_labels=True)
     ):
-        raise DatasetError(f"no case of {tree.root} has a label: {half}")
+        raise DatasetError(
+            f"no case of {tree.root} has a label: {half} --layout NAME or --allow_missing_labels "
+            "reads it alone"
+        )
     if len(match.cases) == 1 and (sibling := _sibling(tree)) and is_a_case(tree, match_tree):
         text = (
             f"{sibling} beside {tree.root.name} has files of the same names; --input_dir "
