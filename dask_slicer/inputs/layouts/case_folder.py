@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +19,8 @@ from dask_slicer.inputs.role_words import (
 
 # The name in its case of a file whose name is the case id.
 UNNAMED = "image"
+# Between the id of a case and the rest of a name.
+_SEPARATORS = "_-. "
 
 
 @dataclass(slots=True)
@@ -56,27 +57,35 @@ class CaseFolder:
 def ids_in_names(folders: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return the id of each case in the names of its files, by the name of its folder.
 
-    It is the folder's name, or what it begins with, if that is in all names and of one case only.
+    It is the folder's name; or, if all folders are so, what the names of the folder and of all its
+    files begin with, unless two ids are equal.
 
     >>> ids_in_names({"P-1_nifti": ["P-1_nifti/P-1_t1.nii"], "P-2_nifti": ["P-2_nifti/P-2_t1.nii"]})
     {'P-1_nifti': 'P-1', 'P-2_nifti': 'P-2'}
     >>> ids_in_names({"P-1": ["P-1/P-1_t1.nii"], "P-2": ["P-2/t1.nii"]})
     {'P-1': 'P-1', 'P-2': 'P-2'}
     """
+    own_names = dict(zip(folders, folders, strict=True))
     ids = {}
     for folder, paths in folders.items():
         stems = [plain(stem_of(name_of(path))) for path in paths]
-        ends = [match.start() for match in re.finditer(r"[_\-. ]", folder)]
-        ids[folder] = next(
-            (
-                folder[:end]
-                for end in [len(folder), *reversed(ends)]
-                if all(re.match(rf"{re.escape(plain(folder[:end]))}([_\-. ]|$)", s) for s in stems)
-            ),
-            "",
-        )
-    is_unique = all(ids.values()) and len(set(map(plain, ids.values()))) == len(ids)
-    return ids if is_unique and len(ids) > 1 else dict(zip(folders, folders, strict=True))
+        ends = [number for number, letter in enumerate(folder) if letter in _SEPARATORS]
+        for end in [len(folder), *reversed(ends)]:
+            if all(_begins(stem, plain(folder[:end])) for stem in stems):
+                break
+        else:
+            return own_names
+        if end == len(folder):
+            return own_names
+        ids[folder] = folder[:end]
+    return ids if len(set(map(plain, ids.values()))) == len(folders) > 1 else own_names
+
+
+def _begins(stem: str, case_id: str) -> bool:
+    following = stem[len(case_id) : len(case_id) + 1]
+    return (
+        bool(case_id) and stem.startswith(case_id) and (not following or following in _SEPARATORS)
+    )
 
 
 def read_case_folder(
@@ -129,11 +138,11 @@ def _without_id(stem: str, case_id: str) -> str:
     >>> _without_id("B_7_t1", "b_7"), _without_id("t1-B_7", "B_7"), _without_id("ct", "c")
     ('t1', 't1', 'ct')
     """
-    own, separators, length = case_id.casefold(), "_-. ", len(case_id)
-    if stem[:length].casefold() == own and stem[length : length + 1] in ("", *separators):
-        return stem[length:].lstrip(separators)
-    if stem[-length:].casefold() == own and stem[-length - 1] in separators:
-        return stem[:-length].rstrip(separators)
+    own, length = case_id.casefold(), len(case_id)
+    if stem[:length].casefold() == own and stem[length : length + 1] in ("", *_SEPARATORS):
+        return stem[length:].lstrip(_SEPARATORS)
+    if stem[-length:].casefold() == own and stem[-length - 1] in _SEPARATORS:
+        return stem[:-length].rstrip(_SEPARATORS)
     return stem
 
 
