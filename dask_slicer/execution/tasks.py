@@ -137,6 +137,9 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
         run_id=target.run_id,
         n_overlapping=stack.n_overlapping,
         header_notes=case.header_notes,
+        structures={mask.structure: mask.value for mask in case.case.masks}
+        if case.case.merges_masks
+        else {},
     )
 
 

@@ -23,7 +23,12 @@ from dask_slicer.execution.tasks import Target, load_case, slice_case
 from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import checks, formats, layout
-from dask_slicer.output.directory import existing_splits, restore_splits
+from dask_slicer.output.directory import (
+    existing_splits,
+    restore_splits,
+    structures_text,
+    write_lines,
+)
 from dask_slicer.output.journal import Journal, last_records
 from dask_slicer.output.lock import check_free, locked
 from dask_slicer.output.output import open_output
@@ -205,4 +210,8 @@ def _repair(
                 (output_dir / issue.path).unlink(missing_ok=True)
         if any(issue.path == layout.SPLITS_FILE for issue in issues):
             restore_splits(output_dir, {record.case_id: record.split for record in kept.values()})
+        structures = checks.structures_in(records)
+        if structures and any(issue.path == layout.STRUCTURES_FILE for issue in issues):
+            lines = [structures_text(structures)]
+            write_lines(output_dir, layout.STRUCTURES_FILE, lines, fsync=True)
     return tuple(damaged)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
 from dask_slicer.inputs.layouts.manifest import NO_FILE
-from dask_slicer.inputs.tree import FileTree
+from dask_slicer.inputs.tree import FileTree, relative_to
 from dask_slicer.inputs.unread import is_picture, kinds_of, unread_files
 from dask_slicer.utils.formatting import first_few
 
@@ -55,21 +54,6 @@ def _used(root: Path, match: LayoutMatch) -> Iterable[FileRole]:
             yield FileRole(path=relative, role="label", detail=mask.structure, case_id=case.case_id)
         if case.label is not None:
             yield FileRole(path=relative_to(root, case.label), role="label", case_id=case.case_id)
-
-
-def relative_to(root: Path, path: str) -> str:
-    """Return a path relative to a dataset, POSIX, without the selector of a volume."""
-    # Imported on use, as nibabel with it.
-    from dask_slicer.inputs.readers.base import split_volume
-
-    path, _ = split_volume(path)
-    prefix = os.path.join(root, "")
-    if path.startswith(prefix):
-        return path[len(prefix) :].replace(os.sep, "/")
-    try:
-        return os.path.relpath(path, root).replace(os.sep, "/")
-    except ValueError:  # on another drive of Windows
-        return path
 
 
 def unread_notes(roles: Iterable[FileRole]) -> list[str]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dask_slicer.inputs.accounting import relative_to
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, unknown_name
 from dask_slicer.inputs.pairing import choose_name
-from dask_slicer.inputs.tree import FileTree
+from dask_slicer.inputs.tree import FileTree, relative_to
 
 # Layouts, by their names in messages, in which a case may have several labels.
 _CHOOSE_LABELS = {"BIDS", "a folder a case", "images/ and labels/", "one folder"}

@@ -12,6 +12,7 @@ from dask_slicer.inputs.label_check import check_labels
 from dask_slicer.inputs.layouts import LAYOUTS, dataset_json, manifest, patterns
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.no_case import why_no_case
+from dask_slicer.inputs.parent import check_is_whole
 from dask_slicer.inputs.tree import FileTree
 
 
@@ -48,6 +49,13 @@ def find_cases(
     match.files = account(tree, match)
     match.notes += unread_notes(match.files)
     check_labels(tree, match, allow_missing=allow_missing_labels, label_name=options.label_name)
+    if options.layout is None:  # else the user is sure
+        check_is_whole(
+            tree,
+            match,
+            lambda above: _try_layouts(above, options)[0],
+            allow_missing_labels=allow_missing_labels,
+        )
     return match
 
 

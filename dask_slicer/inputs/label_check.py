@@ -51,7 +51,10 @@ def check_labels(
     named = _not_linked(tree, named, images)
     if has_labels and named:
         paths = first_few([role.path for role in named])
-        match.notes.append(f"left out {plural(len(named), 'file')} named like labels: {paths}")
+        match.notes.append(
+            f"left out {plural(len(named), 'file')} named like labels: {paths}; --images GLOB "
+            "--labels GLOB chooses files"
+        )
     elif named and not match.problems:
         _check_unused(match, named, allow_missing=allow_missing)
     elif not (has_labels or allow_missing or match.problems):

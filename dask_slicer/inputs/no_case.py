@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case, name_of, stem_of
 from dask_slicer.inputs.layouts.base import NAME_THEM, LayoutMatch
+from dask_slicer.inputs.parent import MatchTree, half_of_a_dataset, in_a_subject, is_a_case
 from dask_slicer.inputs.role_words import (
     folder_role,
     held_out_split,
@@ -29,8 +30,6 @@ _DEEPEST, _MOST_FOLDERS = 3, 12
 # A single case of these layouts is no sign of a dataset: any folder with volumes has it.
 _GENERIC = {"a folder a case", "one folder"}
 
-MatchTree = Callable[[FileTree], LayoutMatch | None]
-
 
 def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: MatchTree) -> str:
     """Return what a folder without a case holds, and one way out.
@@ -46,8 +45,10 @@ def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: Match
     if not tree.paths:
         return "there is no file in it"
     n_volumes = len(tree.volumes)
-    if n_volumes and (half := _half_of_a_dataset(tree.root)):
-        return half
+    if n_volumes and (
+        part := half_of_a_dataset(tree) or in_a_subject(tree, match_tree) or _named_for_labels(tree)
+    ):
+        return part
     # Of equals, one that names the option that decides.
     nearest = max(misses, key=lambda match: (match.seen, "--" in match.miss))
     if nearest.seen and 2 * nearest.seen >= n_volumes:
@@ -59,27 +60,23 @@ def why_no_case(tree: FileTree, misses: Sequence[LayoutMatch], match_tree: Match
         _within(tree, match_tree)
         or _labels_alone(tree)
         or _deeper(tree)
+        or _one_case(tree, match_tree)
         or f"{plural(n_volumes, 'volume')} in no known layout, such as {tree.volumes[0]}; "
         f"{NAME_THEM}"
     )
 
 
-def _half_of_a_dataset(folder: Path) -> str:
-    """Return that a folder, by its name, has images or labels alone; empty if it does not."""
-    if not says_only_its_role(folder.name):
+def _named_for_labels(tree: FileTree) -> str:
+    name = tree.root.name
+    if folder_role(name) != "label" or not says_only_its_role(name):
         return ""
-    is_label = folder_role(folder.name) == "label"
-    with suppress(OSError):
-        for path in sorted(folder.parent.iterdir()):
-            role = folder_role(path.name)
-            if role and (role == "label") != is_label and path.is_dir():
-                return (
-                    f"{folder.name} and {path.name} lie beside each other; did you mean "
-                    f"--input_dir {folder.parent}?"
-                )
-    if is_label:
-        return "it is named for labels alone; give the folder that holds images and labels"
-    return ""
+    return "it is named for labels alone; give the folder that holds images and labels"
+
+
+def _one_case(tree: FileTree, match_tree: MatchTree) -> str:
+    if not is_a_case(tree, match_tree):
+        return ""
+    return f"its files are those of one case; did you mean --input_dir {tree.root.parent}?"
 
 
 def _without_volumes(tree: FileTree) -> str:

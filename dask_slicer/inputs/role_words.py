@@ -48,13 +48,12 @@ _OTHER_MODALITIES = frozenset({"adc", "cine", "dce", "pet", "pt", "spect"})
 # IBSR `ana`, CrossMoDA `ceT1` and `hrT2`, HECKTOR `PT`.
 _IMAGE_WORDS = _IMAGE_FOLDERS | _CT_WORDS | _MR_WORDS | _OTHER_MODALITIES | {"ana", "anat", "orig"}
 _TEST_WORDS = {"test", "testing", "ts"}
-_VALIDATION_WORDS = {"va", "val", "valid", "validation"}
+_VALIDATION_WORDS = {"dev", "va", "val", "valid", "validation"}
 _TRAINING_WORDS = {"tr", "train", "training"}
 
 # Between words that are written together: segTRI, CTMask, img0001.
-_WORD_ENDS = re.compile(
-    r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)"
-)
+_AT_CAPITALS = r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
+_WORD_ENDS = re.compile(_AT_CAPITALS + r"|(?<=\d)(?=[^\W\d_])|(?<=[^\W\d_])(?=\d)")
 
 
 def plain(name: str) -> str:
@@ -73,7 +72,7 @@ def words_of(name: str) -> tuple[str, ...]:
     >>> words_of("aparc+aseg"), words_of("LabelsForTraining"), words_of("CTMask1_segTRI")
     (('aparc', 'aseg'), ('labels', 'for', 'training'), ('ct', 'mask', 'seg', 'tri'))
     """
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    apart = re.sub(_AT_CAPITALS, " ", name)
     words = (word.strip("0123456789") for word in re.findall(r"[^\W_]+", apart.casefold()))
     return tuple(word for word in words if word)
 
@@ -211,6 +210,22 @@ def held_out_split(folder: str) -> Literal["test", "val", ""]:
     if words & _TEST_WORDS and not words & _TRAINING_WORDS:
         return "test"
     return "val" if words & _VALIDATION_WORDS else ""
+
+
+def split_of_folder(folder: str) -> Literal["train", "val", "test", ""]:
+    """Return the split that a folder is named for and nothing else, "" if it is not.
+
+    >>> [split_of_folder(name) for name in ("Training", "dev_set", "test", "imagesTs", "test1")]
+    ['train', 'val', 'test', '', '']
+    """
+    words = set(words_of(folder)) - {"data", "set"}
+    if not words or re.search(r"\d", folder):
+        return ""
+    if words <= _TRAINING_WORDS:
+        return "train"
+    if words <= _VALIDATION_WORDS:
+        return "val"
+    return "test" if words <= _TEST_WORDS else ""
 
 
 def says_only_its_role(folder: str) -> bool:

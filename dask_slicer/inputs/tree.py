@@ -67,6 +67,21 @@ class FileTree:
         return os.path.normpath(os.path.join(self.root, path))
 
 
+def relative_to(root: Path, path: str) -> str:
+    """Return a path relative to a dataset, POSIX, without the selector of a volume."""
+    # Imported on use, as nibabel with it.
+    from dask_slicer.inputs.readers.base import split_volume
+
+    path, _ = split_volume(path)
+    prefix = os.path.join(root, "")
+    if path.startswith(prefix):
+        return path[len(prefix) :].replace(os.sep, "/")
+    try:
+        return os.path.relpath(path, root).replace(os.sep, "/")
+    except ValueError:  # on another drive of Windows
+        return path
+
+
 def _walk(root: Path, skip: Path | None) -> Iterator[str]:
     """Yield the files under a folder; a link to a folder above is not followed."""
     skipped = None if skip is None else skip.name.lower()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -169,12 +169,13 @@ def check_whole(
         layout.INDEX: _check_index(output_dir, index_lines(written)),
         layout.SUMMARY: _check_summary(output_dir, config, totals),
     }
-    if (output_dir / layout.STRUCTURES_FILE).exists():
-        checks[layout.STRUCTURES_FILE] = _check_structures(output_dir)
     if (output_dir / layout.CASES_FILE).exists():
         checks[layout.CASES_FILE] = _check_table(output_dir)
     if (output_dir / layout.FOLDS).exists():
         checks[layout.FOLDS] = _check_folds(output_dir, written)
+    structures = structures_in(written)
+    if structures or (output_dir / layout.STRUCTURES_FILE).exists():
+        checks[layout.STRUCTURES_FILE] = _check_structures(output_dir, structures)
     for path, messages in checks.items():
         for message in messages:
             yield Issue(path=path, message=message)
@@ -264,7 +265,16 @@ def _check_table(output_dir: Path) -> Iterator[str]:
         yield "has changed since it was written"
 
 
-def _check_structures(output_dir: Path) -> Iterator[str]:
+def structures_in(written: Iterable[CommittedCase]) -> dict[str, int]:
+    """Return the values of structures whose masks were merged, in their order."""
+    values = {name: value for record in written for name, value in record.structures.items()}
+    return dict(sorted(values.items(), key=lambda item: item[1]))
+
+
+def _check_structures(output_dir: Path, written: Mapping[str, int]) -> Iterator[str]:
+    if not (output_dir / layout.STRUCTURES_FILE).exists():
+        yield "is missing; --repair writes it again"
+        return
     try:
         structures = existing_structures(output_dir)
     except OutputError as error:
@@ -272,6 +282,9 @@ def _check_structures(output_dir: Path) -> Iterator[str]:
         return
     if not holds(output_dir / layout.STRUCTURES_FILE, structures_text(structures)):
         yield "has changed since it was written"
+    for name, value in written.items():
+        if structures.get(name) != value:
+            yield f"has {name} as {structures.get(name, 'no value')}, but slices have it as {value}"
 
 
 def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[str]:

@@ -149,7 +149,9 @@ def existing_folds(output_dir: Path) -> FoldList | None:
 
 def check_unchanged(old: RunConfig, new: RunConfig) -> None:
     """Raise OutputError, with a list, if settings changed that would give other slices."""
-    if changed := changed_settings(old, new):
+    # With `only`, the other cases keep channels, or labels, that these settings chose.
+    also = ("images", "labels", "label_name", "volumes") if new.only else ()
+    if changed := changed_settings(old, new, also=also):
         raise OutputError(
             f"{new.output_dir} was made with other settings: {'; '.join(changed)}; "
             "use another --output_dir, or --overwrite to replace it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from dask_slicer.config.schema import BY_LABEL, RunConfig
@@ -73,11 +74,17 @@ def case_splits(
     assigned: Mapping[str, str],
     assigned_groups: Callable[[], Mapping[str, str]],
     notes: list[str],
+    *,
+    frames: Mapping[str, Sequence[str]],
 ) -> tuple[list[Case], dict[str, str]]:
-    """Return the cases of the run, and the split of each of them and of earlier cases."""
+    """Return the cases of the run, and the split of each of them and of earlier cases.
+
+    A file of splits may name all `frames` of a case by its id.
+    """
     given = {case.case_id: case.split for case in cases if case.split is not None}
     if config.splits is not None and len(given) < len(cases):
-        given |= _read_splits(config.splits, config.fold, {case.case_id for case in cases})
+        known = {case.case_id for case in cases}
+        given |= _read_splits(config.splits, config.fold, known, frames)
         left_out = [case.case_id for case in cases if case.case_id not in given]
         if left_out:
             notes.append(
@@ -87,6 +94,8 @@ def case_splits(
         cases = [case for case in cases if case.case_id in given]
         if not cases:
             raise DatasetError(f"{config.splits} names none of the cases")
+    elif config.splits is not None:
+        notes.append(f"{config.splits.name} is not used: the dataset gives every case its split")
     check_groups_whole(given, groups)
     moved = [name for name, split in given.items() if assigned.get(name, split) != split]
     if moved:
@@ -115,7 +124,9 @@ def case_splits(
     return list(cases), splits
 
 
-def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str]:
+def _read_splits(
+    path: Path, fold: int | None, known: set[str], frames: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
     content = read_json(path)
     if isinstance(content, list):
         if not content:
@@ -134,7 +145,7 @@ def _read_splits(path: Path, fold: int | None, known: set[str]) -> dict[str, str
         names = content.get(split, [])
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DatasetError(f"{path} must hold a list of case ids under {split}")
-        for name in names:
+        for name in chain.from_iterable(frames.get(name, [name]) for name in names):
             if assigned.setdefault(name, split) != split:
                 raise DatasetError(f"{path} puts {name} into {assigned[name]} and {split}")
     unknown = sorted(set(assigned) - known)

@@ -12,7 +12,6 @@ import numpy as np
 from dask_slicer.core.labels import looks_like_labels
 from dask_slicer.errors import CaseError
 from dask_slicer.inputs import role_words
-from dask_slicer.inputs.accounting import relative_to
 from dask_slicer.inputs.case import Case, split_channel, stem_of
 from dask_slicer.inputs.readers import read_voxels
 from dask_slicer.inputs.role_words import (
@@ -22,6 +21,7 @@ from dask_slicer.inputs.role_words import (
     plain,
     says_only_its_role,
 )
+from dask_slicer.inputs.tree import relative_to
 from dask_slicer.planning.plan import CasePlan
 
 _MOST_SHOWN = 4

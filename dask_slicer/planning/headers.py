@@ -60,12 +60,12 @@ def with_headers(
     for number, path in enumerate(case.images):
         if not path:
             files.insert(number, ("", 0, 0))
-    return replace(
+    planned = replace(
         plan,
-        digest=case_digest(plan, config, files),
         sources=tuple(names[path] for path in case.images),
         **(facts | {"label_names": dict(facts["label_names"])}),
     )
+    return replace(planned, digest=case_digest(planned, config, files))
 
 
 def _facts(

@@ -111,6 +111,9 @@ def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, 
 
     `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
     """
+    # Imported on use, as nibabel with it.
+    from dask_slicer.inputs.readers.base import CONVERTED
+
     allowed = f"missing, allowed: {config.allow_missing_labels}"
     content = {
         "format_version": FORMAT_VERSION,
@@ -127,6 +130,9 @@ def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, 
     if plan.case.merges_masks:
         content["masks"] = [mask.value for mask in plan.case.masks]
         content |= {"overlap": "error"} if plan.case.overlap == "error" else {}
+    # Earlier versions took all lengths as mm.
+    if any(note.endswith(CONVERTED) for _, note in plan.header_notes):
+        content["units"] = CONVERTED
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

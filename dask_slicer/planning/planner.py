@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
+import numpy as np
+
 from dask_slicer.config.fields import PER_MODALITY
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
 from dask_slicer.core.splits import SPLITS
@@ -23,7 +25,7 @@ from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.layouts.listed_paths import exists
-from dask_slicer.inputs.readers.base import VolumeHeader
+from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.content import label_like_images, with_unnamed
@@ -48,6 +50,7 @@ class _Series:
 
     headers: dict[str, VolumeHeader] = field(default_factory=dict)  # of first volumes, by path
     problems: dict[str, CaseError] = field(default_factory=dict)  # by case id
+    frames: dict[str, list[str]] = field(default_factory=dict)  # case ids, by that of the whole
 
 
 def make_plan(
@@ -95,6 +98,7 @@ def _make_plan(
         columns=dataset.structures,
         frozen=structures,
     )
+    _check_label_values(config, numbers)
     dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
     notes = dataset.notes
     groups = case_groups(dataset, config, notes)
@@ -107,7 +111,18 @@ def _make_plan(
     has_labels = any(case.has_label for case in dataset.cases)
     if config.min_foreground > 0 and not has_labels and not dataset.problems:
         raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
-    cases, splits = case_splits(dataset.cases, groups, config, assigned, assigned_groups, notes)
+    cases, splits = case_splits(
+        dataset.cases, groups, config, assigned, assigned_groups, notes, frames=series.frames
+    )
+    if len(cases) < len(dataset.cases) and config.splits is not None:
+        used = {case.case_id for case in cases}
+        used |= {name for name, frames in series.frames.items() if used.intersection(frames)}
+        dataset.files = tuple(
+            replace(role, role="left out", detail=f"not in {config.splits.name}", case_id="")
+            if role.case_id and role.case_id not in used
+            else role
+            for role in dataset.files
+        )
     _check_only(config, {case.case_id for case in cases})
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
     _check_modalities(config, n_modalities)
@@ -147,6 +162,16 @@ def _make_plan(
         structures=numbers,
     )
     return plan, cache.seen
+
+
+def _check_label_values(config: RunConfig, numbers: Mapping[str, int]) -> None:
+    """Raise a DatasetError if the values of structures do not fit the data type of labels."""
+    largest = max(numbers.values(), default=0)
+    if largest > np.iinfo(config.label_dtype).max:
+        raise DatasetError(
+            f"{plural(len(numbers), 'structure')} have values up to {largest}, which do not fit "
+            f"--label_dtype {config.label_dtype}; use --label_dtype {np.min_scalar_type(largest)}"
+        )
 
 
 def _check_modalities(config: RunConfig, n_modalities: int) -> None:
@@ -237,7 +262,10 @@ def _expand_series(
     for headers in map_files(partial(first_volumes, cache=cache), dataset.cases):
         series.headers |= headers
     n_volumes = {path: header.n_volumes for path, header in series.headers.items()}
-    if config.volumes is not None and not any(count > 1 for count in n_volumes.values()):
+    is_4d = any(count > 1 for count in n_volumes.values()) or any(
+        split_volume(path)[1] is not None for case in dataset.cases for path in case.image_files
+    )
+    if config.volumes is not None and not is_4d:
         dataset.notes.append("--volumes has no effect: no image is 4D")
     expanded: list[Case] = []
     group_of = dict(groups)
@@ -247,6 +275,8 @@ def _expand_series(
             own = expand(case, volumes, n_volumes)
         except UnsupportedImage as error:
             series.problems[case.case_id], own = error, [case]
+        if len(own) > 1:
+            series.frames[case.case_id] = [frame.case_id for frame in own]
         groups.update(dict.fromkeys((each.case_id for each in own), group_of[case.case_id]))
         expanded += own
     if volumes == "channels" and any(count > 1 for count in n_volumes.values()):
@@ -259,9 +289,7 @@ def _expand_series(
 
 
 def _refuse_series(plans: Sequence[CasePlan], cache: HeaderCache) -> None:
-    """Raise DatasetError if every case of several fails because its image is 4D."""
-    if len(plans) < 2:  # its own message is enough
-        return
+    """Raise DatasetError if every case fails because its image is 4D."""
     for plan in plans:
         if plan.problem is None or plan.problem.kind != UnsupportedImage.__name__:
             return
@@ -269,7 +297,8 @@ def _refuse_series(plans: Sequence[CasePlan], cache: HeaderCache) -> None:
         if not any(header.n_volumes > 1 for header in headers.values()):
             return
     if plans[0].problem is not None:
-        raise DatasetError(f"{len(plans)} cases of 4D images only: {plans[0].problem.message}")
+        cases = plural(len(plans), "case")
+        raise DatasetError(f"{cases} of 4D images only: {plans[0].problem.message}")
 
 
 def _notes(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from dask_slicer.errors import DatasetError, OutputError
 from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.pairing import choose_name
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
 
@@ -45,7 +46,8 @@ def number_structures(
     present : collection of str
         Structures of the dataset.
     wanted : sequence of str
-        Of `--structures`: values 1, 2, … in this order.
+        Of `--structures`: values 1, 2, … in this order; also in other case, or the last part of
+        a name, if only one structure fits.
     columns : sequence of str
         The order of the dataset, such as that of a manifest's columns; the rest follow by name.
     frozen : mapping of structure to value
@@ -66,18 +68,20 @@ def number_structures(
         If the output has other values for those wanted.
     """
     numbers = dict(frozen or {})
-    for name in wanted:
-        if name not in present and name not in numbers:
+    chosen = {name: choose_name(name, {*present, *numbers}) for name in wanted}
+    for name, structure in chosen.items():
+        if structure is None:
             raise DatasetError(
                 f"--structures {name}: no case has a mask of it{did_you_mean(name, present)}"
             )
-    for name in (*wanted, *(name for name in columns if name in present), *sorted(present)):
+    order = list(dict.fromkeys(filter(None, chosen.values())))
+    for name in (*order, *(name for name in columns if name in present), *sorted(present)):
         numbers.setdefault(name, max(numbers.values(), default=0) + 1)
-    if any(numbers[name] != value for value, name in enumerate(wanted, start=1)):
+    if any(numbers[name] != value for value, name in enumerate(order, start=1)):
         raise OutputError(
             f"the output was made with other settings: structures was "
             f"{','.join(sorted(frozen or {}, key=numbers.__getitem__))}, is now "
-            f"{','.join(wanted)}; use another --output_dir, or --overwrite to replace it"
+            f"{','.join(order)}; use another --output_dir, or --overwrite to replace it"
         )
     return numbers
 

@@ -63,7 +63,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     # Fewer than three letters are part of too many names.
     longer = [other for other in known if len(name) >= 3 and name in other]
-    nearest = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    nearest = longer or difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 

@@ -116,6 +116,24 @@ SITUATIONS = {
     "an unpaired label": (
         "volume-0 volume-1", "segmentation-0 segmentation-7", {}, [], 1,
         "1 label without an image: segmentation-7.nii.gz"),
+    "two labels of one image": (
+        "images/a images/b", "labels/a labels/b labels/a_seg", {}, [], 0,
+        "1 label left out, beside another label of the image (--images and --labels choose): "
+        "labels/a_seg.nii.gz"),
+    "two labels of one image in nnU-Net": (
+        "imagesTr/a_0000", "labelsTr/a labelsTr/a_seg", {}, [], 0,
+        "1 label left out, beside another label of the image (--images and --labels choose): "
+        "labelsTr/a_seg.nii.gz"),
+    "the other labels of one image": (
+        "images/a images/b", "labels/a labels/b labels/a_seg labels/b_seg", {},
+        ["--images", "images/*.nii.gz", "--labels", "labels/*_seg.nii.gz"], 0, "2 cases"),
+    "two folders of labels beside imagesTr": (
+        "imagesTr/a_0000", "labelsTr/a labelsTr2/a", {}, [], 0,
+        "left out 1 file named like labels: labelsTr2/a.nii.gz; --images GLOB --labels GLOB "
+        "chooses files"),
+    "the other folder of labels beside imagesTr": (
+        "imagesTr/a_0000", "labelsTr/a labelsTr2/a", {},
+        ["--images", "imagesTr/*_0000.nii.gz", "--labels", "labelsTr2/*.nii.gz"], 0, "1 case"),
     # -- BIDS ------------------------------------------------------------------------------------
     **{
         f"BIDS {suffix}": (
@@ -161,6 +179,16 @@ SITUATIONS = {
     "masks in an order": (
         "s0/ct s1/ct", "", masks("liver", "spleen", "aorta"), ["--structures", "spleen,liver"], 0,
         "Structures: 1 spleen, 2 liver"),
+    "masks in another case": (
+        "s0/ct s1/ct", "", masks("liver", "Spleen"), ["--structures", "spleen,Liver"], 0,
+        "Structures: 1 Spleen, 2 liver"),
+    "a structure by the end of its name": (
+        "s0/ct s1/ct", "", masks("left_lung", "liver"), ["--structures", "lung"], 0,
+        "Structures: 1 left_lung"),
+    "more structures than values": (
+        "s0/ct s1/ct", "", masks(*(f"s{n:03d}" for n in range(256))), [], 2,
+        "256 structures have values up to 256, which do not fit --label_dtype uint8; use "
+        "--label_dtype uint16"),
     "masks that overlap": (
         "s0/ct s1/ct", "", masks("liver", "spleen"), [], 0, "masks overlap in 2 cases"),
     "masks that must not overlap": (
@@ -177,9 +205,16 @@ SITUATIONS = {
         "Dataset1_X/imagesTr/a_0000", "Dataset1_X/labelsTr/a", {}, [], 2,
         "its folder Dataset1_X is a dataset (nnU-Net raw, 1 case); did you mean --input_dir"),
     "nothing": ("", "", {}, [], 2, "there is no file in it"),
+    "two datasets": (
+        "new/images/a test/images/c", "new/labels/a test/labels/c", {}, [], 2,
+        "its folders new, test are datasets (the first: images/ and labels/, 1 case)"),
     "training and testing apart": (
-        "train/images/a test/images/c", "train/labels/a test/labels/c", {}, [], 2,
-        "its folders test, train are datasets (the first: images/ and labels/, 1 case)"),
+        "train/images/a test/images/c", "train/labels/a test/labels/c", {}, [], 0,
+        "(train/, test/ give the splits; in train/, images/ has 1 volume, labels/ has 1, paired"),
+    "training and testing with cases of one name": (
+        "train/images/a test/images/a", "train/labels/a test/labels/a", {}, [], 2,
+        "1 case with the same name in train/ and test/: a; a case needs a name of its own: rename "
+        "the files, name all cases in a manifest, or give one folder, such as --input_dir"),
     "images and labels in the folder of each case": (
         "p1/images/ct p2/images/ct", "p1/labels/ct p2/labels/ct", {}, [], 2,
         "read all with --images '*/images/*' --labels '*/labels/*'"),
@@ -196,6 +231,10 @@ SITUATIONS = {
     "4D": (
         "", "", SERIES_AND_LABELS, [], 2,
         "--volumes channels takes them as channels of one image, --volumes frames makes each a"),
+    "a single case of 4D": (
+        "", "", pair(SERIES, LABEL), [], 2, "1 case of 4D images only"),
+    "a 4D case beside another": (
+        "images/b", "labels/b", pair(SERIES, LABEL), [], 1, "expected one 3D volume, found 3"),
     "4D as channels": ("", "", SERIES_AND_LABELS, ["--volumes", "channels"], 0, "2 volume 2"),
     "4D as frames": ("", "", SERIES_AND_LABELS, ["--volumes", "frames"], 0, "Plan: 6 cases"),
     "4D images and labels as frames": (
@@ -207,6 +246,9 @@ SITUATIONS = {
     "Task01": (
         "", "", TASK01_FILES | {"dataset.json": TASK01}, [], 0,
         "Channels: 0 FLAIR, 1 T1w, 2 t1gd"),
+    "Task01, some of its modalities": (
+        "", "", TASK01_FILES | {"dataset.json": TASK01},
+        ["--volumes", "channels", "--modalities", "t1gd,FLAIR"], 0, "Channels: 0 t1gd, 1 FLAIR"),
     "Task01 with a name too few": (
         "", "", TASK01_FILES | {"dataset.json": TASK01 | {"modality": {"0": "FLAIR", "1": "T1"}}},
         [], 2, "names 2 channels (FLAIR, T1), but its 4D images hold 3 volumes"),

@@ -67,6 +67,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
         (["--plane", "oblique"], "'oblique' is not one of 'axial'"),
         (["--normalize", "z-score"], "did you mean zscore?"),
         (["--plane", "Axal"], "did you mean axial?"),
+        (["--layout", "nonsense"], "'folder_per_case', 'one_folder'"),
+        (["--layout", "nnunett"], "did you mean nnunet?"),
         (["--padding_mode", "wrap"], "'wrap' is not one of 'zero'"),
         (["--train_ratio", "0.8", "--val_ratio", "0.3"], "train_ratio + val_ratio must be 1"),
         (["--train_ratio", "1.1"], "train_ratio must be 1 or less, got 1.1"),

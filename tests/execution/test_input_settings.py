@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from affines import oblique
 
-from dask_slicer import SliceDataset, open_output
+from dask_slicer import RunConfig, SliceDataset, open_output
+from dask_slicer.planning.plan import case_digest
+from dask_slicer.planning.planner import make_plan
 
 SHAPE = (7, 8, 5)
 
@@ -151,6 +154,55 @@ def test_other_modalities_need_another_output(scans) -> None:
     result = scans.run()
     assert result.exit_code == 2
     assert "modalities was t1,t2, is now none" in result.output
+
+
+T1, T2 = ["--images", "*/t1.nii.gz"], ["--images", "*/t2.nii.gz"]
+SERIES = ["--images", "*/t4.nii.gz"]
+CHANNELS = {
+    "images": ([*T1, *T2], [*T2, *T1]),
+    "labels": ([*T1, "--labels", "*/x_seg.nii.gz"], [*T1, "--labels", "*/y_seg.nii.gz"]),
+    "label_name": (["--label_name", "x_seg"], ["--label_name", "y_seg"]),
+    "volumes": ([*SERIES, "--volumes", "0"], [*SERIES, "--volumes", "1"]),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_one_case_does_not_get_other_channels_or_labels_than_the_others(scans, name) -> None:
+    for case_id in "ab":
+        scans.save(f"{case_id}/t1.nii.gz")
+        scans.save(f"{case_id}/t2.nii.gz")
+        scans.save(f"{case_id}/t4.nii.gz", np.zeros((*SHAPE, 2), np.int16))
+        scans.save(f"{case_id}/x_seg.nii.gz", LABEL)
+        scans.save(f"{case_id}/y_seg.nii.gz", LABEL)
+    if name == "label_name":
+        for case_id in "ab":
+            (scans.root / case_id / "t4.nii.gz").unlink()
+    before, after = CHANNELS[name]
+    before, after = ([*options, "--allow_missing_labels"] for options in (before, after))
+    assert scans.run(*before).exit_code == 0
+    result = scans.run(*after, "--only", "a")
+    assert result.exit_code == 2
+    assert f"was made with other settings: {name} was " in result.output
+    assert scans.run(*before, "--only", "a").exit_code == 0
+    assert scans.run(*after).exit_code == 0  # all cases are written again
+
+
+def test_digests_of_files_in_other_units_are_not_those_of_earlier_versions(scans, tmp_path) -> None:
+    for case_id, unit in (("a", "mm"), ("b", "micron")):
+        image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+        image.header.set_xyzt_units(unit)
+        (scans.root / case_id).mkdir(parents=True)
+        nib.save(image, scans.root / case_id / "t1.nii.gz")
+    config = RunConfig(input_dir=scans.root, output_dir=tmp_path / "out")
+    for case in make_plan(config).cases:
+        files = [(case.sources[0], *sizes_of(case.case.images[0]))]
+        of_earlier_versions = case_digest(replace(case, header_notes=()), config, files)
+        assert (case.digest == of_earlier_versions) == (case.case_id == "a")
+
+
+def sizes_of(path: str) -> tuple[int, int]:
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def test_a_label_takes_the_affine_of_the_image_on_request(scans) -> None:

@@ -212,10 +212,11 @@ def test_more_structures_than_a_dtype_holds_are_told(scans) -> None:
     masks["rib_255"] = box(0, 1)
     scans.add("a", **masks)
     result = scans.run()
-    assert result.exit_code == 1
-    assert "the label value 256 does not fit --label_dtype uint8" in result.output
+    assert result.exit_code == 2
+    assert "values up to 256, which do not fit --label_dtype uint8" in result.output
     assert "use --label_dtype uint16" in result.output
-    assert scans.run("--label_dtype", "uint16", "--overwrite").exit_code == 0
+    assert not scans.output.exists()
+    assert scans.run("--label_dtype", "uint16").exit_code == 0
     assert scans.values("a") == {256: 6}
 
 
@@ -267,6 +268,30 @@ def test_damaged_structures_json_is_told(scans, content) -> None:
     (scans.output / "structures.json").write_text(content)
     assert "structures.json is damaged" in scans.run().output
     assert "structures.json" in scans._invoke("verify", scans.output).output
+
+
+@pytest.mark.parametrize("content", [None, '{"liver": 2}', '{"aorta": 1}', "[]"])
+@pytest.mark.parametrize("cut", ["npz", "zarr"])
+def test_verify_restores_structures_json(scans, content, cut) -> None:
+    scans.add("a", liver=box(0, 1))
+    scans.add("b", liver=box(0, 1), spleen=box(3, 4))
+    scans.run("--format", cut)
+    path = scans.output / "structures.json"
+    before = path.read_bytes()
+    path.unlink() if content is None else path.write_text(content)
+    result = scans._invoke("verify", scans.output, "--repair")
+    assert result.exit_code == 1
+    assert "structures.json" in result.output
+    assert path.read_bytes() == before
+    assert scans._invoke("verify", scans.output).exit_code == 0
+    assert "2 cases" in scans.run("--format", cut).output
+
+
+def test_verify_needs_no_structures_json_without_masks(scans) -> None:
+    scans.add("a")
+    scans.run()
+    assert not (scans.output / "structures.json").exists()
+    assert scans._invoke("verify", scans.output).exit_code == 0
 
 
 def test_masks_of_a_real_scan_give_its_label_map(scans, real_scans) -> None:

@@ -182,6 +182,41 @@ def test_frames_keep_group_and_split_of_a_manifest(scans) -> None:
     assert splits == {"train": ["a_t000", "a_t001"], "val": [], "test": ["b_t000", "b_t001"]}
 
 
+def test_a_file_of_splits_names_all_frames_by_their_case(scans, tmp_path) -> None:
+    for case_id in "abc":
+        scans.add(case_id, 2)
+    file = tmp_path / "splits.json"
+    file.write_text(json.dumps({"train": ["a"], "val": ["b_t000", "b_t001"], "test": ["c"]}))
+    assert scans.run("--volumes", "frames", "--splits", file).exit_code == 0
+    splits = {"train": ["a"], "val": ["b"], "test": ["c"]}
+    assert json.loads((scans.output / "splits.json").read_text()) == {
+        split: [f"{name}_t00{frame}" for name in names for frame in (0, 1)]
+        for split, names in splits.items()
+    }
+    file.write_text(json.dumps({"train": ["a", "b"], "val": ["a_t001"]}))
+    result = scans.run("--volumes", "frames", "--splits", file, command="plan")
+    assert result.exit_code == 2
+    assert "puts a_t001 into train and val" in result.output
+
+
+def test_the_volumes_of_a_single_case_are_asked_for_too(scans) -> None:
+    scans.add("a", 3)
+    for command in ("plan", "run"):
+        result = scans.run(command=command)
+        assert result.exit_code == 2
+        assert "1 case of 4D images only" in result.output
+
+
+def test_volumes_that_modalities_choose_are_4d(scans, invoke) -> None:
+    scans.save("imagesTr/a.nii.gz", np.zeros((*SHAPE, 2), np.int16))
+    pairs = {"modality": {"0": "FLAIR", "1": "T1"}, "training": ["imagesTr/a.nii.gz"]}
+    (scans.root / "dataset.json").write_text(json.dumps(pairs))
+    result = scans.run("--volumes", "channels", "--modalities", "T1", command="plan")
+    assert result.exit_code == 0
+    assert "Channels: 0 T1" in result.output
+    assert "no image is 4D" not in result.output
+
+
 def test_a_frame_named_like_another_case_is_refused(scans) -> None:
     scans.add("a", 2)
     scans.add("a_t001", 1)

@@ -203,7 +203,8 @@ def test_other_labels_are_noted_where_labels_are_used(tmp_path) -> None:
     pairs = ["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"]
     lay(tmp_path, *pairs, "more/v_0000.nii.gz", "more/v_seg.nii.gz")
     match = find_cases(tmp_path)
-    assert match.notes == ["left out 1 file named like labels: more/v_seg.nii.gz"]
+    (note,) = match.notes
+    assert note.startswith("left out 1 file named like labels: more/v_seg.nii.gz; --images GLOB")
     assert not match.problems
     left_out = {role.path: role.detail for role in match.files if role.role == "left out"}
     why = "not part of the layout nnU-Net raw"

@@ -312,7 +312,6 @@ def test_a_link_of_git_annex_is_told_as_that(tmp_path) -> None:
 
 SITUATIONS: dict[str, tuple[bytes, bytes, str]] = {
     "lfs_pointer": (OTHERS["lfs"][0], nifti(LABEL), "git lfs pull"),
-    "4d": (nifti(np.stack([STORED] * 2, -1)), nifti(LABEL), "--volumes frames"),
     "cifti": (OTHERS["cifti_by_intent"][0], nifti(LABEL), "CIFTI"),
     "long_qform": (nifti(sform=None, qform=np.eye(4), quatern_b=2), nifti(LABEL), "quaternion"),
     "off_the_grid": (nifti(), nifti(LABEL, sform=MIRRORED), "--label_grid image"),

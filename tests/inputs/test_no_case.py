@@ -51,12 +51,12 @@ TREES = {
             "RawData/Training/images/i{n}.nii.gz",
             "RawData/Training/labels/i{n}.nii.gz",
         ),
-        "(the first: images/ and labels/, 5 cases); give one, such as "
-        "--input_dir {root}/RawData/Training",
+        "its folder RawData is a dataset (images/ and labels/, 5 cases); did you mean "
+        "--input_dir {root}/RawData?",
     ),
-    "train and val": (
-        each("train/images/{n}.nii", "train/labels/{n}.nii", "val/images/{n}.nii"),
-        "its folders train, val are datasets (the first: images/ and labels/, 5 cases); give one, "
+    "train and another": (
+        each("train/images/{n}.nii", "train/labels/{n}.nii", "new/images/{n}.nii"),
+        "its folders train, new are datasets (the first: images/ and labels/, 5 cases); give one, "
         "such as --input_dir {root}/train",
     ),
     "case and study": (

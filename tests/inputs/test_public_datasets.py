@@ -70,6 +70,7 @@ HANSEG = [
     *("@/@_IMG_CT.nrrd", "@/@_IMG_MR_T1.nrrd"),
     *("@/@_OAR_Brainstem.seg.nrrd", "@/@_OAR_Parotid_L.seg.nrrd"),
 ]
+UCSF = ["UCSF-PDGM-0004", "UCSF-PDGM-0005"]
 ISLES = ["sub-strokecase0001", "sub-strokecase0002"]
 ATLAS = "@_ses-1_space-MNI152NLin2009aSym"
 OASIS = ["OASIS_OAS1_0001_MR1", "OASIS_OAS1_0002_MR1"]
@@ -367,6 +368,33 @@ DATASETS: dict[str, Published] = {
         options={"label_name": "segTRI_ana", "modalities": ("ana_strip",)},
         cases=case_table(["IBSR_01", "IBSR_02"], ["@/@_ana_strip.nii.gz"], "@/@_segTRI_ana.nii.gz"),
         channels=["ana_strip"],
+    ),
+    "UCSF-PDGM": Published(
+        files=each(
+            UCSF,
+            *(f"@_nifti/@_{name}.nii.gz" for name in ("T1", "T1_bias", "T1c", "T2", "FLAIR")),
+            *(f"@_nifti/@_{name}.nii.gz" for name in ("DWI", "ADC", "SWI", "ASL", "DTI_eddy_FA")),
+            *("@_nifti/@_brain_segmentation.nii.gz", "@_nifti/@_tumor_segmentation.nii.gz"),
+            "@_nifti/@_brain_parenchyma_segmentation.nii.gz",
+        ),
+        refused="--label_name",
+        options={"label_name": "tumor_segmentation", "modalities": ("T1c", "FLAIR")},
+        cases=case_table(
+            UCSF,
+            ["@_nifti/@_T1c.nii.gz", "@_nifti/@_FLAIR.nii.gz"],
+            "@_nifti/@_tumor_segmentation.nii.gz",
+            "@_nifti",
+        ),
+        channels=["T1c", "FLAIR"],
+    ),
+    "LGG-1p19q": Published(
+        files=each(
+            ["LGG-104", "LGG-203"], "@/@_T1.nii.gz", "@/@_T2.nii.gz", "@/@_Segmentation.nii.gz"
+        ),
+        cases=case_table(
+            ["LGG-104", "LGG-203"], ["@/@_T1.nii.gz", "@/@_T2.nii.gz"], "@/@_Segmentation.nii.gz"
+        ),
+        channels=["T1", "T2"],
     ),
     "iSeg 2017": Published(
         files=each(

@@ -39,6 +39,7 @@ def test_values_have_units_and_lists_an_end(text: str, expected: str) -> None:
     [
         ("windowsize", ["window_size", "plane"], "; did you mean window_size?"),
         ("x", ["window_size", "plane"], ""),
+        ("nonsense", ["nnunet", "one_folder"], ""),
         ("brain", ["abdomen_1", "mr_brain_1", "mr_brain_2"], "; did you mean mr_brain_1?"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, Protocol
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case, Mask, name_of, stem_of
-from dask_slicer.inputs.tree import FileTree
+from dask_slicer.inputs.role_words import label_words, plain, without, words_of
+from dask_slicer.inputs.tree import FileTree, relative_to
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 
 
@@ -100,18 +100,30 @@ class LayoutMatch:
             self.left_out.update(dict.fromkeys(paths, reason))
             self.notes.append(f"{plural(len(paths), noun)} {why}: {first_few(paths)}")
 
+    def leave_out_labels(self, label_of: Mapping[str, str], images: Iterable[str]) -> None:
+        """Note labels, by their names, that pair with none of the images, or not as their only one.
+
+        >>> match = LayoutMatch("any")
+        >>> match.leave_out_labels({"a_seg": "labels/a_seg.nii"}, ["a"])
+        >>> match.left_out
+        {'labels/a_seg.nii': 'beside another label of the image (--images and --labels choose)'}
+        """
+        known = set(map(plain, images))
+        others: list[str] = []
+        seconds: list[str] = []
+        for name, path in sorted(label_of.items()):
+            image = plain(without(name, label_words(words_of(name))))
+            (seconds if image in known else others).append(path)
+        self.leave_out(others, "label", "without an image")
+        self.leave_out(
+            seconds,
+            "label",
+            "left out, beside another label of the image (--images and --labels choose)",
+        )
+
     def unused(self, tree: FileTree) -> list[str]:
         """Return the volumes that are in no case and have no reason in `left_out` yet."""
-        from dask_slicer.inputs.readers.base import split_volume
-
-        prefix = os.path.join(tree.root, "")
-        used = {
-            (split_volume(path)[0] if path.endswith("]") else path)
-            .removeprefix(prefix)
-            .replace(os.sep, "/")
-            for case in self.cases
-            for path in case.files
-        }
+        used = {relative_to(tree.root, path) for case in self.cases for path in case.files}
         return [path for path in tree.volumes if path not in used and path not in self.left_out]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dask_slicer.inputs.case import name_of, stem_of
@@ -18,6 +19,8 @@ from dask_slicer.inputs.role_words import (
 
 # The name in its case of a file whose name is the case id.
 UNNAMED = "image"
+# Between the id of a case and the rest of a name.
+_SEPARATORS = "_-. "
 
 
 @dataclass(slots=True)
@@ -51,17 +54,57 @@ class CaseFolder:
         return {**self.images, **self.labels, **loose, **masks}
 
 
+def ids_in_names(folders: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the id of each case in the names of its files, by the name of its folder.
+
+    It is the folder's name; or, if all folders are so, what the names of the folder and of all its
+    files begin with, unless two ids are equal.
+
+    >>> ids_in_names({"P-1_nifti": ["P-1_nifti/P-1_t1.nii"], "P-2_nifti": ["P-2_nifti/P-2_t1.nii"]})
+    {'P-1_nifti': 'P-1', 'P-2_nifti': 'P-2'}
+    >>> ids_in_names({"P-1": ["P-1/P-1_t1.nii"], "P-2": ["P-2/t1.nii"]})
+    {'P-1': 'P-1', 'P-2': 'P-2'}
+    """
+    own_names = dict(zip(folders, folders, strict=True))
+    ids = {}
+    for folder, paths in folders.items():
+        stems = [plain(stem_of(name_of(path))) for path in paths]
+        ends = [number for number, letter in enumerate(folder) if letter in _SEPARATORS]
+        for end in [len(folder), *reversed(ends)]:
+            if all(_begins(stem, plain(folder[:end])) for stem in stems):
+                break
+        else:
+            return own_names
+        if end == len(folder):
+            return own_names
+        ids[folder] = folder[:end]
+    return ids if len(set(map(plain, ids.values()))) == len(folders) > 1 else own_names
+
+
+def _begins(stem: str, case_id: str) -> bool:
+    following = stem[len(case_id) : len(case_id) + 1]
+    return (
+        bool(case_id) and stem.startswith(case_id) and (not following or following in _SEPARATORS)
+    )
+
+
 def read_case_folder(
-    case_id: str, paths: list[str], result: LayoutMatch, spelled: dict[str, str]
+    case_id: str,
+    paths: list[str],
+    result: LayoutMatch,
+    spelled: dict[str, str],
+    *,
+    in_names: str | None = None,
 ) -> CaseFolder:
     """Return the volumes of a case by their roles.
 
     `spelled` gives the spelling of names that look alike, and is added to: T1 and t1 are one name.
+    `in_names` is the case id in the names of files, if it is shorter.
     """
     path_of: dict[str, str] = {}
     for path in paths:
         folder, _, file_name = path[len(case_id) + 1 :].rpartition("/")
-        name = _without_id(stem_of(file_name), case_id) or UNNAMED
+        name = _without_id(stem_of(file_name), in_names or case_id) or UNNAMED
         name = f"{folder}/{name}" if folder else name
         name = spelled.setdefault(plain(name), name)
         other = path_of.setdefault(name, path)
@@ -95,11 +138,11 @@ def _without_id(stem: str, case_id: str) -> str:
     >>> _without_id("B_7_t1", "b_7"), _without_id("t1-B_7", "B_7"), _without_id("ct", "c")
     ('t1', 't1', 'ct')
     """
-    own, separators, length = case_id.casefold(), "_-. ", len(case_id)
-    if stem[:length].casefold() == own and stem[length : length + 1] in ("", *separators):
-        return stem[length:].lstrip(separators)
-    if stem[-length:].casefold() == own and stem[-length - 1] in separators:
-        return stem[:-length].rstrip(separators)
+    own, length = case_id.casefold(), len(case_id)
+    if stem[:length].casefold() == own and stem[length : length + 1] in ("", *_SEPARATORS):
+        return stem[length:].lstrip(_SEPARATORS)
+    if stem[-length:].casefold() == own and stem[-length - 1] in _SEPARATORS:
+        return stem[:-length].rstrip(_SEPARATORS)
     return stem
 
 

@@ -8,7 +8,13 @@ from collections.abc import Iterable, Mapping
 
 from dask_slicer.inputs.case import Mask, name_of, stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, unknown_name
-from dask_slicer.inputs.layouts.case_folder import UNNAMED, CaseFolder, own_images, read_case_folder
+from dask_slicer.inputs.layouts.case_folder import (
+    UNNAMED,
+    CaseFolder,
+    ids_in_names,
+    own_images,
+    read_case_folder,
+)
 from dask_slicer.inputs.pairing import choose_name
 from dask_slicer.inputs.role_words import (
     are_modalities,
@@ -32,8 +38,9 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     if result.miss:
         return result
     spelled: dict[str, str] = {}
+    ids = ids_in_names(folders)
     named = {
-        case_id: read_case_folder(case_id, paths, result, spelled)
+        case_id: read_case_folder(case_id, paths, result, spelled, in_names=ids[case_id])
         for case_id, paths in folders.items()
     }
     if options.structures:
@@ -48,7 +55,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         _refuse_several_labels(named, several, result)
     if not (options.label_name or options.modalities or options.structures):
         _refuse_other_numbers(named, result)
-    _add_cases(tree, named, options, result)
+    _add_cases(tree, named, ids, options, result)
     return result
 
 
@@ -138,7 +145,7 @@ def _refuse_several_labels(
     named: Mapping[str, CaseFolder], several: list[str], result: LayoutMatch
 ) -> None:
     names = named[several[0]].alternatives
-    others = f" (so have {len(several) - 1} more cases)" if len(several) > 1 else ""
+    others = f" ({plural(len(several) - 1, 'case')} more likewise)" if len(several) > 1 else ""
     result.problems.append(
         f"case {several[0]} has {len(names)} labels: {first_few(names, 6)}{others}; choose with "
         f"--label_name {names[0]}, or merge masks of one structure each with --structures"
@@ -213,14 +220,18 @@ def _choose_structures(
 
 
 def _add_cases(
-    tree: FileTree, named: Mapping[str, CaseFolder], options: InputOptions, result: LayoutMatch
+    tree: FileTree,
+    named: Mapping[str, CaseFolder],
+    ids: Mapping[str, str],
+    options: InputOptions,
+    result: LayoutMatch,
 ) -> None:
     """Add a case for each folder."""
     modalities = _modalities(named, options, result)
     usual = {name: (other, path) for other in named for name, path in named[other].images.items()}
     for case_id, names in named.items():
         images = [
-            names.images.get(name) or _expected(case_id, *usual[name])
+            names.images.get(name) or _expected(case_id, *usual[name], ids)
             for name in modalities or names.images
         ]
         label = next(iter(names.labels.values()), None)
@@ -240,15 +251,17 @@ def _add_cases(
         result.reason += ", and masks of one structure each"
 
 
-def _expected(case_id: str, other: str, path: str) -> str:
+def _expected(case_id: str, other: str, path: str, ids: Mapping[str, str]) -> str:
     """Return the path of an image that a case lacks, as it is in another case.
 
-    >>> _expected("B-2", "B-1", "B-1/B-1-t1c.nii"), _expected("2", "1", "1/pre/T1.nii")
-    ('B-2/B-2-t1c.nii', '2/pre/T1.nii')
+    >>> _expected("2", "1", "1/pre/T1.nii", {"1": "1", "2": "2"})
+    '2/pre/T1.nii'
+    >>> _expected("B-2_x", "B-1_x", "B-1_x/B-1-t1c.nii", {"B-1_x": "B-1", "B-2_x": "B-2"})
+    'B-2_x/B-2-t1c.nii'
     """
     folder, _, name = path.removeprefix(f"{other}/").rpartition("/")
-    if re.match(rf"{re.escape(other)}[_\-. ]", name, re.IGNORECASE):
-        name = case_id + name[len(other) :]
+    if re.match(rf"{re.escape(ids[other])}[_\-. ]", name, re.IGNORECASE):
+        name = ids[case_id] + name[len(ids[other]) :]
     return "/".join(filter(None, (case_id, folder, name)))
 
 

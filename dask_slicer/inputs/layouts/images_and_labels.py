@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dask_slicer.inputs.case import name_of, stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, by_stem, unknown_name
+from dask_slicer.inputs.layouts.split_folders import match_splits
 from dask_slicer.inputs.pairing import choose_name, pair
 from dask_slicer.inputs.role_words import (
     all_label_words,
@@ -23,11 +24,15 @@ from dask_slicer.utils.formatting import first_few, plural
 
 
 def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
-    """Match a folder of images, and one of labels if there is one, directly in the dataset.
+    """Match a folder of images, and one of labels if there is one; also in folders of splits.
 
     Files pair by `inputs.pairing`. Folders that differ in numbers only, such as ImagePart1 and
     ImagePart2, count as one.
     """
+    return match_splits(tree, options, _match_folder) or _match_folder(tree, options)
+
+
+def _match_folder(tree: FileTree, options: InputOptions) -> LayoutMatch:
     result = LayoutMatch("images/ and labels/")
     tops = [folder for folder in sorted(tree.by_folder) if folder and "/" not in folder]
     used = [folder for folder in tops if not held_out_split(folder)]
@@ -159,7 +164,7 @@ def _add_cases(
             f"({first_few(list(image_of_stem))}); say what varies with --images "
             f"'{images[0]}/…*.nii.gz' --labels '{labels[0]}/…*.nii.gz', or use a manifest"
         )
-    result.leave_out([label_of_stem[stem] for stem in unpaired], "label", "without an image")
+    result.leave_out_labels({stem: label_of_stem[stem] for stem in unpaired}, image_of_stem)
 
 
 def _heed_held_out(
@@ -183,8 +188,7 @@ def _heed_held_out(
                 if split == "test"
                 else "a manifest with a split may use them"
             )
-            why = f"in {folder} left out; {way}"
             paths = tree.within(folder)
             noun = "label" if folder_role(folder) == "label" else "image"
-            result.left_out.update(dict.fromkeys(paths, why))
-            result.notes.append(f"{plural(len(paths), noun)} {why}")
+            result.left_out.update(dict.fromkeys(paths, f"in {folder}; {way}"))
+            result.notes.append(f"{plural(len(paths), noun)} in {folder} left out; {way}")

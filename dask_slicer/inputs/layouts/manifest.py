@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import Case, Mask, given_cells, is_volume_name
+from dask_slicer.inputs.case import Case, Mask, given_cells, is_volume_name, name_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.layouts.listed_paths import ListedPaths
 from dask_slicer.inputs.layouts.manifest_table import IMAGE, Table, header_of, read_table
@@ -149,8 +149,10 @@ def _is_number(text: str) -> bool:
 
 
 def _is_volume(text: str) -> bool:
-    name = re.split(r"[\\/]", re.sub(r"\[\d+\]$", "", text))[-1]
-    return is_volume_name(name)
+    # Imported on use, as nibabel with it.
+    from dask_slicer.inputs.readers.base import split_volume
+
+    return is_volume_name(name_of(split_volume(text)[0].replace("\\", "/")))
 
 
 def _case(

@@ -225,8 +225,8 @@ def _by_case(
     label_of = by_stem(labels, result)
     if not label_of.keys() & channels.keys():  # perhaps named like the first channel
         label_of = {_first_channel_id(stem) or stem: path for stem, path in label_of.items()}
-    unpaired = [label_of[case_id] for case_id in sorted(label_of.keys() - channels.keys())]
-    result.leave_out(unpaired, "label", "without an image")
+    unpaired = {name: path for name, path in label_of.items() if name not in channels}
+    result.leave_out_labels(unpaired, channels)
     return {name: tree.absolute(path) for name, path in label_of.items() if name in channels}
 
 

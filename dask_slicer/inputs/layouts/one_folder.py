@@ -53,6 +53,12 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         )
         return result
     image_of, modalities = _images(images, labels, path_of, result)
+    if len(image_of) == 1 and len(modalities) > 1 and not any(image_of):
+        way_out = "--layout folder_per_case" if folder else f"--input_dir {tree.root.parent}"
+        result.miss = (
+            f"its files are those of one case ({first_few(images)}); did you mean {way_out}?"
+        )
+        return result
     label_of = _labels_by_key(images, labels, path_of, options, result)
     pairing = pair(image_of, label_of)
     if label_of and not pairing.image_of:

@@ -16,6 +16,8 @@ from dask_slicer.utils.formatting import format_shape
 # A file with a suffix, and the number of a volume in it.
 _SELECTOR = re.compile(r"(?P<file>.+\.[a-z]+)\[(?P<volume>\d{1,9})\]", re.IGNORECASE | re.DOTALL)
 
+# The end of the note of a header in other units than mm.
+CONVERTED = "converted to mm"
 # A line of more voxels is no volume: FreeSurfer stores values of surfaces so.
 _LONGEST_LINE = 1000
 
@@ -122,6 +124,11 @@ def split_volume(path: str) -> tuple[str, int | None]:
     """
     match = _SELECTOR.fullmatch(path) if path.endswith("]") else None
     return (match["file"], int(match["volume"])) if match else (path, None)
+
+
+def unit_notes(unit: str, mm: float) -> tuple[str, ...]:
+    """Return the note of a header whose lengths are in another unit than mm, if they are."""
+    return () if mm == 1 else (f"the header is in units of {unit}, and is {CONVERTED}",)
 
 
 def check_volume(volume: int | None, *, shape: Sequence[int], n_volumes: int) -> int:

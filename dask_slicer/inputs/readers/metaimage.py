@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.errors import CorruptFile, UnsupportedImage
-from dask_slicer.inputs.readers.base import check_volume
+from dask_slicer.inputs.readers.base import check_volume, unit_notes
 from dask_slicer.inputs.readers.files import StoredHeader, check_backed, file_size, read_voxels
 from dask_slicer.inputs.readers.text_header import (
     add_field,
@@ -181,8 +181,6 @@ def _affine(fields: dict[str, str], dimension: int) -> tuple[NDArray[np.float64]
         raise CorruptFile(f"the header is damaged (it gives ElementSpacing as {spacing_text!r})")
     origin = numbers(_only(fields, _ORIGIN, "0 " * dimension), name=_ORIGIN[0], count=dimension)
     unit = fields.get("DistanceUnits", "mm")
-    notes: tuple[str, ...] = ()
-    if unit in _MM:
-        notes = (f"the header is in units of {unit}, and is converted to mm",)
     mm = _MM.get(unit, 1.0)
-    return affine_of(matrix[:3, :3].T * spacing * mm, origin[:3] * mm, _LPS), notes
+    affine = affine_of(matrix[:3, :3].T * spacing * mm, origin[:3] * mm, _LPS)
+    return affine, unit_notes(unit, mm)

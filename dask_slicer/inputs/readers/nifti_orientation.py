@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dask_slicer.core.geometry import check_affine, grid_distance, spacing
 from dask_slicer.errors import GeometryMismatch
+from dask_slicer.inputs.readers.base import unit_notes
 
 # mm in a unit of space, by the code in xyzt_units; the rest are mm.
 _UNITS = {1: ("metre", 1e3), 3: ("micron", 1e-3)}
@@ -76,7 +77,7 @@ def _orient(
         scale = np.diag([mm, mm, mm, 1.0])
         affine = scale @ affine if mm != 1 else affine
     check_affine(affine)
-    notes = [] if mm == 1 else [f"the header is in units of {unit}, and is converted to mm"]
+    notes = [*unit_notes(unit, mm)]
     other = None
     if has_sform and has_qform and not _is_qform(header):
         other, mm_apart = _other_form(header, affine, scale=scale, takes_qform=uses_sform)

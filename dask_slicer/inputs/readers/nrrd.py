@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.errors import CorruptFile, UnsupportedImage
-from dask_slicer.inputs.readers.base import check_volume
+from dask_slicer.inputs.readers.base import check_volume, unit_notes
 from dask_slicer.inputs.readers.files import StoredHeader, check_backed, file_size, read_voxels
 from dask_slicer.inputs.readers.text_header import (
     add_field,
@@ -237,7 +237,7 @@ def _affine(fields: Mapping[str, str], axes: _Axes) -> tuple[NDArray[np.float64]
     notes: tuple[str, ...] = ()
     units = re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))
     if units and units[0] in _MM and len(set(units)) == 1:
-        notes = (f"the header is in units of {units[0]}, and is converted to mm",)
+        notes = unit_notes(units[0], _MM[units[0]])
         directions, origin = directions * _MM[units[0]], origin * _MM[units[0]]
     signs = _SPACES.get(space, _LPS)
     return affine_of(directions, origin, signs), notes

@@ -1,0 +1,81 @@
+"""Folders of splits, such as train/ and val/, each with folders of images and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.errors import DatasetError
+from dask_slicer.inputs.layouts.base import FOR_TESTING, InputOptions, LayoutMatch, held_out_note
+from dask_slicer.inputs.role_words import plain, split_of_folder
+from dask_slicer.inputs.tree import FileTree
+from dask_slicer.utils.formatting import first_few, plural
+
+
+def match_splits(
+    tree: FileTree,
+    options: InputOptions,
+    match_folder: Callable[[FileTree, InputOptions], LayoutMatch],
+) -> LayoutMatch | None:
+    """Return the cases of folders of splits, None if the dataset has other folders.
+
+    The folders give the splits, if two or more have cases. A folder for testing without labels,
+    beside others with labels, is left out unless `include_test`.
+
+    Raises
+    ------
+    DatasetError
+        If two folders have cases of one name.
+    """
+    split_of = {name: split_of_folder(name) for name in {p.partition("/")[0] for p in tree.volumes}}
+    if not all(split_of.values()) or len(set(split_of.values())) < 2:
+        return None
+    folders = sorted(split_of, key=lambda name: (SPLITS.index(split_of[name]), name))
+    matches = {name: match_folder(_part(tree, name), options) for name in folders}
+    if not all(match.cases for match in matches.values()):
+        return None
+    result = LayoutMatch(matches[folders[0]].layout)
+    labelled = {name for name in folders if any(case.has_label for case in matches[name].cases)}
+    if labelled and not options.include_test:
+        for name in folders:
+            if split_of[name] == "test" and name not in labelled:
+                where = f"in {name}/, without labels,"
+                result.notes.append(held_out_note(len(matches.pop(name).cases), where))
+                paths = (path for path in tree.volumes if path.startswith(f"{name}/"))
+                result.left_out |= dict.fromkeys(paths, FOR_TESTING)
+    _refuse_equal_names(tree, matches)
+    is_stated = len({split_of[name] for name in matches}) > 1
+    for name, match in matches.items():
+        split = split_of[name] if is_stated else None
+        result.cases += [replace(case, split=case.split or split) for case in match.cases]
+        result.notes += [f"in {name}/: {note}" for note in match.notes]
+        result.problems += [f"in {name}/, with paths from there: {p}" for p in match.problems]
+        result.left_out |= {f"{name}/{path}": why for path, why in match.left_out.items()}
+    first = next(iter(matches))
+    result.reason = (
+        f"{', '.join(f'{name}/' for name in folders)} "
+        f"{'give the splits' if is_stated else 'are folders of splits'}; in {first}/, "
+        f"{matches[first].reason}"
+    )
+    return result
+
+
+def _part(tree: FileTree, folder: str) -> FileTree:
+    paths = [path for path in tree.paths if path.startswith(f"{folder}/")]
+    return FileTree(tree.root / folder, [path[len(folder) + 1 :] for path in paths])
+
+
+def _refuse_equal_names(tree: FileTree, matches: Mapping[str, LayoutMatch]) -> None:
+    """Raise DatasetError if two folders have cases of one name."""
+    folder_of: dict[str, str] = {}
+    for folder, match in matches.items():
+        names = {plain(case.case_id): case.case_id for case in match.cases}
+        if equal := sorted(names[name] for name in names.keys() & folder_of.keys()):
+            other = folder_of[plain(equal[0])]
+            raise DatasetError(
+                f"{plural(len(equal), 'case')} with the same name in {other}/ and {folder}/: "
+                f"{first_few(equal)}; a case needs a name of its own: rename the files, name all "
+                f"cases in a manifest, or give one folder, such as --input_dir {tree.root / other}"
+            )
+        folder_of |= dict.fromkeys(names, folder)
