@@ -74,13 +74,6 @@ def workers(
             dashboard = clients.dashboard_link(client)
         page = clients.run_page_link(client, dashboard)
         observer.connected(where, dashboard=dashboard, run_page=page)
-        if config.num_workers != RunConfig.model_fields["num_workers"].default:
-            if is_remote:
-                observer.note("--num_workers is ignored: the scheduler has its own workers")
-            elif in_jobs:
-                observer.note(
-                    "--num_workers is ignored: --jobs and --cores set the number of workers"
-                )
         if is_local and config.upload_code:
             observer.note("--upload_code has no effect: workers on this machine have this code")
         if in_jobs:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
+from dask_slicer.config.effects import DatasetFacts, effects_note
 from dask_slicer.config.fields import PER_MODALITY
-from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import (
     CaseError,
@@ -294,6 +295,17 @@ def _notes(
     empty = [split for split in SPLITS if split in wanted - filled]
     if empty:
         yield f"no case that can be run is in {' or '.join(empty)}"
-    unused = UNUSED_BY_FORMAT[config.format]
-    if getattr(config, unused) != RunConfig.model_fields[unused].default:
-        yield f"--{unused} has no effect with --format {config.format}"
+    if note := effects_note(config, _dataset_facts(dataset, has_labels=has_labels)):
+        yield note
+
+
+def _dataset_facts(dataset: LayoutMatch, *, has_labels: bool) -> DatasetFacts:
+    cases, is_manifest = dataset.cases, dataset.layout == "manifest"
+    return DatasetFacts(
+        has_labels=has_labels,
+        has_masks=any(case.masks for case in cases),
+        has_test_images=not is_manifest and any(case.split == "test" for case in cases),
+        n_images=max(len(case.images) for case in cases),
+        states_splits=all(case.split is not None for case in cases),
+        states_patients=is_manifest and all(case.group is not None for case in cases),
+    )

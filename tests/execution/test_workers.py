@@ -117,7 +117,7 @@ def test_a_running_scheduler_is_used_and_left_running(
         *("--num_workers", 7),
     )
     assert result.exit_code == 0, result.output
-    assert "--num_workers is ignored" in result.stdout
+    assert "--num_workers has no effect: a running scheduler has its own" in result.stdout
     assert scheduler.address in result.stdout
     assert contents(tmp_path / "slices") == written_here
     assert scheduler.process.poll() is None
