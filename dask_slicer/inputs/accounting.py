@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dask_slicer.inputs.case import relative_path
 from dask_slicer.inputs.layouts.base import FileRole, LayoutMatch
 from dask_slicer.inputs.layouts.manifest import NO_FILE
 from dask_slicer.inputs.tree import FileTree
@@ -66,10 +67,7 @@ def relative_to(root: Path, path: str) -> str:
     prefix = os.path.join(root, "")
     if path.startswith(prefix):
         return path[len(prefix) :].replace(os.sep, "/")
-    try:
-        return os.path.relpath(path, root).replace(os.sep, "/")
-    except ValueError:  # on another drive of Windows
-        return path
+    return relative_path(path, root)
 
 
 def unread_notes(roles: Iterable[FileRole]) -> list[str]:

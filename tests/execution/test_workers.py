@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import dask_slicer
-from dask_slicer.cluster import client
+from dask_slicer.cluster import client, local
 from dask_slicer.execution import workers
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.observer import Observer
@@ -96,6 +96,19 @@ def test_a_lost_scheduler_is_noticed_soon_by_default() -> None:
     with dask.config.set({tcp: "40s"}), client.client_timeouts():
         assert (dask.config.get(tcp), dask.config.get(connect)) == ("40s", "10s")
     assert (dask.config.get(tcp), dask.config.get(connect)) == ("30s", "30s")
+
+
+def test_spawned_workers_write_the_same_as_on_macos_and_windows(
+    scans, written_here, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(local, "start_forkserver", lambda _: "spawn")
+    report = dask_slicer.run(
+        {"input_dir": scans, "output_dir": tmp_path / "slices", "num_workers": 2},
+        dashboard_address="none",
+        progress=False,
+    )
+    assert report.n_committed == N_CASES
+    assert contents(tmp_path / "slices") == written_here
 
 
 # -- somebody's scheduler ------------------------------------------------------------------------

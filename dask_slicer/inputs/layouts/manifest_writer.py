@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.case import Case, relative_path
 from dask_slicer.inputs.layouts.manifest import NO_FILE
 
 
@@ -78,7 +77,4 @@ def _relative(path: str | None, manifest: Path) -> str | None:
     """Return a path as the manifest holds it, None for an empty cell."""
     if not path or Path(path).name.startswith(NO_FILE):
         return None
-    try:
-        return os.path.relpath(path, manifest.parent).replace(os.sep, "/")
-    except ValueError:  # on another drive of Windows
-        return path
+    return relative_path(path, manifest.parent)
