@@ -69,6 +69,7 @@ def finalize(
     names: Names | None,
     elapsed_seconds: float,
     slices_this_run: int,
+    n_lost_workers: int = 0,
     is_complete: bool,
 ) -> DatasetTotals:
     """Write the files that describe the whole output, which the caller holds; return the totals.
@@ -110,6 +111,7 @@ def finalize(
             names=existing_names(output_dir) if names is None else names,
             elapsed_seconds=elapsed_seconds,
             slices_this_run=slices_this_run,
+            n_lost_workers=n_lost_workers,
         )
         text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
         directory.write_lines(output_dir, layout.SUMMARY, [text])
@@ -160,6 +162,7 @@ def dataset_info(
     names: Names = NO_NAMES,
     elapsed_seconds: float = 0,
     slices_this_run: int = 0,
+    n_lost_workers: int = 0,
 ) -> dict[str, Any]:
     """Return the content of dataset_info.json; without a run, the part that the journal decides."""
     failed = {failure.case_id: failure for failure in failures}
@@ -193,6 +196,7 @@ def dataset_info(
         "intensity": statistics_by_name(totals.intensity),
         "elapsed_seconds": round(elapsed_seconds, 3),
         "slices_per_second": round(slices_this_run / max(elapsed_seconds, 1e-9), 1),
+        **({"lost_workers": n_lost_workers} if n_lost_workers else {}),
         "bytes_written": totals.n_bytes,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in _REPORTED_VERSIONS},

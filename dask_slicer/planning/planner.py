@@ -288,15 +288,28 @@ def _notes(
         )
     if not has_labels:
         yield "no case has a label; slices will hold images only"
-    filled = {case.split for case in cases if case.problem is None}
-    wanted = {case.split for case in cases}
-    if config.splits is None:
-        wanted |= {split for split, ratio in config.ratios().items() if ratio > 0}
-    empty = [split for split in SPLITS if split in wanted - filled]
-    if empty:
-        yield f"no case that can be run is in {' or '.join(empty)}"
+    yield from _empty_splits(cases, config)
     if note := effects_note(config, _dataset_facts(dataset, has_labels=has_labels)):
         yield note
+
+
+def _empty_splits(cases: Sequence[CasePlan], config: RunConfig) -> Iterator[str]:
+    """Yield notes on splits in which no case can be run, though some are or should be in them."""
+    filled = {case.split for case in cases if case.problem is None}
+    wanted = {split for split, ratio in config.ratios().items() if ratio and not config.splits}
+    no_case = []
+    for split in (split for split in SPLITS if split not in filled):
+        if blocked := [case.case_id for case in cases if case.split == split]:
+            n = "the only case" if len(blocked) == 1 else f"none of the {len(blocked)} cases"
+            cannot = "cannot" if len(blocked) == 1 else "can"
+            yield (
+                f"{split} will be empty: {n} in it {cannot} be run ({first_few(blocked)}); correct "
+                "the scan, or remove it before the first run, which fixes the splits"
+            )
+        elif split in wanted:
+            no_case.append(split)
+    if no_case:
+        yield f"no case that can be run is in {' or '.join(no_case)}"
 
 
 def _dataset_facts(dataset: LayoutMatch, *, has_labels: bool) -> DatasetFacts:
