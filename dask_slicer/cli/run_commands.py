@@ -19,7 +19,7 @@ from dask_slicer.cli.options import (
 )
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import configure_logging
-from dask_slicer.utils.formatting import escape_line, plural
+from dask_slicer.utils.formatting import escape_line, first_few, plural
 from dask_slicer.utils.signals import interrupt_once
 
 if TYPE_CHECKING:
@@ -227,8 +227,13 @@ def benchmark(
             n_cases=cases,
             say=lambda what: None if quiet else console.print(what, markup=False),
         )
+    unclear = ""
+    if advice.as_fast:
+        others = first_few([str(number) for number in advice.as_fast])
+        unclear = f"No clear winner: its times and those of --num_workers {others} overlap. "
     click.echo(
-        f"Use --num_workers {advice.num_workers}. Bottleneck: {advice.bottleneck} ({advice.reason})"
+        f"Use --num_workers {advice.num_workers}. {unclear}Bottleneck: {advice.bottleneck} "
+        f"({advice.reason})"
     )
 
 
