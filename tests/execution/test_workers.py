@@ -164,3 +164,29 @@ def test_the_number_of_workers_is_limited_by_memory_only_by_default(
     assert workers._n_workers(config, 20, plan.peak_bytes, observer) == expected
     assert said in " ".join(notes)
     assert bool(notes) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("given", "n_cpus", "n_cases", "expected", "said"),
+    [
+        ({}, 8, 20, 4, ""),
+        ({}, 2, 20, 2, ""),
+        ({"num_workers": 4}, 2, 20, 4, "4 workers share 2 CPUs; --num_workers 2 takes less memory"),
+        ({"num_workers": 4}, 2, 2, 2, ""),
+        ({"num_workers": 4}, 4, 20, 4, ""),
+        ({"num_workers": -1}, 2, 20, 2, ""),
+    ],
+    ids=["default", "few CPUs", "as asked, noted", "few cases", "as many", "all CPUs"],
+)
+def test_the_default_number_of_workers_is_at_most_that_of_the_cpus(
+    monkeypatch, given, n_cpus, n_cases, expected, said
+) -> None:
+    notes: list[str] = []
+    observer = Observer()
+    monkeypatch.setattr(observer, "note", notes.append)
+    monkeypatch.setattr(workers.system, "cpu_count", lambda: n_cpus)
+    monkeypatch.setattr(workers.system, "memory_bytes", lambda: 64 * GB)
+    config = dask_slicer.RunConfig(input_dir="a", output_dir="b", **given)
+    assert workers._n_workers(config, n_cases, GB, observer) == expected
+    assert said in " ".join(notes)
+    assert bool(notes) == bool(said)
