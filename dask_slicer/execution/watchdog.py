@@ -268,10 +268,10 @@ def count_lost_workers(client: Client, *, after: float) -> int:
     """Return how many workers were lost with a case of ours after an event; they are replaced."""
     return sum(
         event.get("action") == "remove-worker"
-        and not event["expected"]
+        and not event.get("expected", True)
         and any(
             step_and_name(key)[0] in STEPS
-            for key in (*event["processing-tasks"], *event["lost-computed-tasks"])
+            for key in (*event.get("processing-tasks", ()), *event.get("lost-computed-tasks", ()))
         )
         for at, event in _scheduler_events(client)
         if at > after

@@ -46,9 +46,10 @@ def atomic_write(
 def replace(source: Path | str, target: Path) -> None:
     """Move a file or folder over another one, or to a free name.
 
-    Windows refuses while a process has either open, such as a virus scanner: wait for it then.
+    Windows refuses while a process has either open, such as a virus scanner: wait for it then. It
+    never replaces a folder.
     """
-    for pause in _PAUSES if _IS_WINDOWS else ():
+    for pause in _PAUSES if _IS_WINDOWS and not target.is_dir() else ():
         with suppress(PermissionError):
             os.replace(source, target)
             return

@@ -38,6 +38,18 @@ def test_windows_waits_until_a_file_is_closed(tmp_path, monkeypatch, refusals, n
     assert os.listdir(tmp_path) == ["slices.csv"]
 
 
+def test_a_folder_in_the_way_is_not_waited_for(tmp_path, monkeypatch, refusals) -> None:
+    monkeypatch.setattr(atomic, "_IS_WINDOWS", True)
+    source, target = tmp_path / "temporary" / "case", tmp_path / "case"
+    for folder in (source, target):
+        folder.mkdir(parents=True)
+        (folder / folder.parent.name).touch()
+    refusals[0] = 1  # as Windows does; Linux would replace an empty folder
+    atomic.move(source, target)
+    assert os.listdir(target) == ["temporary"]
+    assert refusals == [0]
+
+
 @pytest.mark.parametrize(("is_windows", "left"), [(True, 93), (False, 99)])
 def test_a_file_that_stays_open_is_an_error(
     tmp_path, monkeypatch, refusals, is_windows, left
