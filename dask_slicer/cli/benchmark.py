@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import RenderableType
 
 from dask_slicer.config.schema import RunConfig
@@ -28,6 +29,8 @@ _LIKE_CT: dict[str, Any] = {
     "varied": False,
 }
 _FEWEST_CASES, _CASES_PER_WORKER = 16, 4
+# Of all CPUs before the first run: more than this disturbs the times.
+_MOST_IN_USE = 0.2
 RESULTS, PLOT = "results.json", "speedup.png"
 # Of each column of the table: its heading, the field of a row, and how that is shown.
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -59,6 +62,13 @@ def run_benchmark(
     if config.cluster is not None:
         raise UsageError("benchmark starts workers on this machine; leave out --cluster")
     n_cpus = system.cpu_count()
+    in_use = system.cpu_share_in_use()
+    if in_use > _MOST_IN_USE:
+        load = psutil.getloadavg()[0]
+        say(
+            f"Note: other programs use {in_use:.0%} of the CPUs (load average {load:.1f}); times "
+            "will vary, measure again when the machine is idle"
+        )
     numbers = benchmark.default_workers(n_cpus) if workers is None else workers
     # Fewer would say little: with a case each, all but one worker wait for the slowest.
     n_cases = n_cases or max(_FEWEST_CASES, _CASES_PER_WORKER * max(numbers))
@@ -80,7 +90,11 @@ def run_benchmark(
     recommendation = benchmark.recommend(table, n_cpus=n_cpus)
     first = runs[0]  # all have the same cases
     results = {
-        "machine": {"cpus": n_cpus, "memory_bytes": system.memory_bytes()},
+        "machine": {
+            "cpus": n_cpus,
+            "memory_bytes": system.memory_bytes(),
+            "cpu_share_in_use_before": round(in_use, 3),
+        },
         "config": config.model_dump(mode="json", exclude={"num_workers", "output_dir"}),
         "cases": first.n_cases,
         "slices": first.n_slices,
@@ -95,6 +109,10 @@ def run_benchmark(
     say(f"{title}, medians of {repeats}; start-up excluded")
     cells = [[show(getattr(row, field)) for _, field, show in _COLUMNS] for row in table]
     headings = [heading for heading, _, _ in _COLUMNS]
+    if repeats > 1:
+        headings.insert(2, "from - to")
+        for row, line in zip(table, cells, strict=True):
+            line.insert(2, f"{row.fastest:.2f} - {row.slowest:.2f}")
     say(plain_table(headings, cells, right=headings))
     say(f"Results: {folder / RESULTS}")
     if find_spec("matplotlib") is None:
@@ -102,6 +120,8 @@ def run_benchmark(
     else:
         _write_plot(table, folder / PLOT, title=title)
         say(f"Plot: {folder / PLOT}")
+    if repeats == 1:
+        say("Note: one run with each number of workers does not show how much times vary")
     return recommendation
 
 

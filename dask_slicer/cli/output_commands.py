@@ -150,8 +150,9 @@ def verify(output_dir: Path, verbose: int, quiet: bool, **options: Any) -> bool:
     from dask_slicer.config.run_settings import LocalSettings, SchedulerSettings
     from dask_slicer.execution.verify import verify as verify_output
 
-    options |= dict(pop_settings(SchedulerSettings, options))
-    options |= dict(pop_settings(LocalSettings, options))
+    for model in (SchedulerSettings, LocalSettings):
+        settings = pop_settings(model, options)
+        options |= {name: getattr(settings, name) for name in settings.model_fields_set}
     with OutputDisplay(make_console(), quiet=quiet) as display, interrupt_once():
         report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
         display.verified(report)

@@ -19,7 +19,7 @@ from dask_slicer.cli.options import (
 )
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import configure_logging
-from dask_slicer.utils.formatting import escape_line, plural
+from dask_slicer.utils.formatting import escape_line, first_few, plural
 from dask_slicer.utils.signals import interrupt_once
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def _check_manifest_path(path: Path) -> None:
 
 def _write_manifest(run_plan: RunPlan, path: Path) -> None:
     """Write the cases of a plan, with their groups and splits, as a manifest."""
-    from dask_slicer.inputs.layouts.manifest_writer import manifest_text
     from dask_slicer.output.atomic import atomic_write
+    from dask_slicer.planning.manifest_writer import manifest_text
 
     cases = [replace(case.case, group=case.group, split=case.split) for case in run_plan.cases]
     text = manifest_text(
@@ -227,8 +227,13 @@ def benchmark(
             n_cases=cases,
             say=lambda what: None if quiet else console.print(what, markup=False),
         )
+    unclear = ""
+    if advice.as_fast:
+        others = first_few([str(number) for number in advice.as_fast])
+        unclear = f"No clear winner: its times and those of --num_workers {others} overlap. "
     click.echo(
-        f"Use --num_workers {advice.num_workers}. Bottleneck: {advice.bottleneck} ({advice.reason})"
+        f"Use --num_workers {advice.num_workers}. {unclear}Bottleneck: {advice.bottleneck} "
+        f"({advice.reason})"
     )
 
 

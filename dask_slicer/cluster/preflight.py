@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import dask
 
 from dask_slicer.cluster import probes, rpc
-from dask_slicer.cluster.client import SETTINGS, variable_of
 from dask_slicer.cluster.rpc import Note
 from dask_slicer.cluster.upload import PACKAGE, send_package
 from dask_slicer.errors import PreflightError
@@ -34,20 +33,11 @@ if TYPE_CHECKING:
 MUST_MATCH = ("dask", "distributed")
 # Bytes or digits may differ with another version of these.
 SHOULD_MATCH = ("numpy", "nibabel", "zarr", "isal", "numcodecs", "pydantic")
-# Settings that a scheduler should be started with: whether a value suits, and what it is good for.
-BETTER_SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "worker-saturation": (
-        lambda value: value == 1.0,
-        "gives a worker one volume at a time so that none waits behind a slow case",
-    ),
-    "work-stealing": (
-        lambda value: value in (False, "false"),
-        "never moves a volume to another worker",
-    ),
-    "allowed-failures": (
-        lambda value: int(value) >= 3,
-        "does not fail a case because another case killed its worker",
-    ),
+# Settings that a scheduler should be started with (docs/hpc.md), and the values that suit.
+BETTER_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "worker-saturation": lambda value: value == 1.0,
+    "work-stealing": lambda value: value in (False, "false"),
+    "allowed-failures": lambda value: int(value) >= 3,
 }
 _SHARED = "must be on a disk that all workers share"
 
@@ -224,16 +214,14 @@ def check_disks(accesses: Mapping[str, Any], needs: Requirements, result: Prefli
 
 def check_settings(settings: dict[str, Any], result: Preflight) -> None:
     """Note with which settings a scheduler would work better; these are its own."""
-    better = {
-        f"distributed.scheduler.{name}": good
-        for name, (suits, good) in BETTER_SETTINGS.items()
+    better = [
+        name
+        for name, suits in BETTER_SETTINGS.items()
         if not suits(dask.config.get(name, config=settings))
-    }
+    ]
     if better:
-        advice = " ".join(f"{variable_of(name)}={SETTINGS[name]}" for name in better)
         result.notes.append(
-            f"the scheduler can be used as it is, but works better if started with {advice}: it "
-            f"then {', '.join(better.values())}"
+            f"the scheduler works better with other settings ({', '.join(better)}), see docs/hpc"
         )
 
 

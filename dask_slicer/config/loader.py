@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from dask_slicer.config.effects import JOB_SETTINGS, WAIT_SETTINGS
 from dask_slicer.config.schema import NO_OUTPUT, RunConfig
 from dask_slicer.errors import ConfigError
 from dask_slicer.utils.formatting import did_you_mean, format_value
@@ -21,7 +22,8 @@ M = TypeVar("M", bound=BaseModel)
 # Python refuses to print integers of 4,300 digits and more.
 _TOO_LARGE = 10**1000
 # Settings that say where a run executes: one of them on the command line replaces all in the file.
-PLACES = {"num_workers", "scheduler", "scheduler_file", "cluster"}
+_SCHEDULERS = {"scheduler", "scheduler_file"}
+PLACES = {"num_workers", "cluster", *_SCHEDULERS}
 _PLACE_SETTINGS = {*PLACES, "tls_ca", "tls_cert", "tls_key"}
 # Not written to OUT/config.yaml: a later run with that file continues the output.
 _SINGLE_RUN_SETTINGS = {
@@ -45,7 +47,12 @@ def build_config(
     settings = dict(base or {})
     given = {name: value for name, value in options.items() if value is not None}
     if given.keys() & PLACES:
-        settings = {name: value for name, value in settings.items() if name not in _PLACE_SETTINGS}
+        dropped = set(_PLACE_SETTINGS)
+        if settings.get("cluster") and "cluster" not in given:
+            dropped.update(JOB_SETTINGS)
+        if (settings.keys() & _SCHEDULERS) and not (given.keys() & _SCHEDULERS):
+            dropped.update(WAIT_SETTINGS)
+        settings = {name: value for name, value in settings.items() if name not in dropped}
     without = {} if needs_output else {"output_dir": NO_OUTPUT}
     return build_settings(RunConfig, without | settings | given)
 

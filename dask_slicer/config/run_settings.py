@@ -15,7 +15,8 @@ class LocalSettings(fields.Frozen):
     num_workers: fields.Integer = Field(
         4,
         ge=-1,
-        description="Worker processes; 0: run in this process; -1: one for each available CPU.",
+        description="Worker processes, by default at most one for each available CPU; 0: run in "
+        "this process; -1: one for each available CPU.",
     )
     dashboard_address: fields.HostAndPort = Field(
         "127.0.0.1:8787", description="Address of the Dask dashboard; none turns it off."

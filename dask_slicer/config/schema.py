@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from inspect import Parameter, Signature
 from itertools import chain
 from pathlib import Path
@@ -260,7 +261,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
         try:
-            same = _resolved(self.input_dir) == _resolved(self.output_dir)
+            same = _is_same(_resolved(self.input_dir), _resolved(self.output_dir))
         except (RuntimeError, OSError) as error:
             raise ValueError(f"input_dir and output_dir cannot be resolved: {error}") from None
         if same:
@@ -332,6 +333,13 @@ def _resolved(path: Path) -> Path:
     if target.is_symlink():  # from Python 3.13 on, resolve() does not raise
         raise OSError(f"Symlink loop from {str(path)!r}")
     return target
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths name one folder, also in other cases of letters."""
+    with suppress(OSError):  # one is missing
+        return path.samefile(other)
+    return path == other
 
 
 def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()) -> list[str]:

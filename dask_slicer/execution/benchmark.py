@@ -48,6 +48,7 @@ class Measurement:
     start_seconds: float  # before that: planning, and starting workers
     busy_seconds: float  # in which a worker had a case, all workers together
     cpu_seconds: float  # on the CPU in `seconds`, all workers together
+    cpu_wait_seconds: float = 0.0  # ready, but without a CPU, the same; 0 outside Linux
     n_cases: int
     n_slices: int
     n_failed: int
@@ -62,6 +63,9 @@ class Row:
 
     n_workers: int
     seconds: float
+    fastest: float  # seconds of the fastest and of the slowest run
+    slowest: float
+    n_runs: int
     speedup: float  # against one worker, or against the fewest that were tried
     efficiency: float  # speed-up per worker
     slices_per_second: float
@@ -70,6 +74,7 @@ class Row:
     peak_rss: int
     busy: float  # share of the time in which a worker had a case
     cpu: float  # share of the time on the CPU
+    cpu_wait: float  # share of the time in which a worker waited for a CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,7 @@ class Recommendation:
     num_workers: int
     bottleneck: str
     reason: str
+    as_fast: tuple[int, ...] = ()  # other numbers of workers whose times overlap
 
 
 def measure(config: RunConfig) -> Measurement:
@@ -94,6 +100,7 @@ def measure(config: RunConfig) -> Measurement:
         start_seconds=meter.first - started,
         busy_seconds=meter.busy,
         cpu_seconds=meter.cpu_at_last - meter.cpu_at_first,
+        cpu_wait_seconds=meter.wait_at_last - meter.wait_at_first,
         n_cases=report.n_committed,
         n_slices=report.n_slices,
         n_failed=len(report.failures),
@@ -109,8 +116,10 @@ class _Meter(Observer):
     def __init__(self, n_workers: int) -> None:
         self._n_workers = n_workers
         self._cpu: dict[int, float] = defaultdict(float)
+        self._wait: dict[int, float] = defaultdict(float)
         self.first = self.last = 0.0
         self.cpu_at_first = self.cpu_at_last = 0.0
+        self.wait_at_first = self.wait_at_last = 0.0
         self.busy = 0.0
         self.bytes_in = 0
         self.peak_rss = 0
@@ -126,10 +135,11 @@ class _Meter(Observer):
     def progress(self, state: RunState) -> None:
         self.last = time.perf_counter()
         self._sample()
-        self.cpu_at_last = sum(self._cpu.values())
+        self.cpu_at_last, self.wait_at_last = sum(self._cpu.values()), sum(self._wait.values())
         self.bytes_in = state.n_bytes_in
         if not state.n_ended:  # the cases are about to start
-            self.first, self.cpu_at_first = self.last, self.cpu_at_last
+            self.first = self.last
+            self.cpu_at_first, self.wait_at_first = self.cpu_at_last, self.wait_at_last
 
     def case_finished(self, record: CommittedCase | FailedCase) -> None:
         if isinstance(record, CommittedCase):
@@ -145,7 +155,19 @@ class _Meter(Observer):
             with suppress(psutil.Error):  # it has just ended
                 times = process.cpu_times()
                 self._cpu[process.pid] = times.user + times.system
+                # A thread that has ended takes its time with it.
+                waited = max(_cpu_wait(process.pid), self._wait[process.pid])
+                self._wait[process.pid] = waited
                 self.peak_rss = max(self.peak_rss, peak_rss(process))
+
+
+def _cpu_wait(pid: int) -> float:
+    """Return the seconds for which threads of a process were ready but had no CPU; 0 if unknown."""
+    waited = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError, ValueError, IndexError):
+            waited += int(path.read_text(encoding="ascii").split()[1])
+    return waited / 1e9
 
 
 def peak_rss(process: psutil.Process) -> int:
@@ -173,6 +195,9 @@ def rows(measurements: Iterable[Measurement], *, n_cpus: int) -> list[Row]:
             Row(
                 n_workers=n_workers,
                 seconds=seconds,
+                fastest=min(trial.seconds for trial in runs),
+                slowest=max(trial.seconds for trial in runs),
+                n_runs=len(runs),
                 speedup=speedup,
                 efficiency=speedup * max(base, 1) / at_once,
                 slices_per_second=runs[0].n_slices / seconds,
@@ -182,6 +207,7 @@ def rows(measurements: Iterable[Measurement], *, n_cpus: int) -> list[Row]:
                 busy=median(trial.busy_seconds for trial in runs) / seconds / at_once,
                 # More workers than CPUs cannot compute at once.
                 cpu=median(trial.cpu_seconds for trial in runs) / seconds / min(at_once, n_cpus),
+                cpu_wait=median(trial.cpu_wait_seconds for trial in runs) / seconds / at_once,
             )
         )
     return table
@@ -191,24 +217,40 @@ def recommend(table: Sequence[Row], *, n_cpus: int) -> Recommendation:
     """Return the fewest workers that are about as fast as any, and what limits them."""
     fastest = min(row.seconds for row in table)
     best = next(row for row in table if row.seconds <= fastest * _WORTH)
-    if best.busy < _BUSY:
-        bottleneck = "scheduler"
-        reason = (
-            f"workers have a case for {best.busy:.0%} of the time: cases are too small, or "
+    bottleneck, reason = _bottleneck(best, n_cpus=n_cpus)
+    if best.n_workers < n_cpus and best is table[-1] and bottleneck == "CPU":
+        reason += f"; this machine has {plural(n_cpus, 'CPU')}, more workers were not tried"
+    as_fast = tuple(
+        row.n_workers
+        for row in table
+        if row is not best
+        and row.n_runs > 1
+        and row.fastest <= best.slowest
+        and best.fastest <= row.slowest
+    )
+    return Recommendation(
+        num_workers=best.n_workers, bottleneck=bottleneck, reason=reason, as_fast=as_fast
+    )
+
+
+def _bottleneck(row: Row, *, n_cpus: int) -> tuple[str, str]:
+    """Return what limits the speed of some workers, and why."""
+    if row.busy < _BUSY:
+        return "scheduler", (
+            f"workers have a case for {row.busy:.0%} of the time: cases are too small, or "
             "too few, for more workers"
         )
-    elif best.cpu / best.busy < _COMPUTING:
-        bottleneck = "disk"
-        reason = (
-            f"workers that have a case compute for {best.cpu / best.busy:.0%} of the time, and "
-            "wait for files to be read or written in the rest"
-        )
-    else:
-        bottleneck = "CPU"
-        reason = f"workers compute for {min(best.cpu, 1.0):.0%} of the time"
-        if best.n_workers < n_cpus and best is table[-1]:
-            reason += f"; this machine has {plural(n_cpus, 'CPU')}, more workers were not tried"
-    return Recommendation(num_workers=best.n_workers, bottleneck=bottleneck, reason=reason)
+    if row.cpu / row.busy >= _COMPUTING:
+        return "CPU", f"workers compute for {min(row.cpu, 1.0):.0%} of the time"
+    # Of the time in which a worker has a case; more workers than CPUs share them.
+    at_once = max(row.n_workers, 1)
+    computing = row.cpu * min(at_once, n_cpus) / at_once / row.busy
+    for_cpu = min(row.cpu_wait / row.busy, 1 - computing)
+    begin = f"workers that have a case compute for {row.cpu / row.busy:.0%} of the time"
+    if for_cpu > 1 - computing - for_cpu:
+        return "CPU", f"{begin}, and wait for a CPU, which others use, for {for_cpu:.0%}"
+    ready = f", and for a CPU for {for_cpu:.0%}" if for_cpu >= 0.05 else ""
+    return "disk", f"{begin}, and wait for files to be read or written in the rest{ready}"
 
 
 def default_workers(n_cpus: int) -> tuple[int, ...]:

@@ -80,11 +80,17 @@ def executor(
             outcomes = _execute_on(used_client, queue, target, timeout)
         partition = parse_partition(plan.config.shard)
         lock.name_scheduler(plan.config.output_dir, partition, scheduler, n_cases=n_todo)
-        if used_client is not None:
-            stack.enter_context(
-                publisher.publishing_to(used_client, run_id=run_id, output_dir=target.output_dir)
-            )
+        if used_client is None:
+            yield stack.enter_context(closing(outcomes))
+            return
+        stack.enter_context(
+            publisher.publishing_to(used_client, run_id=run_id, output_dir=target.output_dir)
+        )
+        from dask_slicer.execution.watchdog import count_lost_workers, last_event
+
+        began = last_event(used_client)
         yield stack.enter_context(closing(outcomes))
+        publisher.n_lost_workers = count_lost_workers(used_client, after=began)
 
 
 def _requirements(plan: RunPlan, target: Target) -> Requirements:

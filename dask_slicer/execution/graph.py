@@ -17,7 +17,7 @@ from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition
 
-_STEPS = (tasks.load_case, tasks.slice_case, tasks.save_case)
+_STEPS: tuple[Callable[..., Any], ...] = (tasks.load_case, tasks.slice_case, tasks.save_case)
 
 # Work is counted in bytes of voxels; a thread processes about 120 MB a second.
 # A graph takes client, scheduler and worker about 10 ms, so cases are batched until they take
@@ -80,9 +80,12 @@ def case_graph(case: CasePlan, target: tasks.Target) -> Delayed:
         ("load", case_id) ──► ("slice", case_id) ──► ("save", case_id)
 
     The keys are tuples, so that the dashboard groups and colours tasks by step, and the scheduler
-    queues all loads as one group. The graph holds paths and settings, never an array.
+    queues all loads as one group. The graph holds paths and settings, never an array. The last task
+    raises the error of any step: Dask would count tasks after a failed one as failed, too.
     """
-    return _chain(case.case_id, case, _STEPS, target)
+    *early, last = _STEPS
+    steps = [partial(tasks.run_early, step) for step in early]
+    return _chain(case.case_id, case, [*steps, partial(tasks.run_last, last)], target)
 
 
 def batch_graph(cases: tasks.CaseBatch, target: tasks.Target) -> Delayed:

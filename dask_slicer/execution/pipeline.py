@@ -283,6 +283,9 @@ class _Run:
                 f"masks overlap in {plural(len(self.overlaps), 'case')}: {sum(self.overlaps)} "
                 "voxels are counted for the first structure; --overlap error fails such cases"
             )
+        notes = []
+        if n_lost := self.publisher.n_lost_workers:
+            notes.append(f"lost {plural(n_lost, 'worker')} that had a case; such cases ran again")
         failures = list(self.failures)  # `finalize` adds those in the journal
         elapsed = time.monotonic() - self.started
         remaining = len(self.plan.selected) - self.n_skipped - state.n_done
@@ -297,6 +300,7 @@ class _Run:
                         names=self.plan.names,
                         elapsed_seconds=elapsed,
                         slices_this_run=state.n_slices,
+                        n_lost_workers=n_lost,
                         is_complete=not remaining,
                     )
                     self.clipped = totals.clipped  # also by earlier runs
@@ -311,6 +315,8 @@ class _Run:
                 if self.partition is not None:
                     what = "could not remove temporary files"
                 self.publisher.observer.note(f"{what} ({as_case_error(error, step='save')})")
+        if self.clipped:
+            notes.append(clip_note(config.clip_min, config.clip_max, self.clipped))
         return RunReport(
             output_dir=str(config.output_dir),
             n_committed=state.n_done,
@@ -323,9 +329,8 @@ class _Run:
             interrupted=interrupted,
             share="" if self.partition is None else str(self.partition),
             stopped=stopped,
-            notes=(clip_note(config.clip_min, config.clip_max, self.clipped),)
-            if self.clipped
-            else (),
+            n_lost_workers=n_lost,
+            notes=tuple(notes),
         )
 
     def _clean_up(self, partition: Partition, *, is_complete: bool) -> None:

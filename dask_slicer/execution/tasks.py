@@ -147,13 +147,22 @@ def run_batch(
     step: Callable[[S, Target], T], inputs: Iterable[S | CaseError], target: Target
 ) -> list[T | CaseError]:
     """Return the result or the error of a step for each case of a batch."""
-    outcomes: list[T | CaseError] = []
-    for item in inputs:  # or the error of the step before
-        try:
-            outcomes.append(item if isinstance(item, CaseError) else step(item, target))
-        except CaseError as error:
-            outcomes.append(error)
-    return outcomes
+    return [run_early(step, item, target) for item in inputs]
+
+
+def run_early(step: Callable[[S, Target], T], item: S | CaseError, target: Target) -> T | CaseError:
+    """Return the result of a step or its error, or the error of the step before."""
+    try:
+        return item if isinstance(item, CaseError) else step(item, target)
+    except CaseError as error:
+        return error
+
+
+def run_last(step: Callable[[S, Target], T], item: S | CaseError, target: Target) -> T:
+    """Return the result of the last step of a case; raise its error, or that of a step before."""
+    if isinstance(item, CaseError):
+        raise item
+    return step(item, target)
 
 
 @cache

@@ -34,6 +34,7 @@ from dask_slicer.output.lock import check_free, locked
 from dask_slicer.output.output import open_output
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase, FailedCase, RemovedCase
+from dask_slicer.utils import system
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -75,6 +76,7 @@ def verify(
     output = open_output(output_dir)
     path = output.path
     here = LocalSettings().model_dump() | SchedulerSettings().model_dump()
+    here["num_workers"] = min(here["num_workers"], system.cpu_count())
     ours = {"output_dir": path, "cluster": None, "performance_report": None}
     config = output.config.model_copy(update=ours | here | place)
     with ExitStack() as stack:

@@ -27,6 +27,7 @@ from dask_slicer.errors import (
     shared_scheduler_error,
 )
 from dask_slicer.monitoring.snapshot import step_and_name
+from dask_slicer.monitoring.state import STEPS
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import plural
 
@@ -256,6 +257,31 @@ class Watchdog:
 
     def _scheduler_lost(self) -> SchedulerError:
         return SchedulerError(f"the connection to the Dask scheduler at {self._address} was lost")
+
+
+def last_event(client: Client) -> float:
+    """Return the time of the last event on a client's scheduler, by its clock."""
+    return max((at for at, _ in _scheduler_events(client)), default=0.0)
+
+
+def count_lost_workers(client: Client, *, after: float) -> int:
+    """Return how many workers were lost with a case of ours after an event; they are replaced."""
+    return sum(
+        event.get("action") == "remove-worker"
+        and not event.get("expected", True)
+        and any(
+            step_and_name(key)[0] in STEPS
+            for key in (*event.get("processing-tasks", ()), *event.get("lost-computed-tasks", ()))
+        )
+        for at, event in _scheduler_events(client)
+        if at > after
+    )
+
+
+def _scheduler_events(client: Client) -> list[tuple[float, dict[str, Any]]]:
+    with suppress(Exception):  # a count is no reason to fail
+        return list(client.sync(client.get_events, "all", callback_timeout=_TRY_SECONDS))
+    return []
 
 
 def _host(address: str | None) -> str:

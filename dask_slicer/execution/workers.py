@@ -74,13 +74,6 @@ def workers(
             dashboard = clients.dashboard_link(client)
         page = clients.run_page_link(client, dashboard)
         observer.connected(where, dashboard=dashboard, run_page=page)
-        if config.num_workers != RunConfig.model_fields["num_workers"].default:
-            if is_remote:
-                observer.note("--num_workers is ignored: the scheduler has its own workers")
-            elif in_jobs:
-                observer.note(
-                    "--num_workers is ignored: --jobs and --cores set the number of workers"
-                )
         if is_local and config.upload_code:
             observer.note("--upload_code has no effect: workers on this machine have this code")
         if in_jobs:
@@ -155,11 +148,18 @@ def _here(
 
 def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
     """Return how many workers to start: at most one a case, and with -1 what fits into memory."""
-    n_workers = config.num_workers
+    n_workers, n_cpus = config.num_workers, system.cpu_count()
+    if "num_workers" not in config.model_fields_set:
+        n_workers = min(n_workers, n_cpus)
+    elif n_cpus < min(n_workers, n_cases):
+        observer.note(
+            f"{n_workers} workers share {plural(n_cpus, 'CPU')}; --num_workers {n_cpus} takes less "
+            "memory and about as long"
+        )
     memory = system.memory_bytes()
     fitting = max(memory // peak, 1)
     if n_workers == -1:
-        n_workers = system.cpu_count()
+        n_workers = n_cpus
         if fitting < min(n_workers, n_cases):
             observer.note(
                 f"only {fitting} of {n_workers} CPUs are used: the memory, {format_bytes(memory)}, "

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 # Names that Windows reserves for devices, with any suffix.
-_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_DEVICES = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]) *(\..*)?", re.IGNORECASE
+)
 # Leaves room for slice number and suffix in the 255 bytes of a file name.
 _LONGEST_ID = 200
 
@@ -102,6 +107,18 @@ def is_volume_name(name: str) -> bool:
 def name_of(path: str) -> str:
     """Return the last part of a path with forward slashes."""
     return path.rpartition("/")[2]
+
+
+def relative_path(path: str | Path, root: str | Path) -> str:
+    """Return a path relative to a folder, with forward slashes; absolute on another drive.
+
+    >>> relative_path(os.path.abspath("ct/a.nii"), os.path.abspath("mr"))
+    '../ct/a.nii'
+    """
+    # On Windows, no path leads to another drive or share.
+    with suppress(ValueError):
+        path = os.path.relpath(path, root)
+    return os.fspath(path).replace(os.sep, "/")
 
 
 def stem_of(name: str) -> str:

@@ -18,13 +18,13 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
-from pathlib import Path, PurePath
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.case import Case, relative_path
 from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
 from dask_slicer.utils.threads import map_files
 
@@ -164,7 +164,7 @@ class HeaderCache:
         """Return a path relative to the dataset, with forward slashes."""
         if path.startswith(self._prefix) and os.path.normpath(path) == path:  # as nearly always
             return path[len(self._prefix) :].replace(os.sep, "/")
-        return PurePath(os.path.relpath(path, self._root)).as_posix()
+        return relative_path(path, self._root)
 
     def _recall(
         self, table: _Table, key: str, stamps: list[_Stamp] | None

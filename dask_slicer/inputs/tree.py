@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import is_volume_name, name_of
+from dask_slicer.inputs.case import is_volume_name, name_of, relative_path
 
 # Folders of file systems that no user can list.
 _OF_THE_SYSTEM = {"lost+found", "System Volume Information"}
@@ -76,21 +77,21 @@ def relative_to(root: Path, path: str) -> str:
     prefix = os.path.join(root, "")
     if path.startswith(prefix):
         return path[len(prefix) :].replace(os.sep, "/")
-    try:
-        return os.path.relpath(path, root).replace(os.sep, "/")
-    except ValueError:  # on another drive of Windows
-        return path
+    return relative_path(path, root)
 
 
 def _walk(root: Path, skip: Path | None) -> Iterator[str]:
     """Yield the files under a folder; a link to a folder above is not followed."""
-    skipped = None if skip is None else skip.name.lower()
+    skipped = None
+    if skip is not None:
+        with suppress(OSError):  # it may still be missing
+            skipped = _identity(os.fspath(skip))
     todo: list[tuple[str, str, tuple[tuple[int, int], ...]]] = [(os.fspath(root), "", ())]
     while todo:
         folder, prefix, above = todo.pop()
         try:
-            status = os.stat(folder)  # noqa: PTH116, a Path takes longer than the system's call
-            if (identity := (status.st_dev, status.st_ino)) in above:
+            identity = _identity(folder)
+            if identity in above or (prefix and identity == skipped):
                 continue
             with os.scandir(folder) as listing:
                 entries = [entry for entry in listing if not entry.name.startswith(".")]
@@ -102,8 +103,14 @@ def _walk(root: Path, skip: Path | None) -> Iterator[str]:
             path = prefix + entry.name
             if not _is_dir(entry) or is_volume_name(entry.name):
                 yield path
-            elif entry.name.lower() != skipped or Path(entry.path) != skip:
+            else:
                 todo.append((entry.path, f"{path}/", (*above, identity)))
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """Return what a folder has in common with all its names: links, and other cases of letters."""
+    status = os.stat(folder)  # noqa: PTH116, a Path takes longer than the system's call
+    return status.st_dev, status.st_ino or hash(folder)  # some shares have no numbers
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:

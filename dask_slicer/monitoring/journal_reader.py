@@ -13,8 +13,8 @@ from dask_slicer.monitoring.state import RunState
 from dask_slicer.monitoring.watcher import find_scheduler
 from dask_slicer.output.directory import existing_splits
 from dask_slicer.output.journal import read_line
-from dask_slicer.output.layout import journals
-from dask_slicer.output.lock import LockOwner, lock_owners
+from dask_slicer.output.layout import journals, locked_partitions, partition_files
+from dask_slicer.output.lock import LockOwner, is_alive, lock_owners, read_lock
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
 from dask_slicer.utils.formatting import escape_line, first_few, format_time
 
@@ -33,6 +33,7 @@ class JournalReader:
     def _start(self) -> None:
         self._offsets: dict[Path, int] = {}
         self._written_earlier: set[str] = set()
+        self._n_ended: Counter[str] = Counter()  # cases of this run in each journal
         self._state = RunState(output_dir=escape_line(str(self.output_dir)))
 
     @property
@@ -60,7 +61,9 @@ class JournalReader:
         splits = existing_splits(self.output_dir)
         for path in journals(self.output_dir):
             for record in self._new_records(path):
+                before = self._state.n_ended
                 self._add(record, splits.get(record.case_id, ""), began)
+                self._n_ended[path.name] += self._state.n_ended - before
         state = replace(
             self._with_plan(splits, owners),
             host=first_few([owner.host for owner in owners], 1),
@@ -99,6 +102,15 @@ class JournalReader:
         else:
             self._written_earlier.discard(record.case_id)
 
+    def _n_ended_partitions(self) -> int:
+        """Return the number of cases of this run in journals of partitions that have ended."""
+        running = {
+            files.journal
+            for files in map(partition_files, (None, *locked_partitions(self.output_dir)))
+            if is_alive(read_lock(self.output_dir / files.lock))
+        }
+        return sum(n for journal, n in self._n_ended.items() if journal not in running)
+
     def _with_plan(self, splits: Mapping[str, str], owners: Sequence[LockOwner]) -> RunState:
         """Return the state with the cases that the run has to do; each counts as much work.
 
@@ -108,7 +120,8 @@ class JournalReader:
         counts = Counter(
             split for case_id, split in splits.items() if case_id not in self._written_earlier
         )
-        n_todo = sum(owner.n_cases for owner in owners)
+        # Partitions that have ended since hold no lock with their number of cases.
+        n_todo = sum(owner.n_cases for owner in owners) + self._n_ended_partitions()
         if all(owner.began for owner in owners) and n_todo != counts.total():
             return replace(state, n_cases=n_todo, work=n_todo - state.n_failed, splits={})
         if uncounted := state.splits.get(""):

@@ -40,6 +40,8 @@ class RunReport:
         The partition, such as 1/3; empty for a whole run.
     stopped : str
         Why the run ended early, such as a lost scheduler; else empty.
+    n_lost_workers : int
+        Workers that were lost while they had a case, and replaced; the case ran again.
     notes : tuple of str
         What to check in the output, such as a clip range that does not suit the scans.
     """
@@ -55,6 +57,7 @@ class RunReport:
     interrupted: bool = False
     share: str = ""
     stopped: str = ""
+    n_lost_workers: int = 0
     notes: tuple[str, ...] = ()
 
     @property

@@ -39,6 +39,7 @@ class ProgressPublisher:
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
+        self.n_lost_workers = 0  # that had a case when they were lost
         self._state = RunState()
         self._began: float | None = None
         self._todo: dict[str, CasePlan] = {}

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_IS_WINDOWS = os.name == "nt"
+# Seconds: 2 in all.
+_PAUSES = (0.01, 0.04, 0.15, 0.3, 0.5, 1.0)
 
 
 @contextmanager
@@ -32,10 +37,24 @@ def atomic_write(
         if exclusive:
             link(unfinished, path)
         else:
-            os.replace(unfinished, path)
+            replace(unfinished, path)
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def replace(source: Path | str, target: Path) -> None:
+    """Move a file or folder over another one, or to a free name.
+
+    Windows refuses while a process has either open, such as a virus scanner: wait for it then. It
+    never replaces a folder.
+    """
+    for pause in _PAUSES if _IS_WINDOWS and not target.is_dir() else ():
+        with suppress(PermissionError):
+            os.replace(source, target)
+            return
+        time.sleep(pause)
+    os.replace(source, target)
 
 
 def temporary_name(path: Path, folder: Path | None = None) -> Path:
@@ -57,14 +76,14 @@ def link(source: Path, target: Path) -> None:
 def move(source: Path, target: Path) -> None:
     """Move a file or folder to its place, replacing an earlier one."""
     try:
-        os.replace(source, target)
+        replace(source, target)
     except OSError:
         if not (source.is_dir() and target.is_dir()):
             raise
         # A folder can replace an empty folder only.
         remove_whole(target, source.parent)
         try:
-            os.replace(source, target)
+            replace(source, target)
         except OSError:
             if not target.is_dir():
                 raise
@@ -76,7 +95,7 @@ def remove_whole(path: Path, temporary: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         removed = temporary / f"removed.{uuid.uuid4().hex[:8]}"
         with suppress(FileNotFoundError):
-            os.replace(path, removed)
+            replace(path, removed)
         shutil.rmtree(removed, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

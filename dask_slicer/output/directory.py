@@ -43,7 +43,10 @@ def _is_ours(output_dir: Path) -> bool:
         raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
     except PermissionError:
         raise OutputError(f"no permission to read output_dir {output_dir}") from None
-    if layout.CONFIG in names:
+    foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
+    # Asked after the listing: another process may just have started the output. A disk that ignores
+    # case may list the file as Config.yaml.
+    if layout.CONFIG in names or (foreign and (output_dir / layout.CONFIG).exists()):
         marked = _MARKED.match((output_dir / layout.CONFIG).read_bytes())
         if marked is None:
             raise OutputError(
@@ -57,9 +60,6 @@ def _is_ours(output_dir: Path) -> bool:
                 "update dask-slicer"
             )
         return True
-    foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
-    if foreign and (output_dir / layout.CONFIG).exists():
-        return _is_ours(output_dir)  # another process started the output during the listing
     if foreign:
         raise OutputError(
             f"output_dir {output_dir} holds other files ({first_few(foreign, 1)}); "

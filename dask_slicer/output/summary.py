@@ -83,6 +83,7 @@ def finalize(
     names: Names | None,
     elapsed_seconds: float,
     slices_this_run: int,
+    n_lost_workers: int = 0,
     is_complete: bool,
 ) -> DatasetTotals:
     """Write the files that describe the whole output, which the caller holds; return the totals.
@@ -127,6 +128,7 @@ def finalize(
             folds=recorded_settings(output_dir) if folds is None else folds.settings,
             elapsed_seconds=elapsed_seconds,
             slices_this_run=slices_this_run,
+            n_lost_workers=n_lost_workers,
         )
         if folds is not None:
             remove_other_folds(output_dir, folds.settings)
@@ -203,6 +205,7 @@ def dataset_info(
     folds: FoldSettings | None = None,
     elapsed_seconds: float = 0,
     slices_this_run: int = 0,
+    n_lost_workers: int = 0,
 ) -> dict[str, Any]:
     """Return the content of dataset_info.json; without a run, the part that the journal decides."""
     failed = {failure.case_id: failure for failure in failures}
@@ -237,6 +240,7 @@ def dataset_info(
         "intensity": statistics_by_name(totals.intensity),
         "elapsed_seconds": round(elapsed_seconds, 3),
         "slices_per_second": round(slices_this_run / max(elapsed_seconds, 1e-9), 1),
+        **({"lost_workers": n_lost_workers} if n_lost_workers else {}),
         "bytes_written": totals.n_bytes,
         "versions": {"python": platform.python_version()}
         | {name: version(name) for name in _REPORTED_VERSIONS},

@@ -9,8 +9,9 @@ from functools import partial
 
 import numpy as np
 
+from dask_slicer.config.effects import DatasetFacts, effects_note
 from dask_slicer.config.fields import PER_MODALITY
-from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import (
     CaseError,
@@ -316,13 +317,37 @@ def _notes(
         )
     if not has_labels:
         yield "no case has a label; slices will hold images only"
+    yield from _empty_splits(cases, config)
+    if note := effects_note(config, _dataset_facts(dataset, has_labels=has_labels)):
+        yield note
+
+
+def _empty_splits(cases: Sequence[CasePlan], config: RunConfig) -> Iterator[str]:
+    """Yield notes on splits in which no case can be run, though some are or should be in them."""
     filled = {case.split for case in cases if case.problem is None}
-    wanted = {case.split for case in cases}
-    if config.splits is None:
-        wanted |= {split for split, ratio in config.ratios().items() if ratio > 0}
-    empty = [split for split in SPLITS if split in wanted - filled]
-    if empty:
-        yield f"no case that can be run is in {' or '.join(empty)}"
-    unused = UNUSED_BY_FORMAT[config.format]
-    if getattr(config, unused) != RunConfig.model_fields[unused].default:
-        yield f"--{unused} has no effect with --format {config.format}"
+    wanted = {split for split, ratio in config.ratios().items() if ratio and not config.splits}
+    no_case = []
+    for split in (split for split in SPLITS if split not in filled):
+        if blocked := [case.case_id for case in cases if case.split == split]:
+            n = "the only case" if len(blocked) == 1 else f"none of the {len(blocked)} cases"
+            cannot = "cannot" if len(blocked) == 1 else "can"
+            yield (
+                f"{split} will be empty: {n} in it {cannot} be run ({first_few(blocked)}); correct "
+                "the scan, or remove it before the first run, which fixes the splits"
+            )
+        elif split in wanted:
+            no_case.append(split)
+    if no_case:
+        yield f"no case that can be run is in {' or '.join(no_case)}"
+
+
+def _dataset_facts(dataset: LayoutMatch, *, has_labels: bool) -> DatasetFacts:
+    cases, is_manifest = dataset.cases, dataset.layout == "manifest"
+    return DatasetFacts(
+        has_labels=has_labels,
+        has_masks=any(case.masks for case in cases),
+        has_test_images=not is_manifest and any(case.split == "test" for case in cases),
+        n_images=max(len(case.images) for case in cases),
+        states_splits=all(case.split is not None for case in cases),
+        states_patients=is_manifest and all(case.group is not None for case in cases),
+    )

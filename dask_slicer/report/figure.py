@@ -32,6 +32,8 @@ _BELOW_HEADING, _PANEL_TITLE = 26, 36
 # Average width of a letter, and of a digit, as a share of the font size.
 _CHARACTER, _DIGIT = 0.6, 0.65
 _WIDEST_TILE, _NARROWEST_TILE, _HIGHEST_PANEL, _NARROWEST_PANEL = 640, 72, 900, 150
+# Enough for a window of any length, so that two fit side by side.
+_NARROWEST_WINDOW = 490
 _NARROWEST_PICTURE = 420
 _BESIDE_LEGEND, _SWATCH, _LEGEND_LINE = 46, 12, 21
 # Entries with names are wide, so they get more lines; in letters, the longest entry, and the
@@ -97,7 +99,8 @@ def lay_out(panels: Sequence[Panel], *, width: int, scale: int = 1) -> Layout:
     aspect = statistics.median(map(_aspect, panels))
     n_offsets = max(panel.image.shape[1] for panel in panels)
     usable = width - 2 * _MARGIN + _GAP
-    most = usable // (max(_NARROWEST_PANEL, n_offsets * _NARROWEST_TILE) + _GAP)
+    narrowest = min(max(_NARROWEST_PANEL, n_offsets * _NARROWEST_TILE), _NARROWEST_WINDOW)
+    most = usable // (narrowest + _GAP)
     # A figure, with the titles of its panels, is a little wider than high.
     columns = max(min(round(math.sqrt(2 * n / aspect)), most), 1)
     # Avoid a last row with empty cells.

@@ -20,6 +20,8 @@ N_SLICES = 16
 _MOST_SLICES = 400
 # Notebooks show a figure about 900 pixels wide: at this scale, its text stays legible.
 _WIDTH, _SCALE = 1600, 2
+# Windows of many slices need a wider figure for two side by side; the text is 9 pixels high there.
+_MANY_SLICES, _WIDTH_OF_MANY = 7, 2200
 SUFFIXES = (".png", ".jpg", ".pdf", ".svg")
 
 
@@ -96,7 +98,9 @@ def show_slices(
     if len(rows) > _MOST_SLICES:
         raise UsageError(f"{len(rows)} slices are too many; choose at most {_MOST_SLICES}")
     panels = read_panels(output, index, rows, window_size=window_size)
-    return _draw(output, panels, labels=labels, dark=dark, width=_WIDTH, scale=_SCALE)
+    is_wide = max(panel.image.shape[1] for panel in panels) >= _MANY_SLICES
+    width = _WIDTH_OF_MANY if is_wide else _WIDTH
+    return _draw(output, panels, labels=labels, dark=dark, width=width, scale=_SCALE)
 
 
 def picture(

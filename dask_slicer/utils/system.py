@@ -19,6 +19,11 @@ def cpu_count() -> int:
     return int(CPU_COUNT)
 
 
+def cpu_share_in_use(seconds: float = 1.0) -> float:
+    """Return the share of this machine's CPUs that all programs use, measured for some seconds."""
+    return float(psutil.cpu_percent(seconds)) / 100
+
+
 def memory_bytes() -> int:
     """Return the memory that this process may use: the machine's, or the cgroup's limit."""
     limit = int(psutil.virtual_memory().total)

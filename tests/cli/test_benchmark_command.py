@@ -34,6 +34,24 @@ def test_the_command_prints_and_saves_results_and_removes_its_slices(
     assert found["cases"] == 2
     assert found["num_workers"] in (0, 1)
     assert {path.name for path in output.iterdir()} <= {"results.json", "speedup.png"}
+    assert "from - to" in result.stdout
+    for row in found["rows"]:
+        assert f"{row['fastest']:.2f} - {row['slowest']:.2f}" in result.stdout
+    clear = "No clear winner" not in result.stdout
+    assert clear == (not found["as_fast"])
+
+
+def test_a_busy_machine_is_named(dataset, tmp_path, invoke, monkeypatch) -> None:
+    dataset.add("a")
+    arguments = ("benchmark", "--input_dir", dataset.root, "--output_dir", tmp_path / "bench")
+    for in_use, is_noted in ((0.63, True), (0.05, False)):
+        monkeypatch.setattr("dask_slicer.utils.system.cpu_share_in_use", lambda use=in_use: use)
+        result = invoke(*arguments, "--workers", "0", "--repeats", 1)
+        assert result.exit_code == 0, result.output
+        assert ("Note: other programs use 63% of the CPUs" in result.stdout) == is_noted
+        found = json.loads((tmp_path / "bench" / "results.json").read_text())
+        assert found["machine"]["cpu_share_in_use_before"] == in_use
+        assert "does not show how much times vary" in result.stdout
 
 
 def test_a_plot_is_drawn_where_matplotlib_is_installed(dataset, tmp_path, invoke) -> None:

@@ -18,7 +18,9 @@ import pytest
 
 import dask_slicer
 from dask_slicer.cluster import local, probes, upload
+from dask_slicer.cluster.client import SETTINGS, variable_of
 from dask_slicer.cluster.preflight import (
+    BETTER_SETTINGS,
     MUST_MATCH,
     SHOULD_MATCH,
     Preflight,
@@ -198,11 +200,8 @@ def test_a_disk_that_is_not_shared_is_refused(look, said) -> None:
     [
         (1.0, False, 3, ""),
         (1.0, "false", "5", ""),
-        (1.1, True, 3, "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=1.0 "
-         "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING=False: it then gives a worker one volume at a "
-         "time so that none waits behind a slow case, never moves a volume to another worker"),
-        (1.0, False, 0, "with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=3: it then does not "
-         "fail a case because another case killed its worker"),
+        (1.1, True, 3, "other settings (worker-saturation, work-stealing), see docs/hpc"),
+        (1.0, False, 0, "other settings (allowed-failures), see docs/hpc"),
     ],
 )  # fmt: skip
 def test_better_settings_for_the_scheduler_are_noted(saturation, stealing, failures, said) -> None:
@@ -211,6 +210,13 @@ def test_better_settings_for_the_scheduler_are_noted(saturation, stealing, failu
     check_settings(dict(zip(names, (saturation, stealing, failures), strict=True)), findings)
     assert not findings.refusals
     assert (said in findings.notes[0]) if said else not findings.notes
+    assert all(len(note) <= 120 for note in findings.notes)
+
+
+def test_the_docs_have_the_better_settings_of_a_scheduler() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "hpc.md").read_text(encoding="utf-8")
+    for name in (f"distributed.scheduler.{name}" for name in BETTER_SETTINGS):
+        assert f"`{variable_of(name)}={SETTINGS[name]}`" in text
 
 
 def test_a_process_describes_itself() -> None:

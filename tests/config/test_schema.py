@@ -272,3 +272,13 @@ def test_a_default_given_explicitly_is_no_change() -> None:
     assert changed_settings(DEFAULT, DEFAULT.model_copy(update={"clip_min": 5.0})) == [
         "clip_min was none, is now 5.0"
     ]
+
+
+def test_the_output_is_not_the_input_in_other_letters(tmp_path, monkeypatch) -> None:
+    # As on a disk that ignores case, where Scans is scans.
+    def is_same(path: Path, other: Path) -> bool:
+        return str(path).lower() == str(other).lower()
+
+    monkeypatch.setattr(Path, "samefile", is_same)
+    message = message_of({"input_dir": tmp_path / "scans", "output_dir": tmp_path / "Scans"})
+    assert "output_dir must not be the input_dir" in message

@@ -24,8 +24,11 @@ def _no_pause(monkeypatch) -> None:
     monkeypatch.setattr("dask_slicer.execution.benchmark._PAUSE", 0.0)
 
 
-def measured(n_workers: int, seconds: float, *, cpu: float = 8.0, busy: float = 8.0) -> Measurement:
+def measured(
+    n_workers: int, seconds: float, *, cpu: float = 8.0, busy: float = 8.0, wait: float = 0.0
+) -> Measurement:
     return Measurement(
+        cpu_wait_seconds=wait,
         n_workers=n_workers, seconds=seconds, start_seconds=1.0, busy_seconds=busy,
         cpu_seconds=cpu, n_cases=4, n_slices=400, n_failed=0, bytes_in=8_000_000,
         bytes_out=40_000_000, peak_rss=100_000_000,
@@ -105,6 +108,40 @@ def test_the_recommendation_names_a_number_and_what_holds_it_back(
     advice = recommend(table(*measurements), n_cpus=4)
     assert (advice.num_workers, advice.bottleneck) == (num_workers, bottleneck)
     assert says in advice.reason
+
+
+@pytest.mark.parametrize(
+    ("wait", "bottleneck", "says"),
+    [
+        (0.0, "disk", "compute for 38% of the time, and wait for files to be read or written in"),
+        (1.0, "disk", "in the rest, and for a CPU for 12%"),
+        (4.5, "CPU", "and wait for a CPU, which others use, for 56%"),
+    ],
+)
+def test_waiting_for_a_cpu_is_not_waiting_for_the_disk(wait, bottleneck, says) -> None:
+    advice = recommend(table(measured(2, 4.0, cpu=3.0, wait=wait)), n_cpus=4)
+    assert advice.bottleneck == bottleneck
+    assert says in advice.reason
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_workers", "as_fast"),
+    [
+        ({1: [8.0, 9.0], 2: [4.0, 4.5]}, 2, ()),
+        ({1: [8.0, 9.0], 2: [4.0, 8.5]}, 2, (1,)),
+        ({1: [8.0, 9.0], 2: [4.0, 4.5], 4: [3.9, 4.4]}, 2, (4,)),
+        ({0: [3.0, 5.0], 1: [3.5, 4.5], 2: [2.0, 2.2]}, 2, ()),
+        ({1: [4.0], 2: [4.0]}, 1, ()),  # one run says nothing of how times vary
+    ],
+    ids=["clear", "one slow run", "more are no faster", "others overlap", "one run each"],
+)
+def test_numbers_of_workers_whose_times_overlap_are_named(seconds, num_workers, as_fast) -> None:
+    found = table(*(measured(n, value) for n, values in seconds.items() for value in values))
+    advice = recommend(found, n_cpus=4)
+    assert (advice.num_workers, advice.as_fast) == (num_workers, as_fast)
+    assert {row.n_workers: [row.fastest, row.slowest] for row in found} == {
+        n: [min(values), max(values)] for n, values in seconds.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,18 @@ def test_failed_tasks_stay_on_the_scheduler_until_the_run_ends(scans, tmp_path, 
     # Not those of the graphs in which they failed together with others.
     assert {key for key in observer.seen if key[0] == "save"} == {("save", name) for name in failed}
     assert set(observer.seen.values()) == {"erred", "released"}
+    # One for each case, whatever its step; a killed worker leaves the error to all of its tasks.
+    erred = Counter(name for (_, name), state in observer.seen.items() if state == "erred")
+    assert erred == {"phantom_001": 1, "phantom_002": 1, "phantom_003": 3}
+    assert {one.case_id: one.step for one in report.failures} == dict(
+        zip(failed, ["load", "slice", "load"], strict=True)
+    )
     assert observer.held == 0
+    # Each death of a worker counts, also where the case that it had was written later.
+    assert report.n_lost_workers >= 2
+    assert report.notes[0].startswith(f"lost {report.n_lost_workers} workers that had a case")
+    summary = json.loads((tmp_path / "slices" / "dataset_info.json").read_text())
+    assert summary["lost_workers"] == report.n_lost_workers
     wait_for(lambda: not client.run_on_scheduler(tasks_there))
     assert not client.futures
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import dask_slicer
-from dask_slicer.cluster import client
+from dask_slicer.cluster import client, local
 from dask_slicer.execution import workers
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.observer import Observer
@@ -98,6 +98,19 @@ def test_a_lost_scheduler_is_noticed_soon_by_default() -> None:
     assert (dask.config.get(tcp), dask.config.get(connect)) == ("30s", "30s")
 
 
+def test_spawned_workers_write_the_same_as_on_macos_and_windows(
+    scans, written_here, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(local, "start_forkserver", lambda _: "spawn")
+    report = dask_slicer.run(
+        {"input_dir": scans, "output_dir": tmp_path / "slices", "num_workers": 2},
+        dashboard_address="none",
+        progress=False,
+    )
+    assert report.n_committed == N_CASES
+    assert contents(tmp_path / "slices") == written_here
+
+
 # -- somebody's scheduler ------------------------------------------------------------------------
 
 
@@ -117,7 +130,7 @@ def test_a_running_scheduler_is_used_and_left_running(
         *("--num_workers", 7),
     )
     assert result.exit_code == 0, result.output
-    assert "--num_workers is ignored" in result.stdout
+    assert "--num_workers has no effect: a running scheduler has its own" in result.stdout
     assert scheduler.address in result.stdout
     assert contents(tmp_path / "slices") == written_here
     assert scheduler.process.poll() is None
@@ -149,5 +162,31 @@ def test_the_number_of_workers_is_limited_by_memory_only_by_default(
     )
     plan = dask_slicer.plan(config)
     assert workers._n_workers(config, 20, plan.peak_bytes, observer) == expected
+    assert said in " ".join(notes)
+    assert bool(notes) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("given", "n_cpus", "n_cases", "expected", "said"),
+    [
+        ({}, 8, 20, 4, ""),
+        ({}, 2, 20, 2, ""),
+        ({"num_workers": 4}, 2, 20, 4, "4 workers share 2 CPUs; --num_workers 2 takes less memory"),
+        ({"num_workers": 4}, 2, 2, 2, ""),
+        ({"num_workers": 4}, 4, 20, 4, ""),
+        ({"num_workers": -1}, 2, 20, 2, ""),
+    ],
+    ids=["default", "few CPUs", "as asked, noted", "few cases", "as many", "all CPUs"],
+)
+def test_the_default_number_of_workers_is_at_most_that_of_the_cpus(
+    monkeypatch, given, n_cpus, n_cases, expected, said
+) -> None:
+    notes: list[str] = []
+    observer = Observer()
+    monkeypatch.setattr(observer, "note", notes.append)
+    monkeypatch.setattr(workers.system, "cpu_count", lambda: n_cpus)
+    monkeypatch.setattr(workers.system, "memory_bytes", lambda: 64 * GB)
+    config = dask_slicer.RunConfig(input_dir="a", output_dir="b", **given)
+    assert workers._n_workers(config, n_cases, GB, observer) == expected
     assert said in " ".join(notes)
     assert bool(notes) == bool(said)

@@ -102,6 +102,20 @@ def test_partitions_that_run_at_once_are_counted_together(output) -> None:
     assert (run.n_todo, run.n_done) == (6, 2)
 
 
+def test_cases_of_a_partition_that_has_ended_are_part_of_the_whole(output) -> None:
+    (output / WHOLE.lock).unlink()
+    first, second = (partition_files(Partition(number, 2)) for number in (1, 2))
+    append(output / first.journal, written("a"), failed("c"), written("z", at=EARLIER))
+    append(output / second.journal, written("b"))
+    hold(output / second.lock, 1, NOW - 10)  # the first has ended, and removed its lock
+    reader = JournalReader(output)
+    for _ in range(2):
+        (run,) = reader.view().runs
+        assert (run.n_done, run.n_failed, run.n_todo) == (2, 1, 3)
+    (output / first.lock).write_text("elsewhere")  # or it was killed
+    assert reader.view().runs[0].n_todo == 3
+
+
 def test_a_run_with_only_counts_the_number_of_cases_in_its_lock(output) -> None:
     append(output / WHOLE.journal, written("a", at=EARLIER), written("c"))
     hold(output / WHOLE.lock, 2, NOW - 10)

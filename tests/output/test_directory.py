@@ -15,7 +15,10 @@ import pytest
 import yaml
 
 import dask_slicer
+from dask_slicer.errors import OutputError
 from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.output import layout
+from dask_slicer.output.directory import existing_config
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -209,3 +212,11 @@ def test_fsync_forces_every_file_of_a_case_and_every_directory_that_leads_to_it(
     wanted = [output, place, *place.parents, *place.rglob("*"), output / "journal.jsonl"]
     wanted = [path for path in wanted if path == output or output in path.parents]
     assert [path for path in wanted if path.stat().st_ino not in synced] == []
+
+
+def test_a_config_yaml_of_the_user_in_other_letters_is_refused(tmp_path, monkeypatch) -> None:
+    # As on a disk that ignores case: the name is listed as Config.yaml, and config.yaml opens it.
+    (tmp_path / "config.yaml").write_text("learning_rate: 0.1\n")
+    monkeypatch.setattr(layout, "names_in", lambda _: ["Config.yaml"])
+    with pytest.raises(OutputError, match="that dask-slicer did not write"):
+        existing_config(tmp_path)

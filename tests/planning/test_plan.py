@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import Result
 
 import dask_slicer
@@ -50,3 +51,30 @@ def test_the_plan_names_every_problem_at_once_and_writes_nothing(
     assert "3 mm" in shift
     assert described["num_cases"] == 5
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ([3], "test will be empty: the only case in it cannot be run (case_3)"),
+        ([0, 1, 2], "train will be empty: none of the 3 cases in it can be run (case_0, case_1,"),
+        ([], ""),
+        ([1], ""),
+    ],
+    ids=["its only case", "all of its cases", "none", "one of several"],
+)
+def test_a_split_whose_cases_cannot_be_run_is_noted(dataset, tmp_path, broken, words) -> None:
+    splits = {"train": ["case_0", "case_1", "case_2"], "test": ["case_3"]}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    for number in range(4):
+        dataset.add(f"case_{number}")
+    for number in broken:
+        dataset.image_path(f"case_{number}").write_bytes(b"")
+    plan = dask_slicer.plan(
+        input_dir=dataset.root,
+        output_dir=tmp_path / "slices",
+        splits=tmp_path / "splits.json",
+    )
+    notes = [note for note in plan.notes if "will be empty" in note]
+    assert len(notes) == bool(words)
+    assert all(note.startswith(words) for note in notes)

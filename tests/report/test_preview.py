@@ -540,6 +540,16 @@ def test_captions_of_windows_of_five_are_legible_where_a_notebook_shows_them(
     assert min(pixels) >= 9
 
 
+@pytest.mark.parametrize("window_size", [0, 1, 2, 3, 4, 5])
+def test_windows_are_a_grid_and_not_a_tall_column(dataset, slice_dataset, window_size) -> None:
+    dataset.add("square", np.zeros((12, 12, 20), np.int16), affine=np.eye(4))
+    figure = dask_slicer.show_slices(slice_dataset(window_size=window_size), n_slices=16)
+    width, height = figure.get_size_inches()
+    assert height < 1.5 * width
+    pixels = [text.get_fontsize() * figure.dpi / 72 for text in figure.texts]
+    assert min(pixels) * 900 / (width * figure.dpi) >= 9  # in a notebook
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "pdf", "svg"])
 def test_a_file_of_another_kind_is_written_whole(
     dataset, slice_dataset, invoke, tmp_path: Path, suffix: str

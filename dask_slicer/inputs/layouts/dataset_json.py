@@ -259,8 +259,6 @@ def _add_test(
         result.notes.append(f"images for testing left out: {error}")
         return
     if options.include_test:
-        if not entries:
-            result.notes.append(f"--include_test has no effect: {name} lists no images for it")
         _add_cases(entries, ["test"] * len(entries), paths, result)
     elif entries:
         held_out = {file for entry in entries for file in (*entry.images, entry.label or "")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import is_volume_name, name_of, split_channel, stem_of
+from dask_slicer.inputs.case import is_volume_name, name_of, relative_path, split_channel, stem_of
 from dask_slicer.inputs.layouts.base import (
     FOR_TESTING,
     InputOptions,
@@ -121,15 +120,13 @@ def _listed(tree: FileTree, description: Mapping[str, Any]) -> dict[str, _Pair]:
 
 def _folder_of(tree: FileTree, listed: Mapping[str, _Pair]) -> str:
     """Return the folder of the images for training, relative to the dataset."""
-    folders = sorted(
-        {os.path.relpath(Path(image).parent, tree.root) for image, _ in listed.values()}
-    )
-    if len(folders) > 1 or any(folder.startswith("..") for folder in folders):
+    folders = sorted({relative_path(Path(image).parent, tree.root) for image, _ in listed.values()})
+    if len(folders) > 1 or any(name.startswith("..") or Path(name).anchor for name in folders):
         raise DatasetError(
             "dataset.json lists images without their channels (_0000) in several folders, or "
             f"outside of {tree.root}: {first_few(folders)}; name the files in a manifest"
         )
-    return folders[0].replace(os.sep, "/") if folders else "imagesTr"
+    return folders[0] if folders else "imagesTr"
 
 
 def _file_ending(description: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from dask_slicer.inputs.case import Case, Mask
 from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.layouts.manifest import read_manifest
-from dask_slicer.inputs.layouts.manifest_writer import manifest_text
+from dask_slicer.planning.manifest_writer import manifest_text
 
 # Characters that need quotes in CSV, too.
 LETTERS = st.text("aZ0é,;\" \t'#=[]-_", min_size=1, max_size=6).map(str.strip).filter(bool)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.case import Case, relative_path
 from dask_slicer.inputs.layouts.manifest import NO_FILE, check_other_columns
 from dask_slicer.inputs.layouts.manifest_table import Table, column_name
 
@@ -109,7 +108,4 @@ def _relative(path: str | None, manifest: Path) -> str | None:
     """Return a path as the manifest holds it, None for an empty cell."""
     if not path or Path(path).name.startswith(NO_FILE):
         return None
-    try:
-        return os.path.relpath(path, manifest.parent).replace(os.sep, "/")
-    except ValueError:  # on another drive of Windows
-        return path
+    return relative_path(path, manifest.parent)
