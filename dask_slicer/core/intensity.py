@@ -173,7 +173,7 @@ def _center_and_scale(stats: Statistics, method: str) -> tuple[float, float]:
         return 0.0, 1.0
     if method == "minmax":
         return stats.min, (stats.max - stats.min) or 1.0
-    return stats.mean, stats.std
+    return stats.mean, stats.divisor
 
 
 def check_fits(normalization: Normalization, stats: Statistics, dtype: DTypeLike) -> None:
