@@ -49,6 +49,7 @@ class CommittedCase:
     run_id: str = ""
     n_overlapping: int = 0  # voxels in the masks of two structures
     header_notes: tuple[tuple[str, str], ...] = ()  # oddities of headers: file, text
+    voxel_volume: float | None = None  # mm³; None in lines of earlier versions
     # Of the journal line, in seconds since 1970; 0 in lines of earlier versions.
     at: float = field(default=0.0, compare=False)
     status: Literal["committed"] = "committed"
