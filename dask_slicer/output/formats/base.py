@@ -61,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; raise CorruptFile if it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path} is damaged ({error})") from None
     if not isinstance(content, dict):
         raise CorruptFile(f"{path} is damaged: it holds no object")
