@@ -284,6 +284,14 @@ def test_a_value_that_would_overflow_is_refused(
             check_fits(how, found, dtype)
 
 
+def test_minmax_reaches_nothing_beyond_1() -> None:
+    stored = np.array([-100, 0, 200], np.int16)
+    how, _ = normalization(Voxels(stored=stored), "minmax", clip_min=-59.817)
+    unclipped = (np.float32(200) - np.float32(-59.817)) / np.float32(200 + 59.817)
+    assert unclipped > 1  # by rounding
+    assert how.apply(stored)[[0, 2]].tolist() == [0, 1]
+
+
 def test_an_unknown_method_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="zscore, minmax, percentile, none, got rank"):
         normalization(Voxels(stored=np.zeros(3)), "rank")

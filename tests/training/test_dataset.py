@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -107,7 +106,7 @@ class TestContract:
     ("first", "second"),
     [
         *[("i2", "u1"), ("i2", "u2"), ("f4", "i2"), (">i2", ">f8"), ("i4", "i4"), ("u1", "i1")],
-        *[("f4", "i4"), ("f8", "f4"), ("i8", "u8"), ("u4", "i2")],
+        *[("f4", "i4"), ("f8", "f4"), ("u4", "i2")],
     ],
 )
 def test_source_reads_equal_npz_for_modalities_of_any_dtype(
@@ -117,10 +116,9 @@ def test_source_reads_equal_npz_for_modalities_of_any_dtype(
     for channel, name in enumerate((first, second)):
         low = 0 if np.dtype(name).kind == "u" else -100
         image = rng.integers(low, 120, (6, 5, 4)).astype(np.dtype(name))
-        dataset.image_path("a", channel).parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(image, np.eye(4)), dataset.image_path("a", channel))
+        dataset.add("a", image, True if channel == 0 else None, channel=channel)
     stored = "float32" if dtype == "source" else dtype
-    settings = {"clip_max": 99, "allow_missing_labels": True}
+    settings = {"clip_max": 99}
     reference = windows_of(slice_dataset(output="npz", dtype=stored, **settings))
     output = slice_dataset(output="tried", format=format_, dtype=dtype, **settings)
     for sample in SliceDataset(output, split=None):
@@ -128,15 +126,15 @@ def test_source_reads_equal_npz_for_modalities_of_any_dtype(
         np.testing.assert_array_equal(sample["image"], wanted.astype(np.float32))
 
 
-@pytest.mark.parametrize(("format_", "dtype"), [("npz", "float32"), *FORMATS])
-@pytest.mark.parametrize("stored", ["int16", "int32", "float32"])
+@pytest.mark.parametrize(("format_", "dtype"), FORMATS)
+@pytest.mark.parametrize("stored", ["int16", "float32"])
 def test_minmax_reaches_0_and_1_and_nothing_beyond(dataset, slice_dataset, format_, dtype, stored):
-    # Of about 25 such ranges, one would reach 1.0000001 by rounding.
-    rng = np.random.default_rng(8)
-    for number in range(60):
-        image = rng.normal(*rng.normal(0, 900, 2) ** 2, (4, 3, 2)).clip(-30_000, 30_000)
-        dataset.add(f"case_{number:02d}", image.astype(stored), None)
-    settings = {"normalize": "minmax", "window_size": 0, "allow_missing_labels": True}
+    # By rounding, the largest voxels would reach 1.0000001: this limit is no float32.
+    for largest in (200, 230, 300):
+        image = np.linspace(-100, largest, 24).round().astype(stored).reshape(4, 3, 2)
+        dataset.add(f"case_{largest}", image, None)
+    settings = {"normalize": "minmax", "clip_min": -59.817, "window_size": 0}
+    settings["allow_missing_labels"] = True
     output = slice_dataset(format=format_, dtype=dtype, train_ratio=1.0, **settings)
     images = [sample["image"] for sample in SliceDataset(output, None)]
     assert (np.min(images), np.max(images)) == (0, 1)
