@@ -43,9 +43,9 @@ class Normalization:
     def clip_stored(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return stored numbers with the same result of `apply`, none far outside the range.
 
-        The result is the same to the last bit: a clipped number becomes the nearest one that
-        `apply` clips, too. If its intensity is NaN or Inf, it becomes the number for 0. In native
-        byte order.
+        The same to the last bit: a clipped number becomes one next to the limit that `apply`
+        clips, too. If its intensity is NaN or Inf, it becomes the number for 0. In native byte
+        order.
         """
         stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         if self.zero_nonfinite:

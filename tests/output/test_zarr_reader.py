@@ -163,5 +163,7 @@ def test_a_store_of_an_earlier_version_is_read(store) -> None:
     path = store / "zarr.json"
     document = json.loads(path.read_text())
     assert document["attributes"].pop("stored_dtype") == ["int16", "int16"]
+    for how in document["attributes"]["normalization"]:
+        del how["to_unit_range"], how["zero_nonfinite"]
     path.write_text(json.dumps(document))
     check_read(store, expected)

@@ -70,8 +70,10 @@ class ZarrReader:
         channels, height, width = map(_whole, attributes["shape"]["image"])
         label = attributes["shape"]["label"]
         n_modalities, rest = divmod(channels, 2 * self._window_size + 1)
-        expected = source_attributes(self._normalization) if self._normalization else {}
-        expected["num_channels"] = channels
+        expected: dict[str, Any] = {"num_channels": channels}
+        if self._normalization:
+            expected |= source_attributes(self._normalization)
+            del expected["normalization"]  # earlier versions wrote fewer keys
         if (
             rest
             or label not in (None, [height, width])
