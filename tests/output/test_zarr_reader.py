@@ -157,6 +157,15 @@ def test_sizes_on_which_all_metadata_agree_are_checked_against_the_chunks(store,
         reader.stored(0)
 
 
+@each_store
+def test_a_case_whose_metadata_lost_the_label_is_refused(store) -> None:
+    document = json.loads((store / "zarr.json").read_text())
+    document["attributes"]["shape"]["label"] = None
+    (store / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(CorruptFile, match=r"zarr\.json has no label, but its case has one"):
+        ZarrReader(store)
+
+
 @pytest.mark.parametrize("settings", [STORES["source"]], ids=["source"])
 def test_a_store_of_an_earlier_version_is_read(store) -> None:
     expected = values_of(store)

@@ -53,6 +53,8 @@ class ZarrReader:
         self._label = None
         if has_label:
             self._label = _Planes(folder / "label", (shape[0], *shape[2:]), LABEL_DTYPES)
+        elif (folder / "label").exists():
+            raise CorruptFile(f"{path} has no label, but its case has one")
         dtype = self._image.dtype
         if not self._normalization and dtype.name not in _FLOATS:
             raise CorruptFile(f"{path} lacks the normalisation of {dtype} images")
@@ -123,11 +125,11 @@ class ZarrReader:
             if index != ZERO_SLICE:
                 self._image.chunk(index)  # confirms the size of a plane before memory is taken
                 break
-        planes = np.zeros((len(indices), *self.shape[1:]), dtype=np.float32)
+        planes = np.empty((len(indices), *self.shape[1:]), dtype=np.float32)
         for place, index in enumerate(indices):
             if index == ZERO_SLICE:
-                continue
-            if index in indices[:place]:  # repeated at an edge
+                planes[place] = 0
+            elif index in indices[:place]:  # repeated at an edge
                 planes[place] = planes[indices.index(index)]
             elif self._normalization:
                 for modality, stored in enumerate(self._image.read(index)):
@@ -173,8 +175,8 @@ class _Planes:
 
     def read(self, index: int) -> NDArray[Any]:
         """Return one plane."""
-        chunk = self.chunk(index)
-        plane = np.zeros(self.shape[1:], dtype=self.dtype)
+        chunk = self.chunk(index)  # which fills the whole plane
+        plane = np.empty(self.shape[1:], dtype=self.dtype)
         self._decode_into(plane, chunk, index)
         return plane
 
