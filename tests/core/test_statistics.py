@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dask_slicer.core.statistics import statistics
+from dask_slicer.core.statistics import pooled, statistics
 from dask_slicer.core.volume import Voxels
 from dask_slicer.errors import NonFinite
 
@@ -152,3 +152,17 @@ def test_sums_of_the_largest_integers_are_exact(dtype: str, slope: float) -> Non
     assert found.n_foreground == above.size
     assert found.mean == pytest.approx(intensities.mean(), rel=1e-13)
     assert found.std == pytest.approx(intensities.std(), rel=1e-10)
+
+
+@given(st.lists(st.lists(st.integers(-90, 90), min_size=2, max_size=5), min_size=2, max_size=4))
+def test_statistics_of_several_volumes_are_those_of_all_foreground_voxels(volumes) -> None:
+    one_by_one = [statistics(Voxels(stored=np.array(values, np.int16))) for values in volumes]
+    foreground = [v for values in volumes for v in [v for v in values if v > min(values)] or values]
+    everything = [v for values in volumes for v in values]
+    found = one_by_one[0]
+    for following in one_by_one[1:]:
+        found = pooled(found, following)
+    assert (found.n_foreground, found.min) == (len(foreground), min(everything))
+    assert found.max == max(everything)
+    assert found.mean == pytest.approx(exact.fmean(foreground), abs=1e-9)
+    assert found.std == pytest.approx(exact.pstdev(foreground), abs=1e-6)

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 
 from dask_slicer.errors import CorruptFile
 from dask_slicer.output.checks import check_case
 from dask_slicer.output.directory import output_config
+from dask_slicer.output.formats import zarr_reader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.journal import last_records
 
@@ -155,6 +157,20 @@ def test_sizes_on_which_all_metadata_agree_are_checked_against_the_chunks(store,
         reader.read(1, None)
     with pytest.raises(CorruptFile, match=r"/label: slice 0 is damaged \(it holds \d+ bytes"):
         reader.stored(0)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 255, 256, 257, 65_791, 65_792, 200_000])
+def test_chunks_declare_the_size_of_their_planes(n_bytes) -> None:
+    plane = np.random.default_rng(0).integers(0, 9, n_bytes).astype(np.uint8)
+    for encode, size in (
+        (numcodecs.Zstd(level=3).encode, zarr_reader._zstd_size),
+        (lambda content: numcodecs.blosc.compress(content, b"lz4", 5, 1), zarr_reader._blosc_size),
+    ):
+        chunk = np.frombuffer(encode(plane), np.uint8)
+        assert size(chunk) == n_bytes
+        for n_kept in range(8):  # what is cut may have any size, but is no error
+            assert size(chunk[:n_kept]) >= 0
+    assert zarr_reader._blosc_size(chunk[:-1]) == 0  # more would be read than there is
 
 
 @each_store
