@@ -173,6 +173,18 @@ def test_chunks_declare_the_size_of_their_planes(n_bytes) -> None:
     assert zarr_reader._blosc_size(chunk[:-1]) == 0  # more would be read than there is
 
 
+@pytest.mark.parametrize("settings", [STORES["float32"]], ids=["float32"])
+@pytest.mark.parametrize(("key", "value"), [("affine", 7.5), ("spacing", 7.5), ("shape", 9)])
+def test_attributes_that_contradict_each_other_are_refused(store, key, value) -> None:
+    document = json.loads((store / "zarr.json").read_text())
+    numbers = document["attributes"][key]
+    numbers = numbers["label"] if key == "shape" else numbers
+    (numbers[0] if key == "affine" else numbers)[0] = value
+    (store / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(CorruptFile, match=r"zarr\.json is damaged .*contradict"):
+        ZarrReader(store)
+
+
 @each_store
 def test_a_case_whose_metadata_lost_the_label_is_refused(store) -> None:
     document = json.loads((store / "zarr.json").read_text())
