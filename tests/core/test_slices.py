@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dask_slicer.core.geometry import voxel_volume
 from dask_slicer.core.slices import slice_volume
 from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.errors import LabelValues, NonFinite
@@ -70,3 +71,7 @@ def test_each_modality_has_its_own_settings() -> None:
     assert (first[0].min(), last[0].max()) == (10, 59)
     assert (first[1].min(), last[1].max()) == (0, 1)
     assert stack.shape == (5, 4, 3)
+
+
+def test_a_voxel_of_a_mirrored_grid_has_a_volume_too() -> None:
+    assert voxel_volume(np.diag([-1.0, 2.0, 3.0, 1.0])) == pytest.approx(6)

@@ -166,3 +166,9 @@ def test_statistics_of_several_volumes_are_those_of_all_foreground_voxels(volume
     assert found.max == max(everything)
     assert found.mean == pytest.approx(exact.fmean(foreground), abs=1e-9)
     assert found.std == pytest.approx(exact.pstdev(foreground), abs=1e-6)
+
+
+@pytest.mark.parametrize(("clip_max", "fits"), [(None, True), (95, True), (94, False)])
+def test_a_clip_that_changes_over_half_of_the_bright_voxels_does_not_fit(clip_max, fits) -> None:
+    stored = np.array([0] * 8 + [90, 95, 96, 97], np.int16)  # four are bright
+    assert statistics(Voxels(stored=stored), clip_max=clip_max).clip_fits is fits

@@ -174,12 +174,17 @@ def test_chunks_declare_the_size_of_their_planes(n_bytes) -> None:
 
 
 @pytest.mark.parametrize("settings", [STORES["float32"]], ids=["float32"])
-@pytest.mark.parametrize(("key", "value"), [("affine", 7.5), ("spacing", 7.5), ("shape", 9)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("affine", 7.5), ("spacing", 7.5), ("shape", 9), ("padding_mode", "x")]
+)
 def test_attributes_that_contradict_each_other_are_refused(store, key, value) -> None:
     document = json.loads((store / "zarr.json").read_text())
-    numbers = document["attributes"][key]
-    numbers = numbers["label"] if key == "shape" else numbers
-    (numbers[0] if key == "affine" else numbers)[0] = value
+    attributes = document["attributes"]
+    if key == "padding_mode":
+        attributes[key] = value
+    else:
+        numbers = {"affine": attributes["affine"][0], "shape": attributes["shape"]["label"]}
+        numbers.get(key, attributes["spacing"])[0] = value
     (store / "zarr.json").write_text(json.dumps(document))
     with pytest.raises(CorruptFile, match=r"zarr\.json is damaged .*contradict"):
         ZarrReader(store)
