@@ -50,6 +50,7 @@ class CommittedCase:
     n_overlapping: int = 0  # voxels in the masks of two structures
     header_notes: tuple[tuple[str, str], ...] = ()  # oddities of headers: file, text
     structures: dict[str, int] = field(default_factory=dict)  # values of masks that were merged
+    voxel_volume: float | None = None  # mm³; None in lines of earlier versions
     # Of the journal line, in seconds since 1970; 0 in lines of earlier versions.
     at: float = field(default=0.0, compare=False)
     status: Literal["committed"] = "committed"

@@ -144,9 +144,22 @@ def reorient(array: NDArray[np.generic], orientation: NDArray[np.float64]) -> ND
 
 
 def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Return the mm per voxel along each array axis."""
+    """Return the mm per voxel along each array axis, also if the axes are not orthogonal."""
     first, second, third = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
     return first, second, third
+
+
+def voxel_volume(affine: NDArray[np.float64]) -> float:
+    """Return the volume of a voxel in mm³, less than the product of the spacing if it is sheared.
+
+    Examples
+    --------
+    >>> tilted = np.diag([1.0, 1.0, 5.0, 1.0])
+    >>> tilted[1, 2] = 2.0  # each slice lies 2 mm further along the second axis
+    >>> round(voxel_volume(tilted), 6)
+    5.0
+    """
+    return abs(float(np.linalg.det(affine[:3, :3])))
 
 
 def axis_codes(affine: NDArray[np.float64]) -> str:

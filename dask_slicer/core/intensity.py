@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, floor
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -41,25 +43,21 @@ class Normalization:
     def clip_stored(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return stored numbers with the same result of `apply`, none far outside the range.
 
-        A clipped number becomes the nearest one not inside the range, which `apply` clips again. If
-        its intensity is NaN or Inf, it becomes the number for 0. In native byte order.
+        The same to the last bit: a clipped number becomes one next to the limit that `apply`
+        clips, too. If its intensity is NaN or Inf, it becomes the number for 0. In native byte
+        order.
         """
         stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         if self.zero_nonfinite:
             with np.errstate(over="ignore", invalid="ignore"):
                 finite = np.isfinite(stored.astype(np.float64) * self.slope + self.intercept)
-            zero = np.asarray(-self.intercept / self.slope, dtype=stored.dtype)
-            stored = np.where(finite, stored, zero)
-        low, high = sorted((end - self.intercept) / self.slope for end in (self.low, self.high))
-        if stored.dtype.kind == "f":
-            with np.errstate(over="ignore"):  # then no number of this type is clipped
-                ends = np.array([[low, high], [-np.inf, np.inf]], dtype=stored.dtype)
-                return stored.clip(*np.nextafter(*ends))
-        limits = np.iinfo(stored.dtype.str)
-        # Python compares integers and floats exactly.
-        first = limits.min if low <= limits.min else min(floor(low), limits.max)
-        last = limits.max if high >= limits.max else max(ceil(high), limits.min)
-        return stored.clip(first, last)
+            stored = np.where(finite, stored, self._zero(stored.dtype))
+        return stored.clip(*_clipped_ends(self, stored.dtype))
+
+    def _zero(self, dtype: np.dtype[Any]) -> NDArray[np.generic]:
+        """Return the stored number whose intensity is 0, or nearest to it."""
+        with np.errstate(over="ignore"):  # Inf, which counts as 0
+            return np.asarray(-self.intercept / self.slope, dtype=dtype)
 
     def _applied(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32
@@ -73,6 +71,8 @@ class Normalization:
             values += self.intercept
         if self.zero_nonfinite:
             values[~np.isfinite(values)] = 0
+            if stored.dtype.kind == "f":  # what `clip_stored` makes of the others
+                values[stored == self._zero(stored.dtype)] = 0
         np.clip(values, self.low, self.high, out=values)
         values -= self.center
         values /= self.scale
@@ -99,6 +99,48 @@ class Normalization:
             np.clip(values, low, high, out=values)
         values /= np.float32(self.scale)
         return values
+
+
+@lru_cache(maxsize=64)  # asked for with each plane of a case
+def _clipped_ends(how: Normalization, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """Return the least and the greatest number that `clip_stored` leaves as they are."""
+    low, high = sorted((end - how.intercept) / how.slope for end in (how.low, how.high))
+    if dtype.kind == "f":
+        least, greatest = -np.inf, np.inf
+        with np.errstate(over="ignore"):  # then no number of this type is clipped
+            ends = np.array([[low, high], [least, greatest]], dtype=dtype)
+        first, last = np.nextafter(*ends).tolist()
+    else:
+        least, greatest = np.iinfo(dtype).min, np.iinfo(dtype).max
+        # Python compares integers and floats exactly.
+        first = least if low <= least else min(floor(low), greatest)
+        last = greatest if high >= greatest else max(ceil(high), least)
+    return _moved_out(how, dtype, first, least), _moved_out(how, dtype, last, greatest)
+
+
+def _moved_out(how: Normalization, dtype: np.dtype[Any], end: Any, extreme: Any) -> Any:
+    """Return a number next to `end`, towards `extreme`, for which `apply` gives the limit.
+
+    In float32, a number at the limit may differ in the last digit from those that are clipped.
+    """
+    if end == extreme:  # nothing is clipped at this end
+        return end
+    is_float, sign = dtype.kind == "f", 1 if extreme > end else -1
+    kind: Any = float if is_float else int
+    limits: Any = np.finfo(dtype) if is_float else np.iinfo(dtype)
+    least, greatest = kind(limits.min), kind(limits.max)
+
+    def moved(distance: float) -> Any:
+        return dtype.type(min(max(end + sign * kind(distance), least), greatest))
+
+    with np.errstate(over="ignore"):
+        step = kind(np.spacing(dtype.type(abs(end)))) if is_float else 1
+        center = (how.center - how.intercept) / how.slope
+        clipped = how.apply(np.array([moved(min(max(abs(end), abs(center), 1), greatest))]))
+        distance = 0
+        while how.apply(np.array([moved(distance)])) != clipped and moved(distance) != extreme:
+            distance, step = distance + step, step * 2
+        return moved(distance)
 
 
 def normalization(
@@ -173,7 +215,7 @@ def _center_and_scale(stats: Statistics, method: str) -> tuple[float, float]:
         return 0.0, 1.0
     if method == "minmax":
         return stats.min, (stats.max - stats.min) or 1.0
-    return stats.mean, stats.std
+    return stats.mean, stats.divisor
 
 
 def check_fits(normalization: Normalization, stats: Statistics, dtype: DTypeLike) -> None:

@@ -36,8 +36,7 @@ class Statistics:
     Attributes
     ----------
     mean, std : float
-        Over the foreground: voxels greater than the minimum, or all if none is. Population std,
-        given as 1 if it is 1e-7 of the mean or less: such a foreground is constant.
+        Over the foreground: voxels greater than the minimum, or all if none is. Population std.
     min, max : float
         Over all voxels.
     n_foreground : int
@@ -57,6 +56,12 @@ class Statistics:
     n_foreground: int
     n_nonfinite: int = 0
     clipped_share: float = 0.0
+
+    @property
+    def divisor(self) -> float:
+        """Return the std to divide by: 1 for a constant foreground, of 1e-7 of the mean or less."""
+        # Where the spread is so small, the mean is the largest magnitude.
+        return self.std if self.std > _SMALLEST_SPREAD * abs(self.mean) else 1.0
 
     @property
     def clip_fits(self) -> bool:
@@ -163,7 +168,7 @@ def _statistics_by_integer_sums(stored: NDArray[np.generic], voxels: Voxels) -> 
     mean = first / n * voxels.slope + voxels.intercept
     return Statistics(
         mean=mean,
-        std=_usable_std((n * second - first**2) / n**2 * voxels.slope**2, mean),
+        std=float(np.sqrt((n * second - first**2) / n**2 * voxels.slope**2)),
         min=intensities[0],
         max=intensities[1],
         n_foreground=n,
@@ -202,7 +207,7 @@ def _statistics_by_histogram(
     variance = float((counts * (intensities - mean) ** 2).sum()) / total
     return Statistics(
         mean=float(mean),
-        std=_usable_std(variance, float(mean)),
+        std=float(np.sqrt(variance)),
         min=float(minimum),
         max=float(maximum),
         n_foreground=total,
@@ -310,7 +315,7 @@ def _statistics_by_slabs(
         )
     return Statistics(
         mean=mean,
-        std=_usable_std(variance, mean),
+        std=float(np.sqrt(variance)),
         min=minimum,
         max=maximum,
         n_foreground=n,
@@ -347,12 +352,6 @@ def _percentile(q: float, n: int, value_at: Callable[[int], np.floating]) -> flo
     """Return the q-th percentile of n sorted values, interpolated linearly as numpy does."""
     below, above = (float(value_at(rank)) for rank in _ranks(q, n))
     return below + (above - below) * (q / 100 * (n - 1) % 1)
-
-
-def _usable_std(variance: float, mean: float) -> float:
-    std = float(np.sqrt(variance))
-    # Where the spread is so small, the mean is the largest magnitude.
-    return std if std > _SMALLEST_SPREAD * abs(mean) else 1.0
 
 
 def _clipped_share(

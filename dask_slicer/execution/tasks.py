@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from dask_slicer.config.schema import SliceSettings
+from dask_slicer.core.geometry import voxel_volume
 from dask_slicer.core.slices import SliceStack, slice_volume
 from dask_slicer.core.volume import Volume
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
@@ -140,6 +141,7 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
         structures={mask.structure: mask.value for mask in case.case.masks}
         if case.case.merges_masks
         else {},
+        voxel_volume=voxel_volume(stack.affine),
     )
 
 

@@ -223,13 +223,7 @@ def _labels(
     index: SliceIndex, records: Mapping[str, CommittedCase]
 ) -> tuple[int, tuple[LabelFacts, ...]]:
     """Return the number of label values, and the facts of those that most cases hold."""
-    # The volume of a voxel of each case; NaN where the journal lacks it.
-    voxel_ml = np.array(
-        [
-            np.prod(records[case.case_id].spacing) / 1000 if case.case_id in records else np.nan
-            for case in index.cases
-        ]
-    )
+    voxel_ml = np.array([_voxel_ml(records.get(case.case_id)) for case in index.cases])
     values, which = np.unique(index.label_values, return_inverse=True)
     case = np.repeat(index.case, np.diff(index.label_ends))
     # One number for each pair of a value and a case that holds it, ordered by value.
@@ -255,6 +249,15 @@ def _labels(
             )
         )
     return len(values), tuple(facts)
+
+
+def _voxel_ml(record: CommittedCase | None) -> float:
+    """Return the volume of a voxel in ml; NaN where the journal lacks the case."""
+    if record is None:
+        return math.nan
+    if record.voxel_volume is None:
+        return math.prod(record.spacing) / 1000
+    return record.voxel_volume / 1000
 
 
 def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) -> Sample:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dask_slicer.core.statistics import statistics
+from dask_slicer.core.statistics import pooled, statistics
 from dask_slicer.core.volume import Voxels
 from dask_slicer.errors import NonFinite
 
@@ -20,12 +20,12 @@ from dask_slicer.errors import NonFinite
     ("values", "clips", "mean", "std", "low", "high", "n_foreground"),
     [
         pytest.param([0, 0, 2, 4], (None, None), 3, 1, 0, 4, 2, id="background_is_left_out"),
-        pytest.param([9, 9, 9], (None, None), 9, 1, 9, 9, 3, id="no_foreground"),
+        pytest.param([9, 9, 9], (None, None), 9, 0, 9, 9, 3, id="no_foreground"),
         pytest.param([0, 1, 4, 6], (3, None), 5, 1, 3, 6, 2, id="clipped_to_background"),
         pytest.param([0, 1, 3, 9], (None, 3), 7 / 3, 8**0.5 / 3, 0, 3, 3, id="clipped_from_above"),
-        pytest.param([0, 1, 4, 6], (7, None), 7, 1, 7, 7, 4, id="all_below_the_clip"),
+        pytest.param([0, 1, 4, 6], (7, None), 7, 0, 7, 7, 4, id="all_below_the_clip"),
         pytest.param([0, 1, 4, 6], (2, 5), 4.5, 0.5, 2, 5, 2, id="clipped_from_both_sides"),
-        pytest.param([0, 5, 5, 5], (None, None), 5, 1, 0, 5, 3, id="foreground_without_spread"),
+        pytest.param([0, 5, 5, 5], (None, None), 5, 0, 0, 5, 3, id="foreground_without_spread"),
     ],
 )
 def test_foreground_is_what_lies_above_the_minimum_after_clipping(
@@ -52,15 +52,17 @@ def test_foreground_is_decided_before_clipping_to_percentiles(dtype: str) -> Non
 def test_a_constant_foreground_has_no_spread_however_large_it_is(value: float) -> None:
     stored = np.where(np.arange(300_000) < 1000, 0, value)
     found = statistics(Voxels(stored=stored))
-    assert (found.mean, found.std) == pytest.approx((value, 1.0), rel=1e-12)
+    assert (found.mean, found.std) == pytest.approx((value, 0.0), rel=1e-12)
+    assert found.divisor == 1
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-9, 1.0, -1.0, 1e9, 1e30], ids=str)
 @pytest.mark.parametrize("spread", [4e-9, 9e-8, 1.1e-7, 1e-6, 0.2], ids=str)
-def test_a_std_of_1e_7_of_the_values_is_taken_as_1(spread: float, size: float) -> None:
+def test_a_std_of_1e_7_of_the_values_is_kept_but_not_divided_by(spread: float, size: float) -> None:
     stored = np.array([-5 * abs(size), size * (1 - spread), size * (1 + spread)])
-    expected = 1.0 if spread < 1e-7 else spread * abs(size)
-    assert statistics(Voxels(stored=stored)).std == pytest.approx(expected, rel=1e-6)
+    found = statistics(Voxels(stored=stored))
+    assert found.std == pytest.approx(spread * abs(size), rel=1e-6)
+    assert found.divisor == (1.0 if spread < 1e-7 else found.std)
 
 
 @pytest.mark.parametrize("slope", [1e-12, 1e-3, 1e12])
@@ -114,7 +116,7 @@ def test_values_too_large_for_float64_sums_are_refused_by_name(scale: float) -> 
 def test_a_volume_of_nothing_but_nan_is_taken_as_constant_0() -> None:
     stored = np.full((2, 3, 4), np.nan, dtype=np.float32)
     found = statistics(Voxels(stored=stored), zero_nonfinite=True)
-    assert (found.mean, found.std, found.min, found.max) == (0, 1, 0, 0)
+    assert (found.mean, found.std, found.min, found.max) == (0, 0, 0, 0)
     assert (found.n_foreground, found.n_nonfinite) == (24, 24)
 
 
@@ -132,7 +134,8 @@ def test_statistics_are_those_of_exact_arithmetic(stored: np.ndarray) -> None:
     assert found.mean == pytest.approx(exact.fmean(foreground), rel=1e-6, abs=1e-5)
     std = exact.pstdev(foreground)
     is_constant = std <= 1e-7 * max(map(abs, foreground))
-    assert found.std == pytest.approx(1.0 if is_constant else std, rel=1e-6)
+    assert found.std == pytest.approx(std, rel=1e-6, abs=1e-9 * max(map(abs, foreground)))
+    assert found.divisor == (1.0 if is_constant else found.std)
     assert (found.min, found.max) == (min(values), max(values))
     assert found.n_foreground == len(foreground)
 
@@ -149,3 +152,23 @@ def test_sums_of_the_largest_integers_are_exact(dtype: str, slope: float) -> Non
     assert found.n_foreground == above.size
     assert found.mean == pytest.approx(intensities.mean(), rel=1e-13)
     assert found.std == pytest.approx(intensities.std(), rel=1e-10)
+
+
+@given(st.lists(st.lists(st.integers(-90, 90), min_size=2, max_size=5), min_size=2, max_size=4))
+def test_statistics_of_several_volumes_are_those_of_all_foreground_voxels(volumes) -> None:
+    one_by_one = [statistics(Voxels(stored=np.array(values, np.int16))) for values in volumes]
+    foreground = [v for values in volumes for v in [v for v in values if v > min(values)] or values]
+    everything = [v for values in volumes for v in values]
+    found = one_by_one[0]
+    for following in one_by_one[1:]:
+        found = pooled(found, following)
+    assert (found.n_foreground, found.min) == (len(foreground), min(everything))
+    assert found.max == max(everything)
+    assert found.mean == pytest.approx(exact.fmean(foreground), abs=1e-9)
+    assert found.std == pytest.approx(exact.pstdev(foreground), abs=1e-6)
+
+
+@pytest.mark.parametrize(("clip_max", "fits"), [(None, True), (95, True), (94, False)])
+def test_a_clip_that_changes_over_half_of_the_bright_voxels_does_not_fit(clip_max, fits) -> None:
+    stored = np.array([0] * 8 + [90, 95, 96, 97], np.int16)  # four are bright
+    assert statistics(Voxels(stored=stored), clip_max=clip_max).clip_fits is fits

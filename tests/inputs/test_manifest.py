@@ -83,6 +83,13 @@ CSV = {
         "case_id,image,image_2\na,a.nii,a2.nii\nb,b.nii,\n",
         [("a", ("a.nii", "a2.nii"), None, None, None), *HOLE],
     ),
+    "another_modality_is_missing_from_each_case": (
+        "case_id,image,image_2,image_3\na,a.nii,a2.nii,\nb,b.nii,,b3.nii\n",
+        [
+            ("a", ("a.nii", "a2.nii", "(no file in the column image_3)"), None, None, None),
+            ("b", ("b.nii", "(no file in the column image_2)", "b3.nii"), None, None, None),
+        ],
+    ),
     "paths_up_and_down": (
         "case_id,image\na,x/../a.nii\n",
         ["a"],

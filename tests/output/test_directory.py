@@ -127,6 +127,20 @@ def test_intensity_is_that_of_all_foreground_voxels_together(output, dataset) ->
     assert intensity["max"] == np.concatenate(everything).max()
 
 
+def test_a_constant_case_adds_its_own_std_to_that_of_all(dataset, slice_dataset) -> None:
+    varied = np.random.default_rng(3).normal(0, 0.1, (6, 5, 4)).astype(np.float32)
+    dataset.add("a", varied)
+    dataset.add("b", np.full((6, 5, 4), 0.25, np.float32))
+    output = slice_dataset(train_ratio=1.0)
+    pooled = np.append(varied[varied > varied.min()], np.full(120, 0.25)).astype(np.float64)
+    intensity = read_json(output / "dataset_info.json")["intensity"]
+    assert intensity["std"] == pytest.approx(pooled.std(), rel=1e-6)
+    # The metadata of a slice have what it was divided by.
+    with np.load(output / "train" / "b_000.npz") as members:
+        assert json.loads(members["metadata"].item())["norm_stats"]["std"] == 1
+        assert not members["image"].any()
+
+
 def test_failures_csv_exists_only_if_a_case_failed(output, dataset, invoke) -> None:
     (failure,) = rows(output / "failures.csv")
     assert list(failure) == ["case_id", "step", "kind", "message"]

@@ -147,3 +147,14 @@ def test_parts_are_written_whole_after_short_writes(tmp_path, monkeypatch) -> No
     monkeypatch.setattr(npz_archive.os, "writev", some)
     npz_archive.write_parts(tmp_path / "file", [b"one", b"two", b"three"], fsync=False)
     assert (tmp_path / "file").read_bytes() == b"onetwothree"
+
+
+@pytest.mark.parametrize("most_parts", [0, 1024])
+def test_all_of_a_file_is_with_the_system_when_it_is_synced(
+    tmp_path, monkeypatch, most_parts
+) -> None:
+    monkeypatch.setattr(npz_archive, "_MOST_PARTS", most_parts)
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+    assert npz_archive.write_parts(tmp_path / "a", [b"one", b"two"], fsync=True) == 6
+    assert synced == [6]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from dask_slicer.errors import CorruptFile
@@ -30,6 +32,15 @@ class TestShards:
         assert [bytes(reader.chunk(number)) for number in (0, 1)] == [b"one", b""]
         with pytest.raises(CorruptFile, match="chunk 2 is damaged"):
             reader.chunk(2)
+
+    def test_all_of_a_shard_is_with_the_system_when_it_is_synced(self, tmp_path, monkeypatch):
+        synced = []
+        monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
+        with (tmp_path / "shard").open("xb") as file:
+            writer = ShardWriter(file, 1)
+            writer.append(b"one")
+            size, _ = writer.finish(fsync=True)
+        assert synced == [size]
 
     @pytest.mark.parametrize(
         ("cut", "message"), [(0, "cut"), (1, "cut"), (10, "cut"), (26, "index fails its checksum")]

@@ -49,6 +49,24 @@ def test_volumes_of_labels_are_voxels_times_the_volume_of_a_voxel(
         assert found.volumes.largest == pytest.approx(volumes.max())
 
 
+@pytest.mark.parametrize("lacks_volume", [False, True], ids=["now", "earlier_version"])
+def test_volumes_of_a_sheared_grid_are_those_of_its_voxels(
+    dataset, slice_dataset, lacks_volume
+) -> None:
+    tilted = np.diag([0.5, 0.5, 5.0, 1.0])
+    tilted[1, 2] = 5.0 * np.tan(np.radians(20))
+    label = np.zeros((8, 9, 10), np.uint8)
+    label[2:6, 2:7, 2:7] = 1
+    dataset.add("a", label=label, affine=oblique(spacing=(1.0, 1.0, 1.0)) @ tilted)
+    output = slice_dataset()
+    if lacks_volume:
+        rewrite_journal(output, lambda record: record.pop("voxel_volume"))
+    (found,) = facts_of(output).labels
+    # Earlier versions did not record the volume; the lengths of the edges are all there is.
+    voxel = 0.5 * 0.5 * 5.0 / (np.cos(np.radians(20)) if lacks_volume else 1)
+    assert found.volumes.median == pytest.approx(100 * voxel / 1000, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

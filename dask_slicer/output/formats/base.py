@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; raise CorruptFile if it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{path} is damaged ({error})") from None
     if not isinstance(content, dict):
         raise CorruptFile(f"{path} is damaged: it holds no object")
@@ -81,7 +82,10 @@ def case_metadata(
         "num_channels": channels,
         "spacing": list(spacing(stack.affine)),
         "normalized": is_normalized(settings),
-        "norm_stats": statistics_by_name(stack.statistics),
+        # The std that was divided by, so that it undoes the normalisation.
+        "norm_stats": statistics_by_name(
+            [replace(stats, std=stats.divisor) for stats in stack.statistics]
+        ),
         "shape": {
             "image": [channels, height, width],
             "label": None if stack.label is None else [height, width],
@@ -107,7 +111,7 @@ def _notes(case: CasePlan) -> dict[str, list[str]]:
     return {"header_notes": notes} if notes else {}
 
 
-def statistics_by_name(statistics: Iterable[Statistics]) -> dict[str, Any]:
+def statistics_by_name(statistics: Sequence[Statistics]) -> dict[str, Any]:
     """Return mean, std, min and max: a number each, a list for several modalities, or None."""
     return {
         name: _one_or_list([getattr(stats, name) for stats in statistics])

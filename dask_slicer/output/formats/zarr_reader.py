@@ -7,8 +7,9 @@ torch's DataLoader forks its workers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +18,78 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
+from dask_slicer.core.geometry import spacing
 from dask_slicer.core.intensity import Normalization
-from dask_slicer.core.windows import ZERO_SLICE, window_indices
+from dask_slicer.core.labels import LABEL_DTYPES
+from dask_slicer.core.windows import PADDING_MODES, ZERO_SLICE, window_indices
 from dask_slicer.errors import CorruptFile
 from dask_slicer.output.formats.base import Slice, read_json
 from dask_slicer.output.formats.zarr_shards import ShardReader, shard_path
 from dask_slicer.output.layout import ZARR_METADATA
 
-_AXES = 4
+_FLOATS = ("float16", "float32")
+# Of the file, where slices are normalised when they are read.
+_SOURCE = (
+    *_FLOATS,
+    "float64",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+# What the use of damaged metadata raises.
+_DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class ZarrReader:
     """Reads a case from its Zarr group; raises CorruptFile or OSError, which name the file."""
 
     def __init__(self, folder: Path) -> None:
-        attributes: dict[str, Any] = read_json(folder / ZARR_METADATA).get("attributes", {})
-        self._attributes = attributes
+        path = folder / ZARR_METADATA
+        self._attributes: dict[str, Any] = read_json(path).get("attributes", {})
         try:
-            self._window_size: int = attributes["window_size"]
-            self._padding_mode: str = attributes["padding_mode"]
-            has_label = attributes["shape"]["label"] is not None
-            self.affine = np.array(attributes["affine"], dtype=np.float64)
-            normalization = attributes.get("normalization", [])
-            self._normalization = [_normalization(fields) for fields in normalization]
-        except (KeyError, TypeError) as error:
-            raise CorruptFile(f"{folder / ZARR_METADATA} is damaged ({error!r})") from None
-        self._image = _Planes(folder / "image")
-        self._label = _Planes(folder / "label") if has_label else None
-        if len(self.shape) != _AXES or self.shape[0] != attributes.get("total_slices"):
-            raise CorruptFile(f"{folder / 'image' / ZARR_METADATA} has another shape than its case")
-        is_normalized = self._image.dtype.kind == "f" and not self._normalization
-        if len(self._normalization) != (0 if is_normalized else self.shape[1]):
-            raise CorruptFile(
-                f"{folder / ZARR_METADATA} lacks the normalisation of {self._image.dtype} images"
-            )
+            with np.errstate(all="ignore"):
+                shape, has_label = self._parse(self._attributes)
+        except _DAMAGE as error:
+            raise CorruptFile(f"{path} is damaged ({error!r})") from None
+        self._image = _Planes(folder / "image", shape, _SOURCE)
+        self._label = None
+        if has_label:
+            self._label = _Planes(folder / "label", (shape[0], *shape[2:]), LABEL_DTYPES)
+        elif (folder / "label").exists():
+            raise CorruptFile(f"{path} has no label, but its case has one")
+        dtype = self._image.dtype
+        if not self._normalization and dtype.name not in _FLOATS:
+            raise CorruptFile(f"{path} lacks the normalisation of {dtype} images")
+        if self._stored_dtypes and np.result_type(*self._stored_dtypes) != dtype:
+            raise CorruptFile(f"{self._image.path} has another dtype than its case: {dtype}")
+
+    def _parse(self, attributes: dict[str, Any]) -> tuple[tuple[int, ...], bool]:
+        """Return the shape of the image, and if there is a label; raise if attributes are wrong."""
+        self._window_size = _whole(attributes["window_size"], least=0)
+        self._padding_mode: str = attributes["padding_mode"]
+        self.affine = np.array(attributes["affine"], dtype=np.float64)
+        self._normalization = [_normalization(n) for n in attributes.get("normalization", [])]
+        own = attributes.get("stored_dtype", [])  # which stores of earlier versions lack
+        self._stored_dtypes = [np.dtype(name) for name in own]
+        channels, height, width = map(_whole, attributes["shape"]["image"])
+        label = attributes["shape"]["label"]
+        n_modalities, rest = divmod(channels, 2 * self._window_size + 1)
+        expected: dict[str, Any] = {"num_channels": channels}
+        if self._normalization:
+            expected |= source_attributes(self._normalization)
+            del expected["normalization"]  # earlier versions wrote fewer keys
+        if (
+            rest
+            or label not in (None, [height, width])
+            or len(self._normalization) not in (0, n_modalities)
+            or len(own) not in (0, n_modalities)
+            or not set(own) <= set(_SOURCE)
+            or any(attributes[name] != value for name, value in expected.items())
+            or self._padding_mode not in PADDING_MODES
+            or self.affine.shape != (4, 4)
+            or not np.allclose(spacing(self.affine), attributes["spacing"], rtol=1e-9, atol=0)
+        ):
+            raise ValueError("its attributes contradict each other")
+        n_slices = _whole(attributes["total_slices"])
+        return (n_slices, n_modalities, height, width), label is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,6 +121,10 @@ class ZarrReader:
 
     def planes(self, indices: list[int]) -> NDArray[np.float32]:
         """Return slices, (n, modality, row, column); zeros for `ZERO_SLICE`."""
+        for index in indices:
+            if index != ZERO_SLICE:
+                self._image.chunk(index)  # confirms the size of a plane before memory is taken
+                break
         planes = np.empty((len(indices), *self.shape[1:]), dtype=np.float32)
         for place, index in enumerate(indices):
             if index == ZERO_SLICE:
@@ -90,57 +133,83 @@ class ZarrReader:
                 planes[place] = planes[indices.index(index)]
             elif self._normalization:
                 for modality, stored in enumerate(self._image.read(index)):
-                    planes[place, modality] = self._normalization[modality].apply(stored)
+                    own = self._own_dtype(stored, modality)
+                    planes[place, modality] = self._normalization[modality].apply(own)
             else:
                 self._image.read_into(planes[place], index)
         return planes
 
+    def _own_dtype(self, stored: NDArray[Any], modality: int) -> NDArray[Any]:
+        """Return a plane in the dtype of its file, by which `apply` chooses its arithmetic."""
+        own = self._stored_dtypes[modality] if self._stored_dtypes else stored.dtype
+        return stored.astype(own) if own.itemsize < stored.dtype.itemsize else stored
+
 
 class _Planes:
-    """An array of a store, read plane by plane."""
+    """An array of a store, read plane by plane; its shape is that of its case."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        metadata = read_json(folder / ZARR_METADATA)
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtypes: Collection[str]) -> None:
+        self._folder, self.shape = folder, shape
+        self.path = folder / ZARR_METADATA
+        metadata = read_json(self.path)
         try:
-            self.shape: tuple[int, ...] = tuple(metadata["shape"])
-            self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-            self._per_shard: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-            inner = metadata["codecs"][0]["configuration"]["codecs"]
-            codecs = " ".join(codec["name"] for codec in inner)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise CorruptFile(f"{folder / ZARR_METADATA} is damaged ({error!r})") from None
-        if codecs not in _DECODERS:
+            dtype, found = metadata["data_type"], metadata["shape"]
+            per_shard, *shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+            sharding = metadata["codecs"][0]["configuration"]
+            codecs = " ".join(codec["name"] for codec in sharding["codecs"])
+            self._per_shard = _whole(per_shard)
+            is_known, is_chunked = dtype in dtypes, sharding["chunk_shape"] == [1, *shape[1:]]
+        except _DAMAGE as error:
+            raise CorruptFile(f"{self.path} is damaged ({error!r})") from None
+        if found != list(shape) or shard != list(shape[1:]) or not is_chunked:
+            raise CorruptFile(f"{self.path} has another shape than its case")
+        if not is_known or codecs not in _CODECS:
             raise CorruptFile(
-                f"{folder / ZARR_METADATA} has codecs that dask-slicer does not write: {codecs}"
+                f"{self.path} has a dtype or codecs that dask-slicer does not write: "
+                f"{dtype}, {codecs}"
             )
-        self._decode = _DECODERS[codecs]
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._plane_bytes = math.prod(shape[1:]) * self.dtype.itemsize
+        self._size, self._decode = _CODECS[codecs]
         self._shards: dict[int, ShardReader] = {}
 
     def read(self, index: int) -> NDArray[Any]:
         """Return one plane."""
+        chunk = self.chunk(index)  # which fills the whole plane
         plane = np.empty(self.shape[1:], dtype=self.dtype)
-        self._decode_into(plane, index)
+        self._decode_into(plane, chunk, index)
         return plane
 
     def read_into(self, out: NDArray[np.float32], index: int) -> None:
         """Read one plane of floats into an array."""
         if self.dtype == out.dtype:
-            self._decode_into(out, index)
+            self._decode_into(out, self.chunk(index), index)
         else:
             out[...] = self.read(index)
 
-    def _decode_into(self, out: NDArray[Any], index: int) -> None:
+    def chunk(self, index: int) -> NDArray[np.uint8]:
+        """Return the encoded bytes of a plane; raise CorruptFile if they do not make one."""
         number, position = divmod(index, self._per_shard)
         if number not in self._shards:
             path = shard_path(self._folder, number, len(self.shape))
             self._shards[number] = ShardReader(path, self._per_shard)
         chunk = self._shards[number].chunk(position)
+        n_bytes = self._size(chunk)
+        if n_bytes != self._plane_bytes:
+            raise self._damaged(
+                index, f"it holds {n_bytes} bytes, a plane takes {self._plane_bytes}"
+            )
+        return chunk
+
+    def _decode_into(self, out: NDArray[Any], chunk: NDArray[np.uint8], index: int) -> None:
         try:
             with one_thread():
                 self._decode(chunk, out)
         except (RuntimeError, ValueError) as error:
-            raise CorruptFile(f"{self._folder}: slice {index} is damaged ({error})") from None
+            raise self._damaged(index, str(error)) from None
+
+    def _damaged(self, index: int, reason: str) -> CorruptFile:
+        return CorruptFile(f"{self._folder}: slice {index} is damaged ({reason})")
 
 
 @contextmanager
@@ -153,24 +222,61 @@ def one_thread() -> Iterator[None]:
         blosc.use_threads = before
 
 
+# -- chunks ----------------------------------------------------------------------------------------
+
+
 def _copy(chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
     out[...] = chunk.view(out.dtype).reshape(out.shape)
 
 
-def _unblosc(chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
-    # Header of a Blosc 1 buffer: version, codec, flags, typesize, then the raw size.
-    n_bytes = int.from_bytes(chunk[4:8].tobytes(), "little")
-    if n_bytes != out.nbytes:
-        raise ValueError(f"it holds {n_bytes} bytes, a plane takes {out.nbytes}")
-    blosc.decompress(chunk, out)
+def _blosc_size(chunk: NDArray[np.uint8]) -> int:
+    # Header of a Blosc 1 buffer: version, codec, flags, typesize, then three sizes of 32 bits.
+    n_bytes, _, n_encoded = np.frombuffer(chunk[4:16].tobytes().ljust(12, b"\0"), "<u4").tolist()
+    return int(n_bytes) if n_encoded == len(chunk) else 0
 
 
-# By the names of a chunk's codecs in the array's metadata.
-_DECODERS: dict[str, Callable[[NDArray[np.uint8], NDArray[Any]], object]] = {
-    "bytes zstd crc32c": numcodecs.zstd.decompress,
-    "bytes blosc crc32c": _unblosc,
-    "bytes crc32c": _copy,
+def _zstd_size(chunk: NDArray[np.uint8]) -> int:
+    # Header of a frame: magic, descriptor, window if it is no single segment, dictionary, size.
+    head = chunk[:18].tobytes().ljust(18, b"\0")
+    size_flag, is_single, dictionary_flag = head[4] >> 6, head[4] >> 5 & 1, head[4] & 3
+    start = 6 - is_single + (0, 1, 2, 4)[dictionary_flag]
+    length = (is_single, 2, 4, 8)[size_flag]
+    size = int.from_bytes(head[start : start + length], "little")
+    return size + 256 if length == 2 else size
+
+
+# Size of the decoded bytes as a chunk declares it, and decoding, by the names of its codecs.
+_CODECS: dict[
+    str,
+    tuple[Callable[[NDArray[np.uint8]], int], Callable[[NDArray[np.uint8], NDArray[Any]], object]],
+] = {
+    "bytes zstd crc32c": (_zstd_size, numcodecs.zstd.decompress),
+    "bytes blosc crc32c": (_blosc_size, blosc.decompress),
+    "bytes crc32c": (len, _copy),
 }
+
+
+# -- attributes ------------------------------------------------------------------------------------
+
+
+def source_attributes(each: Sequence[Normalization]) -> dict[str, Any]:
+    """Return the attributes that normalise stored numbers when they are read, per modality.
+
+    Our own readers use `normalization`, which is complete; others clip to `clip_range` (None is an
+    open end), multiply by `scale`, and add `offset`.
+    """
+    ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
+    return {
+        "normalization": [{key: _finite(value) for key, value in asdict(n).items()} for n in each],
+        "scale": [n.slope / n.scale for n in each],
+        "offset": [(n.intercept - n.center) / n.scale for n in each],
+        "clip_range": [[_finite(end) for end in pair] for pair in ends],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return None for Inf, which JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _normalization(fields: dict[str, Any]) -> Normalization:
@@ -179,3 +285,10 @@ def _normalization(fields: dict[str, Any]) -> Normalization:
         **fields
         | {"low": -math.inf if low is None else low, "high": math.inf if high is None else high}
     )
+
+
+def _whole(number: Any, *, least: int = 1) -> int:
+    """Return a number of metadata; raise ValueError unless it is an integer, `least` or more."""
+    if type(number) is not int or number < least:
+        raise ValueError(f"{number!r} is no number of slices, rows or columns")
+    return number

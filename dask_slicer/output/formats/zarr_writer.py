@@ -17,7 +17,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
 from dask_slicer.output.formats.base import case_metadata, read_json
-from dask_slicer.output.formats.zarr_reader import one_thread
+from dask_slicer.output.formats.zarr_reader import one_thread, source_attributes
 from dask_slicer.output.formats.zarr_shards import ShardWriter, shard_path
 from dask_slicer.output.layout import ZARR_METADATA
 from dask_slicer.planning.names import NO_NAMES, Names
@@ -169,21 +169,8 @@ def _reading(stack: SliceStack, settings: SliceSettings) -> dict[str, Any]:
     attributes: dict[str, Any] = {"format_version": FORMAT_VERSION}
     if settings.dtype != "source":
         return attributes
-    # Readers normalise stored numbers: our own by `normalization`, which is complete; others clip
-    # to `clip_range` (None is an open end), multiply by `scale`, and add `offset`.
-    each = stack.normalization
-    ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
-    return attributes | {
-        "normalization": [{key: _finite(value) for key, value in asdict(n).items()} for n in each],
-        "scale": [n.slope / n.scale for n in each],
-        "offset": [(n.intercept - n.center) / n.scale for n in each],
-        "clip_range": [[_finite(end) for end in pair] for pair in ends],
-    }
-
-
-def _finite(value: Any) -> Any:
-    """Return None for Inf, which JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    own = [voxels.stored.dtype.name for voxels in stack.image]
+    return attributes | source_attributes(stack.normalization) | {"stored_dtype": own}
 
 
 def _files(
