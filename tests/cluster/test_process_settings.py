@@ -61,11 +61,11 @@ def test_a_value_that_the_program_sets_between_two_blocks_is_kept(settings, shar
 def test_a_block_that_fails_to_begin_changes_nothing(settings) -> None:
     def write(name: str, value: int) -> None:
         if name == "b":
-            raise OSError
+            raise KeyError(name)
         settings[name] = value
 
     shared = SharedSettings(settings.get, write)
-    with pytest.raises(OSError), shared.changed({"a": 1, "b": 1}):
+    with pytest.raises(KeyError), shared.changed({"a": 1, "b": 1}):
         pass
     assert settings == {"a": 0, "b": 0}
 
