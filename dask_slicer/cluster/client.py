@@ -5,6 +5,7 @@ Functions import `distributed` when they are called: that takes half a second.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -113,6 +114,7 @@ def cluster_client(
                 raise SchedulerError(f"{failure}: {error}") from error
             stack.callback(remove_traces, [cluster.scheduler, *cluster.workers.values()])
             stack.callback(close, cluster)
+            cluster.started_with = copy.deepcopy(dask.config.config)
             # Signals are still held back: an interrupt here would leave a client that nothing
             # closes. It is not the default client: the rest of the program has no use for it.
             client = stack.enter_context(Client(cluster, set_as_default=False))
@@ -217,6 +219,14 @@ def _link_setting() -> dict[str, str]:
     return {}
 
 
+def scheduler_setting(client: Client, name: str) -> Any:
+    """Return a setting of Dask that a client's scheduler was started with."""
+    ours = getattr(client.cluster, "started_with", None)  # by `cluster_client`
+    if ours is not None:
+        return dask.config.get(name, config=ours)
+    return ask_scheduler(client, client.run_on_scheduler, dask.config.get, name)
+
+
 def run_page_setting() -> dict[str, list[str]]:
     """Return the setting with which a scheduler serves our page in addition to its own."""
     routes = list(DASK.before(_ROUTES))
@@ -227,8 +237,7 @@ def run_page_link(client: Client, dashboard: str) -> str:
     """Return the link of our page beside the dashboard; empty if the scheduler has no such page."""
     server, _, page = dashboard.rpartition("/")
     with suppress(Exception):  # it may be busy, or of another version; the page is optional
-        call = client.run_on_scheduler
-        if page == "status" and OUR_ROUTES in ask_scheduler(client, call, dask.config.get, _ROUTES):
+        if page == "status" and OUR_ROUTES in scheduler_setting(client, _ROUTES):
             return f"{server}/dask-slicer"
     return ""
 

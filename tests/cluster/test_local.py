@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import cloudpickle
+import dask
 import psutil
 import pytest
 
 from dask_slicer.cluster import forkserver, local
+from dask_slicer.cluster.client import SETTINGS, run_page_link, scheduler_setting
+from dask_slicer.cluster.process_settings import DASK
 
 
 def _environment_at_start() -> set[str]:
@@ -51,3 +54,15 @@ def test_where_no_socket_can_be_made_workers_are_spawned(monkeypatch) -> None:
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         (parent,) = client.run(os.getppid).values()
     assert parent == os.getpid()
+
+
+def test_a_scheduler_has_settings_that_the_process_has_only_while_it_starts() -> None:
+    saturation = "distributed.scheduler.worker-saturation"
+    with local.local_client(1, memory_limit=2**30, dashboard_address="127.0.0.1:0") as client:
+        assert dask.config.get(saturation) == DASK.before(saturation) != SETTINGS[saturation]
+        assert scheduler_setting(client, saturation) == SETTINGS[saturation]
+        assert SETTINGS[saturation] == client.cluster.scheduler.WORKER_SATURATION
+        settings = {name: value for name, value in SETTINGS.items() if ".worker." in name}
+        (found,) = client.run(lambda: {name: dask.config.get(name) for name in settings}).values()
+        assert found == settings
+        assert run_page_link(client, client.dashboard_link).endswith("/dask-slicer")
