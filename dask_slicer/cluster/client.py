@@ -114,7 +114,9 @@ def cluster_client(
                 raise SchedulerError(f"{failure}: {error}") from error
             stack.callback(remove_traces, [cluster.scheduler, *cluster.workers.values()])
             stack.callback(close, cluster)
-            cluster.started_with = copy.deepcopy(dask.config.config)
+            # This part alone: elsewhere, programs keep what cannot be copied, such as pools.
+            settings_now = copy.deepcopy(dask.config.get("distributed"))
+            cluster.started_with = {"distributed": settings_now}
             # Signals are still held back: an interrupt here would leave a client that nothing
             # closes. It is not the default client: the rest of the program has no use for it.
             client = stack.enter_context(Client(cluster, set_as_default=False))

@@ -119,4 +119,4 @@ def _stop(server: Any) -> None:
         os.close(tracker._fd)  # the tracker ends when the last process has closed it
         with suppress(psutil.Error):
             psutil.Process(tracker._pid).wait(_END_SECONDS)
-        server.resource_tracker = type(tracker)()
+        tracker._fd = tracker._pid = None  # it can be started again

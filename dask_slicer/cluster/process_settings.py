@@ -77,6 +77,11 @@ def _set_variable(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
+# `catch_warnings` would put back a whole list, with what other threads have done to it. So a filter
+# is added, and removed from the list of then and that of now: the program may have copied it.
+_filters_of_then: dict[str, Any] = {}
+
+
 def _ignored(message: str) -> tuple[object, ...]:
     return ("ignore", re.compile(message, re.IGNORECASE), Warning, None, 0)
 
@@ -84,9 +89,13 @@ def _ignored(message: str) -> tuple[object, ...]:
 def _ignore_warning(message: str, is_ignored: bool) -> None:
     if is_ignored:
         warnings.filterwarnings("ignore", message=message)
-    elif _ignored(message) in warnings.filters:
-        # `catch_warnings` would put back a whole list, with what other threads do to it.
-        warnings.filters.remove(_ignored(message))  # type: ignore[attr-defined]
+        _filters_of_then[message] = warnings.filters
+        return
+    of_then = _filters_of_then.pop(message, [])
+    filters: Any
+    for filters in (warnings.filters, of_then):
+        if _ignored(message) in filters:
+            filters.remove(_ignored(message))
 
 
 VARIABLES = SharedSettings(os.environ.get, _set_variable)

@@ -92,11 +92,14 @@ def test_each_kind_of_settings_is_restored(monkeypatch) -> None:
     assert multiprocessing.get_start_method(allow_none=True) == method
 
 
-def test_a_warning_is_shown_again_if_the_program_restores_its_filters_in_the_meantime() -> None:
+@pytest.mark.parametrize("begins_first", [True, False], ids=["own first", "ours first"])
+def test_filters_are_as_before_if_the_program_restores_its_own_in_between(begins_first) -> None:
     with warnings.catch_warnings():
         before = list(warnings.filters)
-        own = warnings.catch_warnings()
-        own.__enter__()
-        with IGNORED_WARNINGS.changed({"Port .* in use": True}):
-            own.__exit__(None, None, None)
+        blocks = [IGNORED_WARNINGS.changed({"Port .* in use": True}), warnings.catch_warnings()]
+        first, second = reversed(blocks) if begins_first else blocks
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
         assert warnings.filters == before
