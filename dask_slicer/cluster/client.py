@@ -5,18 +5,20 @@ Functions import `distributed` when they are called: that takes half a second.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
 
+from dask_slicer.cluster.dask_private import remove_traces
+from dask_slicer.cluster.process_settings import DASK, IGNORED_WARNINGS, LOG_LEVELS
 from dask_slicer.cluster.rpc import ask_scheduler
 from dask_slicer.errors import SchedulerError, UsageError
 from dask_slicer.utils import signals
@@ -52,6 +54,7 @@ SETTINGS = {
     "distributed.comm.timeouts.tcp": "20s",
     "distributed.comm.timeouts.connect": "10s",
 }
+_TIMEOUTS = {key: value for key, value in SETTINGS.items() if ".timeouts." in key}
 # Variables that work only if they are set when a process starts. Dask would set
 # MALLOC_TRIM_THRESHOLD_ too, with which glibc returns the memory of every plane and maps it again:
 # a third of the CPU time. One arena, since one thread allocates: others would map and unmap, too.
@@ -79,11 +82,12 @@ def cluster_client(
     *,
     failure: str,
     dashboard_address: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Client]:
     """Start a cluster whose scheduler runs in this process; yield its client.
 
-    `start` makes it, given options of the scheduler and a level for logs.
+    `start` makes it, given options of the scheduler and a level for logs. Dask's configuration has
+    `SETTINGS` until the cluster has read them, and `settings` until it is closed.
     """
     # Before the settings: this import adds defaults to Dask's configuration, which must stay when
     # the settings end.
@@ -94,20 +98,25 @@ def cluster_client(
         "dashboard_address": "127.0.0.1:0" if is_hidden else dashboard_address,
         "dashboard": not is_hidden,
     }
-    level = silence_dask()
-    log_level = {"logging.distributed": logging.getLevelName(level).lower()}
-    with (
-        dask.config.set(SETTINGS | log_level | settings | run_page_setting() | _link_setting()),
-        ExitStack() as stack,
-    ):
-        with signals.deferred(), warnings.catch_warnings():
-            # "Port 8787 is already in use": the link that the run prints has the right port.
-            warnings.filterwarnings("ignore", message="Port .* is already in use")
+    start_settings = SETTINGS | run_page_setting() | _link_setting()
+    with silenced_dask() as level, ExitStack() as stack:
+        # Connections read timeouts whenever they are made.
+        stack.enter_context(DASK.changed(_TIMEOUTS | dict(settings or {})))
+        with (
+            signals.deferred(),
+            # The link that the run prints has the right port.
+            IGNORED_WARNINGS.changed({"Port .* is already in use": True}),
+            DASK.changed(start_settings),
+        ):
             try:
                 cluster = start(scheduler_options, level)
             except (RuntimeError, OSError, ValueError) as error:
                 raise SchedulerError(f"{failure}: {error}") from error
+            stack.callback(remove_traces, [cluster.scheduler, *cluster.workers.values()])
             stack.callback(close, cluster)
+            # This part alone: elsewhere, programs keep what cannot be copied, such as pools.
+            settings_now = copy.deepcopy(dask.config.get("distributed"))
+            cluster.started_with = {"distributed": settings_now}
             # Signals are still held back: an interrupt here would leave a client that nothing
             # closes. It is not the default client: the rest of the program has no use for it.
             client = stack.enter_context(Client(cluster, set_as_default=False))
@@ -119,24 +128,29 @@ def client_timeouts() -> Iterator[None]:
     """Set the timeouts of a client of a running scheduler, unless the user has set them."""
     import distributed  # noqa: F401, adds its defaults
 
-    silence_dask()
     defaults = dask.config.merge(*dask.config.defaults)
     timeouts = {
         key: value
-        for key, value in SETTINGS.items()
-        if "timeouts" in key and dask.config.get(key) == dask.config.get(key, config=defaults)
+        for key, value in _TIMEOUTS.items()
+        if DASK.before(key) == dask.config.get(key, config=defaults)
     }
-    with dask.config.set(timeouts):
+    with silenced_dask(), DASK.changed(timeouts):
         yield
 
 
-def silence_dask() -> int:
-    """Silence Dask's log below -vv, since a run reports what is lost; return its level."""
+@contextmanager
+def silenced_dask() -> Iterator[int]:
+    """Silence Dask's log below -vv, since a run reports what is lost; yield its level."""
     debugging = logging.getLogger("dask_slicer").isEnabledFor(logging.DEBUG)
     level = logging.WARNING if debugging else logging.CRITICAL
-    for name in ("distributed", "distributed.client"):  # each has its own level
-        logging.getLogger(name).setLevel(level)
-    return level
+    names = [
+        name
+        for name, logger in list(logging.root.manager.loggerDict.items())
+        if name.partition(".")[0] in {"distributed", "bokeh"}
+        if isinstance(logger, logging.Logger) and logger.level  # its own
+    ]
+    with LOG_LEVELS.changed(dict.fromkeys(names, level)):
+        yield level
 
 
 def default_client() -> Client | None:
@@ -200,16 +214,24 @@ def dashboard_link(client: Client) -> str:
 def _link_setting() -> dict[str, str]:
     """Return the plain link if that of the settings would stop a scheduler that starts here."""
     try:
-        dask.config.get(_LINK).format(**os.environ | {"scheme": "http", "host": "h", "port": 1})
+        DASK.before(_LINK).format(**os.environ | {"scheme": "http", "host": "h", "port": 1})
     except Exception as error:  # any error, as above
         _LOG.info("The setting %s cannot be used: %r", _LINK, error)
         return {_LINK: _PLAIN_LINK}
     return {}
 
 
+def scheduler_setting(client: Client, name: str) -> Any:
+    """Return a setting of Dask that a client's scheduler was started with."""
+    ours = getattr(client.cluster, "started_with", None)  # by `cluster_client`
+    if ours is not None:
+        return dask.config.get(name, config=ours)
+    return ask_scheduler(client, client.run_on_scheduler, dask.config.get, name)
+
+
 def run_page_setting() -> dict[str, list[str]]:
     """Return the setting with which a scheduler serves our page in addition to its own."""
-    routes = list(dask.config.get(_ROUTES))
+    routes = list(DASK.before(_ROUTES))
     return {_ROUTES: routes if OUR_ROUTES in routes else [*routes, OUR_ROUTES]}
 
 
@@ -217,8 +239,7 @@ def run_page_link(client: Client, dashboard: str) -> str:
     """Return the link of our page beside the dashboard; empty if the scheduler has no such page."""
     server, _, page = dashboard.rpartition("/")
     with suppress(Exception):  # it may be busy, or of another version; the page is optional
-        call = client.run_on_scheduler
-        if page == "status" and OUR_ROUTES in ask_scheduler(client, call, dask.config.get, _ROUTES):
+        if page == "status" and OUR_ROUTES in scheduler_setting(client, _ROUTES):
             return f"{server}/dask-slicer"
     return ""
 

@@ -6,25 +6,59 @@ version of Dask no longer has it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import dask
+from dask_slicer.cluster.process_settings import DASK, VARIABLES, start_method_left_open
 
 if TYPE_CHECKING:
     from distributed import Nanny
 
+_LOCK = threading.Lock()
 # Topic of the events by which our nannies report how their workers ended.
 EXIT_EVENTS = "dask-slicer-worker-exit"
 
 
+def local_nanny() -> type[Nanny]:
+    """Return a class of nannies for workers of this machine, which change nothing around them.
+
+    They log the exit code of their worker as an event.
+    """
+    with _LOCK:  # runs in two threads must not have two classes
+        return _local_nanny()
+
+
 @cache
-def exit_reporting_nanny() -> type[Nanny]:
-    """Return a class of nannies that log the exit code of their worker as an event."""
+def _local_nanny() -> type[Nanny]:
     from distributed import Nanny
 
-    class ExitReportingNanny(Nanny):
+    class LocalNanny(Nanny):
+        def __init__(
+            self, *arguments: Any, process_method: str, worker_log_level: int, **options: Any
+        ) -> None:
+            super().__init__(*arguments, **options)
+            self.process_method = process_method
+            self.is_over = False  # a worker that was killed at the end of a run is not replaced
+            # Given to Dask's nanny, it would be the level of this process, too.
+            self.silence_logs = worker_log_level
+            if process_method != "spawn":  # the server that workers are forked from has its own
+                self.pre_spawn_env = {}
+
+        async def instantiate(self) -> Any:
+            if self.is_over:
+                return self.status
+            # Dask leaves its variables set, and asks for the process method also when a worker
+            # is replaced.
+            variables = {**self.pre_spawn_env, "__DASK_PARENT_PID": str(os.getpid())}
+            method = {"distributed.worker.multiprocessing-method": self.process_method}
+            with VARIABLES.changed(variables), DASK.changed(method), start_method_left_open():
+                return await super().instantiate()
+
         # Dask logs that a worker has gone, but not its exit code, which says whether it exited or
         # was killed, and by which signal. Plugins of a nanny are not called then.
         def _on_worker_exit_sync(self, exitcode: int) -> None:
@@ -33,14 +67,18 @@ def exit_reporting_nanny() -> type[Nanny]:
             self.log_event(EXIT_EVENTS, event)  # type: ignore[no-untyped-call]
             super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
-    return ExitReportingNanny
+    return LocalNanny
 
 
-def nanny_variables() -> list[str]:
-    """Return the environment variables that nannies set in the process that starts them."""
-    # Dask leaves them set: the user's program would have OMP_NUM_THREADS=1 after a run.
-    configured = dask.config.get("distributed.nanny.pre-spawn-environ")
-    return ["PYTHONHASHSEED", "DASK_PARENT", "__DASK_PARENT_PID", *configured]
+def remove_traces(servers: Iterable[Any]) -> None:
+    """Remove what closed schedulers and nannies leave in the log and in the path of modules."""
+    for server in servers:
+        # Caches of Dask keep schedulers alive, and with them their handlers.
+        for name in ("distributed.scheduler", "distributed.nanny"):
+            logging.getLogger(name).removeHandler(server._deque_handler)
+        # Dask removes its folder only if it is the first, as it is not if clusters overlap.
+        if server._updated_sys_path and server.local_directory in sys.path:
+            sys.path.remove(server.local_directory)
 
 
 async def run_batch_command(job_class: Any, command: Sequence[str]) -> str:

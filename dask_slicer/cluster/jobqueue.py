@@ -13,13 +13,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask
 import psutil
 
 from dask_slicer.cluster import batch_system
 from dask_slicer.cluster import client as clients
 from dask_slicer.cluster.batch_system import NAME, job_keywords
 from dask_slicer.cluster.job_monitor import JobMonitor
+from dask_slicer.cluster.process_settings import DASK
 from dask_slicer.cluster.rpc import Note
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.config.schema import RunConfig
@@ -50,11 +50,11 @@ def job_client(config: RunConfig, *, n_jobs: int, keep_logs: bool, note: Note) -
     _check_machine(config, cluster_class.job_cls)
     logs = config.output_dir / _LOGS
 
-    def start(scheduler_options: dict[str, Any], log_level: int) -> Any:
+    def start(scheduler_options: dict[str, Any], _: int) -> Any:
         cluster = cluster_class(
             name=NAME,
             job_cls=_job_class(cluster_class.job_cls),
-            silence_logs=log_level,
+            silence_logs=False,
             scheduler_options=scheduler_options,
             **job_keywords(config, logs=logs),
         )
@@ -115,7 +115,7 @@ def dashboard_link(client: Client, address: str) -> str:
 def job_script(settings: JobSettings, output_dir: Path) -> str:
     """Return the script of a job, without writing anything; raise a UsageError if there is none."""
     job_class = _cluster_class(settings).job_cls
-    with dask.config.set(_fixed_settings(settings)):
+    with DASK.changed(_fixed_settings(settings)):
         job = job_class(
             "tcp://SCHEDULER", name=NAME, **job_keywords(settings, logs=output_dir / _LOGS)
         )
@@ -125,7 +125,7 @@ def job_script(settings: JobSettings, output_dir: Path) -> str:
 def _cluster_class(settings: JobSettings) -> Any:
     batch_system.check_job_settings(settings)
     try:
-        with signals.deferred():  # on import, dask_jobqueue makes Ctrl-C a quiet success
+        with signals.no_signal_handlers():
             import dask_jobqueue
     except ModuleNotFoundError:
         raise UsageError(

@@ -52,9 +52,9 @@ def _running_line(main: dict[str, object], path: str) -> int:
 
 
 def is_guarded(source: bytes, line: int) -> bool:
-    """Return whether a line of a program is below a condition, such as that of its name.
+    """Return whether a line of a program is below a guard, which a worker does not pass.
 
-    >>> is_guarded(b"dask_slicer.run()", 1)
+    >>> is_guarded(b"if ready: dask_slicer.run()", 1)
     False
     >>> is_guarded(b"if __name__ == '__main__': dask_slicer.run()", 1)
     True
@@ -63,5 +63,15 @@ def is_guarded(source: bytes, line: int) -> bool:
         nodes = list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError):  # the file was changed since it was started
         return True
-    conditions = [node for node in nodes if isinstance(node, ast.If)]
-    return any(node.lineno <= line <= (node.end_lineno or 0) for node in conditions)
+    guards = [node for node in nodes if isinstance(node, ast.If) and _asks_for_main(node.test)]
+    return any(node.lineno <= line <= (node.body[-1].end_lineno or 0) for node in guards)
+
+
+def _asks_for_main(condition: ast.expr) -> bool:
+    """Return whether a condition compares ``__name__`` with ``"__main__"``, also beside others."""
+    return any(
+        {ast.unparse(compared.left), *map(ast.unparse, compared.comparators)}
+        == {"__name__", "'__main__'"}
+        for compared in ast.walk(condition)
+        if isinstance(compared, ast.Compare) and isinstance(compared.ops[0], ast.Eq)
+    )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 
 from dask_slicer.cluster import probes, rpc
+from dask_slicer.cluster.client import scheduler_setting
 from dask_slicer.cluster.rpc import Note
 from dask_slicer.cluster.upload import PACKAGE, send_package
 from dask_slicer.errors import PreflightError
@@ -91,10 +92,7 @@ def run_preflight(
     check_workers(identity["workers"], needs, result)
     result.raise_refusals()
     check_disks(_try_files(client, needs), needs, result)
-    scheduler_settings = rpc.ask_scheduler(
-        client, client.run_on_scheduler, dask.config.get, "distributed.scheduler"
-    )
-    check_settings(scheduler_settings, result)
+    check_settings(scheduler_setting(client, "distributed.scheduler"), result)
     result.raise_refusals()
     for text in result.notes:
         note(text)

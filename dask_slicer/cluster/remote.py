@@ -12,14 +12,14 @@ import os
 import socket
 import ssl
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster.client import client_timeouts
-from dask_slicer.cluster.rpc import Note, worker_addresses
+from dask_slicer.cluster.process_settings import IGNORED_WARNINGS
+from dask_slicer.cluster.rpc import Note, no_answer, worker_addresses
 from dask_slicer.config.run_settings import SchedulerSettings
 from dask_slicer.errors import ConfigError, SchedulerError
 from dask_slicer.utils import signals
@@ -75,10 +75,11 @@ def connect(address: str, security: Security | None, **options: Any) -> Iterator
     options |= {"timeout": _CONNECT_SECONDS, "security": security, "set_as_default": False}
     with client_timeouts():
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # preflight reports other versions
+            with IGNORED_WARNINGS.changed({"Mismatched versions": True}):  # preflight reports them
                 client = Client(address, **options)
-        except (OSError, ValueError, TypeError, AssertionError, RuntimeError) as error:
+        except TypeError as error:  # it does not know what this version asks for
+            raise no_answer(address, error) from error
+        except (OSError, ValueError, AssertionError, RuntimeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise _unreachable(address, reason) from error
         try:

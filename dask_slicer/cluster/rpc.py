@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ _ANSWER_SECONDS = 10.0
 
 def ask_scheduler(client: Client, ask: Callable[..., Any], *args: Any, **kw: Any) -> Any:
     """Return the answer to a method of a client; raise a SchedulerError without one in 10 s."""
-    address = client.scheduler.address if client.scheduler is not None else "an unknown address"
+    address = str(client.scheduler.address if client.scheduler else "an unknown address")
     try:
         return client.sync(ask, *args, **kw, callback_timeout=_ANSWER_SECONDS)
     except TimeoutError:
@@ -34,10 +35,21 @@ def ask_scheduler(client: Client, ask: Callable[..., Any], *args: Any, **kw: Any
             "busy, or stopped?"
         ) from None
     except Exception as error:  # Dask raises many types of errors when a connection is lost
-        raise SchedulerError(
-            f"the Dask scheduler at {address} was lost ({type(error).__name__}: "
-            f"{escape_line(str(error))})"
-        ) from error
+        if isinstance(error, OSError | CancelledError) or client.status != "running":
+            raise SchedulerError(
+                f"the Dask scheduler at {address} was lost ({type(error).__name__}: "
+                f"{escape_line(str(error))})"
+            ) from error
+        raise no_answer(address, error) from error
+
+
+def no_answer(address: str, error: Exception) -> SchedulerError:
+    """Return the error of a scheduler that is reached, but cannot answer."""
+    return SchedulerError(
+        f"the Dask scheduler at {address} cannot answer ({type(error).__name__}: "
+        f"{escape_line(str(error))}); check that it has the same version of distributed as this "
+        "program"
+    )
 
 
 def run_on_scheduler(client: Client, function: Callable[..., Any], *args: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.resources
 import logging
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster import probes
+from dask_slicer.cluster.process_settings import IGNORED_WARNINGS
 from dask_slicer.cluster.rpc import Note, run_everywhere, run_on_scheduler
 from dask_slicer.errors import SchedulerError
 from dask_slicer.utils.formatting import escape_line, plural
@@ -45,8 +45,9 @@ def send_package(
                 f"{plural(n_tasks, 'task')}; wait until it has none, or use another scheduler"
             )
         run_everywhere(client, probes.forget_package, module, own["code"])
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*overwriting.*")  # an earlier upload
+    # Of an earlier upload.
+    ignored = IGNORED_WARNINGS.changed({".*overwriting.*": True})
+    with tempfile.TemporaryDirectory() as folder, ignored:
         path = Path(folder, f"{PACKAGE}_code_{own['code']}.zip")
         write_package(path)
         # In this order: a worker that starts meanwhile must find the package on the scheduler.

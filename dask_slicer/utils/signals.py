@@ -6,9 +6,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 # Seconds in which further signals are ignored, so that a stopped run can clean up.
 _PATIENCE = 10.0
@@ -36,6 +37,7 @@ class Cancelled(KeyboardInterrupt):
 # The exception of the last signal; one for the process, since Python runs signal handlers in the
 # main thread.
 _requested: list[type[KeyboardInterrupt]] = []
+_PATCHING = threading.Lock()
 # Of the run in this thread: it stops when the token is set.
 _token: ContextVar[threading.Event | None] = ContextVar("token", default=None)
 
@@ -63,7 +65,7 @@ def interrupt_once(
             previous_hook(dropped)
 
     previous_hook, sys.unraisablehook = sys.unraisablehook, hide_interrupts
-    before = {number: signal.signal(number, stop) for number in signals}
+    before = _replace_handlers(signals, stop)
     try:
         yield
     finally:
@@ -102,11 +104,8 @@ def deferred() -> Iterator[None]:
     # Signals reach the main thread only, which alone may set handlers.
     is_main = threading.current_thread() is threading.main_thread()
     caught: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: caught.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if is_main
-    }
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = _replace_handlers(numbers, lambda number, frame: caught.append(number))
     try:
         with _blocked_for_children():
             yield
@@ -117,6 +116,34 @@ def deferred() -> Iterator[None]:
             signal.raise_signal(caught[0])
 
 
+def _replace_handlers(
+    numbers: Collection[signal.Signals], handler: Callable[[int, Any], None]
+) -> dict[signal.Signals, Any]:
+    """Handle signals by a function; return the handlers before, to put them back."""
+    # A handler that is not Python's, which is None here, could not be put back.
+    ours = [number for number in numbers if signal.getsignal(number) is not None]
+    return {number: signal.signal(number, handler) for number in ours}
+
+
+@contextmanager
+def no_signal_handlers() -> Iterator[None]:
+    """Let what this thread imports in the block set no signal handler."""
+    # dask_jobqueue sets one on import: it makes Ctrl-C a quiet success, and is an error in other
+    # threads than the main one.
+    thread = threading.get_ident()
+
+    def ignore(number: int, handler: Any) -> Any:
+        is_other = threading.get_ident() != thread
+        return set_handler(number, handler) if is_other else signal.getsignal(number)
+
+    with _PATCHING:
+        set_handler, signal.signal = signal.signal, ignore  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            signal.signal = set_handler
+
+
 @contextmanager
 def _blocked_for_children() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
@@ -125,9 +152,10 @@ def _blocked_for_children() -> Iterator[None]:
     # Imported here to keep --help quick.
     from multiprocessing import resource_tracker
 
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     # It would unblock the signal if it were started with the first process.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:

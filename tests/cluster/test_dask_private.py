@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ from distributed.scheduler import KilledWorker
 from dask_slicer.cluster.client import SETTINGS
 from dask_slicer.cluster.dask_private import (
     EXIT_EVENTS,
-    exit_reporting_nanny,
-    nanny_variables,
+    local_nanny,
+    remove_traces,
     run_batch_command,
 )
 
@@ -50,7 +51,7 @@ def test_our_nannies_log_the_exit_code_and_then_do_what_dask_does(monkeypatch) -
     monkeypatch.setattr(
         Nanny, "_on_worker_exit_sync", lambda self, exitcode: calls.append(exitcode)
     )
-    nanny = object.__new__(exit_reporting_nanny())
+    nanny = object.__new__(local_nanny())
     nanny.name = "w-1"
     nanny.log_event = lambda topic, event: calls.append((topic, event))  # type: ignore[method-assign]
     nanny._on_worker_exit_sync(-9)
@@ -68,18 +69,34 @@ def test_jobs_run_the_commands_of_a_batch_system() -> None:
         asyncio.run(run_batch_command(job_class, command))
 
 
-def test_nannies_set_only_known_variables_where_they_are_started() -> None:
+def local_cluster() -> LocalCluster:
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    nannies = {"worker_class": local_nanny(), "process_method": "spawn", "worker_log_level": 50}
+    return LocalCluster(**options, **nannies, silence_logs=False)
+
+
+def test_schedulers_and_nannies_have_what_is_removed_when_they_are_closed() -> None:
+    message = missing(distributed, "Server._deque_handler, _updated_sys_path", "to tidy up")
+    with local_cluster() as cluster:
+        servers = [cluster.scheduler, *cluster.workers.values()]
+        for server in servers:
+            assert hasattr(server, "_deque_handler"), message
+            assert hasattr(server, "_updated_sys_path"), message
+            assert hasattr(server, "local_directory"), message
+    remove_traces(servers)
+    assert not {server.local_directory for server in servers} & set(sys.path)
+    for name in ("scheduler", "nanny"):
+        handlers = logging.getLogger(f"distributed.{name}").handlers
+        assert not {server._deque_handler for server in servers} & set(handlers)
+
+
+def test_nannies_of_local_workers_set_no_variable_where_they_are_started() -> None:
     before = dict(os.environ)
-    try:
-        with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"):
-            added = os.environ.keys() - before.keys()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    assert added <= set(nanny_variables()), (
-        f"distributed {distributed.__version__} sets other environment variables: restored after a "
-        "run on local workers"
-    )
+    with local_cluster():
+        assert dict(os.environ) == before, (
+            f"distributed {distributed.__version__} sets other environment variables in the "
+            "process of the user"
+        )
 
 
 # -- undocumented names ----------------------------------------------------------------------------
@@ -101,7 +118,10 @@ UNDOCUMENTED = {
     "ClientState": ("to tell runs on one scheduler apart", ("client_key",)),
     "Worker": ("to wait for cases that cannot be stopped", ("state",)),
     "WorkerStateMachine": ("to wait for cases that cannot be stopped", ("all_running_tasks",)),
-    "Nanny": ("to kill workers", ("name", "pid", "log_event")),
+    "Nanny": (
+        "to start and kill workers",
+        ("name", "pid", "log_event", "instantiate", "status", "silence_logs", "pre_spawn_env"),
+    ),
     "Client": (
         "to call schedulers with a timeout",
         ("sync", "scheduler", "id", "loop", "status", "asynchronous", "futures", "cluster"),

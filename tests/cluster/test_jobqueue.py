@@ -164,6 +164,20 @@ def test_importing_dask_jobqueue_keeps_the_sigint_handler() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_thread_can_be_the_first_to_import_dask_jobqueue() -> None:
+    code = (
+        "import signal, sys, threading; from pathlib import Path; "
+        "from dask_slicer.cluster.jobqueue import job_script; "
+        "from dask_slicer.config.run_settings import JobSettings; "
+        "before = [signal.signal, signal.getsignal(signal.SIGINT)]; "
+        "settings = JobSettings(cluster='slurm'); scripts = []; "
+        "thread = threading.Thread(target=lambda: scripts.append(job_script(settings, Path()))); "
+        "assert 'dask_jobqueue' not in sys.modules; thread.start(); thread.join(); "
+        "assert scripts; assert before == [signal.signal, signal.getsignal(signal.SIGINT)]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_batch_system_that_is_not_installed_is_refused_in_one_line(
     dataset, tmp_path, invoke, monkeypatch
 ) -> None:

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import cloudpickle
+import dask
 import psutil
 import pytest
 
-from dask_slicer.cluster import local
+from dask_slicer.cluster import forkserver, local
+from dask_slicer.cluster.client import SETTINGS, run_page_link, scheduler_setting
+from dask_slicer.cluster.process_settings import DASK
 
 
 def _environment_at_start() -> set[str]:
@@ -35,41 +38,31 @@ def test_workers_are_forked_from_a_process_that_has_imported_what_they_need() ->
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         (parent,) = client.run(os.getppid).values()
         (imported,) = client.run(lambda: "dask_slicer.execution.tasks" in sys.modules).values()
-    assert parent != os.getpid()
-    assert psutil.Process(parent).ppid() == os.getpid()
+        assert parent != os.getpid()
+        assert psutil.Process(parent).ppid() == os.getpid()
     assert imported
+    assert not psutil.pid_exists(parent)
 
 
 def test_where_no_socket_can_be_made_workers_are_spawned(monkeypatch) -> None:
     def no_socket() -> None:
         raise OSError("AF_UNIX path too long")
 
-    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", no_socket)
-    assert local.start_forkserver() == "spawn"
+    monkeypatch.setattr(forkserver._server(), "ensure_running", no_socket)
+    with local.process_method() as method:
+        assert method == "spawn"
     with local.local_client(1, memory_limit=2**30, dashboard_address="none") as client:
         (parent,) = client.run(os.getppid).values()
     assert parent == os.getpid()
 
 
-def test_variables_are_as_before_when_the_last_of_overlapping_runs_ends(monkeypatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    environment = local._Environment()
-    first, second = (environment.restored(["OMP_NUM_THREADS"]) for _ in range(2))
-    first.__enter__()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    environment.note()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert os.environ["OMP_NUM_THREADS"] == "1"
-    second.__exit__(None, None, None)
-    assert "OMP_NUM_THREADS" not in os.environ
-
-
-def test_a_variable_that_the_program_sets_during_a_run_is_kept(monkeypatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    environment = local._Environment()
-    with environment.restored(["OMP_NUM_THREADS"]):
-        os.environ["OMP_NUM_THREADS"] = "1"
-        environment.note()
-        monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    assert os.environ["OMP_NUM_THREADS"] == "8"
+def test_a_scheduler_has_settings_that_the_process_has_only_while_it_starts() -> None:
+    saturation = "distributed.scheduler.worker-saturation"
+    with local.local_client(1, memory_limit=2**30, dashboard_address="127.0.0.1:0") as client:
+        assert dask.config.get(saturation) == DASK.before(saturation) != SETTINGS[saturation]
+        assert scheduler_setting(client, saturation) == SETTINGS[saturation]
+        assert SETTINGS[saturation] == client.cluster.scheduler.WORKER_SATURATION
+        settings = {name: value for name, value in SETTINGS.items() if ".worker." in name}
+        (found,) = client.run(lambda: {name: dask.config.get(name) for name in settings}).values()
+        assert found == settings
+        assert run_page_link(client, client.dashboard_link).endswith("/dask-slicer")

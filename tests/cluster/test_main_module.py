@@ -14,6 +14,7 @@ from dask_slicer.cluster.main_module import is_guarded
 RUN = "dask_slicer.run(input_dir={scans!r}, output_dir={slices!r}, num_workers={workers})"
 LONE = f"import dask_slicer\nprint('begun')\n{RUN}\n"
 IN_A_FUNCTION = f"import dask_slicer\ndef main():\n    {RUN}\nmain()\n"
+BELOW_ANOTHER_CONDITION = f"import dask_slicer\nif dask_slicer:\n    {RUN}\n"
 IN_A_THREAD = f"import dask_slicer\ndask_slicer.submit(*(), **dict({RUN[16:-1]})).result()\n"
 GUARDED = f"import dask_slicer\nif __name__ == '__main__':\n    {RUN}\n"
 MEND = 'put the run below `if __name__ == "__main__":`, or use num_workers=0'
@@ -63,7 +64,9 @@ def test_a_script_from_standard_input_is_refused_with_a_line(
 
 
 @pytest.mark.parametrize(
-    ("script", "line"), [(LONE, 3), (IN_A_FUNCTION, 4), (IN_A_THREAD, 2)], ids=["l", "f", "t"]
+    ("script", "line"),
+    [(LONE, 3), (IN_A_FUNCTION, 4), (IN_A_THREAD, 2), (BELOW_ANOTHER_CONDITION, 3)],
+    ids=["lone", "function", "thread", "condition"],
 )
 @pytest.mark.parametrize("arguments", [["script.py"], ["-m", "script"]], ids=["file", "module"])
 def test_a_script_without_a_guard_is_refused_with_a_line(
@@ -94,11 +97,19 @@ def test_other_scripts_run(python, script, arguments, workers) -> None:
     [
         ("run()", 1, False),
         ("if a:\n  pass\nrun()", 3, False),
+        ("if a:\n  run()", 2, False),
+        ("if 'scans':\n  run()", 2, False),
+        ("if __name__ != '__main__':\n  run()", 2, False),
+        ("if __name__ == 'script':\n  run()", 2, False),
+        ("if __name__ == '__main__':\n  pass\nelse:\n  run()", 4, False),
+        ('if "__main__" == __name__:\n  run()', 2, True),
+        ("if __name__ == '__main__' and a:\n  run()", 2, True),
+        ("if a:\n  pass\nelif __name__ == '__main__':\n  for b in a:\n    run()", 5, True),
         ("with a:\n  if __name__ == '__main__':\n    run(\n      b)", 4, True),
         ("try:\n  run()\nfinally:\n  pass", 2, False),
         ("def f():\n  if a:\n    run()\nf()", 4, False),
         ("run(", 1, True),  # not the program that is running
     ],
 )
-def test_a_line_below_a_condition_is_guarded(source, line, expected) -> None:
+def test_a_line_below_a_guard_is_guarded(source, line, expected) -> None:
     assert is_guarded(source.encode(), line) == expected

@@ -30,6 +30,8 @@ _SESSIONS = [
     and any("session" in ast.unparse(decorator) for decorator in node.decorator_list)
 ]
 _GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+_HPC = (ROOT / "docs" / "hpc.md").read_text(encoding="utf-8")
+_DASK = ("dask", "dist")
 _EXAMPLE = re.compile(r"^## Add an? (\w+)\n.*?```python\n(.*?)```", re.DOTALL | re.MULTILINE)
 _EXAMPLES = dict(_EXAMPLE.findall(_GUIDE))
 _WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -62,6 +64,16 @@ def test_workflows_may_only_read_and_run_what_every_python_needs() -> None:
 def test_the_package_says_that_it_has_types() -> None:
     (package,) = dask_slicer.__path__
     assert Path(package, "py.typed").read_bytes() == b""
+
+
+def test_the_oldest_dask_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = [line.partition(">=")[2] for line in project["dependencies"] if line[:4] in _DASK]
+    assert len(set(bounds)) == 1
+    assert len(bounds) == 2
+    environment = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    assert f"dask-core>={bounds[0]}\n  - distributed>={bounds[0]}\n" in environment
+    assert f"`distributed` must be {bounds[0]} or later" in _HPC
 
 
 def test_the_example_of_a_layout_finds_cases(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -126,3 +127,46 @@ def test_ctrl_c_while_python_runs_text_does_not_decide_the_exit_status(tmp_path)
     # As `python -m dask_slicer` is run, and other than for a script.
     command = [sys.executable, "-m", "stopped"]
     assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 130
+
+
+def test_signals_that_the_program_has_blocked_stay_blocked() -> None:
+    code = (
+        "import signal; from dask_slicer.utils import signals\n"
+        "blocked = {signal.SIGINT, signal.SIGTERM}\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, blocked)\n"
+        "with signals.deferred(): pass\n"
+        "assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_handler_that_is_not_of_python_stays(monkeypatch) -> None:
+    number, before = signal.SIGINT, signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    with signals.interrupt_once([number]), signals.deferred():
+        monkeypatch.undo()
+        assert signal.getsignal(number) is before
+
+
+def test_a_block_without_handlers_is_for_one_thread() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    in_thread = []
+
+    def set_nothing() -> None:
+        with signals.no_signal_handlers():
+            started.set()
+            in_thread.append(signal.signal(signal.SIGUSR1, signal.SIG_IGN))
+            ended.wait(10)
+
+    started, ended = threading.Event(), threading.Event()
+    thread = threading.Thread(target=set_nothing)
+    thread.start()
+    started.wait(10)
+    try:
+        assert signal.signal(signal.SIGUSR1, signal.SIG_IGN) == before
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+    finally:
+        ended.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert len(in_thread) == 1
