@@ -26,6 +26,7 @@ from dask_slicer.inputs.load import load_volume
 from dask_slicer.output.atomic import move, remove_whole
 from dask_slicer.output.formats import write_case
 from dask_slicer.output.layout import case_entries
+from dask_slicer.output.lock import check_held
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
@@ -45,6 +46,7 @@ class Target:
     run_id: str = ""
     fsync: bool = False
     temporary: str
+    lock: str = ""  # of the run; "" without one
     names: Names = NO_NAMES
 
 
@@ -107,6 +109,8 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
                 path = output_dir / entry
                 if not moved:
                     path.parent.mkdir(parents=True, exist_ok=True)
+                if target.lock:  # another run may have taken over while this process was frozen
+                    check_held(output_dir / target.lock, target.run_id)
                 moved.append(path)
                 move(temporary / path.name, path)
             if not target.run_id:  # there is no run that tidies up later

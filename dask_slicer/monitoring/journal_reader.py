@@ -14,7 +14,7 @@ from dask_slicer.monitoring.watcher import find_scheduler
 from dask_slicer.output.directory import existing_splits
 from dask_slicer.output.journal import read_line
 from dask_slicer.output.layout import journals
-from dask_slicer.output.lock import LockOwner, lock_owners
+from dask_slicer.output.lock_owner import LockOwner, lock_owners
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
 from dask_slicer.utils.formatting import escape_line, first_few, format_time
 

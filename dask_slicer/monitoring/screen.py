@@ -26,7 +26,7 @@ from dask_slicer.monitoring.progress_line import figures_line
 from dask_slicer.monitoring.snapshot import Snapshot
 from dask_slicer.monitoring.terminal import plain_table
 from dask_slicer.output import directory
-from dask_slicer.output.lock import LockOwner
+from dask_slicer.output.lock_owner import LockOwner
 
 # Between two looks at an output whose run has no scheduler yet, or has lost it.
 _LOOK_SECONDS = 2.0

@@ -335,7 +335,7 @@ def test_temporary_lock_files_of_dead_processes_are_removed(
     ):
         (output_dir / name).write_text(text)
     living = output_dir / ".dask_slicer.lock.89abcdef"
-    living.write_text(lock.lock_text())
+    living.write_text(lock.run_text(""))
     if ends_with == "merge":
         assert invoke("merge", output_dir).exit_code == 0
     else:

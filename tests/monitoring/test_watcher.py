@@ -21,6 +21,7 @@ import pytest
 import dask_slicer
 from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.output.lock_owner import lock_owner
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -77,8 +78,8 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def address_in(output: Path) -> str:
     """Return the address that a lock names, empty until then."""
-    lock = output / LOCK
-    return "".join(lock.read_text().split()[3:4]) if lock.exists() else ""
+    owner = lock_owner(output)
+    return "" if owner is None else owner.scheduler
 
 
 @dataclass
