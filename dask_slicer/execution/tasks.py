@@ -93,12 +93,18 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
     case, stack = sliced.case, sliced.result
     output_dir = Path(target.output_dir)
     temporary = output_dir / target.temporary / _unique_name(os.getpid(), threading.get_ident())
+
+    def check_lock() -> None:
+        if target.lock:  # another run may have taken over while this process was frozen
+            check_held(output_dir / target.lock, target.run_id)
+
     with _step("save", sliced.seconds, target.run_id) as seconds:
         if not output_dir.is_dir():
             raise MissingFile(
                 f"{socket.gethostname()} cannot find the output directory {output_dir}; "
                 "it must be on a disk that all workers share"
             )
+        check_lock()
         temporary.mkdir(parents=True, exist_ok=True)
         moved: list[Path] = []
         try:
@@ -109,8 +115,7 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
                 path = output_dir / entry
                 if not moved:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                if target.lock:  # another run may have taken over while this process was frozen
-                    check_held(output_dir / target.lock, target.run_id)
+                check_lock()
                 moved.append(path)
                 move(temporary / path.name, path)
             if not target.run_id:  # there is no run that tidies up later
