@@ -162,7 +162,7 @@ def test_the_lock_of_a_run_in_another_pid_namespace_is_respected(tmp_path) -> No
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
-        ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", hold, tmp_path],
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", hold, tmp_path],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
