@@ -71,6 +71,7 @@ def target_of(config: RunConfig, *, run_id: str = "", names: Names = NO_NAMES) -
         temporary=files.temporary,
         lock=files.lock if run_id else "",
         names=names,
+        input_root=str(config.input_root),
     )
 
 

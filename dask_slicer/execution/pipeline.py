@@ -113,7 +113,7 @@ class _Run:
         config = self.plan.config
         if self.partition is not None:
             check_partition_plan(self.plan)
-        done = {} if config.overwrite else self.earlier.completed()
+        done = {} if config.overwrite else self.earlier.completed(self.publisher.observer)
         todo = [case for case in self.plan.selected if case.case_id not in done]
         self.n_skipped = len(self.plan.selected) - len(todo)
         # The largest first, so that the run does not wait for one of them at the end.

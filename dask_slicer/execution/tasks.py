@@ -23,13 +23,16 @@ from dask_slicer.core.volume import Volume
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
 from dask_slicer.execution import fault_injection
 from dask_slicer.inputs.load import load_volume
+from dask_slicer.inputs.readers.base import split_volume
+from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.output.atomic import move, remove_whole
 from dask_slicer.output.formats import write_case
 from dask_slicer.output.layout import case_entries
 from dask_slicer.output.lock import check_held
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
-from dask_slicer.records import CommittedCase
+from dask_slicer.records import CommittedCase, SourceFile
+from dask_slicer.utils.formatting import as_utf8
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -47,6 +50,7 @@ class Target:
     fsync: bool = False
     temporary: str
     lock: str = ""  # of the run; "" without one
+    input_root: str = ""
     names: Names = NO_NAMES
 
 
@@ -57,6 +61,7 @@ class StepResult(Generic[T]):
     case: CasePlan
     result: T
     seconds: dict[str, float]
+    sources: tuple[SourceFile, ...]
 
 
 def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
@@ -64,7 +69,8 @@ def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     with _step("load", {}, target.run_id) as seconds:
         fault_injection.inject(case.case_id)
         volume = load_volume(case.case, target.settings.plane)
-    return StepResult(case=case, result=volume, seconds=seconds)
+        sources = _sources(case, target.input_root)
+    return StepResult(case=case, result=volume, seconds=seconds, sources=sources)
 
 
 def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceStack]:
@@ -82,7 +88,7 @@ def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceSt
             label_dtype=settings.label_dtype,
             min_foreground=settings.min_foreground,
         )
-    return StepResult(case=loaded.case, result=stack, seconds=seconds)
+    return StepResult(case=loaded.case, result=stack, seconds=seconds, sources=loaded.sources)
 
 
 def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
@@ -146,6 +152,7 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
         run_id=target.run_id,
         n_overlapping=stack.n_overlapping,
         header_notes=case.header_notes,
+        sources=sliced.sources,
     )
 
 
@@ -160,6 +167,18 @@ def run_batch(
         except CaseError as error:
             outcomes.append(error)
     return outcomes
+
+
+def _sources(case: CasePlan, input_root: str) -> tuple[SourceFile, ...]:
+    """Return the files of a case as they were planned, with the checksums that they have now."""
+    sources = []
+    for path, size, mtime_ns in case.files:
+        crc32 = None
+        if path:  # of a missing image, it is empty
+            with suppress(OSError):
+                crc32 = checksum(os.path.join(input_root, split_volume(path)[0]))
+        sources.append(SourceFile(as_utf8(path), size, mtime_ns, crc32))
+    return tuple(sources)
 
 
 @cache
