@@ -25,7 +25,7 @@ from dask_slicer.execution import fault_injection
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
-from dask_slicer.output.atomic import move, remove_whole
+from dask_slicer.output.atomic import fsync_folder, move, remove_whole
 from dask_slicer.output.formats import write_case
 from dask_slicer.output.layout import case_entries
 from dask_slicer.output.lock import check_held
@@ -204,15 +204,9 @@ def _step(name: str, before: dict[str, float], run_id: str) -> Iterator[dict[str
 
 def _fsync_names(paths: Iterable[Path], output_dir: Path) -> None:
     """Force to disk the names of files and directories that were moved into an output."""
-    if os.name == "nt":  # Windows cannot open a directory, and needs no sync
-        return
     folders: set[Path] = set()
     for path in paths:
         folders.update(folder for folder in (path, *path.rglob("*")) if folder.is_dir())
         folders.update(takewhile(lambda folder: folder != output_dir.parent, path.parents))
     for folder in sorted(folders, reverse=True):  # contents before the names of the folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync_folder(folder)

@@ -33,9 +33,22 @@ def atomic_write(
             link(unfinished, path)
         else:
             os.replace(unfinished, path)
+        if fsync:
+            fsync_folder(path.parent)  # else its name could be lost
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk."""
+    if os.name == "nt":  # Windows cannot open a directory, and needs no sync
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def temporary_name(path: Path, folder: Path | None = None) -> Path:

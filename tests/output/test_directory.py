@@ -184,6 +184,21 @@ def test_an_npz_holds_image_label_and_metadata_and_needs_no_pickle(output) -> No
 # -- fsync -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shard", [None, "1/1"])
+def test_the_files_that_a_run_needs_to_continue_are_always_forced_to_disk(
+    dataset, tmp_path, monkeypatch, shard
+) -> None:
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda number: synced.add(os.stat(number).st_ino))
+    dataset.add("a")
+    output = tmp_path / "out"
+    dask_slicer.run(input_dir=dataset.root, output_dir=output, num_workers=0, shard=shard)
+    for path in (output / "config.yaml", output / "splits.json", output):
+        assert path.stat().st_ino in synced
+    assert (output / "slices.csv").exists() == (shard is None)
+    assert not {path.stat().st_ino for path in output.rglob("*.npz")} & synced  # without --fsync
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what a descriptor stands for")
 @pytest.mark.parametrize("format_", ["npz", "zarr"])
 def test_fsync_forces_every_file_of_a_case_and_every_directory_that_leads_to_it(

@@ -23,6 +23,8 @@ from dask_slicer.output.lock_owner import read_owner
 from dask_slicer.planning.plan import Partition
 
 LOCK = ".dask_slicer.lock"
+# With process ids of its own, as in a container on the same host.
+CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 FAR = "node17 4711 boot+1 place=boot:1 run=0a1b stale=600"
 
 
@@ -162,9 +164,11 @@ def test_the_lock_of_a_run_in_another_pid_namespace_is_respected(tmp_path) -> No
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(
-        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", hold, tmp_path],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [*CONTAINER, sys.executable, "-c", hold, tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         if process.stdout.readline() != "held\n":
             pytest.skip(f"no PID namespace can be made: {process.communicate()[1]}")
