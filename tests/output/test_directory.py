@@ -189,7 +189,7 @@ def test_the_files_that_a_run_needs_to_continue_are_always_forced_to_disk(
     dataset, tmp_path, monkeypatch, shard
 ) -> None:
     synced = set()
-    monkeypatch.setattr(os, "fsync", lambda number: synced.add(os.stat(number).st_ino))
+    monkeypatch.setattr(os, "fsync", lambda number: synced.add(os.fstat(number).st_ino))
     dataset.add("a")
     output = tmp_path / "out"
     dask_slicer.run(input_dir=dataset.root, output_dir=output, num_workers=0, shard=shard)
