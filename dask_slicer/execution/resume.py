@@ -18,7 +18,7 @@ from dask_slicer.output.journal import History, Journal, histories, last_records
 from dask_slicer.output.summary import existing_names
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, case_digest
 from dask_slicer.planning.planner import make_plan
-from dask_slicer.records import CommittedCase, RemovedCase
+from dask_slicer.records import CommittedCase, RemovedCase, SourceFile
 from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import as_utf8, first_few, format_bytes, plural
 from dask_slicer.utils.threads import map_files
@@ -94,6 +94,8 @@ class EarlierRuns:
                     unsized.add(case.case_id)
                 with_times = self._with_present_times(record, case)
                 if with_times is not None and self._is_current(with_times, case, entries):
+                    if not self.plan.config.trust_size:  # else it is journaled again
+                        with_times = replace(with_times, slices=(), files=())  # they take memory
                     retimed.setdefault(case.case_id, with_times)
         retimed = {name: record for name, record in retimed.items() if name not in done}
         if self.plan.config.trust_size and (unknown := unsized - done.keys()):
@@ -189,16 +191,15 @@ class EarlierRuns:
         now = [(as_utf8(path), size) for path, size, _ in case.files]
         if not before or before != now:
             return None
-        times = [source.mtime_ns for source in record.sources]
-        files = [(*file[:2], time) for file, time in zip(case.files, times, strict=True)]
+        pairs = list(zip(record.sources, case.files, strict=True))
+        files = [(path, size, source.mtime_ns) for source, (path, size, _) in pairs]
         if case_digest(case, self.plan.config, files) != record.digest:
             return None
-        sources = zip(record.sources, case.files, strict=True)
-        return replace(
-            record,
-            digest=case.digest,
-            sources=tuple(source._replace(mtime_ns=file[2]) for source, file in sources),
+        sources = (
+            SourceFile(source.path, source.size, mtime_ns, source.crc32)
+            for source, (_, _, mtime_ns) in pairs
         )
+        return replace(record, digest=case.digest, sources=tuple(sources))
 
     def _trusted(
         self, retimed: dict[str, CommittedCase], planned: dict[str, CasePlan], observer: Observer

@@ -54,8 +54,9 @@ class LockOwner:
     def __str__(self) -> str:
         sign = ""
         if self.silent is not None:
-            # A host name may be that of another container, or of this host before it started.
-            elsewhere = ", not of this system" if self.host == socket.gethostname() else ""
+            # In another container of this name, or from before this host was started.
+            is_namesake = self.host == socket.gethostname()
+            elsewhere = ", which cannot be checked from here" if is_namesake else ""
             sign = f"{elsewhere}, last sign of life {format_time(self.silent)} ago"
         return f"process {self.process} on {self.host}{sign}"
 
@@ -200,7 +201,7 @@ def _place() -> str:
     """
     with suppress(OSError):
         return f"{_boot()}:{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116
-    return IN_PROCESS
+    return "-"
 
 
 def _boot() -> str:
