@@ -57,6 +57,21 @@ def test_a_run_gives_signs_of_life(tmp_path, monkeypatch) -> None:
     assert "dask-slicer-lock" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_run_does_not_touch_the_lock_of_another_run(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(lock_owner, "STALE_SECONDS", 0.2)
+    looks: list[Path] = []
+    read_lock = lock.read_lock
+    monkeypatch.setattr(lock, "read_lock", lambda path: looks.append(path) or read_lock(path))
+    with locked(tmp_path):
+        path = write_lock(tmp_path, FAR, silent=500)
+        before, n_looks = path.stat().st_mtime, len(looks)
+        deadline = time.monotonic() + 20
+        while len(looks) < n_looks + 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert path.stat().st_mtime == before
+
+
 @pytest.mark.parametrize("offset", [-1e8, 0.0, 1e8], ids=["clock behind", "right", "ahead"])
 def test_only_the_clock_of_the_disk_says_how_old_a_lock_is(tmp_path, monkeypatch, offset) -> None:
     local = time.time
