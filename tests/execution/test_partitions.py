@@ -618,6 +618,24 @@ def test_an_interrupted_merge_may_be_repeated(
     assert len(lines) == len(CASES)  # none twice
 
 
+def test_the_merged_journal_is_on_disk_before_those_of_partitions_are_removed(
+    shares, invoke, output_dir, monkeypatch
+) -> None:
+    for number in (1, 2):
+        shares(f"{number}/2")
+    synced: list[tuple[int, int]] = []
+
+    def record(descriptor: int) -> None:
+        status, merged = os.fstat(descriptor), output_dir / "journal.jsonl"
+        if merged.exists() and status.st_ino == merged.stat().st_ino:
+            n_left = len(list(output_dir.glob("journal.*of2.jsonl")))
+            synced.append((status.st_size, n_left))
+
+    monkeypatch.setattr(os, "fsync", record)
+    assert invoke("merge", output_dir).exit_code == 0
+    assert ((output_dir / "journal.jsonl").stat().st_size, 2) in synced
+
+
 def test_merge_without_partitions_writes_the_index_again(shares, invoke, output_dir) -> None:
     shares(None)
     before = contents_of(output_dir)

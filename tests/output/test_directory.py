@@ -16,6 +16,8 @@ import yaml
 
 import dask_slicer
 from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.output import directory
+from dask_slicer.planning.plan import FORMAT_VERSION
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -224,3 +226,29 @@ def test_fsync_forces_every_file_of_a_case_and_every_directory_that_leads_to_it(
     wanted = [output, place, *place.parents, *place.rglob("*"), output / "journal.jsonl"]
     wanted = [path for path in wanted if path == output or output in path.parents]
     assert [path for path in wanted if path.stat().st_ino not in synced] == []
+
+
+def test_clearing_removes_all_files_of_the_output_and_no_other(output, monkeypatch) -> None:
+    (output / "notes.txt").write_text("ours")
+    removed: list[str] = []
+    unlink = Path.unlink
+
+    def record(path: Path, **options: bool) -> None:
+        removed.append(path.name)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", record)
+    directory.clear(output)
+    assert [path.name for path in output.iterdir()] == ["notes.txt"]
+    # No process shall read an output that is half removed; the mark of the output goes last.
+    assert removed[:2] == ["slices.csv", "journal.jsonl"]
+    assert removed[-1] == "config.yaml"
+
+
+def test_an_output_of_a_newer_version_is_refused(output, invoke) -> None:
+    config = output / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace(f"(format {FORMAT_VERSION})", f"(format {FORMAT_VERSION + 1})"))
+    result = invoke("run", "--config", config, "--output_dir", output)
+    assert result.exit_code == 2
+    assert "was written by a newer version of dask-slicer" in result.stderr
