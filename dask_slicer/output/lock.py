@@ -138,7 +138,9 @@ def check_held(lock: Path, run_id: str, *, now: bool = False) -> None:
         _LOG.debug("Could not read %s: %s", lock, error)
         return
     if run_of(text) != run_id:
-        _, owner = read_owner(lock)
+        owner = None
+        with suppress(OSError):
+            _, owner = read_owner(lock)
         how = f"taken over by {owner}" if owner else "removed"
         raise LockLost(
             f"the lock {lock} of this run was {how}, perhaps while this run was frozen; it has "
