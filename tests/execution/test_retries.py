@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
+from types import SimpleNamespace
 
 import pytest
 
 from dask_slicer import errors
-from dask_slicer.execution import graph
+from dask_slicer.execution import executor, futures, graph
+from dask_slicer.inputs.case import Case
+from dask_slicer.planning.plan import CasePlan
+from dask_slicer.records import CommittedCase
 
 IO_ERROR = errors.as_case_error(OSError(5, "Input/output error"), step="load")
 
@@ -51,3 +55,34 @@ def test_a_case_is_tried_again_if_that_may_help(
     failures = tmp_path / "out" / "failures.csv"
     assert failures.exists() != is_cured
     assert is_cured or error.kind in failures.read_text()
+
+
+@pytest.mark.parametrize("kind", [errors.WorkerLost, errors.OutOfMemory])
+def test_cases_whose_worker_died_run_again_alone_before_one_fails(monkeypatch, kind) -> None:
+    plans = {name: CasePlan(case=Case(case_id=name, images=(f"{name}.nii",))) for name in "abc"}
+    ran: list[str] = []
+
+    def committed(case: CasePlan) -> CommittedCase:
+        return CommittedCase(
+            case_id=case.case_id, split="train", digest="", shape=(1, 1, 1, 1),
+            spacing=(1.0, 1.0, 1.0), statistics=(), slices=(), seconds={},
+        )  # fmt: skip
+
+    def run_graphs(client, next_batch, graph_of, **options):
+        while batch := next_batch(0):
+            ran.append("".join(case.case_id for case in batch))
+            records = [committed(case) for case in batch]
+            is_fatal = plans["b"] in batch
+            yield batch, kind("b kills its worker") if is_fatal else records[0]
+
+    monkeypatch.setattr(futures, "run_graphs", run_graphs)
+    monkeypatch.setattr(executor, "memory_limit", lambda *_, **__: None)
+    monkeypatch.setattr(executor, "count_threads", lambda _: 1)
+    monkeypatch.setattr(graph, "_BATCHES_PER_THREAD", 1)  # all cases are one batch
+    client = SimpleNamespace(nthreads=lambda: {})
+    outcomes = executor._execute_on(
+        client, deque(plans.values()), SimpleNamespace(settings=None), None
+    )
+    kinds = {case.case_id: type(outcome) for case, outcome in outcomes}
+    assert kinds == {"a": CommittedCase, "b": kind, "c": CommittedCase}
+    assert ran == ["abc", "a", "b", "c"]
