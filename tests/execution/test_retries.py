@@ -6,9 +6,10 @@ from collections import Counter, deque
 from types import SimpleNamespace
 
 import pytest
+from distributed import CancelledError
 
 from dask_slicer import errors
-from dask_slicer.execution import executor, futures, graph
+from dask_slicer.execution import executor, futures, graph, watchdog
 from dask_slicer.inputs.case import Case
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase
@@ -86,3 +87,23 @@ def test_cases_whose_worker_died_run_again_alone_before_one_fails(monkeypatch, k
     kinds = {case.case_id: type(outcome) for case, outcome in outcomes}
     assert kinds == {"a": CommittedCase, "b": kind, "c": CommittedCase}
     assert ran == ["abc", "a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ("running", "another client cancelled the tasks of this run"),
+        ("connecting", "the connection to the Dask scheduler at tcp://127.0.0.1:8786 was lost"),
+    ],
+)
+def test_cancelled_tasks_are_not_computed_again(status, message) -> None:
+    of_scheduler = {"address": "tcp://127.0.0.1:8786"}
+    client = SimpleNamespace(scheduler_info=lambda **_: of_scheduler, status=status)
+
+    def cancelled(timeout: float) -> None:
+        raise CancelledError("a")
+
+    future = SimpleNamespace(key=("load", "a"), status="cancelled", result=cancelled)
+    error = watchdog.Watchdog(client, timeout=None).result(future)
+    assert isinstance(error, errors.SchedulerError)
+    assert str(error).startswith(message)
