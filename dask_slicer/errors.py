@@ -35,6 +35,12 @@ class OutputError(UsageError):
     """The directory is no output, is in use, or was made with other settings."""
 
 
+class LockLost(DaskSlicerError):
+    """The run no longer holds the lock of its output; it has stopped writing."""
+
+    _render_traceback_ = _without_traceback
+
+
 class SchedulerError(DaskSlicerError):
     """The Dask scheduler cannot be reached, or was lost during the run."""
 

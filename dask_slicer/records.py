@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from dask_slicer.core.statistics import Statistics
-from dask_slicer.utils.formatting import first_few, plural
+from dask_slicer.utils.formatting import as_utf8, first_few, plural
 from dask_slicer.utils.repr_html import html_table
 
 
@@ -31,6 +31,18 @@ class WrittenFile(NamedTuple):
     crc32: int
 
 
+class SourceFile(NamedTuple):
+    """A file that a case was read from: path below the input root, size, mtime in ns, CRC-32.
+
+    The CRC-32 is None if it is not known.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    crc32: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommittedCase:
     """A case that is completely on disk."""
@@ -51,6 +63,7 @@ class CommittedCase:
     header_notes: tuple[tuple[str, str], ...] = ()  # oddities of headers: file, text
     structures: dict[str, int] = field(default_factory=dict)  # values of masks that were merged
     voxel_volume: float | None = None  # mm³; None in lines of earlier versions
+    sources: tuple[SourceFile, ...] = ()  # empty in lines of earlier versions
     # Of the journal line, in seconds since 1970; 0 in lines of earlier versions.
     at: float = field(default=0.0, compare=False)
     status: Literal["committed"] = "committed"
@@ -79,10 +92,8 @@ class FailedCase:
     status: Literal["failed"] = "failed"
 
     def __post_init__(self) -> None:
-        # File names may have any encoding, or none; the journal is UTF-8.
         for name in ("message", "details"):
-            text = getattr(self, name).encode("utf-8", "backslashreplace").decode("utf-8")
-            object.__setattr__(self, name, text)
+            object.__setattr__(self, name, as_utf8(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -233,6 +233,7 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     compression: Compression | NotGiven
     overwrite: bool | NotGiven
     prune: bool | NotGiven
+    trust_size: bool | NotGiven
     fsync: bool | NotGiven
 
     num_workers: int | NotGiven
@@ -289,7 +290,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Output": (
         *("output_dir", "format", "compression_level", "compression"),
-        *("overwrite", "prune", "fsync"),
+        *("overwrite", "prune", "trust_size", "fsync"),
     ),
     "Workers": ("num_workers", "dashboard_address", "shard"),
     "Running scheduler": (

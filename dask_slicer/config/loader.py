@@ -27,7 +27,8 @@ PLACES = {"num_workers", "cluster", *_SCHEDULERS}
 _PLACE_SETTINGS = {*PLACES, "tls_ca", "tls_cert", "tls_key"}
 # Not written to OUT/config.yaml: a later run with that file continues the output.
 _SINGLE_RUN_SETTINGS = {
-    *("overwrite", "prune", "only", "shard", "fail_fast", "log_file", "performance_report"),
+    *("overwrite", "prune", "trust_size", "only", "shard", "fail_fast"),
+    *("log_file", "performance_report"),
 }
 
 

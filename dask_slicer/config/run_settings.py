@@ -117,6 +117,11 @@ class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
     prune: bool = Field(
         False, description="Remove written cases that are no longer in the dataset."
     )
+    trust_size: bool = Field(
+        False,
+        description="Keep written cases whose scans have other times but the same sizes and "
+        "contents, as after a copy.",
+    )
     only: tuple[str, ...] = Field(
         (), description="Run only these case ids; splits are those of the whole dataset."
     )

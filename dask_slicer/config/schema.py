@@ -274,6 +274,11 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
         return self.output_dir.name != NO_OUTPUT
 
     @property
+    def input_root(self) -> Path:
+        """Return the folder that the paths of scans are relative to."""
+        return self.input_dir if self.input_dir.is_dir() else self.input_dir.parent
+
+    @property
     def slice_settings(self) -> SliceSettings:
         """Return the settings that decide the bytes of a case's output."""
         return SliceSettings(**{name: getattr(self, name) for name in SliceSettings.model_fields})

@@ -25,8 +25,9 @@ from dask_slicer.execution.tasks import CaseBatch, Target
 from dask_slicer.execution.workers import workers
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.monitoring.publisher import ProgressPublisher
-from dask_slicer.output import lock
-from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition, peak_bytes
+from dask_slicer.output.lock import name_scheduler
+from dask_slicer.output.lock_owner import IN_PROCESS
+from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import format_bytes
@@ -67,7 +68,7 @@ def executor(
             )
         )
         if used_client is None:
-            scheduler = lock.IN_PROCESS
+            scheduler = IN_PROCESS
             outcomes = _execute_here(queue, target)
             if timeout is not None:
                 publisher.observer.note(
@@ -76,10 +77,10 @@ def executor(
         else:
             scheduler = address(used_client)
             if scheduler.startswith("inproc://"):  # other processes cannot reach it
-                scheduler = lock.IN_PROCESS
+                scheduler = IN_PROCESS
             outcomes = _execute_on(used_client, queue, target, timeout)
-        partition = parse_partition(plan.config.shard)
-        lock.name_scheduler(plan.config.output_dir, partition, scheduler, n_cases=n_todo)
+        path = plan.config.output_dir / target.lock
+        name_scheduler(path, run_id, scheduler, n_cases=n_todo)
         if used_client is None:
             yield stack.enter_context(closing(outcomes))
             return

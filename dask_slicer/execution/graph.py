@@ -62,13 +62,16 @@ def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
 
 def target_of(config: RunConfig, *, run_id: str = "", names: Names = NO_NAMES) -> tasks.Target:
     """Return where and how a run writes."""
+    files = partition_files(parse_partition(config.shard))
     return tasks.Target(
         output_dir=str(config.output_dir),
         settings=config.slice_settings,
         run_id=run_id,
         fsync=config.fsync,
-        temporary=partition_files(parse_partition(config.shard)).temporary,
+        temporary=files.temporary,
+        lock=files.lock if run_id else "",
         names=names,
+        input_root=str(config.input_root),
     )
 
 

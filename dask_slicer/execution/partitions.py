@@ -15,7 +15,7 @@ from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
-from dask_slicer.output.lock import locked, remove_stale_locks
+from dask_slicer.output.lock import locked, remove_stale_locks, still_held
 from dask_slicer.output.summary import DatasetTotals, finalize
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import RunPlan
@@ -60,9 +60,7 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
     started = time.monotonic()
     path = Path(output_dir).absolute()
     directory.output_config(path)  # before a lock is put into a foreign directory
-    with locked(path) as notes:
-        for note in notes:
-            (observer or Observer()).note(note)
+    with locked(path, note=(observer or Observer()).note):
         plan = read_partition_plan(path)
         config = directory.output_config(path) if plan is None else plan.config
         planned = set(directory.existing_splits(path) if plan is None else plan.cases)
@@ -119,6 +117,7 @@ def merge_journals(output_dir: Path) -> list[FailedCase]:
 
 def remove_partition_files(output_dir: Path) -> None:
     """Remove the journals, the plan and stale locks of partitions, after `merge_journals`."""
+    still_held(now=True)
     for path in (*layout.partition_journals(output_dir), output_dir / layout.PARTITION_PLAN):
         path.unlink(missing_ok=True)
     remove_stale_locks(output_dir)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-import uuid
 from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from dask_slicer.errors import (
     CaseError,
     DatasetError,
     DiskFull,
+    LockLost,
     SchedulerError,
     as_case_error,
     shared_scheduler_error,
@@ -32,7 +32,7 @@ from dask_slicer.monitoring.observer import Observer, RunReport
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import Journal
-from dask_slicer.output.lock import locked
+from dask_slicer.output.lock import locked, still_held
 from dask_slicer.output.summary import finalize
 from dask_slicer.planning.estimate import output_bytes
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, parse_partition
@@ -60,14 +60,12 @@ def run(
     check_report_place(config.performance_report)
     directory.existing_config(config.output_dir)  # before a lock is put into a foreign directory
     partition = parse_partition(config.shard)
-    with locked(config.output_dir, partition) as notes:
+    with locked(config.output_dir, partition, note=publisher.observer.note) as held:
         plan = prepare_plan(config)
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
-        for note in notes:
-            publisher.observer.note(note)
         earlier = EarlierRuns(plan, partition)
-        return _Run(plan, client, publisher, started, partition, earlier).execute()
+        return _Run(plan, client, publisher, started, partition, earlier, held.run_id).execute()
 
 
 @dataclass(slots=True)
@@ -80,7 +78,7 @@ class _Run:
     started: float
     partition: Partition | None
     earlier: EarlierRuns
-    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    run_id: str
     has_started: bool = False
     # Failures that `finalize` does not read from the output's journal.
     failures: list[FailedCase] = field(default_factory=list)
@@ -101,6 +99,8 @@ class _Run:
             report = self._finish(stopped=f"{error}; run the same command again to continue")
             if not self.publisher.state.n_done:
                 raise
+        except LockLost:  # the files are another run's
+            raise
         except Exception:
             with suppress(OSError):  # so that finished cases stay usable
                 self._finish()
@@ -113,7 +113,7 @@ class _Run:
         config = self.plan.config
         if self.partition is not None:
             check_partition_plan(self.plan)
-        done = {} if config.overwrite else self.earlier.completed()
+        done = {} if config.overwrite else self.earlier.completed(self.publisher.observer)
         todo = [case for case in self.plan.selected if case.case_id not in done]
         self.n_skipped = len(self.plan.selected) - len(todo)
         # The largest first, so that the run does not wait for one of them at the end.
@@ -139,6 +139,7 @@ class _Run:
 
     def _prepare_output(self) -> None:
         """Clear the output directory, or merge what is left there; write its first files."""
+        still_held(now=True)
         # First: with another plan, this partition could overwrite the cases of others.
         shared_plan = None if self.partition is None else record_plan(self.plan)
         self.has_started = True
@@ -205,6 +206,7 @@ class _Run:
                 else:
                     self._announce(outcome)
                     continue
+            still_held(now=True)  # if not, its worker could not write
             attempts[case.case_id] += 1
             if outcome.retriable and attempts[case.case_id] <= config.retries:
                 _LOG.warning(
@@ -278,6 +280,7 @@ class _Run:
     def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
         """Write the files of the whole output, if the run has started; return the report."""
         config, state = self.plan.config, self.publisher.state
+        still_held(now=True)
         if self.overlaps:
             self.publisher.observer.note(
                 f"masks overlap in {plural(len(self.overlaps), 'case')}: {sum(self.overlaps)} "

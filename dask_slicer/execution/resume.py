@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,16 +10,20 @@ from pathlib import Path
 
 from dask_slicer.config.schema import BY_LABEL, RunConfig
 from dask_slicer.errors import CaseError
+from dask_slicer.inputs.readers.base import split_volume
+from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.folds import with_folds
 from dask_slicer.output.journal import History, Journal, histories, last_records
 from dask_slicer.output.summary import existing_names
 from dask_slicer.planning.case_table import CaseTable
-from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
+from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, case_digest
 from dask_slicer.planning.planner import make_plan
-from dask_slicer.records import CommittedCase, RemovedCase
-from dask_slicer.utils.formatting import first_few, plural
+from dask_slicer.records import CommittedCase, RemovedCase, SourceFile
+from dask_slicer.utils import signals
+from dask_slicer.utils.formatting import as_utf8, first_few, format_bytes, plural
+from dask_slicer.utils.threads import map_files
 
 # Failures that do not invalidate what an earlier run wrote.
 _OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
@@ -53,6 +58,20 @@ def _groups(output_dir: Path, table: CaseTable) -> dict[str, str]:
     return written | table.groups
 
 
+def _has_contents(record: CommittedCase, case: CasePlan, root: str) -> bool:
+    """Return whether the scans of a case have the checksums in its record, where it has any."""
+    signals.raise_if_interrupted()
+    files = [os.path.join(root, split_volume(path)[0]) for path, _, _ in case.files]
+    try:
+        return all(
+            source.crc32 in (None, checksum(path))
+            for source, path in zip(record.sources, files, strict=True)
+            if source.path  # of a missing image, it is empty
+        )
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class EarlierRuns:
     """Earlier runs into an output; a partition reads all journals, and changes only its cases."""
@@ -60,22 +79,39 @@ class EarlierRuns:
     plan: RunPlan
     partition: Partition | None
 
-    def completed(self) -> dict[str, CommittedCase | None]:
+    def completed(self, observer: Observer) -> dict[str, CommittedCase | None]:
         """Return the cases that are already written as this plan would write them.
 
-        The value is None, or, if the case failed later, its record, to be journaled again.
+        The value is None, or a record to be journaled again: if the case failed later, or if the
+        times of its scans are others now, but `--trust_size` accepts them.
         """
         planned = {case.case_id: case for case in self.plan.selected}
         on_disk = self._on_disk()
         done: dict[str, CommittedCase | None] = {}
+        retimed: dict[str, CommittedCase] = {}
+        unsized: set[str] = set()
         for history in self._histories():
             if (case := planned.get(history.case_id)) is None:
                 continue
+            entries = on_disk.get(case.case_id, {})
             for record in history.committed:
-                if self._is_current(record, case, on_disk.get(case.case_id, {})):
+                if self._is_current(record, case, entries):
                     done[case.case_id] = None if history.failure is None else record
                     break
-        return done
+                if not record.sources:
+                    unsized.add(case.case_id)
+                with_times = self._with_present_times(record, case)
+                if with_times is not None and self._is_current(with_times, case, entries):
+                    if not self.plan.config.trust_size:  # else it is journaled again
+                        with_times = replace(with_times, slices=(), files=())  # they take memory
+                    retimed.setdefault(case.case_id, with_times)
+        retimed = {name: record for name, record in retimed.items() if name not in done}
+        if self.plan.config.trust_size and (unknown := unsized - done.keys()):
+            observer.note(
+                f"no sizes of scans in the journal, from an earlier version: "
+                f"{plural(len(unknown), 'case')} ({first_few(sorted(unknown))}), written again"
+            )
+        return done | self._trusted(retimed, planned, observer)
 
     def journaled(self) -> dict[str, bool]:
         """Return the cases in the journals, and whether they are written."""
@@ -156,6 +192,60 @@ class EarlierRuns:
         """Return the files of each case, or of the cases of this partition."""
         own = None if self.partition is None else {case.case_id for case in self.plan.selected}
         return layout.find_entries(self.plan.config.output_dir, of=own)
+
+    def _with_present_times(self, record: CommittedCase, case: CasePlan) -> CommittedCase | None:
+        """Return a record with the present times of its scans, if nothing else has changed."""
+        before = [(source.path, source.size) for source in record.sources]
+        now = [(as_utf8(path), size) for path, size, _ in case.files]
+        if not before or before != now:
+            return None
+        pairs = list(zip(record.sources, case.files, strict=True))
+        files = [(path, size, source.mtime_ns) for source, (path, size, _) in pairs]
+        if case_digest(case, self.plan.config, files) != record.digest:
+            return None
+        sources = (
+            SourceFile(source.path, source.size, mtime_ns, source.crc32)
+            for source, (_, _, mtime_ns) in pairs
+        )
+        return replace(record, digest=case.digest, sources=tuple(sources))
+
+    def _trusted(
+        self, retimed: dict[str, CommittedCase], planned: dict[str, CasePlan], observer: Observer
+    ) -> dict[str, CommittedCase]:
+        """Return the records, whose scans have other times, that `--trust_size` accepts."""
+        if not retimed:
+            return {}
+        same = f"same sizes, other times: {plural(len(retimed), 'case')} ({first_few([*retimed])})"
+        if not self.plan.config.trust_size:
+            observer.note(
+                f"{same}, as after a copy that did not keep times; they are written again. "
+                "--trust_size keeps such cases if the contents of their scans are the same"
+            )
+            return {}
+        n_bytes = sum(source.size for record in retimed.values() for source in record.sources)
+        observer.note(f"{same}; comparing {format_bytes(n_bytes)} of scans with their checksums")
+        root = str(self.plan.config.input_root)
+
+        def is_equal(name: str) -> bool:
+            return _has_contents(retimed[name], planned[name], root)
+
+        equal = dict(zip(retimed, map_files(is_equal, [*retimed]), strict=True))
+        unsummed = [
+            name
+            for name, record in retimed.items()
+            if any(source.path and source.crc32 is None for source in record.sources)
+        ]
+        if unsummed:
+            observer.note(
+                f"no checksums in the journal, compared by size alone: "
+                f"{plural(len(unsummed), 'case')} ({first_few(unsummed)})"
+            )
+        if changed := [name for name, is_same in equal.items() if not is_same]:
+            observer.note(
+                f"other contents: {plural(len(changed), 'case')} ({first_few(changed)}), written "
+                "again"
+            )
+        return {name: record for name, record in retimed.items() if equal[name]}
 
     def _is_current(self, record: CommittedCase, case: CasePlan, entries: dict[str, int]) -> bool:
         """Return whether a case is written as this plan would write it."""

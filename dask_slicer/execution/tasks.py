@@ -24,12 +24,16 @@ from dask_slicer.core.volume import Volume
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
 from dask_slicer.execution import fault_injection
 from dask_slicer.inputs.load import load_volume
-from dask_slicer.output.atomic import move, remove_whole
+from dask_slicer.inputs.readers.base import split_volume
+from dask_slicer.inputs.readers.files import checksum
+from dask_slicer.output.atomic import fsync_folder, move, remove_whole
 from dask_slicer.output.formats import write_case
 from dask_slicer.output.layout import case_entries
+from dask_slicer.output.lock import check_held
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
-from dask_slicer.records import CommittedCase
+from dask_slicer.records import CommittedCase, SourceFile
+from dask_slicer.utils.formatting import as_utf8
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -46,6 +50,8 @@ class Target:
     run_id: str = ""
     fsync: bool = False
     temporary: str
+    lock: str = ""  # of the run; "" without one
+    input_root: str = ""
     names: Names = NO_NAMES
 
 
@@ -56,6 +62,7 @@ class StepResult(Generic[T]):
     case: CasePlan
     result: T
     seconds: dict[str, float]
+    sources: tuple[SourceFile, ...]
 
 
 def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
@@ -63,7 +70,8 @@ def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     with _step("load", {}, target.run_id) as seconds:
         fault_injection.inject(case.case_id)
         volume = load_volume(case.case, target.settings.plane)
-    return StepResult(case=case, result=volume, seconds=seconds)
+        sources = _sources(case, target.input_root)
+    return StepResult(case=case, result=volume, seconds=seconds, sources=sources)
 
 
 def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceStack]:
@@ -81,7 +89,7 @@ def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceSt
             label_dtype=settings.label_dtype,
             min_foreground=settings.min_foreground,
         )
-    return StepResult(case=loaded.case, result=stack, seconds=seconds)
+    return StepResult(case=loaded.case, result=stack, seconds=seconds, sources=loaded.sources)
 
 
 def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
@@ -92,12 +100,18 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
     case, stack = sliced.case, sliced.result
     output_dir = Path(target.output_dir)
     temporary = output_dir / target.temporary / _unique_name(os.getpid(), threading.get_ident())
+
+    def check_lock() -> None:
+        if target.lock:  # another run may have taken over while this process was frozen
+            check_held(output_dir / target.lock, target.run_id)
+
     with _step("save", sliced.seconds, target.run_id) as seconds:
         if not output_dir.is_dir():
             raise MissingFile(
                 f"{socket.gethostname()} cannot find the output directory {output_dir}; "
                 "it must be on a disk that all workers share"
             )
+        check_lock()
         temporary.mkdir(parents=True, exist_ok=True)
         moved: list[Path] = []
         try:
@@ -108,6 +122,7 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
                 path = output_dir / entry
                 if not moved:
                     path.parent.mkdir(parents=True, exist_ok=True)
+                check_lock()
                 moved.append(path)
                 move(temporary / path.name, path)
             if not target.run_id:  # there is no run that tidies up later
@@ -142,6 +157,7 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
         if case.case.merges_masks
         else {},
         voxel_volume=voxel_volume(stack.affine),
+        sources=sliced.sources,
     )
 
 
@@ -167,6 +183,18 @@ def run_last(step: Callable[[S, Target], T], item: S | CaseError, target: Target
     return step(item, target)
 
 
+def _sources(case: CasePlan, input_root: str) -> tuple[SourceFile, ...]:
+    """Return the files of a case as they were planned, with the checksums that they have now."""
+    sources = []
+    for path, size, mtime_ns in case.files:
+        crc32 = None
+        if path:  # of a missing image, it is empty
+            with suppress(OSError):
+                crc32 = checksum(os.path.join(input_root, split_volume(path)[0]))
+        sources.append(SourceFile(as_utf8(path), size, mtime_ns, crc32))
+    return tuple(sources)
+
+
 @cache
 def _unique_name(process_id: int, thread_id: int) -> str:
     """Return a name that no other thread of any process on any machine uses."""
@@ -190,15 +218,9 @@ def _step(name: str, before: dict[str, float], run_id: str) -> Iterator[dict[str
 
 def _fsync_names(paths: Iterable[Path], output_dir: Path) -> None:
     """Force to disk the names of files and directories that were moved into an output."""
-    if os.name == "nt":  # Windows cannot open a directory, and needs no sync
-        return
     folders: set[Path] = set()
     for path in paths:
         folders.update(folder for folder in (path, *path.rglob("*")) if folder.is_dir())
         folders.update(takewhile(lambda folder: folder != output_dir.parent, path.parents))
     for folder in sorted(folders, reverse=True):  # contents before the names of the folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync_folder(folder)

@@ -30,7 +30,7 @@ from dask_slicer.output.directory import (
     write_lines,
 )
 from dask_slicer.output.journal import Journal, last_records
-from dask_slicer.output.lock import check_free, locked
+from dask_slicer.output.lock import check_free, locked, still_held
 from dask_slicer.output.output import open_output
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase, FailedCase, RemovedCase
@@ -206,6 +206,7 @@ def _repair(
         # Of damaged cases, and files named like slices that were never written.
         for case_id, entries in layout.find_entries(output_dir).items():
             known = layout.entries_of(kept[case_id]) if case_id in kept else {}
+            still_held()
             layout.remove_entries(output_dir, entries.keys() - known.keys())
         for issue in issues:
             if issue.is_stray and issue.case_id not in {"", *damaged}:  # within a Zarr group

@@ -14,7 +14,7 @@ from dask_slicer.monitoring.watcher import find_scheduler
 from dask_slicer.output.directory import existing_splits
 from dask_slicer.output.journal import read_line
 from dask_slicer.output.layout import journals, locked_partitions, partition_files
-from dask_slicer.output.lock import LockOwner, is_alive, lock_owners, read_lock
+from dask_slicer.output.lock_owner import LockOwner, lock_owners, read_owner
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
 from dask_slicer.utils.formatting import escape_line, first_few, format_time
 
@@ -107,7 +107,7 @@ class JournalReader:
         running = {
             files.journal
             for files in map(partition_files, (None, *locked_partitions(self.output_dir)))
-            if is_alive(read_lock(self.output_dir / files.lock))
+            if (owner := read_owner(self.output_dir / files.lock)[1]) and owner.is_alive
         }
         return sum(n for journal, n in self._n_ended.items() if journal not in running)
 

@@ -26,7 +26,8 @@ from dask_slicer.monitoring.progress_line import figures_line
 from dask_slicer.monitoring.snapshot import Snapshot
 from dask_slicer.monitoring.terminal import plain_table
 from dask_slicer.output import directory
-from dask_slicer.output.lock import LockOwner
+from dask_slicer.output.lock_owner import LockOwner, lock_owners
+from dask_slicer.utils.formatting import format_time
 
 # Between two looks at an output whose run has no scheduler yet, or has lost it.
 _LOOK_SECONDS = 2.0
@@ -89,7 +90,10 @@ def _watch_journal(console: Console, output_dir: Path, reason: str, *, once: boo
     reader = JournalReader(output_dir)
     if (view := reader.view()) is not None:
         console.out(f"No workers to show: {reason}")
-        if (host := view.runs[0].host) != socket.gethostname():
+        host, owners = view.runs[0].host, lock_owners(output_dir)
+        if signs := [owner.silent for owner in owners if owner.left and owner.silent is not None]:
+            console.out(f"Last sign of life from {host}: {format_time(min(signs))} ago")
+        elif host != socket.gethostname():
             console.out(f"From here it cannot be checked whether the run on {host} is alive")
     _draw(console, reader, once=once)
 

@@ -18,7 +18,7 @@ from dask_slicer.monitoring.links import LOOPBACK
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
 from dask_slicer.monitoring.state import TOPIC, RunState
 from dask_slicer.output.layout import CONFIG, FAILURES, SUMMARY, partition_journals
-from dask_slicer.output.lock import IN_PROCESS, LockOwner, lock_owner
+from dask_slicer.output.lock_owner import IN_PROCESS, LockOwner, lock_owner
 from dask_slicer.utils.formatting import format_time, plural
 
 if TYPE_CHECKING:

@@ -38,6 +38,8 @@ def atomic_write(
             link(unfinished, path)
         else:
             replace(unfinished, path)
+        if fsync:
+            fsync_folder(path.parent)  # else its name could be lost
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -55,6 +57,17 @@ def replace(source: Path | str, target: Path) -> None:
             return
         time.sleep(pause)
     os.replace(source, target)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk."""
+    if os.name == "nt":  # Windows cannot open a directory, and needs no sync
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def temporary_name(path: Path, folder: Path | None = None) -> Path:

@@ -16,6 +16,7 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, ConfigError, OutputError, as_case_error
 from dask_slicer.output import layout
 from dask_slicer.output.atomic import atomic_write
+from dask_slicer.output.lock import still_held
 from dask_slicer.planning.case_table import NO_TABLE, CaseTable
 from dask_slicer.planning.folds import FoldList, parse_folds
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
@@ -222,11 +223,13 @@ def write_lines(
 ) -> None:
     """Write a file of the output whole, line by line; None removes it."""
     path = output_dir / name
+    still_held()
     if lines is None:
         path.unlink(missing_ok=True)
         return
     with atomic_write(path, temporary=output_dir / temporary, fsync=fsync) as file:
         file.writelines(map(_encode, lines))
+        still_held()
 
 
 def holds(path: Path, text: str) -> bool:
@@ -248,10 +251,13 @@ def _encode(text: str) -> bytes:
 def clear(output_dir: Path) -> None:
     """Remove everything that earlier runs wrote, config.yaml last; other files stay."""
     # Index and journals first: no process shall read a directory that is half removed.
+    still_held(now=True)
     for path in (output_dir / layout.INDEX, *layout.journals(output_dir)):
         path.unlink(missing_ok=True)
     for entries in layout.find_entries(output_dir).values():
+        still_held()
         layout.remove_entries(output_dir, entries)
+    still_held()
     for name in (*layout.ZARR_GROUPS, *layout.TOP_FILES):
         (output_dir / name).unlink(missing_ok=True)
     remove_temporary(output_dir)
@@ -259,6 +265,7 @@ def clear(output_dir: Path) -> None:
 
 def remove_temporary(output_dir: Path) -> None:
     """Remove unfinished files, and empty directories of splits."""
+    still_held()
     for folder in layout.temporary_folders(output_dir):
         shutil.rmtree(folder, ignore_errors=True)
     store = output_dir / layout.ZARR
@@ -271,6 +278,7 @@ def remove_case_files(
     output_dir: Path, entries: Iterable[str], *, temporary: str = layout.TEMPORARY
 ) -> CaseError | None:
     """Remove entries of a case; return the error, if any."""
+    still_held()
     try:
         layout.remove_entries(output_dir, entries, temporary=temporary)
     except OSError as error:

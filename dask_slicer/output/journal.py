@@ -18,6 +18,7 @@ from typing import Annotated, BinaryIO, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from dask_slicer.output.lock import still_held
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
 
 _LINE: TypeAdapter[CaseRecord] = TypeAdapter(Annotated[CaseRecord, Field(discriminator="status")])
@@ -76,8 +77,10 @@ class Journal:
     def append(self, record: CaseRecord) -> None:
         """Append one record; the operating system has it when this returns.
 
-        After an OSError, the journal is as it was before.
+        After an OSError, the journal is as it was before. Raise LockLost if this run no longer
+        holds its output.
         """
+        still_held()
         if not record.at:
             record = replace(record, at=round(time.time(), 3))
         end = self._file.seek(0, os.SEEK_END)  # the line before may have failed

@@ -66,7 +66,7 @@ TEMPORARY = WHOLE.temporary
 _JOURNAL = re.compile(r"journal\.(\d+)of(\d+)\.jsonl")
 _LOCK = re.compile(r"\.dask_slicer\.(\d+)of(\d+)\.lock")
 _TEMPORARY = re.compile(r"\.dask_slicer\.(\d+of\d+\.)?tmp")
-_UNFINISHED = re.compile(r"\.dask_slicer\.(.+\.)?(lock|json)\.[0-9a-f]{8}")
+_UNFINISHED = re.compile(r"\.dask_slicer\.(.+\.)?(lock|json)(\.[0-9a-f]{8}){1,2}")
 _SLICE = re.compile(r"(?P<case_id>.+)_\d{3,}\.npz", re.DOTALL)
 
 

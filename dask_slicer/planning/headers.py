@@ -20,7 +20,7 @@ from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
 from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
 from dask_slicer.planning.plan import CasePlan, case_digest
-from dask_slicer.utils.formatting import first_few, plural
+from dask_slicer.utils.formatting import as_utf8, first_few, plural
 
 _NUMBERS = re.compile(r"-?\d[\d.,e+-]*")
 
@@ -63,6 +63,7 @@ def with_headers(
     planned = replace(
         plan,
         sources=tuple(names[path] for path in case.images),
+        files=tuple(files),
         **(facts | {"label_names": dict(facts["label_names"])}),
     )
     return replace(planned, digest=case_digest(planned, config, files))
@@ -106,10 +107,7 @@ def _facts(
         "voxel_bytes": image_bytes + label_bytes,
         "mask_bytes": mask_bytes,
         "oriented": images[0].oriented,
-        # File names may have any encoding, or none; the journal is UTF-8.
-        "header_notes": tuple(
-            (path.encode("utf-8", "backslashreplace").decode("utf-8"), note) for path, note in notes
-        ),
+        "header_notes": tuple((as_utf8(path), note) for path, note in notes),
         "label_names": tuple(label_names.items()),
     }
 

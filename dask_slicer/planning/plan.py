@@ -51,6 +51,7 @@ class CasePlan:
     group: str = ""  # the patient; the case id if no patient is known
     digest: str = ""  # of everything that decides the output
     sources: tuple[str, ...] = ()  # the images, relative to the input root, POSIX
+    files: tuple[tuple[str, int, int], ...] = ()  # all of them: path, size, mtime in ns
     shape: tuple[int, int, int] = (0, 0, 0)  # (n_slices, height, width), for the plane
     spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)  # (slice, row, column), mm
     orientation: str = ""  # axis codes of the first image as stored, such as LPS

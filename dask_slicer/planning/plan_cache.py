@@ -206,8 +206,9 @@ def _unpacked_case(content: dict[str, Any]) -> CasePlan:
     if "masks" in case:
         case["masks"] = [Mask(**mask) for mask in case["masks"]]
     content["case"] = Case(**_with_tuples(case))
-    if "header_notes" in content:
-        content["header_notes"] = [*map(tuple, content["header_notes"])]
+    for name in ("files", "header_notes"):
+        if name in content:
+            content[name] = [*map(tuple, content[name])]
     if "label_names" in content:
         content["label_names"] = dict(content["label_names"])
     if "problem" in content:

@@ -91,7 +91,7 @@ def _make_plan(
     structures: Mapping[str, int] | None,
 ) -> tuple[RunPlan, dict[str, tuple[int, int, int]]]:
     """Return the plan, and its files with size, mtime and ctime before they were read."""
-    root = config.input_dir if config.input_dir.is_dir() else config.input_dir.parent
+    root = config.input_root
     dataset = _find_cases(config, tree)
     numbers = number_structures(
         structures_of(dataset.cases),

@@ -17,7 +17,7 @@ from dask_slicer.output.formats.base import damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import CONFIG, JOURNAL
-from dask_slicer.output.lock import lock_owners
+from dask_slicer.output.lock_owner import lock_owners
 from dask_slicer.output.output import Output
 from dask_slicer.planning.headers import grouped_notes
 from dask_slicer.records import CommittedCase, FailedCase

@@ -34,6 +34,11 @@ def format_time(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def as_utf8(text: str) -> str:
+    """Return a text that UTF-8 can hold: file names may have any encoding, or none."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def escape_line(text: str) -> str:
     """Return a text on one line, its control characters escaped."""
     line = " ".join(text.split())

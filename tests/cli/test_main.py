@@ -22,7 +22,7 @@ RUN_OPTIONS = [
     *("dtype", "label_dtype", "nonfinite", "allow_missing_labels", "train_ratio", "val_ratio"),
     *("group_regex", "seed", "splits", "fold", "min_foreground", "overwrite", "only", "fsync"),
     *("compression_level", "retries", "fail_fast", "dashboard_address", "performance_report"),
-    *("log_file", "prune", "include_test", "verbose", "quiet"),
+    *("log_file", "prune", "trust_size", "include_test", "verbose", "quiet"),
     *("group_column", "folds", "stratify"),
 ]
 COMMANDS = sorted(main.commands)

@@ -82,6 +82,7 @@ CHANGED = {
     "log_file": Path("/run.log"),
     "overwrite": True,
     "prune": True,
+    "trust_size": True,
     "only": ("a", "b"),
     "allow_missing_labels": True,
     "include_test": True,
@@ -92,7 +93,8 @@ DECISIVE = [
     *("train_ratio", "val_ratio", "group_regex", "group_column", "seed", "modalities"),
 ]
 OF_ONE_RUN = {
-    *("overwrite", "prune", "only", "shard", "fail_fast", "log_file", "performance_report"),
+    *("overwrite", "prune", "trust_size", "only", "shard", "fail_fast"),
+    *("log_file", "performance_report"),
 }
 TLS = ("tls_ca", "tls_cert", "tls_key")
 

@@ -335,7 +335,7 @@ def test_temporary_lock_files_of_dead_processes_are_removed(
     ):
         (output_dir / name).write_text(text)
     living = output_dir / ".dask_slicer.lock.89abcdef"
-    living.write_text(lock.lock_text())
+    living.write_text(lock.run_text(""))
     if ends_with == "merge":
         assert invoke("merge", output_dir).exit_code == 0
     else:
@@ -616,6 +616,24 @@ def test_an_interrupted_merge_may_be_repeated(
     assert_same(output_dir, whole())
     lines = (output_dir / "journal.jsonl").read_text().splitlines()
     assert len(lines) == len(CASES)  # none twice
+
+
+def test_the_merged_journal_is_on_disk_before_those_of_partitions_are_removed(
+    shares, invoke, output_dir, monkeypatch
+) -> None:
+    for number in (1, 2):
+        shares(f"{number}/2")
+    synced: list[tuple[int, int]] = []
+
+    def record(descriptor: int) -> None:
+        status, merged = os.fstat(descriptor), output_dir / "journal.jsonl"
+        if merged.exists() and status.st_ino == merged.stat().st_ino:
+            n_left = len(list(output_dir.glob("journal.*of2.jsonl")))
+            synced.append((status.st_size, n_left))
+
+    monkeypatch.setattr(os, "fsync", record)
+    assert invoke("merge", output_dir).exit_code == 0
+    assert ((output_dir / "journal.jsonl").stat().st_size, 2) in synced
 
 
 def test_merge_without_partitions_writes_the_index_again(shares, invoke, output_dir) -> None:

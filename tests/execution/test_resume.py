@@ -156,6 +156,21 @@ def test_a_case_whose_scan_was_modified_is_written_again(slice_again, dataset, o
         before = identities(output)
 
 
+def test_a_case_with_nan_stays_only_while_that_is_allowed(slice_again, dataset, output) -> None:
+    image = np.zeros((8, 9, 10), np.float32)
+    image[2:5], image[3, 3, 3] = 7, np.nan
+    for case_id in CASES[:2]:
+        dataset.add(case_id)
+    dataset.add(CASES[2], image)
+    slice_again("--nonfinite", "zero")
+    assert "Skipped 3 cases" in slice_again("--nonfinite", "zero").stdout
+    slice_again("--nonfinite", "error", exit_code=1)
+    assert npz(output, CASES[2]) == []
+    assert len(npz(output)) == 20
+    slice_again("--nonfinite", "zero")
+    assert len(npz(output)) == 30
+
+
 def test_a_case_that_became_shorter_leaves_no_slice_of_the_longer_one(
     slice_again, dataset, output
 ) -> None:

@@ -191,6 +191,17 @@ def test_a_case_that_left_the_dataset_is_kept_until_it_is_pruned(
     assert "--prune" not in slice_again().stdout
 
 
+def test_prune_removes_files_of_a_case_that_no_journal_knows(dataset, output, slice_again) -> None:
+    for case_id in CASES[:3]:
+        dataset.add(case_id)
+    slice_again()
+    remove(dataset, CASES[0])
+    stray = output / "train" / "stopped_000.npz"  # of a run that was killed
+    stray.write_bytes(b"")
+    slice_again("--prune")
+    assert not stray.exists()
+
+
 def test_prune_removes_nothing_that_is_still_in_the_dataset(dataset, output, slice_again) -> None:
     for case_id in CASES[:4]:
         dataset.add(case_id)

@@ -21,6 +21,7 @@ import pytest
 import dask_slicer
 from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.output.lock_owner import lock_owner
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -77,8 +78,8 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def address_in(output: Path) -> str:
     """Return the address that a lock names, empty until then."""
-    lock = output / LOCK
-    return "".join(lock.read_text().split()[3:4]) if lock.exists() else ""
+    owner = lock_owner(output)
+    return "" if owner is None else owner.scheduler
 
 
 @dataclass
@@ -183,6 +184,8 @@ def free_port() -> int:
         ("{host} {dead} 1.0 tcp://127.0.0.1:{free}", 0, "The run into {out} died (process {dead}"),
         ("far 4711 1.0", 0, "The run into {out} is starting"),
         ("no lock", 0, "No run writes to {out}."),
+        ("far 47 1.0 place=a run=b stale=0", 0, "The run into {out} died (process 47 on far, last"),
+        ("far 47 1.0 place=a run=b stale=600", 0, "The run into {out} is starting"),
     ],
 )
 def test_watch_refuses_an_output_without_a_run_in_one_line(
@@ -209,6 +212,10 @@ def test_watch_refuses_an_output_without_a_run_in_one_line(
     ("lock", "said"),
     [
         ("far 4711 1.0 - 10 1.0", "has no scheduler: it uses one process"),
+        (
+            "far 4711 1.0 - 10 1.0 place=a run=b stale=600",
+            "(process 4711 on far, last sign of life",
+        ),
         ("far 4711 1.0 tcp://127.0.0.1:{free} 10 1.0", ": ssh -t far dask-slicer watch {out}"),
         (
             "far 4711 1.0 tcp://{host}:{free} 10 1.0",
@@ -230,6 +237,7 @@ def test_a_run_whose_scheduler_cannot_be_asked_is_shown_as_of_its_journal(
     assert first.startswith("No workers to show: ")
     assert said.format(**names) in first
     assert f"{output} (process 4711 on far)" in result.output.replace("\n", "")
+    assert ("Last sign of life from far: " in result.output) == ("stale" in lock)
     assert re.search(r"^10 of 10 cases, 0 failed, ", result.output, flags=re.M)
     assert re.search(r"^train +\d+ of \d+ +0 +\d+", result.output, flags=re.M)
     assert contents(output) == before

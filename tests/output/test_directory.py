@@ -17,8 +17,9 @@ import yaml
 import dask_slicer
 from dask_slicer.errors import OutputError
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.output import layout
+from dask_slicer.output import directory, layout
 from dask_slicer.output.directory import existing_config
+from dask_slicer.planning.plan import FORMAT_VERSION
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -201,6 +202,21 @@ def test_an_npz_holds_image_label_and_metadata_and_needs_no_pickle(output) -> No
 # -- fsync -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shard", [None, "1/1"])
+def test_the_files_that_a_run_needs_to_continue_are_always_forced_to_disk(
+    dataset, tmp_path, monkeypatch, shard
+) -> None:
+    synced = set()
+    monkeypatch.setattr(os, "fsync", lambda number: synced.add(os.fstat(number).st_ino))
+    dataset.add("a")
+    output = tmp_path / "out"
+    dask_slicer.run(input_dir=dataset.root, output_dir=output, num_workers=0, shard=shard)
+    for path in (output / "config.yaml", output / "splits.json", output):
+        assert path.stat().st_ino in synced
+    assert (output / "slices.csv").exists() == (shard is None)
+    assert not {path.stat().st_ino for path in output.rglob("*.npz")} & synced  # without --fsync
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what a descriptor stands for")
 @pytest.mark.parametrize("format_", ["npz", "zarr"])
 def test_fsync_forces_every_file_of_a_case_and_every_directory_that_leads_to_it(
@@ -234,3 +250,29 @@ def test_a_config_yaml_of_the_user_in_other_letters_is_refused(tmp_path, monkeyp
     monkeypatch.setattr(layout, "names_in", lambda _: ["Config.yaml"])
     with pytest.raises(OutputError, match="that dask-slicer did not write"):
         existing_config(tmp_path)
+
+
+def test_clearing_removes_all_files_of_the_output_and_no_other(output, monkeypatch) -> None:
+    (output / "notes.txt").write_text("ours")
+    removed: list[str] = []
+    unlink = Path.unlink
+
+    def record(path: Path, **options: bool) -> None:
+        removed.append(path.name)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", record)
+    directory.clear(output)
+    assert [path.name for path in output.iterdir()] == ["notes.txt"]
+    # No process shall read an output that is half removed; the mark of the output goes last.
+    assert removed[:2] == ["slices.csv", "journal.jsonl"]
+    assert removed[-1] == "config.yaml"
+
+
+def test_an_output_of_a_newer_version_is_refused(output, invoke) -> None:
+    config = output / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace(f"(format {FORMAT_VERSION})", f"(format {FORMAT_VERSION + 1})"))
+    result = invoke("run", "--config", config, "--output_dir", output)
+    assert result.exit_code == 2
+    assert "was written by a newer version of dask-slicer" in result.stderr

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_slicer.core.statistics import Statistics
-from dask_slicer.output.journal import Journal, last_records
+from dask_slicer.output.journal import Journal, histories, last_records
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, WrittenSlice
 
 COMMITTED = CommittedCase(
@@ -122,6 +122,15 @@ def test_any_records_are_read_back_and_the_last_of_a_case_counts(
 def test_the_last_line_of_a_case_counts(tmp_path, records) -> None:
     journal_of(tmp_path / "journal.jsonl", *records)
     assert read(tmp_path / "journal.jsonl") == [records[-1]]
+
+
+def test_lines_of_a_journal_stay_in_order_when_the_clock_is_set_back(tmp_path) -> None:
+    own, of_partition = tmp_path / "journal.jsonl", tmp_path / "journal.1of2.jsonl"
+    failed, committed = replace(FAILED, case_id="a", at=100.0), replace(COMMITTED, at=50.0)
+    journal_of(of_partition, failed, committed)
+    (history,) = histories([own, of_partition])
+    assert history.records == (committed, failed)  # newest first
+    assert history.failure is None
 
 
 def test_a_record_is_flushed_when_append_returns(tmp_path) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from dask_slicer.errors import OutputError
+from dask_slicer.output import lock
 from dask_slicer.output.lock import locked
+from dask_slicer.output.lock_owner import lock_text
 
 LOCK = ".dask_slicer.lock"
 
@@ -65,3 +67,17 @@ def test_the_lock_of_a_dead_process_is_taken_over_with_a_note(output, invoke, ho
     assert result.exit_code == 1  # ct_bad
     assert "took over the lock of a run that died" in result.stdout
     assert not (output / LOCK).exists()
+
+
+def test_of_two_runs_that_take_their_locks_at_once_one_is_refused(tmp_path, monkeypatch) -> None:
+    take = lock._take
+
+    def take_while_a_partition_starts(*arguments) -> None:
+        take(*arguments)
+        # It looked at the other locks before this run had its own.
+        (tmp_path / ".dask_slicer.1of2.lock").write_text(lock_text())
+
+    monkeypatch.setattr(lock, "_take", take_while_a_partition_starts)
+    with pytest.raises(OutputError, match="in use by partition 1/2 of a run"):
+        locked(tmp_path).__enter__()
+    assert not (tmp_path / LOCK).exists()
