@@ -26,6 +26,12 @@ from dask_slicer.execution import resume
 from dask_slicer.inputs.header_cache import CACHE_DIR
 from dask_slicer.planning.plan import RunPlan
 
+# Programs that tests start in other folders use the checkout too, not a package that is installed.
+_PATH = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_PATH))
+if ROOT not in Path(dask_slicer.__file__).parents:
+    raise pytest.UsageError(f"these tests are of {ROOT}, but {dask_slicer.__file__} is imported")
+
 # A program of its own, which needs atheris.
 collect_ignore = ["inputs/fuzz_volume.py"]
 # Real scans to try on, a folder each with image.nii.gz and label.nii.gz; not part of the project.
