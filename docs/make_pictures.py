@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
-import faults  # noqa: E402
+import faults
 
 import dask_slicer
 from dask_slicer.config.loader import build_config

@@ -16,7 +16,7 @@ from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
 from dask_slicer.output.lock import locked, remove_stale_locks
-from dask_slicer.output.summary import DatasetTotals, finalize
+from dask_slicer.output.summary import UNCONSOLIDATED, DatasetTotals, finalize
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, clip_note
@@ -82,6 +82,8 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
     if totals.clipped:
         note = clip_note(config.clip_min, config.clip_max, totals.clipped)
         (observer or Observer()).note(note)
+    if not totals.is_consolidated:
+        (observer or Observer()).note(UNCONSOLIDATED)
     known = {*totals.split_of, *(failure.case_id for failure in failures)}
     return MergeReport(
         output_dir=str(path),

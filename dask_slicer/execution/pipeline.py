@@ -33,7 +33,7 @@ from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import Journal
 from dask_slicer.output.lock import locked
-from dask_slicer.output.summary import finalize
+from dask_slicer.output.summary import UNCONSOLIDATED, finalize
 from dask_slicer.planning.estimate import output_bytes
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, parse_partition
 from dask_slicer.records import CommittedCase, FailedCase, clip_note
@@ -280,6 +280,7 @@ class _Run:
                 "voxels are counted for the first structure; --overlap error fails such cases"
             )
         failures = list(self.failures)  # `finalize` adds those in the journal
+        notes: list[str] = []
         elapsed = time.monotonic() - self.started
         remaining = len(self.plan.selected) - self.n_skipped - state.n_done
         if self.has_started and (config.output_dir / layout.CONFIG).exists():
@@ -296,6 +297,8 @@ class _Run:
                         is_complete=not remaining,
                     )
                     self.clipped = totals.clipped  # also by earlier runs
+                    if not totals.is_consolidated:
+                        notes.append(UNCONSOLIDATED)
                 else:
                     self._clean_up(self.partition, is_complete=not remaining)
             except OSError as error:
@@ -305,6 +308,8 @@ class _Run:
                 if self.partition is not None:
                     what = "could not remove temporary files"
                 self.publisher.observer.note(f"{what} ({as_case_error(error, step='save')})")
+        if self.clipped:
+            notes.append(clip_note(config.clip_min, config.clip_max, self.clipped))
         return RunReport(
             output_dir=str(config.output_dir),
             n_committed=state.n_done,
@@ -317,9 +322,7 @@ class _Run:
             interrupted=interrupted,
             share="" if self.partition is None else str(self.partition),
             stopped=stopped,
-            notes=(clip_note(config.clip_min, config.clip_max, self.clipped),)
-            if self.clipped
-            else (),
+            notes=tuple(notes),
         )
 
     def _clean_up(self, partition: Partition, *, is_complete: bool) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -27,9 +27,10 @@ from dask_slicer.output.formats.base import CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import index_lines
+from dask_slicer.output.inventory import Inventory
 from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.planning.names import Names
-from dask_slicer.records import CommittedCase
+from dask_slicer.records import CaseRecord, CommittedCase
 
 # Keys of dataset_info.json that the journal does not determine.
 _OF_ONE_RUN = {
@@ -148,39 +149,47 @@ def _check_content(
 
 
 def check_whole(
-    output_dir: Path, config: RunConfig, written: Sequence[CommittedCase], failed: Iterable[str]
-) -> Iterator[Issue]:
-    """Yield problems of splits.json and the files that `finalize` writes, and stray files.
+    output_dir: Path, config: RunConfig, records: Iterable[CaseRecord]
+) -> tuple[Inventory, list[Issue]]:
+    """Return what the journal lists; problems of the files that `finalize` writes; stray files.
 
-    `written`, sorted by case id, and `failed` are the cases in the journal.
+    `records` are those of the journal, sorted by case id.
     """
-    totals = DatasetTotals()
-    for record in written:
-        totals.add(record)
-    checks = {
-        layout.SPLITS_FILE: _check_splits(output_dir, written, failed),
-        layout.INDEX: _check_index(output_dir, index_lines(written)),
-        layout.SUMMARY: _check_summary(output_dir, config, totals),
-    }
+    inventory = Inventory()
+    lines = index_lines(inventory.committed(records))
+    checks = {layout.INDEX: list(_check_index(output_dir, lines))}
+    for _ in lines:  # of the index, only lines up to the first difference were compared
+        pass
+    checks[layout.SPLITS_FILE] = list(_check_splits(output_dir, inventory))
+    checks[layout.SUMMARY] = list(_check_summary(output_dir, config, inventory.totals))
     if (output_dir / layout.STRUCTURES_FILE).exists():
-        checks[layout.STRUCTURES_FILE] = _check_structures(output_dir)
-    for path, messages in checks.items():
-        for message in messages:
-            yield Issue(path=path, message=message)
+        checks[layout.STRUCTURES_FILE] = list(_check_structures(output_dir))
+    issues = [
+        Issue(path=path, message=message)
+        for path, messages in checks.items()
+        for message in messages
+    ]
     if config.format == "zarr":
-        from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, consolidated
-
-        texts = dict.fromkeys(layout.ZARR_GROUPS, GROUP_TEXT)
-        texts[layout.ZARR_ROOT] = consolidated(output_dir / layout.ZARR, totals.split_of)
-        for name, text in texts.items():
+        for name, text in _zarr_groups(output_dir, inventory.totals).items():
             if not holds(output_dir / name, text):
-                yield Issue(path=name, message="has changed since it was written")
-    yield from _strays(output_dir, written)
+                issues.append(Issue(path=name, message="has changed since it was written"))
+    return inventory, [*issues, *_strays(output_dir, inventory)]
 
 
-def _check_splits(
-    output_dir: Path, written: Iterable[CommittedCase], failed: Iterable[str]
-) -> Iterator[str]:
+def _zarr_groups(output_dir: Path, totals: DatasetTotals) -> dict[str, str]:
+    """Return the content of the metadata of all groups above cases."""
+    from dask_slicer.output.formats import zarr_writer
+
+    texts = dict.fromkeys(layout.ZARR_GROUPS, zarr_writer.GROUP_TEXT)
+    is_large = len(totals.split_of) > zarr_writer.MOST_CONSOLIDATED
+    # Earlier versions consolidated the metadata of any number of cases.
+    if not (is_large and holds(output_dir / layout.ZARR_ROOT, zarr_writer.GROUP_TEXT)):
+        text = zarr_writer.consolidated(output_dir / layout.ZARR, totals.split_of)
+        texts[layout.ZARR_ROOT] = text
+    return texts
+
+
+def _check_splits(output_dir: Path, inventory: Inventory) -> Iterator[str]:
     try:
         text = (output_dir / layout.SPLITS_FILE).read_text(encoding="utf-8")
         splits: dict[str, list[str]] = json.loads(text)
@@ -193,17 +202,15 @@ def _check_splits(
     split_of = dict(pairs)
     if len(split_of) < len(pairs):
         yield "has a case in more than one split"
-    splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
-    for record in written:
-        splits_of_group[record.group or record.case_id].add(record.split)
-        split = split_of.get(record.case_id)
-        if split != record.split:
+    for case_id, written_split in inventory.totals.split_of.items():
+        split = split_of.get(case_id)
+        if split != written_split:
             where = split or "no split"
-            yield f"has {record.case_id} in {where}, but its slices are in {record.split}"
-    for case_id in failed:
+            yield f"has {case_id} in {where}, but its slices are in {written_split}"
+    for case_id in inventory.failed:
         if case_id not in split_of:
             yield f"does not have the failed case {case_id}"
-    for group, names in splits_of_group.items():
+    for group, names in inventory.splits_of_group.items():
         if len(names) > 1:
             yield f"has the cases of group {group} in {' and '.join(sorted(names))}"
 
@@ -257,25 +264,24 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
         yield f"{', '.join(wrong)} {verb} from the journal"
 
 
-def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
+def _strays(output_dir: Path, inventory: Inventory) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
-    known, cases = set(layout.ZARR_GROUPS), set()
-    for record in written:
-        cases.add(record.case_id)
-        known.update(layout.case_files(record))
     folders = [
         *(output_dir / top for top in (*SPLITS, layout.ZARR)),
         *layout.temporary_folders(output_dir),
     ]
     for top in folders:
-        for path in sorted(top.rglob("*")):
-            name = path.relative_to(output_dir).as_posix()
-            if not path.is_dir() and name not in known:
+        for folder, _, files in os.walk(top):
+            names = (Path(folder, file).relative_to(output_dir).as_posix() for file in files)
+            for name in names:
+                if name in inventory:
+                    continue
                 _, _, case_id, *_ = (*Path(name).parts, "", "", "")
+                is_of_case = top.name == layout.ZARR and case_id in inventory.totals.split_of
                 yield Issue(
                     path=name,
                     message="is not in the journal; remove it",
-                    case_id=case_id if top.name == layout.ZARR and case_id in cases else "",
+                    case_id=case_id if is_of_case else "",
                     is_damage=False,
                     is_stray=True,
                 )

@@ -105,19 +105,29 @@ class Journal:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def last_records(path: Path) -> Iterator[CaseRecord]:
-    """Yield the last record of every case, by case id; the journal may be missing.
+@dataclass(frozen=True, slots=True)
+class LastRecords:
+    """The last record of every case, by case id; they are read again in every iteration.
 
     Only one is in memory at a time, because a large dataset has millions of slices.
     """
+
+    path: Path
+    offsets: tuple[int, ...]
+
+    def __iter__(self) -> Iterator[CaseRecord]:
+        if self.offsets:
+            with self.path.open("rb") as file:
+                for offset in self.offsets:
+                    record = read_line(file, offset)
+                    if record is not None:
+                        yield record
+
+
+def last_records(path: Path) -> LastRecords:
+    """Return the last record of every case; the journal may be missing."""
     last = {case_id: offset for case_id, offset, _ in _lines(path)}
-    if not last:
-        return
-    with path.open("rb") as file:
-        for case_id in sorted(last):
-            record = read_line(file, last[case_id])
-            if record is not None:
-                yield record
+    return LastRecords(path, tuple(offset for _, offset in sorted(last.items())))
 
 
 def histories(journals: Sequence[Path]) -> Iterator[History]:
