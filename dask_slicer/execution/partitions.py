@@ -11,6 +11,7 @@ from pathlib import Path
 from dask_slicer.config.loader import build_config, lasting_settings
 from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.errors import ConfigError, OutputError
+from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import atomic_write
@@ -20,6 +21,7 @@ from dask_slicer.output.summary import UNCONSOLIDATED, DatasetTotals, finalize
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, clip_note
+from dask_slicer.utils.files import parse_json, read_text
 from dask_slicer.utils.formatting import first_few, plural
 
 # Beside the lasting settings of an output, these must be equal, or partitions would differ from one
@@ -159,7 +161,9 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
     path = output_dir / layout.PARTITION_PLAN
     for number in range(_TRIES):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(read_text(path))
+            if any(map(case_id_problem, content["cases"])):
+                raise ValueError("it holds something else than case ids")
             return PartitionPlan(
                 # The output may have been moved.
                 config=build_config({"output_dir": output_dir}, base=content["config"]),
@@ -171,7 +175,7 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
             )
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             if number == _TRIES - 1:
                 raise OutputError(
                     f"{path} is damaged ({error}); remove it, then run one of the partitions again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zlib
@@ -31,6 +32,7 @@ from dask_slicer.output.inventory import Inventory
 from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.planning.names import Names
 from dask_slicer.records import CaseRecord, CommittedCase
+from dask_slicer.utils.files import open_file, parse_json, read_bytes, read_text
 
 # Keys of dataset_info.json that the journal does not determine.
 _OF_ONE_RUN = {
@@ -115,11 +117,11 @@ def compare_slices(
 
 def _check_bytes(path: Path, size: int, crc32: int) -> str:
     try:
-        data = path.read_bytes()
+        if (n_bytes := path.stat().st_size) != size and path.is_file():
+            return f"holds {n_bytes} bytes, {size} were written"
+        data = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return "is missing"
-    if len(data) != size:
-        return f"holds {len(data)} bytes, {size} were written"
     return "" if zlib.crc32(data) == crc32 else "has changed since it was written (by its checksum)"
 
 
@@ -191,9 +193,9 @@ def _zarr_groups(output_dir: Path, totals: DatasetTotals) -> dict[str, str]:
 
 def _check_splits(output_dir: Path, inventory: Inventory) -> Iterator[str]:
     try:
-        text = (output_dir / layout.SPLITS_FILE).read_text(encoding="utf-8")
-        splits: dict[str, list[str]] = json.loads(text)
-        pairs = [(case_id, split) for split in SPLITS for case_id in splits[split]]
+        text = read_text(output_dir / layout.SPLITS_FILE)
+        splits: dict[str, list[str]] = parse_json(text)
+        pairs = [(str(case_id), split) for split in SPLITS for case_id in splits[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"is damaged ({error})"
         return
@@ -228,11 +230,11 @@ def _check_structures(output_dir: Path) -> Iterator[str]:
 def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[str]:
     """Compare slices.csv line by line: it may have millions."""
     try:
-        lines = (output_dir / layout.INDEX).open(encoding="utf-8", newline="")
+        table = open_file(output_dir / layout.INDEX)
     except OSError:
         yield "is missing; the same run command writes it"
         return
-    with lines:
+    with io.TextIOWrapper(table, encoding="utf-8", newline="") as lines:
         try:
             pairs = zip_longest(lines, expected_lines)
             for number, (line, expected) in enumerate(pairs, start=1):
@@ -249,7 +251,7 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
     ignored = _OF_ONE_RUN if totals.split_of else {*_OF_ONE_RUN, "total_channels"}
     expected = json.loads(json.dumps(dataset_info(config, totals)))
     try:
-        info = json.loads((output_dir / layout.SUMMARY).read_text(encoding="utf-8"))
+        info = parse_json(read_text(output_dir / layout.SUMMARY))
         Names.parse(info)  # which the journal does not have
         wrong = [
             name

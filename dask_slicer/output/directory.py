@@ -14,9 +14,11 @@ from dask_slicer.config.loader import build_config, to_yaml
 from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, ConfigError, OutputError, as_case_error
+from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output import layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
+from dask_slicer.utils.files import parse_json, read_bytes, read_text
 from dask_slicer.utils.formatting import first_few
 
 _MARKED = re.compile(rb"# Written by dask-slicer(?: \(format (\d+)\))?")
@@ -42,7 +44,7 @@ def _is_ours(output_dir: Path) -> bool:
     except PermissionError:
         raise OutputError(f"no permission to read output_dir {output_dir}") from None
     if layout.CONFIG in names:
-        marked = _MARKED.match((output_dir / layout.CONFIG).read_bytes())
+        marked = _MARKED.match(read_bytes(output_dir / layout.CONFIG))
         if marked is None:
             raise OutputError(
                 f"output_dir {output_dir} holds a {layout.CONFIG} that dask-slicer did not write; "
@@ -94,8 +96,11 @@ def existing_splits(output_dir: Path) -> dict[str, str]:
     """Return the split of every case in splits.json; raise OutputError if it is damaged."""
     path = output_dir / layout.SPLITS_FILE
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
-        return {str(case): split for split in SPLITS for case in splits.get(split, [])}
+        splits = parse_json(read_text(path))
+        pairs = [(case, split) for split in SPLITS for case in splits.get(split, [])]
+        if any(case_id_problem(case) for case, _ in pairs):
+            raise ValueError("it holds something else than case ids")
+        return dict(pairs)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -106,7 +111,7 @@ def existing_structures(output_dir: Path) -> dict[str, int]:
     """Return the content of structures.json; raise OutputError if it is damaged."""
     path = output_dir / layout.STRUCTURES_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         structures = {str(name): value for name, value in content.items()}
         if any(type(value) is not int or value < 1 for value in structures.values()):
             raise ValueError("the value of a structure is not 1 or more")
@@ -197,7 +202,7 @@ def write_lines(
 def holds(path: Path, text: str) -> bool:
     """Return whether a file can be read and has this content."""
     try:
-        return path.read_bytes() == _encode(text)
+        return read_bytes(path) == _encode(text)
     except OSError:
         return False
 

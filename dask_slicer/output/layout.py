@@ -56,9 +56,9 @@ TOP_FILES = (SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, SPLITS_FILE, STRUCTURES
 # Holds unfinished files; on the same file system as their places.
 TEMPORARY = WHOLE.temporary
 
-_JOURNAL = re.compile(r"journal\.(\d+)of(\d+)\.jsonl")
-_LOCK = re.compile(r"\.dask_slicer\.(\d+)of(\d+)\.lock")
-_TEMPORARY = re.compile(r"\.dask_slicer\.(\d+of\d+\.)?tmp")
+_JOURNAL = re.compile(r"journal\.([1-9][0-9]*)of([1-9][0-9]*)\.jsonl")
+_LOCK = re.compile(r"\.dask_slicer\.([1-9][0-9]*)of([1-9][0-9]*)\.lock")
+_TEMPORARY = re.compile(r"\.dask_slicer\.([0-9]+of[0-9]+\.)?tmp")
 _UNFINISHED = re.compile(r"\.dask_slicer\.(.+\.)?(lock|json)\.[0-9a-f]{8}")
 _SLICE = re.compile(r"(?P<case_id>.+)_(?P<index>[0-9]{3,10})\.npz", re.DOTALL)
 

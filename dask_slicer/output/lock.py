@@ -21,6 +21,7 @@ from dask_slicer.errors import OutputError, SchedulerError
 from dask_slicer.output.atomic import atomic_write, link, temporary_name
 from dask_slicer.output.layout import WHOLE, locked_partitions, partition_files, unfinished_locks
 from dask_slicer.planning.plan import Partition
+from dask_slicer.utils.files import read_bytes
 from dask_slicer.utils.formatting import first_few
 
 _LOG = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 _TRIES = 100
 # Text of a lock that was removed before it could be read.
 _GONE = "it has just gone"
+# Since 1970: more is damage.
+_MOST_SECONDS = 1e11
 # In the lock of a run without a scheduler, instead of an address.
 IN_PROCESS = "-"
 
@@ -199,7 +202,7 @@ def lock_text() -> str:
 def read_lock(lock: Path) -> str:
     """Return the text of a lock, which may have just been removed."""
     try:
-        return lock.read_text(encoding="utf-8")
+        return read_bytes(lock).decode("utf-8", "replace")
     except FileNotFoundError:
         return _GONE
 
@@ -215,12 +218,13 @@ def _owner(text: str) -> LockOwner | None:
     try:
         host, process, started, *more = text.split()
         alive = _is_running(host, int(process), started)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     n_cases, began = 0, 0.0
     # A run that is starting has not written these yet; another version may write others.
     with suppress(ValueError, IndexError):
-        n_cases, began = int(more[1]), float(more[2])
+        n_cases, began = max(int(more[1]), 0), float(more[2])
+        began = began if 0 <= began < _MOST_SECONDS else 0.0
     return LockOwner(
         host=host,
         process=process,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partit
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import by_split
 from dask_slicer.records import why_not_written
+from dask_slicer.utils.files import open_file
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 from dask_slicer.utils.repr_html import html_card, html_facts
 
@@ -84,7 +86,7 @@ class Output:
         """Return the failed cases, each with case_id, step, kind and message."""
         path = self.path / FAILURES
         try:
-            with path.open(encoding="utf-8", newline="") as lines:
+            with io.TextIOWrapper(open_file(path), encoding="utf-8", newline="") as lines:
                 failures = list(csv.DictReader(lines, strict=True))
         except FileNotFoundError:
             return []
@@ -109,7 +111,9 @@ class Output:
         """Return one line about missing cases; empty if every planned case is written."""
         planned = sum(map(len, self.splits.values()))
         # A case without a kept slice is written, but not in the index.
-        written = self.index.n_committed or max(len(self.cases), self.summary.get("num_cases", 0))
+        listed = self.summary.get("num_cases", 0)
+        listed = listed if isinstance(listed, int) else 0
+        written = self.index.n_committed or max(len(self.cases), listed)
         if written >= planned:
             return ""
         failed = len(self.failures)

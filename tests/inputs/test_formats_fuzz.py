@@ -273,7 +273,7 @@ def test_no_file_gives_a_wrong_volume_or_an_error_without_a_name(tmp_path, capfd
     for number in range(n):
         fates[fate_of(write(tmp_path / str(number), kind(rng)), capfd)] += 1
     with capfd.disabled():
-        print(f"{kind.__name__}: {n} inputs, {dict(fates.most_common())}")
+        print(f"{kind.__name__}: {n} inputs, {dict(fates.most_common())}")  # noqa: T201
 
 
 @pytest.mark.parametrize("files", SOUND, ids=lambda files: files.suffix)

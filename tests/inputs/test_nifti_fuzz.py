@@ -398,7 +398,7 @@ def test_no_file_gives_a_wrong_slice_or_an_error_without_a_name(tmp_path, kind, 
         numbers = range(first, min(first + BATCH, n))
         cases = {f"{kind.__name__}_{number}": kind(rng, number) for number in numbers}
         fates += check(folder, cases, rng.choice(["npz", "zarr"]))
-    print(f"{kind.__name__}: {n} inputs, {dict(fates.most_common())}")  # pytest -rP
+    print(f"{kind.__name__}: {n} inputs, {dict(fates.most_common())}")  # noqa: T201  # pytest -rP
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -412,7 +412,7 @@ def test_no_file_takes_more_than_twice_the_memory_of_a_sound_one(tmp_path, kind)
         path.write_bytes(kind(rng, number).image)
         assert peak_of(path) <= most
         longest = max(longest, seconds_of(path))
-    print(f"{kind.__name__}: at most {longest / sound:.2f} of a sound file's time")
+    print(f"{kind.__name__}: at most {longest / sound:.2f} of a sound file's time")  # noqa: T201
 
 
 def seconds_of(path: Path) -> float:
@@ -476,4 +476,4 @@ def test_atheris_finds_no_file_that_nibabel_reads_differently(tmp_path) -> None:
         text=True,
     )
     assert found.returncode == 0, found.stderr[-5000:]
-    print(*(line for line in found.stderr.splitlines() if "DONE" in line))
+    print(*(line for line in found.stderr.splitlines() if "DONE" in line))  # noqa: T201

@@ -170,7 +170,7 @@ def test_a_damaged_text_is_understood_or_refused_in_one_line(invoke, scans, text
     rng = random.Random(f"{text.__name__} {n}")
     name, options = TEXTS[text]
     said = Counter(plan(invoke, scans, name, damaged(text(), rng), options) for _ in range(n))
-    print(f"{text.__name__}: {n} inputs, exit status {dict(said)}")  # pytest -rP
+    print(f"{text.__name__}: {n} inputs, exit status {dict(said)}")  # noqa: T201  # pytest -rP
 
 
 WORDS = ["training", "test", "image", "images", "dataset", "validation", "testing", "fold",

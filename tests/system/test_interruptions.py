@@ -144,7 +144,7 @@ def test_a_run_killed_repeatedly_completes(scans, undisturbed, start, tmp_path) 
     for _ in range(6):
         before = n_lines(output / "journal.jsonl")
         killed = start(2)
-        wait_until(lambda: n_lines(output / "journal.jsonl") > before, killed)
+        wait_until(lambda: n_lines(output / "journal.jsonl") > before, killed)  # noqa: B023, at once
         time.sleep(rng.uniform(0, 0.1))
         os.killpg(killed.pid, signal.SIGKILL)
         killed.wait()
@@ -184,7 +184,7 @@ def test_a_worker_that_is_killed_costs_time_and_nothing_else(
     output = tmp_path / "slices"
     run = start(2)
     for n_done in (3, 10):
-        wait_until(lambda: n_lines(output / "journal.jsonl") >= n_done, run)
+        wait_until(lambda: n_lines(output / "journal.jsonl") >= n_done, run)  # noqa: B023, at once
         victim = max(processes_of(run), key=lambda process: process.create_time())
         victim.kill()
     stdout, stderr = run.communicate(timeout=120)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CaseError, CorruptFile
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import CasePlan
+from dask_slicer.utils.files import parse_json, read_text
 from dask_slicer.utils.modalities import for_each_modality
 
 # The way to repair a damaged case.
@@ -59,7 +59,7 @@ def damage_named(case_id: str, slice_index: int | None) -> Iterator[None]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; raise CorruptFile if it holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except ValueError as error:
         raise CorruptFile(f"{path} is damaged ({error})") from None
     if not isinstance(content, dict):
