@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import faults
 import nibabel as nib
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from dask_slicer.inputs.header_cache import CACHE_DIR
 from dask_slicer.planning.plan import RunPlan
 
 # Programs that tests start in other folders use the checkout too, not a package that is installed.
-_PATH = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+_PATH = [str(ROOT), *faults.PATH, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_PATH))
 if ROOT not in Path(dask_slicer.__file__).parents:
     raise pytest.UsageError(f"these tests are of {ROOT}, but {dask_slicer.__file__} is imported")

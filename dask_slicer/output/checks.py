@@ -24,7 +24,7 @@ from dask_slicer.output.directory import (
     splits_text,
     structures_text,
 )
-from dask_slicer.output.formats.base import CaseReader
+from dask_slicer.output.formats.base import DAMAGE, CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import index_lines
@@ -75,6 +75,8 @@ def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings)
         messages = [error.one_line]
     except OSError as error:  # the file may be readable, and correct, the next time
         return [not_checked(case_id, as_case_error(error, step="load"))]
+    except DAMAGE as error:
+        messages = [f"is damaged ({error})"]
     path = layout.case_path(record)
     return [Issue(case_id=case_id, path=path, message=message) for message in messages]
 

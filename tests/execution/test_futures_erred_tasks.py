@@ -64,12 +64,7 @@ def client() -> Iterator[Client]:
     variables = faults.variables({"phantom_001": "raise", "phantom_003": "exit"})
     environment = dask.config.get("distributed.nanny.environ", {}) | variables
     with (
-        dask.config.set(
-            {
-                "distributed.nanny.environ": environment,
-                "distributed.worker.preload": [faults.__file__],
-            }
-        ),
+        dask.config.set({"distributed.nanny.environ": environment}),
         local.local_client(1, memory_limit=2**31, dashboard_address="none") as client,
     ):
         yield client

@@ -785,7 +785,7 @@ def start(dataset_of_seven, output_dir) -> Iterator[Callable[..., subprocess.Pop
     def run(shard: str, *options: object, **poison: str):
         arguments = [*command(dataset_of_seven, output_dir), "--quiet", "--shard", shard, *options]
         process = subprocess.Popen(
-            [sys.executable, faults.__file__, *map(str, arguments)],
+            [sys.executable, "-m", "dask_slicer", *map(str, arguments)],
             env=os.environ | faults.variables(poison),
         )
         started.append(process)

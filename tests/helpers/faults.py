@@ -1,52 +1,79 @@
 """Faults in the cases of a run: how the tests break workers on purpose.
 
-Workers get them by Dask's own `distributed.worker.preload`. Run as a program, this is `dask-slicer`
-with faults in its own process.
+Python imports `startup/sitecustomize.py` when a process starts. It changes the tasks of a run, when
+they are imported, so that a case has the fault that the environment of its worker names.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import importlib.util
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from types import ModuleType
 
-from dask_slicer.execution import tasks
-
+_HERE = Path(__file__).resolve().parent
+# For the environment variable PYTHONPATH.
+PATH = (str(_HERE / "startup"), str(_HERE))
 _FAULTS = "FAULTS_OF_TESTS"
+_TASKS = "dask_slicer.execution.tasks"
 _FOR_EVER = 1_000_000
 
 
 def variables(faults: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of workers in which these cases, by their ids, have these faults."""
-    return {
-        _FAULTS: json.dumps(dict(faults)),
-        "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([__file__]),
-    }
+    path = [*PATH, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {_FAULTS: json.dumps(dict(faults)), "PYTHONPATH": os.pathsep.join(path)}
 
 
-def install() -> None:
-    """Let the faults that the environment names happen each time their case is loaded."""
-    faults = dict(json.loads(os.environ.get(_FAULTS, "{}")))
+def wait_for_tasks() -> None:
+    """Break the tasks of runs when this process imports them."""
+    sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != _TASKS:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        run_module = spec.loader.exec_module
+
+        def run_and_break(module: ModuleType) -> None:
+            run_module(module)
+            _break(module)
+
+        spec.loader.exec_module = run_and_break
+        return spec
+
+
+def _break(tasks: ModuleType) -> None:
     load_volume, save_case = tasks.load_volume, tasks.save_case
 
-    def load(case, plane):
-        _BY_NAME.get(faults.get(case.case_id), lambda: None)()
-        return load_volume(case, plane)
+    def load(case, *arguments):
+        _BY_NAME.get(_faults().get(case.case_id), lambda: None)()
+        return load_volume(case, *arguments)
 
     def save(sliced, target):
         record = save_case(sliced, target)
-        return None if faults.get(record.case_id) == "nonsense" else record
+        return None if _faults().get(record.case_id) == "nonsense" else record
 
+    # Dask finds the task by its name.
+    save.__module__, save.__qualname__ = save_case.__module__, save_case.__qualname__
     tasks.load_volume, tasks.save_case = load, save
 
 
-def dask_setup(_worker: object) -> None:
-    """Install the faults; Dask calls this in each worker."""
-    install()
+@cache
+def _faults() -> dict[str, str]:
+    return dict(json.loads(os.environ.get(_FAULTS, "{}")))
 
 
 def _take_all_memory() -> None:
@@ -71,10 +98,3 @@ _BY_NAME: dict[str | None, Callable[[], object]] = {
     "raise": lambda: _raise(RuntimeError("a fault on purpose")),
     "io": lambda: _raise(OSError(errno.EIO, "Input/output error", "a disk")),
 }
-
-
-if __name__ == "__main__":
-    install()
-    from dask_slicer.cli.main import main
-
-    main()
