@@ -16,6 +16,7 @@ from dask_slicer.output.journal import read_line
 from dask_slicer.output.layout import journals
 from dask_slicer.output.lock import LockOwner, lock_owners
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
+from dask_slicer.utils.files import open_file
 from dask_slicer.utils.formatting import escape_line, first_few, format_time
 
 _EVERY_SECONDS = 2.0
@@ -77,7 +78,7 @@ class JournalReader:
         if size < offset:  # the run began with --overwrite
             self._start()
             offset = 0
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while offset < size:
                 record = read_line(file, offset)
                 if record is None and file.tell() >= size:

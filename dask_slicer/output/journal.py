@@ -74,6 +74,8 @@ class Journal:
 
     def __init__(self, path: Path, *, fsync: bool = False) -> None:
         self._fsync = fsync
+        with suppress(FileNotFoundError):
+            open_file(path).close()  # appending to a pipe would block
         self._file = path.open("ab", buffering=0)
         if self._file.tell():
             with path.open("rb") as file:

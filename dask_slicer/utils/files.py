@@ -9,6 +9,9 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+# Levels of objects and lists: our files have five.
+_MOST_DEPTH = 50
+
 
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file for reading; raise OSError for others, which could block or never end."""
@@ -32,6 +35,18 @@ def read_text(path: Path) -> str:
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text; raise ValueError if it is none or nests too deep."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
-        raise ValueError("it nests too deep") from None
+        level: list[Any] = [None]
+    else:
+        level = [value]
+        for _ in range(_MOST_DEPTH):
+            level = [
+                child
+                for item in level
+                if isinstance(item, dict | list)
+                for child in (item.values() if isinstance(item, dict) else item)
+            ]
+    if level:
+        raise ValueError("it nests too deep")
+    return value

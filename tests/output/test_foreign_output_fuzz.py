@@ -107,7 +107,7 @@ def use(invoke, output: Path, command: str) -> str:
     if command == "python":
         try:
             read_all(output)
-        except DaskSlicerError as error:
+        except (DaskSlicerError, OSError) as error:
             return type(error).__name__
         return "read"
     result = invoke(*(word.format(output) for word in COMMANDS[command]))
@@ -226,9 +226,63 @@ def prepared(output: Path, name: str) -> Path:
 
 
 HOW_MANY = pytest.mark.parametrize(
-    "n", [2, pytest.param(N, marks=[pytest.mark.slow, pytest.mark.fuzz])], ids=["few", "many"]
+    "n", [1, pytest.param(N, marks=[pytest.mark.slow, pytest.mark.fuzz])], ids=["few", "many"]
 )
 ALL = [*COMMANDS, "python"]
+
+
+def deep(name: str) -> bytes:
+    return b'{"train": ' + b"[" * 900 + b"]" * 900 + f', "{name}": {{}}}}'.encode()
+
+
+# What is wrong, the command, its exit status or error, and words of the message.
+WRONG = {
+    "path above": ("slices.csv", b"train/", b"../train/", "python", "OutputError"),
+    "absolute path": ("slices.csv", b",train/", b",/etc/train/", "python", "OutputError"),
+    "backslashes": ("slices.csv", b",train/", b",..\\train\\", "python", "OutputError"),
+    "case id above": ("slices.csv", b"phantom_000", b"../phantom_000", "python", "OutputError"),
+    "other split": ("slices.csv", b"train", b"outside", "python", "OutputError"),
+    "index too large": ("slices.csv", b",0,", b",99999999999,", "python", "OutputError"),
+    "negative index": ("slices.csv", b",3,", b",-3,", "python", "OutputError"),
+    "deep splits": ("splits.json", None, deep("val"), "merge", "2"),
+    "deeper splits": ("splits.json", None, b"[" * 100_000, "report", "2"),
+    "deep summary": ("dataset_info.json", None, deep("versions"), "verify", "1"),
+    "no time": ("dataset_info.json", b'_seconds": ', b'_seconds": NaN, "x": ', "report", "0"),
+    "no number": ("dataset_info.json", b'"num_cases": 3', b'"num_cases": "x"', "python", "read"),
+    "splits of numbers": ("splits.json", None, b'{"train": [1]}', "merge", "2"),
+    "shares of lists": (".dask_slicer.shares.json", b'"cases": [', b'"cases": [[], ', "merge", "2"),
+    "lock that is no text": (".dask_slicer.lock", None, b"\xff\xfe", "verify", "1"),
+    "lock of a huge process": (".dask_slicer.lock", None, b"x " + b"9" * 40 + b" 1", "watch", "0"),
+    "no voxels": ("journal.jsonl", b'"n_foreground":', b'"n_foreground":0,"x":', "report", "0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_could_lead_elsewhere_or_never_end_is_refused(used, wrong) -> None:
+    name, old, new, command, ending = WRONG[wrong]
+
+    def damage(output: Path) -> None:
+        path = prepared(output, name)
+        before = path.read_bytes()
+        path.write_bytes(new if old is None else before.replace(old, new))
+        assert path.read_bytes() != before
+        if name == "slices.csv":
+            os.utime(path)
+
+    assert used("npz", command, damage) == ending
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("command", ["verify", "repair", "merge", "watch", "python"])
+@pytest.mark.parametrize("name", ["config.yaml", "journal.jsonl", "slices.csv", "train/*_000.npz"])
+def test_a_named_pipe_in_an_output_does_not_block(used, name, command) -> None:
+    def damage(output: Path) -> None:
+        for path in output.glob(name):
+            path.unlink()
+            os.mkfifo(path)
+
+    assert used("npz", command, damage) != "130"
 
 
 @HOW_MANY
