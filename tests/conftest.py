@@ -33,8 +33,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_PATH))
 if ROOT not in Path(dask_slicer.__file__).parents:
     raise pytest.UsageError(f"these tests are of {ROOT}, but {dask_slicer.__file__} is imported")
 
-# A program of its own, which needs atheris.
-collect_ignore = ["inputs/fuzz_volume.py"]
+# A program of its own, which needs atheris; and what Python imports when a process starts.
+collect_ignore = ["inputs/fuzz_volume.py", "helpers/startup/sitecustomize.py"]
 # Real scans to try on, a folder each with image.nii.gz and label.nii.gz; not part of the project.
 _SCANS = Path(os.environ.get("DASK_SLICER_SCANS", ROOT.parent / "shared" / "data"))
 
