@@ -11,7 +11,6 @@ from pathlib import Path
 from dask_slicer.config.loader import build_config, lasting_settings
 from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.errors import ConfigError, OutputError
-from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import atomic_write
@@ -162,7 +161,7 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
     for number in range(_TRIES):
         try:
             content = parse_json(read_text(path))
-            if any(map(case_id_problem, content["cases"])):
+            if not all(isinstance(case, str) for case in content["cases"]):
                 raise ValueError("it holds something else than case ids")
             return PartitionPlan(
                 # The output may have been moved.

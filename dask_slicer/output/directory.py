@@ -14,7 +14,6 @@ from dask_slicer.config.loader import build_config, to_yaml
 from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, ConfigError, OutputError, as_case_error
-from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output import layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
@@ -98,7 +97,7 @@ def existing_splits(output_dir: Path) -> dict[str, str]:
     try:
         splits = parse_json(read_text(path))
         pairs = [(case, split) for split in SPLITS for case in splits.get(split, [])]
-        if any(case_id_problem(case) for case, _ in pairs):
+        if not all(isinstance(case, str) for case, _ in pairs):
             raise ValueError("it holds something else than case ids")
         return dict(pairs)
     except FileNotFoundError:
