@@ -5,7 +5,6 @@ Needs the extras `plot` and `browser`, and a Chromium.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -18,9 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+
+import faults
+
 import dask_slicer
 from dask_slicer.config.loader import build_config
-from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.report.html_report import write_report
 from dask_slicer.report.preview import show_slices
@@ -85,7 +87,7 @@ def dashboard(folder: Path) -> None:
     ]
     run = subprocess.Popen(  # noqa: S603, our own words
         [str(word) for word in command], stdout=subprocess.PIPE, text=True,
-        env=os.environ | {FAULTS: json.dumps({FAILING: "raise"})},
+        env=os.environ | faults.variables({FAILING: "raise"}),
     )  # fmt: skip
     try:
         link = run.stdout.readline().removeprefix("Dashboard: ").strip()

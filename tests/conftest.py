@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import faults
 import nibabel as nib
 import numpy as np
 import pytest
@@ -26,8 +27,14 @@ from dask_slicer.execution import resume
 from dask_slicer.inputs.header_cache import CACHE_DIR
 from dask_slicer.planning.plan import RunPlan
 
-# A program of its own, which needs atheris.
-collect_ignore = ["inputs/fuzz_volume.py"]
+# Programs that tests start in other folders use the checkout too, not a package that is installed.
+_PATH = [str(ROOT), *faults.PATH, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_PATH))
+if ROOT not in Path(dask_slicer.__file__).parents:
+    raise pytest.UsageError(f"these tests are of {ROOT}, but {dask_slicer.__file__} is imported")
+
+# A program of its own, which needs atheris; and what Python imports when a process starts.
+collect_ignore = ["inputs/fuzz_volume.py", "helpers/startup/sitecustomize.py"]
 # Real scans to try on, a folder each with image.nii.gz and label.nii.gz; not part of the project.
 _SCANS = Path(os.environ.get("DASK_SLICER_SCANS", ROOT.parent / "shared" / "data"))
 

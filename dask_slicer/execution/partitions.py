@@ -16,10 +16,11 @@ from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
 from dask_slicer.output.lock import locked, remove_stale_locks, still_held
-from dask_slicer.output.summary import DatasetTotals, finalize
+from dask_slicer.output.summary import UNCONSOLIDATED, DatasetTotals, finalize
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, clip_note
+from dask_slicer.utils.files import parse_json, read_text
 from dask_slicer.utils.formatting import first_few, plural
 
 # Beside the lasting settings of an output, these must be equal, or partitions would differ from one
@@ -82,6 +83,8 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
     if totals.clipped:
         note = clip_note(config.clip_min, config.clip_max, totals.clipped)
         (observer or Observer()).note(note)
+    if not totals.is_consolidated:
+        (observer or Observer()).note(UNCONSOLIDATED)
     known = {*totals.split_of, *(failure.case_id for failure in failures)}
     return MergeReport(
         output_dir=str(path),
@@ -158,7 +161,9 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
     path = output_dir / layout.PARTITION_PLAN
     for number in range(_TRIES):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(read_text(path))
+            if not all(isinstance(case, str) for case in content["cases"]):
+                raise ValueError("it holds something else than case ids")
             return PartitionPlan(
                 # The output may have been moved.
                 config=build_config({"output_dir": output_dir}, base=content["config"]),
@@ -170,7 +175,7 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
             )
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             if number == _TRIES - 1:
                 raise OutputError(
                     f"{path} is damaged ({error}); remove it, then run one of the partitions again"

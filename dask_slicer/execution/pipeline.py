@@ -33,7 +33,7 @@ from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
 from dask_slicer.output.journal import Journal
 from dask_slicer.output.lock import locked, still_held
-from dask_slicer.output.summary import finalize
+from dask_slicer.output.summary import UNCONSOLIDATED, finalize
 from dask_slicer.planning.estimate import output_bytes
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, parse_partition
 from dask_slicer.records import CommittedCase, FailedCase, clip_note
@@ -286,7 +286,7 @@ class _Run:
                 f"masks overlap in {plural(len(self.overlaps), 'case')}: {sum(self.overlaps)} "
                 "voxels are counted for the first structure; --overlap error fails such cases"
             )
-        notes = []
+        notes: list[str] = []
         if n_lost := self.publisher.n_lost_workers:
             notes.append(f"lost {plural(n_lost, 'worker')} that had a case; such cases ran again")
         failures = list(self.failures)  # `finalize` adds those in the journal
@@ -309,6 +309,8 @@ class _Run:
                     self.clipped = totals.clipped  # also by earlier runs
                     for note in totals.notes:
                         self.publisher.observer.note(note)
+                    if not totals.is_consolidated:
+                        notes.append(UNCONSOLIDATED)
                 else:
                     self._clean_up(self.partition, is_complete=not remaining)
             except OSError as error:

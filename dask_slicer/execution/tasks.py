@@ -22,7 +22,6 @@ from dask_slicer.core.geometry import voxel_volume
 from dask_slicer.core.slices import SliceStack, slice_volume
 from dask_slicer.core.volume import Volume
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
-from dask_slicer.execution import fault_injection
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
@@ -68,7 +67,6 @@ class StepResult(Generic[T]):
 def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     """Return a case's voxels as stored, with the axes in the order of the plane."""
     with _step("load", {}, target.run_id) as seconds:
-        fault_injection.inject(case.case_id)
         volume = load_volume(case.case, target.settings.plane)
         sources = _sources(case, target.input_root)
     return StepResult(case=case, result=volume, seconds=seconds, sources=sources)
@@ -137,8 +135,6 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
                     remove_whole(path, temporary)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    if fault_injection.returns_no_record(case.case_id):
-        return None  # type: ignore[return-value]
     return CommittedCase(
         case_id=case.case_id,
         split=case.split,

@@ -29,11 +29,12 @@ from dask_slicer.output.directory import (
     structures_text,
     write_lines,
 )
+from dask_slicer.output.inventory import Inventory
 from dask_slicer.output.journal import Journal, last_records
 from dask_slicer.output.lock import check_free, locked, still_held
 from dask_slicer.output.output import open_output
 from dask_slicer.planning.plan import CasePlan
-from dask_slicer.records import CommittedCase, FailedCase, RemovedCase
+from dask_slicer.records import CaseRecord, CommittedCase, RemovedCase
 from dask_slicer.utils import system
 
 if TYPE_CHECKING:
@@ -84,22 +85,22 @@ def verify(
             stack.enter_context(locked(path))
         else:
             check_free(path)
-        journaled = list(last_records(path / layout.JOURNAL))
-        records = [record for record in journaled if isinstance(record, CommittedCase)]
-        failed = [record.case_id for record in journaled if isinstance(record, FailedCase)]
+        records = last_records(path / layout.JOURNAL)
         planned: dict[str, str] = {}
         with suppress(OutputError):  # splits.json is damaged, which `check_whole` reports
             planned = existing_splits(path)
-        missing = planned.keys() - {record.case_id for record in records}
-        issues = list(checks.check_whole(path, config, records, failed))
-        drawn = _drawn(records, deep, seed)
+        inventory, issues = checks.check_whole(path, config, records)
+        totals = inventory.totals
+        n_cases = len(totals.split_of)
+        missing = planned.keys() - totals.split_of.keys()
+        drawn = _drawn(_committed(records), totals.n_slices, deep, seed)
         plans = {case.case_id: case for case in prepare_plan(config).cases} if drawn else {}
         target = target_of(config)
         client = stack.enter_context(
             workers(
                 config,
-                len(records),
-                peak_bytes=max((record.n_bytes for record in records), default=0),
+                n_cases,
+                peak_bytes=inventory.most_bytes,
                 needs=Requirements(output_dir=path, input_file=str(path / layout.CONFIG)),
                 client=None,
                 observer=observer or Observer(),
@@ -113,28 +114,33 @@ def verify(
             check = partial(_check, record, plan, target, tuple(slices))
             return verify_graph(f"{record.case_id} of {verify_id}", check)
 
-        for record, case_issues in _checked(client, records, graph_of):
+        for record, case_issues in _checked(client, _committed(records), graph_of):
             issues += case_issues
-            on_case(record, len(records), case_issues)
+            on_case(record, n_cases, case_issues)
         issues.sort(key=lambda issue: (issue.path, issue.case_id))
-        to_rewrite = _repair(path, records, issues) if repair and issues else ()
+        to_rewrite = _repair(path, inventory, issues) if repair and issues else ()
     return VerifyReport(
         output_dir=str(path),
-        n_cases=len(records),
-        n_slices=sum(len(record.slices) for record in records),
-        n_bytes=sum(record.n_bytes for record in records),
+        n_cases=n_cases,
+        n_slices=totals.n_slices,
+        n_bytes=totals.n_bytes,
         n_derived=sum(map(len, drawn.values())),
         n_missing=len(missing),
-        n_failed=len(missing.intersection(failed)),
+        n_failed=len(missing.intersection(inventory.failed)),
         issues=tuple(issues),
         to_rewrite=to_rewrite,
         elapsed_seconds=time.monotonic() - started,
     )
 
 
-def _drawn(records: Sequence[CommittedCase], n: int, seed: int) -> dict[str, list[int]]:
-    """Return the indices of `n` slices drawn at random, by case."""
-    total = sum(len(record.slices) for record in records)
+def _committed(records: Iterable[CaseRecord]) -> Iterator[CommittedCase]:
+    return (record for record in records if isinstance(record, CommittedCase))
+
+
+def _drawn(records: Iterable[CommittedCase], total: int, n: int, seed: int) -> dict[str, list[int]]:
+    """Return the indices of `n` of the `total` slices, drawn at random, by case."""
+    if not n:
+        return {}
     numbers = set(random.Random(seed).sample(range(total), min(n, total)))  # noqa: S311
     drawn: defaultdict[str, list[int]] = defaultdict(list)
     slices = ((record.case_id, written) for record in records for written in record.slices)
@@ -195,25 +201,25 @@ def _check(
 
 
 def _repair(
-    output_dir: Path, records: Sequence[CommittedCase], issues: Sequence[checks.Issue]
+    output_dir: Path, inventory: Inventory, issues: Sequence[checks.Issue]
 ) -> tuple[str, ...]:
     """Remove damaged cases and unknown files, so that a run writes them again; return the cases."""
     damaged = sorted({issue.case_id for issue in issues if issue.is_damage} - {""})
-    kept = {record.case_id: record for record in records if record.case_id not in damaged}
+    kept = inventory.totals.split_of.keys() - {*damaged}
     with Journal(output_dir / layout.JOURNAL) as journal:
         for case_id in damaged:
             journal.append(RemovedCase(case_id=case_id))
         # Of damaged cases, and files named like slices that were never written.
         for case_id, entries in layout.find_entries(output_dir).items():
-            known = layout.entries_of(kept[case_id]) if case_id in kept else {}
+            known = filter(inventory.has_entry, entries) if case_id in kept else ()
             still_held()
-            layout.remove_entries(output_dir, entries.keys() - known.keys())
+            layout.remove_entries(output_dir, entries.keys() - set(known))
         for issue in issues:
             if issue.is_stray and issue.case_id not in {"", *damaged}:  # within a Zarr group
                 (output_dir / issue.path).unlink(missing_ok=True)
         if any(issue.path == layout.SPLITS_FILE for issue in issues):
-            restore_splits(output_dir, {record.case_id: record.split for record in kept.values()})
-        structures = checks.structures_in(records)
+            restore_splits(output_dir, {id_: inventory.totals.split_of[id_] for id_ in kept})
+        structures = inventory.structures
         if structures and any(issue.path == layout.STRUCTURES_FILE for issue in issues):
             lines = [structures_text(structures)]
             write_lines(output_dir, layout.STRUCTURES_FILE, lines, fsync=True)

@@ -16,6 +16,7 @@ from dask_slicer.output.journal import read_line
 from dask_slicer.output.layout import journals, locked_partitions, partition_files
 from dask_slicer.output.lock_owner import LockOwner, lock_owners, read_owner
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
+from dask_slicer.utils.files import open_file
 from dask_slicer.utils.formatting import escape_line, first_few, format_time
 
 _EVERY_SECONDS = 2.0
@@ -80,7 +81,7 @@ class JournalReader:
         if size < offset:  # the run began with --overwrite
             self._start()
             offset = 0
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while offset < size:
                 record = read_line(file, offset)
                 if record is None and file.tell() >= size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import time
@@ -19,6 +18,7 @@ from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapsh
 from dask_slicer.monitoring.state import TOPIC, RunState
 from dask_slicer.output.layout import CONFIG, FAILURES, SUMMARY, partition_journals
 from dask_slicer.output.lock_owner import IN_PROCESS, LockOwner, lock_owner
+from dask_slicer.utils.files import parse_json, read_text
 from dask_slicer.utils.formatting import format_time, plural
 
 if TYPE_CHECKING:
@@ -158,10 +158,13 @@ def _last_run(output_dir: Path, died: LockOwner | None) -> str:
     if died is not None:
         begin = f"The run into {output_dir} died ({died}); run the same command again"
     try:
-        info = json.loads((output_dir / SUMMARY).read_text(encoding="utf-8"))
-        cases, slices = plural(info["num_cases"], "case"), plural(info["num_slices"], "slice")
-        return f"{begin}. {SUMMARY} lists {cases}, {slices}, {info['num_failed']} failed"
-    except (OSError, ValueError, KeyError, TypeError):
+        info = parse_json(read_text(output_dir / SUMMARY))
+        n_cases, n_slices, n_failed = (
+            int(info[name]) for name in ("num_cases", "num_slices", "num_failed")
+        )
+        cases, slices = plural(n_cases, "case"), plural(n_slices, "slice")
+        return f"{begin}. {SUMMARY} lists {cases}, {slices}, {n_failed} failed"
+    except (OSError, ValueError, OverflowError, KeyError, TypeError):
         if partition_journals(output_dir):
             return f"{begin}. Its partitions are not merged yet: dask-slicer merge {output_dir}"
         return f"{begin}. There is no {SUMMARY} yet"

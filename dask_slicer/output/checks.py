@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -28,14 +30,16 @@ from dask_slicer.output.directory import (
     structures_text,
 )
 from dask_slicer.output.folds import recorded_settings
-from dask_slicer.output.formats.base import CaseReader
+from dask_slicer.output.formats.base import DAMAGE, CaseReader
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import index_lines
+from dask_slicer.output.inventory import Inventory
 from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.planning.folds import FOLD_PARTS
 from dask_slicer.planning.names import Names
-from dask_slicer.records import CommittedCase
+from dask_slicer.records import CaseRecord, CommittedCase
+from dask_slicer.utils.files import open_file, parse_json, read_bytes, read_text
 from dask_slicer.utils.formatting import first_few
 
 # Keys of dataset_info.json that the journal does not determine.
@@ -79,6 +83,8 @@ def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings)
         messages = [error.one_line]
     except OSError as error:  # the file may be readable, and correct, the next time
         return [not_checked(case_id, as_case_error(error, step="load"))]
+    except DAMAGE as error:
+        messages = [f"is damaged ({error})"]
     path = layout.case_path(record)
     return [Issue(case_id=case_id, path=path, message=message) for message in messages]
 
@@ -121,11 +127,11 @@ def compare_slices(
 
 def _check_bytes(path: Path, size: int, crc32: int) -> str:
     try:
-        data = path.read_bytes()
+        if (n_bytes := path.stat().st_size) != size and path.is_file():
+            return f"holds {n_bytes} bytes, {size} were written"
+        data = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return "is missing"
-    if len(data) != size:
-        return f"holds {len(data)} bytes, {size} were written"
     return "" if zlib.crc32(data) == crc32 else "has changed since it was written (by its checksum)"
 
 
@@ -155,48 +161,55 @@ def _check_content(
 
 
 def check_whole(
-    output_dir: Path, config: RunConfig, written: Sequence[CommittedCase], failed: Iterable[str]
-) -> Iterator[Issue]:
-    """Yield problems of splits.json and the files that `finalize` writes, and stray files.
+    output_dir: Path, config: RunConfig, records: Iterable[CaseRecord]
+) -> tuple[Inventory, list[Issue]]:
+    """Return what the journal lists; problems of the files that `finalize` writes; stray files.
 
-    `written`, sorted by case id, and `failed` are the cases in the journal.
+    `records` are those of the journal, sorted by case id.
     """
-    totals = DatasetTotals()
-    for record in written:
-        totals.add(record)
-    checks = {
-        layout.SPLITS_FILE: _check_splits(output_dir, written, failed),
-        layout.INDEX: _check_index(output_dir, index_lines(written)),
-        layout.SUMMARY: _check_summary(output_dir, config, totals),
-    }
+    inventory = Inventory()
+    lines = index_lines(inventory.committed(records))
+    checks = {layout.INDEX: list(_check_index(output_dir, lines))}
+    for _ in lines:  # of the index, only lines up to the first difference were compared
+        pass
+    checks[layout.SPLITS_FILE] = list(_check_splits(output_dir, inventory))
+    checks[layout.SUMMARY] = list(_check_summary(output_dir, config, inventory.totals))
     if (output_dir / layout.CASES_FILE).exists():
-        checks[layout.CASES_FILE] = _check_table(output_dir)
+        checks[layout.CASES_FILE] = list(_check_table(output_dir))
     if (output_dir / layout.FOLDS).exists():
-        checks[layout.FOLDS] = _check_folds(output_dir, written)
-    structures = structures_in(written)
-    if structures or (output_dir / layout.STRUCTURES_FILE).exists():
-        checks[layout.STRUCTURES_FILE] = _check_structures(output_dir, structures)
-    for path, messages in checks.items():
-        for message in messages:
-            yield Issue(path=path, message=message)
+        checks[layout.FOLDS] = list(_check_folds(output_dir, inventory))
+    if inventory.structures or (output_dir / layout.STRUCTURES_FILE).exists():
+        checks[layout.STRUCTURES_FILE] = list(_check_structures(output_dir, inventory.structures))
+    issues = [
+        Issue(path=path, message=message)
+        for path, messages in checks.items()
+        for message in messages
+    ]
     if config.format == "zarr":
-        from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, consolidated
-
-        texts = dict.fromkeys(layout.ZARR_GROUPS, GROUP_TEXT)
-        texts[layout.ZARR_ROOT] = consolidated(output_dir / layout.ZARR, totals.split_of)
-        for name, text in texts.items():
+        for name, text in _zarr_groups(output_dir, inventory.totals).items():
             if not holds(output_dir / name, text):
-                yield Issue(path=name, message="has changed since it was written")
-    yield from _strays(output_dir, written)
+                issues.append(Issue(path=name, message="has changed since it was written"))
+    return inventory, [*issues, *_strays(output_dir, inventory)]
 
 
-def _check_splits(
-    output_dir: Path, written: Iterable[CommittedCase], failed: Iterable[str]
-) -> Iterator[str]:
+def _zarr_groups(output_dir: Path, totals: DatasetTotals) -> dict[str, str]:
+    """Return the content of the metadata of all groups above cases."""
+    from dask_slicer.output.formats import zarr_writer
+
+    texts = dict.fromkeys(layout.ZARR_GROUPS, zarr_writer.GROUP_TEXT)
+    is_large = len(totals.split_of) > zarr_writer.MOST_CONSOLIDATED
+    # Earlier versions consolidated the metadata of any number of cases.
+    if not (is_large and holds(output_dir / layout.ZARR_ROOT, zarr_writer.GROUP_TEXT)):
+        text = zarr_writer.consolidated(output_dir / layout.ZARR, totals.split_of)
+        texts[layout.ZARR_ROOT] = text
+    return texts
+
+
+def _check_splits(output_dir: Path, inventory: Inventory) -> Iterator[str]:
     try:
-        text = (output_dir / layout.SPLITS_FILE).read_text(encoding="utf-8")
-        splits: dict[str, list[str]] = json.loads(text)
-        pairs = [(case_id, split) for split in SPLITS for case_id in splits[split]]
+        text = read_text(output_dir / layout.SPLITS_FILE)
+        splits: dict[str, list[str]] = parse_json(text)
+        pairs = [(str(case_id), split) for split in SPLITS for case_id in splits[split]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"is damaged ({error})"
         return
@@ -205,16 +218,16 @@ def _check_splits(
     split_of = dict(pairs)
     if len(split_of) < len(pairs):
         yield "has a case in more than one split"
-    for record in written:
-        split = split_of.get(record.case_id)
-        if split != record.split:
+    for case_id, written_split in inventory.totals.split_of.items():
+        split = split_of.get(case_id)
+        if split != written_split:
             where = split or "no split"
-            yield f"has {record.case_id} in {where}, but its slices are in {record.split}"
-    for case_id in failed:
+            yield f"has {case_id} in {where}, but its slices are in {written_split}"
+    for case_id in inventory.failed:
         if case_id not in split_of:
             yield f"does not have the failed case {case_id}"
     splits_of_group: defaultdict[str, set[str]] = defaultdict(set)
-    group_of = _groups(output_dir, written)
+    group_of = _groups(output_dir, inventory)
     for case_id, split in pairs:
         splits_of_group[group_of.get(case_id, case_id)].add(split)
     for group, names in splits_of_group.items():
@@ -222,19 +235,19 @@ def _check_splits(
             yield f"has the cases of group {group} in {' and '.join(sorted(names))}"
 
 
-def _groups(output_dir: Path, written: Iterable[CommittedCase]) -> dict[str, str]:
+def _groups(output_dir: Path, inventory: Inventory) -> dict[str, str]:
     """Return the group of each case, as the journal has it and then the last run."""
-    groups = {record.case_id: record.group or record.case_id for record in written}
+    groups = dict(inventory.totals.group_of)
     with suppress(OutputError):  # reported for the file itself
         groups |= existing_table(output_dir).groups
     return groups
 
 
-def _check_folds(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[str]:
+def _check_folds(output_dir: Path, inventory: Inventory) -> Iterator[str]:
     """Yield leaks between the parts of a fold, and cases that it must not name."""
     try:
         folds, split_of = existing_folds(output_dir) or [], existing_splits(output_dir)
-        group_of = _groups(output_dir, written)
+        group_of = _groups(output_dir, inventory)
         settings = recorded_settings(output_dir)
         if settings is not None and settings.group_column is not None:
             group_of |= existing_table(output_dir).grouped_by(settings.group_column)
@@ -265,12 +278,6 @@ def _check_table(output_dir: Path) -> Iterator[str]:
         yield "has changed since it was written"
 
 
-def structures_in(written: Iterable[CommittedCase]) -> dict[str, int]:
-    """Return the values of structures whose masks were merged, in their order."""
-    values = {name: value for record in written for name, value in record.structures.items()}
-    return dict(sorted(values.items(), key=lambda item: item[1]))
-
-
 def _check_structures(output_dir: Path, written: Mapping[str, int]) -> Iterator[str]:
     if not (output_dir / layout.STRUCTURES_FILE).exists():
         yield "is missing; --repair writes it again"
@@ -290,11 +297,11 @@ def _check_structures(output_dir: Path, written: Mapping[str, int]) -> Iterator[
 def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[str]:
     """Compare slices.csv line by line: it may have millions."""
     try:
-        lines = (output_dir / layout.INDEX).open(encoding="utf-8", newline="")
+        table = open_file(output_dir / layout.INDEX)
     except OSError:
         yield "is missing; the same run command writes it"
         return
-    with lines:
+    with io.TextIOWrapper(table, encoding="utf-8", newline="") as lines:
         try:
             pairs = zip_longest(lines, expected_lines)
             for number, (line, expected) in enumerate(pairs, start=1):
@@ -311,7 +318,7 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
     ignored = _OF_ONE_RUN if totals.split_of else {*_OF_ONE_RUN, "total_channels"}
     expected = json.loads(json.dumps(dataset_info(config, totals)))
     try:
-        info = json.loads((output_dir / layout.SUMMARY).read_text(encoding="utf-8"))
+        info = parse_json(read_text(output_dir / layout.SUMMARY))
         Names.parse(info)  # which the journal does not have
         wrong = [
             name
@@ -326,25 +333,24 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
         yield f"{', '.join(wrong)} {verb} from the journal"
 
 
-def _strays(output_dir: Path, written: Iterable[CommittedCase]) -> Iterator[Issue]:
+def _strays(output_dir: Path, inventory: Inventory) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
-    known, cases = set(layout.ZARR_GROUPS), set()
-    for record in written:
-        cases.add(record.case_id)
-        known.update(layout.case_files(record))
     folders = [
         *(output_dir / top for top in (*SPLITS, layout.ZARR)),
         *layout.temporary_folders(output_dir),
     ]
     for top in folders:
-        for path in sorted(top.rglob("*")):
-            name = path.relative_to(output_dir).as_posix()
-            if not path.is_dir() and name not in known:
+        for folder, _, files in os.walk(top):
+            names = (Path(folder, file).relative_to(output_dir).as_posix() for file in files)
+            for name in names:
+                if name in inventory:
+                    continue
                 _, _, case_id, *_ = (*Path(name).parts, "", "", "")
+                is_of_case = top.name == layout.ZARR and case_id in inventory.totals.split_of
                 yield Issue(
                     path=name,
                     message="is not in the journal; remove it",
-                    case_id=case_id if top.name == layout.ZARR and case_id in cases else "",
+                    case_id=case_id if is_of_case else "",
                     is_damage=False,
                     is_stray=True,
                 )

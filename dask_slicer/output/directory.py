@@ -20,6 +20,7 @@ from dask_slicer.output.lock import still_held
 from dask_slicer.planning.case_table import NO_TABLE, CaseTable
 from dask_slicer.planning.folds import FoldList, parse_folds
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
+from dask_slicer.utils.files import parse_json, read_bytes, read_text
 from dask_slicer.utils.formatting import first_few
 
 _MARKED = re.compile(rb"# Written by dask-slicer(?: \(format (\d+)\))?")
@@ -48,7 +49,7 @@ def _is_ours(output_dir: Path) -> bool:
     # Asked after the listing: another process may just have started the output. A disk that ignores
     # case may list the file as Config.yaml.
     if layout.CONFIG in names or (foreign and (output_dir / layout.CONFIG).exists()):
-        marked = _MARKED.match((output_dir / layout.CONFIG).read_bytes())
+        marked = _MARKED.match(read_bytes(output_dir / layout.CONFIG))
         if marked is None:
             raise OutputError(
                 f"output_dir {output_dir} holds a {layout.CONFIG} that dask-slicer did not write; "
@@ -97,8 +98,11 @@ def existing_splits(output_dir: Path) -> dict[str, str]:
     """Return the split of every case in splits.json; raise OutputError if it is damaged."""
     path = output_dir / layout.SPLITS_FILE
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
-        return {str(case): split for split in SPLITS for case in splits.get(split, [])}
+        splits = parse_json(read_text(path))
+        pairs = [(case, split) for split in SPLITS for case in splits.get(split, [])]
+        if not all(isinstance(case, str) for case, _ in pairs):
+            raise ValueError("it holds something else than case ids")
+        return dict(pairs)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -109,7 +113,7 @@ def existing_structures(output_dir: Path) -> dict[str, int]:
     """Return the content of structures.json; raise OutputError if it is damaged."""
     path = output_dir / layout.STRUCTURES_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         structures = {str(name): value for name, value in content.items()}
         if any(type(value) is not int or value < 1 for value in structures.values()):
             raise ValueError("the value of a structure is not 1 or more")
@@ -235,7 +239,7 @@ def write_lines(
 def holds(path: Path, text: str) -> bool:
     """Return whether a file can be read and has this content."""
     try:
-        return path.read_bytes() == _encode(text)
+        return read_bytes(path) == _encode(text)
     except OSError:
         return False
 

@@ -14,14 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.slices import foreground_share
+from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import OutputError
+from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.journal import last_records
-from dask_slicer.output.layout import COLUMNS, INDEX, JOURNAL, entries_of
+from dask_slicer.output.layout import COLUMNS, INDEX, JOURNAL, ZARR, entries_of
 from dask_slicer.records import CommittedCase
+from dask_slicer.utils.files import open_file
 
 if TYPE_CHECKING:
     from dask_slicer.output.formats.npz import NpzReader
     from dask_slicer.output.formats.zarr_reader import ZarrReader
+
+# Of a slice index in the name of a file.
+_MOST_DIGITS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +120,11 @@ def read_index(output_dir: Path) -> SliceIndex:
         index = _index(row for record in committed for row in index_rows(record))
         return replace(index, n_committed=len(committed))
     try:
-        with table.open(encoding="utf-8", newline="") as lines:
+        with io.TextIOWrapper(open_file(table), encoding="utf-8", newline="") as lines:
             rows = csv.reader(lines, strict=True)
             next(rows)
             return _index(rows)
-    except (ValueError, StopIteration, csv.Error) as error:
+    except (ValueError, OverflowError, StopIteration, csv.Error) as error:
         raise OutputError(
             f"{table} is damaged ({error}); remove it: the journal has the same data"
         ) from None
@@ -133,10 +139,7 @@ def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
     for case_id, split, index, path, row, share, labels in rows:
         number = numbers.setdefault((case_id, split), len(cases))
         if number == len(cases):
-            folder, _, name = path.rpartition("/")
-            in_zarr = str(row) != ""
-            digits = 0 if in_zarr else len(name) - len(f"{case_id}_.npz")
-            cases.append(IndexedCase(case_id, split, path if in_zarr else folder, digits))
+            cases.append(_indexed_case(case_id, split, path, int(index), in_zarr=str(row) != ""))
         case.append(number)
         slice_index.append(int(index))
         foreground.append(float(share) if share else np.nan)
@@ -145,6 +148,8 @@ def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
             values.append(int(value))
             counts.append(int(count))
         ends.append(len(values))
+    if min(slice_index, default=0) < 0 or min(counts, default=0) < 0:
+        raise ValueError("a number is negative")
     return SliceIndex(
         cases=tuple(cases),
         case=np.array(case, dtype=np.int32),
@@ -154,6 +159,22 @@ def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
         label_values=np.array(values, dtype=np.int64),
         label_counts=np.array(counts, dtype=np.int64),
     )
+
+
+def _indexed_case(
+    case_id: str, split: str, path: str, slice_index: int, *, in_zarr: bool
+) -> IndexedCase:
+    """Return a case of the index; raise ValueError if its files are not where a run writes them."""
+    folder, _, name = path.rpartition("/")
+    digits = 0 if in_zarr else len(name) - len(f"{case_id}_.npz")
+    case = IndexedCase(case_id, split, path if in_zarr else folder, digits)
+    expected = f"{ZARR}/{split}/{case_id}" if in_zarr else f"{split}/{name}"
+    is_sound = in_zarr or 0 < digits <= _MOST_DIGITS
+    if split not in SPLITS or case_id_problem(case_id) or path != expected or not is_sound:
+        raise ValueError(f"{path!r} is not a place of slices of case {case_id!r} in {split!r}")
+    if case.path_of(slice_index) != path:
+        raise ValueError(f"{path!r} is not the file of slice {slice_index} of case {case_id!r}")
+    return case
 
 
 def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:

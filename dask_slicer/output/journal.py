@@ -7,21 +7,30 @@ A line that a crash cut short is ignored: its case runs again.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby, takewhile
+from itertools import groupby, pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, BinaryIO, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from dask_slicer.core.splits import SPLITS
+from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.lock import still_held
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
+from dask_slicer.utils.files import open_file
 
 _LINE: TypeAdapter[CaseRecord] = TypeAdapter(Annotated[CaseRecord, Field(discriminator="status")])
+# A file below the Zarr group of a case.
+_FILE = re.compile(r"zarr\.json|(image|label|slice_index)/(zarr\.json|c(/[0-9]{1,10}){1,4})")
+# More is damage: seconds since 1970, voxels along an axis, pixels of a slice, and intensities,
+# whose squares overflow.
+_MOST_SECONDS, _MOST_LENGTH, _MOST_COUNT, _MOST_INTENSITY = 1e11, 2**31, 2**62, 1e150
 
 
 class _Place(NamedTuple):
@@ -66,6 +75,8 @@ class Journal:
 
     def __init__(self, path: Path, *, fsync: bool = False) -> None:
         self._fsync = fsync
+        with suppress(FileNotFoundError):
+            open_file(path).close()  # appending to a pipe would block
         self._file = path.open("ab", buffering=0)
         if self._file.tell():
             with path.open("rb") as file:
@@ -108,19 +119,29 @@ class Journal:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def last_records(path: Path) -> Iterator[CaseRecord]:
-    """Yield the last record of every case, by case id; the journal may be missing.
+@dataclass(frozen=True, slots=True)
+class LastRecords:
+    """The last record of every case, by case id; they are read again in every iteration.
 
     Only one is in memory at a time, because a large dataset has millions of slices.
     """
+
+    path: Path
+    offsets: tuple[int, ...]
+
+    def __iter__(self) -> Iterator[CaseRecord]:
+        if self.offsets:
+            with self.path.open("rb") as file:
+                for offset in self.offsets:
+                    record = read_line(file, offset)
+                    if record is not None:
+                        yield record
+
+
+def last_records(path: Path) -> LastRecords:
+    """Return the last record of every case; the journal may be missing."""
     last = {case_id: offset for case_id, offset, _ in _lines(path)}
-    if not last:
-        return
-    with path.open("rb") as file:
-        for case_id in sorted(last):
-            record = read_line(file, last[case_id])
-            if record is not None:
-                yield record
+    return LastRecords(path, tuple(offset for _, offset in sorted(last.items())))
 
 
 def histories(journals: Sequence[Path]) -> Iterator[History]:
@@ -153,7 +174,7 @@ def histories(journals: Sequence[Path]) -> Iterator[History]:
 def _lines(path: Path) -> Iterator[tuple[str, int, float]]:
     """Yield case id, offset and time of every undamaged line; the journal may be missing."""
     offset, at = 0, 0.0
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError), open_file(path) as file:
         for line in file:
             record = _parse(line)
             if record is not None:
@@ -171,6 +192,34 @@ def read_line(journal: BinaryIO, offset: int) -> CaseRecord | None:
 def _parse(line: bytes) -> CaseRecord | None:
     """Return the record in a line, None if it is damaged or of an unknown version."""
     try:
-        return _LINE.validate_json(line)
+        record = _LINE.validate_json(line)
     except ValidationError:
         return None
+    return record if _is_sound(record) else None
+
+
+def _is_sound(record: CaseRecord) -> bool:
+    """Return whether a record is one that a run could have written: no path leads elsewhere."""
+    if case_id_problem(record.case_id) or not 0 <= record.at < _MOST_SECONDS:
+        return False
+    if not isinstance(record, CommittedCase):
+        return True
+    indices = [-1, *(written.slice_index for written in record.slices), record.shape[1]]
+    stats = [x for s in record.statistics for x in (s.mean, s.std, s.min, s.max)]
+    return (
+        record.split in SPLITS
+        and all(0 < length < _MOST_LENGTH for length in record.shape)
+        and all(low < high for low, high in pairwise(indices))
+        and all(written.size >= 0 for written in record.slices)
+        and all(file.size >= 0 and _FILE.fullmatch(file.path) for file in record.files)
+        and all(0 < length < _MOST_LENGTH for length in record.spacing)
+        and all(0 <= seconds < _MOST_SECONDS for seconds in record.seconds.values())
+        and all(abs(number) < _MOST_INTENSITY for number in stats)
+        and all(0 < s.n_foreground < _MOST_COUNT for s in record.statistics)
+        and all(
+            abs(value) < _MOST_COUNT and 0 <= n < _MOST_COUNT
+            for written in record.slices
+            if written.labels
+            for value, n in written.labels.items()
+        )
+    )

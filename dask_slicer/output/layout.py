@@ -63,11 +63,11 @@ TOP_FILES = (
 # Holds unfinished files; on the same file system as their places.
 TEMPORARY = WHOLE.temporary
 
-_JOURNAL = re.compile(r"journal\.(\d+)of(\d+)\.jsonl")
-_LOCK = re.compile(r"\.dask_slicer\.(\d+)of(\d+)\.lock")
-_TEMPORARY = re.compile(r"\.dask_slicer\.(\d+of\d+\.)?tmp")
+_JOURNAL = re.compile(r"journal\.([1-9][0-9]*)of([1-9][0-9]*)\.jsonl")
+_LOCK = re.compile(r"\.dask_slicer\.([1-9][0-9]*)of([1-9][0-9]*)\.lock")
+_TEMPORARY = re.compile(r"\.dask_slicer\.([0-9]+of[0-9]+\.)?tmp")
 _UNFINISHED = re.compile(r"\.dask_slicer\.(.+\.)?(lock|json)(\.[0-9a-f]{8}){1,2}")
-_SLICE = re.compile(r"(?P<case_id>.+)_\d{3,}\.npz", re.DOTALL)
+_SLICE = re.compile(r"(?P<case_id>.+)_(?P<index>[0-9]{3,10})\.npz", re.DOTALL)
 
 
 # -- the top of the output -------------------------------------------------------------------------
@@ -138,6 +138,16 @@ def slice_name(case_id: str, slice_index: int, n_slices: int) -> str:
     return f"{case_id}_{slice_index:0{width}d}.npz"
 
 
+def parse_slice_name(name: str) -> tuple[str, int] | None:
+    """Return the case id and the slice index in the file name of a slice; None for other names.
+
+    >>> parse_slice_name("liver_007_012.npz"), parse_slice_name("liver_007.nii")
+    (('liver_007', 12), None)
+    """
+    match = _SLICE.fullmatch(name)
+    return (match["case_id"], int(match["index"])) if match else None
+
+
 def case_entries(case: CasePlan, settings: SliceSettings, slices: Iterable[int]) -> list[str]:
     """Return the entries that hold some slices of a case, relative to the output."""
     if settings.format == "zarr":
@@ -186,10 +196,10 @@ def find_entries(output_dir: Path, of: Collection[str] | None = None) -> dict[st
     entries: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for split in SPLITS:
         for entry in _scan(output_dir / split):
-            match = _SLICE.fullmatch(entry.name)
-            if match and (of is None or match["case_id"] in of):
+            case_id, _ = parse_slice_name(entry.name) or ("", 0)
+            if case_id and (of is None or case_id in of):
                 size = entry.stat(follow_symlinks=False).st_size
-                entries[match["case_id"]][f"{split}/{entry.name}"] = size
+                entries[case_id][f"{split}/{entry.name}"] = size
         for entry in _scan(output_dir / ZARR / split):
             if (of is None or entry.name in of) and entry.is_dir():
                 entries[entry.name][f"{ZARR}/{split}/{entry.name}"] = 0

@@ -18,6 +18,7 @@ import psutil
 from dask_slicer.errors import SchedulerError
 from dask_slicer.output.atomic import temporary_name
 from dask_slicer.output.layout import WHOLE, locked_partitions, partition_files
+from dask_slicer.utils.files import open_file
 from dask_slicer.utils.formatting import first_few, format_time
 
 # Text of a lock that was removed before it could be read.
@@ -26,6 +27,8 @@ GONE = "it has just gone"
 IN_PROCESS = "-"
 # A lock without a sign of life for so long is stale; its run gives one 20 times as often.
 STALE_SECONDS = 600.0
+# Since 1970: more is damage.
+_MOST_SECONDS = 1e11
 SIGNS_UNTIL_STALE = 20
 
 
@@ -87,7 +90,7 @@ def read_lock(lock: Path) -> str:
 def _read(lock: Path) -> tuple[str, float]:
     """Return the text of a lock, and when it was touched by the clock of its disk."""
     try:
-        with lock.open("rb") as file:  # the status of an open file is not a cached one
+        with open_file(lock) as file:  # the status of an open file is not a cached one
             return file.read().decode("utf-8", "replace"), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return GONE, 0.0
@@ -110,7 +113,7 @@ def read_owner(lock: Path) -> tuple[str, LockOwner | None]:
         is_here = host == socket.gethostname() and named.get("place", _place()) == _place()
         is_running = _is_running(pid, started) if is_here else None
         stale_after = float(named["stale"]) if "stale" in named else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return text, None
     silent = None
     if is_running is None and stale_after is not None:
@@ -120,7 +123,8 @@ def read_owner(lock: Path) -> tuple[str, LockOwner | None]:
     more = [part for part in more if "=" not in part]
     # A run that is starting has not written these yet; another version may write others.
     with suppress(ValueError, IndexError):
-        n_cases, began = int(more[1]), float(more[2])
+        n_cases, began = max(int(more[1]), 0), float(more[2])
+        began = began if 0 <= began < _MOST_SECONDS else 0.0
     return text, LockOwner(
         host=host,
         process=process,

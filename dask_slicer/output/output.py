@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,9 +27,12 @@ from dask_slicer.planning.folds import FOLD_PARTS
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import by_split
 from dask_slicer.records import why_not_written
+from dask_slicer.utils.files import open_file
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 from dask_slicer.utils.repr_html import html_card, html_facts
 
+# Slices of a volume for each that was kept: more is damage, for which memory is not reserved.
+_MOST_DROPPED = 2000
 _REWRITE = "; the same run command writes it again"
 
 
@@ -90,7 +94,7 @@ class Output:
         """Return the failed cases, each with case_id, step, kind and message."""
         path = self.path / FAILURES
         try:
-            with path.open(encoding="utf-8", newline="") as lines:
+            with io.TextIOWrapper(open_file(path), encoding="utf-8", newline="") as lines:
                 failures = list(csv.DictReader(lines, strict=True))
         except FileNotFoundError:
             return []
@@ -115,7 +119,9 @@ class Output:
         """Return one line about missing cases; empty if every planned case is written."""
         planned = sum(map(len, self.splits.values()))
         # A case without a kept slice is written, but not in the index.
-        written = self.index.n_committed or max(len(self.cases), self.summary.get("num_cases", 0))
+        listed = self.summary.get("num_cases", 0)
+        listed = listed if isinstance(listed, int) else 0
+        written = self.index.n_committed or max(len(self.cases), listed)
         if written >= planned:
             return ""
         failed = len(self.failures)
@@ -180,7 +186,7 @@ class Output:
             shape = metadata["shape"]["label"]
             if shape is None:
                 raise UsageError(f"{case_id} has no label in {self.path}")
-            n_slices = metadata["total_slices"]
+            n_slices = _n_slices(metadata, kept)
             label = np.zeros((n_slices, *shape), np.int32)
             stored = range(n_slices) if isinstance(reader, ZarrReader) else kept
             for slice_index in stored:
@@ -285,12 +291,20 @@ def fold_cases(output: Output, fold: int, part: str) -> set[str]:
     return set(output.folds[fold][part])
 
 
+def _n_slices(metadata: Mapping[str, Any], kept: Sequence[int]) -> int:
+    """Return the number of slices of a volume; raise CorruptFile if its files cannot back it."""
+    n_slices = metadata["total_slices"]
+    if type(n_slices) is not int or not kept[-1] < n_slices <= _MOST_DROPPED * len(kept):
+        raise CorruptFile(f"{len(kept)} slices on disk are not of a volume of {n_slices}")
+    return n_slices
+
+
 def _planes_of_windows(
     reader: NpzReader, kept: list[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return the planes of an .npz case, (slice, modality, row, column), and its affine."""
     metadata = reader.metadata(kept[0])
-    n_slices, window_size = metadata["total_slices"], metadata["window_size"]
+    n_slices, window_size = _n_slices(metadata, kept), metadata["window_size"]
     planes = np.full((n_slices, *reader.read(kept[0], 0)[0].shape), np.nan, np.float32)
     for slice_index in kept:
         window, _ = reader.read(slice_index, None)

@@ -34,6 +34,11 @@ from dask_slicer.planning.plan import FORMAT_VERSION
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.utils.modalities import for_each_modality
 
+# For the user, about a Zarr store of many cases.
+UNCONSOLIDATED = (
+    f"{layout.ZARR} has many cases, so its metadata is not consolidated: it opens at once, and is "
+    "read as before, but not with use_consolidated=True of zarr-python"
+)
 _REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "numpy", "zarr")
 
 
@@ -52,6 +57,7 @@ class DatasetTotals:
     group_of: dict[str, str] = field(default_factory=dict)  # by case id
     labels_of: dict[str, tuple[str, ...]] = field(default_factory=dict)  # see `label_classes`
     notes: list[str] = field(default_factory=list)
+    is_consolidated: bool = True  # of a Zarr store: its root holds the metadata of all cases
 
     def add(self, record: CommittedCase) -> None:
         """Add one case."""
@@ -113,9 +119,10 @@ def finalize(
                 directory.remove_case_files(output_dir, paths)
         directory.write_lines(output_dir, layout.FAILURES, _failure_lines(failures))
         if config.format == "zarr":
-            from dask_slicer.output.formats.zarr_writer import consolidated
+            from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, root_text
 
-            text = consolidated(output_dir / layout.ZARR, totals.split_of)
+            text = root_text(output_dir / layout.ZARR, totals.split_of)
+            totals.is_consolidated = text != GROUP_TEXT
             directory.write_lines(output_dir, layout.ZARR_ROOT, [text])
         unfinished = planned - totals.split_of.keys() - {failure.case_id for failure in failures}
         folds = _final_folds(config, totals, unfinished)

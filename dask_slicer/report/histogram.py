@@ -16,6 +16,7 @@ _SLACK = 1e-3
 _SAME = 1e-9
 # Decades of a logarithmic axis.
 _MOST_DECADES = 5
+_MOST_PLACES = 1 << 40
 _X_TICKS, _Y_TICKS = 5, 4
 
 Ticks = list[tuple[float, float]]  # position on the axis, 0 to 1, and number
@@ -60,7 +61,10 @@ def histogram(values: NDArray[np.generic], *, most_bins: int, tail: float = 0.0)
         largest = smallest
         numbers = np.full_like(numbers, smallest)
     low, high = (float(np.quantile(numbers, share)) for share in (tail, 1 - tail))
-    step = round_step(high - low, most_bins)
+    # Not so small that numbers of bins are no longer exact.
+    step = max(
+        round_step(high - low, most_bins), round_step(max(abs(low), abs(high)), _MOST_PLACES)
+    )
     if step < 1 and np.abs(numbers - np.rint(numbers)).max() < _SLACK:
         step = 1.0  # narrower bins would stay empty between integers
     places = np.arange(math.floor(low / step + _SLACK), math.floor(high / step + _SLACK) + 2)

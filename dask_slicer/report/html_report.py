@@ -34,6 +34,7 @@ from dask_slicer.utils.formatting import (
 REPORT = "report.html"
 _SUFFIXES = (".html", ".htm")  # by which browsers choose
 
+_MOST_SECONDS = 1e9  # more is damage
 _N_SLICES, _MOST_NAMES = 12, 20
 # In pixels: the width of the page, so that pictures and page have text of one size; narrower if the
 # pictures would be too large.
@@ -119,7 +120,17 @@ def _render(
         steps=STEPS,
         kinds=kinds.most_common(_MOST_NAMES),
         clip_note=clip_note,
+        **{
+            name: _seconds(output.summary.get(name))
+            for name in ("elapsed_seconds", "slices_per_second")
+        },
     )
+
+
+def _seconds(value: object) -> float | None:
+    """Return a number of dataset_info.json; None if it is none."""
+    is_number = isinstance(value, int | float) and 0 <= value < _MOST_SECONDS
+    return float(value) if is_number else None  # type: ignore[arg-type]
 
 
 def _again(output: Output) -> str:

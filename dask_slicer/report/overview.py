@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dask_slicer.core.intensity import intensities
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CorruptFile, OutputError
-from dask_slicer.output.formats.base import damage_named
+from dask_slicer.output.formats.base import check_finite, damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import CONFIG, JOURNAL
@@ -278,19 +278,22 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
         try:
             with damage_named(case.case_id, slice_index):
                 image, _ = case_reader(output.path, case).read(slice_index, 0)
+                step = math.ceil(math.sqrt(image[0].size / _SAMPLED_PIXELS))
+                channels = [channel[::step, ::step].ravel() for channel in image]
+                if known.any():
+                    methods = for_each_modality(normalize, len(channels))
+                    with np.errstate(all="ignore"):
+                        channels = [
+                            intensities(channel, stats, method)
+                            for channel, stats, method in zip(
+                                channels, statistics[case.case_id], methods, strict=False
+                            )
+                        ]
+                for channel in channels:
+                    check_finite(channel)
         except CorruptFile as error:
             problems.append(str(error))
             continue
-        step = math.ceil(math.sqrt(image[0].size / _SAMPLED_PIXELS))
-        channels = [channel[::step, ::step].ravel() for channel in image]
-        if known.any():
-            methods = for_each_modality(normalize, len(channels))
-            channels = [
-                intensities(channel, stats, method)
-                for channel, stats, method in zip(
-                    channels, statistics[case.case_id], methods, strict=False
-                )
-            ]
         values.append(channels)
         cases.add(case.case_id)
     return Sample(

@@ -9,7 +9,8 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_slicer.output.formats.base import CaseReader, damage_named
+from dask_slicer.errors import CorruptFile
+from dask_slicer.output.formats.base import CaseReader, check_finite, damage_named
 from dask_slicer.output.index import IndexedCase, SliceIndex, case_reader
 from dask_slicer.output.output import Output
 from dask_slicer.report.pixels import display_range, sides, to_grey
@@ -17,6 +18,8 @@ from dask_slicer.report.selection import spread
 
 # Slices of a case that its range of greys is taken from.
 _SAMPLED = 5
+# More is damage, of which the picture would be endless: mm per row to mm per column.
+_MOST_STRETCHED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,14 +55,17 @@ def read_panels(
             with damage_named(case.case_id, slice_index):
                 metadata = reader.metadata(slice_index)
                 image, label = reader.read(slice_index, window_size)
-                _, per_row, per_column = metadata["spacing"]
+                check_finite(image)
+                _, per_row, per_column = map(float, metadata["spacing"])
+                if not 1 / _MOST_STRETCHED <= per_row / per_column <= _MOST_STRETCHED:
+                    raise CorruptFile(f"its spacing is {metadata['spacing']}")
                 # Channels are ordered by offset, and within an offset by modality.
                 by_offset = image.reshape(-1, len(black), *image.shape[1:])
                 panel = Panel(
                     case_id=case.case_id,
                     split=case.split,
                     slice_index=slice_index,
-                    total_slices=metadata["total_slices"],
+                    total_slices=int(metadata["total_slices"]),
                     image=to_grey(by_offset, black, white).swapaxes(0, 1),
                     modalities=modalities,
                     label=label,
@@ -76,5 +82,8 @@ def _ranges(reader: CaseReader, case: IndexedCase, index: SliceIndex) -> NDArray
     sampled = []
     for place in spread(len(written), _SAMPLED):
         with damage_named(case.case_id, written[place]):
-            sampled.append(reader.read(written[place], 0)[0])
-    return np.transpose([display_range(modality) for modality in np.stack(sampled, axis=1)])
+            image, _ = reader.read(written[place], 0)
+            check_finite(image)
+            sampled.append(image)
+    with damage_named(case.case_id, None):
+        return np.transpose([display_range(modality) for modality in np.stack(sampled, axis=1)])

@@ -337,10 +337,12 @@ class ShuffledSlices:
         index = self.dataset._index
         cases = list(range(len(index.cases)))
         order.shuffle(cases)
+        rows = np.argsort(index.case, kind="stable")
+        ends = [0, *np.bincount(index.case, minlength=len(cases)).cumsum().tolist()]
         samples = (
             self.dataset[int(row)]
             for case in cases[worker::n_workers]
-            for row in np.flatnonzero(index.case == case)
+            for row in rows[ends[case] : ends[case + 1]]
         )
         buffer = list(islice(samples, self.buffer_size))
         for sample in samples:

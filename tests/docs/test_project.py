@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import doctest
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -119,3 +121,9 @@ def test_the_example_of_a_reader_turns_lps_into_ras(tmp_path: Path) -> None:
     assert stored.shape == header.shape == (2, 3, 4)
     assert stored.dtype == header.dtype
     assert header.affine.tolist() == [[-1, 0, 0, -10], [0, -2, 0, -20], [0, 0, 3, 30], [0, 0, 0, 1]]
+
+
+def test_programs_that_tests_start_elsewhere_use_the_checkout(tmp_path) -> None:
+    where = [sys.executable, "-c", "import dask_slicer; print(dask_slicer.__file__)"]
+    shown = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert Path(shown.strip()) == ROOT / "dask_slicer" / "__init__.py"

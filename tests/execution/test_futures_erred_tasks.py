@@ -12,6 +12,7 @@ from typing import Any
 
 import cloudpickle
 import dask
+import faults
 import nibabel as nib
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from dask_slicer.cluster import local
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import SchedulerError, Unexpected
 from dask_slicer.execution import futures
-from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.execution.graph import case_graph, target_of
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.observer import Observer
@@ -63,8 +63,8 @@ def scans(dataset) -> Path:
 @pytest.fixture
 def client() -> Iterator[Client]:
     # By their nannies: the process that workers are forked from may be there already.
-    faults = {FAULTS: json.dumps({"phantom_001": "raise", "phantom_003": "exit"})}
-    environment = dask.config.get("distributed.nanny.environ", {}) | faults
+    variables = faults.variables({"phantom_001": "raise", "phantom_003": "exit"})
+    environment = dask.config.get("distributed.nanny.environ", {}) | variables
     with (
         dask.config.set({"distributed.nanny.environ": environment}),
         local.local_client(1, memory_limit=2**31, dashboard_address="none") as client,

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+import faults
 import pytest
 from click.testing import Result
 from hypothesis import given
@@ -265,7 +266,7 @@ def test_a_scan_that_is_reachable_again_is_no_failure(
 def test_a_killed_partition_is_repeated(start, shares, whole, invoke, output_dir) -> None:
     for number in (1, 3):
         assert shares(f"{number}/3").exit_code == 0
-    kill_within(start("2/3", faults={"e": "sleep"}), output_dir / "journal.2of3.jsonl")
+    kill_within(start("2/3", e="sleep"), output_dir / "journal.2of3.jsonl")
     leave_unfinished(output_dir, Partition(2, 3))
     result = invoke("merge", output_dir)
     assert result.exit_code == 1
@@ -307,7 +308,7 @@ def test_partitions_and_merges_killed_repeatedly_complete(
 def test_the_lock_of_a_dead_partition_is_taken_over_with_a_note(
     start, shares, whole, invoke, output_dir
 ) -> None:
-    kill_within(start("2/3", faults={"e": "sleep"}), output_dir / "journal.2of3.jsonl")
+    kill_within(start("2/3", e="sleep"), output_dir / "journal.2of3.jsonl")
     leave_unfinished(output_dir, Partition(2, 3))
     assert (output_dir / ".dask_slicer.2of3.lock").exists()
     result = shares("2/3")
@@ -799,11 +800,11 @@ def start(dataset_of_seven, output_dir) -> Iterator[Callable[..., subprocess.Pop
     """Return what starts a share in a process of its own."""
     started = []
 
-    def run(shard: str, *options: object, faults: dict[str, str] | None = None):
+    def run(shard: str, *options: object, **poison: str):
         arguments = [*command(dataset_of_seven, output_dir), "--quiet", "--shard", shard, *options]
         process = subprocess.Popen(
             [sys.executable, "-m", "dask_slicer", *map(str, arguments)],
-            env=os.environ | {"DASK_SLICER_FAULTS": json.dumps(faults or {})},
+            env=os.environ | faults.variables(poison),
         )
         started.append(process)
         return process

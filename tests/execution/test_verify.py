@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -17,6 +18,7 @@ import zarr
 import dask_slicer
 from dask_slicer.execution.verify import VerifyReport, verify
 from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.records import CommittedCase
 
 FORMATS = ["npz", "zarr"]
 WRITTEN = ("train", "val", "test", "slices.zarr", "slices.csv", "splits.json")
@@ -231,6 +233,16 @@ def test_only_deep_finds_pixels_changed_together_with_their_checksum(output) -> 
     assert check(output).issues == ()
     (finding,) = check(output, deep=1000).issues
     assert f"slice {slice_index} differs by up to 0.5 from what its scan now gives" in str(finding)
+
+
+def test_one_record_is_in_memory_at_a_time(output) -> None:
+    def n_records() -> int:
+        return sum(isinstance(thing, CommittedCase) for thing in gc.get_objects())
+
+    before, counts = n_records(), []
+    verify(output, num_workers=0, on_case=lambda *_: counts.append(n_records() - before))
+    assert len(counts) == 6
+    assert max(counts) <= 2
 
 
 def test_a_group_in_two_splits_is_found(output) -> None:

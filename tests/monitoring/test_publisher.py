@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -10,10 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import faults
 import pytest
 
 import dask_slicer
-from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.observer import Observer, RunReport
@@ -41,7 +40,7 @@ def test_progress_is_published_from_start_to_end(
 ) -> None:
     from distributed import Client
 
-    poison = {FAULTS: json.dumps({"phantom_001": "raise", "phantom_007": "slow"})}
+    poison = faults.variables({"phantom_001": "raise", "phantom_007": "slow"})
     with started_scheduler(tmp_path, n_workers=1, **poison) as started:
         result = invoke(
             *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices", "--retries", 0),

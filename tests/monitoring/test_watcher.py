@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -15,11 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import faults
 import psutil
 import pytest
 
 import dask_slicer
-from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.output.lock_owner import lock_owner
 
@@ -53,7 +52,7 @@ def start_run(scans: Path, output: Path, *options: object, **poison: str) -> sub
     ]  # fmt: skip
     return subprocess.Popen(
         [str(part) for part in command],
-        env=os.environ | {FAULTS: json.dumps(poison)},
+        env=os.environ | faults.variables(poison),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -108,7 +107,7 @@ def here(scans, tmp_path_factory) -> Iterator[Going]:
 def there(scans, tmp_path_factory, started_scheduler) -> Iterator[Going]:
     """Return a run on somebody's scheduler."""
     folder = tmp_path_factory.mktemp("there")
-    poison = {FAULTS: json.dumps(GO_ON | {"phantom_001": "raise"})}
+    poison = faults.variables(GO_ON | {"phantom_001": "raise"})
     with started_scheduler(folder, n_workers=3, everywhere=ONE_A_WORKER, **poison) as started:
         output = folder / "slices"
         # A worker that comes late finds cases put behind those that sleep.

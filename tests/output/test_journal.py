@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import Statistics
+from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.journal import Journal, histories, last_records
-from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, WrittenSlice
+from dask_slicer.records import (
+    CaseRecord,
+    CommittedCase,
+    FailedCase,
+    RemovedCase,
+    WrittenFile,
+    WrittenSlice,
+)
 
 COMMITTED = CommittedCase(
     case_id="a",
@@ -70,28 +80,34 @@ def test_an_empty_journal_holds_nothing(tmp_path) -> None:
     assert read(tmp_path / "journal.jsonl") == []
 
 
-FLOATS = st.floats(allow_nan=False, allow_infinity=False)
-COUNTS = st.integers(0, 2**62)
+FLOATS = st.floats(-1e149, 1e149)
+COUNTS = st.integers(0, 2**62 - 1)
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)
 STATISTICS = st.builds(
-    Statistics, mean=FLOATS, std=FLOATS, min=FLOATS, max=FLOATS, n_foreground=COUNTS
+    Statistics, mean=FLOATS, std=FLOATS, min=FLOATS, max=FLOATS, n_foreground=st.integers(1, 2**60)
+)
+CASE_IDS = IDS.filter(lambda text: not case_id_problem(text))
+LENGTHS = st.integers(1, 2**31 - 1)
+SECONDS = st.floats(0, 1e9)
+SLICES = st.lists(st.integers(0, 2**31 - 2), max_size=2, unique=True).flatmap(
+    lambda indices: st.tuples(
+        *(st.builds(WrittenSlice, st.just(n), COUNTS, COUNTS, LABELS) for n in sorted(indices))
+    )
 )
 LABELS = st.none() | st.dictionaries(st.integers(-(2**31), 2**31 - 1), COUNTS, max_size=3)
 RECORDS = st.one_of(
-    st.builds(RemovedCase, case_id=IDS),
-    st.builds(FailedCase, case_id=IDS, step=IDS, kind=IDS, message=IDS, details=IDS),
+    st.builds(RemovedCase, case_id=CASE_IDS),
+    st.builds(FailedCase, case_id=CASE_IDS, step=IDS, kind=IDS, message=IDS, details=IDS),
     st.builds(
         CommittedCase,
-        case_id=IDS,
-        split=IDS,
+        case_id=CASE_IDS,
+        split=st.sampled_from(SPLITS),
         digest=IDS,
-        shape=st.tuples(COUNTS, COUNTS, COUNTS, COUNTS),
-        spacing=st.tuples(FLOATS, FLOATS, FLOATS),
+        shape=st.tuples(LENGTHS, st.just(2**31 - 1), LENGTHS, LENGTHS),
+        spacing=st.tuples(*[st.floats(1e-300, 1e9)] * 3),
         statistics=st.lists(STATISTICS, max_size=2).map(tuple),
-        slices=st.lists(st.builds(WrittenSlice, COUNTS, COUNTS, COUNTS, LABELS), max_size=2).map(
-            tuple
-        ),
-        seconds=st.dictionaries(IDS, FLOATS, max_size=2),
+        slices=SLICES,
+        seconds=st.dictionaries(IDS, SECONDS, max_size=2),
         run_id=IDS,
     ),
 )
@@ -107,6 +123,26 @@ def test_any_records_are_read_back_and_the_last_of_a_case_counts(
         journal_of(path, *records[run::runs])
     in_order = [record for run in range(runs) for record in records[run::runs]]
     assert read(path) == naive_last(in_order)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"case_id": "../../a"}, {"case_id": "a/b"}, {"case_id": "C:a"}, {"split": "../train"},
+        {"split": "/etc"}, {"shape": (1, -2, 3, 4)}, {"shape": (1, 2**40, 3, 4)},
+        {"shape": (1, 1, 3, 4)}, {"spacing": (math.inf, 1.0, 1.0)}, {"at": 1e300},
+        {"files": (WrittenFile("../../../a", 1, 0),)}, {"files": (WrittenFile("/etc/a", 1, 0),)},
+        {"files": (WrittenFile("image\\..\\a", 1, 0),)}, {"seconds": {"load": math.inf}},
+        {"slices": (WrittenSlice(1, 1, 1, None), WrittenSlice(0, 1, 1, None))},
+        {"slices": (WrittenSlice(0, 1, 1, {10**30: 1}),)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_that_no_run_writes_counts_as_damaged(tmp_path, change) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal_of(path, FAILED, replace(COMMITTED, **change))
+    path.write_bytes(path.read_bytes().replace(b"null", b"1e999"))
+    assert read(path) == [FAILED]
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,31 @@ class TestOtherReaders:
         assert len(members) == 3 + 3 * 4
         assert root["train"].metadata.consolidated_metadata is not None
 
+    @pytest.mark.parametrize("most", [1, 2])
+    def test_a_store_of_many_cases_is_not_consolidated_and_reads_the_same(
+        self, dataset, invoke, monkeypatch, tmp_path, most
+    ):
+        for case_id in ("b", "a"):
+            dataset.add(case_id)
+        output = tmp_path / "out"
+        command = ("run", "--input_dir", dataset.root, "--output_dir", output)
+        options = ("--format", "zarr", "--num_workers", 0, "--train_ratio", 1)
+        monkeypatch.setattr(zarr_writer, "MOST_CONSOLIDATED", most)
+        shown = invoke(*command, *options).output
+        assert ("its metadata is not consolidated" in shown) == (most == 1)
+        root = zarr.open_group(output / "slices.zarr", mode="r")
+        assert (root.metadata.consolidated_metadata is None) == (most == 1)
+        assert sorted(root["train"].group_keys()) == ["a", "b"]
+        assert root["train/a/image"][0].shape == (1, 9, 8)
+        assert len(SliceDataset(output)) == 20
+        assert invoke("verify", output, "--num_workers", 0).exit_code == 0
+        assert invoke("report", output).exit_code == 0
+        # A store that an earlier version consolidated stays valid.
+        monkeypatch.setattr(zarr_writer, "MOST_CONSOLIDATED", 1)
+        assert invoke("verify", output, "--num_workers", 0).exit_code == 0
+        (output / "slices.zarr" / "zarr.json").write_text("{}")
+        assert invoke("verify", output, "--num_workers", 0).exit_code == 1
+
 
 class TestFiles:
     def test_a_case_is_seven_files_all_in_the_journal(self, dataset, slice_dataset):

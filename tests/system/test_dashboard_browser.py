@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
 from browser import opened_browser, opened_page
 
-from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(300)]
@@ -51,7 +50,7 @@ def links(tmp_path_factory) -> Iterator[dict[str, str]]:
     with (folder / "log").open("w") as log:
         run = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=subprocess.STDOUT,
-            env=os.environ | {FAULTS: json.dumps(POISON)},
+            env=os.environ | faults.variables(POISON),
         )  # fmt: skip
     try:
         journal = folder / "slices" / "journal.jsonl"

@@ -1,12 +1,11 @@
 """A case that kills its worker, hangs, or comes to nonsense fails by name; the others are written.
 
-`dask_slicer.execution.fault_injection` breaks cases; an environment variable switches it on.
+`tests/helpers/faults.py` breaks cases in the processes that a test starts.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -16,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import faults
 import psutil
 import pytest
 
 import dask_slicer
 from dask_slicer.execution import pipeline, watchdog
-from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.utils import system
 
@@ -81,7 +80,7 @@ def run(scans: Path, output: Path, *options: object, **poison: str) -> subproces
     ]  # fmt: skip
     return subprocess.run(
         [str(part) for part in command],
-        env=os.environ | {FAULTS: json.dumps(poison)},
+        env=os.environ | faults.variables(poison),
         capture_output=True,
         text=True,
         check=False,
@@ -117,7 +116,7 @@ def test_one_poison_case_among_twelve(
     timeout = TIMEOUT if kind == "Timeout" else 20 * TIMEOUT
     options = ["--timeout", timeout, "--format", format_, "--retries", 1]
     if where == "scheduler":
-        poison = {FAULTS: json.dumps({POISON: sort})}
+        poison = faults.variables({POISON: sort})
         with started_scheduler(tmp_path, n_workers=2, memory_limit="450MB", **poison) as started:
             result = run(scans, output, "--scheduler", started.address, *options)
     else:
@@ -252,6 +251,14 @@ def test_memory_that_the_system_does_not_give_fails_the_case_that_asked_for_it(
     assert list(output.rglob("small_*.npz"))
 
 
+def test_no_variable_of_the_environment_makes_a_case_fail(
+    dataset, slice_dataset, monkeypatch
+) -> None:
+    monkeypatch.setenv("DASK_SLICER_FAULTS", "not JSON")
+    dataset.add("a")
+    assert not (slice_dataset() / "failures.csv").exists()
+
+
 def test_without_workers_no_case_can_be_stopped(dataset, invoke, tmp_path) -> None:
     dataset.add("a")
     result = invoke(
@@ -280,7 +287,7 @@ def test_a_run_ends_when_the_scheduler_is_lost_or_nothing_runs(
     monkeypatch.setattr(watchdog, "_ANSWER_SECONDS", 3)
     monkeypatch.setattr(watchdog, "_STALLED_SECONDS", 4.0)
     output = tmp_path / "out"
-    slow = {FAULTS: json.dumps({f"phantom_{number:03d}": "slow" for number in range(N_CASES)})}
+    slow = faults.variables({f"phantom_{number:03d}": "slow" for number in range(N_CASES)})
     with started_scheduler(tmp_path, n_workers=1, **slow) as started:
         wanted = started.workers if event == "without_workers" else [started.process]
         processes = [psutil.Process(process.pid) for process in wanted]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import json
 import os
 import shutil
 import subprocess
@@ -19,12 +18,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import faults
 import psutil
 import pytest
 from distributed import Client
 
 import dask_slicer
-from dask_slicer.execution.fault_injection import FAULTS
 from dask_slicer.inputs.phantom import write_dataset
 
 N_CASES = 20
@@ -107,7 +106,7 @@ class Hosts:
                 [str(part) for part in command],
                 stdout=log,
                 stderr=log,
-                env=os.environ | ENVIRONMENT | {FAULTS: json.dumps(SLOW)},
+                env=os.environ | ENVIRONMENT | faults.variables(SLOW),
             )
 
     def tree(self, name: str) -> list[psutil.Process]:

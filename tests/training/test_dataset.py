@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -426,6 +427,16 @@ class TestShuffled:
         assert epochs[0] != epochs[1] != in_order != epochs[0]
         again = dataset.shuffled(buffer_size=4, seed=1)
         assert [(s["case_id"], s["slice_index"]) for s in again] == epochs[0]
+
+    def test_no_case_is_searched_among_all_slices(self, output):
+        class Searched(np.ndarray):
+            def __eq__(self, other):
+                raise AssertionError(f"case {other} is searched among all slices")
+
+        dataset = SliceDataset(output)
+        n = len(dataset)
+        dataset._index = replace(dataset._index, case=dataset._index.case.view(Searched))
+        assert len(list(dataset.shuffled(buffer_size=4))) == n
 
     @pytest.mark.parametrize("num_workers", [0, 2])
     def test_torch_divides_the_cases_among_its_workers(self, output, num_workers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,13 +15,17 @@ from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.geometry import spacing
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.statistics import Statistics
-from dask_slicer.errors import CaseError, CorruptFile
+from dask_slicer.errors import CaseError, CorruptFile, UsageError
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import CasePlan
+from dask_slicer.utils.files import parse_json, read_text
 from dask_slicer.utils.modalities import for_each_modality
 
 # The way to repair a damaged case.
 _REPAIR = "to repair the output, run `dask-slicer verify --repair`, then the same run command again"
+
+# What metadata of the wrong type or size can raise where it is used.
+DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
 Slice = tuple[NDArray[np.float32], NDArray[np.integer] | None]
 
@@ -47,21 +50,31 @@ def damage_named(case_id: str, slice_index: int | None) -> Iterator[None]:
     """Turn an error in reading a case into a CorruptFile: case, slice, file, and what to do."""
     try:
         yield
-    except (CaseError, OSError, KeyError) as error:
+    except UsageError:
+        raise
+    except (CaseError, OSError, *DAMAGE) as error:
         reason = str(error)
         if isinstance(error, KeyError):
             reason = f"its metadata lacks {error}"
+        elif not isinstance(error, CaseError | OSError):
+            reason = f"its metadata is damaged ({error})"
         elif isinstance(error, OSError) and error.filename:
             reason = f"{error.filename}: {(error.strerror or '').lower()}"
         where = f"case {case_id}" + ("" if slice_index is None else f", slice {slice_index}")
         raise CorruptFile(f"{where}: {reason}; {_REPAIR}") from None
 
 
+def check_finite(image: NDArray[np.floating]) -> None:
+    """Raise CorruptFile if an image, of which pictures or histograms are made, has NaN or Inf."""
+    if not (image.size and np.isfinite(image).all()):
+        raise CorruptFile("its image has no pixel, or NaN or Inf")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; raise CorruptFile if it holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_text(path))
+    except ValueError as error:
         raise CorruptFile(f"{path} is damaged ({error})") from None
     if not isinstance(content, dict):
         raise CorruptFile(f"{path} is damaged: it holds no object")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import zlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import IO, Any, NamedTuple
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,10 @@ from dask_slicer.output.layout import slice_name
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import WrittenSlice
+from dask_slicer.utils.files import open_file, parse_json
+
+# The greatest ratio by which deflate can compress.
+_MOST_DEFLATED = 1032
 
 
 def write_slices(
@@ -122,38 +126,90 @@ class NpzReader:
     def read(self, slice_index: int, window_size: int | None) -> Slice:
         """Return a window, or its middle part, and its label."""
         members = self._members(slice_index)
-        image = members["image"]
+        image = members.image
         if window_size is not None:
-            written = json.loads(members["metadata"].item())["window_size"]
+            written = members.metadata["window_size"]
             outside = max(written - window_size, 0) * (len(image) // (2 * written + 1))
             image = image[outside : len(image) - outside]
-        return image.astype(np.float32, copy=False), members.get("label")
+        return image.astype(np.float32, copy=False), members.label
 
     def stored(self, slice_index: int) -> tuple[str, NDArray[np.integer] | None]:
         """Return dtype and shape of the image, which is not inflated, and the label."""
-        path = self._path_of(slice_index)
-        with _naming_damage(path), np.load(path, allow_pickle=False) as members:
-            with members.zip.open("image.npy") as member:
-                np.lib.format.read_magic(member)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-            label = members["label"] if "label" in members.files else None
+        with _opened(self._path_of(slice_index)) as archive:
+            shape, dtype = _shape_and_dtype(archive, "image")
+            label = _label(archive, shape)
         return f"{dtype} {shape}", label
 
     def metadata(self, slice_index: int) -> dict[str, Any]:
         """Return the metadata of a slice."""
-        return dict(json.loads(self._members(slice_index)["metadata"].item()))
+        return self._members(slice_index).metadata
 
-    def _members(self, slice_index: int) -> dict[str, NDArray[Any]]:
-        path = self._path_of(slice_index)
-        with _naming_damage(path), np.load(path, allow_pickle=False) as members:
-            names = ("image", "metadata", *(name for name in members.files if name == "label"))
-            return {name: members[name] for name in names}
+    def _members(self, slice_index: int) -> _Members:
+        with _opened(self._path_of(slice_index)) as archive:
+            shape, _ = _shape_and_dtype(archive, "image")
+            metadata = parse_json(_array(archive, "metadata").item())
+            w = metadata["window_size"]
+            if type(w) is not int or w < 0 or not shape[0] or shape[0] % (2 * w + 1):
+                raise ValueError(f"{shape[0]} channels are no window of {w} neighbours")
+            return _Members(_array(archive, "image"), _label(archive, shape), metadata)
+
+
+class _Members(NamedTuple):
+    image: NDArray[Any]
+    label: NDArray[np.integer] | None
+    metadata: dict[str, Any]
 
 
 @contextmanager
-def _naming_damage(path: Path) -> Iterator[None]:
-    """Raise CorruptFile, with the path, for every error of zipfile and numpy."""
+def _opened(path: Path) -> Iterator[ZipFile]:
+    """Open an archive; raise CorruptFile, with the path, for whatever zipfile and numpy raise."""
     try:
-        yield
-    except (ValueError, KeyError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
-        raise CorruptFile(f"{path} is damaged ({error})") from None
+        with open_file(path) as file, ZipFile(file) as archive:
+            yield archive
+    except Exception as error:  # they raise errors of many kinds for damaged files
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise CorruptFile(f"{path} is damaged ({str(error) or type(error).__name__})") from None
+
+
+def _label(archive: ZipFile, shape: tuple[int, ...]) -> NDArray[np.integer] | None:
+    """Return the label map of an image of this shape, None without one."""
+    if "label.npy" not in archive.namelist():
+        return None
+    if _shape_and_dtype(archive, "label")[0] != shape[1:]:
+        raise ValueError("label and image have other shapes")
+    return _array(archive, "label")
+
+
+def _shape_and_dtype(archive: ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of an image or a label."""
+    n_axes, kinds = {"image": (3, "fiu"), "label": (2, "iu")}[name]
+    with archive.open(f"{name}.npy") as member:
+        shape, _, dtype = _header(member)
+    if len(shape) != n_axes or dtype.kind not in kinds:
+        raise ValueError(f"its {name} holds {dtype} {shape}")
+    return shape, dtype
+
+
+def _array(archive: ZipFile, name: str) -> NDArray[Any]:
+    """Return an array; memory is reserved only as far as the file can hold it."""
+    info = archive.getinfo(f"{name}.npy")
+    # Other compressions are not ours, and could pack any number of bytes into a few.
+    if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+        raise ValueError(f"its {name} is neither stored nor deflated")
+    with archive.open(info) as member:
+        shape, is_fortran, dtype = _header(member)
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if n_bytes != info.file_size - member.tell():
+            raise ValueError(f"its {name} holds less or more than {dtype} {shape}")
+        if info.file_size > _MOST_DEFLATED * (archive.start_dir + 1):
+            raise ValueError(f"the file is too small for {n_bytes} bytes of {name}")
+        content = np.frombuffer(bytearray(member.read()), dtype)
+    return content.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    return np.lib.format.read_array_header_2_0(member)

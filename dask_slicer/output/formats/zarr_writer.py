@@ -47,6 +47,9 @@ _SHARD_BYTES = 1 << 30
 _GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 # Of each split, and of the root before the store is complete.
 GROUP_TEXT = json.dumps(_GROUP, indent=2) + "\n"
+# Above this number of cases, metadata is not consolidated: the file would take longer to write, and
+# to open, than the folders of the cases to be listed.
+MOST_CONSOLIDATED = 2000
 # Bytes of the largest number in a Zarr array.
 _MOST_ITEM_BYTES = 8
 
@@ -241,6 +244,11 @@ _UNSHUFFLED = {
 
 
 # -- the store as a whole --------------------------------------------------------------------------
+
+
+def root_text(store: Path, split_of: Mapping[str, str]) -> str:
+    """Return the root's metadata, consolidated unless there are many cases."""
+    return GROUP_TEXT if len(split_of) > MOST_CONSOLIDATED else consolidated(store, split_of)
 
 
 def consolidated(store: Path, split_of: Mapping[str, str]) -> str:

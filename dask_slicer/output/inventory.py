@@ -1,0 +1,85 @@
+"""Contents of a journal, in memory that does not grow with the number of slices."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from dask_slicer.output import layout
+from dask_slicer.output.summary import DatasetTotals
+from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
+
+_ZARR_LEVELS = 3  # slices.zarr, split and case
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The names of a case's files: those below its Zarr group, or the indices of its slices."""
+
+    case_path: str
+    n_slices: int
+    names: frozenset[str]
+    kept: Sequence[int]
+
+
+@dataclass(slots=True)
+class Inventory:
+    """Written and failed cases of a journal, and the names of all files of slices.
+
+    `name in inventory` is whether a file, relative to the output, belongs to a written case.
+    """
+
+    totals: DatasetTotals = field(default_factory=DatasetTotals)
+    failed: list[str] = field(default_factory=list)
+    structures: dict[str, int] = field(default_factory=dict)  # values of masks that were merged
+    most_bytes: int = 0  # of one case
+    _files: dict[str, _Files] = field(default_factory=dict)
+    # Cases of one shape have files of the same names.
+    _names: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
+
+    def committed(self, records: Iterable[CaseRecord]) -> Iterator[CommittedCase]:
+        """Add the last records of all cases; yield those of written cases."""
+        for record in records:
+            if isinstance(record, CommittedCase):
+                self._add(record)
+                yield record
+            elif isinstance(record, FailedCase):
+                self.failed.append(record.case_id)
+
+    def _add(self, record: CommittedCase) -> None:
+        self.totals.add(record)
+        if record.structures:
+            values = self.structures | record.structures
+            self.structures = dict(sorted(values.items(), key=lambda item: item[1]))
+        self.most_bytes = max(self.most_bytes, record.n_bytes)
+        names = frozenset(file.path for file in record.files)
+        kept: Sequence[int] = [written.slice_index for written in record.slices]
+        if kept and kept[-1] - kept[0] + 1 == len(kept):
+            kept = range(kept[0], kept[-1] + 1)
+        self._files[record.case_id] = _Files(
+            layout.case_path(record), record.shape[1], self._names.setdefault(names, names), kept
+        )
+
+    def __contains__(self, name: str) -> bool:
+        top, _, rest = name.partition("/")
+        if top == layout.ZARR:
+            *case_path, below = name.split("/", _ZARR_LEVELS)
+            files = self._files.get(case_path[-1]) if len(case_path) == _ZARR_LEVELS else None
+            if files is None:
+                return name in layout.ZARR_GROUPS
+            return "/".join(case_path) == files.case_path and below in files.names
+        slice_ = layout.parse_slice_name(rest)
+        files = None if slice_ is None else self._files.get(slice_[0])
+        if slice_ is None or files is None or files.names:
+            return False
+        case_id, index = slice_
+        place = bisect_left(files.kept, index)
+        is_kept = place < len(files.kept) and files.kept[place] == index
+        expected = f"{top}/{layout.slice_name(case_id, index, files.n_slices)}"
+        return is_kept and name == expected and files.case_path == f"{top}/{case_id}"
+
+    def has_entry(self, entry: str) -> bool:
+        """Return whether a file, or the directory of a Zarr case, belongs to a written case."""
+        files = self._files.get(entry.rpartition("/")[2])
+        return entry in self or (files is not None and files.case_path == entry)
