@@ -36,6 +36,8 @@ _STORED = {
     "j": ((1, 1), (0, 1), (2, 1)),
     "k": ((1, 1), (2, 1), (0, 1)),
 }
+# In mm: longer than any voxel.
+_LONGEST = 1e9
 SINGULAR = "the affine is singular; repair the header's sform or qform"
 # In voxels: tools round the same affine differently when they write it.
 _SAME_GRID = 0.1
@@ -50,6 +52,10 @@ def check_affine(affine: NDArray[np.float64]) -> None:
         raise GeometryMismatch("the affine holds NaN or Inf; repair the header's sform or qform")
     with np.errstate(over="ignore"):
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if lengths.max() > _LONGEST:
+        raise GeometryMismatch(
+            f"the affine gives voxels of {lengths.max():.3g} mm; repair the header's sform or qform"
+        )
     # The volume of a voxel, relative to a box with edges of the same lengths.
     if (
         not lengths.all()

@@ -30,7 +30,7 @@ _LINE: TypeAdapter[CaseRecord] = TypeAdapter(Annotated[CaseRecord, Field(discrim
 _FILE = re.compile(r"zarr\.json|(image|label|slice_index)/(zarr\.json|c(/[0-9]{1,10}){1,4})")
 # More is damage: seconds since 1970, voxels along an axis, pixels of a slice, and intensities,
 # whose squares overflow.
-_MOST_SECONDS, _MOST_LENGTH, _MOST_COUNT, _MOST_INTENSITY = 1e11, 2**31, 2**62, 1e150
+_MOST_SECONDS, _MOST_LENGTH, _MOST_COUNT, _MOST_INTENSITY = 1e11, 2**31, 2**62, 1e155
 
 
 class _Place(NamedTuple):

@@ -296,3 +296,8 @@ def test_an_affine_that_gives_voxels_no_place_is_refused(columns: list, message:
 @pytest.mark.parametrize("mm", [1e-6, 1e-3, 1.0, 1e4], ids="{:g}_mm".format)
 def test_an_affine_may_have_voxels_of_any_size(mm: float) -> None:
     check_affine(OBLIQUE @ np.diag([mm, mm, 50 * mm, 1.0]))
+
+
+def test_an_affine_of_absurd_voxels_is_refused() -> None:
+    with pytest.raises(GeometryMismatch, match=r"gives voxels of 2\.7e\+38 mm; repair"):
+        check_affine(np.diag([1.0, 2.7e38, 3.0, 1.0]))

@@ -49,7 +49,8 @@ class _Finder(MetaPathFinder):
 
         def run_and_break(module: ModuleType) -> None:
             run_module(module)
-            _break(module)
+            if module.__name__ == _TASKS:  # an archive has one loader for all its modules
+                _break(module)
 
         spec.loader.exec_module = run_and_break
         return spec

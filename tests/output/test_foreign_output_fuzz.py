@@ -22,7 +22,7 @@ import pytest
 import dask_slicer
 from dask_slicer.errors import DaskSlicerError
 from dask_slicer.inputs.phantom import write_dataset
-from dask_slicer.output.lock import lock_text
+from dask_slicer.output.lock_owner import lock_text
 
 # A dataset warns of cases that are missing.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

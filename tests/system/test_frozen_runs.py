@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import faults
 import psutil
 import pytest
 from linked_phantoms import write_many
-
-from dask_slicer.execution.fault_injection import FAULTS
 
 N_CASES = 12
 PATIENCE = 120
@@ -62,7 +60,7 @@ def test_a_frozen_run_that_wakes_up_leaves_the_output_to_its_successor(
     slow = {case.rpartition("/")[2]: "slow" for case in cases}
     with subprocess.Popen(
         [*CONTAINER, *command(scans, output, n_workers)],
-        env=os.environ | {FAULTS: json.dumps(slow)},
+        env=os.environ | faults.variables(slow),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
