@@ -38,12 +38,15 @@ def _local_nanny() -> type[Nanny]:
     from distributed import Nanny
 
     class LocalNanny(Nanny):
+        # At the end of a run, a worker that was killed is not replaced, and no event is logged: the
+        # scheduler may close first, of which asyncio would print an error.
+        is_over = False
+
         def __init__(
             self, *arguments: Any, process_method: str, worker_log_level: int, **options: Any
         ) -> None:
             super().__init__(*arguments, **options)
             self.process_method = process_method
-            self.is_over = False  # a worker that was killed at the end of a run is not replaced
             # Given to Dask's nanny, it would be the level of this process, too.
             self.silence_logs = worker_log_level
             if process_method != "spawn":  # the server that workers are forked from has its own
@@ -59,12 +62,17 @@ def _local_nanny() -> type[Nanny]:
             with VARIABLES.changed(variables), DASK.changed(method), start_method_left_open():
                 return await super().instantiate()
 
+        async def close(self, *arguments: Any, **options: Any) -> Any:
+            self.is_over = True
+            return await super().close(*arguments, **options)
+
         # Dask logs that a worker has gone, but not its exit code, which says whether it exited or
         # was killed, and by which signal. Plugins of a nanny are not called then.
         def _on_worker_exit_sync(self, exitcode: int) -> None:
             # By name: a nanny learns its worker's address later than the scheduler does.
             event = {"name": self.name, "exitcode": exitcode}
-            self.log_event(EXIT_EVENTS, event)  # type: ignore[no-untyped-call]
+            if not self.is_over:
+                self.log_event(EXIT_EVENTS, event)  # type: ignore[no-untyped-call]
             super()._on_worker_exit_sync(exitcode)  # type: ignore[no-untyped-call]
 
     return LocalNanny

@@ -114,6 +114,7 @@ def _stop(server: Any) -> None:
             os.kill(server._forkserver._forkserver_pid, signal.SIGKILL)
         with suppress(ChildProcessError):  # the program waits for all of its children by itself
             server._forkserver._stop()
+        server._forkserver._forkserver_pid = None  # else the next run would look for it
     tracker = server.resource_tracker
     if tracker._fd is not None:
         os.close(tracker._fd)  # the tracker ends when the last process has closed it

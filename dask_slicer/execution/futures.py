@@ -33,7 +33,7 @@ _FORGET_SECONDS = 3
 _FETCHED_AT_ONCE = 8
 # How long a stopped run waits for cases on workers that it did not start.
 _LEAVE_SECONDS = 5
-# The last failures stay in Dask's pages: each is three tasks with a traceback, about 20 kB, on a
+# The last failures stay in Dask's pages: each is a task with a traceback, up to 20 kB, on a
 # scheduler that may see a hundred thousand of them.
 _MOST_ERRED = 200
 

@@ -29,6 +29,7 @@ from dask_slicer.cluster.dask_private import (
     remove_traces,
     run_batch_command,
 )
+from dask_slicer.cluster.local import local_client
 
 
 def missing(package: Any, name: str, use: str) -> str:
@@ -56,6 +57,14 @@ def test_our_nannies_log_the_exit_code_and_then_do_what_dask_does(monkeypatch) -
     nanny.log_event = lambda topic, event: calls.append((topic, event))  # type: ignore[method-assign]
     nanny._on_worker_exit_sync(-9)
     assert calls == [(EXIT_EVENTS, {"name": "w-1", "exitcode": -9}), -9]
+
+
+def test_our_nannies_log_no_exit_when_the_run_is_over(monkeypatch) -> None:
+    events = []
+    monkeypatch.setattr(local_nanny(), "log_event", lambda *event: events.append(event))
+    with local_client(1, memory_limit=2**30, dashboard_address="none"):
+        pass
+    assert not events
 
 
 def test_jobs_run_the_commands_of_a_batch_system() -> None:

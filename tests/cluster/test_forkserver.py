@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 import os
+import signal
 import sys
 
 import psutil
@@ -65,3 +66,13 @@ def test_a_server_can_be_started_again() -> None:
             process.start()
             process.join()
             assert process.exitcode == 0
+
+
+def test_a_server_can_be_started_again_where_the_program_waits_for_no_child() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        for _ in range(2):
+            with forkserver.running([], {}):
+                pass
+    finally:
+        signal.signal(signal.SIGCHLD, before)

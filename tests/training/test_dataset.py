@@ -207,6 +207,15 @@ def test_reading_starts_no_thread(dataset, slice_dataset):
     assert len(os.listdir("/proc/self/task")) == before
 
 
+def test_each_array_of_an_npz_file_is_opened_once(cases, slice_dataset, monkeypatch):
+    opened, read_magic = [], np.lib.format.read_magic
+    monkeypatch.setattr(
+        np.lib.format, "read_magic", lambda file: opened.append(file.name) or read_magic(file)
+    )
+    SliceDataset(slice_dataset(), None)[0]
+    assert sorted(opened) == ["image.npy", "label.npy", "metadata.npy"]
+
+
 class TestAsASequence:
     def test_indices_count_from_both_ends(self, output):
         dataset = SliceDataset(output)

@@ -36,6 +36,9 @@ from dask_slicer.utils.files import open_file, parse_json
 
 # The greatest ratio by which deflate can compress.
 _MOST_DEFLATED = 1032
+_PIECE_BYTES = 1 << 18
+# Number of axes and kinds of dtype of each array.
+_ARRAYS = {"image": (3, "fiu"), "label": (2, "iu"), "metadata": (0, "U")}
 
 
 def write_slices(
@@ -136,7 +139,8 @@ class NpzReader:
     def stored(self, slice_index: int) -> tuple[str, NDArray[np.integer] | None]:
         """Return dtype and shape of the image, which is not inflated, and the label."""
         with _opened(self._path_of(slice_index)) as archive:
-            shape, dtype = _shape_and_dtype(archive, "image")
+            with archive.open("image.npy") as member:
+                shape, _, dtype = _header(member, "image")
             label = _label(archive, shape)
         return f"{dtype} {shape}", label
 
@@ -146,12 +150,12 @@ class NpzReader:
 
     def _members(self, slice_index: int) -> _Members:
         with _opened(self._path_of(slice_index)) as archive:
-            shape, _ = _shape_and_dtype(archive, "image")
             metadata = parse_json(_array(archive, "metadata").item())
+            image = _array(archive, "image")
             w = metadata["window_size"]
-            if type(w) is not int or w < 0 or not shape[0] or shape[0] % (2 * w + 1):
-                raise ValueError(f"{shape[0]} channels are no window of {w} neighbours")
-            return _Members(_array(archive, "image"), _label(archive, shape), metadata)
+            if type(w) is not int or w < 0 or not len(image) or len(image) % (2 * w + 1):
+                raise ValueError(f"{len(image)} channels are no window of {w} neighbours")
+            return _Members(image, _label(archive, image.shape), metadata)
 
 
 class _Members(NamedTuple):
@@ -176,19 +180,10 @@ def _label(archive: ZipFile, shape: tuple[int, ...]) -> NDArray[np.integer] | No
     """Return the label map of an image of this shape, None without one."""
     if "label.npy" not in archive.namelist():
         return None
-    if _shape_and_dtype(archive, "label")[0] != shape[1:]:
+    label = _array(archive, "label")
+    if label.shape != shape[1:]:
         raise ValueError("label and image have other shapes")
-    return _array(archive, "label")
-
-
-def _shape_and_dtype(archive: ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Return shape and dtype of an image or a label."""
-    n_axes, kinds = {"image": (3, "fiu"), "label": (2, "iu")}[name]
-    with archive.open(f"{name}.npy") as member:
-        shape, _, dtype = _header(member)
-    if len(shape) != n_axes or dtype.kind not in kinds:
-        raise ValueError(f"its {name} holds {dtype} {shape}")
-    return shape, dtype
+    return label
 
 
 def _array(archive: ZipFile, name: str) -> NDArray[Any]:
@@ -198,18 +193,25 @@ def _array(archive: ZipFile, name: str) -> NDArray[Any]:
     if info.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
         raise ValueError(f"its {name} is neither stored nor deflated")
     with archive.open(info) as member:
-        shape, is_fortran, dtype = _header(member)
+        shape, is_fortran, dtype = _header(member, name)
         n_bytes = math.prod(shape) * dtype.itemsize
         if n_bytes != info.file_size - member.tell():
             raise ValueError(f"its {name} holds less or more than {dtype} {shape}")
         if info.file_size > _MOST_DEFLATED * (archive.start_dir + 1):
             raise ValueError(f"the file is too small for {n_bytes} bytes of {name}")
-        content = np.frombuffer(bytearray(member.read()), dtype)
-    return content.reshape(shape, order="F" if is_fortran else "C")
+        content = np.empty(n_bytes, np.uint8)
+        for start in range(0, n_bytes, _PIECE_BYTES):  # faster than at once
+            content.data[start : start + _PIECE_BYTES] = member.read(_PIECE_BYTES)
+    return content.view(dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(member)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(member)
-    return np.lib.format.read_array_header_2_0(member)
+def _header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether it is in Fortran order, and dtype; raise if it is no such array."""
+    n_axes, kinds = _ARRAYS[name]
+    read = np.lib.format.read_array_header_2_0
+    if np.lib.format.read_magic(member) == (1, 0):
+        read = np.lib.format.read_array_header_1_0
+    shape, is_fortran, dtype = read(member)
+    if len(shape) != n_axes or dtype.kind not in kinds:
+        raise ValueError(f"its {name} holds {dtype} {shape}")
+    return shape, is_fortran, dtype
