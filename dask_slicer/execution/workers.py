@@ -46,6 +46,8 @@ def workers(
     is_remote = not is_given and bool(config.scheduler or config.scheduler_file)
     in_jobs = not is_given and config.cluster is not None
     is_local = not (is_given or is_remote or in_jobs)
+    if is_local and config.upload_code:
+        observer.note("--upload_code has no effect: workers on this machine have this code")
     if n_cases == 0 or (is_local and config.num_workers == 0):
         observer.connected("in this process")
         if config.performance_report is not None:
@@ -74,8 +76,6 @@ def workers(
             dashboard = clients.dashboard_link(client)
         page = clients.run_page_link(client, dashboard)
         observer.connected(where, dashboard=dashboard, run_page=page)
-        if is_local and config.upload_code:
-            observer.note("--upload_code has no effect: workers on this machine have this code")
         if in_jobs:
             jobqueue.wait_for_workers(client, observer.note)
         if not is_local:

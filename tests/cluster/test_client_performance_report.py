@@ -56,3 +56,8 @@ def test_the_file_of_an_earlier_run_stays_if_this_run_has_none(tmp_path) -> None
     )  # fmt: skip
     dask_slicer.run(config)
     assert report.read_text() == "an earlier one"
+
+
+def test_upload_code_in_this_process_is_noted(tmp_path, invoke) -> None:
+    result = invoke(*scans(tmp_path), "--num_workers", 0, "--upload_code")
+    assert "Note: --upload_code has no effect" in result.output
