@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -172,12 +172,16 @@ def start(
     structures: Mapping[str, int],
     *,
     table: CaseTable = NO_TABLE,
+    columns: Collection[str] = (),
     temporary: str = layout.TEMPORARY,
 ) -> None:
-    """Write the files at the top and the Zarr groups, before the first case."""
+    """Write the files at the top and the Zarr groups, before the first case.
+
+    Other `columns` of the table are not for the output: they may be names of patients.
+    """
     output_dir = config.output_dir
     planned = {case_id for case_ids in splits.values() for case_id in case_ids}
-    table = existing_table(output_dir).updated(table, keep=planned)
+    table = existing_table(output_dir).updated(table, keep=planned).only(columns)
     shutil.rmtree(output_dir / temporary, ignore_errors=True)
     # Forced to disk: without these two, no run could continue after a power cut.
     files = [
