@@ -31,6 +31,7 @@ from dask_slicer.execution.resume import EarlierRuns, prepare_plan
 from dask_slicer.monitoring.observer import Observer, RunReport
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
+from dask_slicer.output.folds import used_columns
 from dask_slicer.output.journal import Journal
 from dask_slicer.output.lock import locked, still_held
 from dask_slicer.output.summary import UNCONSOLIDATED, finalize
@@ -165,6 +166,7 @@ class _Run:
             start_from.splits,
             start_from.structures,
             table=self.plan.table,
+            columns=used_columns(config),
             temporary=temporary,
         )
 

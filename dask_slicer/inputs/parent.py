@@ -29,7 +29,8 @@ def check_is_whole(
     if match.layout not in _BY_NAMES:
         return
     if not (allow_missing_labels or any(case.has_label for case in match.cases)) and (
-        half := half_of_a_dataset(tree) or in_a_subject(tree, match_tree, needs_labels=True)
+        half := half_of_a_dataset(tree, match_tree)
+        or in_a_subject(tree, match_tree, needs_labels=True)
     ):
         raise DatasetError(
             f"no case of {tree.root} has a label: {half} --layout NAME or --allow_missing_labels "
@@ -43,13 +44,17 @@ def check_is_whole(
         (match.problems or match.notes).append(text)
 
 
-def half_of_a_dataset(tree: FileTree) -> str:
-    """Return which folder beside the input has its labels or images, by names; empty if none."""
+def half_of_a_dataset(tree: FileTree, match_tree: MatchTree | None = None) -> str:
+    """Return which folder beside the input has its labels or images, by names; empty if none.
+
+    With `match_tree`, only if the two folders together have a case with a label.
+    """
     root = tree.root
     is_label = folder_role(root.name) == "label" or root.name == "derivatives"
     is_bids = root.name in ("derivatives", "rawdata")
     if not (is_bids or says_only_its_role(root.name)):
         return ""
+    others = []
     for name in sorted(_folders_in(root.parent)):
         if is_bids:
             is_other = name.startswith("sub-") if is_label else False
@@ -58,6 +63,9 @@ def half_of_a_dataset(tree: FileTree) -> str:
             role = folder_role(name)
             is_other = bool(role) and (role == "label") != is_label
         if is_other:
+            others.append(name)
+    for name in others[:_MOST_FOLDERS]:
+        if match_tree is None or _has_labels(root.parent, name, tree, match_tree):
             return (
                 f"{root.name} and {name} lie beside each other; did you mean --input_dir "
                 f"{root.parent}?"
@@ -68,14 +76,16 @@ def half_of_a_dataset(tree: FileTree) -> str:
 def in_a_subject(tree: FileTree, match_tree: MatchTree, *, needs_labels: bool = False) -> str:
     """Return that the input is in the folder of a BIDS subject; empty if it is not.
 
-    With `needs_labels`, only if the dataset has derivatives, where its labels may be.
+    With `needs_labels`, only if the derivatives of the dataset have labels of the input.
     """
     inside, root = "", tree.root
     for _ in range(_DEEPEST_IN_SUBJECT):
         inside, root = f"{root.name}/{inside}", root.parent
         if inside.startswith("sub-"):
             places = (root, root.parent) if root.name == "rawdata" else (root,)
-            if needs_labels and not any((place / "derivatives").is_dir() for place in places):
+            if needs_labels and not any(
+                _has_labels(place, "derivatives", tree, match_tree) for place in places
+            ):
                 return ""
             match = _match_above(root, inside, tree, match_tree)
             if match is not None and match.layout == "BIDS":
@@ -96,6 +106,16 @@ def _match_above(
     with suppress(DatasetError):
         return match_tree(FileTree(root, [inside + path for path in tree.paths]))
     return None
+
+
+def _has_labels(root: Path, other: str, tree: FileTree, match_tree: MatchTree) -> bool:
+    """Return whether a case has a label if a folder above holds the input and one folder more."""
+    with suppress(DatasetError, OSError):
+        inside = tree.root.relative_to(root).as_posix()
+        paths = [f"{other}/{path}" for path in FileTree.scan(root / other).paths]
+        match = match_tree(FileTree(root, paths + [f"{inside}/{path}" for path in tree.paths]))
+        return match is not None and any(case.has_label for case in match.cases)
+    return False
 
 
 def _sibling(tree: FileTree) -> str:

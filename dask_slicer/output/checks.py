@@ -40,7 +40,7 @@ from dask_slicer.planning.folds import FOLD_PARTS
 from dask_slicer.planning.names import Names
 from dask_slicer.records import CaseRecord, CommittedCase
 from dask_slicer.utils.files import open_file, parse_json, read_bytes, read_text
-from dask_slicer.utils.formatting import first_few
+from dask_slicer.utils.formatting import escape_line, first_few
 
 # Keys of dataset_info.json that the journal does not determine.
 _OF_ONE_RUN = {
@@ -60,7 +60,7 @@ class Issue:
     is_stray: bool = False  # it does not belong to the output
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}"
+        return escape_line(f"{self.path}: {self.message}")  # with names in files of others
 
 
 # -- a case ----------------------------------------------------------------------------------------

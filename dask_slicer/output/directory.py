@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -130,10 +130,10 @@ def existing_table(output_dir: Path) -> CaseTable:
     """Return the content of cases.json; raise OutputError if it is damaged."""
     path = output_dir / layout.CASES_FILE
     try:
-        return CaseTable.parse(json.loads(path.read_text(encoding="utf-8")))
+        return CaseTable.parse(parse_json(read_text(path)))
     except (FileNotFoundError, NotADirectoryError):
         return CaseTable()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise OutputError(
             f"{path} is damaged ({error}); remove it: the next run writes it again"
         ) from None
@@ -143,10 +143,10 @@ def existing_folds(output_dir: Path) -> FoldList | None:
     """Return the content of splits_final.json, None if there is none; raise if it is damaged."""
     path = output_dir / layout.FOLDS
     try:
-        return parse_folds(json.loads(path.read_text(encoding="utf-8")))
+        return parse_folds(parse_json(read_text(path)))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise OutputError(
             f"{path} is damaged ({error}); remove it, then make the folds again"
         ) from None
@@ -172,12 +172,16 @@ def start(
     structures: Mapping[str, int],
     *,
     table: CaseTable = NO_TABLE,
+    columns: Collection[str] = (),
     temporary: str = layout.TEMPORARY,
 ) -> None:
-    """Write the files at the top and the Zarr groups, before the first case."""
+    """Write the files at the top and the Zarr groups, before the first case.
+
+    Other `columns` of the table are not for the output: they may be names of patients.
+    """
     output_dir = config.output_dir
     planned = {case_id for case_ids in splits.values() for case_id in case_ids}
-    table = existing_table(output_dir).updated(table, keep=planned)
+    table = existing_table(output_dir).updated(table, keep=planned).only(columns)
     shutil.rmtree(output_dir / temporary, ignore_errors=True)
     # Forced to disk: without these two, no run could continue after a power cut.
     files = [

@@ -12,6 +12,7 @@ from dask_slicer.config.schema import BY_LABEL, RunConfig
 from dask_slicer.errors import CorruptFile, OutputError
 from dask_slicer.output import directory, layout
 from dask_slicer.output.formats.base import read_json
+from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds, FoldSettings, fold_of_cases, make_folds
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.utils.formatting import plural
@@ -44,6 +45,15 @@ def recorded_settings(output_dir: Path) -> FoldSettings | None:
     return None
 
 
+def used_columns(config: RunConfig, settings: FoldSettings | None = None) -> set[str]:
+    """Return the columns that the run and the folds use; by default the folds of run or output."""
+    settings = settings or FoldSettings.of_run(config) or recorded_settings(config.output_dir)
+    used = {config.stratify, config.group_column}
+    if settings is not None:
+        used |= {settings.stratify, settings.group_column}
+    return {name for name in used if name not in (None, BY_LABEL)}
+
+
 def with_folds(plan: RunPlan) -> RunPlan:
     """Return a plan with the folds that its run will make, and notes on them.
 
@@ -72,15 +82,17 @@ def final_folds(config: RunConfig, written: WrittenCases) -> tuple[Folds | None,
     UsageError if that is not possible.
     """
     settings = FoldSettings.of_run(config) or recorded_settings(config.output_dir)
-    return (None, "") if settings is None else make_final(config.output_dir, settings, written)
+    if settings is None:
+        return None, ""
+    table = directory.existing_table(config.output_dir)
+    return make_final(config.output_dir, settings, written, table)
 
 
 def make_final(
-    output_dir: Path, settings: FoldSettings, written: WrittenCases
+    output_dir: Path, settings: FoldSettings, written: WrittenCases, table: CaseTable
 ) -> tuple[Folds | None, str]:
     """Return folds with these settings, as `final_folds`; cases keep those of equal settings."""
     splits = directory.existing_splits(output_dir)
-    table = directory.existing_table(output_dir)
     n_unfinished = sum(splits.get(case_id) != "test" for case_id in written.unfinished)
     folds = make_folds(
         settings,

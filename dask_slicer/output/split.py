@@ -1,18 +1,29 @@
-"""Folds made after a run, by `dask-slicer split`: from the journal and the tables of the cases."""
+"""Folds made after a run, by `dask-slicer split`: from the output, and columns of the dataset."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
-from dask_slicer.errors import DatasetError, OutputError, UsageError
+from dask_slicer.config.schema import BY_LABEL, RunConfig
+from dask_slicer.errors import OutputError, UsageError
 from dask_slicer.output import directory, layout
-from dask_slicer.output.folds import WrittenCases, make_final, remove_other_folds, write_folds
+from dask_slicer.output.folds import (
+    WrittenCases,
+    make_final,
+    remove_other_folds,
+    used_columns,
+    write_folds,
+)
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.lock import locked
 from dask_slicer.output.output import open_output
 from dask_slicer.output.summary import label_classes
+from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds, FoldSettings
+from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase
 
 
@@ -27,7 +38,8 @@ def split_output(
     """Write splits_final.json for the cases of an output that are not for test; return the folds.
 
     `seed` is by default that of the run, and so are the groups. With the settings of the folds that
-    are there, cases keep their fold, and new ones are added. Raises UsageError.
+    are there, cases keep their fold, and new ones are added. Columns that the output does not have
+    are read from the dataset of the run. Raises UsageError.
     """
     output = open_output(output_dir)
     path = output.path
@@ -50,15 +62,13 @@ def split_output(
             unfinished=directory.existing_splits(path).keys()
             - {record.case_id for record in records if not isinstance(record, RemovedCase)},
         )
-        try:
-            made, note = make_final(path, settings, written)
-        except DatasetError as error:
-            if (path / layout.CASES_FILE).exists() or not (stratify or group_column):
-                raise
-            hint = f"the same run command writes {layout.CASES_FILE} if the dataset has columns"
-            raise OutputError(f"{error}; {hint}") from None
+        before = directory.existing_table(path)
+        table = _with_columns(before, output.config, settings, directory.existing_splits(path))
+        made, note = make_final(path, settings, written, table)
         if made is None:
             raise OutputError(note)
+        if table != before:
+            directory.write_lines(path, layout.CASES_FILE, [table.text()])
         remove_other_folds(path, settings)
         info = output.summary | {"folds": settings.summary()}
         text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
@@ -66,3 +76,31 @@ def split_output(
         write_folds(path, made)
         directory.remove_temporary(path)
     return made
+
+
+def _with_columns(
+    table: CaseTable, config: RunConfig, settings: FoldSettings, case_ids: Collection[str]
+) -> CaseTable:
+    """Return a table with the columns that the run and the folds use, and no others."""
+    options = {"stratify": settings.stratify, "group_column": settings.group_column}
+    missing = {
+        option: name
+        for option, name in options.items()
+        if name is not None and name not in (BY_LABEL, *table.columns)
+    }
+    if missing:
+        # These decide no column, and the file of splits may be gone.
+        others = {"splits": None, "fold": None, "stratify": None, "group_column": None}
+        try:
+            dataset = make_plan(config.model_copy(update=others)).table
+        except UsageError as error:
+            option, name = next(iter(missing.items()))
+            raise OutputError(
+                f"--{option} {name}: {layout.CASES_FILE} has no such column, and the dataset of "
+                f"the run cannot be read again: {error}"
+            ) from None
+        for option, name in missing.items():
+            cells = dataset.column(name, option)
+            found = {case: cell for case, cell in cells.items() if case in case_ids}
+            table = replace(table, columns=table.columns | {name: found})
+    return table.only(used_columns(config, settings))

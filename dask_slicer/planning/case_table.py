@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from statistics import quantiles
 from typing import Any
@@ -28,7 +28,7 @@ class CaseTable:
     groups : dict of case id to str
         For every case: the patient, or its own id.
     columns : dict of str to dict of case id to str
-        Without cases that have no value in a column.
+        Without cases that have no value in a column. An output has only those that were asked for.
     """
 
     groups: dict[str, str] = field(default_factory=dict)
@@ -69,6 +69,11 @@ class CaseTable:
             groups=dict(sorted((groups | newer.groups).items())),
             columns={name: cells for name, cells in columns.items() if cells},
         )
+
+    def only(self, names: Collection[str]) -> CaseTable:
+        """Return the table without other columns than these."""
+        columns = {name: cells for name, cells in self.columns.items() if name in names}
+        return replace(self, columns=columns)
 
     def column(self, name: str, option: str) -> dict[str, str]:
         """Return the cells of a column by case id; raise DatasetError if no case has one."""

@@ -40,9 +40,13 @@ class FoldSettings:
     def parse(cls, summary: Mapping[str, Any]) -> FoldSettings | None:
         """Return the settings in dataset_info.json, None if there are none or they are damaged."""
         try:
-            return cls(**summary["folds"])
+            settings = cls(**summary["folds"])
         except (KeyError, TypeError):
             return None
+        is_valid = type(settings.number) is type(settings.seed) is int and settings.number > 1
+        columns = (settings.stratify, settings.group_column)
+        is_valid &= all(isinstance(name, str | None) for name in columns)
+        return settings if is_valid else None
 
     def summary(self) -> dict[str, Any]:
         """Return the settings as dataset_info.json holds them."""

@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from dask_slicer import SliceDataset, open_output
+from dask_slicer import RunConfig, SliceDataset, open_output
 from dask_slicer.errors import UsageError
-from dask_slicer.output import layout
+from dask_slicer.planning.planner import make_plan
 
 SUBJECTS = {f"sub-{number:02d}": "FM"[number % 2] for number in range(12)}
 PARTICIPANTS = "".join(
@@ -64,6 +64,11 @@ def run(invoke, bids, tmp_path) -> Callable[..., str]:
         return " ".join(result.output.split())
 
     return call
+
+
+def columns_of(input_dir: Path) -> dict[str, dict[str, str]]:
+    config = RunConfig(input_dir=input_dir, output_dir=input_dir.parent / "none")
+    return make_plan(config).table.columns
 
 
 def folds_in(output: Path) -> list[dict[str, list[str]]]:
@@ -132,12 +137,15 @@ def test_without_these_options_an_output_has_no_folds(run, tmp_path) -> None:
     assert "folds" not in json.loads((tmp_path / "slices" / "dataset_info.json").read_text())
 
 
-def test_the_table_of_cases_is_kept(run, tmp_path) -> None:
-    run()
+def test_groups_and_the_columns_that_are_used_are_kept(run, tmp_path) -> None:
+    run("--stratify", "site", "--folds", 3)
     table = json.loads((tmp_path / "slices" / "cases.json").read_text())
     assert table["groups"]["sub-01_ses-2_T1w"] == "sub-01"
-    assert table["columns"]["age"]["sub-02_ses-1_T1w"] == "30"
+    assert list(table["columns"]) == ["site"]
+    assert table["columns"]["site"]["sub-02_ses-1_T1w"] == "B"
     assert "sub-03_ses-1_T1w" not in table["columns"]["site"]
+    run("--folds", 3)
+    assert json.loads((tmp_path / "slices" / "cases.json").read_text())["columns"] == {}
 
 
 def test_cases_without_groups_and_columns_have_no_table(dataset, slice_dataset) -> None:
@@ -146,11 +154,11 @@ def test_cases_without_groups_and_columns_have_no_table(dataset, slice_dataset) 
 
 
 def test_columns_decide_no_digest(run, bids, tmp_path) -> None:
-    run()
+    run("--stratify", "sex")
     before = files_of(tmp_path / "slices")
     table = bids / "participants.tsv"
     table.write_text(table.read_text().replace("\tF\t", "\tX\t"))
-    assert "Nothing to do" in run()
+    assert "Nothing to do" in run("--stratify", "sex")
     assert files_of(tmp_path / "slices") == before
     kept = json.loads((tmp_path / "slices" / "cases.json").read_text())
     assert set(kept["columns"]["sex"].values()) == {"X", "M"}
@@ -204,11 +212,11 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     assert not (tmp_path / "slices").exists()
 
 
-def test_a_session_has_columns_of_its_own(bids, run, tmp_path) -> None:
+def test_a_session_has_columns_of_its_own(bids, run) -> None:
     table = "session_id\tscanner\tage\nses-1\tX\t1\nses-2\tY\tn/a\n"
     (bids / "sub-01" / "sub-01_sessions.tsv").write_text(table)
     assert "puts cases of one patient into different groups" in run("--group_column", "scanner")
-    columns = json.loads((tmp_path / "slices" / "cases.json").read_text())["columns"]
+    columns = columns_of(bids)
     assert columns["scanner"] == {"sub-01_ses-1_T1w": "X", "sub-01_ses-2_T1w": "Y"}
     ages = columns["age"]
     assert (ages["sub-01_ses-1_T1w"], ages["sub-01_ses-2_T1w"]) == ("1", "25")
@@ -222,21 +230,20 @@ def test_a_table_of_participants_that_cannot_be_read_is_noted(bids, run, table) 
     assert "participants.tsv lists no participant: it must be UTF-8 text with tabs" in run()
 
 
-def test_the_nearest_table_of_participants_counts(bids, run, tmp_path) -> None:
+def test_the_nearest_table_of_participants_counts(bids) -> None:
     add_subject(bids / "rawdata" / "R1", "sub-77")
     rows = "participant_id\tsex\nsub-77\tX\nsub-01\tX\n"
     (bids / "rawdata" / "participants.tsv").write_text(rows)
-    run()
-    columns = json.loads((tmp_path / "slices" / "cases.json").read_text())["columns"]
+    columns = columns_of(bids)
     assert columns["sex"]["sub-77_ses-1_T1w"] == "X"
     assert columns["sex"]["sub-01_ses-2_T1w"] == "M"
 
 
-def test_rows_that_contradict_each_other_give_no_value(bids, run, tmp_path) -> None:
+def test_rows_that_contradict_each_other_give_no_value(bids, run) -> None:
     with (bids / "participants.tsv").open("a") as table:
         table.write("05\tF\t45\tB\n")
     assert "participants.tsv has several rows for sub-05" in run()
-    columns = json.loads((tmp_path / "slices" / "cases.json").read_text())["columns"]
+    columns = columns_of(bids)
     assert "sub-05_ses-1_T1w" not in columns["sex"]
     assert columns["age"]["sub-05_ses-1_T1w"] == "45"
 
@@ -390,16 +397,32 @@ def test_split_refuses(run, invoke, tmp_path, options, words) -> None:
     assert not (tmp_path / "slices" / "splits_final.json").exists()
 
 
-def test_an_output_of_an_earlier_version_gets_its_columns_from_a_run(run, invoke, tmp_path) -> None:
-    run()
-    (tmp_path / "slices" / "cases.json").unlink()
-    result = invoke("split", tmp_path / "slices", "--folds", 3, "--stratify", "sex")
+def test_split_reads_columns_that_the_output_lacks_from_the_dataset(
+    run, invoke, bids, tmp_path
+) -> None:
+    run("--train_ratio", 1)
+    output = tmp_path / "slices"
+    (output / "cases.json").unlink()  # as in an output of an earlier version
+    bids.rename(tmp_path / "away")
+    split = ("split", output, "--folds", 3, "--stratify")
+    result = invoke(*split, "sex")
     assert result.exit_code == 2
-    assert "the same run command writes cases.json" in result.output
-    assert invoke("split", tmp_path / "slices", "--folds", 3, "--stratify", "label").exit_code == 0
-    check(tmp_path / "slices", 3)  # with the patients in the journal
-    run()
-    assert invoke("split", tmp_path / "slices", "--folds", 3, "--stratify", "sex").exit_code == 0
+    words = "--stratify sex: cases.json has no such column, and the dataset of the run cannot be"
+    assert words in " ".join(result.output.split())
+    assert invoke(*split, "label").exit_code == 0
+    check(output, 3)  # with the patients in the journal
+    (tmp_path / "away").rename(bids)
+    assert invoke(*split, "sex").exit_code == 0
+    assert list(json.loads((output / "cases.json").read_text())["columns"]) == ["sex"]
+    add_subject(bids, "sub-12")
+    with (bids / "participants.tsv").open("a") as table:
+        table.write("sub-12\tM\t9\tA\n")
+    run("--train_ratio", 1)  # as the folds of the output were made
+    check(output, 3)
+    columns = json.loads((output / "cases.json").read_text())["columns"]
+    assert (list(columns), columns["sex"]["sub-12_ses-1_T1w"]) == (["sex"], "M")
+    assert invoke("split", output, "--group_column", "site", "--folds", 2).exit_code == 0
+    assert list(json.loads((output / "cases.json").read_text())["columns"]) == ["site"]
 
 
 def test_split_needs_an_output(invoke, tmp_path) -> None:
@@ -546,7 +569,7 @@ def test_columns_of_a_manifest_stratify(invoke, tmp_path, suffix) -> None:
     result = invoke("run", "-i", path, "-o", tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
     assert "Fold 0: 4 train, 2 val (sex F: 1, M: 1)" in result.output
-    columns = json.loads((tmp_path / "out" / layout.CASES_FILE).read_text())["columns"]
+    columns = columns_of(path)
     assert list(columns)[-2:] == ["sex", "age"]
     assert sorted(columns["age"].values()) == ["20", "21", "22", "23", "24", "25"]
 

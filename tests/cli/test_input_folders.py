@@ -140,6 +140,28 @@ def test_the_folder_above_is_named(tmp_path, invoke, images, labels, part, whole
     assert {file["role"] for file in files} == ({"image", "label"} if labels else {"image"})
 
 
+OTHER_PROJECTS = {
+    "masks of other images": ("scans/ct_1 scans/ct_2", "masks/brain_8 masks/brain_9", "scans"),
+    "cases beside predictions": ("scans/p1/t1 scans/p2/t1", "predictions/run/x", "scans"),
+    "raw data without labels": (
+        "rawdata/sub-1/anat/sub-1_T1w derivatives/f/sub-1/anat/sub-1_desc-x_T1w", "", "rawdata"
+    ),
+    "a subject without labels": (
+        "sub-1/anat/sub-1_T1w", "derivatives/m/sub-2/anat/sub-2_dseg", "sub-1"
+    ),
+    "other derivatives": ("sub-1/anat/sub-1_T1w derivatives/sub-1_desc-x_T1w", "", "derivatives"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("images", "labels", "part"), OTHER_PROJECTS.values(), ids=OTHER_PROJECTS)
+def test_folders_without_labels_of_the_input_may_lie_beside_it(
+    tmp_path, invoke, images, labels, part
+) -> None:
+    shown = plan(invoke, lay(tmp_path / "all", images, labels) / part)
+    assert shown["cases"]
+    assert "no case has a label; slices will hold images only" in shown["notes"]
+
+
 @pytest.mark.parametrize("options", [["--layout", "one_folder"], ["--allow_missing_labels"]])
 def test_images_are_read_without_the_labels_beside_them_on_request(
     tmp_path, invoke, options

@@ -32,7 +32,7 @@ FORMATS = ["npz", "zarr"]
 TEXTS = [
     "config.yaml", "dataset_info.json", "splits.json", "slices.csv", "failures.csv",
     "journal.jsonl", "structures.json", ".dask_slicer.lock", ".dask_slicer.shares.json",
-    "journal.1of2.jsonl",
+    "journal.1of2.jsonl", "cases.json", "splits_final.json",
 ]  # fmt: skip
 NASTY = [
     b"\0", b"\xff\xfe", b"\r", b'"', b"../", b"/etc/passwd", b"..\\\\", b"C:\\\\x", b"{", b"[",
@@ -72,6 +72,14 @@ def add_other_files(output: Path) -> None:
     """Add the files of an output that only some runs write, valid and without effect."""
     (output / "failures.csv").write_text("case_id,step,kind,message\nphantom_009,load,Timeout,x\n")
     (output / "structures.json").write_text('{"liver": 1}\n')
+    splits = json.loads((output / "splits.json").read_text())
+    (output / "cases.json").write_text(json.dumps({"groups": {}, "columns": {"sex": {}}}))
+    cases = [*splits["train"], *splits["val"]]
+    folds = [{"train": cases[:1], "val": cases[1:]}, {"train": cases[1:], "val": cases[:1]}]
+    (output / "splits_final.json").write_text(json.dumps(folds))
+    info = json.loads((output / "dataset_info.json").read_text())
+    info["folds"] = {"number": 2, "seed": 1, "stratify": "sex", "group_column": None}
+    (output / "dataset_info.json").write_text(json.dumps(info))
     (output / ".dask_slicer.lock").write_text("elsewhere 1 2 tcp://127.0.0.1:1 3 4.5")
 
 
@@ -81,6 +89,8 @@ def slices_of(output: Path) -> Iterator[tuple[str, object]]:
     for number in (0, len(dataset) - 1):
         yield "sample", dataset[number]
     opened = dask_slicer.open_output(output)
+    if opened.folds:
+        yield "fold", len(dask_slicer.SliceDataset(output, fold=0))
     yield "volume", opened.volume(opened.cases[0])
     yield "label", opened.label(opened.cases[0])
 
@@ -99,6 +109,7 @@ COMMANDS = {
     "preview": ("preview", "{}", "--n_slices", "3"),
     "watch": ("watch", "{}", "--once"),
     "merge": ("merge", "{}"),
+    "split": ("split", "{}", "--folds", "2", "--stratify", "label"),
 }
 
 
@@ -253,6 +264,10 @@ WRONG = {
     "shares of lists": (".dask_slicer.shares.json", b'"cases": [', b'"cases": [[], ', "merge", "2"),
     "lock that is no text": (".dask_slicer.lock", None, b"\xff\xfe", "verify", "1"),
     "lock of a huge process": (".dask_slicer.lock", None, b"x " + b"9" * 40 + b" 1", "watch", "0"),
+    "folds of text": ("dataset_info.json", b'"number": 2', b'"number": "2"', "merge", "0"),
+    "escape": ("splits_final.json", None, b'[{"train": ["\\u001b[3m"], "val": []}]', "verify", "1"),
+    "deep table": ("cases.json", None, b"[" * 900 + b"]" * 900, "split", "2"),
+    "deep folds": ("splits_final.json", None, deep("val"), "python", "OutputError"),
     "no voxels": ("journal.jsonl", b'"n_foreground":', b'"n_foreground":0,"x":', "report", "0"),
 }  # fmt: skip
 
@@ -274,8 +289,14 @@ def test_what_could_lead_elsewhere_or_never_end_is_refused(used, wrong) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("command", ["verify", "repair", "merge", "watch", "python"])
-@pytest.mark.parametrize("name", ["config.yaml", "journal.jsonl", "slices.csv", "train/*_000.npz"])
+@pytest.mark.parametrize("command", ["verify", "repair", "merge", "watch", "split", "python"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.yaml", "journal.jsonl", "slices.csv", "train/*_000.npz", "cases.json"),
+        "splits_final.json",
+    ],
+)
 def test_a_named_pipe_in_an_output_does_not_block(used, name, command) -> None:
     def damage(output: Path) -> None:
         for path in output.glob(name):
