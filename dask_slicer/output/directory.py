@@ -130,10 +130,10 @@ def existing_table(output_dir: Path) -> CaseTable:
     """Return the content of cases.json; raise OutputError if it is damaged."""
     path = output_dir / layout.CASES_FILE
     try:
-        return CaseTable.parse(json.loads(path.read_text(encoding="utf-8")))
+        return CaseTable.parse(parse_json(read_text(path)))
     except (FileNotFoundError, NotADirectoryError):
         return CaseTable()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise OutputError(
             f"{path} is damaged ({error}); remove it: the next run writes it again"
         ) from None
@@ -143,10 +143,10 @@ def existing_folds(output_dir: Path) -> FoldList | None:
     """Return the content of splits_final.json, None if there is none; raise if it is damaged."""
     path = output_dir / layout.FOLDS
     try:
-        return parse_folds(json.loads(path.read_text(encoding="utf-8")))
+        return parse_folds(parse_json(read_text(path)))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise OutputError(
             f"{path} is damaged ({error}); remove it, then make the folds again"
         ) from None

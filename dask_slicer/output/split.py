@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from dask_slicer.errors import DatasetError, OutputError, UsageError
@@ -23,11 +24,13 @@ def split_output(
     stratify: str | None = None,
     seed: int | None = None,
     group_column: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Folds:
     """Write splits_final.json for the cases of an output that are not for test; return the folds.
 
     `seed` is by default that of the run, and so are the groups. With the settings of the folds that
-    are there, cases keep their fold, and new ones are added. Raises UsageError.
+    are there, cases keep their fold, and new ones are added. `note` gets texts for the user. Raises
+    UsageError.
     """
     output = open_output(output_dir)
     path = output.path
@@ -39,7 +42,7 @@ def split_output(
         stratify=stratify,
         group_column=group_column,
     )
-    with locked(path):
+    with locked(path, note=note):
         if not output.summary:
             raise OutputError(f"{path} has no {layout.SUMMARY}: run the same run command again")
         records = list(last_records(path / layout.JOURNAL))
