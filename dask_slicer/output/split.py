@@ -54,14 +54,14 @@ def split_output(
             - {record.case_id for record in records if not isinstance(record, RemovedCase)},
         )
         try:
-            made, note = make_final(path, settings, written)
+            made, problem = make_final(path, settings, written)
         except DatasetError as error:
             if (path / layout.CASES_FILE).exists() or not (stratify or group_column):
                 raise
             hint = f"the same run command writes {layout.CASES_FILE} if the dataset has columns"
             raise OutputError(f"{error}; {hint}") from None
         if made is None:
-            raise OutputError(note)
+            raise OutputError(problem)
         remove_other_folds(path, settings)
         info = output.summary | {"folds": settings.summary()}
         text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
