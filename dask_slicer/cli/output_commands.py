@@ -120,7 +120,10 @@ def split(output_dir: Path, verbose: int, quiet: bool, **options: Any) -> None:
     from dask_slicer.output.layout import FOLDS
     from dask_slicer.output.split import split_output
 
-    folds = split_output(output_dir, **options)
+    def note(text: str) -> None:
+        click.echo(f"Note: {escape_line(text)}", err=True)
+
+    folds = split_output(output_dir, note=note, **options)
     if not quiet:
         for line in (*folds.lines(), *(f"Note: {note}" for note in folds.notes())):
             click.echo(escape_line(line))

@@ -273,6 +273,8 @@ def _connected(address: str) -> socket.socket:
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (port.isdecimal() and int(port) < 1 << 16):  # as a damaged lock may have it
+        raise _unreachable(address, "the address has no port")
     return host.strip("[]"), int(port)
 
 

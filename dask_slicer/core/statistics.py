@@ -24,6 +24,8 @@ _SLAB = 1 << 16
 # A foreground whose std is this share of its mean, or less, is constant: float32 has no more
 # digits.
 _SMALLEST_SPREAD = 1e-7
+# Of an intensity: squares of differences of larger ones overflow, also where cases are pooled.
+MOST_INTENSITY = 1e150
 _MOST_CLIPPED = 0.5
 # At most about so many voxels decide `clipped_share` where there is no histogram.
 _SAMPLED_VOXELS = 100_000
@@ -131,11 +133,18 @@ def statistics(
     low = -np.inf if clip_min is None else float(clip_min)
     high = np.inf if clip_max is None else float(clip_max)
     stored = in_memory_order(voxels.stored)
-    if stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2:
-        if percentiles is None and (low, high) == (-np.inf, np.inf):
-            return _statistics_by_integer_sums(stored, voxels)
-        return _statistics_by_histogram(stored, voxels, low, high, percentiles)
-    return _statistics_by_slabs(stored, voxels, low, high, percentiles, zero_nonfinite)
+    if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
+        stats = _statistics_by_slabs(stored, voxels, low, high, percentiles, zero_nonfinite)
+    elif percentiles is None and (low, high) == (-np.inf, np.inf):
+        stats = _statistics_by_integer_sums(stored, voxels)
+    else:
+        stats = _statistics_by_histogram(stored, voxels, low, high, percentiles)
+    if (largest := max(stats.max, -stats.min)) > MOST_INTENSITY or not np.isfinite(stats.std):
+        raise NonFinite(
+            f"the intensities of {voxels.source} reach {largest:g}, "
+            "too large for their mean and std; clip them with --clip_min and --clip_max"
+        )
+    return stats
 
 
 # -- 8 and 16 bit integers: exact, from sums or from the histogram -------------------------------
@@ -308,11 +317,6 @@ def _statistics_by_slabs(
         # So far from the minimum that sums of distances from it lost their last digits.
         n_clipped = sums.n_low - (stored.size - n_foreground) if n_foreground else 0
         mean, variance = moments_within(map(clipped, _slabs(stored)), sums.low, n_clipped)
-    if not np.isfinite([mean, variance]).all():
-        raise NonFinite(
-            f"the intensities of {voxels.source} reach {max(maximum, -minimum):g}, "
-            "too large for their mean and std; clip them with --clip_min and --clip_max"
-        )
     return Statistics(
         mean=mean,
         std=float(np.sqrt(variance)),

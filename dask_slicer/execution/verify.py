@@ -82,7 +82,7 @@ def verify(
     config = output.config.model_copy(update=ours | here | place)
     with ExitStack() as stack:
         if repair:  # cases that a run writes at the same time would look damaged
-            stack.enter_context(locked(path))
+            stack.enter_context(locked(path, note=(observer or Observer()).note))
         else:
             check_free(path)
         records = last_records(path / layout.JOURNAL)

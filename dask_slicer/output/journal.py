@@ -20,6 +20,7 @@ from typing import Annotated, BinaryIO, NamedTuple, Self
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.statistics import MOST_INTENSITY
 from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.lock import still_held
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
@@ -28,9 +29,8 @@ from dask_slicer.utils.files import open_file
 _LINE: TypeAdapter[CaseRecord] = TypeAdapter(Annotated[CaseRecord, Field(discriminator="status")])
 # A file below the Zarr group of a case.
 _FILE = re.compile(r"zarr\.json|(image|label|slice_index)/(zarr\.json|c(/[0-9]{1,10}){1,4})")
-# More is damage: seconds since 1970, voxels along an axis, pixels of a slice, and intensities,
-# whose squares overflow.
-_MOST_SECONDS, _MOST_LENGTH, _MOST_COUNT, _MOST_INTENSITY = 1e11, 2**31, 2**62, 1e155
+# More is damage: seconds since 1970, voxels along an axis, and pixels of a slice.
+_MOST_SECONDS, _MOST_LENGTH, _MOST_COUNT = 1e11, 2**31, 2**62
 
 
 class _Place(NamedTuple):
@@ -214,7 +214,7 @@ def _is_sound(record: CaseRecord) -> bool:
         and all(file.size >= 0 and _FILE.fullmatch(file.path) for file in record.files)
         and all(0 < length < _MOST_LENGTH for length in record.spacing)
         and all(0 <= seconds < _MOST_SECONDS for seconds in record.seconds.values())
-        and all(abs(number) < _MOST_INTENSITY for number in stats)
+        and all(abs(number) <= MOST_INTENSITY for number in stats)
         and all(0 < s.n_foreground < _MOST_COUNT for s in record.statistics)
         and all(
             abs(value) < _MOST_COUNT and 0 <= n < _MOST_COUNT

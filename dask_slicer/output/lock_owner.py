@@ -113,6 +113,8 @@ def read_owner(lock: Path) -> tuple[str, LockOwner | None]:
         is_here = host == socket.gethostname() and named.get("place", _place()) == _place()
         is_running = _is_running(pid, started) if is_here else None
         stale_after = float(named["stale"]) if "stale" in named else None
+        if stale_after is not None and not 0 <= stale_after < _MOST_SECONDS:
+            return text, None
     except (ValueError, OverflowError):
         return text, None
     silent = None

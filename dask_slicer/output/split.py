@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,12 +34,13 @@ def split_output(
     stratify: str | None = None,
     seed: int | None = None,
     group_column: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Folds:
     """Write splits_final.json for the cases of an output that are not for test; return the folds.
 
     `seed` is by default that of the run, and so are the groups. With the settings of the folds that
     are there, cases keep their fold, and new ones are added. Columns that the output does not have
-    are read from the dataset of the run. Raises UsageError.
+    are read from the dataset of the run. `note` gets texts for the user. Raises UsageError.
     """
     output = open_output(output_dir)
     path = output.path
@@ -51,7 +52,7 @@ def split_output(
         stratify=stratify,
         group_column=group_column,
     )
-    with locked(path):
+    with locked(path, note=note):
         if not output.summary:
             raise OutputError(f"{path} has no {layout.SUMMARY}: run the same run command again")
         records = list(last_records(path / layout.JOURNAL))
@@ -64,9 +65,9 @@ def split_output(
         )
         before = directory.existing_table(path)
         table = _with_columns(before, output.config, settings, directory.existing_splits(path))
-        made, note = make_final(path, settings, written, table)
+        made, problem = make_final(path, settings, written, table)
         if made is None:
-            raise OutputError(note)
+            raise OutputError(problem)
         if table != before:
             directory.write_lines(path, layout.CASES_FILE, [table.text()])
         remove_other_folds(path, settings)

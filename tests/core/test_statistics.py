@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics as exact
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_values_too_large_for_float64_sums_are_refused_by_name(scale: float) -> 
     stored = np.array([0.0, 0.5, 1.0]) * scale
     with pytest.raises(NonFinite, match=r"too large .*clip them"):
         statistics(Voxels(stored=stored))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float64], ids=lambda dtype: dtype.__name__)
+def test_intensities_that_cannot_be_pooled_with_others_are_refused(dtype: type) -> None:
+    ones = Voxels(stored=np.ones(3, dtype))
+    for low, high in ((1.1e150, None), (None, -1.1e150)):  # also where all voxels are equal
+        with pytest.raises(NonFinite, match=r"too large .*clip them"):
+            statistics(ones, clip_min=low, clip_max=high)
+    least, most = statistics(ones, clip_max=-1e150), statistics(ones, clip_min=1e150)
+    assert math.isfinite(pooled(least, most).std)
 
 
 def test_a_volume_of_nothing_but_nan_is_taken_as_constant_0() -> None:

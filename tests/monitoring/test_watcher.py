@@ -220,6 +220,8 @@ def test_watch_refuses_an_output_without_a_run_in_one_line(
             "far 4711 1.0 tcp://{host}:{free} 10 1.0",
             "no Dask scheduler answers at tcp://{host}:{free}",
         ),
+        ("far 4711 1.0 tcp://far 10 1.0", "tcp://far (the address has no port)"),
+        ("far 4711 1.0 tcp://far:99999 10 1.0", "tcp://far:99999 (the address has no port)"),
     ],
 )
 def test_a_run_whose_scheduler_cannot_be_asked_is_shown_as_of_its_journal(

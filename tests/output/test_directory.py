@@ -269,6 +269,23 @@ def test_clearing_removes_all_files_of_the_output_and_no_other(output, monkeypat
     assert removed[-1] == "config.yaml"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        (layout.SPLITS_FILE, directory.existing_splits),
+        (layout.STRUCTURES_FILE, directory.existing_structures),
+        (layout.CASES_FILE, directory.existing_table),
+        (layout.FOLDS, directory.existing_folds),
+    ],
+)
+def test_a_pipe_in_place_of_a_file_of_the_output_is_not_waited_for(tmp_path, name, read) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OutputError, match="is damaged"):
+        read(tmp_path)
+
+
 def test_an_output_of_a_newer_version_is_refused(output, invoke) -> None:
     config = output / "config.yaml"
     text = config.read_text()

@@ -118,6 +118,25 @@ def test_a_run_waits_for_a_silent_run_and_takes_over_its_stale_lock(
     assert "took over the lock of a run that died (process 4711 on node17, last sign of" in taken
 
 
+@pytest.mark.parametrize("command", [("split", "--folds", "2"), ("verify", "--repair")], ids=str)
+def test_other_commands_say_that_they_wait_too(output, invoke, monkeypatch, command) -> None:
+    monkeypatch.setattr(lock, "_WAIT_SECONDS", 0.05)
+    write_lock(output, FAR, silent=599)
+    result = invoke(command[0], output, *command[1:])
+    assert result.exit_code == 0, result.output
+    assert "waiting: " in result.output
+    assert "took over the lock" in result.output
+
+
+@pytest.mark.parametrize("stale", ["nan", "inf", "1e300", "-5"])
+def test_a_lock_with_an_absurd_time_is_damaged(tmp_path, stale) -> None:
+    write_lock(tmp_path, FAR.replace("stale=600", f"stale={stale}"))
+    notes: list[str] = []
+    with locked(tmp_path, note=notes.append):
+        pass
+    assert notes == ["took over the lock of a run that died (unreadable)"]
+
+
 def test_a_run_that_waits_is_refused_when_the_other_gives_a_sign(tmp_path, monkeypatch) -> None:
     path = write_lock(tmp_path, FAR, silent=300)
     monkeypatch.setattr(lock.time, "sleep", lambda _: os.utime(path))
