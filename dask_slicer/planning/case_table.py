@@ -12,7 +12,7 @@ from typing import Any
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
-from dask_slicer.utils.formatting import did_you_mean, escape_line, first_few
+from dask_slicer.utils.formatting import did_you_mean, escape_line, first_few, natural_key
 
 # Numbers with more values than this are classes by quartile, unless as many cases as this have the
 # same value on average, as with the number of a site.
@@ -157,6 +157,5 @@ def class_counts(cases: Iterable[str], classes: Mapping[str, Collection[str]]) -
     for case in cases:
         for name in classes.get(case) or ("none",):
             counts[name] = counts.get(name, 0) + 1
-    return first_few(
-        [f"{escape_line(name)}: {number}" for name, number in sorted(counts.items())], 12
-    )
+    names = sorted(counts, key=natural_key)
+    return first_few([f"{escape_line(name)}: {counts[name]}" for name in names], 12)
