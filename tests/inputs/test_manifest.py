@@ -230,7 +230,7 @@ REFUSED = {
     "grid": ("case_id,image,label_grid\na,a.nii,mine\n", "must be one of own, image, got mine"),
     "form": ("case_id,image,orientation_from\na,a.nii,x\n", "must be one of sform, qform"),
     "a_drive": ("case_id,image\na,C:\\scans\\a.nii\n", "is on a drive of Windows"),
-    "open_quote": ('case_id,image\na,"a.nii\n', "cannot read the manifest"),
+    "open_quote": ('case_id,image\na,"a.nii\n', 'a quotation mark (") is not closed'),
     "not_utf8": (b"case_id,image\n\xe9,a.nii\n", "is not UTF-8 text"),
     "utf16": ("case_id,image\na,a.nii\n".encode("utf-16"), "is not UTF-8 text"),
     "no_rows": ("case_id,image\n", "names no case"),
