@@ -73,7 +73,10 @@ class CaseTable:
     def column(self, name: str, option: str) -> dict[str, str]:
         """Return the cells of a column by case id; raise DatasetError if no case has one."""
         if name not in self.columns:
-            known = first_few(list(self.columns), 20) or "no columns"
+            known = first_few(list(self.columns), 20) or (
+                "no columns (participants.tsv must have tabs between columns, and the column "
+                "participant_id)"
+            )
             raise DatasetError(
                 f"--{option} {name}: no case has a value in such a column of a manifest or "
                 f"participants.tsv{did_you_mean(name, self.columns)}; there are {known}"

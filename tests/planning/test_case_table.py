@@ -95,3 +95,8 @@ def test_classes_that_are_numbers_are_in_the_order_of_the_numbers() -> None:
     folds = Folds(settings=settings, fold_of={"a": 0, "b": 1}, classes=classes)
     assert folds.lines()[1] == "Fold 0: 1 train, 1 val (label 9: 1, 10: 1, 100: 1)"
     assert folds.notes()[0].startswith("label 9, 10, 100: ")
+
+
+def test_a_column_of_a_table_without_columns_says_what_participants_must_be() -> None:
+    with pytest.raises(DatasetError, match=r"no columns \(participants.tsv must have tabs"):
+        CaseTable().column("sex", "stratify")
