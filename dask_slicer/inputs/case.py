@@ -194,6 +194,6 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
     if repeated:
         problems.append(
             "case ids must be unique, also if upper and lower case count as equal: "
-            f"{first_few(repeated)}"
+            f"{first_few(repeated, 10)}"
         )
     return problems
