@@ -265,7 +265,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
         except (RuntimeError, OSError) as error:
             raise ValueError(f"input_dir and output_dir cannot be resolved: {error}") from None
         if same:
-            raise ValueError("output_dir must not be the input_dir; nothing is written among scans")
+            raise ValueError("output_dir must not be the input_dir; name another folder")
         return self
 
     @property

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dask_slicer.utils.formatting import first_few
+
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 # Names that Windows reserves for devices, with any suffix.
 _DEVICES = re.compile(
@@ -181,13 +183,17 @@ def case_id_problems(case_ids: Iterable[str]) -> list[str]:
     for case_id in case_ids:
         # To macOS, a letter with an accent equals a letter followed by the accent.
         equal_ids[unicodedata.normalize("NFC", case_id).casefold()].append(case_id)
-    for spellings in equal_ids.values():
-        if len(spellings) > 1:
-            named = ", ".join(
-                f"{name!r}" + (f" ({count} times)" if count > 1 else "")
-                for name, count in Counter(spellings).items()
-            )
-            problems.append(
-                f"case ids must be unique, also if upper and lower case count as equal: {named}"
-            )
+    repeated = [
+        ", ".join(
+            f"{name!r}" + (f" ({count} times)" if count > 1 else "")
+            for name, count in Counter(spellings).items()
+        )
+        for spellings in equal_ids.values()
+        if len(spellings) > 1
+    ]
+    if repeated:
+        problems.append(
+            "case ids must be unique, also if upper and lower case count as equal: "
+            f"{first_few(repeated, 10)}"
+        )
     return problems

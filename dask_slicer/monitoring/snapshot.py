@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dask_slicer.monitoring.state import STEPS, TOPIC, RunState, from_event
-from dask_slicer.utils.formatting import escape_line
+from dask_slicer.utils.formatting import escape_line, natural_key
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -52,15 +51,6 @@ class Snapshot:
     runs: tuple[RunState, ...] = ()
     workers: tuple[WorkerInfo, ...] = ()
     n_waiting: int = 0
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts worker 10 after worker 9.
-
-    >>> sorted(["w-10", "w-9", "w-9b"], key=natural_key)
-    ['w-9', 'w-9b', 'w-10']
-    """
-    return [(int(digits or -1), text) for digits, text in re.findall(r"(\d+)|(\D+)", name)]
 
 
 def with_gone(

@@ -7,9 +7,9 @@ from dataclasses import astuple
 from typing import Any
 
 from dask_slicer.monitoring.progress_line import figures
-from dask_slicer.monitoring.snapshot import Snapshot, WorkerInfo, natural_key
+from dask_slicer.monitoring.snapshot import Snapshot, WorkerInfo
 from dask_slicer.monitoring.state import RunState
-from dask_slicer.utils.formatting import first_few, format_bytes, format_time, plural
+from dask_slicer.utils.formatting import first_few, format_bytes, format_time, natural_key, plural
 
 Row = tuple[str, str, str, str, str, str]
 WORKER_COLUMNS: Row = ("worker", "CPU", "memory", "step", "case", "for")

@@ -6,7 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,10 @@ from dask_slicer.errors import DaskSlicerError, OutputError, SchedulerError
 from dask_slicer.monitoring.links import LOOPBACK
 from dask_slicer.monitoring.snapshot import EventLog, Snapshot, scheduler_snapshot
 from dask_slicer.monitoring.state import TOPIC, RunState
+from dask_slicer.output.directory import existing_splits
 from dask_slicer.output.layout import CONFIG, FAILURES, SUMMARY, partition_journals
 from dask_slicer.output.lock_owner import IN_PROCESS, LockOwner, lock_owner
+from dask_slicer.records import why_not_written
 from dask_slicer.utils.files import parse_json, read_text
 from dask_slicer.utils.formatting import format_time, plural
 
@@ -163,7 +165,11 @@ def _last_run(output_dir: Path, died: LockOwner | None) -> str:
             int(info[name]) for name in ("num_cases", "num_slices", "num_failed")
         )
         cases, slices = plural(n_cases, "case"), plural(n_slices, "slice")
-        return f"{begin}. {SUMMARY} lists {cases}, {slices}, {n_failed} failed"
+        said = f"{begin}. {SUMMARY} lists {cases}, {slices}, {n_failed} failed"
+        with suppress(OutputError):  # a damaged splits.json
+            if left := why_not_written(0, len(existing_splits(output_dir)) - n_cases - n_failed):
+                said += f"; {left}"
+        return said
     except (OSError, ValueError, OverflowError, KeyError, TypeError):
         if partition_journals(output_dir):
             return f"{begin}. Its partitions are not merged yet: dask-slicer merge {output_dir}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case
-from dask_slicer.utils.formatting import did_you_mean, escape_line, first_few
+from dask_slicer.utils.formatting import did_you_mean, escape_line, first_few, natural_key
 
 # Numbers with more values than this are classes by quartile, unless as many cases as this have the
 # same value on average, as with the number of a site.
@@ -78,7 +78,10 @@ class CaseTable:
     def column(self, name: str, option: str) -> dict[str, str]:
         """Return the cells of a column by case id; raise DatasetError if no case has one."""
         if name not in self.columns:
-            known = first_few(list(self.columns), 20) or "no columns"
+            known = first_few(list(self.columns), 20) or (
+                "no columns (participants.tsv must have tabs between columns, and the column "
+                "participant_id)"
+            )
             raise DatasetError(
                 f"--{option} {name}: no case has a value in such a column of a manifest or "
                 f"participants.tsv{did_you_mean(name, self.columns)}; there are {known}"
@@ -162,6 +165,5 @@ def class_counts(cases: Iterable[str], classes: Mapping[str, Collection[str]]) -
     for case in cases:
         for name in classes.get(case) or ("none",):
             counts[name] = counts.get(name, 0) + 1
-    return first_few(
-        [f"{escape_line(name)}: {number}" for name, number in sorted(counts.items())], 12
-    )
+    names = sorted(counts, key=natural_key)
+    return first_few([f"{escape_line(name)}: {counts[name]}" for name in names], 12)

@@ -11,7 +11,7 @@ from dask_slicer.config.schema import BY_LABEL, RunConfig
 from dask_slicer.core.splits import assign_folds
 from dask_slicer.errors import DatasetError
 from dask_slicer.planning.case_table import CaseTable, class_counts, column_classes
-from dask_slicer.utils.formatting import first_few, plural
+from dask_slicer.utils.formatting import escape_line, first_few, natural_key, plural
 
 FOLD_PARTS = ("train", "val")
 _MOST_FOLDS_SHOWN = 10
@@ -104,12 +104,13 @@ class Folds:
     def notes(self) -> list[str]:
         """Return notes on classes that are too small for the number of folds."""
         counts = Counter(name for case in self.fold_of for name in self.classes.get(case, ()))
-        small = sorted(name for name, count in counts.items() if count < self.settings.number)
+        small = [name for name, count in counts.items() if count < self.settings.number]
         if not small:
             return []
+        names = first_few([escape_line(name) for name in sorted(small, key=natural_key)])
         return [
-            f"values of {self.settings.stratify} in fewer cases than there are folds: "
-            f"{first_few(small)}"
+            f"{self.settings.stratify} {names}: fewer cases than folds, so some folds have none "
+            "for validation"
         ]
 
 

@@ -330,10 +330,10 @@ def _empty_splits(cases: Sequence[CasePlan], config: RunConfig) -> Iterator[str]
     for split in (split for split in SPLITS if split not in filled):
         if blocked := [case.case_id for case in cases if case.split == split]:
             n = "the only case" if len(blocked) == 1 else f"none of the {len(blocked)} cases"
-            cannot = "cannot" if len(blocked) == 1 else "can"
+            cannot, it = ("cannot", "it") if len(blocked) == 1 else ("can", "them")
             yield (
                 f"{split} will be empty: {n} in it {cannot} be run ({first_few(blocked)}); correct "
-                "the scan, or remove it before the first run, which fixes the splits"
+                f"{it}, or remove {it} before the first run: later runs keep the splits"
             )
         elif split in wanted:
             no_case.append(split)

@@ -95,7 +95,10 @@ class SliceDataset:
         part: Literal["train", "val"] | None = None,
     ) -> None:
         if fold is not None and split is not _TRAIN:
-            raise UsageError(f"fold and split both choose cases, got {fold} and {split}; give one")
+            raise UsageError(
+                f"fold and split both choose cases, got {fold} and {split}; give fold alone, with "
+                "part='val' for its cases for validation"
+            )
         if fold is None and part is not None:
             raise UsageError(f"part needs fold, the number of a fold, got part {part}")
         if split is _TRAIN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 # Messages may quote text of a damaged file, of any length.
@@ -55,6 +56,15 @@ def format_shape(lengths: Sequence[float]) -> str:
         f"{length:.0f}" if isinstance(length, int) or length >= 1000 else f"{length:.3g}"
         for length in lengths
     )
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts 10 after 9, and worker 10 after worker 9.
+
+    >>> sorted(["w-10", "w-9", "w-9b"], key=natural_key)
+    ['w-9', 'w-9b', 'w-10']
+    """
+    return [(int(digits or -1), text) for digits, text in re.findall(r"(\d{1,18})|(\D+)", name)]
 
 
 def first_few(names: Sequence[str], most: int = 3) -> str:

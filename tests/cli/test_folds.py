@@ -512,7 +512,7 @@ WRONG_FOLDS = {
     "too large": ({"fold": 3}, "fold must be one of 0 to 2"),
     "negative": ({"fold": -1}, "fold must be one of 0 to 2"),
     "no number": ({"fold": True}, "fold must be one of 0 to 2"),
-    "with split": ({"fold": 0, "split": "train"}, "fold and split both choose cases"),
+    "with split": ({"fold": 0, "split": "train"}, "fold and split both choose cases.*part='val'"),
     "with all splits": ({"fold": 0, "split": None}, "fold and split both choose cases"),
     "part": ({"fold": 0, "part": "test"}, "part must be one of train, val, got test"),
     "part alone": ({"part": "val"}, "part needs fold"),

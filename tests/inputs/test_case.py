@@ -121,11 +121,15 @@ def test_an_id_that_is_no_plain_file_name_is_refused_with_the_reason(case_id, re
         (["a", "b"], None),
         (["a", "a"], "'a' (2 times)"),
         (["a", "A", "a"], "'a' (2 times), 'A'"),
+        (
+            [*"abcdefghijkl"] * 2,
+            ", ".join(f"'{c}' (2 times)" for c in "abcdefghij") + " and 2 more",
+        ),
         (["straße", "STRASSE"], "'straße', 'STRASSE'"),
         # Written apart and as one character: one file on macOS.
         (["e\u0301", "\u00e9"], "'e\u0301', '\u00e9'"),
     ],
-    ids=["different", "twice", "case", "sharp_s", "composed"],
+    ids=["different", "twice", "case", "many", "sharp_s", "composed"],
 )
 def test_ids_that_are_one_file_on_some_system_are_refused(case_ids, named) -> None:
     rule = "case ids must be unique, also if upper and lower case count as equal: "

@@ -207,6 +207,15 @@ def test_watch_refuses_an_output_without_a_run_in_one_line(
     assert contents(output) == before
 
 
+def test_watch_of_an_output_with_cases_left_says_so(scans, tmp_path, invoke) -> None:
+    output = tmp_path / "slices"
+    config = dask_slicer.RunConfig(input_dir=scans, output_dir=output, num_workers=0)
+    first = dask_slicer.plan(config).cases[0].case_id
+    dask_slicer.run(config.model_copy(update={"only": (first,)}))
+    said = invoke("watch", output).output
+    assert said.endswith(" 0 failed; 9 not run yet, repeat the run command to continue\n")
+
+
 @pytest.mark.parametrize(
     ("lock", "said"),
     [

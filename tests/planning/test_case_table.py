@@ -84,4 +84,19 @@ def test_lines_and_notes_of_many_folds_and_small_classes() -> None:
     lines = folds.lines()
     assert lines[1] == "Fold 0: 22 train, 2 val (sex F: 1, none: 1)"
     assert lines[-1] == "… and 2 more folds"
-    assert folds.notes() == ["values of sex in fewer cases than there are folds: F, M"]
+    assert folds.notes() == [
+        "sex F, M: fewer cases than folds, so some folds have none for validation"
+    ]
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_the_numbers() -> None:
+    settings = FoldSettings(number=2, seed=1, stratify="label")
+    classes = {"a": ("10", "9", "100")}
+    folds = Folds(settings=settings, fold_of={"a": 0, "b": 1}, classes=classes)
+    assert folds.lines()[1] == "Fold 0: 1 train, 1 val (label 9: 1, 10: 1, 100: 1)"
+    assert folds.notes()[0].startswith("label 9, 10, 100: ")
+
+
+def test_a_column_of_a_table_without_columns_says_what_participants_must_be() -> None:
+    with pytest.raises(DatasetError, match=r"no columns \(participants.tsv must have tabs"):
+        CaseTable().column("sex", "stratify")

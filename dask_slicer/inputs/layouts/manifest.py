@@ -59,7 +59,10 @@ def read_manifest(path: Path) -> LayoutMatch:
             f"the manifest {path} is not UTF-8 text; in Excel, save it as CSV UTF-8"
         ) from None
     except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise DatasetError(f"cannot read the manifest {path}: {error}") from None
+        what = str(error)
+        if what == "unexpected end of data":  # of the csv module
+            what = 'a quotation mark (") is not closed'
+        raise DatasetError(f"cannot read the manifest {path}: {what}") from None
     if not table.rows:
         raise DatasetError(f"the manifest {path} names no case")
     images = _image_columns(table, path)
@@ -139,7 +142,7 @@ def check_other_columns(table: Table, path: Path) -> list[str]:
     if not unknown:
         return []
     return [
-        f"columns of {path.name} that decide no slice, for --group_column and --stratify: "
+        f"columns of {path.name} that only --group_column and --stratify can use: "
         f"{', '.join(unknown)}"
     ]
 

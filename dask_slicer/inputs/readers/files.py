@@ -119,7 +119,10 @@ def refuse_unknown(head: bytes, format_name: str) -> NoReturn:
             raise CorruptFile(f"the file is {what}")
     if head[128:132] == b"DICM":
         raise CorruptFile("the file is DICOM, which is not read; dcm2niix makes NIfTI of it")
-    raise CorruptFile(f"the bytes are not those of {format_name}")
+    raise CorruptFile(
+        f"the bytes are not those of {format_name}: it is damaged or in another format; copy it "
+        "again, or convert it"
+    )
 
 
 def check_backed(header: StoredHeader, data_bytes: int) -> None:

@@ -134,7 +134,7 @@ def _format(head: bytes, *, is_header_file: bool) -> _Format:
             is_pair=True,
         )
     if kind is nib.Nifti2Header:
-        raise CorruptFile("the bytes are not those of a NIfTI file")
+        refuse_unknown(head, "a NIfTI file")
     return _Format(kind=nib.Spm2AnalyzeHeader, is_pair=True, is_analyze=True)
 
 
