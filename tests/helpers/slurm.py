@@ -73,7 +73,8 @@ class Slurm:
         return self.run("sbatch", "--parsable", *arguments)
 
     def cancel(self, *job_ids: str) -> None:
-        self.run("scancel", *job_ids)
+        if job_ids:  # scancel fails without any
+            self.run("scancel", *job_ids)
 
     def jobs(self) -> dict[str, str]:
         """Return the state of every job that is queued or runs, by number."""

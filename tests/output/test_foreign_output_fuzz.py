@@ -26,7 +26,7 @@ from dask_slicer.output.lock_owner import lock_text
 
 # A dataset warns of cases that are missing.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-N = int(os.environ.get("DASK_SLICER_FUZZ", "300"))
+N = int(os.environ.get("DASK_SLICER_FUZZ", "15"))
 FORMATS = ["npz", "zarr"]
 # Files of any output; and of this one, those of a case.
 TEXTS = [
