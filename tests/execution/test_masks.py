@@ -267,7 +267,7 @@ def test_damaged_structures_json_is_told(scans, content) -> None:
     scans.run()
     (scans.output / "structures.json").write_text(content)
     assert "structures.json is damaged" in scans.run().output
-    assert "structures.json" in scans._invoke("verify", scans.output).output
+    assert "structures.json" in scans._invoke("verify", scans.output, "--num_workers", 0).output
 
 
 @pytest.mark.parametrize("content", [None, '{"liver": 2}', '{"aorta": 1}', "[]"])
@@ -279,11 +279,11 @@ def test_verify_restores_structures_json(scans, content, cut) -> None:
     path = scans.output / "structures.json"
     before = path.read_bytes()
     path.unlink() if content is None else path.write_text(content)
-    result = scans._invoke("verify", scans.output, "--repair")
+    result = scans._invoke("verify", scans.output, "--repair", "--num_workers", 0)
     assert result.exit_code == 1
     assert "structures.json" in result.output
     assert path.read_bytes() == before
-    assert scans._invoke("verify", scans.output).exit_code == 0
+    assert scans._invoke("verify", scans.output, "--num_workers", 0).exit_code == 0
     assert "2 cases" in scans.run("--format", cut).output
 
 
@@ -291,7 +291,7 @@ def test_verify_needs_no_structures_json_without_masks(scans) -> None:
     scans.add("a")
     scans.run()
     assert not (scans.output / "structures.json").exists()
-    assert scans._invoke("verify", scans.output).exit_code == 0
+    assert scans._invoke("verify", scans.output, "--num_workers", 0).exit_code == 0
 
 
 def test_masks_of_a_real_scan_give_its_label_map(scans, real_scans) -> None:

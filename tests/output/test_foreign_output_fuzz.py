@@ -237,7 +237,7 @@ def prepared(output: Path, name: str) -> Path:
 
 
 HOW_MANY = pytest.mark.parametrize(
-    "n", [1, pytest.param(N, marks=[pytest.mark.slow, pytest.mark.fuzz])], ids=["few", "many"]
+    "n", [pytest.param(N, marks=[pytest.mark.slow, pytest.mark.fuzz])], ids=["many"]
 )
 ALL = [*COMMANDS, "python"]
 
