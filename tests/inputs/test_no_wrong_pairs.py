@@ -74,7 +74,7 @@ def _is_named(path: str) -> bool:
     return any(word in path for word in ("seg", "label", "gt", "mask", "truth"))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(trees())
 def test_no_case_has_files_of_two_patients_or_a_label_as_an_image(files) -> None:
     match = read(files)

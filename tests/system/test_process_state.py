@@ -160,7 +160,7 @@ with warnings.catch_warnings():
 handle.result()
 """,
 }
-QUICK = ("run", "two, the first ends first")
+QUICK = ("run",)
 
 
 def run_program(folder: Path, scenario: str) -> None:
