@@ -118,7 +118,9 @@ def test_a_run_waits_for_a_silent_run_and_takes_over_its_stale_lock(
     assert "took over the lock of a run that died (process 4711 on node17, last sign of" in taken
 
 
-@pytest.mark.parametrize("command", [("split", "--folds", "2"), ("verify", "--repair", "--num_workers", "0")], ids=str)
+@pytest.mark.parametrize(
+    "command", [("split", "--folds", "2"), ("verify", "--repair", "--num_workers", "0")], ids=str
+)
 def test_other_commands_say_that_they_wait_too(output, invoke, monkeypatch, command) -> None:
     monkeypatch.setattr(lock, "_WAIT_SECONDS", 0.05)
     write_lock(output, FAR, silent=599)
