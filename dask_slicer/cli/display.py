@@ -105,8 +105,9 @@ class OutputDisplay(ProgressDisplay):
         for line in failure_lines(report.failures, f", see {report.output_dir}/failures.csv"):
             self._print(line)
         if report.missing:
+            names = first_few([*map(escape_line, report.missing)])
             self._print(
-                f"{plural(len(report.missing), 'case')} still to run: {first_few(report.missing)}; "
+                f"{plural(len(report.missing), 'case')} still to run: {names}; "
                 "run the missing partitions, or the same run command without --shard"
             )
 
