@@ -54,7 +54,13 @@ NARROWER = {
         *("output/layout.py", "planning", "inputs", "config", "records", "core", "errors", "utils"),
     },
     "inputs/layouts": {
-        *("inputs/case.py", "inputs/pairing.py", "inputs/readers/base.py", "inputs/role_words.py"),
+        *(
+            "inputs/case.py",
+            "inputs/listed_paths.py",
+            "inputs/pairing.py",
+            "inputs/readers/base.py",
+            "inputs/role_words.py",
+        ),
         "inputs/tree.py",
         *("core", "errors", "utils"),
     },

@@ -25,7 +25,7 @@ from dask_slicer.inputs.case import Case, case_id_problems
 from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
-from dask_slicer.inputs.layouts.listed_paths import exists
+from dask_slicer.inputs.listed_paths import exists
 from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.planning.assignment import case_groups, case_splits

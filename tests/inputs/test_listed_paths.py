@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dask_slicer.errors import DatasetError
-from dask_slicer.inputs.layouts.listed_paths import ListedPaths
+from dask_slicer.inputs.listed_paths import ListedPaths
 
 
 def _nfd(text: str) -> str:

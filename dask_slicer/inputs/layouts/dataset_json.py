@@ -29,7 +29,7 @@ from dask_slicer.inputs.layouts.description import (
     names_cases,
     unread_keys,
 )
-from dask_slicer.inputs.layouts.listed_paths import ListedPaths, exists
+from dask_slicer.inputs.listed_paths import ListedPaths, exists
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import plural
 

@@ -13,8 +13,8 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import Case, Mask, given_cells, is_volume_name, name_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
-from dask_slicer.inputs.layouts.listed_paths import ListedPaths
 from dask_slicer.inputs.layouts.manifest_table import IMAGE, Table, header_of, read_table
+from dask_slicer.inputs.listed_paths import ListedPaths
 from dask_slicer.inputs.role_words import label_words, words_of
 from dask_slicer.inputs.tree import FileTree
 

@@ -19,7 +19,7 @@ from dask_slicer.inputs.layouts.base import (
     read_description,
 )
 from dask_slicer.inputs.layouts.description import channel_names, entries_of, label_names
-from dask_slicer.inputs.layouts.listed_paths import ListedPaths
+from dask_slicer.inputs.listed_paths import ListedPaths
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.utils.formatting import first_few, plural
 
