@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _PARTS = {
     *("compare", "overhead", "memory", "startup", "scaling", "formats", "compressors"),
-    *("many_workers", "pages"),
+    *("many_workers", "pages", "resampling"),
 }
 _BLUE, _GREY = "tab:blue", "0.65"
 _Rows = Iterable[tuple[str, ...]]
@@ -71,6 +71,11 @@ def _page(found: dict[str, Any]) -> str:
         cores=found["many_workers"]["machine"]["cores"],
         **_milliseconds_a_case(found["many_workers"]),
         **_pages(found["pages"]),
+        resampling_table=_table(
+            ("", "CPU", "times ours", "memory"), _resampling_rows(found["resampling"])
+        ),
+        resampling_shape=_times(found["resampling"]["shape"]),
+        resampling_repeats=found["resampling"]["repeats"],
         formats=_formats(found["formats"], found["compressors"]),
         uncompressed_bytes=f"{ratios['uncompressed / ours, bytes']:.1f}",
     )
@@ -121,6 +126,17 @@ def _pages(found: dict[str, Any]) -> dict[str, str]:
         "report_rss": f"{max(of_npz['peak_rss_mb'], of_zarr['peak_rss_mb']):.0f}",
         "report_mb": f"{max(of_npz['page_mb'], of_zarr['page_mb']):.1f}",
     }
+
+
+def _resampling_rows(found: dict[str, Any]) -> _Rows:
+    names = {"ours": "dask_slicer", "scipy": "`scipy.ndimage.zoom`", "SimpleITK": "SimpleITK"}
+    for method, name in names.items():
+        yield (
+            name,
+            f"{found['cpu_seconds'][method]:.1f} s",
+            f"{found['times_ours'][method]:.1f} ×",
+            f"{found['mb_beside_input_and_output'][method]:.0f} MB",
+        )
 
 
 def _memory_rows(found: dict[str, Any]) -> _Rows:

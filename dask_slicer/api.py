@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from dask_slicer.config.fields import RunKeywords
+from dask_slicer.config.keywords import RunKeywords
 from dask_slicer.config.loader import PLACES, build_config
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError

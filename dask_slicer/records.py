@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.utils.formatting import as_utf8, first_few, plural
@@ -63,6 +63,8 @@ class CommittedCase:
     header_notes: tuple[tuple[str, str], ...] = ()  # oddities of headers: file, text
     structures: dict[str, int] = field(default_factory=dict)  # values of masks that were merged
     voxel_volume: float | None = None  # mm³; None in lines of earlier versions
+    # What the steps made of grid and label, see `SliceStack.changes`; empty without steps.
+    steps: dict[str, Any] = field(default_factory=dict)
     sources: tuple[SourceFile, ...] = ()  # empty in lines of earlier versions
     # Of the journal line, in seconds since 1970; 0 in lines of earlier versions.
     at: float = field(default=0.0, compare=False)

@@ -20,9 +20,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
 
 import faults
+import matplotlib.pyplot as plt
+import numpy as np
 
 import dask_slicer
 from dask_slicer.config.loader import build_config
+from dask_slicer.core.geometry import spacing
+from dask_slicer.execution.graph import target_of
+from dask_slicer.execution.tasks import load_case, slice_case
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.report.html_report import write_report
 from dask_slicer.report.preview import show_slices
@@ -36,6 +41,7 @@ def main() -> None:
     """Make all of them."""
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
+        steps(Path(folder))
         slices = preview(Path(folder))
         report(slices)
         dashboard(Path(folder))
@@ -57,6 +63,54 @@ def preview(folder: Path) -> Path:
     figure.savefig(IMAGES / "preview.png")
     shrink(IMAGES / "preview.png")
     return config.output_dir
+
+
+def steps(folder: Path) -> None:
+    """Draw what each step makes of a phantom."""
+    scans = folder / "one"
+    write_dataset(scans, n_cases=1, shape=(144, 112, 24), spacing=(2.0, 2.0, 6.0), noise=20.0)
+
+    def stack(**settings: Any) -> dict[str, Any]:
+        plan = dask_slicer.plan({"input_dir": scans, "clip_min": -200, "clip_max": 300} | settings)
+        (case,) = plan.cases
+        target = target_of(plan.config, steps=plan.steps)
+        result = slice_case(load_case(case, target), target).result
+        planes = np.stack([p for _, p in result.planes(range(result.shape[0]))], axis=1)
+        return {"image": planes, "label": result.label, "spacing": spacing(result.affine)}
+
+    plain = stack()
+    mapped = stack(label_map="1:1 2,4,5:2 *:0")
+    draw("label_map", [(plain, "label"), (mapped, "--label_map '1:1 2,4,5:2 *:0'")], labels=True)
+    draw(
+        "crop", [(plain, "scan"), (stack(crop="label", crop_margin=5), "--crop label")], labels=True
+    )
+    windows = stack(ct_windows="abdomen,lung,bone", clip_min=None, clip_max=None)
+    draw("windows", [(windows, f"--ct_windows {name}") for name in ("abdomen", "lung", "bone")])
+    fine = stack(spacing="2,2,2", plane="coronal")
+    draw("spacing", [(stack(plane="coronal"), "6 mm"), (fine, "--spacing 2,2,2")])
+    fits = [
+        (stack(size=112, fit=fit), f"--fit {fit}") for fit in ("crop_pad", "resize", "letterbox")
+    ]
+    draw("size", fits)
+
+
+def draw(name: str, stacks: list[tuple[dict[str, Any], str]], *, labels: bool = False) -> None:
+    """Draw the middle slice of stacks side by side, in the proportions of the body."""
+    figure, axes = plt.subplots(1, len(stacks), figsize=(3.2 * len(stacks), 3.0), dpi=100)
+    for number, (axis, (stack, title)) in enumerate(zip(axes, stacks, strict=True)):
+        image = stack["image"][number if name == "windows" else 0]
+        _, row, column = stack["spacing"]
+        axis.imshow(image[len(image) // 2], cmap="gray", aspect=row / column)
+        if labels:
+            label = stack["label"][len(image) // 2]
+            shown = np.ma.masked_equal(label, 0)
+            axis.imshow(shown, cmap="tab10", vmin=0, vmax=9, alpha=0.7, aspect=row / column)
+        axis.set_title(f"{title}\n{image.shape[1]} × {image.shape[2]}", fontsize=9)
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(IMAGES / f"step_{name}.png")
+    plt.close(figure)
+    shrink(IMAGES / f"step_{name}.png")
 
 
 def report(slices: Path) -> None:

@@ -46,7 +46,8 @@ HEIGHT = {folder: height for height, folder in enumerate(ORDER)}
 # What these may import of ours, where the order alone would allow more.
 NARROWER = {
     "core": {"errors", "utils"},
-    "config": {"errors", "utils"},
+    "core/steps": {"core", "errors", "utils"},
+    "config": {"core/steps", "errors", "utils"},  # how a label map or a range of slices is written
     "inputs": {"core", "errors", "utils"},
     "planning": {"inputs", "config", "records", "core", "errors", "utils"},
     "cluster": {"config", "errors", "utils"},

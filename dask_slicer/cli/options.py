@@ -26,6 +26,9 @@ MOST_USED = (
 )
 _METAVARS = {
     **{"only": "CASE_ID...", "images": "GLOB", "labels": "GLOB", "label_name": "NAME"},
+    **{"label_map": "OLD:NEW...", "crop": "nonzero|label|BOX", "crop_margin": "MM"},
+    **{"percentiles": "P,Q", "ct_windows": "LEVEL/WIDTH,...", "spacing": "A,B,C"},
+    **{"size": "N|ROWS,COLUMNS", "slices": "A:B", "context_mm": "MM"},
     **{
         "group_column": "COLUMN",
         "stratify": "label|COLUMN",
@@ -106,6 +109,7 @@ class ConfigCommand(click.Command):
             rows[name] = (spelled, f"{text} [required]")
         sections = {"Most used": MOST_USED, **GROUPS}
         sections["Intensities"] += ("no_normalize",)
+        sections["Input"] += ("like",)
         in_a_section = {name for names in sections.values() for name in names}
         sections["Other options"] = tuple(name for name in rows if name not in in_a_section)
         for heading, names in sections.items():
@@ -123,15 +127,23 @@ def config_options() -> tuple[click.Option, ...]:
         metavar="FILE|NAME",
         help="YAML file, or the name of a shipped configuration. Other options win over it.",
     )
+    like = click.Option(
+        ["--like"],
+        metavar="OUTPUT_DIR",
+        type=click.Path(),
+        help="Make slices as in another output, with its statistics: all cases for test, no label "
+        "needed.",
+    )
     no_normalize = click.Option(
         ["--no_normalize"], is_flag=True, default=None, help="The same as --normalize none."
     )
     settings = [_option(name, field) for name, field in RunConfig.model_fields.items()]
-    return (config, *settings, no_normalize)
+    return (config, *settings, no_normalize, like)
 
 
 def _option(name: str, field: Any) -> click.Option:
     from dask_slicer.config.fields import PER_MODALITY, plain_type
+    from dask_slicer.config.step_settings import COMMA_SEPARATED
 
     annotation = plain_type(field.annotation)
     kind: Any = {int: click.INT, float: click.FLOAT, Path: click.Path()}.get(annotation)
@@ -144,7 +156,7 @@ def _option(name: str, field: Any) -> click.Option:
     elif name in PER_MODALITY:
         settings = {"type": _NumberOrEach()}
     elif get_origin(annotation) is tuple:
-        settings = {"multiple": True}
+        settings = {} if name in COMMA_SEPARATED else {"multiple": True}
     settings["metavar"] = _METAVARS.get(name)
     names = [*([_SHORT[name]] if name in _SHORT else []), f"--{name}"]
     text = field.description + _default_words(field)

@@ -150,6 +150,39 @@ def _write_manifest(run_plan: RunPlan, path: Path) -> None:
         raise UsageError(f"--write_manifest: cannot write {path}: {error}") from None
 
 
+@click.command(cls=ConfigCommand, required=("input_dir",))
+@click.option(
+    "--file",
+    type=click.Path(path_type=Path),
+    metavar="JSON",
+    default=Path("statistics.json"),
+    show_default=True,
+    help="File to write, which --statistics takes.",
+)
+@verbosity_options
+def statistics(file: Path, verbose: int, quiet: bool, **options: Any) -> None:
+    """Compute intensity statistics of a dataset, for --normalize dataset.
+
+    They are those of nnU-Net for CT: of the labelled voxels of the training cases, after label map
+    and crop, each case with the same weight.
+    """
+    config = build_config_of(options, needs_output=False)
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"--file: there is no folder {file.absolute().parent}")
+    configure_logging(verbose, config.log_file)
+    from dask_slicer.cli.display import OutputDisplay, make_console
+    from dask_slicer.execution.dataset_statistics import statistics as compute
+    from dask_slicer.output.atomic import atomic_write
+    from dask_slicer.planning.properties import properties_text
+
+    with OutputDisplay(make_console(), quiet=quiet) as display, interrupt_once():
+        text = properties_text(compute(config, display))
+    with atomic_write(file) as stream:
+        stream.write(text.encode())
+    if not quiet:
+        click.echo(f"Wrote {file}")
+
+
 @click.command()
 @click.option(
     "--output_dir",

@@ -1,12 +1,10 @@
-"""Types of settings: with their rules, and as keyword arguments; groups of settings."""
+"""Types of settings with their rules; groups of settings."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypedDict, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -26,10 +24,16 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _not_bool(value: Any) -> Any:
+def not_bool(value: Any) -> Any:
+    """Return a value that is not a truth value."""
     if isinstance(value, bool):  # which is an int in Python
         raise ValueError("must be a number")
     return value
+
+
+def number_in_text(value: Any) -> Any:
+    """Return the number in a text of digits, for choices among numbers."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else not_bool(value)
 
 
 def _lower(value: Any) -> Any:
@@ -43,7 +47,8 @@ def _each_modality(value: Any) -> Any:
     return value
 
 
-def _none_in_words(value: Any) -> Any:
+def none_in_words(value: Any) -> Any:
+    """Return None for its name, and other values as they are."""
     return None if isinstance(value, str) and value.lower() == "none" else value
 
 
@@ -121,14 +126,14 @@ def _shard(text: str) -> str:
 _LEAST_MEMORY = 100_000_000
 _WALLTIME = re.compile(r"(\d+-)?\d+:\d\d:\d\d")
 
-Integer = Annotated[int, BeforeValidator(_not_bool)]
+Integer = Annotated[int, BeforeValidator(not_bool)]
 NonNegative = Annotated[Integer, Field(ge=0)]
 Positive = Annotated[Integer, Field(ge=1)]
+Ratio = Annotated[float, BeforeValidator(not_bool), Field(ge=0, le=1)]
+Finite = Annotated[float, BeforeValidator(not_bool), Field(allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(not_bool), Field(gt=0, allow_inf_nan=False)]
 AtLeastTwo = Annotated[Integer, Field(ge=2)]
 NonEmpty = Annotated[str, Field(min_length=1)]
-Ratio = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, le=1)]
-Finite = Annotated[float, BeforeValidator(_not_bool), Field(allow_inf_nan=False)]
-Seconds = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 RegexWithGroup = Annotated[str, AfterValidator(_regex_with_group)]
 HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
@@ -139,15 +144,15 @@ Shard = Annotated[str, AfterValidator(_shard)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
 Volumes = Annotated[str, BeforeValidator(_volumes)]
 
-_AnyCase = BeforeValidator(_lower)
-Plane = Annotated[Literal["axial", "coronal", "sagittal", "i", "j", "k"], _AnyCase]
-PaddingMode = Annotated[Literal["zero", "replicate", "mirror"], _AnyCase]
-Normalize = Annotated[Literal["zscore", "minmax", "percentile", "none"], _AnyCase]
-ImageType = Annotated[Literal["float32", "float16", "source"], _AnyCase]
-LabelType = Annotated[Literal["uint8", "uint16", "int32"], _AnyCase]
-Nonfinite = Annotated[Literal["error", "zero"], _AnyCase]
+ANY_CASE = BeforeValidator(_lower)
+Plane = Annotated[Literal["axial", "coronal", "sagittal", "i", "j", "k"], ANY_CASE]
+PaddingMode = Annotated[Literal["zero", "replicate", "mirror"], ANY_CASE]
+Normalize = Annotated[Literal["zscore", "minmax", "percentile", "dataset", "none"], ANY_CASE]
+ImageType = Annotated[Literal["float32", "float16", "uint8", "source"], ANY_CASE]
+LabelType = Annotated[Literal["uint8", "uint16", "int32"], ANY_CASE]
+Nonfinite = Annotated[Literal["error", "zero"], ANY_CASE]
 # One for all modalities, or one for each.
-_Limit = Annotated[Finite | None, BeforeValidator(_none_in_words)]
+_Limit = Annotated[Finite | None, BeforeValidator(none_in_words)]
 Limits = Annotated[
     Annotated[_Limit, Tag("one")] | Annotated[tuple[_Limit, ...], Tag("each")],
     Discriminator(_one_or_each),
@@ -159,8 +164,8 @@ Normalizations = Annotated[
     BeforeValidator(_each_modality),
 ]
 PER_MODALITY = ("clip_min", "clip_max", "normalize")
-SliceFormat = Annotated[Literal["npz", "zarr"], _AnyCase]
-Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], _AnyCase]
+SliceFormat = Annotated[Literal["npz", "zarr"], ANY_CASE]
+Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], ANY_CASE]
 LayoutName = Annotated[
     Literal[
         "manifest",
@@ -171,115 +176,34 @@ LayoutName = Annotated[
         "folder_per_case",
         "one_folder",
     ],
-    _AnyCase,
+    ANY_CASE,
 ]
-Orientation = Annotated[Literal["sform", "qform"], _AnyCase]
-LabelGrid = Annotated[Literal["own", "image"], _AnyCase]
-MissingModality = Annotated[Literal["error", "zero"], _AnyCase]
-Overlap = Annotated[Literal["first", "error"], _AnyCase]
-BatchSystemName = Annotated[Literal["slurm", "pbs", "sge", "lsf"], _AnyCase]
-
-
-StrPath = str | PathLike[str]
-# The value of a setting that is not given: None, or Never where there is no such value.
-NotGiven = TypeVar("NotGiven")
-
-
-class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
-    """The settings of `RunConfig` that have a default."""
-
-    include_test: bool | NotGiven
-    only: Sequence[str] | NotGiven
-
-    plane: Plane | NotGiven
-    window_size: int | NotGiven
-    padding_mode: PaddingMode | NotGiven
-
-    clip_min: float | Sequence[float | None] | None
-    clip_max: float | Sequence[float | None] | None
-    normalize: Normalize | Sequence[Normalize] | NotGiven
-    dtype: ImageType | NotGiven
-    nonfinite: Nonfinite | NotGiven
-
-    label_dtype: LabelType | NotGiven
-    allow_missing_labels: bool | NotGiven
-    min_foreground: float | NotGiven
-
-    layout: LayoutName | None
-    images: Sequence[str] | NotGiven
-    labels: str | None
-    label_name: str | None
-    structures: Sequence[str] | NotGiven
-    overlap: Overlap | NotGiven
-    modalities: Sequence[str] | NotGiven
-    missing_modality: MissingModality | NotGiven
-    volumes: str | None
-    label_grid: LabelGrid | NotGiven
-    orientation_from: Orientation | NotGiven
-    datalist_fold: int | None
-
-    train_ratio: float | NotGiven
-    val_ratio: float | None
-    group_regex: str | None
-    group_column: str | None
-    seed: int | NotGiven
-    folds: int | None
-    stratify: str | None
-    splits: StrPath | None
-    fold: int | None
-
-    format: SliceFormat | NotGiven
-    compression_level: int | NotGiven
-    compression: Compression | NotGiven
-    overwrite: bool | NotGiven
-    prune: bool | NotGiven
-    trust_size: bool | NotGiven
-    fsync: bool | NotGiven
-
-    num_workers: int | NotGiven
-    dashboard_address: str | NotGiven
-    shard: str | None
-
-    scheduler: str | None
-    scheduler_file: StrPath | None
-    tls_ca: StrPath | None
-    tls_cert: StrPath | None
-    tls_key: StrPath | None
-    wait_workers: int | NotGiven
-    wait_timeout: float | NotGiven
-    upload_code: bool | NotGiven
-
-    cluster: BatchSystemName | None
-    jobs: int | NotGiven
-    cores: int | NotGiven
-    memory: int | str | NotGiven
-    walltime: str | NotGiven
-    queue: str | None
-    account: str | None
-    job_extra: Sequence[str] | NotGiven
-    lifetime: float | None
-    interface: str | None
-
-    retries: int | NotGiven
-    timeout: float | None
-    fail_fast: bool | NotGiven
-    performance_report: StrPath | None
-    log_file: StrPath | None
-
-
-class RunKeywords(OptionalKeywords[None], total=False):
-    """Settings over a configuration; None means not given."""
-
-    input_dir: StrPath | None
-    output_dir: StrPath | None
+Orientation = Annotated[Literal["sform", "qform"], ANY_CASE]
+LabelGrid = Annotated[Literal["own", "image"], ANY_CASE]
+MissingModality = Annotated[Literal["error", "zero"], ANY_CASE]
+Overlap = Annotated[Literal["first", "error"], ANY_CASE]
+BatchSystemName = Annotated[Literal["slurm", "pbs", "sge", "lsf"], ANY_CASE]
 
 
 # By heading, in the order of `--help`; every setting is in one group.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Input": ("input_dir", "include_test", "only"),
-    "Slices": ("plane", "window_size", "padding_mode"),
-    "Intensities": ("clip_min", "clip_max", "normalize", "dtype", "nonfinite"),
-    "Labels": ("label_dtype", "allow_missing_labels", "min_foreground"),
+    "Slices": ("plane", "window_size", "padding_mode", "context_step", "context_mm"),
+    "Intensities": (
+        *("clip_min", "clip_max", "percentiles", "ct_windows", "normalize", "statistics"),
+        *("foreground", "dtype", "nonfinite"),
+    ),
+    "Labels": (
+        *("label_dtype", "allow_missing_labels", "label_map"),
+        *("min_component_voxels", "min_component_pixels"),
+    ),
+    "Crop, spacing and size": (
+        *("crop", "crop_margin", "spacing", "resample_order", "size", "fit", "center"),
+    ),
+    "Selection of slices": (
+        *("min_foreground", "slices", "stride", "keep_empty", "keep_empty_in", "slice_list"),
+        "drop_blank",
+    ),
     "Files of the dataset": (
         *("layout", "images", "labels", "label_name", "structures", "overlap", "modalities"),
         *("missing_modality", "volumes", "label_grid", "orientation_from", "datalist_fold"),

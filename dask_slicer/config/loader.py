@@ -13,9 +13,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dask_slicer.config.effects import JOB_SETTINGS, WAIT_SETTINGS
-from dask_slicer.config.schema import NO_OUTPUT, RunConfig
+from dask_slicer.config.schema import NO_OUTPUT, RunConfig, SliceSettings
 from dask_slicer.errors import ConfigError
 from dask_slicer.utils.formatting import did_you_mean, format_value
+from dask_slicer.utils.modalities import for_each_modality
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -25,6 +26,11 @@ _TOO_LARGE = 10**1000
 _SCHEDULERS = {"scheduler", "scheduler_file"}
 PLACES = {"num_workers", "cluster", *_SCHEDULERS}
 _PLACE_SETTINGS = {*PLACES, "tls_ca", "tls_cert", "tls_key"}
+# Settings beside those of slices that `like` takes over.
+_SAME_CASES = (
+    *("modalities", "missing_modality", "volumes", "label_grid", "orientation_from", "structures"),
+    "overlap",
+)
 # Not written to OUT/config.yaml: a later run with that file continues the output.
 _SINGLE_RUN_SETTINGS = {
     *("overwrite", "prune", "trust_size", "only", "shard", "fail_fast"),
@@ -54,8 +60,34 @@ def build_config(
         if (settings.keys() & _SCHEDULERS) and not (given.keys() & _SCHEDULERS):
             dropped.update(WAIT_SETTINGS)
         settings = {name: value for name, value in settings.items() if name not in dropped}
+    settings |= given
+    if (like := settings.pop("like", None)) is not None:
+        settings = _like(Path(like), settings)
     without = {} if needs_output else {"output_dir": NO_OUTPUT}
-    return build_settings(RunConfig, without | settings | given)
+    return build_settings(RunConfig, without | settings)
+
+
+def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of another output that decide what a slice is.
+
+    All cases are for test, and need no label.
+    """
+    path = output_dir.expanduser() / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"like {output_dir}: there is no output of dask-slicer, with config.yaml")
+    other = build_config({"output_dir": output_dir}, base=path)
+    same = {name: getattr(other, name) for name in (*SliceSettings.model_fields, *_SAME_CASES)}
+    if "dataset" in for_each_modality(other.normalize, 1):
+        same["statistics"] = path.with_name("statistics.json").absolute()
+    again = build_settings(RunConfig, other.model_dump() | dict(settings))
+    for name, value in same.items():
+        if name in settings and name != "statistics" and getattr(again, name) != value:
+            raise ConfigError(
+                f"like {output_dir} has {name} {format_value(value)}, so it cannot be "
+                f"{format_value(getattr(again, name))}; leave out one of the two"
+            )
+    all_for_test = {"train_ratio": 0.0, "val_ratio": 0.0, "allow_missing_labels": True}
+    return all_for_test | dict(settings) | same
 
 
 def build_settings(model: type[M], settings: Mapping[str, Any]) -> M:
@@ -100,7 +132,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise ConfigError(f"the configuration {path} must be a mapping of settings, name: value")
-    unknown = [str(name) for name in settings if name not in RunConfig.model_fields]
+    known = {*RunConfig.model_fields, "like"}
+    unknown = [str(name) for name in settings if name not in known]
     if unknown:
         raise ConfigError(f"{path}: " + "; ".join(map(_unknown, unknown)))
     return {str(name): value for name, value in settings.items()}

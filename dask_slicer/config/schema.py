@@ -11,25 +11,23 @@ from contextlib import suppress
 from inspect import Parameter, Signature
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Never, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
 
 from pydantic import ByteSize, Field, model_validator
 
-from dask_slicer.config import fields
+from dask_slicer.config import fields, keywords
+from dask_slicer.config.dataset_settings import InputSettings, SplitSettings
 from dask_slicer.config.run_settings import RunSettings
+from dask_slicer.config.step_settings import StepSettings
 from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts
 
 # Name of the output directory of a plan that has none; the run of such a plan is refused.
 NO_OUTPUT = ".dask_slicer_no_output"
-# The value of `stratify` that names no column of the dataset.
-BY_LABEL = "label"
-# 1 - 0.8 - 0.2 is not 0 in binary.
-_RATIO_SLACK = 1e-9
 
 
-class SliceSettings(fields.Frozen):
+class SliceSettings(StepSettings):
     """Settings that decide the bytes of a case's output."""
 
     format: fields.SliceFormat = Field(
@@ -56,18 +54,24 @@ class SliceSettings(fields.Frozen):
     )
     normalize: fields.Normalizations = Field(
         "zscore",
-        description="zscore over the foreground, the voxels above the lowest; minmax to [0, 1]; "
-        "percentile: clip to the 0.5 and 99.5 percentiles, then zscore; none. Also for each "
-        "modality: zscore,none.",
+        description="zscore over the foreground; minmax to [0, 1]; percentile: clip to the 0.5 and "
+        "99.5 percentiles, then zscore; dataset: statistics of the labelled voxels of the training "
+        "cases; none, which is the default with uint8 and ct_windows. Also for each modality: "
+        "zscore,none.",
     )
     dtype: fields.ImageType = Field(
         "float32",
-        description="Data type of the image on disk; source (zarr): as in the file, normalised "
-        "when read.",
+        description="Data type of the image on disk; uint8: the limits of clipping, or the 0.5 and "
+        "99.5 percentiles, become 0 and 255; source (zarr): as in the file, normalised when read.",
     )
     label_dtype: fields.LabelType = Field(
         "uint8",
         description="Data type of the label on disk; a value that does not fit fails the case.",
+    )
+    statistics: fields.AbsolutePath | None = Field(
+        None,
+        description="JSON file of the statistics for normalize dataset: made by `dask-slicer "
+        "statistics`, dataset_info.json of an output, or nnU-Net's dataset_fingerprint.json.",
     )
     nonfinite: fields.Nonfinite = Field(
         "error", description="NaN and Inf in images: fail the case, or count as 0."
@@ -84,10 +88,21 @@ class SliceSettings(fields.Frozen):
         "auto", description="zarr: auto is lz4 for integers, zstd for floats and labels."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_normalization_of_limits(cls, values: Any) -> Any:
+        """Take none as the default of normalize where limits decide the values."""
+        if isinstance(values, dict) and values.get("normalize") is None:
+            by_limits = values.get("ct_windows") or str(values.get("dtype")).lower() == "uint8"
+            given = {name: value for name, value in values.items() if name != "normalize"}
+            return given | ({"normalize": "none"} if by_limits else {})
+        return values
+
     @model_validator(mode="after")
     def _slice_settings_fit(self) -> Self:
         if self.dtype == "source" and self.format != "zarr":
             raise ValueError("dtype source needs format zarr; npz holds normalised floats")
+        self._check_intensity_settings()
         counts = {
             name: len(value)
             for name in fields.PER_MODALITY
@@ -106,127 +121,49 @@ class SliceSettings(fields.Frozen):
                 raise ValueError(f"clip_min must be less than clip_max, got {low:g} and {high:g}")
         return self
 
+    @property
+    def n_windows(self) -> int:
+        """Return the number of channels that each modality of a slice becomes."""
+        return len(self.ct_windows) or 1
 
-class SplitSettings(fields.Frozen):
-    """How cases are divided into train, val and test."""
+    @property
+    def maps_limits(self) -> bool:
+        """Return whether intensities between two limits are mapped to a fixed range."""
+        return bool(self.ct_windows) or self.dtype == "uint8"
 
-    train_ratio: fields.Ratio = Field(0.8, description="Fraction of the cases for training.")
-    val_ratio: fields.Ratio | None = Field(
-        None,
-        description="Fraction for validation; the rest is test. [default: min(0.1, 1 - train)]",
-    )
-    group_regex: fields.RegexWithGroup | None = Field(
-        None,
-        description="Regular expression for case ids whose first group is the patient; a patient "
-        "is never in two splits.",
-    )
-    group_column: fields.NonEmpty | None = Field(
-        None,
-        description="Column of the manifest or of participants.tsv: cases with the same value are "
-        "never in two splits. It wins over group_regex and the groups of the dataset.",
-    )
-    seed: fields.Integer = Field(
-        42, description="Seed of the order in which patients are assigned."
-    )
-    folds: fields.AtLeastTwo | None = Field(
-        None,
-        description="Number of folds of a cross-validation over the cases that are not for test, "
-        "written to splits_final.json as nnU-Net has it.",
-    )
-    stratify: fields.NonEmpty | None = Field(
-        None,
-        description="Column of the manifest or of participants.tsv whose values have about the "
-        "same share in each split and fold; label: label values, in each fold.",
-    )
-    splits: fields.AbsolutePath | None = Field(
-        None, description="JSON file with the splits; nnU-Net's splits_final.json with --fold."
-    )
-    fold: fields.NonNegative | None = Field(None, description="Entry of splits_final.json, from 0.")
+    def n_channels(self, n_modalities: int) -> int:
+        """Return the number of channels of a window."""
+        return (2 * self.window_size + 1) * n_modalities * self.n_windows
 
-    @model_validator(mode="after")
-    def _split_settings_fit(self) -> Self:
-        if self.val_ratio is not None and self.train_ratio + self.val_ratio > 1 + _RATIO_SLACK:
+    def _check_intensity_settings(self) -> None:
+        methods = {*for_each_modality(self.normalize, 1)}
+        limits = [name for name in ("clip_min", "clip_max") if getattr(self, name) is not None]
+        if self.ct_windows and limits:
+            raise ValueError(f"ct_windows have their own limits; leave out {' and '.join(limits)}")
+        for name, given in (
+            ("dtype uint8", self.dtype == "uint8"),
+            ("ct_windows", self.ct_windows),
+        ):
+            if given and methods != {"none"}:
+                raise ValueError(
+                    f"{name} maps limits to a fixed range, so normalize must be none, got "
+                    f"{format_value(self.normalize)}"
+                )
+        for method in methods & {"percentile", "dataset"}:
+            others = [name for name in ("percentiles",) if self.percentiles is not None]
+            others += limits if method == "dataset" else []
+            if others:
+                raise ValueError(
+                    f"normalize {method} has its own limits; leave out {' and '.join(others)}, or "
+                    "use normalize zscore"
+                )
+        if self.dtype == "source" and (self.ct_windows or self.resamples):
+            step = "ct_windows" if self.ct_windows else "spacing"
+            step = f"fit {self.fit}" if step == "spacing" and self.spacing is None else step
             raise ValueError(
-                "train_ratio + val_ratio must be 1 or less, got "
-                f"{self.train_ratio + self.val_ratio:g}"
+                f"dtype source keeps the integers of the file, and {step} changes them; use "
+                "dtype float32, float16 or uint8"
             )
-        if self.fold is not None and self.splits is None:
-            raise ValueError(f"fold needs splits, the file that holds the folds, got {self.fold}")
-        if self.stratify == BY_LABEL and self.folds is None:
-            raise ValueError(
-                "stratify label needs folds: labels are known after train, val and test are"
-            )
-        return self
-
-    def ratios(self) -> dict[str, float]:
-        """Return the fraction of cases in each split; they sum to 1.
-
-        >>> SplitSettings(train_ratio=0.95).ratios()
-        {'train': 0.95, 'val': 0.05, 'test': 0.0}
-        """
-        left = round(1 - self.train_ratio, 9)
-        val = min(0.1, left) if self.val_ratio is None else self.val_ratio
-        test = round(left - val, 9)
-        return {"train": self.train_ratio, "val": val, "test": max(test, 0.0)}
-
-
-class InputSettings(fields.Frozen):
-    """Which files of the dataset are images and labels, where that is not clear."""
-
-    layout: fields.LayoutName | None = Field(
-        None, description="Layout of the dataset; without it, the first that fits."
-    )
-    images: tuple[str, ...] = Field(
-        (),
-        description="Pattern (glob) of the images, relative to the dataset; once for each "
-        "modality. Cases are what the wildcards match.",
-    )
-    labels: str | None = Field(None, description="Pattern of the labels; with images.")
-    label_name: str | None = Field(
-        None, description="Label to use where a case has several, such as segTRI."
-    )
-    structures: fields.Names = Field(
-        (),
-        description="Structures whose binary masks, one in each file, make the label, such as "
-        "liver,spleen: values 1, 2, … in this order. [default: all, by name]",
-    )
-    overlap: fields.Overlap = Field(
-        "first",
-        description="Voxels in the masks of two structures: count them for the first, or fail the "
-        "case.",
-    )
-    modalities: fields.Names = Field(
-        (), description="Images of a case to use, and their order, such as t1c,flair."
-    )
-    missing_modality: fields.MissingModality = Field(
-        "error", description="A case without one of the images: fail it, or fill with zeros."
-    )
-    volumes: fields.Volumes | None = Field(
-        None,
-        description="Volumes of 4D images: channels of one case, frames that are a case each, or "
-        "the number of the one to use, from 0.",
-    )
-    label_grid: fields.LabelGrid = Field(
-        "own", description="Affine of labels: their own, or the image's if the shape is the same."
-    )
-    orientation_from: fields.Orientation = Field(
-        "sform", description="Form of a NIfTI header to use where it has both."
-    )
-    datalist_fold: fields.NonNegative | None = Field(
-        None, description="Fold of a MONAI datalist for validation; the others are for training."
-    )
-    include_test: bool = Field(
-        False,
-        description="Put the images for testing, such as nnU-Net's imagesTs, into the test split.",
-    )
-
-    @model_validator(mode="after")
-    def _input_settings_fit(self) -> Self:
-        if self.labels is not None and not self.images:
-            raise ValueError("labels needs images: give the patterns of both")
-        if self.layout is not None and self.images:
-            raise ValueError("images, patterns of files, take the place of a layout; give one")
-        return self
 
 
 class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
@@ -243,9 +180,9 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
         def __init__(
             self,
             *,
-            input_dir: fields.StrPath,
-            output_dir: fields.StrPath,
-            **settings: Unpack[fields.OptionalKeywords[Never]],
+            input_dir: keywords.StrPath,
+            output_dir: keywords.StrPath,
+            **settings: Unpack[keywords.OptionalKeywords[Never]],
         ) -> None: ...
 
     input_dir: fields.AbsolutePath = Field(
@@ -306,7 +243,8 @@ def _described(name: str) -> str:
     if name in fields.PER_MODALITY:
         kind = f"{kind} or sequence of it"
     kind = {"Path": "str or Path", "ByteSize": "int or str"}.get(kind, kind)
-    return f"{name} : {kind}\n    {field.description}\n"
+    text = (field.description or "").replace("*", r"\*")
+    return f"{name} : {kind}\n    {text}\n"
 
 
 def _parameter(name: str) -> Parameter:

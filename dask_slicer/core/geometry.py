@@ -173,6 +173,18 @@ def axis_codes(affine: NDArray[np.float64]) -> str:
     return _axis_codes_of(_io_orientation(affine).tobytes())
 
 
+def orientation_of_codes(codes: str, plane: str) -> NDArray[np.float64]:
+    """Return the orientation for a plane of an array whose axes have these directions.
+
+    >>> orientation_of_codes("RAS", "axial").tolist()
+    [[2.0, -1.0], [1.0, -1.0], [0.0, 1.0]]
+    """
+    if plane in _STORED:
+        return np.array(_STORED[plane], dtype=np.float64)
+    stored = np.asarray(nio.axcodes2ornt(codes), dtype=np.float64)
+    return _plane_orientation_of(stored.tobytes(), plane)
+
+
 @lru_cache(maxsize=1024)
 def _axis_codes_of(orientation: bytes) -> str:
     return "".join(nio.ornt2axcodes(np.frombuffer(orientation).reshape(3, 2)))

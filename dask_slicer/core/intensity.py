@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, floor
 from typing import Any
@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from dask_slicer.core.foreground import (
+    IntensityProperties,
+    foreground_mask,
+    foreground_statistics,
+)
 from dask_slicer.core.statistics import Statistics, statistics
 from dask_slicer.core.volume import Voxels
 from dask_slicer.errors import NonFinite
 
 NORMALIZATIONS = ("zscore", "minmax", "percentile", "none")
+_METHODS = (*NORMALIZATIONS, "dataset", "window", "uint8")
+# Percentiles of the foreground that limit intensities, as in nnU-Net.
+PERCENTILES = (0.5, 99.5)
+_LARGEST_UINT8 = 255.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +42,30 @@ class Normalization:
     scale: float
     zero_nonfinite: bool = False
     to_unit_range: bool = False
+    to_uint8: bool = False  # whole numbers, 0 to 255, half to even
 
     def apply(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return one plane (or any array) of stored numbers as a new C-ordered float32 array."""
         values = self._applied(stored)
+        if self.to_uint8:
+            return np.rint(values, out=values).clip(0.0, _LARGEST_UINT8, out=values)
         # Rounding may leave the range by one unit in the last place.
         return values.clip(0.0, 1.0, out=values) if self.to_unit_range else values
+
+    def halves(self) -> tuple[Normalization, Normalization]:
+        """Return what is to be applied before values are interpolated, and after it."""
+        ends = -np.inf, np.inf
+        after = Normalization(
+            slope=1.0,
+            intercept=0.0,
+            low=ends[0],
+            high=ends[1],
+            center=0.0,
+            scale=1.0,
+            to_unit_range=self.to_unit_range,
+            to_uint8=self.to_uint8,
+        )
+        return replace(self, to_uint8=False), after
 
     def clip_stored(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return stored numbers with the same result of `apply`, none far outside the range.
@@ -149,37 +176,68 @@ def normalization(
     *,
     clip_min: float | None = None,
     clip_max: float | None = None,
+    percentiles: tuple[float, float] | None = None,
+    foreground: str = "min",
+    label: NDArray[np.integer] | None = None,
+    dataset: IntensityProperties | None = None,
     zero_nonfinite: bool = False,
 ) -> tuple[Normalization, Statistics]:
     """Return the normalisation of voxels in any shape, and the statistics it is based on.
 
     Parameters
     ----------
-    method : {"zscore", "minmax", "percentile", "none"}
+    method : {"zscore", "minmax", "percentile", "dataset", "none", "window", "uint8"}
         zscore over the foreground; minmax over all voxels to [0, 1]; percentile: clip to the 0.5
-        and 99.5 percentiles of the foreground, then zscore.
+        and 99.5 percentiles of the foreground, then zscore; dataset: clip to the percentiles in
+        `dataset`, then its mean and std (the scheme of nnU-Net for CT, Isensee et al., "nnU-Net: a
+        self-configuring method for deep learning-based biomedical image segmentation", 2021);
+        window: the limits to [0, 1]; uint8: the limits to 0, …, 255.
+    percentiles : tuple of float, optional
+        Clip also to these percentiles of the foreground.
+    foreground : {"min", "all", "nonzero", "label", "otsu"}
+        min is what lies above the lowest intensity; for the others see `foreground_mask`.
+    label : ndarray of int, optional
+        Of the shape of the voxels, for `foreground` label.
 
     Raises
     ------
     NonFinite
         As `statistics`, which also takes the other arguments.
+    MissingLabel
+        If the foreground is the label, and there is none.
     ValueError
-        If `method` is none of the four.
+        If `method` is none of these.
     """
-    if method not in NORMALIZATIONS:
-        raise ValueError(f"normalize must be one of {', '.join(NORMALIZATIONS)}, got {method}")
-    stats = statistics(
-        voxels,
-        clip_min=clip_min,
-        clip_max=clip_max,
-        percentiles=(0.5, 99.5) if method == "percentile" else None,
-        zero_nonfinite=zero_nonfinite,
-    )
+    if method not in _METHODS:
+        raise ValueError(f"normalize must be one of {', '.join(_METHODS)}, got {method}")
+    if method == "percentile":
+        percentiles = PERCENTILES
+    if method == "dataset" and dataset is not None:
+        clip_min, clip_max = dataset.percentile_00_5, dataset.percentile_99_5
     low = -np.inf if clip_min is None else float(clip_min)
     high = np.inf if clip_max is None else float(clip_max)
-    center, scale = _center_and_scale(stats, method)
-    if method == "percentile":
+    clip: dict[str, Any] = {
+        "clip_min": clip_min,
+        "clip_max": clip_max,
+        "percentiles": percentiles,
+        "zero_nonfinite": zero_nonfinite,
+    }
+    if foreground in ("min", "all"):
+        stats = statistics(voxels, **clip, all_voxels=foreground == "all")
+    else:
+        mask = foreground_mask(voxels, foreground, label=label, low=low, high=high)
+        stats = foreground_statistics(voxels, mask, **clip)
+    if method == "dataset" and dataset is not None:
+        center, scale = dataset.mean, dataset.std or 1.0
+    else:
+        center, scale = _center_and_scale(stats, method)
+    if percentiles is not None:
         low, high = stats.min, stats.max
+    if method in ("window", "uint8"):
+        first = stats.min if low == -np.inf else low
+        last = stats.max if high == np.inf else high
+        levels = _LARGEST_UINT8 if method == "uint8" else 1.0
+        center, scale = first, (last - first) / levels or 1.0
     result = Normalization(
         slope=voxels.slope,
         intercept=voxels.intercept,
@@ -188,7 +246,8 @@ def normalization(
         center=center,
         scale=scale,
         zero_nonfinite=stats.n_nonfinite > 0,
-        to_unit_range=method == "minmax",
+        to_unit_range=method in ("minmax", "window"),
+        to_uint8=method == "uint8",
     )
     return result, stats
 

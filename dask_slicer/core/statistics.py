@@ -106,6 +106,7 @@ def statistics(
     clip_max: float | None = None,
     percentiles: tuple[float, float] | None = None,
     zero_nonfinite: bool = False,
+    all_voxels: bool = False,
 ) -> Statistics:
     """Return the statistics of the intensities, after clipping, of voxels in any shape.
 
@@ -118,6 +119,8 @@ def statistics(
         before.
     zero_nonfinite : bool
         Count NaN and Inf as 0 instead of raising.
+    all_voxels : bool
+        Take the background, the lowest voxels, as foreground, too.
 
     Raises
     ------
@@ -134,11 +137,13 @@ def statistics(
     high = np.inf if clip_max is None else float(clip_max)
     stored = in_memory_order(voxels.stored)
     if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
-        stats = _statistics_by_slabs(stored, voxels, low, high, percentiles, zero_nonfinite)
+        stats = _statistics_by_slabs(
+            stored, voxels, low, high, percentiles, zero_nonfinite, all_voxels
+        )
     elif percentiles is None and (low, high) == (-np.inf, np.inf):
-        stats = _statistics_by_integer_sums(stored, voxels)
+        stats = _statistics_by_integer_sums(stored, voxels, all_voxels)
     else:
-        stats = _statistics_by_histogram(stored, voxels, low, high, percentiles)
+        stats = _statistics_by_histogram(stored, voxels, low, high, percentiles, all_voxels)
     if (largest := max(stats.max, -stats.min)) > MOST_INTENSITY or not np.isfinite(stats.std):
         raise NonFinite(
             f"the intensities of {voxels.source} reach {largest:g}, "
@@ -150,7 +155,9 @@ def statistics(
 # -- 8 and 16 bit integers: exact, from sums or from the histogram -------------------------------
 
 
-def _statistics_by_integer_sums(stored: NDArray[np.generic], voxels: Voxels) -> Statistics:
+def _statistics_by_integer_sums(
+    stored: NDArray[np.generic], voxels: Voxels, all_voxels: bool
+) -> Statistics:
     # The histogram gives the same numbers, but takes half as long again.
     native = stored.dtype.newbyteorder("=")
     # Background is the stored value with the lowest intensity.
@@ -168,7 +175,7 @@ def _statistics_by_integer_sums(stored: NDArray[np.generic], voxels: Voxels) -> 
         first += int(wide.sum())
         second += int(np.square(wide, out=wide).sum())
     n = stored.size - n_background
-    if n:
+    if n and not all_voxels:
         first -= n_background * int(background)
         second -= n_background * int(background) ** 2
     else:
@@ -190,6 +197,7 @@ def _statistics_by_histogram(
     low: float,
     high: float,
     percentiles: tuple[float, float] | None,
+    all_voxels: bool,
 ) -> Statistics:
     values, counts = _histogram(stored)
     intensities = values * voxels.slope + voxels.intercept
@@ -199,7 +207,7 @@ def _statistics_by_histogram(
         intensities, counts = intensities[::-1], counts[::-1]
     minimum, maximum = intensities[0], intensities[-1]
     foreground = intensities > minimum  # of at most 65,536 values, not of voxels
-    if foreground.any():
+    if foreground.any() and not all_voxels:
         intensities, counts = intensities[foreground], counts[foreground]
     if percentiles is not None:
         ends = counts.cumsum()
@@ -258,6 +266,7 @@ def _statistics_by_slabs(
     high: float,
     percentiles: tuple[float, float] | None,
     zero_nonfinite: bool,
+    all_voxels: bool,
 ) -> Statistics:
     n_nonfinite = 0
 
@@ -296,13 +305,13 @@ def _statistics_by_slabs(
         )
     clipped_share = _clipped_share(np.concatenate(sample), None, low, high)
     minimum, maximum = sums.low, sums.high
-    n_foreground = sums.n - sums.n_low
+    n_foreground = sums.n if all_voxels else sums.n - sums.n_low
     clipped = intensities
     if percentiles is not None and n_foreground:
         values = np.empty(stored.size)
         for part, slab in zip(_slabs(values), _slabs(stored), strict=True):
             part[:] = intensities(slab)
-        minimum, maximum = _percentiles_above(values, sums.n_low, percentiles)
+        minimum, maximum = _percentiles_above(values, sums.n - n_foreground, percentiles)
         del values
 
         def clipped(slab: NDArray[np.generic]) -> NDArray[np.float64]:

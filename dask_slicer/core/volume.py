@@ -37,6 +37,8 @@ class Volume:
     label: Voxels | None  # of the same shape; None if the case has no label
     affine: NDArray[np.float64]  # (4, 4), maps (slice_index, row, column, 1) to RAS+ mm
     n_overlapping: int = 0  # voxels of the label that are in the masks of two structures
+    # (3, 2), how the first image was reoriented; None if the axes are those of its file.
+    orientation: NDArray[np.float64] | None = None
 
 
 def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -11,8 +11,33 @@ ZERO_SLICE = -1
 PADDING_MODES = ("zero", "replicate", "mirror")
 
 
+def context_step(*, spacing: float, step: int = 1, mm: float | None = None) -> float:
+    """Return how many slices lie between neighbours of a window; the nearest slice is taken.
+
+    Parameters
+    ----------
+    spacing : float
+        Distance of slices, mm.
+    step : int
+        Every step-th neighbour.
+    mm : float, optional
+        Neighbours nearest to multiples of this distance, whatever the spacing.
+
+    Examples
+    --------
+    >>> context_step(spacing=2.0, step=3), context_step(spacing=2.0, mm=5.0)
+    (3.0, 2.5)
+    """
+    return float(step) if mm is None else mm / spacing
+
+
 def window_indices(
-    slice_index: int, *, n_slices: int, window_size: int, padding_mode: str = "replicate"
+    slice_index: int,
+    *,
+    n_slices: int,
+    window_size: int,
+    padding_mode: str = "replicate",
+    step: float = 1,
 ) -> NDArray[np.intp]:
     """Return the indices of the slices in the window around one slice.
 
@@ -31,6 +56,8 @@ def window_indices(
         Neighbours on each side.
     padding_mode : {"zero", "replicate", "mirror"}
         What replaces slices outside the volume.
+    step : float
+        Slices between neighbours, from `context_step`; halves are rounded away from the middle.
 
     Returns
     -------
@@ -45,12 +72,17 @@ def window_indices(
     --------
     >>> window_indices(4, n_slices=5, window_size=2, padding_mode="mirror").tolist()
     [2, 3, 4, 3, 2]
+    >>> window_indices(4, n_slices=9, window_size=1, step=2.5).tolist()
+    [1, 4, 7]
     """
-    wanted = np.arange(slice_index - window_size, slice_index + window_size + 1)
+    neighbours = np.arange(1, window_size + 1)
+    after = np.floor(neighbours * step + 0.5).astype(np.intp)
+    wanted: NDArray[np.intp] = slice_index + np.concatenate([-after[::-1], [0], after])
     last = n_slices - 1
     match padding_mode:
         case "zero":
-            return np.where((wanted < 0) | (wanted > last), ZERO_SLICE, wanted)
+            wanted[(wanted < 0) | (wanted > last)] = ZERO_SLICE
+            return wanted
         case "replicate":
             return wanted.clip(0, last)
         case "mirror":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 Outcome = CommittedCase | CaseError
 Outcomes = Generator[tuple[CasePlan, Outcome], None, None]
+# Runs the cases of the queue by a plan.
+Execute = Callable[[RunPlan], Outcomes]
 
 
 @contextmanager
@@ -49,12 +51,12 @@ def executor(
     run_id: str,
     client: Client | None,
     publisher: ProgressPublisher,
-) -> Iterator[Outcomes]:
-    """Start or connect to workers; yield an iterator over the cases of a queue and their outcomes.
+) -> Iterator[tuple[Client | None, Execute]]:
+    """Start or connect to workers; yield their client, and a function that runs a queue of cases.
 
     A case may be put into the queue again. `n_todo` counts cases that cannot be run, too.
     """
-    target = graph.target_of(plan.config, run_id=run_id, names=plan.names)
+    target = graph.target_of(plan.config, run_id=run_id)
     timeout = plan.config.timeout
     with ExitStack() as stack:
         used_client = stack.enter_context(
@@ -69,7 +71,6 @@ def executor(
         )
         if used_client is None:
             scheduler = IN_PROCESS
-            outcomes = _execute_here(queue, target)
             if timeout is not None:
                 publisher.observer.note(
                     "--timeout has no effect in this process: only a worker can be stopped"
@@ -78,11 +79,19 @@ def executor(
             scheduler = address(used_client)
             if scheduler.startswith("inproc://"):  # other processes cannot reach it
                 scheduler = IN_PROCESS
-            outcomes = _execute_on(used_client, queue, target, timeout)
+
+        def execute(plan: RunPlan) -> Outcomes:
+            target = graph.target_of(plan.config, run_id=run_id, names=plan.names, steps=plan.steps)
+            if used_client is None:
+                outcomes = _execute_here(queue, target)
+            else:
+                outcomes = _execute_on(used_client, queue, target, timeout)
+            return stack.enter_context(closing(outcomes))
+
         path = plan.config.output_dir / target.lock
         name_scheduler(path, run_id, scheduler, n_cases=n_todo)
         if used_client is None:
-            yield stack.enter_context(closing(outcomes))
+            yield used_client, execute
             return
         stack.enter_context(
             publisher.publishing_to(used_client, run_id=run_id, output_dir=target.output_dir)
@@ -90,7 +99,7 @@ def executor(
         from dask_slicer.execution.watchdog import count_lost_workers, last_event
 
         began = last_event(used_client)
-        yield stack.enter_context(closing(outcomes))
+        yield used_client, execute
         publisher.n_lost_workers = count_lost_workers(used_client, after=began)
 
 

@@ -11,6 +11,7 @@ import dask.local
 from dask.delayed import Delayed, delayed
 
 from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.steps.steps import NO_STEPS, Steps
 from dask_slicer.errors import UsageError
 from dask_slicer.execution import tasks
 from dask_slicer.output.layout import partition_files
@@ -54,13 +55,15 @@ def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
     """
     if not plan.config.has_output:
         raise UsageError("build_graphs needs a plan with an output_dir")
-    target = target_of(plan.config, names=plan.names)
+    target = target_of(plan.config, names=plan.names, steps=plan.steps)
     return {
         case.case_id: case_graph(case, target) for case in plan.selected if case.problem is None
     }
 
 
-def target_of(config: RunConfig, *, run_id: str = "", names: Names = NO_NAMES) -> tasks.Target:
+def target_of(
+    config: RunConfig, *, run_id: str = "", names: Names = NO_NAMES, steps: Steps = NO_STEPS
+) -> tasks.Target:
     """Return where and how a run writes."""
     files = partition_files(parse_partition(config.shard))
     return tasks.Target(
@@ -71,6 +74,7 @@ def target_of(config: RunConfig, *, run_id: str = "", names: Names = NO_NAMES) -
         temporary=files.temporary,
         lock=files.lock if run_id else "",
         names=names,
+        steps=steps,
         input_root=str(config.input_root),
     )
 
@@ -99,6 +103,12 @@ def batch_graph(cases: tasks.CaseBatch, target: tasks.Target) -> Delayed:
     return _chain(name, cases, [partial(tasks.run_batch, step) for step in _STEPS], target)
 
 
+def sample_graph(case: CasePlan, target: tasks.Target, n_voxels: int) -> Delayed:
+    """Return the graph of sampling labelled voxels of a case: load, then ("sample", case_id)."""
+    sample = partial(tasks.sample_case, n_voxels=n_voxels)
+    return _chain(case.case_id, case, (tasks.load_case, sample), target, ("load", "sample"))
+
+
 def verify_graph(name: str, check: Callable[[], object]) -> Delayed:
     """Return the graph of checking one case: ("verify", name)."""
     checked: Delayed = delayed(check, pure=False)(dask_key_name=("verify", name))
@@ -110,14 +120,17 @@ def _chain(
     first_input: CasePlan | tasks.CaseBatch,
     steps: Sequence[Callable[..., object]],
     target: tasks.Target,
+    names: Sequence[str] = ("load", "slice", "save"),
 ) -> Delayed:
     # Inputs are bound to the functions: Dask would search arguments for other tasks, down to the
     # last field of every record.
-    load, slice_, save = (partial(step, target=target) for step in steps)
-    loaded = delayed(partial(load, first_input), pure=False)(dask_key_name=("load", name))
-    sliced = delayed(slice_, pure=False)(loaded, dask_key_name=("slice", name))
-    saved: Delayed = delayed(save, pure=False)(sliced, dask_key_name=("save", name))
-    return saved
+    first, *others = (partial(step, target=target) for step in steps)
+    result: Delayed = delayed(partial(first, first_input), pure=False)(
+        dask_key_name=(names[0], name)
+    )
+    for step, key in zip(others, names[1:], strict=True):
+        result = delayed(step, pure=False)(result, dask_key_name=(key, name))
+    return result
 
 
 def compute_here(graph: Delayed) -> Any:

@@ -11,15 +11,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dask_slicer.config.schema import RunConfig
+from dask_slicer.config.step_settings import SELECTING
 from dask_slicer.errors import (
     CaseError,
     DatasetError,
     DiskFull,
     LockLost,
     SchedulerError,
+    UsageError,
     as_case_error,
     shared_scheduler_error,
 )
+from dask_slicer.execution.dataset_statistics import dataset_properties, with_properties
 from dask_slicer.execution.executor import Outcomes, check_report_place, executor
 from dask_slicer.execution.partitions import (
     check_partition_plan,
@@ -129,14 +132,34 @@ class _Run:
             run_id=self.run_id,
             client=self.client,
             publisher=self.publisher,
-        ) as outcomes:
+        ) as (client, execute):
+            if self.plan.needs_properties:
+                todo = self._find_properties(client, todo, queue)
             self._prepare_output()
             path = config.output_dir / layout.partition_files(self.partition).journal
             with Journal(path, fsync=config.fsync) as journal:
                 for record in filter(None, done.values()):
                     journal.append(replace(record, at=0.0))
                 self._prepare_cases(todo, queue, journal)
-                self._run_cases(queue, outcomes, journal)
+                self._run_cases(queue, execute(self.plan), journal)
+
+    def _find_properties(
+        self, client: Client | None, todo: list[CasePlan], queue: deque[CasePlan]
+    ) -> list[CasePlan]:
+        """Compute the properties of the dataset, and add them to the plan of each case."""
+        if self.partition is not None:
+            raise UsageError(
+                "normalize dataset needs --statistics with --shard: a partition does not see all "
+                "cases; `dask-slicer statistics` makes the file"
+            )
+        observer = self.publisher.observer
+        self.plan = with_properties(self.plan, dataset_properties(self.plan, client, observer))
+        self.earlier = EarlierRuns(self.plan, self.partition)
+        planned = {case.case_id: case for case in self.plan.cases}
+        cases = [planned[case.case_id] for case in queue]
+        queue.clear()
+        queue.extend(cases)
+        return [planned[case.case_id] for case in todo]
 
     def _prepare_output(self) -> None:
         """Clear the output directory, or merge what is left there; write its first files."""
@@ -166,6 +189,7 @@ class _Run:
             start_from.splits,
             start_from.structures,
             table=self.plan.table,
+            properties=self.plan.properties,
             columns=used_columns(config),
             temporary=temporary,
         )
@@ -235,7 +259,12 @@ class _Run:
 
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed after it had moved some of its files into place.
-        entries = layout.case_entries(case, self.plan.config, range(case.shape[0]))
+        config, n_slices = self.plan.config, case.shape[0]
+        if config.changes_grid:  # how many slices there were to be is not known
+            found = layout.find_entries(config.output_dir, of={case.case_id})
+            entries = [*found.get(case.case_id, ())]
+        else:
+            entries = layout.case_entries(case, config, range(n_slices), n_slices=n_slices)
         self.earlier.remove(entries)
         record = FailedCase(
             case_id=case.case_id,
@@ -270,7 +299,7 @@ class _Run:
                 self.clipped.append(record.case_id)
             if not record.slices:
                 self.publisher.observer.note(
-                    f"{record.case_id}: no slice reaches --min_foreground, none is written"
+                    f"{record.case_id}: no slice is selected ({self._selecting()}), none is written"
                 )
             _LOG.info("case %s: wrote %d slices", record.case_id, len(record.slices))
         else:
@@ -278,6 +307,12 @@ class _Run:
             if record.details:
                 _LOG.debug("case %s: %s", record.case_id, record.details)
         signals.raise_if_interrupted()
+
+    def _selecting(self) -> str:
+        """Return the options that leave slices out."""
+        fields, config = type(self.plan.config).model_fields, self.plan.config
+        names = [name for name in SELECTING if getattr(config, name) != fields[name].default]
+        return ", ".join(f"--{name}" for name in names)
 
     def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
         """Write the files of the whole output, if the run has started; return the report."""

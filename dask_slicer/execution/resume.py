@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from dask_slicer.config.schema import BY_LABEL, RunConfig
-from dask_slicer.errors import CaseError
+from dask_slicer.config.dataset_settings import BY_LABEL
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.foreground import IntensityProperties
+from dask_slicer.errors import CaseError, DatasetError, OutputError
+from dask_slicer.execution.dataset_statistics import with_properties
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.monitoring.observer import Observer
@@ -20,6 +23,7 @@ from dask_slicer.output.summary import existing_names
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, case_digest
 from dask_slicer.planning.planner import make_plan
+from dask_slicer.planning.properties import read_properties
 from dask_slicer.records import CommittedCase, RemovedCase, SourceFile
 from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import as_utf8, first_few, format_bytes, plural
@@ -33,7 +37,7 @@ def prepare_plan(config: RunConfig) -> RunPlan:
     """Return what a run into the present output directory would do; write nothing."""
     old = directory.existing_config(config.output_dir)
     if old is None or config.overwrite:
-        return with_folds(make_plan(config))
+        return with_folds(_with_known_properties(make_plan(config), ()))
     directory.check_unchanged(old, config)
     table = directory.existing_table(config.output_dir)
     plan = make_plan(
@@ -45,7 +49,29 @@ def prepare_plan(config: RunConfig) -> RunPlan:
     if config.stratify not in (None, old.stratify, BY_LABEL):
         note = f"cases that have a split keep it, although --stratify {config.stratify} is new"
         plan = replace(plan, notes=(*plan.notes, note))
-    return with_folds(plan)
+    frozen = directory.existing_properties(config.output_dir)
+    return with_folds(_with_known_properties(plan, frozen))
+
+
+def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...]) -> RunPlan:
+    """Return a plan with the properties in a file, or those of the output, if it needs them."""
+    config = plan.config
+    if not plan.needs_properties:
+        return plan
+    properties = frozen if config.statistics is None else read_properties(config.statistics)
+    if not properties:
+        return plan
+    if frozen and properties != frozen:
+        raise OutputError(
+            f"{config.output_dir} was made with other statistics than {config.statistics}; use "
+            "another --output_dir, or --overwrite to replace it"
+        )
+    if len(properties) != plan.n_modalities:
+        raise DatasetError(
+            f"{config.statistics} holds statistics of {plural(len(properties), 'channel')}, a case "
+            f"has {plan.n_modalities}"
+        )
+    return with_properties(plan, properties)
 
 
 def _groups(output_dir: Path, table: CaseTable) -> dict[str, str]:

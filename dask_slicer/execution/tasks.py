@@ -17,9 +17,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dask_slicer.config.schema import SliceSettings
-from dask_slicer.core.geometry import voxel_volume
+from dask_slicer.core.geometry import spacing, voxel_volume
 from dask_slicer.core.slices import SliceStack, slice_volume
+from dask_slicer.core.steps.steps import NO_STEPS, Steps, labelled_sample
 from dask_slicer.core.volume import Volume
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
 from dask_slicer.inputs.load import load_volume
@@ -31,6 +35,7 @@ from dask_slicer.output.layout import case_entries
 from dask_slicer.output.lock import check_held
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
+from dask_slicer.planning.steps import steps_of
 from dask_slicer.records import CommittedCase, SourceFile
 from dask_slicer.utils.formatting import as_utf8
 
@@ -52,6 +57,7 @@ class Target:
     lock: str = ""  # of the run; "" without one
     input_root: str = ""
     names: Names = NO_NAMES
+    steps: Steps = NO_STEPS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,8 +92,27 @@ def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceSt
             dtype="float32" if settings.dtype == "source" else settings.dtype,
             label_dtype=settings.label_dtype,
             min_foreground=settings.min_foreground,
+            steps=_steps(loaded.case, target),
         )
     return StepResult(case=loaded.case, result=stack, seconds=seconds, sources=loaded.sources)
+
+
+def sample_case(
+    loaded: StepResult[Volume], target: Target, *, n_voxels: int
+) -> NDArray[np.float32]:
+    """Return intensities of labelled voxels of a case, (n_modalities, n), after label map and crop.
+
+    The second size is `n_voxels`, or 0 if no voxel is labelled.
+    """
+    steps = _steps(loaded.case, target)
+    with _step("slice", {}, target.run_id):
+        return labelled_sample(loaded.result, target.settings.label_dtype, steps, n_voxels=n_voxels)
+
+
+def _steps(case: CasePlan, target: Target) -> Steps:
+    return steps_of(
+        target.steps, target.settings, case_id=case.case_id, split=case.split, listed=case.listed
+    )
 
 
 def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
@@ -116,7 +141,7 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
             slices, files = write_case(
                 stack, case, target.settings, temporary, names=target.names, fsync=target.fsync
             )
-            for entry in case_entries(case, target.settings, stack.kept):
+            for entry in case_entries(case, target.settings, stack.kept, n_slices=stack.shape[0]):
                 path = output_dir / entry
                 if not moved:
                     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +166,7 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
         group=case.group,
         digest=case.digest,
         shape=(len(stack.image), *stack.shape),
-        spacing=case.spacing,
+        spacing=spacing(stack.affine),
         statistics=stack.statistics,
         slices=slices,
         files=files,
@@ -149,6 +174,7 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
         run_id=target.run_id,
         n_overlapping=stack.n_overlapping,
         header_notes=case.header_notes,
+        steps=stack.changes(),
         structures={mask.structure: mask.value for mask in case.case.masks}
         if case.case.merges_masks
         else {},

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.config.run_settings import LocalSettings, SchedulerSettings
+from dask_slicer.core.steps.steps import NO_STEPS
 from dask_slicer.errors import CaseError, OutputError, as_case_error
 from dask_slicer.execution.graph import compute_here, target_of, verify_graph
 from dask_slicer.execution.resume import prepare_plan
@@ -94,8 +95,9 @@ def verify(
         n_cases = len(totals.split_of)
         missing = planned.keys() - totals.split_of.keys()
         drawn = _drawn(_committed(records), totals.n_slices, deep, seed)
-        plans = {case.case_id: case for case in prepare_plan(config).cases} if drawn else {}
-        target = target_of(config)
+        plan = prepare_plan(config) if drawn else None
+        plans = {} if plan is None else {case.case_id: case for case in plan.cases}
+        target = target_of(config, steps=NO_STEPS if plan is None else plan.steps)
         client = stack.enter_context(
             workers(
                 config,

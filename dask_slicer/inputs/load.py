@@ -70,6 +70,7 @@ def load_volume(case: Case, plane: str) -> Volume:
         label=label,
         affine=grid.affine,
         n_overlapping=n_overlapping,
+        orientation=orientations[0],
     )
 
 

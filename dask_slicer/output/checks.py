@@ -22,6 +22,7 @@ from dask_slicer.errors import CaseError, OutputError, UsageError, as_case_error
 from dask_slicer.output import layout
 from dask_slicer.output.directory import (
     existing_folds,
+    existing_properties,
     existing_splits,
     existing_structures,
     existing_table,
@@ -316,8 +317,9 @@ def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[st
 def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -> Iterator[str]:
     # Without a case, the number of channels is not known.
     ignored = _OF_ONE_RUN if totals.split_of else {*_OF_ONE_RUN, "total_channels"}
-    expected = json.loads(json.dumps(dataset_info(config, totals)))
     try:
+        properties = existing_properties(output_dir)
+        expected = json.loads(json.dumps(dataset_info(config, totals, properties=properties)))
         info = parse_json(read_text(output_dir / layout.SUMMARY))
         Names.parse(info)  # which the journal does not have
         wrong = [

@@ -12,14 +12,16 @@ from pathlib import Path
 
 from dask_slicer.config.loader import build_config, to_yaml
 from dask_slicer.config.schema import RunConfig, changed_settings
+from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import CaseError, ConfigError, OutputError, as_case_error
+from dask_slicer.errors import CaseError, ConfigError, DatasetError, OutputError, as_case_error
 from dask_slicer.output import layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.lock import still_held
 from dask_slicer.planning.case_table import NO_TABLE, CaseTable
 from dask_slicer.planning.folds import FoldList, parse_folds
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
+from dask_slicer.planning.properties import properties_text, read_properties
 from dask_slicer.utils.files import parse_json, read_bytes, read_text
 from dask_slicer.utils.formatting import first_few
 
@@ -152,6 +154,15 @@ def existing_folds(output_dir: Path) -> FoldList | None:
         ) from None
 
 
+def existing_properties(output_dir: Path) -> tuple[IntensityProperties, ...]:
+    """Return the intensity properties that the slices of an output are normalised by, if any."""
+    path = output_dir / layout.STATISTICS_FILE
+    try:
+        return read_properties(path) if path.exists() else ()
+    except DatasetError as error:
+        raise OutputError(f"{error}; restore it, or use --overwrite") from None
+
+
 def check_unchanged(old: RunConfig, new: RunConfig) -> None:
     """Raise OutputError, with a list, if settings changed that would give other slices."""
     # With `only`, the other cases keep channels, or labels, that these settings chose.
@@ -172,6 +183,7 @@ def start(
     structures: Mapping[str, int],
     *,
     table: CaseTable = NO_TABLE,
+    properties: Sequence[IntensityProperties] = (),
     columns: Collection[str] = (),
     temporary: str = layout.TEMPORARY,
 ) -> None:
@@ -190,6 +202,8 @@ def start(
     ]
     if structures:
         files.append((layout.STRUCTURES_FILE, structures_text(structures), True))
+    if properties:
+        files.append((layout.STATISTICS_FILE, properties_text(properties), True))
     if table.says_more_than_ids or (output_dir / layout.CASES_FILE).exists():
         files.append((layout.CASES_FILE, table.text(), config.fsync))
     if config.format == "zarr":

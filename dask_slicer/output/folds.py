@@ -8,7 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dask_slicer.config.schema import BY_LABEL, RunConfig
+from dask_slicer.config.dataset_settings import BY_LABEL
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import CorruptFile, OutputError
 from dask_slicer.output import directory, layout
 from dask_slicer.output.formats.base import read_json

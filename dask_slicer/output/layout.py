@@ -37,6 +37,7 @@ WHOLE = PartitionFiles("journal.jsonl", ".dask_slicer.lock", ".dask_slicer.tmp")
 CONFIG = "config.yaml"
 SPLITS_FILE = "splits.json"
 STRUCTURES_FILE = "structures.json"
+STATISTICS_FILE = "statistics.json"
 # Groups of cases, and their columns in the tables of the dataset; where it has any.
 CASES_FILE = "cases.json"
 # Folds, in the format of nnU-Net.
@@ -58,6 +59,7 @@ PARTITION_PLAN = ".dask_slicer.shares.json"
 # Without index and journals; CONFIG last, because it marks the directory as an output.
 TOP_FILES = (
     *(SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, FOLDS, SPLITS_FILE, STRUCTURES_FILE, CASES_FILE),
+    STATISTICS_FILE,
     CONFIG,
 )
 # Holds unfinished files; on the same file system as their places.
@@ -148,11 +150,12 @@ def parse_slice_name(name: str) -> tuple[str, int] | None:
     return (match["case_id"], int(match["index"])) if match else None
 
 
-def case_entries(case: CasePlan, settings: SliceSettings, slices: Iterable[int]) -> list[str]:
-    """Return the entries that hold some slices of a case, relative to the output."""
+def case_entries(
+    case: CasePlan, settings: SliceSettings, slices: Iterable[int], *, n_slices: int
+) -> list[str]:
+    """Return the entries that hold some of the n slices of a case, relative to the output."""
     if settings.format == "zarr":
         return [f"{ZARR}/{case.split}/{case.case_id}"]
-    n_slices = case.shape[0]
     return [f"{case.split}/{slice_name(case.case_id, index, n_slices)}" for index in slices]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
-from dask_slicer.config.schema import BY_LABEL, RunConfig
+from dask_slicer.config.dataset_settings import BY_LABEL
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import OutputError, UsageError
 from dask_slicer.output import directory, layout
 from dask_slicer.output.folds import (

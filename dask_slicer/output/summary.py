@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import Statistics, pooled
+from dask_slicer.core.steps.label_map import LabelMap
 from dask_slicer.errors import CorruptFile, UsageError
 from dask_slicer.output import directory, layout
 from dask_slicer.output.folds import (
@@ -31,7 +33,9 @@ from dask_slicer.output.journal import last_records
 from dask_slicer.planning.folds import Folds, FoldSettings
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import FORMAT_VERSION
+from dask_slicer.planning.properties import properties_json
 from dask_slicer.records import CommittedCase, FailedCase
+from dask_slicer.utils.formatting import first_few, plural
 from dask_slicer.utils.modalities import for_each_modality
 
 # For the user, about a Zarr store of many cases.
@@ -40,6 +44,39 @@ UNCONSOLIDATED = (
     "read as before, but not with use_consolidated=True of zarr-python"
 )
 _REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "numpy", "zarr")
+
+
+@dataclass(slots=True)
+class LabelTotals:
+    """What became of labels, by the steps, over all cases."""
+
+    mapped: Counter[str] = field(default_factory=Counter)  # voxels by value before a label map
+    lost: Counter[str] = field(default_factory=Counter)  # voxels by value
+    losing: list[str] = field(default_factory=list)  # cases
+    n_removed: int = 0  # voxels of small components
+
+    def add(self, record: CommittedCase) -> None:
+        """Add one case."""
+        self.mapped.update(record.steps.get("mapped_voxels", {}))
+        self.n_removed += record.steps.get("removed_voxels", 0)
+        if lost := record.steps.get("lost_voxels"):
+            self.lost.update(lost)
+            self.losing.append(record.case_id)
+
+    def notes(self, config: RunConfig) -> Iterator[str]:
+        """Yield notes for the last lines of a run."""
+        if self.losing:
+            each = [f"{n} of label {value}" for value, n in sorted(self.lost.items())]
+            yield (
+                f"labelled voxels were cut off or vanished in {plural(len(self.losing), 'case')} "
+                f"({first_few(self.losing)}), by --size or --spacing: {first_few(each, 6)}"
+            )
+        if self.n_removed:
+            yield f"small components of labels: {plural(self.n_removed, 'voxel')} removed"
+        pairs = () if config.label_map is None else LabelMap.parse(config.label_map).pairs
+        for old, _ in pairs:
+            if self.mapped and old.isdecimal() and old != "0" and old not in self.mapped:
+                yield f"no case has the label value {old} of --label_map"
 
 
 @dataclass(slots=True)
@@ -56,6 +93,7 @@ class DatasetTotals:
     clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
     group_of: dict[str, str] = field(default_factory=dict)  # by case id
     labels_of: dict[str, tuple[str, ...]] = field(default_factory=dict)  # see `label_classes`
+    label_changes: LabelTotals = field(default_factory=LabelTotals)
     notes: list[str] = field(default_factory=list)
     is_consolidated: bool = True  # of a Zarr store: its root holds the metadata of all cases
 
@@ -71,6 +109,8 @@ class DatasetTotals:
         self.n_bytes += record.n_bytes
         self.slices_by_split[record.split] += n_slices
         self.n_overlapping += record.n_overlapping
+        if record.steps:
+            self.label_changes.add(record)
         for written in record.slices:
             self.label_voxels.update(written.labels or {})
         self.intensity = (
@@ -125,6 +165,7 @@ def finalize(
             totals.is_consolidated = text != GROUP_TEXT
             directory.write_lines(output_dir, layout.ZARR_ROOT, [text])
         unfinished = planned - totals.split_of.keys() - {failure.case_id for failure in failures}
+        totals.notes += totals.label_changes.notes(config)
         folds = _final_folds(config, totals, unfinished)
         info = dataset_info(
             config,
@@ -132,6 +173,7 @@ def finalize(
             failures=failures,
             n_modalities=n_modalities,
             names=existing_names(output_dir) if names is None else names,
+            properties=directory.existing_properties(output_dir),
             folds=recorded_settings(output_dir) if folds is None else folds.settings,
             elapsed_seconds=elapsed_seconds,
             slices_this_run=slices_this_run,
@@ -209,6 +251,7 @@ def dataset_info(
     failures: Iterable[FailedCase] = (),
     n_modalities: int | None = None,
     names: Names = NO_NAMES,
+    properties: Sequence[IntensityProperties] = (),
     folds: FoldSettings | None = None,
     elapsed_seconds: float = 0,
     slices_this_run: int = 0,
@@ -217,10 +260,10 @@ def dataset_info(
     """Return the content of dataset_info.json; without a run, the part that the journal decides."""
     failed = {failure.case_id: failure for failure in failures}
     cases_by_split = Counter(totals.split_of.values())
-    n_modalities = n_modalities or len(totals.intensity) or 1
+    n_modalities = n_modalities or len(totals.intensity) // config.n_windows or 1
     return {
         "window_size": config.window_size,
-        "total_channels": (2 * config.window_size + 1) * n_modalities,
+        "total_channels": config.n_channels(n_modalities),
         "padding_mode": config.padding_mode,
         "normalized": is_normalized(config),
         "clip_range": _clip_range(config),
@@ -243,6 +286,7 @@ def dataset_info(
         "label_voxels": {str(value): count for value, count in sorted(totals.label_voxels.items())},
         **({"overlapping_voxels": totals.n_overlapping} if totals.n_overlapping else {}),
         **names.summary(),
+        **(properties_json(properties) if properties else {}),
         **({} if folds is None else {"folds": folds.summary()}),
         "intensity": statistics_by_name(totals.intensity),
         "elapsed_seconds": round(elapsed_seconds, 3),

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from dask_slicer.config.schema import BY_LABEL, RunConfig
+from dask_slicer.config.dataset_settings import BY_LABEL
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS, assign_splits, check_groups_whole
 from dask_slicer.errors import DatasetError, OutputError
 from dask_slicer.inputs.case import Case

@@ -6,15 +6,18 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from math import prod
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from dask_slicer.config.schema import BY_LABEL, SliceSettings
+from dask_slicer.config.dataset_settings import BY_LABEL
+from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.planning.case_table import class_counts, column_classes
 from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
+from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import first_few, format_bytes, format_shape, plural
 
@@ -39,8 +42,9 @@ _ZARR_OVERHEAD = 6_000
 
 def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     """Return the bytes of a case's slices: upper bound, and estimate."""
-    n_slices, height, width = case.shape
-    n_modalities = len(case.case.images)
+    _, height, width = case.slice_shape
+    n_slices = case.most_slices if settings.format == "npz" else case.slice_shape[0]
+    n_modalities = len(case.case.images) * settings.n_windows
     pixels = height * width
     dtypes = case.dtypes if settings.dtype == "source" else [settings.dtype]
     label = pixels * _itemsize(settings.label_dtype) if case.has_label else 0
@@ -68,7 +72,8 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     ratio = case.voxel_bytes / case.file_bytes if case.file_bytes else _TYPICAL_GZIP_RATIO
     if ratio < 1.05:
         ratio = _TYPICAL_GZIP_RATIO  # not gzipped: the ratio is unknown
-    per_plane = case.voxel_bytes / max(n_slices, 1) / n_modalities / ratio * over_gzip
+    n_pixels = prod(case.shape) * len(case.case.images)
+    per_plane = case.voxel_bytes / max(n_pixels, 1) * pixels / ratio * over_gzip
     likely = n_slices * (per_plane * n_planes + min(overhead, _NPZ_OVERHEAD_DEFLATED))
     return most, min(int(likely), most)
 
@@ -82,7 +87,7 @@ def _itemsize(*dtypes: str) -> int:
 def output_files(case: CasePlan, settings: SliceSettings) -> int:
     """Return the largest number of files of a case."""
     if settings.format == "npz":
-        return case.shape[0]
+        return case.most_slices
     return _ZARR_FILES if case.has_label else _ZARR_FILES - 2
 
 
@@ -159,12 +164,13 @@ def plan_lines(plan: RunPlan, needs: Mapping[str, Any] | None = None) -> list[st
     if plan.structures:
         names = (f"{value} {name}" for name, value in plan.structures.items())
         lines.append(f"Structures: {first_few(list(names), most=20)}")
+    lines += step_lines(plan)
     if plan.runnable:
         needs = needs or plan_needs(plan)
         likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]
         lines.append(
             f"Slices: {plan.n_slices} {plan.config.plane}, "
-            f"{plural((2 * plan.config.window_size + 1) * plan.n_modalities, 'channel')}, "
+            f"{plural(plan.config.n_channels(plan.n_modalities), 'channel')}, "
             f"about {format_bytes(likely)} (at most {format_bytes(needs['output_bytes_at_most'])}) "
             + (f"to {plan.config.output_dir}" if plan.config.has_output else "on disk")
         )
@@ -250,7 +256,16 @@ def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
         **({"masks": masks} if case.case.merges_masks else {}),
         "shape": list(case.shape) if sound else None,
         "spacing": list(case.spacing) if sound else None,
+        **(_after_steps(case) if sound and plan.config.changed_steps else {}),
         "orientation": case.orientation or None,
         "dtypes": list(case.dtypes),
         "peak_bytes": peak_bytes(case, plan.config) if sound else None,
+    }
+
+
+def _after_steps(case: CasePlan) -> dict[str, Any]:
+    return {
+        "slice_shape": list(case.slice_shape),
+        "slice_spacing": list(case.new_spacing or case.spacing),
+        "slices_at_most": case.most_slices,
     }

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dask_slicer.config.schema import BY_LABEL, RunConfig
+from dask_slicer.config.dataset_settings import BY_LABEL
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import assign_folds
 from dask_slicer.errors import DatasetError
 from dask_slicer.planning.case_table import CaseTable, class_counts, column_classes

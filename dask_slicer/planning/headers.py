@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.core.geometry import align, axis_codes, spacing
+from dask_slicer.core.geometry import align, axis_codes
+from dask_slicer.core.geometry import spacing as spacing_of
 from dask_slicer.errors import UnsupportedImage
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.header_cache import HeaderCache
@@ -20,6 +21,7 @@ from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
 from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
 from dask_slicer.planning.plan import CasePlan, case_digest
+from dask_slicer.planning.steps import n_selected, sliced_grid
 from dask_slicer.utils.formatting import as_utf8, first_few, plural
 
 _NUMBERS = re.compile(r"-?\d[\d.,e+-]*")
@@ -43,7 +45,10 @@ def first_volumes(case: Case, *, cache: HeaderCache) -> dict[str, VolumeHeader]:
 
 
 def with_headers(
-    plan: CasePlan, config: RunConfig, cache: HeaderCache, known: dict[str, VolumeHeader]
+    plan: CasePlan,
+    config: RunConfig,
+    cache: HeaderCache,
+    known: dict[str, VolumeHeader],
 ) -> CasePlan:
     """Return a case's plan, filled in from its headers; `known` has those of `first_volumes`."""
     case = plan.case
@@ -60,6 +65,15 @@ def with_headers(
     for number, path in enumerate(case.images):
         if not path:
             files.insert(number, ("", 0, 0))
+    if config.changes_grid or config.selects:
+        shape, spacing = sliced_grid(
+            config,
+            shape=facts["shape"],
+            spacing=facts["spacing"],
+            stored_as=f"{facts['orientation']} {config.plane}",
+        )
+        facts |= {"new_shape": shape, "new_spacing": spacing}
+        facts["n_selected"] = n_selected(config, shape[0], plan.listed)
     planned = replace(
         plan,
         sources=tuple(names[path] for path in case.images),
@@ -100,7 +114,7 @@ def _facts(
     label_names = {} if case.merges_masks or not labels else labels[0].label_names
     return {
         "shape": grid.shape,
-        "spacing": spacing(grid.affine),
+        "spacing": spacing_of(grid.affine),
         "orientation": axis_codes(images[0].affine),
         "dtypes": tuple(next(dtypes) if path else first for path in case.images),
         "file_bytes": sum(header.file_bytes // header.n_volumes for header in headers),

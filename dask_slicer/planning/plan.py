@@ -6,20 +6,24 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 
 import numpy as np
 
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
+from dask_slicer.config.step_settings import StepSettings
+from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.steps.steps import Steps
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds
 from dask_slicer.planning.names import Names
+from dask_slicer.planning.steps import common_steps, in_digest
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.modalities import for_each_modality
@@ -59,6 +63,12 @@ class CasePlan:
     file_bytes: int = 0  # of all files, on disk
     voxel_bytes: int = 0  # in memory: all files inflated, but one mask at a time and their label
     mask_bytes: int = 0  # of all masks, inflated
+    # Of the slices, as far as headers tell; None: as above, and all slices.
+    new_shape: tuple[int, int, int] | None = None
+    new_spacing: tuple[float, float, float] | None = None
+    n_selected: int | None = None  # slices to write, at most
+    listed: frozenset[int] | None = None  # the only slices to write
+    facts: tuple[str, ...] = ()  # of the whole dataset, in the digest
     header_notes: tuple[tuple[str, str], ...] = ()  # oddities: file, relative to the input; text
     label_names: Mapping[int, str] = field(default_factory=dict)  # in the header of the label
     oriented: bool = True  # whether the first image's header defines its orientation
@@ -68,6 +78,16 @@ class CasePlan:
     def case_id(self) -> str:
         """Return the id of the case."""
         return self.case.case_id
+
+    @property
+    def slice_shape(self) -> tuple[int, int, int]:
+        """Return (n_slices, height, width) after all steps, as far as headers tell."""
+        return self.new_shape or self.shape
+
+    @property
+    def most_slices(self) -> int:
+        """Return how many slices are written at most."""
+        return self.slice_shape[0] if self.n_selected is None else self.n_selected
 
     def described(self) -> tuple[str, str, str, str, str]:
         """Return what its headers say, as text for tables; `HEADER_FACTS` has the names."""
@@ -104,10 +124,14 @@ class CasePlan:
     def work(self) -> int:
         """Return the estimated work, in bytes of voxels that take as long."""
         masks = self.mask_bytes // _MASKS_PER_VOLUME
-        return self.voxel_bytes + masks + self.shape[0] * _WORK_PER_SLICE + _WORK_PER_CASE
+        return self.voxel_bytes + masks + self.most_slices * _WORK_PER_SLICE + _WORK_PER_CASE
 
 
-def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, int, int]]) -> str:
+def case_digest(
+    plan: CasePlan,
+    config: RunConfig,
+    sources: Sequence[tuple[str, int, int]],
+) -> str:
     """Return a digest, of 16 hexadecimal digits, of everything that decides a case's output bytes.
 
     `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
@@ -131,6 +155,7 @@ def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, 
     if plan.case.merges_masks:
         content["masks"] = [mask.value for mask in plan.case.masks]
         content |= {"overlap": "error"} if plan.case.overlap == "error" else {}
+    content |= in_digest(config, split=plan.split, listed=plan.listed)
     # Earlier versions took all lengths as mm.
     if any(note.endswith(CONVERTED) for _, note in plan.header_notes):
         content["units"] = CONVERTED
@@ -141,21 +166,40 @@ def case_digest(plan: CasePlan, config: RunConfig, sources: Sequence[tuple[str, 
 @lru_cache(maxsize=1)  # it is the same for thousands of cases
 def _settings_in_digest(config: RunConfig) -> dict[str, object]:
     # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
-    unused = {"nonfinite", UNUSED_BY_FORMAT[config.format]}
+    unused = {"nonfinite", "statistics", UNUSED_BY_FORMAT[config.format]}
+    unused.update(StepSettings.model_fields)  # see `in_digest`
     return config.slice_settings.model_dump(mode="json", exclude=unused)
+
+
+def digest_with(plan: CasePlan, fact: object) -> CasePlan:
+    """Return a case's plan whose digest holds also a fact of the whole dataset, as JSON values."""
+    text = json.dumps(fact)
+    return replace(plan, digest=_with_fact(plan.digest, text), facts=(*plan.facts, text))
+
+
+def _with_fact(digest: str, fact: str) -> str:
+    return hashlib.sha256(f"{digest} {fact}".encode()).hexdigest()[:16]
 
 
 def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     """Return the memory that a case needs to be loaded, sliced and saved, in bytes."""
-    _, height, width = case.shape
-    voxels = prod(case.shape)
+    _, height, width = case.slice_shape
+    voxels, sliced = prod(case.shape), prod(case.slice_shape)
     planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
-    label = voxels * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
+    label = max(voxels, sliced) * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
     # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
     window = planes * len(case.case.images) * height * width * 4
-    sorts = "percentile" in for_each_modality(settings.normalize, 1)
+    sorts = settings.percentiles or "percentile" in for_each_modality(settings.normalize, 1)
     percentile = voxels * 8 if sorts else 0
-    return case.voxel_bytes + label + max(3 * window, percentile)
+    n_channels = len(case.case.images) * settings.n_windows
+    changed = 0
+    if settings.resamples:  # one channel normalised, all of them on their new grid
+        changed = 4 * (voxels + n_channels * sliced)
+    elif settings.size is not None:
+        changed = sliced * case.voxel_bytes // max(voxels, 1)
+    if settings.label_map is not None or settings.removes_components:
+        changed += 4 * voxels  # of int32, or numbers of components
+    return case.voxel_bytes + label + changed + max(3 * window, percentile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +228,10 @@ class RunPlan:
         The names of label values, such as ``{1: "liver"}``; empty where unknown.
     structures : dict of str to int
         The content of structures.json: label values of structures whose masks are merged.
+    label_values : dict of int to int, optional
+        New label values by old ones.
+    properties : tuple of IntensityProperties
+        Of the dataset, one for each modality, if it is normalised by them.
     folds : Folds or None
         Of a cross-validation; None without the setting `folds`.
     """
@@ -199,6 +247,8 @@ class RunPlan:
     channel_names: tuple[str, ...] = ()
     label_names: dict[int, str] = field(default_factory=dict)
     structures: Mapping[str, int] = field(default_factory=dict)
+    label_values: Mapping[int, int] | None = None
+    properties: tuple[IntensityProperties, ...] = ()
     folds: Folds | None = None
 
     def __repr__(self) -> str:
@@ -248,9 +298,20 @@ class RunPlan:
         return Names(channels=self.channel_names if fits else (), labels=self.label_names)
 
     @property
+    def needs_properties(self) -> bool:
+        """Return whether cases are normalised by properties of the dataset, not known yet."""
+        methods = for_each_modality(self.config.normalize, 1)
+        return "dataset" in methods and not self.properties
+
+    @property
+    def steps(self) -> Steps:
+        """Return the values of the settings of steps, the same for all cases."""
+        return common_steps(self.config, self.label_values, self.properties)
+
+    @property
     def n_slices(self) -> int:
-        """Return the number of slices of all cases without a problem."""
-        return sum(case.shape[0] for case in self.runnable)
+        """Return the largest number of slices of all cases without a problem."""
+        return sum(case.most_slices for case in self.runnable)
 
     @property
     def peak_bytes(self) -> int:
@@ -262,7 +323,7 @@ class RunPlan:
         config = self.config
         counts = Counter(case.split for case in self.cases)
         splits = ", ".join(f"{counts[split]} {split}" for split in self.splits)
-        channels = plural((2 * config.window_size + 1) * self.n_modalities, "channel")
+        channels = plural(config.n_channels(self.n_modalities), "channel")
         rows: list[tuple[str, object]] = [
             ("input", config.input_dir),
             ("layout", f"{self.layout} ({self.reason})"),

@@ -107,7 +107,7 @@ class PlanCache:
         """List the files under the input as they are now, before they are read."""
         config = self._config
         paths: tuple[str, ...] = ()
-        named = [] if config.splits is None else [os.fspath(config.splits)]
+        named = [os.fspath(path) for path in (config.splits, config.slice_list) if path is not None]
         if config.input_dir.is_dir():
             self.tree = FileTree.scan(config.input_dir, skip=config.output_dir)
             paths = self.tree.paths
@@ -173,6 +173,8 @@ def _packed(plan: RunPlan) -> dict[str, Any]:
     content["cases"] = [_packed_case(case) for case in plan.cases]
     content["files"] = [(role.path, role.role, role.detail, role.case_id) for role in plan.files]
     content["label_names"] = list(plan.label_names.items())
+    if plan.label_values is not None:
+        content["label_values"] = list(plan.label_values.items())
     return content
 
 
@@ -198,6 +200,8 @@ def _unpacked(content: dict[str, Any], config: RunConfig) -> RunPlan:
         ]
     )
     content["label_names"] = dict(content["label_names"])
+    if "label_values" in content:
+        content["label_values"] = dict(content["label_values"])
     return RunPlan(config=config, **_with_tuples(content))
 
 

@@ -36,8 +36,9 @@ from dask_slicer.planning.headers import (
     names_in_headers,
     with_headers,
 )
-from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
+from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, digest_with
 from dask_slicer.planning.plan_cache import PlanCache
+from dask_slicer.planning.steps import label_values, mapped_names, names_labels, read_slice_list
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
@@ -135,9 +136,13 @@ def _make_plan(
         n_modalities=n_modalities,
         needs_label=has_labels and not config.allow_missing_labels,
     )
+    listed = _listed(config, {case.case_id for case in cases})
     unread = [
         CasePlan(
-            case=with_unnamed(case, root), split=splits[case.case_id], group=groups[case.case_id]
+            case=with_unnamed(case, root),
+            split=splits[case.case_id],
+            group=groups[case.case_id],
+            listed=listed(case.case_id),
         )
         for case in cases
     ]
@@ -149,6 +154,10 @@ def _make_plan(
     if not label_names:
         label_names, disagreement = names_in_headers(plans)
         notes += [disagreement] if disagreement else []
+    label_names = label_names | {value: name for name, value in numbers.items()}
+    new_values = label_values(config, label_names)
+    if names_labels(config):
+        plans = tuple(digest_with(plan, sorted((new_values or {}).items())) for plan in plans)
     plan = RunPlan(
         config=config,
         layout=dataset.layout,
@@ -159,10 +168,25 @@ def _make_plan(
         problems=(*dataset.problems, *label_like_images(plans)),
         files=dataset.files,
         channel_names=dataset.channel_names,
-        label_names=label_names | {value: name for name, value in numbers.items()},
+        label_names=mapped_names(config, label_names),
+        label_values=new_values,
         structures=numbers,
     )
     return plan, cache.seen
+
+
+def _listed(config: RunConfig, known: Collection[str]) -> Callable[[str], frozenset[int] | None]:
+    """Return a function of a case id that returns its listed slices, None if there is no list."""
+    if config.slice_list is None:
+        return lambda _: None
+    slices = read_slice_list(config.slice_list)
+    for name in slices:
+        if name not in known:
+            raise DatasetError(
+                f"{config.slice_list} names {name}, but there is no such case"
+                f"{did_you_mean(name, known)}"
+            )
+    return lambda case_id: slices.get(case_id, frozenset())
 
 
 def _check_label_values(config: RunConfig, numbers: Mapping[str, int]) -> None:

@@ -266,6 +266,9 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
     `statistics`, by case id, undo the normalisation; cases without are left out if others have it.
     """
     index, normalize = output.index, output.config.normalize
+    methods = {*for_each_modality(normalize, 1)}
+    if output.config.maps_limits or "dataset" in methods:
+        statistics = {}  # these do not undo it
     known = np.array([case.case_id in statistics for case in index.cases], dtype=bool)
     if known.any() and not known.all():
         index = index.select(known[index.case])
@@ -281,12 +284,12 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
                 step = math.ceil(math.sqrt(image[0].size / _SAMPLED_PIXELS))
                 channels = [channel[::step, ::step].ravel() for channel in image]
                 if known.any():
-                    methods = for_each_modality(normalize, len(channels))
+                    each = for_each_modality(normalize, len(channels))
                     with np.errstate(all="ignore"):
                         channels = [
                             intensities(channel, stats, method)
                             for channel, stats, method in zip(
-                                channels, statistics[case.case_id], methods, strict=False
+                                channels, statistics[case.case_id], each, strict=False
                             )
                         ]
                 for channel in channels:
@@ -303,7 +306,7 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
             histogram(np.concatenate(numbers), most_bins=_SAMPLE_BINS, tail=_SAMPLE_TAIL)
             for numbers in zip(*values, strict=False)
         ),
-        in_file_units=bool(known.any()) or {*for_each_modality(normalize, 1)} == {"none"},
+        in_file_units=bool(known.any()) or (methods == {"none"} and not output.config.maps_limits),
         problems=tuple(problems),
     )
 

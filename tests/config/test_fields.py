@@ -10,14 +10,8 @@ from typing import get_args, get_type_hints
 import pytest
 from pydantic import ByteSize
 
-from dask_slicer.config.fields import (
-    PER_MODALITY,
-    NotGiven,
-    OptionalKeywords,
-    RunKeywords,
-    StrPath,
-    plain_type,
-)
+from dask_slicer.config.fields import PER_MODALITY, plain_type
+from dask_slicer.config.keywords import NotGiven, OptionalKeywords, RunKeywords, StrPath
 from dask_slicer.config.schema import RunConfig
 
 FIELDS = RunConfig.model_fields
@@ -28,15 +22,22 @@ ACCEPTED = {
     ByteSize: {int, str},
     tuple[str, ...]: {Sequence[str]},
 }
+# Parts of a text with commas; the types of the parts differ.
+SEQUENCES = {
+    "ct_windows": {Sequence[str]},
+    "percentiles": {Sequence[float]},
+    "spacing": {Sequence[float | None]},
+    "size": {int, Sequence[int]},
+}
 
 
 def test_every_setting_is_a_keyword_of_plan_run_and_submit() -> None:
-    assert sorted(KEYWORDS) == sorted(FIELDS)
+    assert sorted(KEYWORDS) == sorted([*FIELDS, "like"])  # which stands for others
 
 
 def test_a_configuration_requires_what_has_no_default() -> None:
     required = {name for name, field in FIELDS.items() if field.is_required()}
-    assert set(KEYWORDS) - set(get_type_hints(OptionalKeywords)) == required
+    assert set(KEYWORDS) - set(get_type_hints(OptionalKeywords)) == required | {"like"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -44,7 +45,8 @@ def test_a_keyword_takes_what_the_setting_takes(name) -> None:
     field = FIELDS[name]
     may_be_none = field.is_required() or field.default is None
     kind = plain_type(field.annotation)
-    expected = ACCEPTED.get(kind, {kind}) | {NoneType if may_be_none else NotGiven}
+    expected = SEQUENCES.get(name) or ACCEPTED.get(kind, {kind})
+    expected = expected | {NoneType if may_be_none else NotGiven}
     if name in PER_MODALITY:
         expected |= {Sequence[float | None] if kind is float else Sequence[kind]}
     assert set(get_args(KEYWORDS[name])) == expected

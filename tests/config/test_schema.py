@@ -9,8 +9,10 @@ import pytest
 import yaml
 from pydantic import ByteSize, ValidationError
 
+from dask_slicer.config.dataset_settings import SplitSettings
 from dask_slicer.config.loader import build_config, json_schema, to_yaml
-from dask_slicer.config.schema import RunConfig, SplitSettings, changed_settings
+from dask_slicer.config.schema import RunConfig, changed_settings
+from dask_slicer.config.step_settings import StepSettings
 from dask_slicer.errors import ConfigError
 
 pytestmark = pytest.mark.versions
@@ -19,6 +21,28 @@ PLACES = {"input_dir": "/scans", "output_dir": "/all slices"}
 DEFAULT = RunConfig(**PLACES)
 # Another value than the default for every setting but the two places.
 CHANGED = {
+    "label_map": "1:1 *:0",
+    "min_component_voxels": 5,
+    "min_component_pixels": 5,
+    "crop": "nonzero",
+    "crop_margin": 2.0,
+    "percentiles": (1.0, 99.0),
+    "ct_windows": ("40/400",),
+    "foreground": "otsu",
+    "spacing": (2.0, None, 1.0),
+    "resample_order": 1,
+    "size": (64, 32),
+    "fit": "resize",
+    "center": "label",
+    "slices": "10:-10",
+    "stride": 2,
+    "keep_empty": 0.5,
+    "keep_empty_in": "all",
+    "slice_list": Path("/data/list.csv"),
+    "drop_blank": True,
+    "context_step": 2,
+    "context_mm": 2.5,
+    "statistics": Path("/data/statistics.json"),
     "layout": "bids",
     "images": ("img/*.nii.gz",),
     "labels": "label/*.nii.gz",
@@ -90,6 +114,8 @@ CHANGED = {
 DECISIVE = [
     *("window_size", "padding_mode", "plane", "clip_min", "clip_max", "normalize", "dtype"),
     *("format", "label_dtype", "min_foreground", "compression_level"),
+    *StepSettings.model_fields,
+    "statistics",
     *("train_ratio", "val_ratio", "group_regex", "group_column", "seed", "modalities"),
 ]
 OF_ONE_RUN = {
@@ -135,6 +161,8 @@ def test_the_table_of_changes_has_every_setting_that_may_be_changed() -> None:
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_setting_comes_back_from_yaml_unless_it_is_of_one_run(tmp_path, name) -> None:
     needs = {"fold": "splits", "labels": "images"}.get(name)
+    needs = needs or {"crop_margin": "crop", "resample_order": "spacing"}.get(name)
+    needs = "size" if name in ("fit", "center") else needs
     needed = {needs: CHANGED[needs]} if needs else {}
     if name in TLS:
         needed = {other: CHANGED[other] for other in TLS} | {"scheduler": "tls://host:8786"}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dask_slicer.core.windows import PADDING_MODES, ZERO_SLICE, window_indices
+from dask_slicer.core.windows import PADDING_MODES, ZERO_SLICE, context_step, window_indices
 
 Z = ZERO_SLICE
 NUMPY_MODES = {"zero": "constant", "replicate": "edge", "mirror": "reflect"}
@@ -136,3 +136,31 @@ def test_a_window_has_its_own_slice_in_the_middle(padding_mode: str) -> None:
 def test_an_unknown_padding_mode_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="zero, replicate, mirror, got wrap"):
         window_indices(0, n_slices=3, window_size=1, padding_mode="wrap")
+
+
+@pytest.mark.parametrize(
+    ("padding_mode", "step", "expected"),
+    [
+        ("zero", 2, [Z, 1, 3, 5, Z]),
+        ("replicate", 2, [0, 1, 3, 5, 6]),
+        ("mirror", 2, [1, 1, 3, 5, 5]),
+        ("zero", 1, [1, 2, 3, 4, 5]),
+        ("zero", 1.5, [0, 1, 3, 5, 6]),  # 1.5 and 3.0 slices: the farther one of two at 1.5
+        ("zero", 0.4, [2, 3, 3, 3, 4]),  # 0.4 and 0.8 slices
+        ("zero", 1e9, [Z, Z, 3, Z, Z]),
+    ],
+)
+def test_neighbours_at_a_distance(padding_mode, step, expected) -> None:
+    indices = window_indices(3, n_slices=7, window_size=2, padding_mode=padding_mode, step=step)
+    assert indices.tolist() == expected
+
+
+@given(spacing=st.floats(0.1, 10), mm=st.floats(0.1, 50), neighbour=st.integers(1, 5))
+def test_neighbours_are_the_nearest_to_multiples_of_a_distance(spacing, mm, neighbour) -> None:
+    step = context_step(spacing=spacing, mm=mm)
+    window = window_indices(
+        10_000, n_slices=20_000, window_size=5, padding_mode="replicate", step=step
+    )
+    found = abs(window[5 + neighbour] - 10_000) * spacing
+    assert abs(found - neighbour * mm) <= spacing / 2 + 1e-6
+    assert window[5 + neighbour] - 10_000 == 10_000 - window[5 - neighbour]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.geometry import spacing
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.statistics import Statistics
+from dask_slicer.core.windows import context_step
 from dask_slicer.errors import CaseError, CorruptFile, UsageError
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import CasePlan
@@ -87,6 +88,7 @@ def case_metadata(
     """Return the metadata that all slices of a case share, as JSON values."""
     n_slices, height, width = stack.shape
     channels = (2 * settings.window_size + 1) * len(stack.image)
+    changes = stack.changes()
     return {
         "source_file": _one_or_list([source or None for source in case.sources]),
         "total_slices": n_slices,
@@ -94,6 +96,7 @@ def case_metadata(
         "padding_mode": settings.padding_mode,
         "num_channels": channels,
         "spacing": list(spacing(stack.affine)),
+        **_requested(settings),
         "normalized": is_normalized(settings),
         # The std that was divided by, so that it undoes the normalisation.
         "norm_stats": statistics_by_name(
@@ -107,13 +110,37 @@ def case_metadata(
         "split": case.split,
         "plane": settings.plane,
         "affine": stack.affine.tolist(),
+        **({"steps": changes} if changes else {}),
         **_notes(case),
         **({"overlapping_voxels": stack.n_overlapping} if stack.n_overlapping else {}),
     } | names.metadata()
 
 
+def _requested(settings: SliceSettings) -> dict[str, Any]:
+    """Return the settings that say where neighbours are, and what spacing was wanted."""
+    content: dict[str, Any] = {}
+    if settings.spacing is not None:
+        content["spacing_requested"] = list(settings.spacing)
+    if settings.context_step > 1:
+        content["context_step"] = settings.context_step
+    if settings.context_mm is not None:
+        content["context_mm"] = settings.context_mm
+    return content
+
+
+def step_of(metadata: Mapping[str, Any]) -> float:
+    """Return how many slices lie between neighbours, from the metadata of a case."""
+    return context_step(
+        spacing=metadata["spacing"][0],
+        step=metadata.get("context_step", 1),
+        mm=metadata.get("context_mm"),
+    )
+
+
 def is_normalized(settings: SliceSettings) -> bool | list[bool]:
     """Return whether images are normalised: a list for each modality only where they differ."""
+    if settings.maps_limits:
+        return True
     flags = [method != "none" for method in for_each_modality(settings.normalize, 1)]
     return flags[0] if len(set(flags)) == 1 else flags
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -19,7 +20,7 @@ from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.windows import ZERO_SLICE
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, case_metadata
+from dask_slicer.output.formats.base import Slice, case_metadata, step_of
 from dask_slicer.output.formats.npz_archive import (
     Piece,
     archive,
@@ -72,13 +73,15 @@ class _Writer:
         self._stack = stack
         self._settings = settings
         self._piece = partial(piece, level=settings.compression_level)
+        self._metadata = case_metadata(stack, case, settings, names)
+        step = step_of(self._metadata)
         self._windows = stack.windows(
-            window_size=settings.window_size, padding_mode=settings.padding_mode
+            window_size=settings.window_size, padding_mode=settings.padding_mode, step=step
         )
+        self._reach = ceil(settings.window_size * step)
         self._planes = stack.planes(set(chain.from_iterable(self._windows.values())))
         self._pieces: dict[int, list[Piece]] = {}
         _, height, width = stack.shape
-        self._metadata = case_metadata(stack, case, settings, names)
         channels = self._metadata["num_channels"]
         self._image_header = self._piece(npy_header((channels, height, width), settings.dtype))
         zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))
@@ -89,7 +92,7 @@ class _Writer:
         """Return the file of one slice, in parts, and its CRC-32."""
         window = self._windows[slice_index]
         # No later window needs planes before this one's first.
-        for index in [i for i in self._pieces if i < slice_index - self._settings.window_size]:
+        for index in [i for i in self._pieces if i < slice_index - self._reach]:
             del self._pieces[index]
         image = [self._image_header]
         for index in window:

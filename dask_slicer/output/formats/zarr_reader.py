@@ -23,10 +23,12 @@ from dask_slicer.core.intensity import Normalization
 from dask_slicer.core.labels import LABEL_DTYPES
 from dask_slicer.core.windows import PADDING_MODES, ZERO_SLICE, window_indices
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, read_json
+from dask_slicer.output.formats.base import Slice, read_json, step_of
 from dask_slicer.output.formats.zarr_shards import ShardReader, shard_path
 from dask_slicer.output.layout import ZARR_METADATA
 
+# Slices between neighbours of a window: more is damage.
+_MOST_APART = 1e9
 _FLOATS = ("float16", "float32")
 # Of the file, where slices are normalised when they are read.
 _SOURCE = (
@@ -56,7 +58,8 @@ class ZarrReader:
         elif (folder / "label").exists():
             raise CorruptFile(f"{path} has no label, but its case has one")
         dtype = self._image.dtype
-        if not self._normalization and dtype.name not in _FLOATS:
+        final = (*_FLOATS, self._attributes.get("image_dtype"))
+        if not self._normalization and dtype.name not in final:
             raise CorruptFile(f"{path} lacks the normalisation of {dtype} images")
         if self._stored_dtypes and np.result_type(*self._stored_dtypes) != dtype:
             raise CorruptFile(f"{self._image.path} has another dtype than its case: {dtype}")
@@ -66,6 +69,7 @@ class ZarrReader:
         self._window_size = _whole(attributes["window_size"], least=0)
         self._padding_mode: str = attributes["padding_mode"]
         self.affine = np.array(attributes["affine"], dtype=np.float64)
+        self._step = step_of(attributes)
         self._normalization = [_normalization(n) for n in attributes.get("normalization", [])]
         own = attributes.get("stored_dtype", [])  # which stores of earlier versions lack
         self._stored_dtypes = [np.dtype(name) for name in own]
@@ -85,6 +89,7 @@ class ZarrReader:
             or any(attributes[name] != value for name, value in expected.items())
             or self._padding_mode not in PADDING_MODES
             or self.affine.shape != (4, 4)
+            or not 0 < self._step < _MOST_APART
             or not np.allclose(spacing(self.affine), attributes["spacing"], rtol=1e-9, atol=0)
         ):
             raise ValueError("its attributes contradict each other")
@@ -115,6 +120,7 @@ class ZarrReader:
             n_slices=self.shape[0],
             window_size=self._window_size if window_size is None else window_size,
             padding_mode=self._padding_mode,
+            step=self._step,
         )
         image = self.planes(indices.tolist()).reshape(-1, *self.shape[2:])
         return image, None if self._label is None else self._label.read(slice_index)

@@ -164,12 +164,15 @@ def _image_planes(
             yield np.stack(clipped, dtype=dtype)
     else:
         for _, planes in stack.planes(range(stack.shape[0])):
-            yield np.stack(planes, dtype=dtype, casting="same_kind")
+            # Numbers that become uint8 are whole, and fit.
+            yield np.stack(planes, dtype=dtype, casting="unsafe")
 
 
 def _reading(stack: SliceStack, settings: SliceSettings) -> dict[str, Any]:
     """Return the attributes of a group that its readers need."""
     attributes: dict[str, Any] = {"format_version": FORMAT_VERSION}
+    if settings.dtype == "uint8":  # else it would need a normalisation
+        attributes["image_dtype"] = "uint8"
     if settings.dtype != "source":
         return attributes
     own = [voxels.stored.dtype.name for voxels in stack.image]

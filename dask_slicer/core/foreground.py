@@ -1,0 +1,216 @@
+"""Foreground of an image, over which its statistics are taken, and samples of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.core.statistics import Statistics, statistics
+from dask_slicer.core.volume import Voxels, in_memory_order
+from dask_slicer.errors import MissingLabel, NonFinite
+
+FOREGROUNDS = ("min", "all", "nonzero", "label", "otsu")
+_OTSU_BINS = 256
+
+
+def foreground_mask(
+    voxels: Voxels,
+    which: str,
+    *,
+    label: NDArray[np.integer] | None = None,
+    low: float = -np.inf,
+    high: float = np.inf,
+) -> NDArray[np.bool_]:
+    """Return which voxels are foreground.
+
+    Parameters
+    ----------
+    which : {"nonzero", "label", "otsu"}
+        Other than 0 in the file's units; labelled; above Otsu's threshold of the intensities,
+        which are clipped to low and high before.
+    label : ndarray of int, optional
+        Of the same shape.
+
+    Raises
+    ------
+    MissingLabel
+        If `which` is label, and there is none.
+    """
+    stored = voxels.stored
+    match which:
+        case "nonzero" if voxels.intercept == 0:
+            return np.asarray(stored != 0)
+        case "nonzero":
+            zero = -voxels.intercept / voxels.slope
+            return np.asarray(stored != zero)
+        case "label" if label is None:
+            raise MissingLabel(
+                f"the foreground is the label, and {voxels.source} has none; give one, or use "
+                "another --foreground"
+            )
+        case "label":
+            return np.asarray(label != 0)
+        case "otsu":
+            values = np.nan_to_num(stored.astype(np.float32) * voxels.slope + voxels.intercept)
+            values = values.clip(low, high)
+            return np.asarray(values > otsu_threshold(values))
+    raise ValueError(f"foreground must be one of {', '.join(FOREGROUNDS)}, got {which}")
+
+
+def foreground_statistics(
+    voxels: Voxels,
+    mask: NDArray[np.bool_],
+    *,
+    percentiles: tuple[float, float] | None = None,
+    **clip: Any,
+) -> Statistics:
+    """Return the statistics of voxels, mean and std over a mask; over all if that is empty.
+
+    Parameters are those of `statistics`.
+    """
+    whole = statistics(voxels, **clip)
+    stored = voxels.stored[mask] if mask.any() else voxels.stored
+    inside = statistics(
+        replace(voxels, stored=stored), **clip, percentiles=percentiles, all_voxels=True
+    )
+    low, high = (-np.inf, np.inf) if percentiles is None else (inside.min, inside.max)
+    return replace(
+        whole,
+        mean=inside.mean,
+        std=inside.std,
+        min=min(max(whole.min, low), high),
+        max=min(max(whole.max, low), high),
+        n_foreground=inside.n_foreground,
+    )
+
+
+def otsu_threshold(values: NDArray[np.floating]) -> float:
+    """Return the threshold that divides values into two classes of the least variance.
+
+    It is the upper edge of a bin of a histogram of 256 bins; the minimum if all are equal.
+
+    Source: Otsu, "A threshold selection method from gray-level histograms", 1979.
+
+    Examples
+    --------
+    >>> values = np.array([0.0, 1.0, 2.0, 98.0, 99.0, 100.0])
+    >>> 2 < otsu_threshold(values) < 98
+    True
+    """
+    if values.min() == values.max():
+        return float(values.max())
+    counts, edges = np.histogram(in_memory_order(values), bins=_OTSU_BINS)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below = counts.cumsum()
+    above = below[-1] - below
+    sums = (counts * middles).cumsum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference = sums / below - (sums[-1] - sums) / above
+        between = below.astype(np.float64) * above * difference**2
+    return float(edges[1 + int(np.nanargmax(between[:-1]))])
+
+
+# -- samples for statistics of a dataset -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntensityProperties:
+    """Intensities of the foreground of a dataset in one channel, under the names of nnU-Net."""
+
+    mean: float
+    median: float
+    std: float
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+    def as_json(self) -> dict[str, float]:
+        """Return the properties by name."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, content: Any) -> IntensityProperties:
+        """Return the properties in a JSON object; raise ValueError if it does not hold them."""
+        try:
+            values = {name: float(content[name]) for name in cls.__dataclass_fields__}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"must hold the numbers {', '.join(cls.__dataclass_fields__)}"
+            ) from None
+        properties = cls(**values)
+        if not np.isfinite(list(values.values())).all() or not (
+            properties.std >= 0 and properties.percentile_00_5 <= properties.percentile_99_5
+        ):
+            raise ValueError("must hold finite numbers: std 0 or more, percentiles in order")
+        return properties
+
+
+def sample_intensities(
+    image: Sequence[Voxels], label: NDArray[np.integer], *, n: int, case_id: str
+) -> NDArray[np.float32]:
+    """Return intensities of labelled voxels, drawn at random with replacement.
+
+    The case id is the seed, so the sample is the same on every machine.
+
+    Returns
+    -------
+    (n_modalities, n) ndarray, (n_modalities, 0) if no voxel is labelled
+
+    Raises
+    ------
+    NonFinite
+        If a drawn intensity is NaN or Inf.
+    """
+    labelled = np.flatnonzero(label)
+    if not labelled.size:
+        return np.empty((len(image), 0), dtype=np.float32)
+    digest = hashlib.sha256(case_id.encode("utf-8", "surrogateescape")).digest()
+    # PCG64 and this use of it are the same in all versions of numpy.
+    rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
+    places = np.unravel_index(
+        labelled[(rng.random(n) * labelled.size).astype(np.intp)], label.shape
+    )
+    samples = np.empty((len(image), n), dtype=np.float32)
+    for voxels, sample in zip(image, samples, strict=True):
+        values = voxels.stored[places].astype(np.float64) * voxels.slope + voxels.intercept
+        if not np.isfinite(values).all():
+            raise NonFinite(f"labelled voxels of {voxels.source} are NaN or Inf")
+        sample[:] = values
+    return samples
+
+
+def pool_samples(samples: Iterable[NDArray[np.float32]]) -> tuple[IntensityProperties, ...]:
+    """Return the properties of each channel, over the samples of all cases.
+
+    Each case has the same weight, since its sample has the same size.
+
+    Raises
+    ------
+    ValueError
+        If no sample has a voxel.
+    """
+    drawn = [sample for sample in samples if sample.shape[1]]
+    if not drawn:
+        raise ValueError("no case has a labelled voxel")
+    properties = []
+    for channel in np.concatenate(drawn, axis=1).astype(np.float64):
+        channel.sort()  # sums do not depend on the order of the cases
+        low, median, high = np.percentile(channel, [0.5, 50, 99.5])
+        properties.append(
+            IntensityProperties(
+                mean=float(channel.mean()),
+                median=float(median),
+                std=float(channel.std()),
+                min=float(channel[0]),
+                max=float(channel[-1]),
+                percentile_00_5=float(low),
+                percentile_99_5=float(high),
+            )
+        )
+    return tuple(properties)

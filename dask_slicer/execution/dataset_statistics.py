@@ -1,0 +1,140 @@
+"""Intensity statistics of a dataset: a first pass over the labelled voxels of training cases."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.cluster.preflight import Requirements
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.foreground import IntensityProperties, pool_samples
+from dask_slicer.errors import CaseError, DatasetError
+from dask_slicer.execution import graph
+from dask_slicer.execution.workers import workers
+from dask_slicer.inputs.readers.base import split_volume
+from dask_slicer.monitoring.observer import Observer
+from dask_slicer.planning.plan import CasePlan, RunPlan, digest_with
+from dask_slicer.planning.planner import make_plan
+from dask_slicer.utils.formatting import first_few, plural
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# Voxels of a case, fewer in large datasets: all samples are in memory at once.
+_MOST_VOXELS, _FEWEST_VOXELS, _ALL_VOXELS = 10_000, 500, 50_000_000
+
+Sample = NDArray[np.float32]
+
+
+def dataset_properties(
+    plan: RunPlan, client: Client | None, observer: Observer
+) -> tuple[IntensityProperties, ...]:
+    """Return the intensity properties of each modality, over the training cases of a plan.
+
+    A case that cannot be read is left out and noted, since the run records its failure.
+
+    Raises
+    ------
+    DatasetError
+        If no training case has a labelled voxel, or a case failed for want of a worker.
+    """
+    cases = _training_cases(plan)
+    n_voxels = min(_MOST_VOXELS, max(_FEWEST_VOXELS, _ALL_VOXELS // max(len(cases), 1)))
+    samples: dict[str, Sample] = {}
+    failed = []
+    for case, outcome in _samples(plan, cases, n_voxels, client):
+        if isinstance(outcome, np.ndarray):
+            samples[case.case_id] = outcome
+        elif isinstance(outcome, CaseError) and not outcome.retriable:
+            failed.append(case.case_id)
+        else:
+            raise DatasetError(f"statistics of the dataset: case {case.case_id}: {outcome}")
+    if failed:
+        observer.note(
+            f"statistics of the dataset leave out {plural(len(failed), 'case')} that cannot be "
+            f"read: {first_few(failed)}"
+        )
+    try:
+        properties = pool_samples(samples[case_id] for case_id in sorted(samples))
+    except ValueError as error:
+        raise DatasetError(
+            f"normalize dataset needs labelled voxels in training cases, and {error}; use "
+            "--statistics FILE, or another --normalize"
+        ) from None
+    each = "; ".join(f"mean {of.mean:.4g}, std {of.std:.4g}" for of in properties)
+    observer.note(f"statistics of the dataset, of {plural(len(samples), 'training case')}: {each}")
+    return properties
+
+
+def _training_cases(plan: RunPlan) -> list[CasePlan]:
+    return [case for case in plan.runnable if case.split == "train" and case.has_label]
+
+
+def with_properties(plan: RunPlan, properties: Sequence[IntensityProperties]) -> RunPlan:
+    """Return a plan that normalises by the properties of its dataset, which its digests hold."""
+    fact = [of_channel.as_json() for of_channel in properties]
+    cases = tuple(
+        case if case.problem is not None else digest_with(case, fact) for case in plan.cases
+    )
+    return replace(plan, cases=cases, properties=tuple(properties))
+
+
+def _samples(
+    plan: RunPlan, cases: Sequence[CasePlan], n_voxels: int, client: Client | None
+) -> Iterator[tuple[CasePlan, object]]:
+    target = graph.target_of(plan.config, names=plan.names, steps=plan.steps)
+    if client is None:
+        for case in cases:
+            try:
+                yield case, graph.compute_here(graph.sample_graph(case, target, n_voxels))
+            except CaseError as error:
+                yield case, error
+        return
+    from dask_slicer.execution import futures
+
+    queue = deque(cases)
+    retries = dict.fromkeys((case.case_id for case in cases), plan.config.retries)
+    for case, outcome in futures.run_graphs(
+        client,
+        lambda _: queue.popleft() if queue else None,
+        lambda case: graph.sample_graph(case, target, n_voxels),
+        timeout=plan.config.timeout,
+    ):
+        if isinstance(outcome, CaseError) and outcome.retriable and retries[case.case_id]:
+            retries[case.case_id] -= 1
+            queue.append(case)
+        else:
+            yield case, outcome
+
+
+def statistics(config: RunConfig, observer: Observer) -> tuple[IntensityProperties, ...]:
+    """Return the intensity properties of a dataset, over its training cases; write nothing.
+
+    Raises
+    ------
+    DatasetError
+        If the dataset is refused, or has no labelled voxel to take them from.
+    """
+    plan = make_plan(config)
+    if plan.problems:
+        raise DatasetError("; ".join(plan.problems))
+    cases = _training_cases(plan)
+    needs = Requirements(
+        output_dir=config.input_root,
+        input_file=split_volume(cases[0].case.image_files[0])[0] if cases else "",
+        timeout=config.timeout,
+    )
+    with workers(
+        config,
+        len(cases),
+        peak_bytes=plan.peak_bytes,
+        needs=needs,
+        client=None,
+        observer=observer,
+    ) as client:
+        return dataset_properties(plan, client, observer)

@@ -1,0 +1,44 @@
+"""Intensity properties of a dataset, as files hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dask_slicer.core.foreground import IntensityProperties
+from dask_slicer.errors import DatasetError
+from dask_slicer.utils.files import parse_json, read_text
+
+# As nnU-Net has it in dataset_fingerprint.json.
+KEY = "foreground_intensity_properties_per_channel"
+
+
+def properties_json(properties: Sequence[IntensityProperties]) -> dict[str, Any]:
+    """Return the properties of each channel as JSON values, under nnU-Net's names."""
+    return {KEY: {str(number): of.as_json() for number, of in enumerate(properties)}}
+
+
+def properties_text(properties: Sequence[IntensityProperties]) -> str:
+    """Return the content of statistics.json."""
+    return json.dumps(properties_json(properties), indent=2) + "\n"
+
+
+def read_properties(path: Path) -> tuple[IntensityProperties, ...]:
+    """Return the properties of each channel in a file.
+
+    Raises
+    ------
+    DatasetError
+        If it cannot be read, or does not hold them.
+    """
+    try:
+        channels = parse_json(read_text(path))[KEY]
+        return tuple(IntensityProperties.parse(channels[str(n)]) for n in range(len(channels)))
+    except OSError as error:
+        raise DatasetError(f"cannot read the statistics {path}: {error.strerror}") from None
+    except KeyError as error:
+        raise DatasetError(f"{path} has no {error.args[0]}, so it holds no statistics") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DatasetError(f"{path} holds no statistics: {error}") from None

@@ -1,0 +1,118 @@
+"""Text of a plan on its steps: what each makes of the scans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from dask_slicer.config.schema import RunConfig
+from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.utils.formatting import format_shape, format_value
+
+
+def step_lines(plan: RunPlan) -> list[str]:
+    """Return a line for each step that changes slices, in the order of the steps."""
+    config = plan.config
+    lines = [
+        *_label_lines(config),
+        *_crop_lines(config),
+        *_intensity_lines(config),
+        *_grid_lines(config, plan.runnable),
+        *_selection_lines(config, plan.runnable),
+    ]
+    return [f"Step: {line}" for line in lines]
+
+
+def _label_lines(config: RunConfig) -> Iterator[str]:
+    if config.label_map is not None:
+        yield f"label map {config.label_map}"
+    if config.removes_components:
+        limits = (config.min_component_voxels, "voxels"), (config.min_component_pixels, "pixels")
+        each = (f"{least} {unit}" for least, unit in limits if least > 1)
+        yield f"components of a label below {' or '.join(each)} become background"
+
+
+def _crop_lines(config: RunConfig) -> Iterator[str]:
+    if config.crop is None:
+        return
+    margin = f" with a margin of {config.crop_margin:g} mm" if config.crop_margin else ""
+    match config.crop:
+        case "nonzero":
+            yield f"crop to what is not 0{margin}, found for each case"
+        case "label":
+            yield (
+                f"crop to the label{margin}, found for each case: it needs the label, so it cannot "
+                "be repeated for new scans"
+            )
+        case box:
+            yield f"crop to the voxels {box} of the file's axes"
+
+
+def _intensity_lines(config: RunConfig) -> Iterator[str]:
+    over = "" if config.foreground == "min" else f" of the foreground ({config.foreground})"
+    if config.percentiles is not None:
+        low, high = config.percentiles
+        yield f"clip to the percentiles {low:g} and {high:g}{over}"
+    if config.ct_windows:
+        yield f"windows {', '.join(config.ct_windows)} (level/width), a channel each, from 0 to 1"
+    if "dataset" in format_value(config.normalize):
+        where = "the training cases, in a first pass" if config.statistics is None else "a file"
+        yield f"normalise by statistics of labelled voxels of {where}"
+    elif over and config.percentiles is None:
+        yield f"statistics{over}"
+    if config.dtype == "uint8":
+        yield "limits become 0 and 255"
+
+
+def _grid_lines(config: RunConfig, cases: Sequence[CasePlan]) -> Iterator[str]:
+    if config.spacing is not None:
+        wanted = _spacing_text(config.spacing)
+        before = _range([case.spacing for case in cases])
+        yield f"spacing {before} → {wanted} mm, order {config.resample_order}"
+    if config.size is not None:
+        about = " about the label" if config.center == "label" else ""
+        yield f"rows × columns → {format_shape(config.size)}, {config.fit}{about}"
+    if config.changes_grid and cases:
+        known = "" if config.crop not in ("nonzero", "label") else " at most"
+        yield (
+            f"grid {_range([case.shape for case in cases])} → "
+            f"{_range([case.slice_shape for case in cases])}{known} (slices × rows × columns)"
+        )
+
+
+def _spacing_text(spacing: Sequence[float | None]) -> str:
+    """Return a spacing as text; an axis that is kept is a dash."""
+    return "×".join("–" if mm is None else f"{mm:.3g}" for mm in spacing)
+
+
+def _range(triples: Sequence[Sequence[float]]) -> str:
+    if not triples:
+        return "?"
+    low, high = (
+        format_shape([end(axis) for axis in zip(*triples, strict=True)]) for end in (min, max)
+    )
+    return low if low == high else f"{low} to {high}"
+
+
+def _selection_lines(config: RunConfig, cases: Sequence[CasePlan]) -> Iterator[str]:
+    rules = []
+    if config.slices is not None:
+        rules.append(f"range {config.slices}")
+    if config.stride > 1:
+        rules.append(f"one in {config.stride}")
+    if config.slice_list is not None:
+        rules.append(f"those in {config.slice_list.name}")
+    if config.min_foreground > 0:
+        rules.append(f"labelled share {config.min_foreground:g} or more")
+    if config.keep_empty < 1:
+        where = "train" if config.keep_empty_in == "train" else "all splits"
+        rules.append(f"{config.keep_empty:.0%} of those without a label in {where}")
+    if config.drop_blank:
+        rules.append("none that is blank")
+    if rules:
+        n_before = sum(case.slice_shape[0] for case in cases)
+        n_after = sum(case.most_slices for case in cases)
+        yield f"slices {n_before} → {n_after} at most: {', '.join(rules)}"
+    if config.context_step > 1:
+        yield f"neighbours in a window are {config.context_step} slices apart"
+    if config.context_mm is not None:
+        yield f"neighbours in a window are {config.context_mm:g} mm apart, to the nearest slice"

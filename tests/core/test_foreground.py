@@ -1,0 +1,112 @@
+"""Foreground of an image and samples of it, against SimpleITK and plain numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dask_slicer.core.foreground import (
+    IntensityProperties,
+    foreground_mask,
+    otsu_threshold,
+    pool_samples,
+    sample_intensities,
+)
+from dask_slicer.core.volume import Voxels
+from dask_slicer.errors import MissingLabel, NonFinite
+
+sitk = pytest.importorskip("SimpleITK")
+
+
+def _voxels(array: object, **scaling: float) -> Voxels:
+    return Voxels(stored=np.asarray(array), **scaling)
+
+
+@pytest.mark.parametrize(
+    ("intercept", "expected"), [(0.0, [True, False, True]), (-1.0, [False, True, True])]
+)
+def test_nonzero_is_in_the_units_of_the_file(intercept, expected) -> None:
+    voxels = _voxels(np.array([1, 0, 3], np.int16), intercept=intercept)
+    assert foreground_mask(voxels, "nonzero").tolist() == expected
+
+
+def test_labelled_voxels() -> None:
+    voxels = _voxels([5, 6, 7])
+    assert foreground_mask(voxels, "label", label=np.array([0, 2, 1])).tolist() == [0, 1, 1]
+    with pytest.raises(MissingLabel, match="the foreground is the label"):
+        foreground_mask(voxels, "label")
+
+
+@given(seed=st.integers(0, 500), gap=st.floats(2, 50), slope=st.floats(0.1, 5))
+def test_otsu_divides_as_simpleitk(seed, gap, slope) -> None:
+    rng = np.random.default_rng(seed)
+    dark = rng.normal(0, 1, size=(4, 6, 7))
+    values = (dark + gap * (rng.random(dark.shape) < 0.3)).astype(np.float32)
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.SetNumberOfHistogramBins(256)
+    otsu.SetInsideValue(0)
+    otsu.SetOutsideValue(1)
+    expected = sitk.GetArrayFromImage(otsu.Execute(sitk.GetImageFromArray(values))) > 0
+    mask = foreground_mask(_voxels(values, slope=slope), "otsu")
+    assert np.mean(mask != expected) < 0.02  # a bin's width
+    assert otsu_threshold(values) == pytest.approx(
+        otsu.GetThreshold(), abs=float(np.ptp(values)) / 100
+    )
+
+
+def test_otsu_of_a_constant_image_has_no_foreground() -> None:
+    assert not foreground_mask(_voxels(np.full((2, 3, 4), 7)), "otsu").any()
+
+
+def test_otsu_after_clipping() -> None:
+    values = np.array([0, 1, 2, 10, 11, 12, 3000], dtype=np.int16)
+    assert foreground_mask(_voxels(values), "otsu").tolist() == [0, 0, 0, 0, 0, 0, 1]
+    assert foreground_mask(_voxels(values), "otsu", high=12).tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_a_sample_is_of_labelled_voxels_and_depends_on_the_case_alone() -> None:
+    rng = np.random.default_rng(1)
+    stored = rng.integers(0, 1000, size=(4, 5, 6)).astype(np.int16)
+    label = (rng.random(stored.shape) < 0.3).astype(np.uint8)
+    image = [_voxels(stored), _voxels(-stored, slope=2, intercept=5)]
+    sample = sample_intensities(image, label, n=3000, case_id="a")
+    assert sample.shape == (2, 3000)
+    assert set(sample[0].astype(int)) == set(stored[label > 0])
+    np.testing.assert_allclose(sample[1], -2 * sample[0] + 5)
+    again = sample_intensities(image, label, n=3000, case_id="a")
+    np.testing.assert_array_equal(sample, again)
+    assert not np.array_equal(sample, sample_intensities(image, label, n=3000, case_id="b"))
+    flipped = [_voxels(voxels.stored[:, ::-1], slope=voxels.slope) for voxels in image]
+    assert sample_intensities(flipped, 0 * label, n=3, case_id="a").shape == (2, 0)
+
+
+def test_a_sample_with_nan_fails() -> None:
+    image = [_voxels(np.full((1, 2, 2), np.nan))]
+    with pytest.raises(NonFinite):
+        sample_intensities(image, np.ones((1, 2, 2), np.uint8), n=5, case_id="a")
+
+
+def test_pooled_samples_do_not_depend_on_the_order_of_cases() -> None:
+    rng = np.random.default_rng(2)
+    samples = [rng.normal(100, 20, size=(2, 500)).astype(np.float32) for _ in range(7)]
+    empty = np.empty((2, 0), dtype=np.float32)
+    properties = pool_samples(samples)
+    assert properties == pool_samples([*samples[::-1], empty])
+    channel = np.concatenate(samples, axis=1)[1].astype(np.float64)
+    assert properties[1].mean == pytest.approx(channel.mean(), rel=1e-12)
+    assert properties[1].std == pytest.approx(channel.std(), rel=1e-12)
+    assert properties[1].percentile_99_5 == pytest.approx(np.percentile(channel, 99.5))
+    assert properties[1].median == pytest.approx(np.median(channel))
+    assert IntensityProperties.parse(properties[0].as_json()) == properties[0]
+    with pytest.raises(ValueError, match="no case has a labelled voxel"):
+        pool_samples([empty])
+
+
+@pytest.mark.parametrize("change", [{"std": -1}, {"mean": "x"}, {"max": float("nan")}, None])
+def test_properties_that_are_none(change) -> None:
+    right = dict.fromkeys(IntensityProperties.__dataclass_fields__, 1.0)
+    IntensityProperties.parse(right)
+    with pytest.raises(ValueError, match="must hold"):
+        IntensityProperties.parse(None if change is None else right | change)
