@@ -272,8 +272,10 @@ def source_attributes(each: Sequence[Normalization]) -> dict[str, Any]:
     open end), multiply by `scale`, and add `offset`.
     """
     ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
+    # Numbers as stored are never mapped to uint8.
+    fields = [{key: v for key, v in asdict(n).items() if key != "to_uint8"} for n in each]
     return {
-        "normalization": [{key: _finite(value) for key, value in asdict(n).items()} for n in each],
+        "normalization": [{key: _finite(value) for key, value in n.items()} for n in fields],
         "scale": [n.slope / n.scale for n in each],
         "offset": [(n.intercept - n.center) / n.scale for n in each],
         "clip_range": [[_finite(end) for end in pair] for pair in ends],
