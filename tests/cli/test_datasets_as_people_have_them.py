@@ -211,6 +211,10 @@ SITUATIONS = {
     "training and testing apart": (
         "train/images/a test/images/c", "train/labels/a test/labels/c", {}, [], 0,
         "(train/, test/ give the splits; in train/, images/ has 1 volume, labels/ has 1, paired"),
+    "training and validation of different modalities": (
+        "train/t1/a val/flair/b", "train/labels/a val/labels/b", {}, [], 2,
+        "train/t1/ and val/flair/ are different modalities, which would be one channel; name the "
+        "files in a manifest, or give one folder, such as --input_dir"),
     "training and testing with cases of one name": (
         "train/images/a test/images/a", "train/labels/a test/labels/a", {}, [], 2,
         "1 case with the same name in train/ and test/: a; a case needs a name of its own: rename "

@@ -8,8 +8,8 @@ from dataclasses import replace
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.layouts.base import FOR_TESTING, InputOptions, LayoutMatch, held_out_note
-from dask_slicer.inputs.role_words import plain, split_of_folder
-from dask_slicer.inputs.tree import FileTree
+from dask_slicer.inputs.role_words import folder_role, image_words, plain, split_of_folder
+from dask_slicer.inputs.tree import FileTree, relative_to
 from dask_slicer.utils.formatting import first_few, plural
 
 
@@ -26,7 +26,7 @@ def match_splits(
     Raises
     ------
     DatasetError
-        If two folders have cases of one name.
+        If two folders have cases of one name, or images of different modalities.
     """
     split_of = {name: split_of_folder(name) for name in {p.partition("/")[0] for p in tree.volumes}}
     if not all(split_of.values()) or len(set(split_of.values())) < 2:
@@ -45,6 +45,7 @@ def match_splits(
                 paths = (path for path in tree.volumes if path.startswith(f"{name}/"))
                 result.left_out |= dict.fromkeys(paths, FOR_TESTING)
     _refuse_equal_names(tree, matches)
+    _refuse_modalities(tree, matches)
     is_stated = len({split_of[name] for name in matches}) > 1
     for name, match in matches.items():
         split = split_of[name] if is_stated else None
@@ -79,3 +80,23 @@ def _refuse_equal_names(tree: FileTree, matches: Mapping[str, LayoutMatch]) -> N
                 f"cases in a manifest, or give one folder, such as --input_dir {tree.root / other}"
             )
         folder_of |= dict.fromkeys(names, folder)
+
+
+def _refuse_modalities(tree: FileTree, matches: Mapping[str, LayoutMatch]) -> None:
+    """Raise DatasetError if the folders have images of different modalities, by names of folders.
+
+    They would be one channel.
+    """
+    folder_of: dict[frozenset[str], str] = {}
+    for name, match in matches.items():
+        images = {relative_to(tree.root / name, path) for c in match.cases for path in c.images}
+        for folder in sorted({path.partition("/")[0] for path in images}):
+            if folder_role(folder) == "modality":
+                folder_of.setdefault(frozenset(image_words(folder)), f"{name}/{folder}/")
+    if len(folder_of) > 1:
+        first = next(iter(matches))
+        raise DatasetError(
+            f"{' and '.join(folder_of.values())} are different modalities, which would be one "
+            f"channel; name the files in a manifest, or give one folder, such as --input_dir "
+            f"{tree.root / first}"
+        )
