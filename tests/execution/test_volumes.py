@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from affines import oblique
 
 from dask_slicer import SliceDataset, open_output
 from dask_slicer.errors import UnsupportedImage
+from dask_slicer.execution import resume, tasks
 from dask_slicer.inputs import discovery
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.readers import read_header
@@ -87,6 +89,17 @@ def test_volumes_are_channels(scans) -> None:
     journal = (scans.output / "journal.jsonl").read_bytes()
     assert scans.run("--volumes", "channels").exit_code == 0
     assert (scans.output / "journal.jsonl").read_bytes() == journal
+
+
+def test_a_4d_file_is_read_once_for_the_checksums_of_its_volumes(scans, monkeypatch) -> None:
+    scans.add("a", 3)
+    read: list[str] = []
+    monkeypatch.setattr(tasks, "checksum", lambda path: read.append(Path(path).name) or 7)
+    monkeypatch.setattr(resume, "checksum", lambda path: read.append(Path(path).name) or 7)
+    assert scans.run("--volumes", "channels").exit_code == 0
+    os.utime(scans.root / "a" / "t1.nii.gz", (9, 9))
+    assert "1 skipped" in scans.run("--volumes", "channels", "--trust_size").output
+    assert read == ["t1.nii.gz", "seg.nii.gz"] * 2
 
 
 def test_the_channels_of_a_dataset_that_names_them_need_no_option(scans, monkeypatch) -> None:
