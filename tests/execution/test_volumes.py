@@ -130,6 +130,14 @@ def test_cases_with_other_numbers_of_volumes_fail(scans) -> None:
     assert "c: MissingFile (plan): found 2 of 3 images" in result.output
 
 
+def test_a_case_with_more_volumes_than_the_others_fails(scans) -> None:
+    for case_id, n_volumes in zip("abc", (2, 2, 3), strict=True):
+        scans.add(case_id, n_volumes)
+    result = scans.run("--volumes", "channels")
+    assert result.exit_code == 1
+    assert "c: UnsupportedImage (plan): it has 3 images, other cases 2; if they" in result.output
+
+
 @pytest.mark.filterwarnings("ignore:.*1 failed:UserWarning")
 def test_one_volume_of_each_image_is_used(scans) -> None:
     scans.add("a", 3)
