@@ -121,7 +121,8 @@ def split(output_dir: Path, verbose: int, quiet: bool, **options: Any) -> None:
     from dask_slicer.output.split import split_output
 
     def note(text: str) -> None:
-        click.echo(f"Note: {escape_line(text)}", err=True)
+        if not quiet:
+            click.echo(f"Note: {escape_line(text)}", err=True)
 
     folds = split_output(output_dir, note=note, **options)
     if not quiet:

@@ -56,10 +56,11 @@ def run(print_job_script: bool, verbose: int, quiet: bool, **options: Any) -> bo
         return False
     configure_logging(verbose, config.log_file)
     report = _run(config, verbose=verbose, quiet=quiet)
-    if not (report.share or report.stopped or quiet) and _has_slices(config.output_dir):
+    if not (report.share or report.stopped or quiet):
         from dask_slicer.cli.display import make_console
 
-        make_console().out(_next_steps(config.output_dir))
+        if splits := _splits_with_slices(config.output_dir):
+            make_console().out(_next_steps(config.output_dir, splits[0]))
     return bool(report.remaining)
 
 
@@ -281,23 +282,26 @@ def _numbers(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _has_slices(output_dir: Path) -> bool:
-    """Return whether an output has slices, also those of earlier runs."""
+def _splits_with_slices(output_dir: Path) -> list[str]:
+    """Return the splits of an output that have slices, also those of earlier runs."""
     from dask_slicer.output.formats.base import read_json
     from dask_slicer.output.layout import SUMMARY
 
     summary = output_dir / SUMMARY
-    return summary.exists() and bool(read_json(summary).get("num_slices"))
+    splits = read_json(summary).get("splits", {}) if summary.exists() else {}
+    return [split for split, counts in splits.items() if counts["slices"]]
 
 
-def _next_steps(output_dir: Path) -> str:
+def _next_steps(output_dir: Path, split: str) -> str:
     """Return what the user may do with an output, in two lines."""
     # Forward slashes work on Windows too, in every shell.
     path = output_dir.as_posix()
     look = "report" if find_spec("matplotlib") is None else "preview"
+    chosen = "" if split == "train" else f", split={split!r}"
     return (
         f"To look at the slices: dask-slicer {look} {shlex.quote(path)}\n"
-        f"To load one in Python: from dask_slicer import SliceDataset; SliceDataset({path!r})[0]"
+        f"To load one in Python: from dask_slicer import SliceDataset; "
+        f"SliceDataset({path!r}{chosen})[0]"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from dask_slicer.config.dataset_settings import BY_LABEL
@@ -88,9 +88,10 @@ def _has_contents(record: CommittedCase, case: CasePlan, root: str) -> bool:
     """Return whether the scans of a case have the checksums in its record, where it has any."""
     signals.raise_if_interrupted()
     files = [os.path.join(root, split_volume(path)[0]) for path, _, _ in case.files]
+    crc32_of = cache(checksum)  # volumes of a 4D image are in one file
     try:
         return all(
-            source.crc32 in (None, checksum(path))
+            source.crc32 in (None, crc32_of(path))
             for source, path in zip(record.sources, files, strict=True)
             if source.path  # of a missing image, it is empty
         )

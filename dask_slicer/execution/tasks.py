@@ -208,11 +208,12 @@ def run_last(step: Callable[[S, Target], T], item: S | CaseError, target: Target
 def _sources(case: CasePlan, input_root: str) -> tuple[SourceFile, ...]:
     """Return the files of a case as they were planned, with the checksums that they have now."""
     sources = []
+    crc32_of = cache(checksum)  # volumes of a 4D image are in one file
     for path, size, mtime_ns in case.files:
         crc32 = None
         if path:  # of a missing image, it is empty
             with suppress(OSError):
-                crc32 = checksum(os.path.join(input_root, split_volume(path)[0]))
+                crc32 = crc32_of(os.path.join(input_root, split_volume(path)[0]))
         sources.append(SourceFile(as_utf8(path), size, mtime_ns, crc32))
     return tuple(sources)
 

@@ -169,21 +169,24 @@ def names_an_image(stem: str) -> bool:
 def named_like_labels(stems: Sequence[str]) -> list[bool]:
     """Return which files of one case look like label maps, by their names.
 
-    A word such as `lesion` counts only beside files that have none: at the end of a name, or in a
-    name without a word for images where the others have one.
+    A word such as `lesion` counts only if not all names have it: at the end of a name, or in a name
+    without a word for images where the others have one.
 
     >>> named_like_labels(["t1", "t1_lesion_filled", "seg"]), named_like_labels(["ct", "tumor"])
     ([False, False, True], [False, True])
+    >>> named_like_labels(["tumor_5", "tumor_5_ct"])
+    [False, False]
     >>> named_like_labels(["t1w_stx", "LesionSmooth_stx"])
     [False, True]
     """
     words = [words_of(stem) for stem in stems]
     strict = [bool(label_words(own)) for own in words]
     has_images = any(map(names_an_image, stems))
+    weak = _WEAK_WORDS.difference(set(words[0]).intersection(*words)) if words else _WEAK_WORDS
     are_labels = [
         is_strict
-        or bool(_WEAK_WORDS.intersection(own[-1:]))
-        or (has_images and bool(_WEAK_WORDS.intersection(own)) and not image_words(stem))
+        or bool(weak.intersection(own[-1:]))
+        or (has_images and bool(weak.intersection(own)) and not image_words(stem))
         for stem, own, is_strict in zip(stems, words, strict, strict=True)
     ]
     return strict if all(are_labels) else are_labels

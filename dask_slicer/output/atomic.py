@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -14,6 +15,8 @@ from typing import BinaryIO
 _IS_WINDOWS = os.name == "nt"
 # Seconds: 2 in all.
 _PAUSES = (0.01, 0.04, 0.15, 0.3, 0.5, 1.0)
+# From disks, such as some network mounts, that sync files but no folders.
+_NO_SYNC = {errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
 @contextmanager
@@ -66,6 +69,9 @@ def fsync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

@@ -206,6 +206,8 @@ class Output:
         if number is None:
             failed = case_id in {failure["case_id"] for failure in self.failures}
             hint = f"; it failed, see {FAILURES}" if failed else did_you_mean(case_id, self.cases)
+            if not failed and any(case_id in cases for cases in self.splits.values()):
+                hint = ": it is not written yet, or no slice reaches min_foreground"
             raise UsageError(f"no slices of {case_id} in {self.path}{hint}")
         with damage_named(case_id, None):
             reader = case_reader(self.path, index.cases[number])

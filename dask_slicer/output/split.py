@@ -14,6 +14,7 @@ from dask_slicer.output import directory, layout
 from dask_slicer.output.folds import (
     WrittenCases,
     make_final,
+    recorded_settings,
     remove_other_folds,
     used_columns,
     write_folds,
@@ -71,6 +72,8 @@ def split_output(
             raise OutputError(problem)
         if table != before:
             directory.write_lines(path, layout.CASES_FILE, [table.text()])
+        if directory.existing_folds(path) is not None and recorded_settings(path) != settings:
+            note(f"{layout.FOLDS} was made with other settings, and is made again")
         remove_other_folds(path, settings)
         info = output.summary | {"folds": settings.summary()}
         text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"

@@ -120,15 +120,15 @@ def outliers(cases: Iterable[CasePlan]) -> list[str]:
         ("spacing (mm)", [case.spacing for case in sound]),
         ("shape", [case.shape for case in sound]),
     ):
-        axes = list(zip(*triples, strict=True))
-        medians = [median(lengths) for lengths in axes]
+        medians = [median(lengths) for lengths in zip(*triples, strict=True)]
         middle = format_shape(medians)
+        table, center = np.array(triples), np.array(medians)
+        is_usual = ((table >= center / 2) & (table <= center * 2)).all(axis=1)
         unusual = [
-            f"{case.case_id}: {name} {format_shape(triple)}, median {middle}"
-            for case, triple in zip(sound, triples, strict=True)
-            if any(not m / 2 <= value <= m * 2 for value, m in zip(triple, medians, strict=True))
+            f"{sound[number].case_id}: {name} {format_shape(triples[number])}, median {middle}"
+            for number in np.flatnonzero(~is_usual).tolist()
         ]
-        low, high = format_shape(list(map(min, axes))), format_shape(list(map(max, axes)))
+        low, high = (format_shape(end.tolist()) for end in (table.min(axis=0), table.max(axis=0)))
         lines += _few_or_one(unusual, len(sound), f"{name} varies from {low} to {high}")
     for name, values in (
         ("stored as", [case.orientation for case in sound]),

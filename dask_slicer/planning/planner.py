@@ -249,6 +249,12 @@ def _with_facts(
             images = plan.case.images
             if len(images) != n_modalities or not any(images):
                 n_images = len(plan.case.image_files)
+                if n_images > n_modalities:
+                    raise UnsupportedImage(
+                        f"it has {n_images} images, other cases {n_modalities}; if they are the "
+                        "volumes of a 4D file, --volumes INDEX takes one of them, and --volumes "
+                        "frames makes a case of each"
+                    )
                 raise MissingFile(f"found {n_images} of {n_modalities} images")
             return with_headers(plan, config, cache, series.headers)
         except Exception as error:  # any error: the other cases continue

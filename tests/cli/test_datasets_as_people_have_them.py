@@ -211,6 +211,16 @@ SITUATIONS = {
     "training and testing apart": (
         "train/images/a test/images/c", "train/labels/a test/labels/c", {}, [], 0,
         "(train/, test/ give the splits; in train/, images/ has 1 volume, labels/ has 1, paired"),
+    "training and validation of different modalities": (
+        "train/t1/a val/flair/b", "train/labels/a val/labels/b", {}, [], 2,
+        "train/t1/ and val/flair/ have different modalities, which would be one channel; name the "
+        "files in a manifest, or give one folder, such as --input_dir"),
+    "training and validation of different modalities in folders of cases": (
+        "train/a/t1 val/b/flair", "train/a/seg val/b/seg", {}, [], 2,
+        "train/ and val/ have different modalities, which would be one channel; name the files"),
+    "words for labels inside the ids": (
+        "c1_totalseg_image c2_sct_image", "c1_totalseg_label c2_sct_label", {}, [], 0,
+        "one folder has 2 images and 2 labels, paired by name"),
     "training and testing with cases of one name": (
         "train/images/a test/images/a", "train/labels/a test/labels/a", {}, [], 2,
         "1 case with the same name in train/ and test/: a; a case needs a name of its own: rename "

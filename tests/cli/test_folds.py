@@ -368,10 +368,14 @@ def test_split_makes_the_folds_of_a_run(run, invoke, tmp_path) -> None:
 def test_split_by_another_column_and_seed(run, invoke, tmp_path) -> None:
     run("--train_ratio", 1)
     output = tmp_path / "slices"
-    assert invoke("split", output).exit_code == 0
+    again = "splits_final.json was made with other settings, and is made again"
+    result = invoke("split", output)
+    assert result.exit_code == 0
+    assert again not in result.output
     first = check(output, 5)
     assert invoke("split", output, "--seed", 7, "-q").output == ""
     assert check(output, 5) != first
+    assert again in invoke("split", output, "--seed", 8).output
     run("--train_ratio", 1)  # keeps them
     assert invoke("split", output, "--folds", 2, "--group_column", "site").exit_code == 0
     sites = json.loads((output / "cases.json").read_text())["columns"]["site"]

@@ -54,6 +54,22 @@ def test_folders_of_splits_give_the_splits(tmp_path, invoke, names, kinds) -> No
     assert {file["role"] for file in shown["files"]} == {"image", "label"}
 
 
+FOLDERS = ("train/a/{}", "train/b/{}", "val/c/{}", "test/d/{}")
+
+
+@pytest.mark.parametrize(
+    ("options", "prefix"),
+    [((), ""), (("--images", "*/*/img.nii.gz", "--labels", "*/*/gt.nii.gz"), "{}_")],
+    ids=["layout", "patterns"],
+)
+def test_folders_of_splits_hold_folders_of_cases(tmp_path, invoke, options, prefix) -> None:
+    images, labels = (" ".join(FOLDERS).replace("{}", name) for name in ("img", "gt"))
+    shown = plan(invoke, lay(tmp_path, images, labels), "--train_ratio", 0.5, *options)
+    expected = {prefix.format(split) + case_id: split for case_id, split in STATED.items()}
+    assert splits_of(shown) == expected
+    assert {file["role"] for file in shown["files"]} == {"image", "label"}
+
+
 def test_folders_of_splits_win_over_a_file_of_splits(tmp_path, invoke) -> None:
     scans = lay(tmp_path / "scans", "train/images/a val/images/b", "train/labels/a val/labels/b")
     file = tmp_path / "splits.json"

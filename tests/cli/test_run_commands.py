@@ -108,6 +108,15 @@ def test_a_run_ends_with_two_lines_about_what_to_do_next(
     assert sample["sample"]["case_id"] == "fine"
 
 
+def test_the_command_that_loads_a_slice_names_the_split_that_has_one(dataset, invoke) -> None:
+    dataset.add("a")
+    result = invoke(
+        *("run", "--input_dir", dataset.root, "--output_dir", dataset.root.parent / "slices"),
+        *("--num_workers", 0, "--train_ratio", 0, "--val_ratio", 1),
+    )
+    assert result.stdout.rstrip().endswith("slices', split='val')[0]")
+
+
 @pytest.mark.parametrize("shard", ["1/2", "2/2"])
 def test_a_partition_ends_with_the_command_that_merges(dataset, tmp_path, invoke, shard) -> None:
     for name in ("a", "b"):

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import dask
-import dask_jobqueue
 import distributed
 import pytest
 from distributed import Client, LocalCluster, Nanny, as_completed
@@ -30,6 +29,10 @@ from dask_slicer.cluster.dask_private import (
     run_batch_command,
 )
 from dask_slicer.cluster.local import local_client
+from dask_slicer.utils.signals import no_signal_handlers
+
+with no_signal_handlers():  # it would make Ctrl-C of pytest an error of one test
+    import dask_jobqueue
 
 
 def missing(package: Any, name: str, use: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from affines import oblique
 
 from dask_slicer import SliceDataset, open_output
 from dask_slicer.errors import UnsupportedImage
+from dask_slicer.execution import resume, tasks
 from dask_slicer.inputs import discovery
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.readers import read_header
@@ -89,6 +91,17 @@ def test_volumes_are_channels(scans) -> None:
     assert (scans.output / "journal.jsonl").read_bytes() == journal
 
 
+def test_a_4d_file_is_read_once_for_the_checksums_of_its_volumes(scans, monkeypatch) -> None:
+    scans.add("a", 3)
+    read: list[str] = []
+    monkeypatch.setattr(tasks, "checksum", lambda path: read.append(Path(path).name) or 7)
+    monkeypatch.setattr(resume, "checksum", lambda path: read.append(Path(path).name) or 7)
+    assert scans.run("--volumes", "channels").exit_code == 0
+    os.utime(scans.root / "a" / "t1.nii.gz", (9, 9))
+    assert "1 skipped" in scans.run("--volumes", "channels", "--trust_size").output
+    assert read == ["t1.nii.gz", "seg.nii.gz"] * 2
+
+
 def test_the_channels_of_a_dataset_that_names_them_need_no_option(scans, monkeypatch) -> None:
     for case_id in ("BRATS_001", "BRATS_002"):
         scans.add(case_id, 4)
@@ -115,6 +128,14 @@ def test_cases_with_other_numbers_of_volumes_fail(scans) -> None:
     result = scans.run("--volumes", "channels")
     assert result.exit_code == 1
     assert "c: MissingFile (plan): found 2 of 3 images" in result.output
+
+
+def test_a_case_with_more_volumes_than_the_others_fails(scans) -> None:
+    for case_id, n_volumes in zip("abc", (2, 2, 3), strict=True):
+        scans.add(case_id, n_volumes)
+    result = scans.run("--volumes", "channels")
+    assert result.exit_code == 1
+    assert "c: UnsupportedImage (plan): it has 3 images, other cases 2; if they" in result.output
 
 
 @pytest.mark.filterwarnings("ignore:.*1 failed:UserWarning")

@@ -135,7 +135,7 @@ def test_a_manifest_wins_over_the_layout_of_its_folder(tmp_path) -> None:
     assert "manifest.csv" in dataset.reason
     assert [case.case_id for case in dataset.cases] == ["b"]
     assert dataset.notes == [
-        "columns of manifest.csv that only --group_column and --stratify can use: age"
+        "columns of manifest.csv that are read for --group_column and --stratify only: age"
     ]
 
 
@@ -188,7 +188,7 @@ def test_columns_that_name_no_volume_are_ignored_with_a_note(tmp_path) -> None:
         "case_id,image,label,old_mask,age,n_labels,site\na,a.nii,b.nii,c.nii,7,3,x.dcm\n"
     )
     (note,) = read_manifest(path).notes
-    words = "columns of m.csv that only --group_column and --stratify can use: "
+    words = "columns of m.csv that are read for --group_column and --stratify only: "
     assert note == f"{words}old_mask, age, n_labels, site"
 
 

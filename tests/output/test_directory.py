@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+import stat
 import sys
 import zipfile
 import zlib
@@ -215,6 +217,25 @@ def test_the_files_that_a_run_needs_to_continue_are_always_forced_to_disk(
         assert path.stat().st_ino in synced
     assert (output / "slices.csv").exists() == (shard is None)
     assert not {path.stat().st_ino for path in output.rglob("*.npz")} & synced  # without --fsync
+
+
+@pytest.mark.skipif(os.name == "nt", reason="directories are never synced there")
+def test_a_disk_that_cannot_sync_directories_is_no_reason_to_refuse_a_run(
+    dataset, tmp_path, monkeypatch
+) -> None:
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:  # as some disks mounted over a network
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    dataset.add("a")
+    output = tmp_path / "out"
+    options = {"input_dir": dataset.root, "output_dir": output, "num_workers": 0, "fsync": True}
+    assert dask_slicer.run(**options).n_committed == 1
+    assert not list(output.glob("*.lock"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what a descriptor stands for")

@@ -84,6 +84,15 @@ def test_a_case_without_a_label_or_without_slices_is_named(dataset, slice_datase
         output.label("witout")
 
 
+def test_a_case_of_which_no_slice_was_kept_is_named(dataset, slice_dataset, format_) -> None:
+    dataset.add("empty", label=np.zeros((8, 9, 10), np.uint8))
+    output = open_output(slice_dataset(format=format_, min_foreground=0.5))
+    with pytest.raises(
+        UsageError, match=r"no slices of empty in .*no slice reaches min_foreground"
+    ):
+        output.volume("empty")
+
+
 def test_a_damaged_label_names_case_and_file(dataset, slice_dataset, format_) -> None:
     dataset.add("a")
     folder: Path = slice_dataset(format=format_)

@@ -107,6 +107,9 @@ def run_cells(page: Any) -> None:
 def test_a_notebook_shows_plan_bar_report_and_picture(server: str, tmp_path: Path, dark) -> None:
     with opened_browser() as browser, opened_page(browser, dark=dark) as page:
         page.set_default_timeout(1000 * NEVER)
+        # On a busy machine JupyterLab may fail to load its theme, and the page stays bare.
+        dialog = page.locator("dialog.jp-Dialog").filter(has_text="Error Loading Theme")
+        page.add_locator_handler(dialog, lambda _: page.reload())
         page.goto(server)
         if dark:
             page.wait_for_selector(".jp-Notebook .jp-Cell")

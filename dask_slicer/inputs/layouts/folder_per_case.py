@@ -15,6 +15,7 @@ from dask_slicer.inputs.layouts.case_folder import (
     own_images,
     read_case_folder,
 )
+from dask_slicer.inputs.layouts.split_folders import match_splits
 from dask_slicer.inputs.pairing import choose_name
 from dask_slicer.inputs.role_words import (
     are_modalities,
@@ -32,7 +33,14 @@ from dask_slicer.utils.formatting import first_few, plural
 
 
 def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
-    """Match <case>/*.nii.gz, one file for each modality, also in folders such as <case>/pre/."""
+    """Match <case>/*.nii.gz, one file for each modality, also in folders such as <case>/pre/.
+
+    Also in folders of splits.
+    """
+    return match_splits(tree, options, _match_folder) or _match_folder(tree, options)
+
+
+def _match_folder(tree: FileTree, options: InputOptions) -> LayoutMatch:
     result = LayoutMatch("a folder a case")
     folders = _folders(tree, options, result)
     if result.miss:

@@ -142,7 +142,7 @@ def check_other_columns(table: Table, path: Path) -> list[str]:
     if not unknown:
         return []
     return [
-        f"columns of {path.name} that only --group_column and --stratify can use: "
+        f"columns of {path.name} that are read for --group_column and --stratify only: "
         f"{', '.join(unknown)}"
     ]
 

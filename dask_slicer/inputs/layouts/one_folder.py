@@ -11,6 +11,7 @@ from dask_slicer.inputs.role_words import (
     all_label_words,
     are_modalities,
     folder_role,
+    image_words,
     label_words,
     named_like_labels,
     names_an_image,
@@ -94,6 +95,9 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
 
 def _labels(stems: list[str]) -> list[str]:
     """Return the names that are named like labels; a word that all have does not count."""
+    for end in (-1, 0):  # before words inside a name, which may be those of an id
+        if labels := _labels_by_end(stems, end):
+            return labels
     common = set.intersection(*(words_of_all([stem]) for stem in stems))
     names = [without(stem, common) for stem in stems]
     labels = [
@@ -103,6 +107,25 @@ def _labels(stems: list[str]) -> list[str]:
         if is_label and (label_words(words_of(name)) or all_label_words(pieces_of(stem)[-1][1]))
     ]
     return stems if label_words(common) and not labels else labels
+
+
+def _labels_by_end(stems: list[str], end: int) -> list[str]:
+    """Return the labels if each name is one of a pair that only its last or first word tells apart.
+
+    >>> _labels_by_end(["p1_totalseg_image", "p1_totalseg_label"], -1)
+    ['p1_totalseg_label']
+    """
+    others: dict[bool, set[tuple[tuple[str, str], ...]]] = {True: set(), False: set()}
+    labels = []
+    for stem in stems:
+        pieces = list(pieces_of(plain(stem)))
+        (_, word) = pieces.pop(end)
+        is_label = bool(label_words([word]))
+        if not (is_label or image_words(word)):
+            return []
+        others[is_label].add(tuple(pieces))
+        labels += [stem] if is_label else []
+    return labels if others[True] == others[False] and 2 * len(labels) == len(stems) else []
 
 
 def _images(

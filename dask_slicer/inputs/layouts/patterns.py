@@ -12,6 +12,7 @@ from dask_slicer.inputs.case import name_of, stem_of
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.layouts.bids_names import bids_file
 from dask_slicer.inputs.layouts.bids_tables import ParticipantTables
+from dask_slicer.inputs.layouts.split_folders import folders_of_splits
 from dask_slicer.inputs.pairing import words_of_all
 from dask_slicer.inputs.role_words import pieces_of, plain
 from dask_slicer.inputs.tree import FileTree
@@ -80,6 +81,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     brief = {key: _brief(parts) for key, parts in spelled.items()}
     if len({"_".join(parts) for parts in brief.values()}) == len(spelled):
         spelled = brief
+    split_of = folders_of_splits(path for paths in image_keys for path in paths.values())
     tables = ParticipantTables(tree)
     for key in dict.fromkeys(key for paths in image_keys for key in paths):
         known = next(paths[key] for paths in image_keys if key in paths)
@@ -92,6 +94,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
                 for pattern, paths in zip(images, image_keys, strict=True)
             ],
             None if label_path is None else tree.absolute(label_path),
+            split=split_of.get(known.partition("/")[0]),
             stated=True,
             columns={"participant_id": image.subject, **columns} if image and columns else {},
         )
@@ -108,6 +111,8 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
             result.left_out[path] = why
     result.channel_names = _channel_names(options.images)
     result.reason = " ".join(map(str, [*images, *labels]))
+    if split_of:
+        result.reason += f"; {', '.join(f'{name}/' for name in split_of)} give the splits"
     return result
 
 
