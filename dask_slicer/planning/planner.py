@@ -104,7 +104,7 @@ def _make_plan(
     dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
     notes = dataset.notes
     groups = case_groups(dataset, config, notes)
-    cache = HeaderCache(config.input_dir, root, plane=config.plane)
+    cache = HeaderCache(config.input_dir, root, plane=config.planes[0])
     cache.stat_all(path for case in dataset.cases for path in case.files)
     series = _expand_series(dataset, config, groups, cache)
     if config.prune:

@@ -248,7 +248,7 @@ def _facts(output: Output, panels: Sequence[Panel]) -> list[str]:
     config, index = output.config, output.index
     n_cases = len({panel.case_id for panel in panels})
     return [
-        config.plane,
+        ", ".join(config.planes),
         f"window_size {config.window_size}",
         f"normalize {format_value(config.normalize)}",
         f"{config.format} {config.dtype}",
