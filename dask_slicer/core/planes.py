@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import nibabel.orientations as nio
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +30,18 @@ def change_of_axes(volume: Volume, other: Volume) -> NDArray[np.float64]:
     """Return the orientation that turns arrays of a volume into those of another view of it."""
     if volume.orientation is None or other.orientation is None:
         return _SAME
-    return np.asarray(nio.ornt_transform(volume.orientation, other.orientation))
+    return _change(volume.orientation, other.orientation)
+
+
+def _change(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the orientation that leads from an array after `first` to the one after `second`.
+
+    >>> _change(np.array([[1, 1], [2, -1], [0, 1]]), np.array([[0, 1], [2, 1], [1, -1]])).tolist()
+    [[1.0, -1.0], [0.0, 1.0], [2.0, -1.0]]
+    """
+    change = np.empty((3, 2))
+    change[first[:, 0].astype(int)] = np.stack([second[:, 0], first[:, 1] * second[:, 1]], axis=1)
+    return change
 
 
 def _stored_affine(volume: Volume) -> NDArray[np.float64]:
@@ -41,7 +51,7 @@ def _stored_affine(volume: Volume) -> NDArray[np.float64]:
 
 def _turned(volume: Volume, orientation: NDArray[np.float64]) -> Volume:
     assert volume.orientation is not None  # noqa: S101  # of a file
-    change = nio.ornt_transform(volume.orientation, orientation)
+    change = _change(volume.orientation, orientation)
     shape = volume.image[0].stored.shape
     first, second, third = (shape[int(axis)] for axis in volume.orientation[:, 0])
     stored = Grid(shape=(first, second, third), affine=_stored_affine(volume), name="")

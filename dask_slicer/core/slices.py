@@ -164,9 +164,14 @@ def slice_views(
     # The grids of the views before their in-plane size are one: that of the frame.
     box = kept_box(frame, label, steps)
     cropped = None if label is None else _crop(label, box)
-    grids = [_grid_of(frame, view, cropped, box, steps) for view in views]
+    turns = [change_of_axes(frame, view) for view in views]
+    grids = [
+        _grid_of(frame, view, cropped, box, steps, turn)
+        for view, turn in zip(views, turns, strict=True)
+    ]
     grid = grids[0].turned(change_of_axes(views[0], frame))
-    channels = []
+    images: list[list[tuple[Voxels, Normalization]]] = [[] for _ in views]
+    statistics = []
     for method, low, high, voxels, properties in _wanted_channels(
         frame, normalize, clip_min, clip_max, dtype, steps
     ):
@@ -184,27 +189,34 @@ def slice_views(
         )
         if dtype != "uint8":
             check_fits(how, stats, dtype)
+        statistics.append(stats)
         interpolates = any(own.interpolates for own in grids)
         resampled = _resampled(part, how, grid, steps.resample_order) if interpolates else None
-        channels.append(_Channel(part, how, stats, resampled))
+        for channels, own, turn in zip(images, grids, turns, strict=True):
+            if own.interpolates and resampled is not None:
+                channels.append(_sized(*resampled, own, turn))
+            else:  # padding keeps the stored numbers
+                fill = 0 if own.in_plane is None else _lowest(part, stats)
+                channels.append(_sized(part, how, fill, own, turn))
     if cropped is not None:
         cropped, changes.lost = grid.resampled_label(cropped)
     stacks = []
-    for view, own in zip(views, grids, strict=True):
-        stack = _stack(view, own, channels, cropped, changes, change_of_axes(frame, view))
+    for view, channels, own, turn in zip(views, images, grids, turns, strict=True):
+        own_label, own_changes = _sized_label(cropped, changes, own, turn)
+        stack = SliceStack(
+            image=tuple(voxels for voxels, _ in channels),
+            normalization=tuple(how for _, how in channels),
+            statistics=tuple(statistics),
+            label=own_label,
+            label_counts=() if own_label is None else tuple(map(count_labels, own_label)),
+            kept=(),
+            affine=own.affine(view.affine),
+            n_overlapping=view.n_overlapping,
+            grid=own,
+            label_changes=own_changes,
+        )
         stacks.append(_selected(stack, steps, min_foreground))
     return tuple(stacks)
-
-
-@dataclass(frozen=True, slots=True)
-class _Channel:
-    """A channel of a case before the in-plane size, with the axes of the memory."""
-
-    voxels: Voxels
-    how: Normalization
-    statistics: Statistics
-    # Normalised and resampled, how that becomes what is written, and what pads it.
-    resampled: tuple[Voxels, Normalization, float] | None
 
 
 def _crop(array: NDArray[_Number], box: Box | None) -> NDArray[_Number]:
@@ -212,64 +224,52 @@ def _crop(array: NDArray[_Number], box: Box | None) -> NDArray[_Number]:
 
 
 def _grid_of(
-    frame: Volume, view: Volume, cropped: NDArray[np.integer] | None, box: Box | None, steps: Steps
+    frame: Volume,
+    view: Volume,
+    cropped: NDArray[np.integer] | None,
+    box: Box | None,
+    steps: Steps,
+    turn: NDArray[np.float64],
 ) -> GridSteps:
     """Return the steps of the grid in a view, from label and box in the frame."""
-    change = change_of_axes(frame, view)
-    own = None if cropped is None else reorient(cropped, change)
+    own = None if cropped is None else reorient(cropped, turn)
     shape = frame.image[0].stored.shape
-    return grid_of(view, own, None if box is None else reoriented_box(box, shape, change), steps)
+    return grid_of(view, own, None if box is None else reoriented_box(box, shape, turn), steps)
 
 
 def _resampled(
     part: Voxels, how: Normalization, grid: GridSteps, order: int
 ) -> tuple[Voxels, Normalization, float]:
-    """Return normalised intensities at the new spacing, what follows, and their least before."""
+    """Return normalised intensities at the new spacing, what follows, and the lowest before it."""
     first, then = how.halves()
     values = np.empty(part.stored.shape, dtype=np.float32)
     for plane, stored in zip(values, iterate_planes(part.stored), strict=True):
         plane[...] = first.apply(stored)
-    least = float(values.min())
+    lowest = float(values.min())
     stored = grid.resampled_image(values, order=order)
-    return Voxels(stored=stored, source=part.source), then, least
+    return Voxels(stored=stored, source=part.source), then, lowest
 
 
-def _stack(
-    view: Volume,
-    grid: GridSteps,
-    channels: Sequence[_Channel],
+def _sized(
+    voxels: Voxels, how: Normalization, fill: Any, grid: GridSteps, turn: NDArray[np.float64]
+) -> tuple[Voxels, Normalization]:
+    """Return voxels in the frame with the axes and the in-plane size of a view."""
+    stored = grid.sized_image(reorient(voxels.stored, turn), fill=fill)
+    return replace(voxels, stored=stored), how
+
+
+def _sized_label(
     label: NDArray[np.integer] | None,
     changes: LabelChanges,
-    change: NDArray[np.float64],
-) -> SliceStack:
-    """Return all slices of a view, of channels and label in the frame."""
-    image, methods = [], []
-    for channel in channels:
-        if grid.interpolates and channel.resampled is not None:
-            voxels, how, fill = channel.resampled
-        else:  # padding keeps the stored numbers
-            voxels, how = channel.voxels, channel.how
-            fill = 0 if grid.in_plane is None else _lowest(voxels, channel.statistics)
-        stored = grid.sized_image(reorient(voxels.stored, change), fill=fill)
-        image.append(replace(voxels, stored=stored))
-        methods.append(how)
-    if label is not None:
-        label, cut = grid.sized_label(reorient(label, change))
-        label = _apart(label)
-        lost = Counter(changes.lost) + Counter(cut)
-        changes = replace(changes, lost=dict(sorted(lost.items())))
-    return SliceStack(
-        image=tuple(image),
-        normalization=tuple(methods),
-        statistics=tuple(channel.statistics for channel in channels),
-        label=label,
-        label_counts=() if label is None else tuple(count_labels(plane) for plane in label),
-        kept=(),
-        affine=grid.affine(view.affine),
-        n_overlapping=view.n_overlapping,
-        grid=grid,
-        label_changes=changes,
-    )
+    grid: GridSteps,
+    turn: NDArray[np.float64],
+) -> tuple[NDArray[np.integer] | None, LabelChanges]:
+    """Return a label in the frame with the axes and the in-plane size of a view; what changed."""
+    if label is None:
+        return None, changes
+    sized, cut = grid.sized_label(reorient(label, turn))
+    lost = Counter(changes.lost) + Counter(cut)
+    return _apart(sized), replace(changes, lost=dict(sorted(lost.items())))
 
 
 def _apart(label: NDArray[np.integer]) -> NDArray[np.integer]:

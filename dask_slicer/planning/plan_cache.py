@@ -25,7 +25,7 @@ from dask_slicer.inputs import header_cache
 from dask_slicer.inputs.case import Case, Mask
 from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.inputs.tree import FileTree
-from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.planning.plan import CasePlan, PlanePlan, RunPlan
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.threads import map_files
 
@@ -215,6 +215,11 @@ def _unpacked_case(content: dict[str, Any]) -> CasePlan:
             content[name] = [*map(tuple, content[name])]
     if "label_names" in content:
         content["label_names"] = dict(content["label_names"])
+    if "planes" in content:
+        content["planes"] = [
+            PlanePlan._make(tuple(x) if isinstance(x, list) else x for x in own)
+            for own in content["planes"]
+        ]
     if "problem" in content:
         content["problem"] = FailedCase(**_with_tuples(content["problem"]))
     return CasePlan(**_with_tuples(content))

@@ -31,12 +31,13 @@ from dask_slicer.inputs.tree import FileTree
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.content import label_like_images, with_unnamed
 from dask_slicer.planning.headers import (
+    digest_with,
     first_volumes,
     grouped_notes,
     names_in_headers,
     with_headers,
 )
-from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, digest_with
+from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.plan_cache import PlanCache
 from dask_slicer.planning.steps import label_values, mapped_names, names_labels, read_slice_list
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
