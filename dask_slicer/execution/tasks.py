@@ -30,7 +30,7 @@ from dask_slicer.inputs.load import load_volume
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.output.atomic import fsync_folder, move, remove_whole
-from dask_slicer.output.formats import write_planes
+from dask_slicer.output.formats import write_case
 from dask_slicer.output.layout import case_entries
 from dask_slicer.output.lock import check_held
 from dask_slicer.planning.names import NO_NAMES, Names
@@ -143,7 +143,7 @@ def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
             folder.mkdir(parents=True, exist_ok=True)
         moved: list[Path] = []
         try:
-            written = write_planes(
+            written = write_case(
                 sliced.result,
                 case,
                 target.settings,

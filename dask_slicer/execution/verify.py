@@ -202,7 +202,7 @@ def _check(
             folders = [Path(scratch, part.plane) for part in record.parts]
             for folder in folders:
                 folder.mkdir(exist_ok=True)
-            formats.write_planes(stacks, case, target.settings, folders, fsync=False)
+            formats.write_case(stacks, case, target.settings, folders, fsync=False)
             for part, folder in zip(record.parts, folders, strict=True):
                 of_part = [index for plane, index in drawn if plane == part.plane]
                 stored = checks.reader_of(layout.case_folder(output_dir, part), part)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -106,6 +106,20 @@ class SliceIndex:
         """Return a mask of the slices that hold at least one of some label values."""
         wanted = np.isin(self.label_values, list(values))
         return np.diff(np.concatenate(([0], wanted.cumsum()))[self.label_ends]) > 0
+
+    def balanced_weights(self) -> NDArray[np.float64]:
+        """Return weights, of sum 1, that give each value, and no label, the same total weight."""
+        n_values = np.diff(self.label_ends)
+        empty = n_values == 0
+        _, value, n_slices = np.unique(self.label_values, return_inverse=True, return_counts=True)
+        # Each value divides 1 among its slices; so do the slices without labels.
+        weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
+        np.add.at(weights, np.repeat(np.arange(len(self)), n_values), 1.0 / n_slices[value])
+        return np.asarray(weights / weights.sum())
+
+    def of_cases(self, wanted: Callable[[IndexedCase], bool]) -> SliceIndex:
+        """Return the index of the slices of some cases."""
+        return self.select(np.array(list(map(wanted, self.cases)), dtype=bool)[self.case])
 
     def select(self, rows: NDArray[np.bool_]) -> SliceIndex:
         """Return the index of some rows, with the cases that they belong to."""

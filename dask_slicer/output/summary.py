@@ -114,9 +114,13 @@ class DatasetTotals:
         self.n_overlapping += record.n_overlapping
         if record.steps or record.planes:
             self.label_changes.add(record)
+        most: Counter[int] = Counter()  # in any plane
         for part in record.parts:
+            voxels: Counter[int] = Counter()
             for written in part.slices:
-                self.label_voxels.update(written.labels or {})
+                voxels.update(written.labels or {})
+            most |= voxels
+        self.label_voxels.update(most)
         self.intensity = (
             tuple(map(pooled, self.intensity, record.statistics))
             if self.intensity

@@ -72,7 +72,7 @@ def with_headers(
     planes = [_plane_plan(facts, plane, config, plan.listed) for plane in config.planes]
     if config.plane_folders:
         facts |= {"planes": tuple(planes)}
-    facts |= {name: value for name, value in planes[0]._asdict().items() if name != "plane"}
+    facts |= planes[0].facts() | {"plane": ""}
     planned = replace(
         plan,
         sources=tuple(names[path] for path in case.images),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import prod
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +44,8 @@ _WORKER_BASE_BYTES = 200_000_000
 HEADER_FACTS = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
 
 
-class PlanePlan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PlanePlan:
     """What differs between the planes of a case, as `CasePlan` has it for one plane."""
 
     plane: str
@@ -53,6 +54,10 @@ class PlanePlan(NamedTuple):
     new_shape: tuple[int, int, int] | None
     new_spacing: tuple[float, float, float] | None
     n_selected: int | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what it says, by the names of fields of `CasePlan`."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +98,7 @@ class CasePlan:
         """Return the case in each of its planes; itself if there is one plane."""
         if not self.planes:
             return (self,)
-        return tuple(replace(self, planes=(), **own._asdict()) for own in self.planes)
+        return tuple(replace(self, planes=(), **own.facts()) for own in self.planes)
 
     @property
     def case_id(self) -> str:

@@ -185,6 +185,8 @@ def _packed_case(plan: CasePlan) -> dict[str, Any]:
         case["masks"] = [_given(mask) for mask in plan.case.masks]
     if plan.label_names:
         content["label_names"] = list(plan.label_names.items())
+    if plan.planes:
+        content["planes"] = [own.facts() for own in plan.planes]
     if plan.problem is not None:
         content["problem"] = _given(plan.problem)
     return content
@@ -216,10 +218,7 @@ def _unpacked_case(content: dict[str, Any]) -> CasePlan:
     if "label_names" in content:
         content["label_names"] = dict(content["label_names"])
     if "planes" in content:
-        content["planes"] = [
-            PlanePlan._make(tuple(x) if isinstance(x, list) else x for x in own)
-            for own in content["planes"]
-        ]
+        content["planes"] = [PlanePlan(**_with_tuples(own)) for own in content["planes"]]
     if "problem" in content:
         content["problem"] = FailedCase(**_with_tuples(content["problem"]))
     return CasePlan(**_with_tuples(content))

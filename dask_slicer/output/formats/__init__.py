@@ -14,7 +14,7 @@ from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import WrittenFile, WrittenPlane, WrittenSlice
 
 
-def write_case(
+def _write_plane(
     stack: SliceStack,
     case: CasePlan,
     settings: SliceSettings,
@@ -23,7 +23,7 @@ def write_case(
     names: Names = NO_NAMES,
     fsync: bool,
 ) -> tuple[tuple[WrittenSlice, ...], tuple[WrittenFile, ...]]:
-    """Write a case into an empty folder; return its slices, and files that slices share."""
+    """Write a plane of a case into an empty folder; return slices, and files that they share."""
     if settings.format == "npz":
         return write_slices(stack, case, settings, folder, names=names, fsync=fsync), ()
     from dask_slicer.output.formats.zarr_writer import write_group
@@ -31,7 +31,7 @@ def write_case(
     return write_group(stack, case, settings, folder / case.case_id, names=names, fsync=fsync)
 
 
-def write_planes(
+def write_case(
     stacks: Sequence[SliceStack],
     case: CasePlan,
     settings: SliceSettings,
@@ -44,7 +44,7 @@ def write_planes(
     written = []
     for plane, stack, folder in zip(settings.planes, stacks, folders, strict=True):
         own = settings.model_copy(update={"plane": plane})
-        slices, files = write_case(stack, case, own, folder, names=names, fsync=fsync)
+        slices, files = _write_plane(stack, case, own, folder, names=names, fsync=fsync)
         written.append(
             WrittenPlane(
                 plane=plane,
