@@ -86,12 +86,11 @@ def _plane_plan(
     facts: dict[str, Any], plane: str, config: RunConfig, listed: frozenset[int] | None
 ) -> PlanePlan:
     """Return shape and spacing of a case in a plane; its facts are those for the first plane."""
-    codes = facts["orientation"]
-    stored = np.argsort(orientation_of_codes(codes, plane)[:, 0])
-    place = orientation_of_codes(codes, config.planes[0])[:, 0].astype(int)[stored]
-    shape, spacing = (
-        tuple(facts[name][axis] for axis in place.tolist()) for name in ("shape", "spacing")
-    )
+    codes, shape, spacing = facts["orientation"], facts["shape"], facts["spacing"]
+    if plane != config.planes[0]:
+        order = np.argsort(orientation_of_codes(codes, plane)[:, 0])
+        axes = orientation_of_codes(codes, config.planes[0])[order, 0].astype(int).tolist()
+        shape, spacing = (tuple(triple[axis] for axis in axes) for triple in (shape, spacing))
     new_shape = new_spacing = selected = None
     if config.changes_grid or config.selects:
         new_shape, new_spacing = sliced_grid(

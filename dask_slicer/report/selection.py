@@ -152,10 +152,14 @@ def _spread_over_splits(
     index: SliceIndex, numbers: list[int], n_of: NDArray[np.intp], n: int
 ) -> dict[int, int]:
     """Return the number of slices to show of each case, by the number of the case."""
-    # Plane after plane, or those that are picked could be of one plane.
-    ordered = sorted(numbers, key=lambda number: index.cases[number].plane)
+    # Plane after plane, each split from another one on, or all that are picked could be of one.
+    planes = list(dict.fromkeys(case.plane for case in index.cases))
     of_split = [
-        [number for number in ordered if index.cases[number].split == split] for split in SPLITS
+        sorted(
+            (number for number in numbers if index.cases[number].split == split),
+            key=lambda number: (planes.index(index.cases[number].plane) - first) % len(planes),
+        )
+        for first, split in enumerate(SPLITS)
     ]
     most = [sum(n_of[cases].tolist()) for cases in of_split]
     chosen: dict[int, int] = {}
