@@ -180,7 +180,7 @@ def _listed(config: RunConfig, known: Collection[str]) -> Callable[[str], frozen
     """Return a function of a case id that returns its listed slices, None if there is no list."""
     if config.slice_list is None:
         return lambda _: None
-    slices = read_slice_list(config.slice_list)
+    slices = read_slice_list(config.slice_list, config.planes[0])
     for name in slices:
         if name not in known:
             raise DatasetError(
