@@ -170,10 +170,9 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
         resampled = prod(resampled_shape(case.shape, case.spacing, settings.spacing))
     planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
     label = 0
-    if case.has_label:  # copied where the slices of a plane are interleaved in memory
-        label = (
-            max(voxels, resampled, sliced) if len(parts) == 1 else max(voxels, resampled) + sliced
-        )
+    if case.has_label:
+        copies = len(parts) > 1 or resampled  # of planes whose slices are interleaved in memory
+        label = max(voxels, resampled) + sliced if copies else max(voxels, sliced)
         label *= np.dtype(settings.label_dtype).itemsize
     # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
     window = planes * len(case.case.images) * in_plane * 4

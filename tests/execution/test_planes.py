@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from affines import oblique
 
 import dask_slicer
 from dask_slicer import SliceDataset, open_output
@@ -20,7 +21,6 @@ from dask_slicer.execution import tasks
 from dask_slicer.execution.partitions import merge
 from dask_slicer.execution.verify import verify
 from dask_slicer.output.layout import JOURNAL
-from tests.helpers.affines import oblique
 
 PLANES = ("axial", "coronal", "sagittal")
 # Every step that several planes allow.
@@ -406,6 +406,13 @@ def test_the_bytes_of_a_plan_are_the_sum_over_planes(scans, tmp_path, invoke) ->
         assert together[name] == sum(one[name] for one in each)
     most = max(one["peak_bytes_per_worker"] for one in each)
     assert most <= together["peak_bytes_per_worker"] < most + 4 * 9 * 9 * 6
+
+
+def test_an_index_of_several_planes_lists_the_slices_of_the_plane(scans, tmp_path) -> None:
+    index = run(scans, tmp_path / "all", slices="30%:70%") / "slices.csv"
+    listed = run(scans, tmp_path / "one", plane="coronal", slice_list=index)
+    alone = run(scans, tmp_path / "alone", plane="coronal", slices="30%:70%")
+    assert contents(listed) == contents(alone)
 
 
 def test_the_same_again_in_all_planes(scans, output, tmp_path, invoke) -> None:
