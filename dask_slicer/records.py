@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 from dask_slicer.core.statistics import Statistics
@@ -44,12 +44,28 @@ class SourceFile(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenPlane:
+    """What differs between the planes of a case, as `CommittedCase` has it for one plane."""
+
+    plane: str
+    shape: tuple[int, int, int, int]
+    spacing: tuple[float, float, float]
+    slices: tuple[WrittenSlice, ...]
+    files: tuple[WrittenFile, ...] = ()
+    steps: dict[str, Any] = field(default_factory=dict)
+    voxel_volume: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommittedCase:
-    """A case that is completely on disk."""
+    """A case that is completely on disk.
+
+    With several planes, `slices`, `files` and `steps` are empty here: use `parts`.
+    """
 
     case_id: str
     split: str
-    digest: str  # of everything that decides the output, see `planning.plan.case_digest`
+    digest: str  # of everything that decides the output, see `planning.headers.case_digest`
     shape: tuple[int, int, int, int]  # (n_modalities, n_slices, height, width)
     spacing: tuple[float, float, float]  # (slice, row, column), mm
     statistics: tuple[Statistics, ...]  # one per modality
@@ -66,14 +82,40 @@ class CommittedCase:
     # What the steps made of grid and label, see `SliceStack.changes`; empty without steps.
     steps: dict[str, Any] = field(default_factory=dict)
     sources: tuple[SourceFile, ...] = ()  # empty in lines of earlier versions
+    plane: str = ""  # of a part; empty if there is one plane
+    planes: tuple[WrittenPlane, ...] = ()  # of a case with several planes
     # Of the journal line, in seconds since 1970; 0 in lines of earlier versions.
     at: float = field(default=0.0, compare=False)
     status: Literal["committed"] = "committed"
 
     @property
+    def parts(self) -> tuple[CommittedCase, ...]:
+        """Return the case in each of its planes; itself if there is one plane."""
+        if not self.planes:
+            return (self,)
+        names = [each.name for each in fields(WrittenPlane)]
+        return tuple(
+            replace(self, planes=(), **{name: getattr(own, name) for name in names})
+            for own in self.planes
+        )
+
+    @property
+    def n_slices(self) -> int:
+        """Return the number of slices in all planes."""
+        return sum(len(own.slices) for own in self.planes or (self,))
+
+    @property
     def n_bytes(self) -> int:
         """Return the size of the case on disk."""
-        return sum(written.size for written in self.slices) + sum(file.size for file in self.files)
+        return sum(
+            sum(written.size for written in own.slices) + sum(file.size for file in own.files)
+            for own in self.planes or (self,)
+        )
+
+    def without_slices(self) -> CommittedCase:
+        """Return the record without what takes memory for each slice."""
+        planes = tuple(replace(own, slices=(), files=()) for own in self.planes)
+        return replace(self, slices=(), files=(), planes=planes)
 
     @property
     def clip_fits(self) -> bool:

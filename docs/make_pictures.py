@@ -74,7 +74,7 @@ def steps(folder: Path) -> None:
         plan = dask_slicer.plan({"input_dir": scans, "clip_min": -200, "clip_max": 300} | settings)
         (case,) = plan.cases
         target = target_of(plan.config, steps=plan.steps)
-        result = slice_case(load_case(case, target), target).result
+        (result,) = slice_case(load_case(case, target), target).result
         planes = np.stack([p for _, p in result.planes(range(result.shape[0]))], axis=1)
         return {"image": planes, "label": result.label, "spacing": spacing(result.affine)}
 

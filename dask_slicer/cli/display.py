@@ -15,7 +15,7 @@ from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.monitoring.observer import failure_lines
 from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
 from dask_slicer.planning.estimate import outliers, plan_lines, plan_needs
-from dask_slicer.planning.plan import HEADER_FACTS, RunPlan
+from dask_slicer.planning.plan import RunPlan
 from dask_slicer.records import CommittedCase, failure_line, why_not_written
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
 
@@ -44,13 +44,7 @@ def make_console() -> Console:
 
 def print_plan(plan: RunPlan, console: Console) -> None:
     """Print the cases of a plan, its problems, and the disk space and memory of its run."""
-    cases = plan.cases[:_MOST_ROWS]
-    details = [
-        ("", "cannot be run", "", "", "") if case.problem else case.described() for case in cases
-    ]
-    head = ("case", "split", *HEADER_FACTS)
-    rows = [(case.case_id, case.split, *row) for case, row in zip(cases, details, strict=True)]
-    console.print(plain_table(head, rows))
+    console.print(plain_table(*plan.case_rows(plan.cases[:_MOST_ROWS])))
     if len(plan.cases) > _MOST_ROWS:
         console.out(f"… and {len(plan.cases) - _MOST_ROWS} more")
     for line in _file_lines(plan):
@@ -122,7 +116,7 @@ class OutputDisplay(ProgressDisplay):
                 n_cases=total,
                 n_done=state.n_done + (not issues),
                 n_failed=state.n_failed + bool(issues),
-                n_slices=state.n_slices + len(record.slices),
+                n_slices=state.n_slices + record.n_slices,
                 work=total,  # all cases take about the same time
                 work_done=state.work_done + 1,
                 seconds=time.monotonic() - self._began,

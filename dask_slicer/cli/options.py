@@ -55,7 +55,7 @@ class Choice(click.Choice[str]):
 
 
 class _OneOrEach(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
-    """A value, none, or one for each modality, ``240,none``: the configuration checks them."""
+    """A value, none, or several with commas, ``240,none``: the configuration checks them."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         is_text = "," in str(value) or str(value).lower() == "none"
@@ -142,7 +142,7 @@ def config_options() -> tuple[click.Option, ...]:
 
 
 def _option(name: str, field: Any) -> click.Option:
-    from dask_slicer.config.fields import PER_MODALITY, plain_type
+    from dask_slicer.config.fields import ONE_OR_SEVERAL, plain_type
     from dask_slicer.config.step_settings import COMMA_SEPARATED
 
     annotation = plain_type(field.annotation)
@@ -151,9 +151,9 @@ def _option(name: str, field: Any) -> click.Option:
     if annotation is bool:
         settings = {"is_flag": True}
     elif get_origin(annotation) is Literal:
-        choice = _ChoiceOrEach if name in PER_MODALITY else Choice
+        choice = _ChoiceOrEach if name in ONE_OR_SEVERAL else Choice
         settings = {"type": choice(get_args(annotation))}
-    elif name in PER_MODALITY:
+    elif name in ONE_OR_SEVERAL:
         settings = {"type": _NumberOrEach()}
     elif get_origin(annotation) is tuple:
         settings = {} if name in COMMA_SEPARATED else {"multiple": True}

@@ -47,6 +47,19 @@ def _each_modality(value: Any) -> Any:
     return value
 
 
+def _planes(value: Any) -> Any:
+    """Return one plane as a text; several in the order of `PLANES`, each once."""
+    parts = _each_modality(value)
+    if not isinstance(parts, list | tuple):
+        return value
+    names = [_lower(part) for part in parts]
+    if not names or any(names.count(name) > 1 for name in names):
+        raise ValueError("must be planes with commas between them, each once")
+    known = [name for name in PLANES if name in names]
+    names = known + [name for name in names if name not in known]
+    return names[0] if len(names) == 1 else tuple(names)
+
+
 def none_in_words(value: Any) -> Any:
     """Return None for its name, and other values as they are."""
     return None if isinstance(value, str) and value.lower() == "none" else value
@@ -145,7 +158,15 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
 Volumes = Annotated[str, BeforeValidator(_volumes)]
 
 ANY_CASE = BeforeValidator(_lower)
-Plane = Annotated[Literal["axial", "coronal", "sagittal", "i", "j", "k"], ANY_CASE]
+_PlaneName = Literal["axial", "coronal", "sagittal", "i", "j", "k"]
+PLANES: tuple[str, ...] = get_args(_PlaneName)
+Plane = Annotated[_PlaneName, ANY_CASE]
+# One, or several with commas between them.
+Planes = Annotated[
+    Annotated[Plane, Tag("one")] | Annotated[tuple[Plane, ...], Tag("each")],
+    Discriminator(_one_or_each),
+    BeforeValidator(_planes),
+]
 PaddingMode = Annotated[Literal["zero", "replicate", "mirror"], ANY_CASE]
 Normalize = Annotated[Literal["zscore", "minmax", "percentile", "dataset", "none"], ANY_CASE]
 ImageType = Annotated[Literal["float32", "float16", "uint8", "source"], ANY_CASE]
@@ -164,6 +185,8 @@ Normalizations = Annotated[
     BeforeValidator(_each_modality),
 ]
 PER_MODALITY = ("clip_min", "clip_max", "normalize")
+# Settings that take one value, or several with commas between them.
+ONE_OR_SEVERAL = (*PER_MODALITY, "plane")
 SliceFormat = Annotated[Literal["npz", "zarr"], ANY_CASE]
 Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], ANY_CASE]
 LayoutName = Annotated[

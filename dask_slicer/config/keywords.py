@@ -20,7 +20,7 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     include_test: bool | NotGiven
     only: Sequence[str] | NotGiven
 
-    plane: fields.Plane | NotGiven
+    plane: fields.Plane | Sequence[fields.Plane] | NotGiven
     window_size: int | NotGiven
     padding_mode: fields.PaddingMode | NotGiven
 

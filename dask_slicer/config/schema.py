@@ -18,7 +18,7 @@ from pydantic import ByteSize, Field, model_validator
 from dask_slicer.config import fields, keywords
 from dask_slicer.config.dataset_settings import InputSettings, SplitSettings
 from dask_slicer.config.run_settings import RunSettings
-from dask_slicer.config.step_settings import StepSettings
+from dask_slicer.config.step_settings import StepSettings, counts_slices
 from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts
@@ -39,10 +39,10 @@ class SliceSettings(StepSettings):
         description="Slices outside the volume: zeros, copies of the edge slice, or a reflection "
         "about the edge slice.",
     )
-    plane: fields.Plane = Field(
+    plane: fields.Planes = Field(
         "axial",
         description="Anatomical plane (by the affine, in radiological display order), or the "
-        "file's own array axis.",
+        "file's own array axis; several in one run: axial,coronal,sagittal.",
     )
     clip_min: fields.Limits = Field(
         None,
@@ -103,6 +103,7 @@ class SliceSettings(StepSettings):
         if self.dtype == "source" and self.format != "zarr":
             raise ValueError("dtype source needs format zarr; npz holds normalised floats")
         self._check_intensity_settings()
+        self._check_planes()
         counts = {
             name: len(value)
             for name in fields.PER_MODALITY
@@ -122,6 +123,16 @@ class SliceSettings(StepSettings):
         return self
 
     @property
+    def planes(self) -> tuple[str, ...]:
+        """Return the planes of slices, one or several."""
+        return (self.plane,) if isinstance(self.plane, str) else self.plane
+
+    @property
+    def plane_folders(self) -> tuple[str, ...]:
+        """Return the names of the folders of planes; none if there is one plane."""
+        return self.planes if len(self.planes) > 1 else ()
+
+    @property
     def n_windows(self) -> int:
         """Return the number of channels that each modality of a slice becomes."""
         return len(self.ct_windows) or 1
@@ -134,6 +145,28 @@ class SliceSettings(StepSettings):
     def n_channels(self, n_modalities: int) -> int:
         """Return the number of channels of a window."""
         return (2 * self.window_size + 1) * n_modalities * self.n_windows
+
+    def _check_planes(self) -> None:
+        """Raise ValueError if there are several planes, and a setting fits only one of them."""
+        if len(self.planes) == 1:
+            return
+        if self.spacing is not None and (len({*self.spacing}) > 1 or None in self.spacing):
+            raise ValueError(
+                "spacing must be three equal numbers, such as 1,1,1, with several planes, got "
+                f"{format_value(self.spacing)}"
+            )
+        if self.slices is not None and counts_slices(self.slices):
+            raise ValueError(
+                "slices must be in percent, such as 10%:90%, with several planes, got "
+                f"{self.slices}"
+            )
+        if self.slice_list is not None:
+            raise ValueError("slice_list counts the slices of one plane; give one plane")
+        if self.min_component_pixels > 1:
+            raise ValueError(
+                "min_component_pixels would give each plane another label; give one plane, or "
+                "min_component_voxels"
+            )
 
     def _check_intensity_settings(self) -> None:
         methods = {*for_each_modality(self.normalize, 1)}
@@ -240,7 +273,7 @@ def _described(name: str) -> str:
     kind = str(getattr(annotation, "__name__", annotation))
     if choices := get_args(annotation):
         kind = "sequence of str" if Ellipsis in choices else f"{{{str(choices)[1:-1]}}}"
-    if name in fields.PER_MODALITY:
+    if name in fields.ONE_OR_SEVERAL:
         kind = f"{kind} or sequence of it"
     kind = {"Path": "str or Path", "ByteSize": "int or str"}.get(kind, kind)
     text = (field.description or "").replace("*", r"\*")

@@ -106,6 +106,14 @@ def _slice_range(text: str) -> str:
     return text.replace(" ", "")
 
 
+def counts_slices(text: str) -> bool:
+    """Return whether an end of a range of slices is a number of slices, and no percentage."""
+    from dask_slicer.core.steps.selection import SliceRange
+
+    ends = SliceRange.parse(text)
+    return any(isinstance(end, int) for end in (ends.start, ends.stop))
+
+
 def _percentiles(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
         raise ValueError("must be two percentages, the lower one first")

@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import combinations, product
 from math import copysign, hypot, inf
 from operator import mul
+from typing import TypeVar
 
 import nibabel.orientations as nio
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from dask_slicer.errors import GeometryMismatch
 from dask_slicer.utils.formatting import format_shape
 
+_Number = TypeVar("_Number", bound=np.generic)
 # Directions in which (slice_index, row, column) grow: radiological display order.
 #
 #   axial     slice I→S, rows A→P, columns R→L    (SimpleITK's array [z] of an LPS image)
@@ -143,7 +145,7 @@ def _clear_orientation(steps: list[list[float]]) -> NDArray[np.float64] | None:
     return np.array([(axis, copysign(1, x)) for axis, x in zip(nearest, along, strict=True)])
 
 
-def reorient(array: NDArray[np.generic], orientation: NDArray[np.float64]) -> NDArray[np.generic]:
+def reorient(array: NDArray[_Number], orientation: NDArray[np.float64]) -> NDArray[_Number]:
     """Return a view of a 3D array with axes ordered and flipped according to `orientation`."""
     flips = tuple(slice(None, None, int(flip)) for flip in orientation[:, 1])
     return array[flips].transpose(np.argsort(orientation[:, 0]))

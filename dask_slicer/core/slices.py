@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.foreground import IntensityProperties
+from dask_slicer.core.geometry import reorient
 from dask_slicer.core.intensity import PERCENTILES, Normalization, check_fits, normalization
 from dask_slicer.core.labels import count_labels
+from dask_slicer.core.planes import change_of_axes, in_memory
 from dask_slicer.core.statistics import Statistics
+from dask_slicer.core.steps.cropping import Box, crop, reoriented_box
 from dask_slicer.core.steps.grid import GridSteps
 from dask_slicer.core.steps.steps import (
     NO_STEPS,
@@ -20,11 +24,20 @@ from dask_slicer.core.steps.steps import (
     Steps,
     changed_label,
     grid_of,
+    kept_box,
     kept_slices,
 )
-from dask_slicer.core.volume import Volume, Voxels, in_memory_order, iterate_planes
+from dask_slicer.core.volume import (
+    Volume,
+    Voxels,
+    in_memory_order,
+    iterate_planes,
+    planes_lie_apart,
+)
 from dask_slicer.core.windows import window_indices
 from dask_slicer.utils.modalities import for_each_modality
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,8 +111,14 @@ class SliceStack:
         }
 
 
-def slice_volume(
-    volume: Volume,
+def slice_volume(volume: Volume, **settings: Any) -> SliceStack:
+    """Return the slices of a volume along its first axis; settings are those of `slice_views`."""
+    (stack,) = slice_views([volume], **settings)
+    return stack
+
+
+def slice_views(
+    views: Sequence[Volume],
     *,
     normalize: str | tuple[str, ...] = "zscore",
     clip_min: float | tuple[float | None, ...] | None = None,
@@ -109,11 +128,15 @@ def slice_volume(
     label_dtype: str = "uint8",
     min_foreground: float = 0.0,
     steps: Steps = NO_STEPS,
-) -> SliceStack:
-    """Return the slices of a volume: steps applied, normalised, label checked, slices selected.
+) -> tuple[SliceStack, ...]:
+    """Return the slices of a case along the first axis of each view: steps, normalised, selected.
+
+    What a voxel becomes does not depend on the view.
 
     Parameters
     ----------
+    views : sequence of Volume
+        The same case, with axes in the order of each plane.
     normalize, clip_min, clip_max
         As for `intensity.normalization`, for all modalities or, in a tuple, for each.
     nonfinite : {"error", "zero"}
@@ -125,21 +148,32 @@ def slice_volume(
     min_foreground : float
         Least share of labelled pixels in a slice that is kept; no effect without a label.
     steps : Steps
-        The other steps.
+        The other steps. Components of a slice are those of the first view; a `spacing` of several
+        views must be the same along all axes.
 
     Raises
     ------
     NonFinite, LabelValues, MissingLabel, GeometryMismatch
     """
+    frame = in_memory(views[0])
     changes = LabelChanges()
     label = None
-    if volume.label is not None:
-        label = changed_label(volume.label, label_dtype, steps, changes)
-    grid = grid_of(volume, label, steps)
-    cropped = None if label is None else grid.crop(label)
-    channels = []
+    if (stored := views[0].label) is not None:
+        label = changed_label(stored, label_dtype, steps, changes)
+        label = reorient(label, change_of_axes(views[0], frame))
+    # The grids of the views before their in-plane size are one: that of the frame.
+    box = kept_box(frame, label, steps)
+    cropped = None if label is None else _crop(label, box)
+    turns = [change_of_axes(frame, view) for view in views]
+    grids = [
+        _grid_of(frame, view, cropped, box, steps, turn)
+        for view, turn in zip(views, turns, strict=True)
+    ]
+    grid = grids[0].turned(change_of_axes(views[0], frame))
+    images: list[list[tuple[Voxels, Normalization]]] = [[] for _ in views]
+    statistics = []
     for method, low, high, voxels, properties in _wanted_channels(
-        volume, normalize, clip_min, clip_max, dtype, steps
+        frame, normalize, clip_min, clip_max, dtype, steps
     ):
         part = replace(voxels, stored=grid.crop(voxels.stored))
         how, stats = normalization(
@@ -155,28 +189,108 @@ def slice_volume(
         )
         if dtype != "uint8":
             check_fits(how, stats, dtype)
-        channels.append((*_on_grid(part, how, stats, grid, steps.resample_order), stats))
+        statistics.append(stats)
+        interpolates = any(own.interpolates for own in grids)
+        resampled = _resampled(part, how, grid, steps.resample_order) if interpolates else None
+        for channels, own, turn in zip(images, grids, turns, strict=True):
+            if own.interpolates and resampled is not None:
+                channels.append(_sized(*resampled, own, turn))
+            else:  # padding keeps the stored numbers
+                fill = 0 if own.in_plane is None else _lowest(part, stats)
+                channels.append(_sized(part, how, fill, own, turn))
     if cropped is not None:
-        label, changes.lost = grid.label(cropped)
-    label_counts = () if label is None else tuple(count_labels(plane) for plane in label)
-    n_slices, height, width = grid.shape
-    stack = SliceStack(
-        image=tuple(voxels for voxels, _, _ in channels),
-        normalization=tuple(how for _, how, _ in channels),
-        statistics=tuple(stats for _, _, stats in channels),
-        label=label,
-        label_counts=label_counts,
-        kept=(),
-        affine=grid.affine(volume.affine),
-        n_overlapping=volume.n_overlapping,
-        grid=grid,
-        label_changes=changes,
-    )
+        cropped, changes.lost = grid.resampled_label(cropped)
+    stacks = []
+    for view, channels, own, turn in zip(views, images, grids, turns, strict=True):
+        own_label, own_changes = _sized_label(cropped, changes, own, turn)
+        stack = SliceStack(
+            image=tuple(voxels for voxels, _ in channels),
+            normalization=tuple(how for _, how in channels),
+            statistics=tuple(statistics),
+            label=own_label,
+            label_counts=() if own_label is None else tuple(map(count_labels, own_label)),
+            kept=(),
+            affine=own.affine(view.affine),
+            n_overlapping=view.n_overlapping,
+            grid=own,
+            label_changes=own_changes,
+        )
+        stacks.append(_selected(stack, steps, min_foreground))
+    return tuple(stacks)
+
+
+def _crop(array: NDArray[_Number], box: Box | None) -> NDArray[_Number]:
+    return array if box is None else crop(array, box)
+
+
+def _grid_of(
+    frame: Volume,
+    view: Volume,
+    cropped: NDArray[np.integer] | None,
+    box: Box | None,
+    steps: Steps,
+    turn: NDArray[np.float64],
+) -> GridSteps:
+    """Return the steps of the grid in a view, from label and box in the frame."""
+    own = None if cropped is None else reorient(cropped, turn)
+    shape = frame.image[0].stored.shape
+    return grid_of(view, own, None if box is None else reoriented_box(box, shape, turn), steps)
+
+
+def _resampled(
+    part: Voxels, how: Normalization, grid: GridSteps, order: int
+) -> tuple[Voxels, Normalization, float]:
+    """Return normalised intensities at the new spacing, what follows, and the lowest before it."""
+    first, then = how.halves()
+    values = np.empty(part.stored.shape, dtype=np.float32)
+    for plane, stored in zip(values, iterate_planes(part.stored), strict=True):
+        plane[...] = first.apply(stored)
+    lowest = float(values.min())
+    stored = grid.resampled_image(values, order=order)
+    return Voxels(stored=stored, source=part.source), then, lowest
+
+
+def _sized(
+    voxels: Voxels, how: Normalization, fill: Any, grid: GridSteps, turn: NDArray[np.float64]
+) -> tuple[Voxels, Normalization]:
+    """Return voxels in the frame with the axes and the in-plane size of a view."""
+    stored = grid.sized_image(reorient(voxels.stored, turn), fill=fill)
+    return replace(voxels, stored=stored), how
+
+
+def _sized_label(
+    label: NDArray[np.integer] | None,
+    changes: LabelChanges,
+    grid: GridSteps,
+    turn: NDArray[np.float64],
+) -> tuple[NDArray[np.integer] | None, LabelChanges]:
+    """Return a label in the frame with the axes and the in-plane size of a view; what changed."""
+    if label is None:
+        return None, changes
+    sized, cut = grid.sized_label(reorient(label, turn))
+    lost = Counter(changes.lost) + Counter(cut)
+    return _apart(sized), replace(changes, lost=dict(sorted(lost.items())))
+
+
+def _apart(label: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return a label whose slices are not interleaved in memory: each is read several times."""
+    if planes_lie_apart(label):
+        return label
+    copied = np.empty(label.shape, label.dtype)
+    for plane, stored in zip(copied, iterate_planes(label), strict=True):
+        plane[...] = stored
+    return copied
+
+
+def _selected(stack: SliceStack, steps: Steps, min_foreground: float) -> SliceStack:
+    """Return a stack with the slices to write."""
+    n_slices, height, width = stack.shape
+    counts = stack.label_counts
     kept = kept_slices(
         n_slices,
         steps,
-        share_of=(lambda index: foreground_share(label_counts[index], height * width))
-        if label_counts
+        share_of=(lambda index: foreground_share(counts[index], height * width))
+        if counts
         else None,
         min_foreground=min_foreground,
         is_blank=stack.is_blank,
@@ -211,25 +325,6 @@ def _percentiles(
     if method == "uint8" and low is None and high is None and steps.percentiles is None:
         return PERCENTILES
     return steps.percentiles
-
-
-def _on_grid(
-    voxels: Voxels, how: Normalization, stats: Statistics, grid: GridSteps, order: int
-) -> tuple[Voxels, Normalization]:
-    """Return the voxels of a channel on the grid of slices, and their normalisation.
-
-    Interpolated are normalised intensities; padding keeps the stored numbers.
-    """
-    if not grid.interpolates:
-        if grid.in_plane is None:
-            return voxels, how
-        return replace(voxels, stored=grid.image(voxels.stored, fill=_lowest(voxels, stats))), how
-    first, then = how.halves()
-    values = np.empty(voxels.stored.shape, dtype=np.float32)
-    for plane, stored in zip(values, iterate_planes(voxels.stored), strict=True):
-        plane[...] = first.apply(stored)
-    fill = float(values.min())
-    return Voxels(stored=grid.image(values, fill=fill, order=order), source=voxels.source), then
 
 
 def _lowest(voxels: Voxels, stats: Statistics) -> Any:

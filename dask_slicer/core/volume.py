@@ -39,6 +39,8 @@ class Volume:
     n_overlapping: int = 0  # voxels of the label that are in the masks of two structures
     # (3, 2), how the first image was reoriented; None if the axes are those of its file.
     orientation: NDArray[np.float64] | None = None
+    # (4, 4), of the first image's file, from which other planes follow; None as above.
+    stored_affine: NDArray[np.float64] | None = None
 
 
 def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:

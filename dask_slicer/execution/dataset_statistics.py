@@ -18,7 +18,8 @@ from dask_slicer.execution import graph
 from dask_slicer.execution.workers import workers
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.monitoring.observer import Observer
-from dask_slicer.planning.plan import CasePlan, RunPlan, digest_with
+from dask_slicer.planning.headers import digest_with
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.utils.formatting import first_few, plural
 

@@ -66,7 +66,9 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
         config = directory.output_config(path) if plan is None else plan.config
         planned = set(directory.existing_splits(path) if plan is None else plan.cases)
         n_journals = len(layout.partition_journals(path))
-        failures = [failure for failure in merge_journals(path) if failure.case_id in planned]
+        failures = [
+            failure for failure in merge_journals(path, config) if failure.case_id in planned
+        ]
         totals = finalize(
             config,
             failures,
@@ -95,7 +97,7 @@ def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeR
     )
 
 
-def merge_journals(output_dir: Path) -> list[FailedCase]:
+def merge_journals(output_dir: Path, config: RunConfig) -> list[FailedCase]:
     """Add the records of partitions to the output's journal; the caller has locked the output.
 
     Returns failures that are not in the journal: of cases whose earlier record stays valid.
@@ -104,7 +106,7 @@ def merge_journals(output_dir: Path) -> list[FailedCase]:
         return []
     failures = []
     layout.refresh_listing(output_dir)
-    on_disk = layout.find_entries(output_dir)
+    on_disk = layout.find_entries(output_dir, planes=config.plane_folders)
     with Journal(output_dir / layout.JOURNAL) as journal:
         for history in histories(layout.journals(output_dir)):
             if history.records == (history.own,):  # in no partition's journal

@@ -178,7 +178,7 @@ class _Run:
                 )
             directory.clear(config.output_dir)
         elif self.partition is None and layout.partition_journals(config.output_dir):
-            merge_journals(config.output_dir)
+            merge_journals(config.output_dir, config)
             self.publisher.observer.note("merged the partitions that earlier runs left unmerged")
         if shared_plan is None:
             remove_partition_files(config.output_dir)
@@ -260,8 +260,9 @@ class _Run:
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed after it had moved some of its files into place.
         config, n_slices = self.plan.config, case.shape[0]
-        if config.changes_grid:  # how many slices there were to be is not known
-            found = layout.find_entries(config.output_dir, of={case.case_id})
+        planes = config.plane_folders
+        if config.changes_grid or planes:  # how many slices there were to be is not known
+            found = layout.find_entries(config.output_dir, of={case.case_id}, planes=planes)
             entries = [*found.get(case.case_id, ())]
         else:
             entries = layout.case_entries(case, config, range(n_slices), n_slices=n_slices)
@@ -297,11 +298,11 @@ class _Run:
                 self.overlaps.append(record.n_overlapping)
             if not record.clip_fits:
                 self.clipped.append(record.case_id)
-            if not record.slices:
+            if not record.n_slices:
                 self.publisher.observer.note(
                     f"{record.case_id}: no slice is selected ({self._selecting()}), none is written"
                 )
-            _LOG.info("case %s: wrote %d slices", record.case_id, len(record.slices))
+            _LOG.info("case %s: wrote %d slices", record.case_id, record.n_slices)
         else:
             _LOG.error("case %s: %s: %s", record.case_id, record.kind, record.message)
             if record.details:

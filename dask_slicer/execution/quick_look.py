@@ -52,7 +52,7 @@ def _chosen(plan: RunPlan) -> list[CasePlan]:
 def _clip_fits(case: CasePlan, config: RunConfig) -> bool:
     """Return whether the clip range suits a case; True if it cannot be read."""
     try:
-        images = load_volume(replace(case.case, label=None, masks=()), config.plane).image
+        images = load_volume(replace(case.case, label=None, masks=()), config.planes[0]).image
         limits = (for_each_modality(end, len(images)) for end in (config.clip_min, config.clip_max))
         stats = [
             statistics(voxels, clip_min=low, clip_max=high, zero_nonfinite=True)

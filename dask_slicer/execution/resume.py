@@ -21,7 +21,8 @@ from dask_slicer.output.folds import with_folds
 from dask_slicer.output.journal import History, Journal, histories, last_records
 from dask_slicer.output.summary import existing_names
 from dask_slicer.planning.case_table import CaseTable
-from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, case_digest
+from dask_slicer.planning.headers import case_digest
+from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.planning.properties import read_properties
 from dask_slicer.records import CommittedCase, RemovedCase, SourceFile
@@ -130,7 +131,7 @@ class EarlierRuns:
                 with_times = self._with_present_times(record, case)
                 if with_times is not None and self._is_current(with_times, case, entries):
                     if not self.plan.config.trust_size:  # else it is journaled again
-                        with_times = replace(with_times, slices=(), files=())  # they take memory
+                        with_times = with_times.without_slices()  # they take memory
                     retimed.setdefault(case.case_id, with_times)
         retimed = {name: record for name, record in retimed.items() if name not in done}
         if self.plan.config.trust_size and (unknown := unsized - done.keys()):
@@ -218,7 +219,8 @@ class EarlierRuns:
     def _on_disk(self) -> dict[str, dict[str, int]]:
         """Return the files of each case, or of the cases of this partition."""
         own = None if self.partition is None else {case.case_id for case in self.plan.selected}
-        return layout.find_entries(self.plan.config.output_dir, of=own)
+        config = self.plan.config
+        return layout.find_entries(config.output_dir, of=own, planes=config.plane_folders)
 
     def _with_present_times(self, record: CommittedCase, case: CasePlan) -> CommittedCase | None:
         """Return a record with the present times of its scans, if nothing else has changed."""

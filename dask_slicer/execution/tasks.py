@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.schema import SliceSettings
-from dask_slicer.core.geometry import spacing, voxel_volume
-from dask_slicer.core.slices import SliceStack, slice_volume
+from dask_slicer.core.planes import in_plane
+from dask_slicer.core.slices import SliceStack, slice_views
 from dask_slicer.core.steps.steps import NO_STEPS, Steps, labelled_sample
 from dask_slicer.core.volume import Volume
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
@@ -43,6 +43,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 CaseBatch = tuple[CasePlan, ...]
+Stacks = tuple[SliceStack, ...]  # one for each plane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +72,20 @@ class StepResult(Generic[T]):
 
 
 def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
-    """Return a case's voxels as stored, with the axes in the order of the plane."""
+    """Return a case's voxels as stored, with the axes in the order of the first plane."""
     with _step("load", {}, target.run_id) as seconds:
-        volume = load_volume(case.case, target.settings.plane)
+        volume = load_volume(case.case, target.settings.planes[0])
         sources = _sources(case, target.input_root)
     return StepResult(case=case, result=volume, seconds=seconds, sources=sources)
 
 
-def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceStack]:
-    """Return a case's slices: normalisation decided, label checked, empty slices dropped."""
+def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[Stacks]:
+    """Return a case's slices in each plane: normalised, label checked, empty slices dropped."""
     settings = target.settings
     with _step("slice", loaded.seconds, target.run_id) as seconds:
-        stack = slice_volume(
-            loaded.result,
+        _, *others = settings.planes
+        stacks = slice_views(
+            [loaded.result, *(in_plane(loaded.result, plane) for plane in others)],
             normalize=settings.normalize,
             clip_min=settings.clip_min,
             clip_max=settings.clip_max,
@@ -94,7 +96,7 @@ def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[SliceSt
             min_foreground=settings.min_foreground,
             steps=_steps(loaded.case, target),
         )
-    return StepResult(case=loaded.case, result=stack, seconds=seconds, sources=loaded.sources)
+    return StepResult(case=loaded.case, result=stacks, seconds=seconds, sources=loaded.sources)
 
 
 def sample_case(
@@ -115,12 +117,13 @@ def _steps(case: CasePlan, target: Target) -> Steps:
     )
 
 
-def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
+def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
     """Write a case's slices to a temporary folder, move them into their split, and list them.
 
-    Two workers that do this at the same time leave the same files.
+    All planes are written before the first is moved. Two workers that do this at the same time
+    leave the same files.
     """
-    case, stack = sliced.case, sliced.result
+    case = sliced.case
     output_dir = Path(target.output_dir)
     temporary = output_dir / target.temporary / _unique_name(os.getpid(), threading.get_ident())
 
@@ -135,23 +138,34 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
                 "it must be on a disk that all workers share"
             )
         check_lock()
-        temporary.mkdir(parents=True, exist_ok=True)
+        folders = [temporary / plane for plane in target.settings.plane_folders] or [temporary]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
         moved: list[Path] = []
         try:
-            slices, files = write_case(
-                stack, case, target.settings, temporary, names=target.names, fsync=target.fsync
+            written = write_case(
+                sliced.result,
+                case,
+                target.settings,
+                folders,
+                names=target.names,
+                fsync=target.fsync,
             )
-            for entry in case_entries(case, target.settings, stack.kept, n_slices=stack.shape[0]):
-                path = output_dir / entry
-                if not moved:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                check_lock()
-                moved.append(path)
-                move(temporary / path.name, path)
+            for plane, stack, folder in zip(written, sliced.result, folders, strict=True):
+                name = plane.plane if target.settings.plane_folders else ""
+                entries = case_entries(
+                    case, target.settings, stack.kept, n_slices=stack.shape[0], plane=name
+                )
+                for path in (output_dir / entry for entry in entries):
+                    if not moved or path.parent != moved[-1].parent:
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                    check_lock()
+                    moved.append(path)
+                    move(folder / path.name, path)
             if not target.run_id:  # there is no run that tidies up later
-                temporary.rmdir()
-                with suppress(OSError):
-                    temporary.parent.rmdir()
+                for folder in (*folders, temporary, temporary.parent):
+                    with suppress(OSError):
+                        folder.rmdir()
             if target.fsync:
                 _fsync_names(moved, output_dir)
         except BaseException:  # Ctrl-C too
@@ -160,25 +174,27 @@ def save_case(sliced: StepResult[SliceStack], target: Target) -> CommittedCase:
                     remove_whole(path, temporary)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+    first, is_one = written[0], len(written) == 1
     return CommittedCase(
         case_id=case.case_id,
         split=case.split,
         group=case.group,
         digest=case.digest,
-        shape=(len(stack.image), *stack.shape),
-        spacing=spacing(stack.affine),
-        statistics=stack.statistics,
-        slices=slices,
-        files=files,
+        shape=first.shape,
+        spacing=first.spacing,
+        statistics=sliced.result[0].statistics,
+        slices=first.slices if is_one else (),
+        files=first.files if is_one else (),
+        steps=first.steps if is_one else {},
+        planes=() if is_one else tuple(written),
         seconds=seconds,
         run_id=target.run_id,
-        n_overlapping=stack.n_overlapping,
+        n_overlapping=sliced.result[0].n_overlapping,
         header_notes=case.header_notes,
-        steps=stack.changes(),
         structures={mask.structure: mask.value for mask in case.case.masks}
         if case.case.merges_masks
         else {},
-        voxel_volume=voxel_volume(stack.affine),
+        voxel_volume=first.voxel_volume,
         sources=sliced.sources,
     )
 

@@ -139,16 +139,22 @@ def _committed(records: Iterable[CaseRecord]) -> Iterator[CommittedCase]:
     return (record for record in records if isinstance(record, CommittedCase))
 
 
-def _drawn(records: Iterable[CommittedCase], total: int, n: int, seed: int) -> dict[str, list[int]]:
-    """Return the indices of `n` of the `total` slices, drawn at random, by case."""
+def _drawn(
+    records: Iterable[CommittedCase], total: int, n: int, seed: int
+) -> dict[str, list[tuple[str, int]]]:
+    """Return plane and index of `n` of the `total` slices, drawn at random, by case.
+
+    The plane is empty if there is one.
+    """
     if not n:
         return {}
     numbers = set(random.Random(seed).sample(range(total), min(n, total)))  # noqa: S311
-    drawn: defaultdict[str, list[int]] = defaultdict(list)
-    slices = ((record.case_id, written) for record in records for written in record.slices)
-    for number, (case_id, written) in enumerate(slices):
+    drawn: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+    parts = (part for record in records for part in record.parts)
+    slices = ((part, written) for part in parts for written in part.slices)
+    for number, (part, written) in enumerate(slices):
         if number in numbers:
-            drawn[case_id].append(written.slice_index)
+            drawn[part.case_id].append((part.plane, written.slice_index))
     return dict(drawn)
 
 
@@ -172,14 +178,14 @@ def _checked(
 
 
 def _check(
-    record: CommittedCase, case: CasePlan | None, target: Target, drawn: tuple[int, ...]
+    record: CommittedCase, case: CasePlan | None, target: Target, drawn: tuple[tuple[str, int], ...]
 ) -> list[checks.Issue]:
     """Return the problems of a case; called on a worker."""
     output_dir = Path(target.output_dir)
     issues = checks.check_case(output_dir, record, target.settings)
     if issues or not drawn:
         return issues
-    issue = partial(checks.Issue, case_id=record.case_id, path=layout.case_path(record))
+    issue = partial(checks.Issue, case_id=record.case_id)
     why_not = ""
     if case is None:
         why_not = "the scan is no longer in the dataset"
@@ -188,18 +194,26 @@ def _check(
     elif case.digest != record.digest:
         why_not = "the scan or the settings have changed since the slices were written"
     if case is None or why_not:
-        return [issue(message=f"cannot be compared with its scan: {why_not}", is_damage=False)]
+        message = f"cannot be compared with its scan: {why_not}"
+        return [issue(path=layout.case_path(record.parts[0]), message=message, is_damage=False)]
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            stack = slice_case(load_case(case, target), target).result
-            formats.write_case(stack, case, target.settings, Path(scratch), fsync=False)
-            folder = Path(scratch, record.case_id) if record.files else Path(scratch)
-            stored = checks.reader_of(layout.case_folder(output_dir, record), record)
-            again = checks.reader_of(folder, record)
-            differences = list(checks.compare_slices(stored, again, drawn))
+            stacks = slice_case(load_case(case, target), target).result
+            folders = [Path(scratch, part.plane) for part in record.parts]
+            for folder in folders:
+                folder.mkdir(exist_ok=True)
+            formats.write_case(stacks, case, target.settings, folders, fsync=False)
+            for part, folder in zip(record.parts, folders, strict=True):
+                of_part = [index for plane, index in drawn if plane == part.plane]
+                stored = checks.reader_of(layout.case_folder(output_dir, part), part)
+                again = checks.reader_of(folder / record.case_id if part.files else folder, part)
+                issues += [
+                    issue(path=layout.case_path(part), message=f"slice {index} {message}")
+                    for index, message in checks.compare_slices(stored, again, of_part)
+                ]
     except (CaseError, OSError) as error:
         return [checks.not_checked(record.case_id, as_case_error(error, step="load"))]
-    return [issue(message=f"slice {index} {message}") for index, message in differences]
+    return issues
 
 
 def _repair(
@@ -212,7 +226,7 @@ def _repair(
         for case_id in damaged:
             journal.append(RemovedCase(case_id=case_id))
         # Of damaged cases, and files named like slices that were never written.
-        for case_id, entries in layout.find_entries(output_dir).items():
+        for case_id, entries in layout.find_entries(output_dir, planes=inventory.planes).items():
             known = filter(inventory.has_entry, entries) if case_id in kept else ()
             still_held()
             layout.remove_entries(output_dir, entries.keys() - set(known))

@@ -71,6 +71,7 @@ def load_volume(case: Case, plane: str) -> Volume:
         affine=grid.affine,
         n_overlapping=n_overlapping,
         orientation=orientations[0],
+        stored_affine=grids[0].affine,
     )
 
 

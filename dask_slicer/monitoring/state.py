@@ -113,7 +113,7 @@ class RunState:
 
     def with_written(self, record: CommittedCase, *, work: int, n_bytes_in: int = 0) -> RunState:
         """Return the state with one more written case."""
-        n_slices = len(record.slices)
+        n_slices = record.n_slices
         steps = {step: record.seconds.get(step, 0.0) for step in STEPS}
         slow_case = SlowCase(case_id=escape_line(record.case_id), **steps)
         slowest = sorted((*self.slowest, slow_case), key=lambda slow: -slow.seconds)

@@ -7,7 +7,7 @@ import json
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -69,6 +69,11 @@ class Issue:
 
 def check_case(output_dir: Path, record: CommittedCase, settings: SliceSettings) -> list[Issue]:
     """Return problems of a case's files: size, CRC-32, shapes, dtypes, labels."""
+    return [issue for part in record.parts for issue in _check_part(output_dir, part, settings)]
+
+
+def _check_part(output_dir: Path, record: CommittedCase, settings: SliceSettings) -> list[Issue]:
+    """Return problems of a case's files in one plane."""
     case_id = record.case_id
     try:
         issues = [
@@ -97,7 +102,7 @@ def not_checked(case_id: str, error: CaseError) -> Issue:
 
 
 def reader_of(folder: Path, record: CommittedCase) -> NpzReader | ZarrReader:
-    """Return a reader of a case whose files are in a folder."""
+    """Return a reader of a case, in one plane, whose files are in a folder."""
     if record.files:
         return ZarrReader(folder)
     return NpzReader(
@@ -168,8 +173,9 @@ def check_whole(
 
     `records` are those of the journal, sorted by case id.
     """
-    inventory = Inventory()
-    lines = index_lines(inventory.committed(records))
+    planes = config.plane_folders
+    inventory = Inventory(planes=planes)
+    lines = index_lines(inventory.committed(records), with_planes=bool(planes))
     checks = {layout.INDEX: list(_check_index(output_dir, lines))}
     for _ in lines:  # of the index, only lines up to the first difference were compared
         pass
@@ -187,21 +193,21 @@ def check_whole(
         for message in messages
     ]
     if config.format == "zarr":
-        for name, text in _zarr_groups(output_dir, inventory.totals).items():
+        for name, text in _zarr_groups(output_dir, inventory.totals, planes).items():
             if not holds(output_dir / name, text):
                 issues.append(Issue(path=name, message="has changed since it was written"))
     return inventory, [*issues, *_strays(output_dir, inventory)]
 
 
-def _zarr_groups(output_dir: Path, totals: DatasetTotals) -> dict[str, str]:
+def _zarr_groups(output_dir: Path, totals: DatasetTotals, planes: Sequence[str]) -> dict[str, str]:
     """Return the content of the metadata of all groups above cases."""
     from dask_slicer.output.formats import zarr_writer
 
-    texts = dict.fromkeys(layout.ZARR_GROUPS, zarr_writer.GROUP_TEXT)
+    texts = dict.fromkeys(layout.zarr_groups(planes), zarr_writer.GROUP_TEXT)
     is_large = len(totals.split_of) > zarr_writer.MOST_CONSOLIDATED
     # Earlier versions consolidated the metadata of any number of cases.
     if not (is_large and holds(output_dir / layout.ZARR_ROOT, zarr_writer.GROUP_TEXT)):
-        text = zarr_writer.consolidated(output_dir / layout.ZARR, totals.split_of)
+        text = zarr_writer.consolidated(output_dir / layout.ZARR, totals.split_of, planes)
         texts[layout.ZARR_ROOT] = text
     return texts
 
@@ -347,7 +353,8 @@ def _strays(output_dir: Path, inventory: Inventory) -> Iterator[Issue]:
             for name in names:
                 if name in inventory:
                     continue
-                _, _, case_id, *_ = (*Path(name).parts, "", "", "")
+                _, _, *below = (*Path(name).parts, "", "", "")
+                case_id = below[below[0] in inventory.planes]
                 is_of_case = top.name == layout.ZARR and case_id in inventory.totals.split_of
                 yield Issue(
                     path=name,

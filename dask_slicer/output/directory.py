@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dask_slicer.config.fields import PLANES
 from dask_slicer.config.loader import build_config, to_yaml
 from dask_slicer.config.schema import RunConfig, changed_settings
 from dask_slicer.core.foreground import IntensityProperties
@@ -209,7 +210,8 @@ def start(
     if config.format == "zarr":
         from dask_slicer.output.formats.zarr_writer import GROUP_TEXT
 
-        files += [(name, GROUP_TEXT, config.fsync) for name in layout.ZARR_GROUPS]
+        names = layout.zarr_groups(config.plane_folders)
+        files += [(name, GROUP_TEXT, config.fsync) for name in names]
     for name, text, fsync in files:
         path = output_dir / name
         if not holds(path, text):  # partitions write the same files
@@ -276,11 +278,12 @@ def clear(output_dir: Path) -> None:
     still_held(now=True)
     for path in (output_dir / layout.INDEX, *layout.journals(output_dir)):
         path.unlink(missing_ok=True)
+    # In a store, the folder of a plane is an entry here, with all cases in it.
     for entries in layout.find_entries(output_dir).values():
         still_held()
         layout.remove_entries(output_dir, entries)
     still_held()
-    for name in (*layout.ZARR_GROUPS, *layout.TOP_FILES):
+    for name in (*layout.zarr_groups(), *layout.TOP_FILES):
         (output_dir / name).unlink(missing_ok=True)
     remove_temporary(output_dir)
 
@@ -291,7 +294,8 @@ def remove_temporary(output_dir: Path) -> None:
     for folder in layout.temporary_folders(output_dir):
         shutil.rmtree(folder, ignore_errors=True)
     store = output_dir / layout.ZARR
-    for folder in (*(parent / split for parent in (output_dir, store) for split in SPLITS), store):
+    names = [layout.section(split, plane) for split in SPLITS for plane in (*PLANES, "")]
+    for folder in (*(parent / name for parent in (output_dir, store) for name in names), store):
         with suppress(OSError):  # missing, or not empty
             folder.rmdir()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -13,12 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_slicer.config.fields import PLANES
 from dask_slicer.core.slices import foreground_share
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import OutputError
 from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.journal import last_records
-from dask_slicer.output.layout import COLUMNS, INDEX, JOURNAL, ZARR, entries_of
+from dask_slicer.output.layout import (
+    COLUMNS,
+    COLUMNS_OF_PLANES,
+    INDEX,
+    JOURNAL,
+    ZARR,
+    entries_of,
+    section,
+)
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils.files import open_file
 
@@ -32,12 +41,13 @@ _MOST_DIGITS = 10
 
 @dataclass(frozen=True, slots=True)
 class IndexedCase:
-    """A case in the index, and the names of its files."""
+    """A case in the index, in one of its planes, and the names of its files."""
 
     case_id: str
     split: str
     folder: str  # the directory of its .npz files, or its Zarr group, relative to the output
     digits: int  # of the slice index in the names of .npz files; 0 for a Zarr group
+    plane: str = ""  # empty if the output has one plane
 
     def path_of(self, slice_index: int) -> str:
         """Return the path of a slice, relative to the output."""
@@ -48,11 +58,12 @@ class IndexedCase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SliceIndex:
-    """One row per slice, sorted by case and slice, as columns.
+    """One row per slice, sorted by case, plane and slice, as columns.
 
     Attributes
     ----------
     cases : tuple of IndexedCase
+        With several planes, one for each plane of a case.
     case : (n,) ndarray of int32
         Position of each slice's case in `cases`.
     slice_index : (n,) ndarray of int32
@@ -76,6 +87,11 @@ class SliceIndex:
     label_counts: NDArray[np.int64]
     n_committed: int | None = None
 
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """Return the ids of the cases, each once, whatever the number of planes."""
+        return tuple(dict.fromkeys(case.case_id for case in self.cases))
+
     def __len__(self) -> int:
         return len(self.case)
 
@@ -90,6 +106,20 @@ class SliceIndex:
         """Return a mask of the slices that hold at least one of some label values."""
         wanted = np.isin(self.label_values, list(values))
         return np.diff(np.concatenate(([0], wanted.cumsum()))[self.label_ends]) > 0
+
+    def balanced_weights(self) -> NDArray[np.float64]:
+        """Return weights, of sum 1, that give each value, and no label, the same total weight."""
+        n_values = np.diff(self.label_ends)
+        empty = n_values == 0
+        _, value, n_slices = np.unique(self.label_values, return_inverse=True, return_counts=True)
+        # Each value divides 1 among its slices; so do the slices without labels.
+        weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
+        np.add.at(weights, np.repeat(np.arange(len(self)), n_values), 1.0 / n_slices[value])
+        return np.asarray(weights / weights.sum())
+
+    def of_cases(self, wanted: Callable[[IndexedCase], bool]) -> SliceIndex:
+        """Return the index of the slices of some cases."""
+        return self.select(np.array(list(map(wanted, self.cases)), dtype=bool)[self.case])
 
     def select(self, rows: NDArray[np.bool_]) -> SliceIndex:
         """Return the index of some rows, with the cases that they belong to."""
@@ -117,13 +147,14 @@ def read_index(output_dir: Path) -> SliceIndex:
         committed = [
             record for record in last_records(journal) if isinstance(record, CommittedCase)
         ]
-        index = _index(row for record in committed for row in index_rows(record))
+        index = _index(row for record in committed for row in _plane_rows(record))
         return replace(index, n_committed=len(committed))
     try:
         with io.TextIOWrapper(open_file(table), encoding="utf-8", newline="") as lines:
             rows = csv.reader(lines, strict=True)
-            next(rows)
-            return _index(rows)
+            if tuple(next(rows)) == COLUMNS_OF_PLANES:
+                return _index(rows)
+            return _index((case_id, split, "", *rest) for case_id, split, *rest in rows)
     except (ValueError, OverflowError, StopIteration, csv.Error) as error:
         raise OutputError(
             f"{table} is damaged ({error}); remove it: the journal has the same data"
@@ -132,14 +163,15 @@ def read_index(output_dir: Path) -> SliceIndex:
 
 def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
     cases: list[IndexedCase] = []
-    numbers: dict[tuple[str, str], int] = {}
+    numbers: dict[tuple[str, str, str], int] = {}
     case, slice_index, foreground, ends = [], [], [], [0]
     values: list[int] = []
     counts: list[int] = []
-    for case_id, split, index, path, row, share, labels in rows:
-        number = numbers.setdefault((case_id, split), len(cases))
+    for case_id, split, plane, index, path, row, share, labels in rows:
+        number = numbers.setdefault((case_id, split, plane), len(cases))
         if number == len(cases):
-            cases.append(_indexed_case(case_id, split, path, int(index), in_zarr=str(row) != ""))
+            in_zarr = str(row) != ""
+            cases.append(_indexed_case(case_id, split, plane, path, int(index), in_zarr=in_zarr))
         case.append(number)
         slice_index.append(int(index))
         foreground.append(float(share) if share else np.nan)
@@ -162,14 +194,15 @@ def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
 
 
 def _indexed_case(
-    case_id: str, split: str, path: str, slice_index: int, *, in_zarr: bool
+    case_id: str, split: str, plane: str, path: str, slice_index: int, *, in_zarr: bool
 ) -> IndexedCase:
     """Return a case of the index; raise ValueError if its files are not where a run writes them."""
     folder, _, name = path.rpartition("/")
     digits = 0 if in_zarr else len(name) - len(f"{case_id}_.npz")
-    case = IndexedCase(case_id, split, path if in_zarr else folder, digits)
-    expected = f"{ZARR}/{split}/{case_id}" if in_zarr else f"{split}/{name}"
-    is_sound = in_zarr or 0 < digits <= _MOST_DIGITS
+    case = IndexedCase(case_id, split, path if in_zarr else folder, digits, plane)
+    place = section(split, plane)
+    expected = f"{ZARR}/{place}/{case_id}" if in_zarr else f"{place}/{name}"
+    is_sound = plane in ("", *PLANES) and (in_zarr or 0 < digits <= _MOST_DIGITS)
     if split not in SPLITS or case_id_problem(case_id) or path != expected or not is_sound:
         raise ValueError(f"{path!r} is not a place of slices of case {case_id!r} in {split!r}")
     if case.path_of(slice_index) != path:
@@ -177,23 +210,31 @@ def _indexed_case(
     return case
 
 
-def index_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
-    """Yield the rows of a case in slices.csv."""
-    n_pixels = record.shape[2] * record.shape[3]
-    in_zarr = bool(record.files)
-    paths = list(entries_of(record)) * (len(record.slices) if in_zarr else 1)
-    for written, path in zip(record.slices, paths, strict=True):
-        foreground = labels = ""
-        if written.labels is not None:
-            foreground = f"{foreground_share(written.labels, n_pixels):.6g}"
-            labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
-        row = written.slice_index if in_zarr else ""
-        yield record.case_id, record.split, written.slice_index, path, row, foreground, labels
+def _plane_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of a case in slices.csv, with the column `plane`."""
+    for part in record.parts:
+        n_pixels = part.shape[2] * part.shape[3]
+        in_zarr = bool(part.files)
+        paths = list(entries_of(part)) * (len(part.slices) if in_zarr else 1)
+        for written, path in zip(part.slices, paths, strict=True):
+            foreground = labels = ""
+            if written.labels is not None:
+                foreground = f"{foreground_share(written.labels, n_pixels):.6g}"
+                labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
+            row = written.slice_index if in_zarr else ""
+            place = part.case_id, part.split, part.plane, written.slice_index
+            yield *place, path, row, foreground, labels
 
 
-def index_lines(committed: Iterable[CommittedCase]) -> Iterator[str]:
-    """Yield the lines of slices.csv; cases come in the order of their ids."""
-    return csv_lines(chain([COLUMNS], chain.from_iterable(map(index_rows, committed))))
+def index_lines(committed: Iterable[CommittedCase], *, with_planes: bool = False) -> Iterator[str]:
+    """Yield the lines of slices.csv; cases come in the order of their ids.
+
+    The column `plane` is there only `with_planes`, which are several.
+    """
+    rows = chain.from_iterable(map(_plane_rows, committed))
+    if with_planes:
+        return csv_lines(chain([COLUMNS_OF_PLANES], rows))
+    return csv_lines(chain([COLUMNS], ((*row[:2], *row[3:]) for row in rows)))
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:

@@ -10,14 +10,13 @@ from dask_slicer.output import layout
 from dask_slicer.output.summary import DatasetTotals
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
 
-_ZARR_LEVELS = 3  # slices.zarr, split and case
+_ZARR_LEVELS = (3, 4)  # slices.zarr, split, a plane if there are several, and case
 
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """The names of a case's files: those below its Zarr group, or the indices of its slices."""
+    """Files of a case in a plane: names below its Zarr group, or the indices of its slices."""
 
-    case_path: str
     n_slices: int
     names: frozenset[str]
     kept: Sequence[int]
@@ -30,11 +29,12 @@ class Inventory:
     `name in inventory` is whether a file, relative to the output, belongs to a written case.
     """
 
+    planes: Sequence[str] = ()  # those that have a folder
     totals: DatasetTotals = field(default_factory=DatasetTotals)
     failed: list[str] = field(default_factory=list)
     structures: dict[str, int] = field(default_factory=dict)  # values of masks that were merged
     most_bytes: int = 0  # of one case
-    _files: dict[str, _Files] = field(default_factory=dict)
+    _files: dict[str, _Files] = field(default_factory=dict)  # by `layout.case_path`
     # Cases of one shape have files of the same names.
     _names: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
 
@@ -53,33 +53,33 @@ class Inventory:
             values = self.structures | record.structures
             self.structures = dict(sorted(values.items(), key=lambda item: item[1]))
         self.most_bytes = max(self.most_bytes, record.n_bytes)
-        names = frozenset(file.path for file in record.files)
-        kept: Sequence[int] = [written.slice_index for written in record.slices]
-        if kept and kept[-1] - kept[0] + 1 == len(kept):
-            kept = range(kept[0], kept[-1] + 1)
-        self._files[record.case_id] = _Files(
-            layout.case_path(record), record.shape[1], self._names.setdefault(names, names), kept
-        )
+        for part in record.parts:
+            names = frozenset(file.path for file in part.files)
+            kept: Sequence[int] = [written.slice_index for written in part.slices]
+            if kept and kept[-1] - kept[0] + 1 == len(kept):
+                kept = range(kept[0], kept[-1] + 1)
+            self._files[layout.case_path(part)] = _Files(
+                part.shape[1], self._names.setdefault(names, names), kept
+            )
 
     def __contains__(self, name: str) -> bool:
-        top, _, rest = name.partition("/")
-        if top == layout.ZARR:
-            *case_path, below = name.split("/", _ZARR_LEVELS)
-            files = self._files.get(case_path[-1]) if len(case_path) == _ZARR_LEVELS else None
-            if files is None:
-                return name in layout.ZARR_GROUPS
-            return "/".join(case_path) == files.case_path and below in files.names
-        slice_ = layout.parse_slice_name(rest)
-        files = None if slice_ is None else self._files.get(slice_[0])
+        if name.startswith(f"{layout.ZARR}/"):
+            parts = name.split("/")
+            for n_levels in _ZARR_LEVELS:
+                files = self._files.get("/".join(parts[:n_levels]))
+                if files is not None and "/".join(parts[n_levels:]) in files.names:
+                    return True
+            return name in layout.zarr_groups(self.planes)
+        folder, _, file = name.rpartition("/")
+        slice_ = layout.parse_slice_name(file)
+        files = None if slice_ is None else self._files.get(f"{folder}/{slice_[0]}")
         if slice_ is None or files is None or files.names:
             return False
         case_id, index = slice_
         place = bisect_left(files.kept, index)
         is_kept = place < len(files.kept) and files.kept[place] == index
-        expected = f"{top}/{layout.slice_name(case_id, index, files.n_slices)}"
-        return is_kept and name == expected and files.case_path == f"{top}/{case_id}"
+        return is_kept and file == layout.slice_name(case_id, index, files.n_slices)
 
     def has_entry(self, entry: str) -> bool:
         """Return whether a file, or the directory of a Zarr case, belongs to a written case."""
-        files = self._files.get(entry.rpartition("/")[2])
-        return entry in self or (files is not None and files.case_path == entry)
+        return entry in self or entry in self._files

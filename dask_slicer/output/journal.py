@@ -19,11 +19,12 @@ from typing import Annotated, BinaryIO, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from dask_slicer.config.fields import PLANES
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import MOST_INTENSITY
 from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.lock import still_held
-from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase
+from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, WrittenPlane
 from dask_slicer.utils.files import open_file
 
 _LINE: TypeAdapter[CaseRecord] = TypeAdapter(Annotated[CaseRecord, Field(discriminator="status")])
@@ -204,21 +205,36 @@ def _is_sound(record: CaseRecord) -> bool:
         return False
     if not isinstance(record, CommittedCase):
         return True
-    indices = [-1, *(written.slice_index for written in record.slices), record.shape[1]]
+    names = [own.plane for own in record.planes]
     stats = [x for s in record.statistics for x in (s.mean, s.std, s.min, s.max)]
     return (
         record.split in SPLITS
-        and all(0 < length < _MOST_LENGTH for length in record.shape)
-        and all(low < high for low, high in pairwise(indices))
-        and all(written.size >= 0 for written in record.slices)
-        and all(file.size >= 0 and _FILE.fullmatch(file.path) for file in record.files)
-        and all(0 < length < _MOST_LENGTH for length in record.spacing)
+        and not record.plane
+        and len(names) != 1
+        and len(set(names)) == len(names)
+        and set(names) <= set(PLANES)
+        # All slices of a case are in its planes, if it has several.
+        and not (names and (record.slices or record.files))
+        and all(map(_is_sound_plane, record.planes))
+        and _is_sound_plane(record)
         and all(0 <= seconds < _MOST_SECONDS for seconds in record.seconds.values())
         and all(abs(number) <= MOST_INTENSITY for number in stats)
         and all(0 < s.n_foreground < _MOST_COUNT for s in record.statistics)
+    )
+
+
+def _is_sound_plane(own: CommittedCase | WrittenPlane) -> bool:
+    """Return whether slices and files are some that a run could have written."""
+    indices = [-1, *(written.slice_index for written in own.slices), own.shape[1]]
+    return (
+        all(0 < length < _MOST_LENGTH for length in own.shape)
+        and all(low < high for low, high in pairwise(indices))
+        and all(written.size >= 0 for written in own.slices)
+        and all(file.size >= 0 and _FILE.fullmatch(file.path) for file in own.files)
+        and all(0 < length < _MOST_LENGTH for length in own.spacing)
         and all(
             abs(value) < _MOST_COUNT and 0 <= n < _MOST_COUNT
-            for written in record.slices
+            for written in own.slices
             if written.labels
             for value, n in written.labels.items()
         )

@@ -3,7 +3,8 @@
 npz     <split>/<case_id>_<slice_index>.npz             a file for every slice
 zarr    slices.zarr/<split>/<case_id>/                  a directory for every case
 
-An entry is such a file or such a directory.
+An entry is such a file or such a directory. With several planes, the split is followed by
+the plane, <split>/<plane>/, which is called a section here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from dask_slicer.config.fields import PLANES
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.output.atomic import remove_whole
@@ -45,13 +47,13 @@ FOLDS = "splits_final.json"
 JOURNAL = WHOLE.journal
 INDEX = "slices.csv"
 COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")
+COLUMNS_OF_PLANES = ("case_id", "split", "plane", *COLUMNS[2:])
 SUMMARY = "dataset_info.json"
 FAILURES = "failures.csv"
 FAILURE_COLUMNS = ("case_id", "step", "kind", "message")
 ZARR = "slices.zarr"
 ZARR_METADATA = "zarr.json"
 ZARR_ROOT = f"{ZARR}/{ZARR_METADATA}"
-ZARR_GROUPS = (ZARR_ROOT, *(f"{ZARR}/{split}/{ZARR_METADATA}" for split in SPLITS))
 # Written by `dask-slicer preview`.
 PREVIEW = "preview.png"
 # The plan that all partitions of a run share.
@@ -150,62 +152,97 @@ def parse_slice_name(name: str) -> tuple[str, int] | None:
     return (match["case_id"], int(match["index"])) if match else None
 
 
+def section(split: str, plane: str = "") -> str:
+    """Return the folder of a split, or of a plane in it, relative to the output or the store.
+
+    >>> section("train"), section("train", "axial")
+    ('train', 'train/axial')
+    """
+    return f"{split}/{plane}" if plane else split
+
+
+def zarr_groups(planes: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return the metadata files of all groups above cases; `planes` are those with a folder."""
+    folders = [section(split, plane) for split in SPLITS for plane in ("", *planes)]
+    return (ZARR_ROOT, *(f"{ZARR}/{folder}/{ZARR_METADATA}" for folder in folders))
+
+
 def case_entries(
-    case: CasePlan, settings: SliceSettings, slices: Iterable[int], *, n_slices: int
+    case: CasePlan,
+    settings: SliceSettings,
+    slices: Iterable[int],
+    *,
+    n_slices: int,
+    plane: str = "",
 ) -> list[str]:
-    """Return the entries that hold some of the n slices of a case, relative to the output."""
+    """Return the entries that hold some of the n slices of a case, relative to the output.
+
+    `plane` is the name of its folder, if there is one.
+    """
+    folder = section(case.split, plane)
     if settings.format == "zarr":
-        return [f"{ZARR}/{case.split}/{case.case_id}"]
-    return [f"{case.split}/{slice_name(case.case_id, index, n_slices)}" for index in slices]
+        return [f"{ZARR}/{folder}/{case.case_id}"]
+    return [f"{folder}/{slice_name(case.case_id, index, n_slices)}" for index in slices]
 
 
-def case_path(record: CommittedCase) -> str:
+def case_path(part: CommittedCase) -> str:
     """Return the directory of a Zarr case, or what the .npz files of a case begin with."""
-    path = f"{record.split}/{record.case_id}"
-    return f"{ZARR}/{path}" if record.files else path
+    path = f"{section(part.split, part.plane)}/{part.case_id}"
+    return f"{ZARR}/{path}" if part.files else path
 
 
-def case_folder(output_dir: Path, record: CommittedCase) -> Path:
+def case_folder(output_dir: Path, part: CommittedCase) -> Path:
     """Return the directory that holds a case's files; with .npz, other cases' files too."""
-    path = output_dir / case_path(record)
-    return path if record.files else path.parent
+    path = output_dir / case_path(part)
+    return path if part.files else path.parent
 
 
-def case_files(record: CommittedCase) -> dict[str, tuple[int, int]]:
-    """Return size in bytes and CRC-32 of each file of a case, by path in the output."""
-    if record.files:
-        return {f"{case_path(record)}/{path}": (size, crc32) for path, size, crc32 in record.files}
+def case_files(part: CommittedCase) -> dict[str, tuple[int, int]]:
+    """Return size in bytes and CRC-32 of each file of a case in a plane, by path in the output."""
+    path = case_path(part)
+    if part.files:
+        return {f"{path}/{name}": (size, crc32) for name, size, crc32 in part.files}
+    folder = path.removesuffix(part.case_id)
     return {
-        f"{record.split}/{slice_name(record.case_id, index, record.shape[1])}": (size, crc32)
-        for index, size, crc32, _ in record.slices
+        f"{folder}{slice_name(part.case_id, index, part.shape[1])}": (size, crc32)
+        for index, size, crc32, _ in part.slices
     }
 
 
 def entries_of(record: CommittedCase) -> dict[str, int]:
     """Return a case's entries by its record, as `find_entries`: path → bytes, 0 for a directory."""
-    if record.files:
-        return {case_path(record): 0}
-    return {path: size for path, (size, _) in case_files(record).items()}
+    entries: dict[str, int] = {}
+    for part in record.parts:
+        files = {path: size for path, (size, _) in case_files(part).items()}
+        entries |= {case_path(part): 0} if part.files else files
+    return entries
 
 
 # -- entries on disk -------------------------------------------------------------------------------
 
 
-def find_entries(output_dir: Path, of: Collection[str] | None = None) -> dict[str, dict[str, int]]:
+def find_entries(
+    output_dir: Path, of: Collection[str] | None = None, *, planes: Collection[str] = ()
+) -> dict[str, dict[str, int]]:
     """Return the entries of each case on disk, journaled or not: path → bytes, 0 for a directory.
 
-    `of` selects cases, because other partitions of the run may be writing the rest.
+    `of` selects cases, because other partitions of the run may be writing the rest. `planes` are
+    those that have a folder: in a store, other folders are cases, whatever their name.
     """
     entries: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for split in SPLITS:
-        for entry in _scan(output_dir / split):
-            case_id, _ = parse_slice_name(entry.name) or ("", 0)
-            if case_id and (of is None or case_id in of):
-                size = entry.stat(follow_symlinks=False).st_size
-                entries[case_id][f"{split}/{entry.name}"] = size
-        for entry in _scan(output_dir / ZARR / split):
-            if (of is None or entry.name in of) and entry.is_dir():
-                entries[entry.name][f"{ZARR}/{split}/{entry.name}"] = 0
+        for folder in (section(split, plane) for plane in ("", *PLANES)):
+            for entry in _scan(output_dir / folder):
+                case_id, _ = parse_slice_name(entry.name) or ("", 0)
+                if case_id and (of is None or case_id in of):
+                    size = entry.stat(follow_symlinks=False).st_size
+                    entries[case_id][f"{folder}/{entry.name}"] = size
+        for plane in ("", *planes):
+            folder = f"{ZARR}/{section(split, plane)}"
+            for entry in _scan(output_dir / folder):
+                is_plane = not plane and entry.name in planes
+                if not is_plane and (of is None or entry.name in of) and entry.is_dir():
+                    entries[entry.name][f"{folder}/{entry.name}"] = 0
     return dict(entries)
 
 
@@ -223,9 +260,12 @@ def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -
     """Return whether a case's entries are those recorded, each file with the recorded size."""
     if entries_of(record) != entries:
         return False
-    folder = output_dir / case_path(record)
     try:
-        return all((folder / file.path).stat().st_size == file.size for file in record.files)
+        return all(
+            (output_dir / case_path(part) / file.path).stat().st_size == file.size
+            for part in record.parts
+            for file in part.files
+        )
     except OSError:
         return False
 
@@ -235,8 +275,8 @@ def refresh_listing(output_dir: Path) -> None:
 
     An NFS client caches a directory for up to a minute, unless it changes the directory itself.
     """
-    for split in SPLITS:
-        for folder in (output_dir / split, output_dir / ZARR / split):
+    for name in (section(split, plane) for split in SPLITS for plane in ("", *PLANES)):
+        for folder in (output_dir / name, output_dir / ZARR / name):
             probe = folder / f"{TEMPORARY}.{uuid.uuid4().hex[:8]}"
             with suppress(OSError):  # most folders do not exist
                 probe.touch()

@@ -112,7 +112,7 @@ class Output:
     @cached_property
     def cases(self) -> list[str]:
         """Return the ids of the cases that have slices."""
-        return [case.case_id for case in self.index.cases]
+        return list(self.index.case_ids)
 
     @property
     def shortfall(self) -> str:
@@ -128,7 +128,9 @@ class Output:
         reason = why_not_written(failed, planned - written - failed)
         return f"{self.path} has slices of {written} of {plural(planned, 'case')}: {reason}"
 
-    def volume(self, case_id: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def volume(
+        self, case_id: str, *, plane: str | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return the normalised image of a case, put together from its slices, and its affine.
 
         If `--min_foreground` dropped slices from an .npz output, planes that are in no window are
@@ -137,6 +139,8 @@ class Output:
         Parameters
         ----------
         case_id : str
+        plane : str, optional
+            Whose slices; needed if the output has several planes.
 
         Returns
         -------
@@ -148,17 +152,19 @@ class Output:
         Raises
         ------
         UsageError
-            If the output has no slices of the case.
+            If the output has no slices of the case, or not in this plane.
         CorruptFile
         """
-        with self._opened(case_id) as (reader, kept):
+        with self._opened(case_id, plane) as (reader, kept):
             if isinstance(reader, ZarrReader):
                 planes, affine = reader.planes(list(range(reader.shape[0]))), reader.affine
             else:
                 planes, affine = _planes_of_windows(reader, kept)
         return planes[:, 0] if planes.shape[1] == 1 else planes.swapaxes(0, 1), affine
 
-    def label(self, case_id: str) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    def label(
+        self, case_id: str, *, plane: str | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Return the label map of a case, put together from its slices, and its affine.
 
         If `--min_foreground` dropped slices from an .npz output, these slices are -1 (or, if labels
@@ -167,6 +173,8 @@ class Output:
         Parameters
         ----------
         case_id : str
+        plane : str, optional
+            Whose slices; needed if the output has several planes.
 
         Returns
         -------
@@ -178,10 +186,10 @@ class Output:
         Raises
         ------
         UsageError
-            If the output has no slices of the case, or the case has no label.
+            If the output has no slices of the case, or not in this plane, or the case has no label.
         CorruptFile
         """
-        with self._opened(case_id) as (reader, kept):
+        with self._opened(case_id, plane) as (reader, kept):
             metadata = reader.metadata(kept[0])
             shape = metadata["shape"]["label"]
             if shape is None:
@@ -190,24 +198,39 @@ class Output:
             label = np.zeros((n_slices, *shape), np.int32)
             stored = range(n_slices) if isinstance(reader, ZarrReader) else kept
             for slice_index in stored:
-                _, plane = reader.stored(slice_index)
-                if plane is None:
+                _, pixels = reader.stored(slice_index)
+                if pixels is None:
                     raise CorruptFile(f"slice {slice_index} has lost its label")
-                label[slice_index] = plane
+                label[slice_index] = pixels
             dropped = sorted(set(range(n_slices)).difference(stored))
             label[dropped] = label.min() - 1
         return label, np.array(metadata["affine"])
 
     @contextmanager
-    def _opened(self, case_id: str) -> Iterator[tuple[NpzReader | ZarrReader, list[int]]]:
-        """Open a case; yield its reader, and the indices of its kept slices."""
-        index = self.index
-        number = next((n for n, case in enumerate(index.cases) if case.case_id == case_id), None)
+    def _opened(
+        self, case_id: str, plane: str | None
+    ) -> Iterator[tuple[NpzReader | ZarrReader, list[int]]]:
+        """Open a case in a plane; yield its reader, and the indices of its kept slices."""
+        index, planes = self.index, self.config.planes
+        if plane is None and len(planes) > 1:
+            raise UsageError(f"{self.path} has slices of {', '.join(planes)}; give plane")
+        check_plane(self, plane)
+        own = "" if len(planes) == 1 else plane
+        number = next(
+            (
+                n
+                for n, case in enumerate(index.cases)
+                if (case.case_id, case.plane) == (case_id, own)
+            ),
+            None,
+        )
         if number is None:
             failed = case_id in {failure["case_id"] for failure in self.failures}
             hint = f"; it failed, see {FAILURES}" if failed else did_you_mean(case_id, self.cases)
             if not failed and any(case_id in cases for cases in self.splits.values()):
-                hint = ": it is not written yet, or no slice reaches min_foreground"
+                hint = ": it is not written yet, or the run kept none of them"
+            if plane is not None and case_id in self.cases:
+                hint = f" in {plane}"
             raise UsageError(f"no slices of {case_id} in {self.path}{hint}")
         with damage_named(case_id, None):
             reader = case_reader(self.path, index.cases[number])
@@ -221,14 +244,14 @@ class Output:
 
     def _facts(self) -> list[tuple[str, object]]:
         index = self.index
-        splits = [case.split for case in index.cases]
+        splits = [*{case.case_id: case.split for case in index.cases}.values()]
         per_split = ", ".join(f"{split} {splits.count(split)}" for split in self.splits)
         return [
-            ("cases", f"{len(index.cases)} ({per_split})"),
+            ("cases", f"{len(splits)} ({per_split})"),
             ("slices", len(index)),
             ("failed", len(self.failures)),
             ("format", f"{self.config.format}, {self.config.dtype}"),
-            ("plane", self.config.plane),
+            ("plane", ", ".join(self.config.planes)),
             ("window_size", self.config.window_size),
         ]
 
@@ -275,6 +298,13 @@ def check_cases(output: Output, wanted: Collection[str], *, split: str | None = 
                 f"{case_id} is in {splits[case_id]}, not in {split}; choose split "
                 f"{splits[case_id]}, or none"
             )
+
+
+def check_plane(output: Output, plane: str | None) -> None:
+    """Raise UsageError if an output has no slices in a plane."""
+    planes = output.config.planes
+    if plane is not None and plane not in planes:
+        raise UsageError(f"{output.path} has slices of {', '.join(planes)}, not of {plane}")
 
 
 def fold_cases(output: Output, fold: int, part: str) -> set[str]:

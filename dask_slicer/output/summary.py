@@ -57,11 +57,14 @@ class LabelTotals:
 
     def add(self, record: CommittedCase) -> None:
         """Add one case."""
-        self.mapped.update(record.steps.get("mapped_voxels", {}))
-        self.n_removed += record.steps.get("removed_voxels", 0)
-        if lost := record.steps.get("lost_voxels"):
-            self.lost.update(lost)
-            self.losing.append(record.case_id)
+        first, *_ = each = [part.steps for part in record.parts]
+        self.mapped.update(first.get("mapped_voxels", {}))  # before planes part
+        self.n_removed += first.get("removed_voxels", 0)
+        lost: Counter[str] = Counter()
+        for steps in each:
+            lost |= Counter(steps.get("lost_voxels", {}))  # most in any plane
+        self.lost += lost
+        self.losing += [record.case_id] if lost else []
 
     def notes(self, config: RunConfig) -> Iterator[str]:
         """Yield notes for the last lines of a run."""
@@ -99,7 +102,7 @@ class DatasetTotals:
 
     def add(self, record: CommittedCase) -> None:
         """Add one case."""
-        n_slices = len(record.slices)
+        n_slices = record.n_slices
         self.split_of[record.case_id] = record.split
         self.group_of[record.case_id] = record.group or record.case_id
         self.labels_of[record.case_id] = label_classes(record)
@@ -109,10 +112,15 @@ class DatasetTotals:
         self.n_bytes += record.n_bytes
         self.slices_by_split[record.split] += n_slices
         self.n_overlapping += record.n_overlapping
-        if record.steps:
+        if record.steps or record.planes:
             self.label_changes.add(record)
-        for written in record.slices:
-            self.label_voxels.update(written.labels or {})
+        most: Counter[int] = Counter()  # in any plane
+        for part in record.parts:
+            voxels: Counter[int] = Counter()
+            for written in part.slices:
+                voxels.update(written.labels or {})
+            most |= voxels
+        self.label_voxels.update(most)
         self.intensity = (
             tuple(map(pooled, self.intensity, record.statistics))
             if self.intensity
@@ -151,17 +159,20 @@ def finalize(
 
     directory.remove_temporary(output_dir)
     try:
-        directory.write_lines(output_dir, layout.INDEX, index_lines(committed()))
+        lines = index_lines(committed(), with_planes=bool(config.plane_folders))
+        directory.write_lines(output_dir, layout.INDEX, lines)
         if not is_complete:
             # Cases that were stopped before they could be committed.
             stopped = planned - totals.split_of.keys()
-            for paths in layout.find_entries(output_dir, of=stopped).values():
+            for paths in layout.find_entries(
+                output_dir, of=stopped, planes=config.plane_folders
+            ).values():
                 directory.remove_case_files(output_dir, paths)
         directory.write_lines(output_dir, layout.FAILURES, _failure_lines(failures))
         if config.format == "zarr":
             from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, root_text
 
-            text = root_text(output_dir / layout.ZARR, totals.split_of)
+            text = root_text(output_dir / layout.ZARR, totals.split_of, config.plane_folders)
             totals.is_consolidated = text != GROUP_TEXT
             directory.write_lines(output_dir, layout.ZARR_ROOT, [text])
         unfinished = planned - totals.split_of.keys() - {failure.case_id for failure in failures}
@@ -205,9 +216,10 @@ def _final_folds(
 
 def label_classes(record: CommittedCase) -> tuple[str, ...]:
     """Return the label values in a case, as classes for stratification."""
-    values = {value for written in record.slices for value in written.labels or ()}
+    slices = [written for part in record.parts for written in part.slices]
+    values = {value for written in slices for value in written.labels or ()}
     if not values:
-        return ("background only",) if record.slices and record.slices[0].labels == {} else ()
+        return ("background only",) if slices and slices[0].labels == {} else ()
     return tuple(sys.intern(str(value)) for value in sorted(values))  # many cases have the same
 
 

@@ -42,6 +42,12 @@ _ZARR_OVERHEAD = 6_000
 
 def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     """Return the bytes of a case's slices: upper bound, and estimate."""
+    sizes = [_output_bytes(part, settings) for part in case.parts]
+    return sum(most for most, _ in sizes), sum(likely for _, likely in sizes)
+
+
+def _output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
+    """Return the bytes of a case's slices in one plane."""
     _, height, width = case.slice_shape
     n_slices = case.most_slices if settings.format == "npz" else case.slice_shape[0]
     n_modalities = len(case.case.images) * settings.n_windows
@@ -88,7 +94,7 @@ def output_files(case: CasePlan, settings: SliceSettings) -> int:
     """Return the largest number of files of a case."""
     if settings.format == "npz":
         return case.most_slices
-    return _ZARR_FILES if case.has_label else _ZARR_FILES - 2
+    return (_ZARR_FILES if case.has_label else _ZARR_FILES - 2) * len(case.parts)
 
 
 def suggest_workers(
@@ -169,7 +175,7 @@ def plan_lines(plan: RunPlan, needs: Mapping[str, Any] | None = None) -> list[st
         needs = needs or plan_needs(plan)
         likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]
         lines.append(
-            f"Slices: {plan.n_slices} {plan.config.plane}, "
+            f"Slices: {plan.slices_text}, "
             f"{plural(plan.config.n_channels(plan.n_modalities), 'channel')}, "
             f"about {format_bytes(likely)} (at most {format_bytes(needs['output_bytes_at_most'])}) "
             + (f"to {plan.config.output_dir}" if plan.config.has_output else "on disk")
@@ -257,9 +263,22 @@ def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
         "shape": list(case.shape) if sound else None,
         "spacing": list(case.spacing) if sound else None,
         **(_after_steps(case) if sound and plan.config.changed_steps else {}),
+        **({"planes": _planes_json(case)} if sound and case.planes else {}),
         "orientation": case.orientation or None,
         "dtypes": list(case.dtypes),
         "peak_bytes": peak_bytes(case, plan.config) if sound else None,
+    }
+
+
+def _planes_json(case: CasePlan) -> dict[str, Any]:
+    """Return shape and spacing of a case in each of several planes."""
+    return {
+        part.plane: {
+            "shape": list(part.shape),
+            "spacing": list(part.spacing),
+            **_after_steps(part),
+        }
+        for part in case.parts
     }
 
 

@@ -1,27 +1,31 @@
-"""Facts from the headers of a case's files, and notes on them."""
+"""Facts from the headers of a case's files, notes on them, and the digests of cases."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from dask_slicer.config.schema import RunConfig
-from dask_slicer.core.geometry import align, axis_codes
+from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
+from dask_slicer.config.step_settings import StepSettings
+from dask_slicer.core.geometry import align, axis_codes, orientation_of_codes
 from dask_slicer.core.geometry import spacing as spacing_of
 from dask_slicer.errors import UnsupportedImage
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
-from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
-from dask_slicer.planning.plan import CasePlan, case_digest
-from dask_slicer.planning.steps import n_selected, sliced_grid
+from dask_slicer.inputs.readers.base import CONVERTED, VolumeHeader, split_volume
+from dask_slicer.planning.plan import FORMAT_VERSION, CasePlan, PlanePlan
+from dask_slicer.planning.steps import in_digest, n_selected, sliced_grid
 from dask_slicer.utils.formatting import as_utf8, first_few, plural
 
 _NUMBERS = re.compile(r"-?\d[\d.,e+-]*")
@@ -58,22 +62,17 @@ def with_headers(
         return _header(path, orientation_from, known)
 
     def compute(headers: list[VolumeHeader]) -> dict[str, Any]:
-        return _facts(case, headers, config.plane, names)
+        return _facts(case, headers, config.planes[0], names)
 
     files, facts = cache.facts(case, read, compute, orientation_from=case.orientation_from)
     # A missing image keeps its place.
     for number, path in enumerate(case.images):
         if not path:
             files.insert(number, ("", 0, 0))
-    if config.changes_grid or config.selects:
-        shape, spacing = sliced_grid(
-            config,
-            shape=facts["shape"],
-            spacing=facts["spacing"],
-            stored_as=f"{facts['orientation']} {config.plane}",
-        )
-        facts |= {"new_shape": shape, "new_spacing": spacing}
-        facts["n_selected"] = n_selected(config, shape[0], plan.listed)
+    planes = [_plane_plan(facts, plane, config, plan.listed) for plane in config.planes]
+    if config.plane_folders:
+        facts |= {"planes": tuple(planes)}
+    facts |= planes[0].facts() | {"plane": ""}
     planned = replace(
         plan,
         sources=tuple(names[path] for path in case.images),
@@ -81,6 +80,24 @@ def with_headers(
         **(facts | {"label_names": dict(facts["label_names"])}),
     )
     return replace(planned, digest=case_digest(planned, config, files))
+
+
+def _plane_plan(
+    facts: dict[str, Any], plane: str, config: RunConfig, listed: frozenset[int] | None
+) -> PlanePlan:
+    """Return shape and spacing of a case in a plane; its facts are those for the first plane."""
+    codes, shape, spacing = facts["orientation"], facts["shape"], facts["spacing"]
+    if plane != config.planes[0]:
+        order = np.argsort(orientation_of_codes(codes, plane)[:, 0])
+        axes = orientation_of_codes(codes, config.planes[0])[order, 0].astype(int).tolist()
+        shape, spacing = (tuple(triple[axis] for axis in axes) for triple in (shape, spacing))
+    new_shape = new_spacing = selected = None
+    if config.changes_grid or config.selects:
+        new_shape, new_spacing = sliced_grid(
+            config, shape=shape, spacing=spacing, stored_as=f"{codes} {plane}"
+        )
+        selected = n_selected(config, new_shape[0], listed)
+    return PlanePlan(plane, shape, spacing, new_shape, new_spacing, selected)
 
 
 def _facts(
@@ -170,3 +187,57 @@ def grouped_notes(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
     for notes in kinds.values():
         paths = list(dict.fromkeys(path for path, _ in notes))
         yield f"{plural(len(paths), 'file')}: {notes[0][1]}: {first_few(paths)}"
+
+
+# -- digests ---------------------------------------------------------------------------------------
+
+
+def case_digest(
+    plan: CasePlan,
+    config: RunConfig,
+    sources: Sequence[tuple[str, int, int]],
+) -> str:
+    """Return a digest, of 16 hexadecimal digits, of everything that decides a case's output bytes.
+
+    `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
+    """
+    allowed = f"missing, allowed: {config.allow_missing_labels}"
+    content = {
+        "format_version": FORMAT_VERSION,
+        "settings": _settings_in_digest(config),
+        "split": plan.split,
+        "sources": sources,
+        # A case that was written without a label stays valid only while that is allowed.
+        "label": "present" if plan.has_label else allowed,
+    }
+    if plan.has_label and plan.case.label_grid != "own":
+        content["label_grid"] = plan.case.label_grid
+    if plan.case.orientation_from != "sform":
+        content["orientation_from"] = plan.case.orientation_from
+    if plan.case.merges_masks:
+        content["masks"] = [mask.value for mask in plan.case.masks]
+        content |= {"overlap": "error"} if plan.case.overlap == "error" else {}
+    content |= in_digest(config, split=plan.split, listed=plan.listed)
+    # Earlier versions took all lengths as mm.
+    if any(note.endswith(CONVERTED) for _, note in plan.header_notes):
+        content["units"] = CONVERTED
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1)  # it is the same for thousands of cases
+def _settings_in_digest(config: RunConfig) -> dict[str, object]:
+    # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
+    unused = {"nonfinite", "statistics", UNUSED_BY_FORMAT[config.format]}
+    unused.update(StepSettings.model_fields)  # see `in_digest`
+    return config.slice_settings.model_dump(mode="json", exclude=unused)
+
+
+def digest_with(plan: CasePlan, fact: object) -> CasePlan:
+    """Return a case's plan whose digest holds also a fact of the whole dataset, as JSON values."""
+    text = json.dumps(fact)
+    return replace(plan, digest=_with_fact(plan.digest, text), facts=(*plan.facts, text))
+
+
+def _with_fact(digest: str, fact: str) -> str:
+    return hashlib.sha256(f"{digest} {fact}".encode()).hexdigest()[:16]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
-from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
-from dask_slicer.config.step_settings import StepSettings
+from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.steps.resampling import resampled_shape
 from dask_slicer.core.steps.steps import Steps
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
@@ -23,7 +21,7 @@ from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds
 from dask_slicer.planning.names import Names
-from dask_slicer.planning.steps import common_steps, in_digest
+from dask_slicer.planning.steps import common_steps
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import plural
 from dask_slicer.utils.modalities import for_each_modality
@@ -46,9 +44,28 @@ _WORKER_BASE_BYTES = 200_000_000
 HEADER_FACTS = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
 
 
+@dataclass(frozen=True, slots=True)
+class PlanePlan:
+    """What differs between the planes of a case, as `CasePlan` has it for one plane."""
+
+    plane: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    new_shape: tuple[int, int, int] | None
+    new_spacing: tuple[float, float, float] | None
+    n_selected: int | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what it says, by the names of fields of `CasePlan`."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CasePlan:
-    """A case with its split and the facts in its headers, which a case with a problem may lack."""
+    """A case with its split and the facts in its headers, which a case with a problem may lack.
+
+    With several planes, shapes and numbers of slices are those of the first; `parts` has all.
+    """
 
     case: Case
     split: str = ""
@@ -73,6 +90,15 @@ class CasePlan:
     label_names: Mapping[int, str] = field(default_factory=dict)  # in the header of the label
     oriented: bool = True  # whether the first image's header defines its orientation
     problem: FailedCase | None = None  # why the case cannot run
+    plane: str = ""  # of a part; empty if there is one plane
+    planes: tuple[PlanePlan, ...] = ()  # of a case with several planes
+
+    @property
+    def parts(self) -> tuple[CasePlan, ...]:
+        """Return the case in each of its planes; itself if there is one plane."""
+        if not self.planes:
+            return (self,)
+        return tuple(replace(self, planes=(), **own.facts()) for own in self.planes)
 
     @property
     def case_id(self) -> str:
@@ -86,7 +112,9 @@ class CasePlan:
 
     @property
     def most_slices(self) -> int:
-        """Return how many slices are written at most."""
+        """Return how many slices are written at most, in all planes."""
+        if self.planes:
+            return sum(part.most_slices for part in self.parts)
         return self.slice_shape[0] if self.n_selected is None else self.n_selected
 
     def described(self) -> tuple[str, str, str, str, str]:
@@ -105,7 +133,9 @@ class CasePlan:
         if self.group and self.group != self.case_id:
             rows.append(("group", self.group))
         if self.problem is None:
-            rows += list(zip(HEADER_FACTS, self.described(), strict=True))
+            for part in self.parts:
+                rows += [("plane", part.plane)] if part.plane else []
+                rows += list(zip(HEADER_FACTS, part.described(), strict=True))
         else:
             rows.append(("problem", f"{self.problem.kind}: {self.problem.message}"))
         masks = plural(len(self.case.masks), "mask") if self.case.masks else "none"
@@ -127,76 +157,35 @@ class CasePlan:
         return self.voxel_bytes + masks + self.most_slices * _WORK_PER_SLICE + _WORK_PER_CASE
 
 
-def case_digest(
-    plan: CasePlan,
-    config: RunConfig,
-    sources: Sequence[tuple[str, int, int]],
-) -> str:
-    """Return a digest, of 16 hexadecimal digits, of everything that decides a case's output bytes.
-
-    `sources` are path, size and mtime in ns; paths are relative, so that a dataset may be moved.
-    """
-    # Imported on use, as nibabel with it.
-    from dask_slicer.inputs.readers.base import CONVERTED
-
-    allowed = f"missing, allowed: {config.allow_missing_labels}"
-    content = {
-        "format_version": FORMAT_VERSION,
-        "settings": _settings_in_digest(config),
-        "split": plan.split,
-        "sources": sources,
-        # A case that was written without a label stays valid only while that is allowed.
-        "label": "present" if plan.has_label else allowed,
-    }
-    if plan.has_label and plan.case.label_grid != "own":
-        content["label_grid"] = plan.case.label_grid
-    if plan.case.orientation_from != "sform":
-        content["orientation_from"] = plan.case.orientation_from
-    if plan.case.merges_masks:
-        content["masks"] = [mask.value for mask in plan.case.masks]
-        content |= {"overlap": "error"} if plan.case.overlap == "error" else {}
-    content |= in_digest(config, split=plan.split, listed=plan.listed)
-    # Earlier versions took all lengths as mm.
-    if any(note.endswith(CONVERTED) for _, note in plan.header_notes):
-        content["units"] = CONVERTED
-    text = json.dumps(content, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=1)  # it is the same for thousands of cases
-def _settings_in_digest(config: RunConfig) -> dict[str, object]:
-    # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
-    unused = {"nonfinite", "statistics", UNUSED_BY_FORMAT[config.format]}
-    unused.update(StepSettings.model_fields)  # see `in_digest`
-    return config.slice_settings.model_dump(mode="json", exclude=unused)
-
-
-def digest_with(plan: CasePlan, fact: object) -> CasePlan:
-    """Return a case's plan whose digest holds also a fact of the whole dataset, as JSON values."""
-    text = json.dumps(fact)
-    return replace(plan, digest=_with_fact(plan.digest, text), facts=(*plan.facts, text))
-
-
-def _with_fact(digest: str, fact: str) -> str:
-    return hashlib.sha256(f"{digest} {fact}".encode()).hexdigest()[:16]
-
-
 def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
-    """Return the memory that a case needs to be loaded, sliced and saved, in bytes."""
-    _, height, width = case.slice_shape
-    voxels, sliced = prod(case.shape), prod(case.slice_shape)
+    """Return the memory that a case needs to be loaded, sliced and saved, in bytes.
+
+    All planes of a case are views of one volume, until they get their in-plane size.
+    """
+    parts = case.parts
+    voxels, sliced = prod(case.shape), sum(prod(part.slice_shape) for part in parts)
+    in_plane = max(prod(part.slice_shape[1:]) for part in parts)
+    resampled = 0
+    if settings.spacing is not None:
+        resampled = prod(resampled_shape(case.shape, case.spacing, settings.spacing))
     planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
-    label = max(voxels, sliced) * np.dtype(settings.label_dtype).itemsize if case.has_label else 0
+    label = 0
+    if case.has_label:
+        copies = len(parts) > 1 or resampled  # of planes whose slices are interleaved in memory
+        label = max(voxels, resampled) + sliced if copies else max(voxels, sliced)
+        label *= np.dtype(settings.label_dtype).itemsize
     # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
-    window = planes * len(case.case.images) * height * width * 4
+    window = planes * len(case.case.images) * in_plane * 4
     sorts = settings.percentiles or "percentile" in for_each_modality(settings.normalize, 1)
     percentile = voxels * 8 if sorts else 0
     n_channels = len(case.case.images) * settings.n_windows
+    sized = 0 if settings.size is None else sliced
     changed = 0
     if settings.resamples:  # one channel normalised, all of them on their new grid
-        changed = 4 * (voxels + n_channels * sliced)
-    elif settings.size is not None:
-        changed = sliced * case.voxel_bytes // max(voxels, 1)
+        on_grid = max(resampled, sized) if len(parts) == 1 else resampled + sized
+        changed = 4 * (voxels + n_channels * on_grid)
+    elif sized:
+        changed = sized * case.voxel_bytes // max(voxels, 1)
     if settings.label_map is not None or settings.removes_components:
         changed += 4 * voxels  # of int32, or numbers of components
     return case.voxel_bytes + label + changed + max(3 * window, percentile)
@@ -255,7 +244,7 @@ class RunPlan:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""
         return (
             f"RunPlan({plural(len(self.cases), 'case')}{bad}, {self.n_slices} "
-            f"{self.config.plane} slices"
+            f"{', '.join(self.config.planes)} slices"
             + (f", to {str(self.config.output_dir)!r})" if self.config.has_output else ")")
         )
 
@@ -314,6 +303,27 @@ class RunPlan:
         return sum(case.most_slices for case in self.runnable)
 
     @property
+    def slices_text(self) -> str:
+        """Return the largest number of slices, and of each plane if there are several."""
+        planes = self.config.planes
+        if len(planes) == 1:
+            return f"{self.n_slices} {planes[0]}"
+        counts: Counter[str] = Counter()
+        for case in self.runnable:
+            counts.update({part.plane: part.most_slices for part in case.parts})
+        return f"{self.n_slices} ({', '.join(f'{counts[plane]} {plane}' for plane in planes)})"
+
+    def case_rows(self, cases: Iterable[CasePlan]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return the head and the rows of a table of cases, a row for each plane."""
+        folders = self.config.plane_folders
+        rows = []
+        for part in (part for case in cases for part in case.parts):
+            facts = ("", "cannot be run", "", "", "") if part.problem else part.described()
+            plane = (part.plane,) if folders else ()
+            rows.append((part.case_id, part.split, *plane, *facts))
+        return ("case", "split", *(("plane",) if folders else ()), *HEADER_FACTS), rows
+
+    @property
     def peak_bytes(self) -> int:
         """Return the memory that a worker needs for the largest case."""
         peaks = (peak_bytes(case, self.config) for case in self.runnable)
@@ -329,16 +339,15 @@ class RunPlan:
             ("layout", f"{self.layout} ({self.reason})"),
             ("cases", f"{len(self.cases)} ({splits})"),
             *([] if self.folds is None else [("folds", "; ".join(self.folds.lines()))]),
-            ("slices", f"{self.n_slices} {config.plane}, {channels}, {config.format}"),
+            ("slices", f"{self.slices_text}, {channels}, {config.format}"),
             ("output", config.output_dir if config.has_output else "none given"),
             *(("note", note) for note in self.notes),
             *(("problem", problem) for problem in self.problems),
         ]
-        cases = [(case.case_id, case.split, *case.described()) for case in self.runnable]
         return html_card(
             f"Plan of {plural(len(self.cases), 'case')}",
             html_facts(rows),
-            html_table(("case", "split", *HEADER_FACTS), cases, of="case"),
+            html_table(*self.case_rows(self.runnable), of="case"),
             html_table(FILE_COLUMNS, file_kinds(self.files), of="kind of file"),
             failure_table(self.failures),
         )

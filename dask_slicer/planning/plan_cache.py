@@ -25,7 +25,7 @@ from dask_slicer.inputs import header_cache
 from dask_slicer.inputs.case import Case, Mask
 from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.inputs.tree import FileTree
-from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.planning.plan import CasePlan, PlanePlan, RunPlan
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.threads import map_files
 
@@ -185,6 +185,8 @@ def _packed_case(plan: CasePlan) -> dict[str, Any]:
         case["masks"] = [_given(mask) for mask in plan.case.masks]
     if plan.label_names:
         content["label_names"] = list(plan.label_names.items())
+    if plan.planes:
+        content["planes"] = [own.facts() for own in plan.planes]
     if plan.problem is not None:
         content["problem"] = _given(plan.problem)
     return content
@@ -215,6 +217,8 @@ def _unpacked_case(content: dict[str, Any]) -> CasePlan:
             content[name] = [*map(tuple, content[name])]
     if "label_names" in content:
         content["label_names"] = dict(content["label_names"])
+    if "planes" in content:
+        content["planes"] = [PlanePlan(**_with_tuples(own)) for own in content["planes"]]
     if "problem" in content:
         content["problem"] = FailedCase(**_with_tuples(content["problem"]))
     return CasePlan(**_with_tuples(content))

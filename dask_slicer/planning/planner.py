@@ -31,12 +31,13 @@ from dask_slicer.inputs.tree import FileTree
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.content import label_like_images, with_unnamed
 from dask_slicer.planning.headers import (
+    digest_with,
     first_volumes,
     grouped_notes,
     names_in_headers,
     with_headers,
 )
-from dask_slicer.planning.plan import CasePlan, RunPlan, by_split, digest_with
+from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.plan_cache import PlanCache
 from dask_slicer.planning.steps import label_values, mapped_names, names_labels, read_slice_list
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
@@ -104,7 +105,7 @@ def _make_plan(
     dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
     notes = dataset.notes
     groups = case_groups(dataset, config, notes)
-    cache = HeaderCache(config.input_dir, root, plane=config.plane)
+    cache = HeaderCache(config.input_dir, root, plane=config.planes[0])
     cache.stat_all(path for case in dataset.cases for path in case.files)
     series = _expand_series(dataset, config, groups, cache)
     if config.prune:
@@ -179,7 +180,7 @@ def _listed(config: RunConfig, known: Collection[str]) -> Callable[[str], frozen
     """Return a function of a case id that returns its listed slices, None if there is no list."""
     if config.slice_list is None:
         return lambda _: None
-    slices = read_slice_list(config.slice_list)
+    slices = read_slice_list(config.slice_list, config.planes[0])
     for name in slices:
         if name not in known:
             raise DatasetError(

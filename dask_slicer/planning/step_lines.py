@@ -66,17 +66,20 @@ def _intensity_lines(config: RunConfig) -> Iterator[str]:
 def _grid_lines(config: RunConfig, cases: Sequence[CasePlan]) -> Iterator[str]:
     if config.spacing is not None:
         wanted = _spacing_text(config.spacing)
-        before = _range([case.spacing for case in cases])
+        before = _range([part.spacing for case in cases for part in case.parts])
         yield f"spacing {before} → {wanted} mm, order {config.resample_order}"
     if config.size is not None:
         about = " about the label" if config.center == "label" else ""
         yield f"rows × columns → {format_shape(config.size)}, {config.fit}{about}"
     if config.changes_grid and cases:
         known = "" if config.crop not in ("nonzero", "label") else " at most"
-        yield (
-            f"grid {_range([case.shape for case in cases])} → "
-            f"{_range([case.slice_shape for case in cases])}{known} (slices × rows × columns)"
-        )
+        for number in range(len(config.planes)):
+            parts = [case.parts[number] for case in cases]
+            yield (
+                f"grid {f'of {plane} ' if (plane := parts[0].plane) else ''}"
+                f"{_range([part.shape for part in parts])} → "
+                f"{_range([part.slice_shape for part in parts])}{known} (slices × rows × columns)"
+            )
 
 
 def _spacing_text(spacing: Sequence[float | None]) -> str:
@@ -109,7 +112,7 @@ def _selection_lines(config: RunConfig, cases: Sequence[CasePlan]) -> Iterator[s
     if config.drop_blank:
         rules.append("none that is blank")
     if rules:
-        n_before = sum(case.slice_shape[0] for case in cases)
+        n_before = sum(part.slice_shape[0] for case in cases for part in case.parts)
         n_after = sum(case.most_slices for case in cases)
         yield f"slices {n_before} → {n_after} at most: {', '.join(rules)}"
     if config.context_step > 1:

@@ -165,8 +165,11 @@ def steps_of(
     return replace(steps, case_id=case_id, listed=listed, keep_empty=keep_empty)
 
 
-def read_slice_list(path: Path) -> dict[str, frozenset[int]]:
+def read_slice_list(path: Path, plane: str) -> dict[str, frozenset[int]]:
     """Return the listed slices of each case, from the columns case_id and slice_index of a table.
+
+    Of a table with a column plane, as slices.csv of several planes, rows of other planes are left
+    out.
 
     Raises
     ------
@@ -181,7 +184,8 @@ def read_slice_list(path: Path) -> dict[str, frozenset[int]]:
                 index = int(row["slice_index"])
                 if index < 0:
                     raise ValueError(f"slice_index {index}")
-                listed[row["case_id"]].add(index)
+                if row.get("plane", plane) == plane:
+                    listed[row["case_id"]].add(index)
     except OSError as error:
         raise DatasetError(f"cannot read the slice_list {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error) as error:

@@ -248,12 +248,12 @@ def _facts(output: Output, panels: Sequence[Panel]) -> list[str]:
     config, index = output.config, output.index
     n_cases = len({panel.case_id for panel in panels})
     return [
-        config.plane,
+        ", ".join(config.planes),
         f"window_size {config.window_size}",
         f"normalize {format_value(config.normalize)}",
         f"{config.format} {config.dtype}",
         f"{len(panels)} of {plural(len(index), 'slice')}",
-        f"{n_cases} of {plural(len(index.cases), 'written case')}",
+        f"{n_cases} of {plural(len(index.case_ids), 'written case')}",
     ]
 
 
@@ -289,7 +289,8 @@ class _Page:
     ) -> None:
         """Draw a panel below its title."""
         faint, background = self.theme.faint, self.theme.background
-        about = f"slice {panel.slice_index} of 0–{panel.total_slices - 1} · {panel.split}"
+        about = f"{panel.plane} slice {panel.slice_index}".lstrip()
+        about += f" of 0–{panel.total_slices - 1} · {panel.split}"
         about += " · no label" if panel.label is None else ""
         title_y = y - _PANEL_TITLE
         self.write(x, title_y, panel.case_id, room=room * 0.93, weight="bold")
@@ -299,7 +300,7 @@ class _Page:
         left, bottom = x / self.width, 1 - (y + height) / self.height
         axes = self.figure.add_axes(
             (left, bottom, width / self.width, height / self.height),
-            label=f"{panel.case_id} {panel.slice_index}",
+            label=" ".join([panel.case_id, *panel.plane.split(), str(panel.slice_index)]),
         )
         axes.imshow(canvas, interpolation="nearest", aspect="auto")
         axes.set_axis_off()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +158,7 @@ def overview(output: Output) -> Overview:
         empty=tuple(sorted(id_ for id_, case in written.items() if not case.n_slices)),
         clipped=tuple(sorted(id_ for id_, record in records.items() if not record.clip_fits)),
         sample=_sample(output, {id_: r.statistics for id_, r in records.items()}),
-        spacings=_spacings([record.spacing for record in records.values()]),
+        spacings=_spacings(records.values()),
         n_labels=n_labels,
         labels=labels,
         absent_labels=tuple(
@@ -185,8 +185,8 @@ def _records(output: Output) -> tuple[dict[str, WrittenCase], dict[str, FailedCa
     for record in last_records(output.path / JOURNAL):
         if isinstance(record, CommittedCase):
             written[record.case_id] = WrittenCase(
-                record=replace(record, slices=(), files=()),
-                n_slices=len(record.slices),
+                record=record.without_slices(),
+                n_slices=record.n_slices,
                 n_bytes=record.n_bytes,
             )
             failures.pop(record.case_id, None)
@@ -223,14 +223,22 @@ def _labels(
     index: SliceIndex, records: Mapping[str, CommittedCase]
 ) -> tuple[int, tuple[LabelFacts, ...]]:
     """Return the number of label values, and the facts of those that most cases hold."""
-    voxel_ml = np.array([_voxel_ml(records.get(case.case_id)) for case in index.cases])
+    voxel_ml = np.array([_voxel_ml(records.get(case.case_id), case.plane) for case in index.cases])
     values, which = np.unique(index.label_values, return_inverse=True)
     case = np.repeat(index.case, np.diff(index.label_ends))
     # One number for each pair of a value and a case that holds it, ordered by value.
     n_cases = max(len(index.cases), 1)
     pairs, pair = np.unique(which.astype(np.int64) * n_cases + case, return_inverse=True)
-    voxels = np.bincount(pair, weights=index.label_counts, minlength=len(pairs))
+    voxels: NDArray[np.float64]
+    voxels = np.bincount(pair, weights=index.label_counts, minlength=len(pairs)).astype(float)
     volumes = voxels * voxel_ml[pairs % n_cases]
+    if len(index.case_ids) < len(index.cases):  # of several planes, take the one with most
+        number_of = {case_id: number for number, case_id in enumerate(index.case_ids)}
+        numbers = np.array([number_of[case.case_id] for case in index.cases])
+        pairs, pair = np.unique(
+            pairs // n_cases * n_cases + numbers[pairs % n_cases], return_inverse=True
+        )
+        voxels, volumes = _most(voxels, pair, len(pairs)), _most(volumes, pair, len(pairs))
     ends = np.searchsorted(pairs, np.arange(len(values) + 1) * n_cases)
     n_slices = np.bincount(which, minlength=len(values))
     totals = np.bincount(pairs // n_cases, weights=voxels, minlength=len(values))
@@ -251,13 +259,20 @@ def _labels(
     return len(values), tuple(facts)
 
 
-def _voxel_ml(record: CommittedCase | None) -> float:
-    """Return the volume of a voxel in ml; NaN where the journal lacks the case."""
-    if record is None:
-        return math.nan
-    if record.voxel_volume is None:
-        return math.prod(record.spacing) / 1000
-    return record.voxel_volume / 1000
+def _most(values: NDArray[np.float64], group: NDArray[np.intp], n: int) -> NDArray[np.float64]:
+    """Return the largest value in each of n groups; NaN only where all are."""
+    most = np.full(n, np.nan)
+    np.fmax.at(most, group, values)
+    return most
+
+
+def _voxel_ml(record: CommittedCase | None, plane: str) -> float:
+    """Return the volume of a voxel in ml; NaN where the journal lacks the case, or its plane."""
+    for part in () if record is None else record.parts:
+        if part.plane == plane:
+            mm3 = part.voxel_volume
+            return (math.prod(part.spacing) if mm3 is None else mm3) / 1000
+    return math.nan
 
 
 def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) -> Sample:
@@ -311,13 +326,23 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
     )
 
 
-def _spacings(spacings: Sequence[tuple[float, float, float]]) -> dict[str, Histogram]:
-    """Return spacings between slices, rows and columns; the last two as one where they agree."""
-    if not spacings:
-        return {}
-    slices, rows, columns = np.round(spacings, _SPACING_DIGITS).T
-    if np.array_equal(rows, columns):
-        axes = {"between slices": slices, "in plane": rows}
-    else:
-        axes = {"between slices": slices, "between rows": rows, "between columns": columns}
-    return {name: histogram(values, most_bins=_SPACING_BINS) for name, values in axes.items()}
+def _spacings(records: Iterable[CommittedCase]) -> dict[str, Histogram]:
+    """Return spacings between slices, rows and columns; the last two as one where they agree.
+
+    Of each plane, if there are several.
+    """
+    of_plane: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    for record in records:
+        for part in record.parts:
+            of_plane[part.plane].append(part.spacing)
+    histograms = {}
+    for plane, spacings in of_plane.items():
+        slices, rows, columns = np.round(spacings, _SPACING_DIGITS).T
+        if np.array_equal(rows, columns):
+            axes = {"between slices": slices, "in plane": rows}
+        else:
+            axes = {"between slices": slices, "between rows": rows, "between columns": columns}
+        for name, values in axes.items():
+            name = f"{plane}, {name}" if plane else name
+            histograms[name] = histogram(values, most_bins=_SPACING_BINS)
+    return histograms

@@ -35,6 +35,7 @@ class Panel:
     label: NDArray[np.integer] | None  # (row, column)
     spacing: tuple[float, float]  # mm per row, per column
     sides: tuple[str, str, str, str]  # of the patient, at the left, right, top and bottom
+    plane: str = ""  # empty if the output has one plane
 
 
 def read_panels(
@@ -64,6 +65,7 @@ def read_panels(
                 panel = Panel(
                     case_id=case.case_id,
                     split=case.split,
+                    plane=case.plane,
                     slice_index=slice_index,
                     total_slices=int(metadata["total_slices"]),
                     image=to_grey(by_offset, black, white).swapaxes(0, 1),

@@ -140,21 +140,26 @@ def _numbers(
         return [n for n, case in enumerate(index.cases) if split in (None, case.split)]
     wanted = {cases} if isinstance(cases, str) else set(cases)
     check_cases(output, wanted, split=split)
-    known = {case.case_id: number for number, case in enumerate(index.cases)}
-    for case_id in sorted(wanted - set(known)):
+    for case_id in sorted(wanted - set(index.case_ids)):
         raise UsageError(
             f"case {case_id} has no slices in {output.path}: it has not been run yet, or no slice "
             "was kept"
         )
-    return sorted(known[case_id] for case_id in wanted)
+    return [number for number, case in enumerate(index.cases) if case.case_id in wanted]
 
 
 def _spread_over_splits(
     index: SliceIndex, numbers: list[int], n_of: NDArray[np.intp], n: int
 ) -> dict[int, int]:
     """Return the number of slices to show of each case, by the number of the case."""
+    # Plane after plane, each split from another one on, or all that are picked could be of one.
+    planes = list(dict.fromkeys(case.plane for case in index.cases))
     of_split = [
-        [number for number in numbers if index.cases[number].split == split] for split in SPLITS
+        sorted(
+            (number for number in numbers if index.cases[number].split == split),
+            key=lambda number: (planes.index(index.cases[number].plane) - first) % len(planes),
+        )
+        for first, split in enumerate(SPLITS)
     ]
     most = [sum(n_of[cases].tolist()) for cases in of_split]
     chosen: dict[int, int] = {}
@@ -173,8 +178,11 @@ def _rows_of(
     rows = np.flatnonzero(np.isin(index.slice_index, slices) & np.isin(index.case, numbers))
     n_found = np.bincount(index.case[rows], minlength=len(index.cases))
     complete = [number for number in numbers if n_found[number] == len(slices)]
-    if named and len(complete) < len(numbers):
-        number = next(number for number in numbers if number not in complete)
+    # One plane of a case may have slices that another does not have.
+    shown = {index.cases[number].case_id for number in complete}
+    lacking = [number for number in numbers if index.cases[number].case_id not in shown]
+    if named and lacking:
+        number = lacking[0]
         raise UsageError(_why_slices_missing(output, index, number, slices))
     if not complete:
         known = index.slice_index[np.isin(index.case, numbers)]

@@ -20,7 +20,7 @@ from dask_slicer.errors import UsageError
 from dask_slicer.output.formats import npz, zarr_reader  # noqa: F401, before loaders are forked
 from dask_slicer.output.formats.base import CaseReader, damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
-from dask_slicer.output.output import Output, check_cases, fold_cases, open_output
+from dask_slicer.output.output import Output, check_cases, check_plane, fold_cases, open_output
 from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ class SliceDataset:
         Only the cases of a fold of splits_final.json, from 0, whatever their split.
     part : {"train", "val"}, optional
         Of the fold; by default "train".
+    plane : str, optional
+        Only slices of this plane, such as "coronal". By default those of all planes: then samples
+        have their `plane`, if it is not one for all. A window holds slices of one plane.
 
     Raises
     ------
@@ -93,6 +96,7 @@ class SliceDataset:
         transform: Callable[[Sample], Any] | None = None,
         fold: int | None = None,
         part: Literal["train", "val"] | None = None,
+        plane: str | None = None,
     ) -> None:
         if fold is not None and split is not _TRAIN:
             raise UsageError(
@@ -126,13 +130,15 @@ class SliceDataset:
                 f"{window_size} is too large; make the slices again with --window_size "
                 f"{window_size}, or with --format zarr"
             )
+        check_plane(output, plane)
         self._index = _select(output, split, cases, labels, min_foreground)
+        if plane is not None and output.config.plane_folders:
+            self._index = self._index.of_cases(lambda case: case.plane == plane)
         if fold is not None:
             in_fold = fold_cases(output, fold, part or "train")
             if apart := sorted(set(cases or ()) - in_fold):
                 raise UsageError(f"{apart[0]} is not in {part or 'train'} of fold {fold}")
-            is_in = np.array([case.case_id in in_fold for case in self._index.cases], dtype=bool)
-            self._index = self._index.select(is_in[self._index.case])
+            self._index = self._index.of_cases(lambda case: case.case_id in in_fold)
         self._readers: OrderedDict[int, CaseReader] = OrderedDict()
         if output.shortfall:
             warnings.warn(output.shortfall, stacklevel=2)
@@ -149,7 +155,8 @@ class SliceDataset:
         -------
         dict
             `image` (channel, row, column) float32; `label` (row, column) if the case has one;
-            `case_id`; `slice_index`. With a `transform`, its result.
+            `case_id`; `slice_index`; `plane` if the output has several. With a `transform`, its
+            result.
 
         Raises
         ------
@@ -169,6 +176,8 @@ class SliceDataset:
         if label is not None:
             sample["label"] = label
         sample |= {"case_id": case.case_id, "slice_index": slice_index}
+        if case.plane:
+            sample["plane"] = case.plane
         return sample if self.transform is None else self.transform(sample)
 
     def __iter__(self) -> Iterator[Any]:
@@ -177,7 +186,7 @@ class SliceDataset:
     def __repr__(self) -> str:
         return (
             f"SliceDataset({str(self.output_dir)!r}: {plural(len(self), 'slice')} of "
-            f"{plural(len(self._index.cases), 'case')})"
+            f"{plural(len(self._index.case_ids), 'case')})"
         )
 
     @property
@@ -239,7 +248,7 @@ class SliceDataset:
                 "labels needs foreground, the share of draws with these labels, such as 0.5"
             )
         if balanced:
-            return _balanced_weights(self._index)
+            return self._index.balanced_weights()
         if foreground is None:
             return np.full(len(self), 1.0 / max(len(self), 1))
         if not 0 <= foreground <= 1:
@@ -287,11 +296,13 @@ class SliceDataset:
             raise UsageError("to_dataframe needs pandas: python -m pip install pandas") from None
         index = self._index
         cases = [index.cases[number] for number in index.case]
+        planes = [case.plane for case in cases]
         slices = zip(cases, index.slice_index.tolist(), strict=True)
         return pd.DataFrame(
             {
                 "case_id": [case.case_id for case in cases],
                 "split": [case.split for case in cases],
+                **({"plane": planes} if any(planes) else {}),
                 "slice_index": index.slice_index,
                 "path": [case.path_of(slice_index) for case, slice_index in slices],
                 "foreground": index.foreground,
@@ -363,16 +374,6 @@ def _torch_worker() -> tuple[int, int, int]:
     return (0, 1, 0) if info is None else (info.id, info.num_workers, info.seed - info.id)
 
 
-def _balanced_weights(index: SliceIndex) -> NDArray[np.float64]:
-    n_values = np.diff(index.label_ends)
-    empty = n_values == 0
-    _, value, n_slices = np.unique(index.label_values, return_inverse=True, return_counts=True)
-    # Each value divides 1 among its slices; so do the slices without labels.
-    weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
-    np.add.at(weights, np.repeat(np.arange(len(index)), n_values), 1.0 / n_slices[value])
-    return np.asarray(weights / weights.sum())
-
-
 def _select(
     output: Output,
     split: str | None,
@@ -380,13 +381,12 @@ def _select(
     labels: Collection[int] | None,
     min_foreground: float | None,
 ) -> SliceIndex:
-    index = output.index
-    of_case = np.array([split is None or case.split == split for case in index.cases], dtype=bool)
+    index = output.index.of_cases(lambda case: split in (None, case.split))
     if cases is not None:
         wanted = set(cases)
         check_cases(output, wanted, split=split)
-        of_case &= np.array([case.case_id in wanted for case in index.cases], dtype=bool)
-    rows = of_case[index.case]
+        index = index.of_cases(lambda case: case.case_id in wanted)
+    rows = np.ones(len(index), dtype=bool)
     if labels is not None:
         rows &= index.rows_with(labels)
     if min_foreground is not None:

@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 from pydantic import ByteSize
 
-from dask_slicer.config.fields import PER_MODALITY, plain_type
+from dask_slicer.config.fields import ONE_OR_SEVERAL, plain_type
 from dask_slicer.config.keywords import NotGiven, OptionalKeywords, RunKeywords, StrPath
 from dask_slicer.config.schema import RunConfig
 
@@ -47,6 +47,6 @@ def test_a_keyword_takes_what_the_setting_takes(name) -> None:
     kind = plain_type(field.annotation)
     expected = SEQUENCES.get(name) or ACCEPTED.get(kind, {kind})
     expected = expected | {NoneType if may_be_none else NotGiven}
-    if name in PER_MODALITY:
+    if name in ONE_OR_SEVERAL:
         expected |= {Sequence[float | None] if kind is float else Sequence[kind]}
     assert set(get_args(KEYWORDS[name])) == expected

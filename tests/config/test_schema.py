@@ -145,7 +145,7 @@ def test_a_choice_is_matched_without_regard_to_case(name, value) -> None:
     [
         ({"normalize": "z-score"}, "got z-score; did you mean zscore?"),
         ({"plane": "axal"}, "got axal; did you mean axial?"),
-        ({"plane": ["axial"]}, "k, got a list"),
+        ({"padding_mode": ["zero"]}, "mirror, got a list"),
     ],
 )
 def test_a_wrong_choice_gets_its_nearest(settings, suggestion) -> None:

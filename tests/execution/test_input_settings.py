@@ -16,7 +16,7 @@ import pytest
 from affines import oblique
 
 from dask_slicer import RunConfig, SliceDataset, open_output
-from dask_slicer.planning.plan import case_digest
+from dask_slicer.planning.headers import case_digest
 from dask_slicer.planning.planner import make_plan
 
 SHAPE = (7, 8, 5)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import ceil
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from dask_slicer.errors import GeometryMismatch
 from dask_slicer.utils.formatting import format_shape
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 def box_within(limits: Sequence[tuple[int | None, int | None]], shape: Sequence[int]) -> Box:
@@ -124,7 +126,7 @@ def reoriented_box(box: Box, shape: Sequence[int], orientation: NDArray[np.float
     return first, second, third
 
 
-def crop(array: NDArray[np.generic], box: Box) -> NDArray[np.generic]:
+def crop(array: NDArray[_Number], box: Box) -> NDArray[_Number]:
     """Return a view of the voxels in a box."""
     return array[tuple(slice(*limits) for limits in box)]
 

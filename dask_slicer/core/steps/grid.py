@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_slicer.core.steps.cropping import Box, cropped_affine, uncrop
+from dask_slicer.core.steps.cropping import Box, cropped_affine, reoriented_box, uncrop
 from dask_slicer.core.steps.resampling import (
     Shape,
     coarse_axis,
@@ -100,34 +99,51 @@ class GridSteps:
         """Return the part of an array that is kept, as a view."""
         return array if self.box is None else array[tuple(slice(*limits) for limits in self.box)]
 
-    def image(
-        self, cropped: NDArray[np.generic], *, fill: float, order: int = 3
+    def resampled_image(
+        self, cropped: NDArray[np.generic], *, order: int = 3
     ) -> NDArray[np.generic]:
-        """Return an image on the grid of slices, `fill` where it is padded; a view if it can be.
+        """Return an image at the new spacing, of float32 if that differs."""
+        if self.resampled is None:
+            return cropped
+        return resample_image(cropped, self.resampled, order=order, nearest_axis=self.nearest_axis)
 
-        Of float32 if it `interpolates`, else of the given dtype.
+    def sized_image(self, image: NDArray[np.generic], *, fill: float) -> NDArray[np.generic]:
+        """Return an image at the new spacing with its in-plane size; a view if it can be.
+
+        It is `fill` where it is padded. Of float32 where it is resized, else of the given dtype.
         """
-        if self.resampled is not None:
-            cropped = resample_image(
-                cropped, self.resampled, order=order, nearest_axis=self.nearest_axis
-            )
-        return cropped if self.in_plane is None else size_image(cropped, self.in_plane, fill=fill)
+        return image if self.in_plane is None else size_image(image, self.in_plane, fill=fill)
 
-    def label(self, cropped: NDArray[np.integer]) -> tuple[NDArray[np.integer], dict[int, int]]:
-        """Return a label on the grid of slices, and the voxels lost by value.
+    def resampled_label(
+        self, cropped: NDArray[np.integer]
+    ) -> tuple[NDArray[np.integer], dict[int, int]]:
+        """Return a label at the new spacing, and the voxels of values that vanished."""
+        if self.resampled is None:
+            return cropped, {}
+        return resample_label(cropped, self.resampled, nearest_axis=self.nearest_axis)
+
+    def sized_label(self, label: NDArray[np.integer]) -> tuple[NDArray[np.integer], dict[int, int]]:
+        """Return a label at the new spacing with its in-plane size, and the voxels lost by value.
 
         Lost are voxels cut off, and all of a value that is not there any more.
         """
-        lost: Counter[int] = Counter()
-        if self.resampled is not None:
-            cropped, vanished = resample_label(
-                cropped, self.resampled, nearest_axis=self.nearest_axis
-            )
-            lost.update(vanished)
-        if self.in_plane is not None:
-            cropped, cut = size_label(cropped, self.in_plane)
-            lost.update(cut)
-        return cropped, dict(sorted(lost.items()))
+        return (label, {}) if self.in_plane is None else size_label(label, self.in_plane)
+
+    def turned(self, orientation: NDArray[np.float64]) -> GridSteps:
+        """Return the steps before the in-plane size, for arrays that are reoriented."""
+        order = np.argsort(orientation[:, 0])
+
+        def turn(shape: Shape) -> Shape:
+            first, second, third = (shape[axis] for axis in order)
+            return first, second, third
+
+        nearest = self.nearest_axis
+        return GridSteps(
+            full=turn(self.full),
+            box=None if self.box is None else reoriented_box(self.box, self.full, orientation),
+            resampled=None if self.resampled is None else turn(self.resampled),
+            nearest_axis=None if nearest is None else int(orientation[nearest, 0]),
+        )
 
     def restored_image(
         self, image: NDArray[np.generic], *, fill: float = 0, interpolate: bool = True

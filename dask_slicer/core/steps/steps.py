@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.foreground import IntensityProperties, sample_intensities
+from dask_slicer.core.geometry import reorient
 from dask_slicer.core.geometry import spacing as spacing_of
 from dask_slicer.core.labels import convert_label
+from dask_slicer.core.planes import change_of_axes, in_memory
 from dask_slicer.core.steps.cropping import (
     Box,
     box_within,
@@ -129,8 +131,8 @@ def changed_label(
     return label
 
 
-def grid_of(volume: Volume, label: NDArray[np.integer] | None, steps: Steps) -> GridSteps:
-    """Return the steps that change the grid of a case.
+def kept_box(frame: Volume, label: NDArray[np.integer] | None, steps: Steps) -> Box | None:
+    """Return the box of a case to be cut out, in the axes of `frame`; None for all of it.
 
     Raises
     ------
@@ -139,8 +141,6 @@ def grid_of(volume: Volume, label: NDArray[np.integer] | None, steps: Steps) -> 
     MissingLabel
         If the crop or the middle is that of the label, and there is none.
     """
-    n_slices, height, width = volume.image[0].stored.shape
-    full = (n_slices, height, width)
     by_label = [
         f"--{name} label"
         for name, value in (("crop", steps.crop), ("center", steps.center))
@@ -148,20 +148,33 @@ def grid_of(volume: Volume, label: NDArray[np.integer] | None, steps: Steps) -> 
     ]
     if by_label and label is None:
         raise MissingLabel(f"{' and '.join(by_label)} needs a label, and this case has none")
-    box = _box(volume, label, steps, full)
+    return _box(frame, label, steps, _shape(frame))
+
+
+def grid_of(
+    view: Volume, cropped: NDArray[np.integer] | None, box: Box | None, steps: Steps
+) -> GridSteps:
+    """Return the steps that change the grid of a case in a plane, with the axes of that plane.
+
+    `cropped` is the label in the box, which both have these axes.
+    """
     center = None
-    if label is not None and steps.center == "label" and steps.size is not None:
-        cropped = GridSteps(full=full, box=box).crop(label)
+    if cropped is not None and steps.center == "label" and steps.size is not None:
         center = label_center(cropped)
     return grid_steps(
-        full,
-        spacing_of(volume.affine),
+        _shape(view),
+        spacing_of(view.affine),
         box=box,
         spacing=steps.spacing,
         size=steps.size,
         fit=steps.fit,
         center=center,
     )
+
+
+def _shape(volume: Volume) -> tuple[int, int, int]:
+    n_slices, height, width = volume.image[0].stored.shape
+    return n_slices, height, width
 
 
 def _box(
@@ -196,9 +209,11 @@ def labelled_sample(
     """Return intensities of labelled voxels, (n_modalities, n), after label map and crop."""
     if volume.label is None:
         raise MissingLabel("statistics of labelled voxels need a label, and this case has none")
+    frame = in_memory(volume)
     label = changed_label(volume.label, label_dtype, steps, LabelChanges())
-    grid = grid_of(volume, label, steps)
-    image = [replace(voxels, stored=grid.crop(voxels.stored)) for voxels in volume.image]
+    label = reorient(label, change_of_axes(volume, frame))
+    grid = GridSteps(full=_shape(frame), box=kept_box(frame, label, steps))
+    image = [replace(voxels, stored=grid.crop(voxels.stored)) for voxels in frame.image]
     return sample_intensities(image, grid.crop(label), n=n_voxels, case_id=steps.case_id)
 
 

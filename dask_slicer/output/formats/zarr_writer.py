@@ -15,7 +15,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,7 @@ from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
 from dask_slicer.output.formats.base import case_metadata, read_json
 from dask_slicer.output.formats.zarr_reader import one_thread, source_attributes
 from dask_slicer.output.formats.zarr_shards import ShardWriter, shard_path
-from dask_slicer.output.layout import ZARR_METADATA
+from dask_slicer.output.layout import ZARR_METADATA, section
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import FORMAT_VERSION, CasePlan
 from dask_slicer.records import WrittenFile, WrittenSlice
@@ -249,19 +249,27 @@ _UNSHUFFLED = {
 # -- the store as a whole --------------------------------------------------------------------------
 
 
-def root_text(store: Path, split_of: Mapping[str, str]) -> str:
+def root_text(store: Path, split_of: Mapping[str, str], planes: Sequence[str] = ()) -> str:
     """Return the root's metadata, consolidated unless there are many cases."""
-    return GROUP_TEXT if len(split_of) > MOST_CONSOLIDATED else consolidated(store, split_of)
+    if len(split_of) > MOST_CONSOLIDATED:
+        return GROUP_TEXT
+    return consolidated(store, split_of, planes)
 
 
-def consolidated(store: Path, split_of: Mapping[str, str]) -> str:
+def consolidated(store: Path, split_of: Mapping[str, str], planes: Sequence[str] = ()) -> str:
     """Return the root's metadata, which includes that of all groups and arrays.
 
     zarr-python's own function lists directories in no order, and takes minutes for thousands of
-    cases. The structure is its convention.
+    cases. The structure is its convention. `planes` are those that have a folder.
     """
-    nodes: dict[str, Any] = {split: dict(_GROUP) for split in SPLITS}
-    for group in sorted(f"{split}/{case_id}" for case_id, split in split_of.items()):
+    folders = [section(split, plane) for split in SPLITS for plane in ("", *planes)]
+    nodes: dict[str, Any] = {folder: dict(_GROUP) for folder in folders}
+    cases = [
+        f"{section(split, plane)}/{case_id}"
+        for case_id, split in split_of.items()
+        for plane in planes or ("",)
+    ]
+    for group in sorted(cases):
         for name in (group, *(f"{group}/{array}" for array in ("image", "label", "slice_index"))):
             # Without a label, or damaged: then its readers report it.
             with suppress(FileNotFoundError, CorruptFile):
