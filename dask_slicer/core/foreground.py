@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.statistics import Statistics, statistics
-from dask_slicer.core.volume import Voxels, in_memory_order
+from dask_slicer.core.volume import Voxels, in_memory_order, nonzero_mask
 from dask_slicer.errors import MissingLabel, NonFinite
 
 FOREGROUNDS = ("min", "all", "nonzero", "label", "otsu")
@@ -32,7 +32,7 @@ def foreground_mask(
     ----------
     which : {"nonzero", "label", "otsu"}
         Other than 0 in the file's units; labelled; above Otsu's threshold of the intensities,
-        which are clipped to low and high before.
+        which are clipped to low and high before. NaN and Inf count as 0.
     label : ndarray of int, optional
         Of the same shape.
 
@@ -43,11 +43,8 @@ def foreground_mask(
     """
     stored = voxels.stored
     match which:
-        case "nonzero" if voxels.intercept == 0:
-            return np.asarray(stored != 0)
         case "nonzero":
-            zero = -voxels.intercept / voxels.slope
-            return np.asarray(stored != zero)
+            return nonzero_mask(stored, voxels)
         case "label" if label is None:
             raise MissingLabel(
                 f"the foreground is the label, and {voxels.source} has none; give one, or use "
@@ -56,8 +53,8 @@ def foreground_mask(
         case "label":
             return np.asarray(label != 0)
         case "otsu":
-            values = np.nan_to_num(stored.astype(np.float32) * voxels.slope + voxels.intercept)
-            values = values.clip(low, high)
+            values = stored.astype(np.float32) * voxels.slope + voxels.intercept
+            values = np.nan_to_num(values, posinf=0, neginf=0).clip(low, high)
             return np.asarray(values > otsu_threshold(values))
     raise ValueError(f"foreground must be one of {', '.join(FOREGROUNDS)}, got {which}")
 
@@ -152,7 +149,12 @@ class IntensityProperties:
 
 
 def sample_intensities(
-    image: Sequence[Voxels], label: NDArray[np.integer], *, n: int, case_id: str
+    image: Sequence[Voxels],
+    label: NDArray[np.integer],
+    *,
+    n: int,
+    case_id: str,
+    zero_nonfinite: bool = False,
 ) -> NDArray[np.float32]:
     """Return intensities of labelled voxels, drawn at random with replacement.
 
@@ -165,7 +167,7 @@ def sample_intensities(
     Raises
     ------
     NonFinite
-        If a drawn intensity is NaN or Inf.
+        If a drawn intensity is NaN or Inf, which count as 0 with `zero_nonfinite`.
     """
     labelled = np.flatnonzero(label)
     if not labelled.size:
@@ -179,6 +181,8 @@ def sample_intensities(
     samples = np.empty((len(image), n), dtype=np.float32)
     for voxels, sample in zip(image, samples, strict=True):
         values = voxels.stored[places].astype(np.float64) * voxels.slope + voxels.intercept
+        if zero_nonfinite:
+            values[~np.isfinite(values)] = 0
         if not np.isfinite(values).all():
             raise NonFinite(f"labelled voxels of {voxels.source} are NaN or Inf")
         sample[:] = values

@@ -106,7 +106,13 @@ def sample_case(
     """
     steps = _steps(loaded.case, target)
     with _step("slice", {}, target.run_id):
-        return labelled_sample(loaded.result, target.settings.label_dtype, steps, n_voxels=n_voxels)
+        return labelled_sample(
+            loaded.result,
+            target.settings.label_dtype,
+            steps,
+            n_voxels=n_voxels,
+            nonfinite=target.settings.nonfinite,
+        )
 
 
 def _steps(case: CasePlan, target: Target) -> Steps:

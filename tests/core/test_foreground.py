@@ -32,6 +32,13 @@ def test_nonzero_is_in_the_units_of_the_file(intercept, expected) -> None:
     assert foreground_mask(voxels, "nonzero").tolist() == expected
 
 
+@pytest.mark.parametrize("which", ["nonzero", "otsu"])
+def test_nan_and_inf_count_as_0(which) -> None:
+    values = np.array([0, 1, 2, 90, np.nan, np.inf, -np.inf], np.float32)
+    expected = [False, which == "nonzero", which == "nonzero", True, False, False, False]
+    assert foreground_mask(_voxels(values), which).tolist() == expected
+
+
 def test_labelled_voxels() -> None:
     voxels = _voxels([5, 6, 7])
     assert foreground_mask(voxels, "label", label=np.array([0, 2, 1])).tolist() == [0, 1, 1]
@@ -86,6 +93,10 @@ def test_a_sample_with_nan_fails() -> None:
     image = [_voxels(np.full((1, 2, 2), np.nan))]
     with pytest.raises(NonFinite):
         sample_intensities(image, np.ones((1, 2, 2), np.uint8), n=5, case_id="a")
+    sample = sample_intensities(
+        image, np.ones((1, 2, 2), np.uint8), n=5, case_id="a", zero_nonfinite=True
+    )
+    assert sample.tolist() == [[0] * 5]
 
 
 def test_pooled_samples_do_not_depend_on_the_order_of_cases() -> None:
