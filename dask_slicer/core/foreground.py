@@ -99,9 +99,11 @@ def otsu_threshold(values: NDArray[np.floating]) -> float:
     >>> 2 < otsu_threshold(values) < 98
     True
     """
-    if values.min() == values.max():
-        return float(values.max())
-    counts, edges = np.histogram(in_memory_order(values), bins=_OTSU_BINS)
+    ends = np.float64(values.min()), np.float64(values.max())
+    if ends[0] == ends[1]:
+        return float(ends[0])
+    # In float64: edges of bins in float32 fall together where the range is small.
+    counts, edges = np.histogram(in_memory_order(values), bins=_OTSU_BINS, range=ends)
     middles = (edges[:-1] + edges[1:]) / 2
     below = counts.cumsum()
     above = below[-1] - below

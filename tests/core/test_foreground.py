@@ -67,6 +67,12 @@ def test_otsu_of_a_constant_image_has_no_foreground() -> None:
     assert not foreground_mask(_voxels(np.full((2, 3, 4), 7)), "otsu").any()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_otsu_far_from_zero(dtype) -> None:
+    values = np.array([1e6, 1e6 + 0.25, 1e6 + 1.5, 1e6 + 2], dtype)
+    assert foreground_mask(_voxels(values), "otsu").tolist() == [0, 0, 1, 1]
+
+
 def test_otsu_after_clipping() -> None:
     values = np.array([0, 1, 2, 10, 11, 12, 3000], dtype=np.int16)
     assert foreground_mask(_voxels(values), "otsu").tolist() == [0, 0, 0, 0, 0, 0, 1]
