@@ -106,13 +106,7 @@ def sample_case(
     """
     steps = _steps(loaded.case, target)
     with _step("slice", {}, target.run_id):
-        return labelled_sample(
-            loaded.result,
-            target.settings.label_dtype,
-            steps,
-            n_voxels=n_voxels,
-            nonfinite=target.settings.nonfinite,
-        )
+        return labelled_sample(loaded.result, target.settings.label_dtype, steps, n_voxels=n_voxels)
 
 
 def _steps(case: CasePlan, target: Target) -> Steps:

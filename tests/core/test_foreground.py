@@ -99,10 +99,6 @@ def test_a_sample_with_nan_fails() -> None:
     image = [_voxels(np.full((1, 2, 2), np.nan))]
     with pytest.raises(NonFinite):
         sample_intensities(image, np.ones((1, 2, 2), np.uint8), n=5, case_id="a")
-    sample = sample_intensities(
-        image, np.ones((1, 2, 2), np.uint8), n=5, case_id="a", zero_nonfinite=True
-    )
-    assert sample.tolist() == [[0] * 5]
 
 
 def test_pooled_samples_do_not_depend_on_the_order_of_cases() -> None:

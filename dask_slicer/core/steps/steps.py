@@ -191,12 +191,7 @@ def stored_box(
 
 
 def labelled_sample(
-    volume: Volume,
-    label_dtype: str,
-    steps: Steps,
-    *,
-    n_voxels: int,
-    nonfinite: str = "error",
+    volume: Volume, label_dtype: str, steps: Steps, *, n_voxels: int
 ) -> NDArray[np.float32]:
     """Return intensities of labelled voxels, (n_modalities, n), after label map and crop."""
     if volume.label is None:
@@ -204,13 +199,7 @@ def labelled_sample(
     label = changed_label(volume.label, label_dtype, steps, LabelChanges())
     grid = grid_of(volume, label, steps)
     image = [replace(voxels, stored=grid.crop(voxels.stored)) for voxels in volume.image]
-    return sample_intensities(
-        image,
-        grid.crop(label),
-        n=n_voxels,
-        case_id=steps.case_id,
-        zero_nonfinite=nonfinite == "zero",
-    )
+    return sample_intensities(image, grid.crop(label), n=n_voxels, case_id=steps.case_id)
 
 
 def kept_slices(

@@ -237,6 +237,57 @@ def test_a_slice_with_nan_is_not_blank() -> None:
     assert stack.kept == (1,)
 
 
+RNG = np.random.default_rng(5)
+NOISE = RNG.normal(size=(4, 5, 6)).astype(np.float32)
+ODD_IMAGES = {
+    "one slice": NOISE[:1],
+    "one row": NOISE[:, :1],
+    "one column": NOISE[:, :, :1],
+    "one voxel": np.full((1, 1, 1), 7, np.int16),
+    "constant": np.full((4, 5, 6), 7, np.int16),
+    "zeros": np.zeros((4, 5, 6), np.float32),
+    "other byte order": (100 * NOISE).astype(">i2"),
+    "uint16": RNG.integers(0, 60_000, (4, 5, 6)).astype(np.uint16),
+    "int64": RNG.integers(-(2**40), 2**40, (4, 5, 6)),
+    "far from zero": 1e6 + NOISE.astype(np.float64),
+    "nan": np.where(NOISE > 0.5, np.nan, NOISE),
+    "nothing but nan": np.full((4, 5, 6), np.nan, np.float32),
+    "inf": np.where(NOISE > 0.5, np.inf, NOISE).astype(">f8"),
+}
+
+
+@pytest.mark.parametrize("image", ODD_IMAGES.values(), ids=ODD_IMAGES)
+def test_odd_images(image) -> None:
+    labels = (np.zeros(image.shape, np.uint8), (np.arange(image.size) % 3 > 1).astype(np.uint8))
+    combinations = itertools.product(
+        [label.reshape(image.shape) for label in labels],
+        ["float32", "uint8"],
+        [None, (0.7, 0.3, 0.4), (99.0, 99.0, 99.0)],
+        [None, (4, 11)],
+        ["min", "nonzero", "label", "otsu"],
+        [None, (0.5, 99.5)],
+    )
+    # One in five: all values of any two settings are among them.
+    for label, dtype, spacing_wanted, size, foreground, percentiles in [*combinations][::5]:
+        steps = Steps(
+            spacing=spacing_wanted,
+            size=size,
+            crop="label" if foreground == "label" else "nonzero",
+            foreground=foreground,
+            percentiles=percentiles,
+            center="label",
+            drop_blank=True,
+        )
+        stack = slice_volume(
+            volume_of(image, label), dtype=dtype, nonfinite="zero", label_dtype="uint8", steps=steps
+        )
+        planes = planes_of(stack)[0]
+        assert planes.shape == stack.label.shape
+        assert np.isfinite(planes).all()
+        if dtype == "uint8":
+            assert np.isin(planes, np.arange(256)).all()
+
+
 def test_selection_after_the_other_steps() -> None:
     image, label = scan()
     steps = Steps(
