@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.statistics import Statistics, statistics
-from dask_slicer.core.volume import Voxels, in_memory_order
+from dask_slicer.core.volume import Voxels, in_memory_order, nonzero_mask
 from dask_slicer.errors import MissingLabel, NonFinite
 
 FOREGROUNDS = ("min", "all", "nonzero", "label", "otsu")
@@ -32,7 +32,7 @@ def foreground_mask(
     ----------
     which : {"nonzero", "label", "otsu"}
         Other than 0 in the file's units; labelled; above Otsu's threshold of the intensities,
-        which are clipped to low and high before.
+        which are clipped to low and high before. NaN and Inf count as 0.
     label : ndarray of int, optional
         Of the same shape.
 
@@ -43,11 +43,8 @@ def foreground_mask(
     """
     stored = voxels.stored
     match which:
-        case "nonzero" if voxels.intercept == 0:
-            return np.asarray(stored != 0)
         case "nonzero":
-            zero = -voxels.intercept / voxels.slope
-            return np.asarray(stored != zero)
+            return nonzero_mask(stored, voxels)
         case "label" if label is None:
             raise MissingLabel(
                 f"the foreground is the label, and {voxels.source} has none; give one, or use "
@@ -56,8 +53,8 @@ def foreground_mask(
         case "label":
             return np.asarray(label != 0)
         case "otsu":
-            values = np.nan_to_num(stored.astype(np.float32) * voxels.slope + voxels.intercept)
-            values = values.clip(low, high)
+            values = stored.astype(np.float32) * voxels.slope + voxels.intercept
+            values = np.nan_to_num(values, posinf=0, neginf=0).clip(low, high)
             return np.asarray(values > otsu_threshold(values))
     raise ValueError(f"foreground must be one of {', '.join(FOREGROUNDS)}, got {which}")
 
@@ -102,9 +99,11 @@ def otsu_threshold(values: NDArray[np.floating]) -> float:
     >>> 2 < otsu_threshold(values) < 98
     True
     """
-    if values.min() == values.max():
-        return float(values.max())
-    counts, edges = np.histogram(in_memory_order(values), bins=_OTSU_BINS)
+    ends = np.float64(values.min()), np.float64(values.max())
+    if ends[0] == ends[1]:
+        return float(ends[0])
+    # In float64: edges of bins in float32 fall together where the range is small.
+    counts, edges = np.histogram(in_memory_order(values), bins=_OTSU_BINS, range=ends)
     middles = (edges[:-1] + edges[1:]) / 2
     below = counts.cumsum()
     above = below[-1] - below

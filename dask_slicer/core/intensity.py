@@ -30,8 +30,8 @@ _LARGEST_UINT8 = 255.0
 class Normalization:
     """The normalisation of every voxel: scale, clip, subtract, divide.
 
-    ``(clip(stored * slope + intercept, low, high) - center) / scale``; with `zero_nonfinite`, NaN
-    and Inf count as 0 before clipping.
+    ``(clip(stored * slope + intercept, low, high) - center) * levels / scale``; with
+    `zero_nonfinite`, NaN and Inf count as 0 before clipping.
     """
 
     slope: float
@@ -40,6 +40,7 @@ class Normalization:
     high: float
     center: float
     scale: float
+    levels: float = 1.0  # by itself: a quotient of both would move halves, which are rounded
     zero_nonfinite: bool = False
     to_unit_range: bool = False
     to_uint8: bool = False  # whole numbers, 0 to 255, half to even
@@ -102,6 +103,8 @@ class Normalization:
                 values[stored == self._zero(stored.dtype)] = 0
         np.clip(values, self.low, self.high, out=values)
         values -= self.center
+        if self.levels != 1:
+            values *= self.levels
         values /= self.scale
         with np.errstate(over="ignore"):  # `check_fits` reports it from the statistics
             return values.astype(np.float32)
@@ -124,6 +127,8 @@ class Normalization:
                 for end in (self.low, self.high)
             )
             np.clip(values, low, high, out=values)
+        if self.levels != 1:
+            values *= np.float32(self.levels)
         values /= np.float32(self.scale)
         return values
 
@@ -209,7 +214,8 @@ def normalization(
         If `method` is none of these.
     """
     if method not in _METHODS:
-        raise ValueError(f"normalize must be one of {', '.join(_METHODS)}, got {method}")
+        known = ", ".join(("dataset", *NORMALIZATIONS))
+        raise ValueError(f"normalize must be one of {known}, got {method}")
     if method == "percentile":
         percentiles = PERCENTILES
     if method == "dataset" and dataset is not None:
@@ -236,8 +242,7 @@ def normalization(
     if method in ("window", "uint8"):
         first = stats.min if low == -np.inf else low
         last = stats.max if high == np.inf else high
-        levels = _LARGEST_UINT8 if method == "uint8" else 1.0
-        center, scale = first, (last - first) / levels or 1.0
+        center, scale = first, (last - first) or 1.0
     result = Normalization(
         slope=voxels.slope,
         intercept=voxels.intercept,
@@ -245,6 +250,7 @@ def normalization(
         high=high,
         center=center,
         scale=scale,
+        levels=_LARGEST_UINT8 if method == "uint8" else 1.0,
         zero_nonfinite=stats.n_nonfinite > 0,
         to_unit_range=method in ("minmax", "window"),
         to_uint8=method == "uint8",

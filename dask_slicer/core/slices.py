@@ -90,8 +90,10 @@ class SliceStack:
         """Return whether all pixels of each modality have one intensity."""
         for voxels, how in zip(self.image, self.normalization, strict=True):
             plane = voxels.stored[slice_index]
-            first, *others = how.apply(np.array([plane.min(), plane.max()])).tolist()
-            if others != [first]:
+            if not how.zero_nonfinite:
+                plane = np.array([plane.min(), plane.max()])
+            values = how.apply(plane)
+            if values.min() != values.max():
                 return False
         return True
 

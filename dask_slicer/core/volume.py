@@ -43,6 +43,19 @@ class Volume:
     stored_affine: NDArray[np.float64] | None = None
 
 
+def nonzero_mask(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.bool_]:
+    """Return which of the stored numbers of `voxels` have an intensity other than 0, NaN and Inf.
+
+    Examples
+    --------
+    >>> stored = np.array([0, 1, np.nan])
+    >>> nonzero_mask(stored, Voxels(stored=stored, intercept=-1)).tolist()
+    [True, False, False]
+    """
+    mask = np.asarray(stored != (-voxels.intercept / voxels.slope if voxels.intercept else 0))
+    return mask & np.isfinite(stored) if stored.dtype.kind == "f" else mask
+
+
 def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return all elements as a 1D array in the order of memory, without a copy if possible.
 

@@ -32,6 +32,13 @@ def test_nonzero_is_in_the_units_of_the_file(intercept, expected) -> None:
     assert foreground_mask(voxels, "nonzero").tolist() == expected
 
 
+@pytest.mark.parametrize("which", ["nonzero", "otsu"])
+def test_nan_and_inf_count_as_0(which) -> None:
+    values = np.array([0, 1, 2, 90, np.nan, np.inf, -np.inf], np.float32)
+    expected = [False, which == "nonzero", which == "nonzero", True, False, False, False]
+    assert foreground_mask(_voxels(values), which).tolist() == expected
+
+
 def test_labelled_voxels() -> None:
     voxels = _voxels([5, 6, 7])
     assert foreground_mask(voxels, "label", label=np.array([0, 2, 1])).tolist() == [0, 1, 1]
@@ -58,6 +65,12 @@ def test_otsu_divides_as_simpleitk(seed, gap, slope) -> None:
 
 def test_otsu_of_a_constant_image_has_no_foreground() -> None:
     assert not foreground_mask(_voxels(np.full((2, 3, 4), 7)), "otsu").any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_otsu_far_from_zero(dtype) -> None:
+    values = np.array([1e6, 1e6 + 0.25, 1e6 + 1.5, 1e6 + 2], dtype)
+    assert foreground_mask(_voxels(values), "otsu").tolist() == [0, 0, 1, 1]
 
 
 def test_otsu_after_clipping() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dask_slicer.config.step_settings import CT_WINDOWS, ct_window_limits
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.intensity import normalization
 from dask_slicer.core.volume import Voxels
@@ -119,6 +122,19 @@ def test_8_bit_rounds_half_to_even() -> None:
     stored = np.array([0, 1, 2, 3, 4, 5, 510], dtype=np.int16)
     how, _ = normalization(Voxels(stored=stored), "uint8", clip_min=0.0, clip_max=510.0)
     assert how.apply(stored).tolist() == [0, 0, 1, 2, 2, 2, 255]
+
+
+@pytest.mark.parametrize("dtype", ["int16", ">i2", "int32", "float32", "float64"])
+@pytest.mark.parametrize("window", CT_WINDOWS.values(), ids=CT_WINDOWS)
+def test_8_bit_of_every_window_is_exact(window, dtype) -> None:
+    low, high = ct_window_limits(window)
+    stored = np.arange(int(low) - 3, int(high) + 4).astype(dtype)
+    how, _ = normalization(Voxels(stored=stored), "uint8", clip_min=low, clip_max=high)
+    shares = (
+        (Fraction(min(max(value, low), high)) - Fraction(low)) / Fraction(high - low)
+        for value in stored.tolist()
+    )
+    assert how.apply(stored).tolist() == [round(255 * share) for share in shares]
 
 
 @pytest.mark.parametrize("method", ["uint8", "window"])

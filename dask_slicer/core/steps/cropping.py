@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_slicer.core.volume import Voxels, iterate_planes
+from dask_slicer.core.volume import Voxels, iterate_planes, nonzero_mask
 from dask_slicer.errors import GeometryMismatch
 from dask_slicer.utils.formatting import format_shape
 
@@ -47,7 +47,7 @@ def nonzero_box(images: Sequence[Voxels]) -> Box:
     """Return the smallest box of all voxels whose intensity is not 0 in some image of a case.
 
     nnU-Net fills the holes of these voxels first; a hole is inside their box, so the box is the
-    same. Without such a voxel, it is the whole grid.
+    same. NaN and Inf count as 0. Without such a voxel, it is the whole grid.
 
     Parameters
     ----------
@@ -61,16 +61,12 @@ def nonzero_box(images: Sequence[Voxels]) -> Box:
     """
     return _bounding_box(
         (
-            (index, _intensities(plane, voxels) if voxels.intercept else plane)
+            (index, nonzero_mask(plane, voxels))
             for voxels in images
             for index, plane in enumerate(iterate_planes(voxels.stored))
         ),
         images[0].stored.shape,
     )
-
-
-def _intensities(plane: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]:
-    return plane.astype(np.float64) * voxels.slope + voxels.intercept
 
 
 def label_box(label: NDArray[np.integer]) -> Box:

@@ -81,6 +81,12 @@ def test_the_box_of_what_is_not_zero_is_that_of_intensities() -> None:
     assert nonzero_box([Voxels(stored=stored - np.int16(1024), slope=0.5)]) == box
 
 
+def test_the_box_of_what_is_not_zero_takes_nan_and_inf_as_0() -> None:
+    stored = np.full((3, 4, 5), np.nan, np.float32)
+    stored[0, 0, 0], stored[2, 3, 4], stored[1, 2, 3] = np.inf, -np.inf, 7
+    assert nonzero_box([Voxels(stored=stored)]) == ((1, 2), (2, 3), (3, 4))
+
+
 def test_without_a_voxel_the_box_is_the_whole_grid() -> None:
     nothing = np.zeros((3, 4, 5), np.uint8)
     assert nonzero_box([Voxels(stored=nothing)]) == label_box(nothing) == ((0, 3), (0, 4), (0, 5))
