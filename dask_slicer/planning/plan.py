@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import prod
 
 import numpy as np
@@ -160,7 +160,8 @@ def case_digest(
     if any(note.endswith(CONVERTED) for _, note in plan.header_notes):
         content["units"] = CONVERTED
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return reduce(_with_fact, plan.facts, digest)
 
 
 @lru_cache(maxsize=1)  # it is the same for thousands of cases

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from step_settings import EVERY_STEP
 
 import dask_slicer
 from dask_slicer import SliceDataset
@@ -19,23 +20,6 @@ from dask_slicer.execution.verify import verify
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.output.output import open_output
 
-EVERY_STEP = {
-    "label_map": "1:1 2,3:2 *:0",
-    "min_component_voxels": 3,
-    "min_component_pixels": 2,
-    "crop": "nonzero",
-    "crop_margin": 5.0,
-    "percentiles": "1,99",
-    "foreground": "otsu",
-    "spacing": "5,3,3",
-    "size": "40,48",
-    "center": "label",
-    "slices": "5%:95%",
-    "stride": 2,
-    "keep_empty": 0.5,
-    "drop_blank": True,
-    "context_mm": 7.0,
-}
 STATISTICS = {"mean": 40.0, "median": 35.0, "std": 30.0, "min": -100.0, "max": 300.0}
 STATISTICS |= {"percentile_00_5": -60.0, "percentile_99_5": 210.0}
 

@@ -191,7 +191,7 @@ def stored_box(
 
 
 def labelled_sample(
-    volume: Volume, label_dtype: str, steps: Steps, *, n_voxels: int
+    volume: Volume, label_dtype: str, steps: Steps, *, n_voxels: int, nonfinite: str = "error"
 ) -> NDArray[np.float32]:
     """Return intensities of labelled voxels, (n_modalities, n), after label map and crop."""
     if volume.label is None:
@@ -199,7 +199,13 @@ def labelled_sample(
     label = changed_label(volume.label, label_dtype, steps, LabelChanges())
     grid = grid_of(volume, label, steps)
     image = [replace(voxels, stored=grid.crop(voxels.stored)) for voxels in volume.image]
-    return sample_intensities(image, grid.crop(label), n=n_voxels, case_id=steps.case_id)
+    return sample_intensities(
+        image,
+        grid.crop(label),
+        n=n_voxels,
+        case_id=steps.case_id,
+        zero_nonfinite=nonfinite == "zero",
+    )
 
 
 def kept_slices(
