@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 EVERY_STEP: dict[str, Any] = {
@@ -21,3 +22,15 @@ EVERY_STEP: dict[str, Any] = {
     "drop_blank": True,
     "context_mm": 7.0,
 }
+# The same, with statistics of the dataset, for which a run has a first pass.
+EVERY_STEP_TWICE = EVERY_STEP | {"percentiles": None, "normalize": "dataset", "crop": "label"}
+
+
+def as_options(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as options of the command line."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    return [
+        part
+        for name, value in given.items()
+        for part in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from step_settings import EVERY_STEP_TWICE, as_options
 
 import dask_slicer
 from dask_slicer.inputs.phantom import write_dataset
@@ -20,6 +21,12 @@ from dask_slicer.inputs.phantom import write_dataset
 N_ROUNDS = int(os.environ.get("DASK_SLICER_KILL_ROUNDS", "10"))
 WITHIN_SECONDS = 3.5
 MOST_KILLS = 3
+SETTINGS = {
+    "npz": {"format": "npz"},
+    "zarr": {"format": "zarr"},
+    "npz, every step": EVERY_STEP_TWICE | {"format": "npz"},
+    "zarr, every step": EVERY_STEP_TWICE | {"format": "zarr"},
+}
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,12 +46,11 @@ def scans(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(scans, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     contents = {}
-    for format_ in ("npz", "zarr"):
-        output = tmp_path_factory.mktemp(format_) / "out"
-        dask_slicer.run(
-            dask_slicer.RunConfig(input_dir=scans, output_dir=output, num_workers=0, format=format_)
-        )
-        contents[format_] = contents_of(output)
+    for name, settings in SETTINGS.items():
+        output = tmp_path_factory.mktemp(name) / "out"
+        place = {"input_dir": scans, "output_dir": output, "num_workers": 0}
+        dask_slicer.run(place | settings, progress=False)
+        contents[name] = contents_of(output)
     return contents
 
 
@@ -68,10 +74,10 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 @pytest.mark.parametrize("number", range(N_ROUNDS))
 def test_runs_killed_repeatedly_complete(scans, undisturbed, tmp_path, number) -> None:
     chosen = random.Random(number)
-    format_ = ("npz", "zarr")[number % 2]
+    name = [*SETTINGS][number % len(SETTINGS)]
     command = [
         sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans, "--output_dir",
-        tmp_path / "out", "--format", format_, "--num_workers", "2", "--quiet",
+        tmp_path / "out", *as_options(SETTINGS[name]), "--num_workers", "2", "--quiet",
         "--dashboard_address", "none",
     ]  # fmt: skip
     for n_kills in range(MOST_KILLS + 1):
@@ -87,9 +93,9 @@ def test_runs_killed_repeatedly_complete(scans, undisturbed, tmp_path, number) -
             break
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-    assert contents_of(tmp_path / "out") == undisturbed[format_]
+    assert contents_of(tmp_path / "out") == undisturbed[name]
     time.sleep(0.5)  # for what a worker whose driver is gone may still do
-    assert contents_of(tmp_path / "out").keys() == undisturbed[format_].keys()
+    assert contents_of(tmp_path / "out").keys() == undisturbed[name].keys()
 
 
 @pytest.mark.parametrize("format_", ["npz", "zarr"])
