@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from step_settings import EVERY_STEP
+from step_settings import EVERY_STEP, EVERY_STEP_TWICE
 
 import dask_slicer
 from dask_slicer import SliceDataset
@@ -75,18 +75,25 @@ def test_both_formats_hold_the_same_slices(scans, tmp_path, dtype) -> None:
 
 @pytest.mark.parametrize("format_", ["npz", "zarr"])
 def test_the_same_bytes_on_any_number_of_workers(scans, tmp_path, format_) -> None:
-    settings = EVERY_STEP | {"format": format_, "normalize": "dataset", "percentiles": None}
-    written = [contents(run(scans, tmp_path / f"{n}", num_workers=n, **settings)) for n in (0, 2)]
-    assert written[0] == written[1]
-    assert "statistics.json" in written[0]
+    settings = EVERY_STEP_TWICE | {"format": format_}
+    here = contents(run(scans, tmp_path / "0", **settings))
+    assert "statistics.json" in here
+    for n in (1, 2, 4):
+        assert contents(run(scans, tmp_path / f"{n}", num_workers=n, **settings)) == here
 
 
-def test_partitions_write_the_same(scans, tmp_path) -> None:
-    whole = run(scans, tmp_path / "whole", **EVERY_STEP)
+@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize("steps", [EVERY_STEP, EVERY_STEP_TWICE], ids=["one pass", "two"])
+def test_partitions_write_the_same(scans, tmp_path, format_, steps) -> None:
+    settings = steps | {"format": format_}
+    whole = run(scans, tmp_path / "whole", **settings)
+    if "normalize" in steps:
+        settings["statistics"] = whole / "statistics.json"
     for number in (1, 2):
-        run(scans, tmp_path / "parts", shard=f"{number}/2", **EVERY_STEP)
+        run(scans, tmp_path / "parts", shard=f"{number}/2", **settings)
     merge(tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(whole)
+    assert not verify(tmp_path / "parts", deep=10, num_workers=0).issues
 
 
 def test_metadata_leads_back_to_the_scan(scans, tmp_path) -> None:
