@@ -165,7 +165,7 @@ def existing_properties(output_dir: Path) -> tuple[IntensityProperties, ...]:
         properties = read_properties(path) if path.exists() else ()
     except DatasetError as error:
         raise OutputError(f"{error}; {restore}") from None
-    if (known := summary_properties(output_dir)) not in ((), properties):
+    if summary_properties(output_dir) not in ((), properties):
         how = f"differs from {layout.SUMMARY}" if properties else "is missing"
         raise OutputError(f"{path} {how}; {restore}")
     return properties

@@ -49,9 +49,9 @@ def names_labels(settings: StepSettings) -> bool:
 
 def needing_labels(settings: RunConfig) -> str:
     """Return the first setting that no case can fulfil without a label; empty if there is none."""
-    names = [name for name in ("crop", "center", "foreground") if getattr(settings, name) == "label"]
-    if names:
-        return f"{names[0]} label"
+    for name in ("crop", "center", "foreground"):
+        if getattr(settings, name) == "label":
+            return f"{name} label"
     is_strict = settings.min_foreground > 0 and not settings.allow_missing_labels
     return "min_foreground" if is_strict else ""
 

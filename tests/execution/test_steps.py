@@ -122,6 +122,21 @@ def test_metadata_leads_back_to_the_scan(scans, tmp_path) -> None:
         np.testing.assert_allclose(grid.spacing(first["spacing"]), metadata["spacing"])
 
 
+def test_volumes_of_distant_neighbours(scans, tmp_path) -> None:
+    settings = {"context_mm": 30.0, "stride": 3, "window_size": 1}
+    outputs = [
+        open_output(run(scans, tmp_path / format_, format=format_, **settings))
+        for format_ in ("npz", "zarr")
+    ]
+    for case_id in outputs[0].cases:
+        (some, affine), (whole, same) = (output.volume(case_id) for output in outputs)
+        known = ~np.isnan(some[:, 0, 0])
+        assert known[::3].all()
+        assert 0 < (~known).sum() < len(known)
+        np.testing.assert_array_equal(some[known], whole[known])
+        np.testing.assert_array_equal(affine, same)
+
+
 def test_windows_are_channels(scans, tmp_path) -> None:
     plain = samples(run(scans, tmp_path / "plain", normalize="none", window_size=1))
     output = run(scans, tmp_path / "windows", ct_windows="40/400,lung", window_size=1)
