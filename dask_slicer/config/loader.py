@@ -70,18 +70,19 @@ def build_config(
 def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with those of another output that decide what a slice is.
 
-    All cases are for test, and need no label.
+    All cases are for test, and need no label. A list of slices is of the cases of that output.
     """
     path = output_dir.expanduser() / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"like {output_dir}: there is no output of dask-slicer, with config.yaml")
     other = build_config({"output_dir": output_dir}, base=path)
-    same = {name: getattr(other, name) for name in (*SliceSettings.model_fields, *_SAME_CASES)}
+    names = [*SliceSettings.model_fields, *_SAME_CASES, *(["seed"] if other.keep_empty < 1 else [])]
+    same = {name: getattr(other, name) for name in names if name != "slice_list"}
     if "dataset" in for_each_modality(other.normalize, 1):
         same["statistics"] = path.with_name("statistics.json").absolute()
     again = build_settings(RunConfig, other.model_dump() | dict(settings))
     for name, value in same.items():
-        if name in settings and name != "statistics" and getattr(again, name) != value:
+        if name in settings and getattr(again, name) != value:
             raise ConfigError(
                 f"like {output_dir} has {name} {format_value(value)}, so it cannot be "
                 f"{format_value(getattr(again, name))}; leave out one of the two"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from dask_slicer.planning.planner import make_plan
 from dask_slicer.utils.formatting import first_few, plural
 
 if TYPE_CHECKING:
+    from dask.delayed import Delayed
     from distributed import Client
 
 # Voxels of a case, fewer in large datasets: all samples are in memory at once.
@@ -37,7 +39,7 @@ def dataset_properties(
 ) -> tuple[IntensityProperties, ...]:
     """Return the intensity properties of each modality, over the training cases of a plan.
 
-    A case that cannot be read is left out and noted, since the run records its failure.
+    A case that fails is left out and noted, since the run records its failure.
 
     Raises
     ------
@@ -57,8 +59,8 @@ def dataset_properties(
             raise DatasetError(f"statistics of the dataset: case {case.case_id}: {outcome}")
     if failed:
         observer.note(
-            f"statistics of the dataset leave out {plural(len(failed), 'case')} that cannot be "
-            f"read: {first_few(failed)}"
+            f"statistics of the dataset leave out {plural(len(failed), 'case')} that failed: "
+            f"{first_few(sorted(failed))}"
         )
     try:
         properties = pool_samples(samples[case_id] for case_id in sorted(samples))
@@ -89,10 +91,16 @@ def _samples(
     plan: RunPlan, cases: Sequence[CasePlan], n_voxels: int, client: Client | None
 ) -> Iterator[tuple[CasePlan, object]]:
     target = graph.target_of(plan.config, names=plan.names, steps=plan.steps)
+    # Another run may sample cases of the same names, in another way, on the same scheduler.
+    pass_id = uuid.uuid4().hex[:8]
+
+    def graph_of(case: CasePlan) -> Delayed:
+        return graph.sample_graph(f"{case.case_id} of {pass_id}", case, target, n_voxels)
+
     if client is None:
         for case in cases:
             try:
-                yield case, graph.compute_here(graph.sample_graph(case, target, n_voxels))
+                yield case, graph.compute_here(graph_of(case))
             except CaseError as error:
                 yield case, error
         return
@@ -103,7 +111,7 @@ def _samples(
     for case, outcome in futures.run_graphs(
         client,
         lambda _: queue.popleft() if queue else None,
-        lambda case: graph.sample_graph(case, target, n_voxels),
+        graph_of,
         timeout=plan.config.timeout,
     ):
         if isinstance(outcome, CaseError) and outcome.retriable and retries[case.case_id]:

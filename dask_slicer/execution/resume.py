@@ -11,7 +11,7 @@ from pathlib import Path
 from dask_slicer.config.dataset_settings import BY_LABEL
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.errors import CaseError, DatasetError, OutputError
+from dask_slicer.errors import CaseError, DatasetError, OutputError, UsageError
 from dask_slicer.execution.dataset_statistics import with_properties
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
@@ -59,8 +59,16 @@ def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...
     config = plan.config
     if not plan.needs_properties:
         return plan
-    properties = frozen if config.statistics is None else read_properties(config.statistics)
+    properties = frozen
+    # The output keeps its own, also where the file has gone.
+    if config.statistics is not None and not (frozen and not config.statistics.exists()):
+        properties = read_properties(config.statistics)
     if not properties:
+        if config.shard is not None:
+            raise UsageError(
+                "normalize dataset needs --statistics with --shard: a partition does not see all "
+                "cases; `dask-slicer statistics` makes the file"
+            )
         return plan
     if frozen and properties != frozen:
         raise OutputError(

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.windows import ZERO_SLICE, window_indices
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.directory import existing_folds, existing_splits, output_config
-from dask_slicer.output.formats.base import damage_named, read_json
+from dask_slicer.output.formats.base import damage_named, read_json, step_of
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
@@ -336,14 +337,19 @@ def _planes_of_windows(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return the planes of an .npz case, (slice, modality, row, column), and its affine."""
     metadata = reader.metadata(kept[0])
-    n_slices, window_size = _n_slices(metadata, kept), metadata["window_size"]
+    n_slices, step = _n_slices(metadata, kept), step_of(metadata)
     planes = np.full((n_slices, *reader.read(kept[0], 0)[0].shape), np.nan, np.float32)
     for slice_index in kept:
         window, _ = reader.read(slice_index, None)
-        by_slice = window.reshape(-1, *planes.shape[1:])
-        for index, plane in enumerate(by_slice, start=slice_index - window_size):
-            if 0 <= index < n_slices:
-                planes[index] = plane
+        indices = window_indices(
+            slice_index,
+            n_slices=n_slices,
+            window_size=metadata["window_size"],
+            padding_mode="zero",  # which tells what is padding
+            step=step,
+        )
+        inside = indices != ZERO_SLICE
+        planes[indices[inside]] = window.reshape(-1, *planes.shape[1:])[inside]
     return planes, np.array(metadata["affine"])
 
 

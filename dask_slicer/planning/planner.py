@@ -39,7 +39,13 @@ from dask_slicer.planning.headers import (
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.plan_cache import PlanCache
-from dask_slicer.planning.steps import label_values, mapped_names, names_labels, read_slice_list
+from dask_slicer.planning.steps import (
+    label_values,
+    mapped_names,
+    names_labels,
+    needing_labels,
+    read_slice_list,
+)
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
@@ -112,8 +118,9 @@ def _make_plan(
         present = {case.case_id for case in dataset.cases}
         assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
     has_labels = any(case.has_label for case in dataset.cases)
-    if config.min_foreground > 0 and not has_labels and not dataset.problems:
-        raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
+    needing = needing_labels(config)
+    if needing and not has_labels and not dataset.problems:
+        raise DatasetError(f"{needing} needs labels, and no case of this dataset has one")
     cases, splits = case_splits(
         dataset.cases, groups, config, assigned, assigned_groups, notes, frames=series.frames
     )
@@ -156,8 +163,8 @@ def _make_plan(
         label_names, disagreement = names_in_headers(plans)
         notes += [disagreement] if disagreement else []
     label_names = label_names | {value: name for name, value in numbers.items()}
-    new_values = label_values(config, label_names)
-    if names_labels(config):
+    new_values = label_values(config, label_names) if has_labels else None
+    if names_labels(config) and has_labels:
         plans = tuple(digest_with(plan, sorted((new_values or {}).items())) for plan in plans)
     plan = RunPlan(
         config=config,
@@ -169,7 +176,7 @@ def _make_plan(
         problems=(*dataset.problems, *label_like_images(plans)),
         files=dataset.files,
         channel_names=dataset.channel_names,
-        label_names=mapped_names(config, label_names),
+        label_names=label_names if new_values is None else mapped_names(config, label_names),
         label_values=new_values,
         structures=numbers,
     )

@@ -47,6 +47,15 @@ def names_labels(settings: StepSettings) -> bool:
     return not all(old.lstrip("-").isdecimal() for old, _ in pairs)
 
 
+def needing_labels(settings: RunConfig) -> str:
+    """Return the first setting that no case can fulfil without a label; empty if there is none."""
+    for name in ("crop", "center", "foreground"):
+        if getattr(settings, name) == "label":
+            return f"{name} label"
+    is_strict = settings.min_foreground > 0 and not settings.allow_missing_labels
+    return "min_foreground" if is_strict else ""
+
+
 def common_steps(
     settings: RunConfig,
     new_values: Mapping[int, int] | None,

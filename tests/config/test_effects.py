@@ -37,6 +37,7 @@ DATASETS = [
     (RATIOS | {"splits": "a", "fold": 0}, DatasetFacts(states_splits=True), "of every case"),
     ({"group_regex": "(.)"}, DatasetFacts(states_patients=True), "the patient of every case"),
     ({"label_dtype": "int32", "label_grid": "image"}, DatasetFacts(has_labels=False), "a label"),
+    ({"min_foreground": 0.1}, DatasetFacts(has_labels=False), ": no case has a label"),
     ({"overlap": "error"}, DatasetFacts(has_masks=False), "no case has masks of structures"),
     ({"missing_modality": "zero"}, DatasetFacts(n_images=1), "a case has one image"),
     ({"include_test": True}, DatasetFacts(has_test_images=False), "no images apart for testing"),
