@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dask_slicer.config import fields
-from dask_slicer.utils.formatting import format_value
 
 # Level and width of windows for CT, HU, as in radiology textbooks and on Radiopaedia.
 CT_WINDOWS = {
@@ -217,22 +216,12 @@ class StepSettings(fields.Frozen):
 
     @model_validator(mode="after")
     def _step_settings_fit(self) -> Self:
-        if self.crop_margin and self.crop is None:
-            raise ValueError("crop_margin needs crop")
-        if self.crop_margin and self.crop not in ("nonzero", "label"):
-            raise ValueError("crop_margin needs crop nonzero or label; make the box larger")
         if self.ct_windows and self.percentiles is not None:
             raise ValueError("ct_windows and percentiles both set the range; give one of them")
         if self.context_mm is not None and self.context_step != 1:
             raise ValueError("context_step and context_mm must not both be given")
         if self.spacing is not None and not any(self.spacing):
             raise ValueError("spacing must be given for at least one axis, got none for all")
-        for name, needed in (("fit", "size"), ("center", "size"), ("resample_order", "spacing")):
-            value = getattr(self, name)
-            if value != type(self).model_fields[name].default and getattr(self, needed) is None:
-                raise ValueError(f"{name} {format_value(value)} needs {needed}")
-        if self.center == "label" and self.fit != "crop_pad":
-            raise ValueError(f"center label needs fit crop_pad: {self.fit} keeps the whole slice")
         return self
 
     @property

@@ -43,7 +43,7 @@ def dataset_properties(
     DatasetError
         If no training case has a labelled voxel, or a case failed for want of a worker.
     """
-    cases = _training_cases(plan)
+    cases = training_cases(plan)
     n_voxels = min(_MOST_VOXELS, max(_FEWEST_VOXELS, _ALL_VOXELS // max(len(cases), 1)))
     samples: dict[str, Sample] = {}
     failed = []
@@ -71,7 +71,8 @@ def dataset_properties(
     return properties
 
 
-def _training_cases(plan: RunPlan) -> list[CasePlan]:
+def training_cases(plan: RunPlan) -> list[CasePlan]:
+    """Return the cases whose labelled voxels make the properties of a dataset."""
     return [case for case in plan.runnable if case.split == "train" and case.has_label]
 
 
@@ -123,7 +124,7 @@ def statistics(config: RunConfig, observer: Observer) -> tuple[IntensityProperti
     plan = make_plan(config)
     if plan.problems:
         raise DatasetError("; ".join(plan.problems))
-    cases = _training_cases(plan)
+    cases = training_cases(plan)
     needs = Requirements(
         output_dir=config.input_root,
         input_file=split_volume(cases[0].case.image_files[0])[0] if cases else "",

@@ -11,8 +11,8 @@ from pathlib import Path
 from dask_slicer.config.dataset_settings import BY_LABEL
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.errors import CaseError, DatasetError, OutputError
-from dask_slicer.execution.dataset_statistics import with_properties
+from dask_slicer.errors import CaseError, DatasetError, OutputError, UsageError
+from dask_slicer.execution.dataset_statistics import training_cases, with_properties
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.monitoring.observer import Observer
@@ -60,6 +60,7 @@ def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...
         return plan
     properties = frozen if config.statistics is None else read_properties(config.statistics)
     if not properties:
+        _check_can_be_computed(plan)
         return plan
     if frozen and properties != frozen:
         raise OutputError(
@@ -72,6 +73,20 @@ def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...
             f"has {plan.n_modalities}"
         )
     return with_properties(plan, properties)
+
+
+def _check_can_be_computed(plan: RunPlan) -> None:
+    """Raise a UsageError if this run cannot compute the properties of its dataset."""
+    if plan.config.shard is not None:
+        raise UsageError(
+            "normalize dataset needs --statistics with --shard: a partition does not see all "
+            "cases; `dask-slicer statistics` makes the file"
+        )
+    if plan.runnable and not training_cases(plan):
+        raise DatasetError(
+            "normalize dataset needs labels of training cases, and there are none; use "
+            "--statistics FILE, or another --normalize"
+        )
 
 
 def _groups(output_dir: Path, table: CaseTable) -> dict[str, str]:

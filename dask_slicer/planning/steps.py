@@ -182,6 +182,8 @@ def read_slice_list(path: Path) -> dict[str, frozenset[int]]:
                 if index < 0:
                     raise ValueError(f"slice_index {index}")
                 listed[row["case_id"]].add(index)
+            if not listed:
+                raise ValueError("it names no slice")
     except OSError as error:
         raise DatasetError(f"cannot read the slice_list {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error) as error:

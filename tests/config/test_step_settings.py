@@ -112,16 +112,6 @@ WRONG = {
     "percentiles must be 100 or less, got 101": {"percentiles": "1,101"},
     "crop must be nonzero, label, or a box such as 0:256,0:256,10:90, got 1:2": {"crop": "1:2"},
     "crop must be nonzero, label, or a box such as": {"crop": "3:3,0:4,0:5"},
-    "crop_margin needs crop": {"crop_margin": 3},
-    "crop_margin needs crop nonzero or label; make the box larger": {
-        **{"crop_margin": 3, "crop": "0:1,0:1,0:1"},
-    },
-    "fit resize needs size": {"fit": "resize"},
-    "center label needs size": {"center": "label"},
-    "center label needs fit crop_pad: resize keeps the whole slice": {
-        **{"size": "32", "fit": "resize", "center": "label"},
-    },
-    "resample_order 1 needs spacing": {"resample_order": "1"},
     "resample_order must be one of 0, 1, 3, got 2": {"resample_order": "2", "spacing": "1,1,1"},
     "slices must be A:B, such as 80:-26 or 10%:90%, got 5": {"slices": "5"},
     "stride must be 1 or more, got 0": {"stride": 0},
