@@ -14,7 +14,7 @@ from rich.console import Console
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.monitoring.observer import failure_lines
 from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
-from dask_slicer.planning.estimate import outliers, plan_lines, plan_needs
+from dask_slicer.planning.estimate import outliers, output_bytes, plan_lines, plan_needs
 from dask_slicer.planning.plan import HEADER_FACTS, RunPlan
 from dask_slicer.records import CommittedCase, failure_line, why_not_written
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
@@ -48,8 +48,13 @@ def print_plan(plan: RunPlan, console: Console) -> None:
     details = [
         ("", "cannot be run", "", "", "") if case.problem else case.described() for case in cases
     ]
-    head = ("case", "split", *HEADER_FACTS)
-    rows = [(case.case_id, case.split, *row) for case, row in zip(cases, details, strict=True)]
+    head = ["case", "split", *HEADER_FACTS]
+    rows = [[case.case_id, case.split, *row] for case, row in zip(cases, details, strict=True)]
+    if plan.config.changed_steps:  # then cases of one shape differ
+        head.append("about")
+        for case, row in zip(cases, rows, strict=True):
+            likely = 0 if case.problem else output_bytes(case, plan.config)[1]
+            row.append("" if case.problem else format_bytes(likely))
     console.print(plain_table(head, rows))
     if len(plan.cases) > _MOST_ROWS:
         console.out(f"… and {len(plan.cases) - _MOST_ROWS} more")

@@ -118,12 +118,8 @@ EFFECTS = (
     ),
     Effect(("foreground",), _uses_foreground, ": nothing is computed from the foreground"),
     Effect(("keep_empty_in",), lambda config, _: config.keep_empty < 1, " without --keep_empty"),
-    Effect(
-        ("train_ratio", "val_ratio"), lambda config, _: config.splits is None, " with --splits"
-    ),
-    Effect(
-        ("seed",), lambda config, _: config.splits is None or _draws(config), " with --splits"
-    ),
+    Effect(("train_ratio", "val_ratio"), lambda config, _: config.splits is None, " with --splits"),
+    Effect(("seed",), lambda config, _: config.splits is None or _draws(config), " with --splits"),
     Effect(
         ("train_ratio", "val_ratio", "splits", "fold"),
         lambda _, dataset: not dataset.states_splits,

@@ -164,7 +164,7 @@ def plan_lines(plan: RunPlan, needs: Mapping[str, Any] | None = None) -> list[st
     if plan.structures:
         names = (f"{value} {name}" for name, value in plan.structures.items())
         lines.append(f"Structures: {first_few(list(names), most=20)}")
-    lines += step_lines(plan)
+    lines += [f"Step: {line}" for line in step_lines(plan.config, plan.runnable)]
     if plan.runnable:
         needs = needs or plan_needs(plan)
         likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]
@@ -208,6 +208,7 @@ def plan_json(plan: RunPlan) -> str:
         "folds": plan.folds.content() if plan.folds is not None and plan.folds.fold_of else None,
         "num_cases": len(plan.cases),
         "num_slices": plan.n_slices,
+        **({"steps": step_lines(plan.config, plan.runnable)} if plan.config.changed_steps else {}),
         "outliers": outliers(plan.cases),
         "notes": list(plan.notes),
         "problems": [{"case_id": None, "kind": None, "message": text} for text in plan.problems]
@@ -256,16 +257,19 @@ def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
         **({"masks": masks} if case.case.merges_masks else {}),
         "shape": list(case.shape) if sound else None,
         "spacing": list(case.spacing) if sound else None,
-        **(_after_steps(case) if sound and plan.config.changed_steps else {}),
+        **(_after_steps(case, plan) if sound and plan.config.changed_steps else {}),
         "orientation": case.orientation or None,
         "dtypes": list(case.dtypes),
         "peak_bytes": peak_bytes(case, plan.config) if sound else None,
     }
 
 
-def _after_steps(case: CasePlan) -> dict[str, Any]:
+def _after_steps(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
+    most, likely = output_bytes(case, plan.config)
     return {
         "slice_shape": list(case.slice_shape),
         "slice_spacing": list(case.new_spacing or case.spacing),
         "slices_at_most": case.most_slices,
+        "output_bytes_at_most": most,
+        "output_bytes_estimate": likely,
     }

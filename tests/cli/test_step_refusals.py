@@ -29,6 +29,7 @@ REFUSED = [
     ("--context_step 2 --context_mm 3", "context_step and context_mm must not both be given"),
     ("--spacing none,none,none", "spacing must be given for at least one axis"),
     ("--label_map 1", "label_map must be pairs OLD:NEW"),
+    ("--label_map 1:1,2:2", "label_map must be pairs OLD:NEW with blanks between"),
     ("--label_map lever:1", "no label is named lever"),
     ("--slices 5", "slices must be A:B"),
     ("--slice_list {tmp}/no.csv", "cannot read the slice_list"),
@@ -95,9 +96,7 @@ def test_a_step_that_needs_labels_is_refused_where_there_are_none(
     assert message in line
 
 
-def test_a_case_without_the_label_that_a_step_needs_is_in_the_plan(
-    scans, tmp_path, invoke
-) -> None:
+def test_a_case_without_the_label_that_a_step_needs_is_in_the_plan(scans, tmp_path, invoke) -> None:
     for name in ("imagesTr", "labelsTr"):
         (tmp_path / name).mkdir()
         for path in sorted((scans / name).iterdir())[: 3 if name == "imagesTr" else 2]:
