@@ -76,8 +76,9 @@ def _intensity_lines(config: RunConfig) -> Iterator[str]:
         windows = ", ".join(config.ct_windows)
         yield f"windows {windows} (level/width, HU), a channel each, from {ends}"
     if "dataset" in format_value(config.normalize):
-        where = "the training cases, in a first pass" if config.statistics is None else "a file"
-        yield f"normalise by statistics of labelled voxels of {where}"
+        of_cases = "of labelled voxels of the training cases, from a first pass"
+        in_file = config.statistics is not None and f"in {config.statistics}"
+        yield f"normalise by the statistics {in_file or of_cases}"
     elif config.dtype == "uint8" and not config.ct_windows:
         limits = "the limits" if _has_limits(config) else f"the 0.5 and 99.5 percentiles{over}"
         yield f"{limits} become 0 and 255"

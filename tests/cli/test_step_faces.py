@@ -122,6 +122,8 @@ def test_the_same_again_leaves_out_the_choice_of_slices_by_label(scans, tmp_path
     new = tmp_path / "new"
     new.mkdir()
     (new / "imagesTr").symlink_to(scans / "imagesTr")
+    fewer = ("--like", first, "-i", new, "--slices", ":4")
+    assert "slices 27 → 12 at most: range :4" in invoke("plan", *fewer).output
     second = tmp_path / "second"
     result = invoke("run", "--like", first, "-i", new, "-o", second, "--num_workers", 0)
     assert result.exit_code == 0, result.output

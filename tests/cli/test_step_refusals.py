@@ -96,6 +96,14 @@ def test_a_step_that_needs_labels_is_refused_where_there_are_none(
     assert message in line
 
 
+def test_statistics_need_a_label(unlabelled, tmp_path, invoke) -> None:
+    file = tmp_path / "statistics.json"
+    result = invoke("statistics", "-i", unlabelled, "--file", file, "--num_workers", 0)
+    assert result.exit_code == 2
+    assert "and no training case has a label" in result.output
+    assert not file.exists()
+
+
 def test_a_case_without_the_label_that_a_step_needs_is_in_the_plan(scans, tmp_path, invoke) -> None:
     for name in ("imagesTr", "labelsTr"):
         (tmp_path / name).mkdir()
