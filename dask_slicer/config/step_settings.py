@@ -31,6 +31,13 @@ def _parts(value: Any) -> Any:
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _ct_windows(value: Any) -> Any:
+    texts = [value] if isinstance(value, str) else value
+    if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)):
+        return value
+    return [_ct_window(window.strip()) for text in texts for window in text.split(",")]
+
+
 def _ct_window(text: str) -> str:
     text = CT_WINDOWS.get(text.lower(), text).replace(" ", "")
     match = _CT_WINDOW.fullmatch(text)
@@ -71,9 +78,12 @@ def crop_box(text: str) -> Box:
 
 def _size(value: Any) -> Any:
     parts = _parts(value)
+    rule = "must be one number, or rows,columns, such as 256,320"
     if isinstance(parts, list) and len(parts) == 1:
         parts *= 2
-    return _counted(parts, 2, "must be one number, or rows,columns, such as 256,320")
+    if any(isinstance(part, str) and not part.isdecimal() for part in _counted(parts, 2, rule)):
+        raise ValueError(rule)
+    return parts
 
 
 def _counted(parts: Any, n: int, rule: str) -> Any:
@@ -108,6 +118,8 @@ def _slice_range(text: str) -> str:
 def _percentiles(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
         raise ValueError("must be two percentages, the lower one first")
+    if value[1] <= 1:
+        raise ValueError("must be in percent, such as 0.5,99.5")
     return value
 
 
@@ -116,9 +128,7 @@ _Length = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(fie
 _NoLength = Annotated[_Length | None, BeforeValidator(fields.none_in_words)]
 
 LabelMapText = Annotated[str, AfterValidator(_label_map)]
-CtWindows = Annotated[
-    tuple[Annotated[str, AfterValidator(_ct_window)], ...], BeforeValidator(_parts)
-]
+CtWindows = Annotated[tuple[str, ...], BeforeValidator(_ct_windows)]
 Percentiles = Annotated[
     tuple[_Percentage, _Percentage], BeforeValidator(_two), AfterValidator(_percentiles)
 ]
@@ -134,7 +144,7 @@ KeepEmptyIn = Annotated[Literal["train", "all"], fields.ANY_CASE]
 # Settings that leave slices out.
 SELECTING = ("min_foreground", "slices", "stride", "keep_empty", "slice_list", "drop_blank")
 # Values of options that are one text, with commas.
-COMMA_SEPARATED = ("ct_windows", "percentiles", "spacing", "size")
+COMMA_SEPARATED = ("percentiles", "spacing", "size")
 
 
 class StepSettings(fields.Frozen):

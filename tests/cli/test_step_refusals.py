@@ -14,6 +14,10 @@ REFUSED = [
     ("--ct_windows lung --percentiles 1,99", "ct_windows and percentiles both set the range"),
     ("--ct_windows lung --normalize zscore", "so normalize must be none, got zscore"),
     ("--ct_windows lungs", "must be LEVEL/WIDTH, such as 40/400, or one of abdomen, lung"),
+    ("--ct_windows 40,400", "must be LEVEL/WIDTH, such as 40/400"),
+    ("--size 256x256", "size must be one number, or rows,columns, such as 256,320, got 256x256"),
+    ("--percentiles 0.005,0.995", "percentiles must be in percent, such as 0.5,99.5"),
+    ("--slices 9:8", "slices must be A:B with A before B, got 9:8"),
     ("--dtype uint8 --normalize dataset", "so normalize must be none, got dataset"),
     ("--dtype uint8 --normalize zscore", "dtype uint8 maps limits to a fixed range"),
     ("--dtype source", "dtype source needs format zarr"),
@@ -94,6 +98,12 @@ def test_a_step_that_needs_labels_is_refused_where_there_are_none(
 ) -> None:
     line = refused(invoke, command, unlabelled, tmp_path / "slices", options.split())
     assert message in line
+
+
+def test_a_wrong_order_is_told(scans, tmp_path, invoke) -> None:
+    result = invoke("plan", "-i", scans, "--spacing", "1,1,1", "--resample_order", "cubic")
+    assert result.exit_code == 2
+    assert "'cubic' is not one of '0', '1', '3'" in result.output
 
 
 def test_statistics_need_a_label(unlabelled, tmp_path, invoke) -> None:

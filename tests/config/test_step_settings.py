@@ -48,6 +48,11 @@ def test_other_spellings() -> None:
     assert (config.size, config.spacing) == ((128, 256), (2.0, None, 1.5))
     assert build_config(PLACES | {"size": "128,256"}).size == (128, 256)
     assert RunConfig(**PLACES, size=64).size == (64, 64)
+    both = build_config(PLACES | {"ct_windows": ["abdomen", "lung,400/1800"]}).ct_windows
+    assert both == ("40/400", "-600/1500", "400/1800")
+    for wrong in (True, [True], 3):
+        with pytest.raises(ConfigError, match="ct_windows must be"):
+            build_config(PLACES | {"ct_windows": wrong})
 
 
 def test_windows_have_their_limits() -> None:
