@@ -250,6 +250,14 @@ class StepSettings(fields.Frozen):
         return self.spacing is not None or (self.size is not None and self.fit != "crop_pad")
 
     @property
+    def largest_mapped(self) -> int:
+        """Return the largest value that the label map makes; 0 without one."""
+        from dask_slicer.core.steps.label_map import LabelMap
+
+        pairs = () if self.label_map is None else LabelMap.parse(self.label_map).pairs
+        return max((new for _, new in pairs), default=0)
+
+    @property
     def removes_components(self) -> bool:
         """Return whether small components of labels are removed."""
         return max(self.min_component_voxels, self.min_component_pixels) > 1

@@ -32,8 +32,9 @@ _DEFLATE_EXPANSION = 1.01
 # and MR; an estimate, not a bound.
 _FLOAT_OVER_GZIP = 1.5
 _TYPICAL_GZIP_RATIO = 2.0
+_UINT8_OVER_GZIP = 0.6
 # In Zarr, which shuffles bytes before it compresses them.
-_SHUFFLED_OVER_GZIP = {"source": 1.2, "float16": 1.1}
+_SHUFFLED_OVER_GZIP = {"source": 1.2, "float16": 1.1, "uint8": _UINT8_OVER_GZIP}
 # Files of a case in a Zarr store: the group's metadata, and metadata and shard of image, label and
 # slice_index. Bytes of these files without the shards.
 _ZARR_FILES = 7
@@ -59,7 +60,7 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
         )
         overhead = _NPZ_HEADERS + 4 * n_characters
         stored_raw = settings.compression_level == 0
-        over_gzip = _FLOAT_OVER_GZIP
+        over_gzip = _UINT8_OVER_GZIP if settings.dtype == "uint8" else _FLOAT_OVER_GZIP
     else:
         n_planes = n_modalities
         overhead = _ZARR_OVERHEAD // max(n_slices, 1) + 1

@@ -34,6 +34,7 @@ REFUSED = [
     ("--spacing none,none,none", "spacing must be given for at least one axis"),
     ("--label_map 1", "label_map must be pairs OLD:NEW"),
     ("--label_map 1:1,2:2", "label_map must be pairs OLD:NEW with blanks between"),
+    ("--label_map 1:256", "label_map makes 256, which does not fit label_dtype uint8 (0 to 255)"),
     ("--label_map lever:1", "no label is named lever"),
     ("--slices 5", "slices must be A:B"),
     ("--slice_list {tmp}/no.csv", "cannot read the slice_list"),
