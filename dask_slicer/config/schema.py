@@ -273,7 +273,8 @@ UNUSED_BY_FORMAT = {"npz": "compression", "zarr": "compression_level"}
 # Settings that may change between runs into one output: cases with NaN record `nonfinite`, and the
 # others come out the same; `splits` and `fold` are compared by the assignment that they lead to;
 # cases keep their split if `stratify` changes, and folds are made again.
-_MAY_CHANGE = {"nonfinite", "splits", "fold", "folds", "stratify"}
+# Of `statistics`, the content is compared, not the path.
+_MAY_CHANGE = {"nonfinite", "splits", "fold", "folds", "stratify", "statistics"}
 
 
 def _resolved(path: Path) -> Path:

@@ -58,7 +58,10 @@ def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...
     config = plan.config
     if not plan.needs_properties:
         return plan
-    properties = frozen if config.statistics is None else read_properties(config.statistics)
+    properties = frozen
+    # An output has its own copy, so it does not need the file of elsewhere again.
+    if config.statistics is not None and not (frozen and not config.statistics.exists()):
+        properties = read_properties(config.statistics)
     if not properties:
         _check_can_be_computed(plan)
         return plan

@@ -106,6 +106,20 @@ def test_the_summary_and_the_report_hold_it(scans, output) -> None:
     assert "<li>crop to what is not 0, found for each case</li>" in page
 
 
+def test_an_output_needs_the_statistics_of_elsewhere_only_once(scans, tmp_path, invoke) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    settings = {"input_dir": scans, "output_dir": first, "normalize": "dataset"}
+    dask_slicer.run({**settings, "num_workers": 0}, progress=False)
+    like = ("-i", scans, "-o", second, "--num_workers", 0)
+    assert invoke("run", "--like", first, *like).exit_code == 0
+    moved = first.rename(tmp_path / "moved")
+    for again in (("--config", second / "config.yaml"), ("--like", moved, *like)):
+        result = invoke("run", *again)
+        assert result.exit_code == 0, result.output
+        assert "Nothing to do" in result.output
+    assert invoke("verify", second, "--deep", 1).exit_code == 0
+
+
 def test_without_steps_nothing_is_added(scans, tmp_path) -> None:
     settings = {"input_dir": scans, "output_dir": tmp_path / "o", "num_workers": 0}
     dask_slicer.run(settings, progress=False)
