@@ -323,16 +323,6 @@ class RunPlan:
             counts.update({part.plane: part.most_slices for part in case.parts})
         return f"{self.n_slices} ({', '.join(f'{counts[plane]} {plane}' for plane in planes)})"
 
-    def case_rows(self, cases: Iterable[CasePlan]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return the head and the rows of a table of cases, a row for each plane."""
-        folders = self.config.plane_folders
-        rows = []
-        for part in (part for case in cases for part in case.parts):
-            facts = ("", "cannot be run", "", "", "") if part.problem else part.described()
-            plane = (part.plane,) if folders else ()
-            rows.append((part.case_id, part.split, *plane, *facts))
-        return ("case", "split", *(("plane",) if folders else ()), *HEADER_FACTS), rows
-
     @property
     def peak_bytes(self) -> int:
         """Return the memory that a worker needs for the largest case."""
@@ -358,10 +348,22 @@ class RunPlan:
         return html_card(
             f"Plan of {plural(len(self.cases), 'case')}",
             html_facts(rows),
-            html_table(*self.case_rows(self.runnable), of="case"),
+            html_table(*case_rows(self, self.runnable), of="case"),
             html_table(FILE_COLUMNS, file_kinds(self.files), of="kind of file"),
             failure_table(self.failures),
         )
+
+
+def case_rows(
+    plan: RunPlan, cases: Iterable[CasePlan]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the head and the rows of a table of cases, a row for each plane."""
+    folders = plan.config.plane_folders
+    rows = []
+    for part in (part for case in cases for part in case.parts):
+        facts = ("", "cannot be run", "", "", "") if part.problem else part.described()
+        rows.append((part.case_id, part.split, *((part.plane,) if folders else ()), *facts))
+    return ("case", "split", *(("plane",) if folders else ()), *HEADER_FACTS), rows
 
 
 def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
