@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from dask_slicer.config.effects import JOB_SETTINGS, WAIT_SETTINGS
 from dask_slicer.config.schema import NO_OUTPUT, RunConfig, SliceSettings
+from dask_slicer.config.step_settings import SELECTING
 from dask_slicer.errors import ConfigError
 from dask_slicer.utils.formatting import did_you_mean, format_value
 from dask_slicer.utils.modalities import for_each_modality
@@ -31,6 +32,8 @@ _SAME_CASES = (
     *("modalities", "missing_modality", "volumes", "label_grid", "orientation_from", "structures"),
     "overlap",
 )
+# Settings of slices that it does not: they name cases, or choose slices by their label.
+_OF_OTHER_CASES = {"slice_list", "min_foreground", "keep_empty", "keep_empty_in"}
 # Not written to OUT/config.yaml: a later run with that file continues the output.
 _SINGLE_RUN_SETTINGS = {
     *("overwrite", "prune", "trust_size", "only", "shard", "fail_fast"),
@@ -76,8 +79,9 @@ def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"like {output_dir}: there is no output of dask-slicer, with config.yaml")
     other = build_config({"output_dir": output_dir}, base=path)
-    names = [*SliceSettings.model_fields, *_SAME_CASES, *(["seed"] if other.keep_empty < 1 else [])]
-    same = {name: getattr(other, name) for name in names if name != "slice_list"}
+    names = {*SliceSettings.model_fields, *_SAME_CASES} - _OF_OTHER_CASES
+    names -= settings.keys() & SELECTING  # chooses slices, and does not change them
+    same = {name: value for name, value in other if name in names}
     if "dataset" in for_each_modality(other.normalize, 1):
         same["statistics"] = path.with_name("statistics.json").absolute()
     again = build_settings(RunConfig, other.model_dump() | dict(settings))

@@ -104,6 +104,12 @@ class SliceSettings(StepSettings):
             raise ValueError("dtype source needs format zarr; npz holds normalised floats")
         self._check_intensity_settings()
         self._check_planes()
+        largest = {"uint8": 2**8, "uint16": 2**16, "int32": 2**31}[self.label_dtype] - 1
+        if self.largest_mapped > largest:
+            raise ValueError(
+                f"label_map makes {self.largest_mapped}, which does not fit label_dtype "
+                f"{self.label_dtype} (0 to {largest}); use another label_dtype"
+            )
         counts = {
             name: len(value)
             for name in fields.PER_MODALITY

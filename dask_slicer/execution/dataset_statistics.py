@@ -46,10 +46,13 @@ def dataset_properties(
     DatasetError
         If no training case has a labelled voxel, or a case failed for want of a worker.
     """
-    cases = _training_cases(plan)
+    cases = training_cases(plan)
     n_voxels = min(_MOST_VOXELS, max(_FEWEST_VOXELS, _ALL_VOXELS // max(len(cases), 1)))
     samples: dict[str, Sample] = {}
     failed = []
+    observer.note(
+        f"computing statistics of the dataset, from {plural(len(cases), 'training case')}"
+    )
     for case, outcome in _samples(plan, cases, n_voxels, client):
         if isinstance(outcome, np.ndarray):
             samples[case.case_id] = outcome
@@ -70,11 +73,12 @@ def dataset_properties(
             "--statistics FILE, or another --normalize"
         ) from None
     each = "; ".join(f"mean {of.mean:.4g}, std {of.std:.4g}" for of in properties)
-    observer.note(f"statistics of the dataset, of {plural(len(samples), 'training case')}: {each}")
+    observer.note(f"statistics of the dataset: {each}")
     return properties
 
 
-def _training_cases(plan: RunPlan) -> list[CasePlan]:
+def training_cases(plan: RunPlan) -> list[CasePlan]:
+    """Return the cases whose labelled voxels make the properties of a dataset."""
     return [case for case in plan.runnable if case.split == "train" and case.has_label]
 
 
@@ -132,10 +136,14 @@ def statistics(config: RunConfig, observer: Observer) -> tuple[IntensityProperti
     plan = make_plan(config)
     if plan.problems:
         raise DatasetError("; ".join(plan.problems))
-    cases = _training_cases(plan)
+    cases = training_cases(plan)
+    if not cases:
+        raise DatasetError(
+            "statistics are those of labelled voxels, and no training case has a label"
+        )
     needs = Requirements(
         output_dir=config.input_root,
-        input_file=split_volume(cases[0].case.image_files[0])[0] if cases else "",
+        input_file=split_volume(cases[0].case.image_files[0])[0],
         timeout=config.timeout,
     )
     with workers(

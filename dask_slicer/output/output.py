@@ -27,6 +27,7 @@ from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, FOLDS, SUMMARY,
 from dask_slicer.planning.folds import FOLD_PARTS
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import by_split
+from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.records import why_not_written
 from dask_slicer.utils.files import open_file
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
@@ -72,8 +73,18 @@ class Output:
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """Return a name for each modality, such as T1w; empty where the summary has none."""
-        return self._names.channels
+        """Return a name for each modality, such as T1w; empty where the summary has none.
+
+        With `ct_windows`, for each window of each modality, such as ``40/400 CT``.
+        """
+        config, names = self.config, self._names.channels
+        if not config.ct_windows:
+            return names
+        n_modalities = self.summary.get("total_channels", 0) // config.n_channels(1)
+        if not names and n_modalities > 1:
+            names = tuple(f"modality {number}" for number in range(n_modalities))
+        modalities = names or ("",) * n_modalities
+        return tuple(f"{w} {name}".strip() for w in config.ct_windows for name in modalities)
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -241,7 +252,8 @@ class Output:
         return f"Output({str(self.path)!r}: {', '.join(f'{k} {v}' for k, v in self._facts())})"
 
     def _repr_html_(self) -> str:
-        return html_card(f"Output {self.path}", html_facts(self._facts()))
+        steps = (("step", line) for line in step_lines(self.config))
+        return html_card(f"Output {self.path}", html_facts([*self._facts(), *steps]))
 
     def _facts(self) -> list[tuple[str, object]]:
         index = self.index

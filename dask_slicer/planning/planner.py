@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from dask_slicer.config.effects import DatasetFacts, effects_note
+from dask_slicer.config.effects import DatasetFacts, effects_note, without_effect
 from dask_slicer.config.fields import PER_MODALITY
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
@@ -43,7 +43,6 @@ from dask_slicer.planning.steps import (
     label_values,
     mapped_names,
     names_labels,
-    needing_labels,
     read_slice_list,
 )
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
@@ -118,9 +117,12 @@ def _make_plan(
         present = {case.case_id for case in dataset.cases}
         assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
     has_labels = any(case.has_label for case in dataset.cases)
-    needing = needing_labels(config)
+    needing = [*_needing_labels(config), *["min_foreground"] * (config.min_foreground > 0)]
     if needing and not has_labels and not dataset.problems:
-        raise DatasetError(f"{needing} needs labels, and no case of this dataset has one")
+        needs = "needs" if len(needing) == 1 else "need"
+        raise DatasetError(
+            f"{' and '.join(needing)} {needs} labels, and no case of this dataset has one"
+        )
     cases, splits = case_splits(
         dataset.cases, groups, config, assigned, assigned_groups, notes, frames=series.frames
     )
@@ -197,6 +199,13 @@ def _listed(config: RunConfig, known: Collection[str]) -> Callable[[str], frozen
     return lambda case_id: slices.get(case_id, frozenset())
 
 
+def _needing_labels(config: RunConfig) -> list[str]:
+    """Return the settings that have no meaning for a case without a label."""
+    unused = dict(without_effect(config, DatasetFacts()))
+    by_label = [name for name in ("crop", "center", "foreground") if name not in unused]
+    return [f"{name} label" for name in by_label if getattr(config, name) == "label"]
+
+
 def _check_label_values(config: RunConfig, numbers: Mapping[str, int]) -> None:
     """Raise a DatasetError if the values of structures do not fit the data type of labels."""
     largest = max(numbers.values(), default=0)
@@ -254,6 +263,8 @@ def _with_facts(
                     "no label for this case, but others have one; add it, "
                     "or use --allow_missing_labels"
                 )
+            if (needing := _needing_labels(config)) and not plan.has_label:
+                raise MissingLabel(f"--{' and --'.join(needing)} needs a label, this case has none")
             images = plan.case.images
             if len(images) != n_modalities or not any(images):
                 n_images = len(plan.case.image_files)

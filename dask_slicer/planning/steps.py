@@ -47,15 +47,6 @@ def names_labels(settings: StepSettings) -> bool:
     return not all(old.lstrip("-").isdecimal() for old, _ in pairs)
 
 
-def needing_labels(settings: RunConfig) -> str:
-    """Return the first setting that no case can fulfil without a label; empty if there is none."""
-    for name in ("crop", "center", "foreground"):
-        if getattr(settings, name) == "label":
-            return f"{name} label"
-    is_strict = settings.min_foreground > 0 and not settings.allow_missing_labels
-    return "min_foreground" if is_strict else ""
-
-
 def common_steps(
     settings: RunConfig,
     new_values: Mapping[int, int] | None,
@@ -195,6 +186,8 @@ def read_slice_list(path: Path, plane: str) -> dict[str, frozenset[int]]:
                     raise ValueError(f"slice_index {index}")
                 if row.get("plane", plane) == plane:
                     listed[row["case_id"]].add(index)
+            if not listed:
+                raise ValueError("it names no slice")
     except OSError as error:
         raise DatasetError(f"cannot read the slice_list {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error) as error:
