@@ -250,6 +250,11 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
         return self.output_dir.name != NO_OUTPUT
 
     @property
+    def for_inference(self) -> bool:
+        """Return whether all cases are for test and need no label, as `like` has it."""
+        return self.allow_missing_labels and self.splits is None and self.ratios()["test"] == 1
+
+    @property
     def input_root(self) -> Path:
         """Return the folder that the paths of scans are relative to."""
         return self.input_dir if self.input_dir.is_dir() else self.input_dir.parent

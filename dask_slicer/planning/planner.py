@@ -353,7 +353,10 @@ def _notes(
     if not has_labels:
         yield "no case has a label; slices will hold images only"
     yield from _empty_splits(cases, config)
-    if note := effects_note(config, _dataset_facts(dataset, has_labels=has_labels)):
+    facts = _dataset_facts(dataset, has_labels=has_labels)
+    if config.for_inference:
+        facts = replace(facts, states_splits=False)
+    if note := effects_note(config, facts):
         yield note
 
 
