@@ -26,6 +26,7 @@ import numpy as np
 import dask_slicer
 from dask_slicer.config.loader import build_config
 from dask_slicer.core.geometry import spacing
+from dask_slicer.core.windows import window_indices
 from dask_slicer.execution.graph import target_of
 from dask_slicer.execution.tasks import load_case, slice_case
 from dask_slicer.inputs.phantom import write_dataset
@@ -92,6 +93,41 @@ def steps(folder: Path) -> None:
         (stack(size=112, fit=fit), f"--fit {fit}") for fit in ("crop_pad", "resize", "letterbox")
     ]
     draw("size", fits)
+    neighbours(folder)
+
+
+def neighbours(folder: Path) -> None:
+    """Draw the slices in a window of `context_mm`, in scans of two slice distances."""
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.3), dpi=100)
+    for axis, distance in zip(axes, (6.0, 3.0), strict=True):
+        n_slices, scans = round(144 / distance), folder / f"scans of {distance:g} mm"
+        shape, steps = (144, 112, n_slices), (2.0, 2.0, distance)
+        write_dataset(scans, n_cases=1, shape=shape, spacing=steps, noise=20.0)
+        plan = dask_slicer.plan(
+            {"input_dir": scans, "clip_min": -200, "clip_max": 300, "plane": "coronal"}
+        )
+        (case,) = plan.cases
+        target = target_of(plan.config, steps=plan.steps)
+        result = slice_case(load_case(case, target), target).result
+        (_, (plane,)), *_ = result.planes([result.shape[0] // 2])
+        _, row, column = spacing(result.affine)
+        axis.imshow(plane, cmap="gray", aspect=row / column)
+        middle = n_slices // 2
+        window = window_indices(
+            middle,
+            n_slices=n_slices,
+            window_size=2,
+            padding_mode="replicate",
+            step=12 / distance,
+        )
+        for index in window:
+            axis.axhline(index, color="tab:red" if index == middle else "tab:orange", lw=1.5)
+        axis.set_title(f"slices {distance:g} mm apart\n--context_mm 12", fontsize=9)
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(IMAGES / "step_context.png")
+    plt.close(figure)
+    shrink(IMAGES / "step_context.png")
 
 
 def draw(name: str, stacks: list[tuple[dict[str, Any], str]], *, labels: bool = False) -> None:

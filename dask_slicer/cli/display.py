@@ -14,7 +14,7 @@ from rich.console import Console
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.monitoring.observer import failure_lines
 from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
-from dask_slicer.planning.estimate import outliers, plan_lines, plan_needs
+from dask_slicer.planning.estimate import outliers, output_bytes, plan_lines, plan_needs
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.records import CommittedCase, failure_line, why_not_written
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
@@ -44,7 +44,17 @@ def make_console() -> Console:
 
 def print_plan(plan: RunPlan, console: Console) -> None:
     """Print the cases of a plan, its problems, and the disk space and memory of its run."""
-    console.print(plain_table(*plan.case_rows(plan.cases[:_MOST_ROWS])))
+    cases = plan.cases[:_MOST_ROWS]
+    head, rows = plan.case_rows(cases)
+    if plan.config.changed_steps:  # then cases of one shape differ
+        head = (*head, "about")
+        sizes = [
+            "" if part.problem else format_bytes(output_bytes(part, plan.config)[1])
+            for case in cases
+            for part in case.parts
+        ]
+        rows = [(*row, size) for row, size in zip(rows, sizes, strict=True)]
+    console.print(plain_table(head, rows))
     if len(plan.cases) > _MOST_ROWS:
         console.out(f"… and {len(plan.cases) - _MOST_ROWS} more")
     for line in _file_lines(plan):

@@ -51,7 +51,7 @@ class Choice(click.Choice[str]):
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         """Return the error message for a value that is no choice."""
         message = super().get_invalid_choice_message(value, ctx)
-        return message.rstrip(".") + did_you_mean(str(value).lower(), self.choices)
+        return message.rstrip(".") + did_you_mean(str(value).lower(), map(str, self.choices))
 
 
 class _OneOrEach(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on

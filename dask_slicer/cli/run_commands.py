@@ -162,7 +162,7 @@ def _write_manifest(run_plan: RunPlan, path: Path) -> None:
 )
 @verbosity_options
 def statistics(file: Path, verbose: int, quiet: bool, **options: Any) -> None:
-    """Compute intensity statistics of a dataset, for --normalize dataset.
+    """Compute the statistics that --normalize dataset uses.
 
     They are those of nnU-Net for CT: of the labelled voxels of the training cases, after label map
     and crop, each case with the same weight.

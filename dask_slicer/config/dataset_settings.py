@@ -33,7 +33,7 @@ class SplitSettings(fields.Frozen):
         "never in two splits. It wins over group_regex and the groups of the dataset.",
     )
     seed: fields.Integer = Field(
-        42, description="Seed of the order in which patients are assigned."
+        42, description="Seed of the order in which patients are assigned, and of keep_empty."
     )
     folds: fields.AtLeastTwo | None = Field(
         None,

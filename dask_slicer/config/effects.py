@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
+from dask_slicer.utils.modalities import for_each_modality
 
 # Settings that mean something only with a batch system, and only with a running scheduler.
 JOB_SETTINGS = tuple(name for name in JobSettings.model_fields if name != "cluster")
@@ -46,6 +47,28 @@ def _is_not(slice_format: str) -> Callable[[RunConfig, DatasetFacts], bool]:
     return lambda config, _: config.format != slice_format
 
 
+def _is_given(*names: str) -> Callable[[RunConfig, DatasetFacts], bool]:
+    return lambda config, _: any(getattr(config, name) is not None for name in names)
+
+
+def _has_windows(config: RunConfig, _: DatasetFacts) -> bool:
+    return config.window_size > 0
+
+
+def _draws(config: RunConfig) -> bool:
+    """Return whether the seed decides more than the splits."""
+    return config.folds is not None or config.keep_empty < 1
+
+
+def _uses_foreground(config: RunConfig, _: DatasetFacts) -> bool:
+    methods = {*for_each_modality(config.normalize, 1)}
+    if config.percentiles is not None or methods & {"zscore", "percentile"}:
+        return True
+    # Of modalities with limits of their own, one may have none.
+    no_limit = not any(isinstance(end, int | float) for end in (config.clip_min, config.clip_max))
+    return config.dtype == "uint8" and no_limit and not config.ct_windows
+
+
 # By setting; of two lines for one setting, the first counts. `upload_code`, `timeout` and
 # `performance_report` also depend on the client that a program gives: the run notes them. Names of
 # structures, labels and folds that a dataset does not have are refused.
@@ -75,15 +98,36 @@ EFFECTS = (
         Effect((unused,), _is_not(name), f" with --format {name}")
         for name, unused in UNUSED_BY_FORMAT.items()
     ),
-    Effect(("padding_mode",), lambda config, _: config.window_size > 0, " with --window_size 0"),
+    Effect(("padding_mode", "context_step", "context_mm"), _has_windows, " with --window_size 0"),
     Effect(
-        ("train_ratio", "val_ratio", "seed"),
-        lambda config, _: config.splits is None,
-        " with --splits",
+        ("crop_margin",),
+        lambda config, _: config.crop in ("nonzero", "label"),
+        " without --crop nonzero or --crop label",
+    ),
+    Effect(("resample_order",), _is_given("spacing"), " without --spacing"),
+    Effect(("fit", "center"), _is_given("size"), " without --size"),
+    Effect(
+        ("center",),
+        lambda config, _: config.fit == "crop_pad",
+        " without --fit crop_pad: the others keep whole slices",
     ),
     Effect(
-        ("train_ratio", "val_ratio", "seed", "splits", "fold"),
+        ("statistics",),
+        lambda config, _: "dataset" in for_each_modality(config.normalize, 1),
+        " without --normalize dataset",
+    ),
+    Effect(("foreground",), _uses_foreground, ": nothing is computed from the foreground"),
+    Effect(("keep_empty_in",), lambda config, _: config.keep_empty < 1, " without --keep_empty"),
+    Effect(("train_ratio", "val_ratio"), lambda config, _: config.splits is None, " with --splits"),
+    Effect(("seed",), lambda config, _: config.splits is None or _draws(config), " with --splits"),
+    Effect(
+        ("train_ratio", "val_ratio", "splits", "fold"),
         lambda _, dataset: not dataset.states_splits,
+        ": the dataset states the split of every case",
+    ),
+    Effect(
+        ("seed",),
+        lambda config, dataset: not dataset.states_splits or _draws(config),
         ": the dataset states the split of every case",
     ),
     Effect(
@@ -92,7 +136,10 @@ EFFECTS = (
         ": the manifest states the patient of every case",
     ),
     Effect(
-        ("label_dtype", "label_grid"),
+        (
+            *("label_dtype", "label_grid", "label_map", "keep_empty", "keep_empty_in"),
+            *("min_component_voxels", "min_component_pixels"),
+        ),
         lambda _, dataset: dataset.has_labels,
         ": no case has a label",
     ),
@@ -110,6 +157,11 @@ EFFECTS = (
         ("include_test",),
         lambda _, dataset: dataset.has_test_images,
         ": the dataset keeps no images apart for testing",
+    ),
+    Effect(
+        ("min_foreground",),
+        lambda _, dataset: dataset.has_labels,
+        ": no case has a label",
     ),
 )
 

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from dask_slicer.config.effects import JOB_SETTINGS, WAIT_SETTINGS
 from dask_slicer.config.schema import NO_OUTPUT, RunConfig, SliceSettings
+from dask_slicer.config.step_settings import SELECTING
 from dask_slicer.errors import ConfigError
 from dask_slicer.utils.formatting import did_you_mean, format_value
 from dask_slicer.utils.modalities import for_each_modality
@@ -31,6 +32,8 @@ _SAME_CASES = (
     *("modalities", "missing_modality", "volumes", "label_grid", "orientation_from", "structures"),
     "overlap",
 )
+# Settings of slices that it does not: they name cases, or choose slices by their label.
+_OF_OTHER_CASES = {"slice_list", "min_foreground", "keep_empty", "keep_empty_in"}
 # Not written to OUT/config.yaml: a later run with that file continues the output.
 _SINGLE_RUN_SETTINGS = {
     *("overwrite", "prune", "trust_size", "only", "shard", "fail_fast"),
@@ -70,18 +73,20 @@ def build_config(
 def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with those of another output that decide what a slice is.
 
-    All cases are for test, and need no label.
+    All cases are for test, and need no label. A list of slices is of the cases of that output.
     """
     path = output_dir.expanduser() / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"like {output_dir}: there is no output of dask-slicer, with config.yaml")
     other = build_config({"output_dir": output_dir}, base=path)
-    same = {name: getattr(other, name) for name in (*SliceSettings.model_fields, *_SAME_CASES)}
+    names = {*SliceSettings.model_fields, *_SAME_CASES} - _OF_OTHER_CASES
+    names -= settings.keys() & SELECTING  # chooses slices, and does not change them
+    same = {name: value for name, value in other if name in names}
     if "dataset" in for_each_modality(other.normalize, 1):
         same["statistics"] = path.with_name("statistics.json").absolute()
     again = build_settings(RunConfig, other.model_dump() | dict(settings))
     for name, value in same.items():
-        if name in settings and name != "statistics" and getattr(again, name) != value:
+        if name in settings and getattr(again, name) != value:
             raise ConfigError(
                 f"like {output_dir} has {name} {format_value(value)}, so it cannot be "
                 f"{format_value(getattr(again, name))}; leave out one of the two"

@@ -104,6 +104,12 @@ class SliceSettings(StepSettings):
             raise ValueError("dtype source needs format zarr; npz holds normalised floats")
         self._check_intensity_settings()
         self._check_planes()
+        largest = {"uint8": 2**8, "uint16": 2**16, "int32": 2**31}[self.label_dtype] - 1
+        if self.largest_mapped > largest:
+            raise ValueError(
+                f"label_map makes {self.largest_mapped}, which does not fit label_dtype "
+                f"{self.label_dtype} (0 to {largest}); use another label_dtype"
+            )
         counts = {
             name: len(value)
             for name in fields.PER_MODALITY
@@ -299,8 +305,9 @@ UNUSED_BY_FORMAT = {"npz": "compression", "zarr": "compression_level"}
 
 # Settings that may change between runs into one output: cases with NaN record `nonfinite`, and the
 # others come out the same; `splits` and `fold` are compared by the assignment that they lead to;
-# cases keep their split if `stratify` changes, and folds are made again.
-_MAY_CHANGE = {"nonfinite", "splits", "fold", "folds", "stratify"}
+# cases keep their split if `stratify` changes, and folds are made again; of `statistics`, the
+# contents are compared.
+_MAY_CHANGE = {"nonfinite", "splits", "fold", "folds", "stratify", "statistics"}
 
 
 def _resolved(path: Path) -> Path:

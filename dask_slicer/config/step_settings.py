@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dask_slicer.config import fields
-from dask_slicer.utils.formatting import format_value
 
 # Level and width of windows for CT, HU, as in radiology textbooks and on Radiopaedia.
 CT_WINDOWS = {
@@ -30,6 +29,13 @@ def _parts(value: Any) -> Any:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _ct_windows(value: Any) -> Any:
+    texts = [value] if isinstance(value, str) else value
+    if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)):
+        return value
+    return [_ct_window(window.strip()) for text in texts for window in text.split(",")]
 
 
 def _ct_window(text: str) -> str:
@@ -72,9 +78,12 @@ def crop_box(text: str) -> Box:
 
 def _size(value: Any) -> Any:
     parts = _parts(value)
+    rule = "must be one number, or rows,columns, such as 256,320"
     if isinstance(parts, list) and len(parts) == 1:
         parts *= 2
-    return _counted(parts, 2, "must be one number, or rows,columns, such as 256,320")
+    if any(isinstance(part, str) and not part.isdecimal() for part in _counted(parts, 2, rule)):
+        raise ValueError(rule)
+    return parts
 
 
 def _counted(parts: Any, n: int, rule: str) -> Any:
@@ -117,6 +126,8 @@ def counts_slices(text: str) -> bool:
 def _percentiles(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
         raise ValueError("must be two percentages, the lower one first")
+    if value[1] <= 1:
+        raise ValueError("must be in percent, such as 0.5,99.5")
     return value
 
 
@@ -125,9 +136,7 @@ _Length = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(fie
 _NoLength = Annotated[_Length | None, BeforeValidator(fields.none_in_words)]
 
 LabelMapText = Annotated[str, AfterValidator(_label_map)]
-CtWindows = Annotated[
-    tuple[Annotated[str, AfterValidator(_ct_window)], ...], BeforeValidator(_parts)
-]
+CtWindows = Annotated[tuple[str, ...], BeforeValidator(_ct_windows)]
 Percentiles = Annotated[
     tuple[_Percentage, _Percentage], BeforeValidator(_two), AfterValidator(_percentiles)
 ]
@@ -143,7 +152,7 @@ KeepEmptyIn = Annotated[Literal["train", "all"], fields.ANY_CASE]
 # Settings that leave slices out.
 SELECTING = ("min_foreground", "slices", "stride", "keep_empty", "slice_list", "drop_blank")
 # Values of options that are one text, with commas.
-COMMA_SEPARATED = ("ct_windows", "percentiles", "spacing", "size")
+COMMA_SEPARATED = ("percentiles", "spacing", "size")
 
 
 class StepSettings(fields.Frozen):
@@ -225,22 +234,12 @@ class StepSettings(fields.Frozen):
 
     @model_validator(mode="after")
     def _step_settings_fit(self) -> Self:
-        if self.crop_margin and self.crop is None:
-            raise ValueError("crop_margin needs crop")
-        if self.crop_margin and self.crop not in ("nonzero", "label"):
-            raise ValueError("crop_margin needs crop nonzero or label; make the box larger")
         if self.ct_windows and self.percentiles is not None:
             raise ValueError("ct_windows and percentiles both set the range; give one of them")
         if self.context_mm is not None and self.context_step != 1:
             raise ValueError("context_step and context_mm must not both be given")
         if self.spacing is not None and not any(self.spacing):
             raise ValueError("spacing must be given for at least one axis, got none for all")
-        for name, needed in (("fit", "size"), ("center", "size"), ("resample_order", "spacing")):
-            value = getattr(self, name)
-            if value != type(self).model_fields[name].default and getattr(self, needed) is None:
-                raise ValueError(f"{name} {format_value(value)} needs {needed}")
-        if self.center == "label" and self.fit != "crop_pad":
-            raise ValueError(f"center label needs fit crop_pad: {self.fit} keeps the whole slice")
         return self
 
     @property
@@ -257,6 +256,14 @@ class StepSettings(fields.Frozen):
     def resamples(self) -> bool:
         """Return whether voxels are interpolated."""
         return self.spacing is not None or (self.size is not None and self.fit != "crop_pad")
+
+    @property
+    def largest_mapped(self) -> int:
+        """Return the largest value that the label map makes; 0 without one."""
+        from dask_slicer.core.steps.label_map import LabelMap
+
+        pairs = () if self.label_map is None else LabelMap.parse(self.label_map).pairs
+        return max((new for _, new in pairs), default=0)
 
     @property
     def removes_components(self) -> bool:

@@ -151,7 +151,12 @@ class IntensityProperties:
 
 
 def sample_intensities(
-    image: Sequence[Voxels], label: NDArray[np.integer], *, n: int, case_id: str
+    image: Sequence[Voxels],
+    label: NDArray[np.integer],
+    *,
+    n: int,
+    case_id: str,
+    zero_nonfinite: bool = False,
 ) -> NDArray[np.float32]:
     """Return intensities of labelled voxels, drawn at random with replacement.
 
@@ -164,7 +169,7 @@ def sample_intensities(
     Raises
     ------
     NonFinite
-        If a drawn intensity is NaN or Inf.
+        If a drawn intensity is NaN or Inf, unless `zero_nonfinite`: it is 0 then.
     """
     labelled = np.flatnonzero(label)
     if not labelled.size:
@@ -178,6 +183,8 @@ def sample_intensities(
     samples = np.empty((len(image), n), dtype=np.float32)
     for voxels, sample in zip(image, samples, strict=True):
         values = voxels.stored[places].astype(np.float64) * voxels.slope + voxels.intercept
+        if zero_nonfinite:
+            values[~np.isfinite(values)] = 0
         if not np.isfinite(values).all():
             raise NonFinite(f"labelled voxels of {voxels.source} are NaN or Inf")
         sample[:] = values

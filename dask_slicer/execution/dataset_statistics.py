@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from dask_slicer.planning.planner import make_plan
 from dask_slicer.utils.formatting import first_few, plural
 
 if TYPE_CHECKING:
+    from dask.delayed import Delayed
     from distributed import Client
 
 # Voxels of a case, fewer in large datasets: all samples are in memory at once.
@@ -37,17 +39,20 @@ def dataset_properties(
 ) -> tuple[IntensityProperties, ...]:
     """Return the intensity properties of each modality, over the training cases of a plan.
 
-    A case that cannot be read is left out and noted, since the run records its failure.
+    A case that fails is left out and noted, since the run records its failure.
 
     Raises
     ------
     DatasetError
         If no training case has a labelled voxel, or a case failed for want of a worker.
     """
-    cases = _training_cases(plan)
+    cases = training_cases(plan)
     n_voxels = min(_MOST_VOXELS, max(_FEWEST_VOXELS, _ALL_VOXELS // max(len(cases), 1)))
     samples: dict[str, Sample] = {}
     failed = []
+    observer.note(
+        f"computing statistics of the dataset, from {plural(len(cases), 'training case')}"
+    )
     for case, outcome in _samples(plan, cases, n_voxels, client):
         if isinstance(outcome, np.ndarray):
             samples[case.case_id] = outcome
@@ -57,8 +62,8 @@ def dataset_properties(
             raise DatasetError(f"statistics of the dataset: case {case.case_id}: {outcome}")
     if failed:
         observer.note(
-            f"statistics of the dataset leave out {plural(len(failed), 'case')} that cannot be "
-            f"read: {first_few(failed)}"
+            f"statistics of the dataset leave out {plural(len(failed), 'case')} that failed: "
+            f"{first_few(sorted(failed))}"
         )
     try:
         properties = pool_samples(samples[case_id] for case_id in sorted(samples))
@@ -68,11 +73,12 @@ def dataset_properties(
             "--statistics FILE, or another --normalize"
         ) from None
     each = "; ".join(f"mean {of.mean:.4g}, std {of.std:.4g}" for of in properties)
-    observer.note(f"statistics of the dataset, of {plural(len(samples), 'training case')}: {each}")
+    observer.note(f"statistics of the dataset: {each}")
     return properties
 
 
-def _training_cases(plan: RunPlan) -> list[CasePlan]:
+def training_cases(plan: RunPlan) -> list[CasePlan]:
+    """Return the cases whose labelled voxels make the properties of a dataset."""
     return [case for case in plan.runnable if case.split == "train" and case.has_label]
 
 
@@ -89,10 +95,16 @@ def _samples(
     plan: RunPlan, cases: Sequence[CasePlan], n_voxels: int, client: Client | None
 ) -> Iterator[tuple[CasePlan, object]]:
     target = graph.target_of(plan.config, names=plan.names, steps=plan.steps)
+    # Another run may sample cases of the same names, in another way, on the same scheduler.
+    pass_id = uuid.uuid4().hex[:8]
+
+    def graph_of(case: CasePlan) -> Delayed:
+        return graph.sample_graph(f"{case.case_id} of {pass_id}", case, target, n_voxels)
+
     if client is None:
         for case in cases:
             try:
-                yield case, graph.compute_here(graph.sample_graph(case, target, n_voxels))
+                yield case, graph.compute_here(graph_of(case))
             except CaseError as error:
                 yield case, error
         return
@@ -103,7 +115,7 @@ def _samples(
     for case, outcome in futures.run_graphs(
         client,
         lambda _: queue.popleft() if queue else None,
-        lambda case: graph.sample_graph(case, target, n_voxels),
+        graph_of,
         timeout=plan.config.timeout,
     ):
         if isinstance(outcome, CaseError) and outcome.retriable and retries[case.case_id]:
@@ -124,10 +136,14 @@ def statistics(config: RunConfig, observer: Observer) -> tuple[IntensityProperti
     plan = make_plan(config)
     if plan.problems:
         raise DatasetError("; ".join(plan.problems))
-    cases = _training_cases(plan)
+    cases = training_cases(plan)
+    if not cases:
+        raise DatasetError(
+            "statistics are those of labelled voxels, and no training case has a label"
+        )
     needs = Requirements(
         output_dir=config.input_root,
-        input_file=split_volume(cases[0].case.image_files[0])[0] if cases else "",
+        input_file=split_volume(cases[0].case.image_files[0])[0],
         timeout=config.timeout,
     )
     with workers(

@@ -103,10 +103,10 @@ def batch_graph(cases: tasks.CaseBatch, target: tasks.Target) -> Delayed:
     return _chain(name, cases, [partial(tasks.run_batch, step) for step in _STEPS], target)
 
 
-def sample_graph(case: CasePlan, target: tasks.Target, n_voxels: int) -> Delayed:
-    """Return the graph of sampling labelled voxels of a case: load, then ("sample", case_id)."""
+def sample_graph(name: str, case: CasePlan, target: tasks.Target, n_voxels: int) -> Delayed:
+    """Return the graph of sampling labelled voxels of a case: load, then ("sample", name)."""
     sample = partial(tasks.sample_case, n_voxels=n_voxels)
-    return _chain(case.case_id, case, (tasks.load_case, sample), target, ("load", "sample"))
+    return _chain(name, case, (tasks.load_case, sample), target, ("load", "sample"))
 
 
 def verify_graph(name: str, check: Callable[[], object]) -> Delayed:

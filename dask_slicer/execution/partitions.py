@@ -25,7 +25,7 @@ from dask_slicer.utils.formatting import first_few, plural
 
 # Beside the lasting settings of an output, these must be equal, or partitions would differ from one
 # run.
-_ALSO_EQUAL = ("nonfinite", "allow_missing_labels", "folds", "stratify")
+_ALSO_EQUAL = ("nonfinite", "allow_missing_labels", "folds", "stratify", "statistics")
 # Where there are no hard links, a partition may read the plan while another one writes it.
 _TRIES, _WAIT_SECONDS = 20, 0.1
 

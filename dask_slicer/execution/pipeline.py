@@ -18,7 +18,6 @@ from dask_slicer.errors import (
     DiskFull,
     LockLost,
     SchedulerError,
-    UsageError,
     as_case_error,
     shared_scheduler_error,
 )
@@ -147,11 +146,6 @@ class _Run:
         self, client: Client | None, todo: list[CasePlan], queue: deque[CasePlan]
     ) -> list[CasePlan]:
         """Compute the properties of the dataset, and add them to the plan of each case."""
-        if self.partition is not None:
-            raise UsageError(
-                "normalize dataset needs --statistics with --shard: a partition does not see all "
-                "cases; `dask-slicer statistics` makes the file"
-            )
         observer = self.publisher.observer
         self.plan = with_properties(self.plan, dataset_properties(self.plan, client, observer))
         self.earlier = EarlierRuns(self.plan, self.partition)

@@ -11,8 +11,8 @@ from pathlib import Path
 from dask_slicer.config.dataset_settings import BY_LABEL
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.errors import CaseError, DatasetError, OutputError
-from dask_slicer.execution.dataset_statistics import with_properties
+from dask_slicer.errors import CaseError, DatasetError, OutputError, UsageError
+from dask_slicer.execution.dataset_statistics import training_cases, with_properties
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.monitoring.observer import Observer
@@ -59,8 +59,12 @@ def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...
     config = plan.config
     if not plan.needs_properties:
         return plan
-    properties = frozen if config.statistics is None else read_properties(config.statistics)
+    properties = frozen
+    # An output has its own copy, so it does not need the file of elsewhere again.
+    if config.statistics is not None and not (frozen and not config.statistics.exists()):
+        properties = read_properties(config.statistics)
     if not properties:
+        _check_can_be_computed(plan)
         return plan
     if frozen and properties != frozen:
         raise OutputError(
@@ -73,6 +77,20 @@ def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...
             f"has {plan.n_modalities}"
         )
     return with_properties(plan, properties)
+
+
+def _check_can_be_computed(plan: RunPlan) -> None:
+    """Raise a UsageError if this run cannot compute the properties of its dataset."""
+    if plan.config.shard is not None:
+        raise UsageError(
+            "normalize dataset needs --statistics with --shard: a partition does not see all "
+            "cases; `dask-slicer statistics` makes the file"
+        )
+    if plan.runnable and not training_cases(plan):
+        raise DatasetError(
+            "normalize dataset needs labels of training cases, and there are none; use "
+            "--statistics FILE, or another --normalize"
+        )
 
 
 def _groups(output_dir: Path, table: CaseTable) -> dict[str, str]:

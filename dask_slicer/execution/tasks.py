@@ -106,9 +106,15 @@ def sample_case(
 
     The second size is `n_voxels`, or 0 if no voxel is labelled.
     """
-    steps = _steps(loaded.case, target)
+    steps, settings = _steps(loaded.case, target), target.settings
     with _step("slice", {}, target.run_id):
-        return labelled_sample(loaded.result, target.settings.label_dtype, steps, n_voxels=n_voxels)
+        return labelled_sample(
+            loaded.result,
+            settings.label_dtype,
+            steps,
+            n_voxels=n_voxels,
+            nonfinite=settings.nonfinite,
+        )
 
 
 def _steps(case: CasePlan, target: Target) -> Steps:

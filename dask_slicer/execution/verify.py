@@ -28,6 +28,7 @@ from dask_slicer.output.directory import (
     existing_splits,
     restore_splits,
     structures_text,
+    summary_properties,
     write_lines,
 )
 from dask_slicer.output.inventory import Inventory
@@ -35,6 +36,7 @@ from dask_slicer.output.journal import Journal, last_records
 from dask_slicer.output.lock import check_free, locked, still_held
 from dask_slicer.output.output import open_output
 from dask_slicer.planning.plan import CasePlan
+from dask_slicer.planning.properties import properties_text
 from dask_slicer.records import CaseRecord, CommittedCase, RemovedCase
 from dask_slicer.utils import system
 
@@ -239,4 +241,8 @@ def _repair(
         if structures and any(issue.path == layout.STRUCTURES_FILE for issue in issues):
             lines = [structures_text(structures)]
             write_lines(output_dir, layout.STRUCTURES_FILE, lines, fsync=True)
+        properties = summary_properties(output_dir)
+        if properties and any(issue.path == layout.STATISTICS_FILE for issue in issues):
+            lines = [properties_text(properties)]
+            write_lines(output_dir, layout.STATISTICS_FILE, lines, fsync=True)
     return tuple(damaged)

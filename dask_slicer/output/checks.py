@@ -29,6 +29,7 @@ from dask_slicer.output.directory import (
     holds,
     splits_text,
     structures_text,
+    summary_properties,
 )
 from dask_slicer.output.folds import recorded_settings
 from dask_slicer.output.formats.base import DAMAGE, CaseReader
@@ -39,6 +40,7 @@ from dask_slicer.output.inventory import Inventory
 from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.planning.folds import FOLD_PARTS
 from dask_slicer.planning.names import Names
+from dask_slicer.planning.properties import properties_text
 from dask_slicer.records import CaseRecord, CommittedCase
 from dask_slicer.utils.files import open_file, parse_json, read_bytes, read_text
 from dask_slicer.utils.formatting import escape_line, first_few
@@ -187,6 +189,7 @@ def check_whole(
         checks[layout.FOLDS] = list(_check_folds(output_dir, inventory))
     if inventory.structures or (output_dir / layout.STRUCTURES_FILE).exists():
         checks[layout.STRUCTURES_FILE] = list(_check_structures(output_dir, inventory.structures))
+    checks[layout.STATISTICS_FILE] = list(_check_properties(output_dir))
     issues = [
         Issue(path=path, message=message)
         for path, messages in checks.items()
@@ -301,6 +304,17 @@ def _check_structures(output_dir: Path, written: Mapping[str, int]) -> Iterator[
             yield f"has {name} as {structures.get(name, 'no value')}, but slices have it as {value}"
 
 
+def _check_properties(output_dir: Path) -> Iterator[str]:
+    path = output_dir / layout.STATISTICS_FILE
+    try:
+        properties = existing_properties(output_dir)
+    except OutputError as error:
+        yield str(error).removeprefix(f"{path} ")
+        return
+    if properties and not holds(path, properties_text(properties)):
+        yield "has changed since it was written"
+
+
 def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[str]:
     """Compare slices.csv line by line: it may have millions."""
     try:
@@ -324,7 +338,7 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
     # Without a case, the number of channels is not known.
     ignored = _OF_ONE_RUN if totals.split_of else {*_OF_ONE_RUN, "total_channels"}
     try:
-        properties = existing_properties(output_dir)
+        properties = summary_properties(output_dir) or existing_properties(output_dir)
         expected = json.loads(json.dumps(dataset_info(config, totals, properties=properties)))
         info = parse_json(read_text(output_dir / layout.SUMMARY))
         Names.parse(info)  # which the journal does not have

@@ -156,12 +156,27 @@ def existing_folds(output_dir: Path) -> FoldList | None:
 
 
 def existing_properties(output_dir: Path) -> tuple[IntensityProperties, ...]:
-    """Return the intensity properties that the slices of an output are normalised by, if any."""
+    """Return the intensity properties that the slices of an output are normalised by, if any.
+
+    Raises OutputError if they are damaged, or other than in dataset_info.json.
+    """
     path = output_dir / layout.STATISTICS_FILE
+    restore = "`dask-slicer verify --repair` writes it again, as in dataset_info.json"
     try:
-        return read_properties(path) if path.exists() else ()
+        properties = read_properties(path) if path.exists() else ()
     except DatasetError as error:
-        raise OutputError(f"{error}; restore it, or use --overwrite") from None
+        raise OutputError(f"{error}; {restore}") from None
+    if summary_properties(output_dir) not in ((), properties):
+        how = f"differs from {layout.SUMMARY}" if properties else "is missing"
+        raise OutputError(f"{path} {how}; {restore}")
+    return properties
+
+
+def summary_properties(output_dir: Path) -> tuple[IntensityProperties, ...]:
+    """Return the intensity properties in dataset_info.json, if it has any."""
+    with suppress(DatasetError):
+        return read_properties(output_dir / layout.SUMMARY)
+    return ()
 
 
 def check_unchanged(old: RunConfig, new: RunConfig) -> None:

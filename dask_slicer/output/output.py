@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.windows import ZERO_SLICE, window_indices
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.directory import existing_folds, existing_splits, output_config
-from dask_slicer.output.formats.base import damage_named, read_json
+from dask_slicer.output.formats.base import damage_named, read_json, step_of
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
@@ -26,6 +27,7 @@ from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, FOLDS, SUMMARY,
 from dask_slicer.planning.folds import FOLD_PARTS
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import by_split
+from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.records import why_not_written
 from dask_slicer.utils.files import open_file
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
@@ -71,8 +73,18 @@ class Output:
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """Return a name for each modality, such as T1w; empty where the summary has none."""
-        return self._names.channels
+        """Return a name for each modality, such as T1w; empty where the summary has none.
+
+        With `ct_windows`, for each window of each modality, such as ``40/400 CT``.
+        """
+        config, names = self.config, self._names.channels
+        if not config.ct_windows:
+            return names
+        n_modalities = self.summary.get("total_channels", 0) // config.n_channels(1)
+        if not names and n_modalities > 1:
+            names = tuple(f"modality {number}" for number in range(n_modalities))
+        modalities = names or ("",) * n_modalities
+        return tuple(f"{w} {name}".strip() for w in config.ct_windows for name in modalities)
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -240,7 +252,8 @@ class Output:
         return f"Output({str(self.path)!r}: {', '.join(f'{k} {v}' for k, v in self._facts())})"
 
     def _repr_html_(self) -> str:
-        return html_card(f"Output {self.path}", html_facts(self._facts()))
+        steps = (("step", line) for line in step_lines(self.config))
+        return html_card(f"Output {self.path}", html_facts([*self._facts(), *steps]))
 
     def _facts(self) -> list[tuple[str, object]]:
         index = self.index
@@ -336,14 +349,19 @@ def _planes_of_windows(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return the planes of an .npz case, (slice, modality, row, column), and its affine."""
     metadata = reader.metadata(kept[0])
-    n_slices, window_size = _n_slices(metadata, kept), metadata["window_size"]
+    n_slices, step = _n_slices(metadata, kept), step_of(metadata)
     planes = np.full((n_slices, *reader.read(kept[0], 0)[0].shape), np.nan, np.float32)
     for slice_index in kept:
         window, _ = reader.read(slice_index, None)
-        by_slice = window.reshape(-1, *planes.shape[1:])
-        for index, plane in enumerate(by_slice, start=slice_index - window_size):
-            if 0 <= index < n_slices:
-                planes[index] = plane
+        indices = window_indices(
+            slice_index,
+            n_slices=n_slices,
+            window_size=metadata["window_size"],
+            padding_mode="zero",  # which tells what is padding
+            step=step,
+        )
+        inside = indices != ZERO_SLICE
+        planes[indices[inside]] = window.reshape(-1, *planes.shape[1:])[inside]
     return planes, np.array(metadata["affine"])
 
 

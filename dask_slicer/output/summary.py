@@ -46,6 +46,10 @@ UNCONSOLIDATED = (
 _REPORTED_VERSIONS = ("dask_slicer", "dask", "distributed", "isal", "nibabel", "numpy", "zarr")
 
 
+def _by_value(counted: tuple[str, int]) -> int:
+    return int(counted[0])
+
+
 @dataclass(slots=True)
 class LabelTotals:
     """What became of labels, by the steps, over all cases."""
@@ -66,10 +70,22 @@ class LabelTotals:
         self.lost += lost
         self.losing += [record.case_id] if lost else []
 
+    def summary(self) -> dict[str, Any]:
+        """Return the totals as JSON values; nothing where no step changed a label."""
+        content: dict[str, Any] = {
+            "mapped_voxels": dict(sorted(self.mapped.items(), key=_by_value)),
+            "removed_voxels": self.n_removed,
+            "lost_voxels": dict(sorted(self.lost.items(), key=_by_value)),
+            "cases_with_lost_voxels": sorted(self.losing),
+        }
+        return {name: value for name, value in content.items() if value}
+
     def notes(self, config: RunConfig) -> Iterator[str]:
         """Yield notes for the last lines of a run."""
         if self.losing:
-            each = [f"{n} of label {value}" for value, n in sorted(self.lost.items())]
+            each = [
+                f"{n} of label {value}" for value, n in sorted(self.lost.items(), key=_by_value)
+            ]
             yield (
                 f"labelled voxels were cut off or vanished in {plural(len(self.losing), 'case')} "
                 f"({first_few(self.losing)}), by --size or --spacing: {first_few(each, 6)}"
@@ -297,6 +313,7 @@ def dataset_info(
         ],
         "label_voxels": {str(value): count for value, count in sorted(totals.label_voxels.items())},
         **({"overlapping_voxels": totals.n_overlapping} if totals.n_overlapping else {}),
+        **({"label_changes": changes} if (changes := totals.label_changes.summary()) else {}),
         **names.summary(),
         **(properties_json(properties) if properties else {}),
         **({} if folds is None else {"folds": folds.summary()}),

@@ -32,8 +32,9 @@ _DEFLATE_EXPANSION = 1.01
 # and MR; an estimate, not a bound.
 _FLOAT_OVER_GZIP = 1.5
 _TYPICAL_GZIP_RATIO = 2.0
+_UINT8_OVER_GZIP = 0.6
 # In Zarr, which shuffles bytes before it compresses them.
-_SHUFFLED_OVER_GZIP = {"source": 1.2, "float16": 1.1}
+_SHUFFLED_OVER_GZIP = {"source": 1.2, "float16": 1.1, "uint8": _UINT8_OVER_GZIP}
 # Files of a case in a Zarr store: the group's metadata, and metadata and shard of image, label and
 # slice_index. Bytes of these files without the shards.
 _ZARR_FILES = 7
@@ -65,7 +66,7 @@ def _output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
         )
         overhead = _NPZ_HEADERS + 4 * n_characters
         stored_raw = settings.compression_level == 0
-        over_gzip = _FLOAT_OVER_GZIP
+        over_gzip = _UINT8_OVER_GZIP if settings.dtype == "uint8" else _FLOAT_OVER_GZIP
     else:
         n_planes = n_modalities
         overhead = _ZARR_OVERHEAD // max(n_slices, 1) + 1
@@ -170,7 +171,7 @@ def plan_lines(plan: RunPlan, needs: Mapping[str, Any] | None = None) -> list[st
     if plan.structures:
         names = (f"{value} {name}" for name, value in plan.structures.items())
         lines.append(f"Structures: {first_few(list(names), most=20)}")
-    lines += step_lines(plan)
+    lines += [f"Step: {line}" for line in step_lines(plan.config, plan.runnable)]
     if plan.runnable:
         needs = needs or plan_needs(plan)
         likely, free = needs["output_bytes_estimate"], needs["disk_free_bytes"]
@@ -214,6 +215,7 @@ def plan_json(plan: RunPlan) -> str:
         "folds": plan.folds.content() if plan.folds is not None and plan.folds.fold_of else None,
         "num_cases": len(plan.cases),
         "num_slices": plan.n_slices,
+        **({"steps": step_lines(plan.config, plan.runnable)} if plan.config.changed_steps else {}),
         "outliers": outliers(plan.cases),
         "notes": list(plan.notes),
         "problems": [{"case_id": None, "kind": None, "message": text} for text in plan.problems]
@@ -262,29 +264,32 @@ def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
         **({"masks": masks} if case.case.merges_masks else {}),
         "shape": list(case.shape) if sound else None,
         "spacing": list(case.spacing) if sound else None,
-        **(_after_steps(case) if sound and plan.config.changed_steps else {}),
-        **({"planes": _planes_json(case)} if sound and case.planes else {}),
+        **(_after_steps(case, plan) if sound and plan.config.changed_steps else {}),
+        **({"planes": _planes_json(case, plan)} if sound and case.planes else {}),
         "orientation": case.orientation or None,
         "dtypes": list(case.dtypes),
         "peak_bytes": peak_bytes(case, plan.config) if sound else None,
     }
 
 
-def _planes_json(case: CasePlan) -> dict[str, Any]:
+def _planes_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
     """Return shape and spacing of a case in each of several planes."""
     return {
         part.plane: {
             "shape": list(part.shape),
             "spacing": list(part.spacing),
-            **_after_steps(part),
+            **_after_steps(part, plan),
         }
         for part in case.parts
     }
 
 
-def _after_steps(case: CasePlan) -> dict[str, Any]:
+def _after_steps(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
+    most, likely = output_bytes(case, plan.config)
     return {
         "slice_shape": list(case.slice_shape),
         "slice_spacing": list(case.new_spacing or case.spacing),
         "slices_at_most": case.most_slices,
+        "output_bytes_at_most": most,
+        "output_bytes_estimate": likely,
     }

@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import prod
 from typing import Any
 
@@ -222,7 +222,8 @@ def case_digest(
     if any(note.endswith(CONVERTED) for _, note in plan.header_notes):
         content["units"] = CONVERTED
     text = json.dumps(content, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return reduce(_with_fact, plan.facts, digest)
 
 
 @lru_cache(maxsize=1)  # it is the same for thousands of cases

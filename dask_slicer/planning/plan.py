@@ -21,9 +21,10 @@ from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds
 from dask_slicer.planning.names import Names
+from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.planning.steps import common_steps
 from dask_slicer.records import FailedCase, failure_table
-from dask_slicer.utils.formatting import plural
+from dask_slicer.utils.formatting import format_shape, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
@@ -119,11 +120,11 @@ class CasePlan:
 
     def described(self) -> tuple[str, str, str, str, str]:
         """Return what its headers say, as text for tables; `HEADER_FACTS` has the names."""
-        n_slices, height, width = self.shape
+        (n_slices, *plane), (_, *new_plane) = self.shape, self.slice_shape
         return (
-            str(n_slices),
-            f"{height}×{width}",
-            " × ".join(f"{step:.3g}" for step in self.spacing),
+            _changed(str(n_slices), str(self.most_slices)),
+            _changed(format_shape(plane), format_shape(new_plane)),
+            _changed(_spacing_text(self.spacing), _spacing_text(self.new_spacing or self.spacing)),
             self.orientation,
             "/".join(dict.fromkeys(self.dtypes)),
         )
@@ -155,6 +156,15 @@ class CasePlan:
         """Return the estimated work, in bytes of voxels that take as long."""
         masks = self.mask_bytes // _MASKS_PER_VOLUME
         return self.voxel_bytes + masks + self.most_slices * _WORK_PER_SLICE + _WORK_PER_CASE
+
+
+def _changed(before: str, after: str) -> str:
+    """Return what steps make of a text, such as 20 → 40."""
+    return before if before == after else f"{before} → {after}"
+
+
+def _spacing_text(spacing: Iterable[float]) -> str:
+    return " × ".join(f"{step:.3g}" for step in spacing)
 
 
 def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
@@ -340,6 +350,7 @@ class RunPlan:
             ("cases", f"{len(self.cases)} ({splits})"),
             *([] if self.folds is None else [("folds", "; ".join(self.folds.lines()))]),
             ("slices", f"{self.slices_text}, {channels}, {config.format}"),
+            *(("step", line) for line in step_lines(config, self.runnable)),
             ("output", config.output_dir if config.has_output else "none given"),
             *(("note", note) for note in self.notes),
             *(("problem", problem) for problem in self.problems),

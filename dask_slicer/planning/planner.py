@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from dask_slicer.config.effects import DatasetFacts, effects_note
+from dask_slicer.config.effects import DatasetFacts, effects_note, without_effect
 from dask_slicer.config.fields import PER_MODALITY
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
@@ -39,7 +39,12 @@ from dask_slicer.planning.headers import (
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.plan_cache import PlanCache
-from dask_slicer.planning.steps import label_values, mapped_names, names_labels, read_slice_list
+from dask_slicer.planning.steps import (
+    label_values,
+    mapped_names,
+    names_labels,
+    read_slice_list,
+)
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
@@ -112,8 +117,12 @@ def _make_plan(
         present = {case.case_id for case in dataset.cases}
         assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
     has_labels = any(case.has_label for case in dataset.cases)
-    if config.min_foreground > 0 and not has_labels and not dataset.problems:
-        raise DatasetError("min_foreground needs labels, and no case of this dataset has one")
+    needing = [*_needing_labels(config), *["min_foreground"] * (config.min_foreground > 0)]
+    if needing and not has_labels and not dataset.problems:
+        needs = "needs" if len(needing) == 1 else "need"
+        raise DatasetError(
+            f"{' and '.join(needing)} {needs} labels, and no case of this dataset has one"
+        )
     cases, splits = case_splits(
         dataset.cases, groups, config, assigned, assigned_groups, notes, frames=series.frames
     )
@@ -156,8 +165,8 @@ def _make_plan(
         label_names, disagreement = names_in_headers(plans)
         notes += [disagreement] if disagreement else []
     label_names = label_names | {value: name for name, value in numbers.items()}
-    new_values = label_values(config, label_names)
-    if names_labels(config):
+    new_values = label_values(config, label_names) if has_labels else None
+    if names_labels(config) and has_labels:
         plans = tuple(digest_with(plan, sorted((new_values or {}).items())) for plan in plans)
     plan = RunPlan(
         config=config,
@@ -169,7 +178,7 @@ def _make_plan(
         problems=(*dataset.problems, *label_like_images(plans)),
         files=dataset.files,
         channel_names=dataset.channel_names,
-        label_names=mapped_names(config, label_names),
+        label_names=label_names if new_values is None else mapped_names(config, label_names),
         label_values=new_values,
         structures=numbers,
     )
@@ -188,6 +197,13 @@ def _listed(config: RunConfig, known: Collection[str]) -> Callable[[str], frozen
                 f"{did_you_mean(name, known)}"
             )
     return lambda case_id: slices.get(case_id, frozenset())
+
+
+def _needing_labels(config: RunConfig) -> list[str]:
+    """Return the settings that have no meaning for a case without a label."""
+    unused = dict(without_effect(config, DatasetFacts()))
+    by_label = [name for name in ("crop", "center", "foreground") if name not in unused]
+    return [f"{name} label" for name in by_label if getattr(config, name) == "label"]
 
 
 def _check_label_values(config: RunConfig, numbers: Mapping[str, int]) -> None:
@@ -247,6 +263,8 @@ def _with_facts(
                     "no label for this case, but others have one; add it, "
                     "or use --allow_missing_labels"
                 )
+            if (needing := _needing_labels(config)) and not plan.has_label:
+                raise MissingLabel(f"--{' and --'.join(needing)} needs a label, this case has none")
             images = plan.case.images
             if len(images) != n_modalities or not any(images):
                 n_images = len(plan.case.image_files)

@@ -34,11 +34,13 @@ def read_properties(path: Path) -> tuple[IntensityProperties, ...]:
         If it cannot be read, or does not hold them.
     """
     try:
-        channels = parse_json(read_text(path))[KEY]
-        return tuple(IntensityProperties.parse(channels[str(n)]) for n in range(len(channels)))
+        content = parse_json(read_text(path))
+        channels = content.get(KEY) if isinstance(content, dict) else None
+        if isinstance(channels, dict) and channels:
+            numbers = map(str, range(len(channels)))
+            return tuple(IntensityProperties.parse(channels.get(number)) for number in numbers)
     except OSError as error:
         raise DatasetError(f"cannot read the statistics {path}: {error.strerror}") from None
-    except KeyError as error:
-        raise DatasetError(f"{path} has no {error.args[0]}, so it holds no statistics") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise DatasetError(f"{path} holds no statistics: {error}") from None
+    raise DatasetError(f"{path} has no {KEY}, so it holds no statistics")

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
+from dask_slicer.config.effects import DatasetFacts, without_effect
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.utils.formatting import format_shape, format_value
 
 
-def step_lines(plan: RunPlan) -> list[str]:
-    """Return a line for each step that changes slices, in the order of the steps."""
-    config = plan.config
-    lines = [
+class SlicedCase(Protocol):
+    """Shape and spacing of a case, and of its slices, in each plane."""
+
+    @property
+    def plane(self) -> str: ...  # noqa: D102
+
+    @property
+    def parts(self) -> Sequence[SlicedCase]: ...  # noqa: D102
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+
+    @property
+    def spacing(self) -> tuple[float, float, float]: ...  # noqa: D102
+
+    @property
+    def slice_shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+
+    @property
+    def most_slices(self) -> int: ...  # noqa: D102
+
+
+def step_lines(config: RunConfig, cases: Sequence[SlicedCase] = ()) -> list[str]:
+    """Return a line for each step that changes slices, in the order of the steps.
+
+    With `cases`, the lines say what becomes of them.
+    """
+    return [
         *_label_lines(config),
         *_crop_lines(config),
         *_intensity_lines(config),
-        *_grid_lines(config, plan.runnable),
-        *_selection_lines(config, plan.runnable),
+        *_grid_lines(config, cases),
+        *_selection_lines(config, cases),
     ]
-    return [f"Step: {line}" for line in lines]
 
 
 def _label_lines(config: RunConfig) -> Iterator[str]:
@@ -48,29 +72,40 @@ def _crop_lines(config: RunConfig) -> Iterator[str]:
 
 
 def _intensity_lines(config: RunConfig) -> Iterator[str]:
+    unused = dict(without_effect(config, DatasetFacts()))
     over = "" if config.foreground == "min" else f" of the foreground ({config.foreground})"
     if config.percentiles is not None:
         low, high = config.percentiles
         yield f"clip to the percentiles {low:g} and {high:g}{over}"
     if config.ct_windows:
-        yield f"windows {', '.join(config.ct_windows)} (level/width), a channel each, from 0 to 1"
+        ends = "0 to 255" if config.dtype == "uint8" else "0 to 1"
+        windows = ", ".join(config.ct_windows)
+        yield f"windows {windows} (level/width, HU), a channel each, from {ends}"
     if "dataset" in format_value(config.normalize):
-        where = "the training cases, in a first pass" if config.statistics is None else "a file"
-        yield f"normalise by statistics of labelled voxels of {where}"
-    elif over and config.percentiles is None:
+        of_cases = "of labelled voxels of the training cases, from a first pass"
+        in_file = config.statistics is not None and f"in {config.statistics}"
+        yield f"normalise by the statistics {in_file or of_cases}"
+    elif config.dtype == "uint8" and not config.ct_windows:
+        limits = "the limits" if _has_limits(config) else f"the 0.5 and 99.5 percentiles{over}"
+        yield f"{limits} become 0 and 255"
+    elif over and config.percentiles is None and "foreground" not in unused:
         yield f"statistics{over}"
-    if config.dtype == "uint8":
-        yield "limits become 0 and 255"
 
 
-def _grid_lines(config: RunConfig, cases: Sequence[CasePlan]) -> Iterator[str]:
+def _has_limits(config: RunConfig) -> bool:
+    limits = (config.percentiles, config.clip_min, config.clip_max)
+    return any(limit is not None for limit in limits)
+
+
+def _grid_lines(config: RunConfig, cases: Sequence[SlicedCase]) -> Iterator[str]:
     if config.spacing is not None:
         wanted = _spacing_text(config.spacing)
-        before = _range([part.spacing for case in cases for part in case.parts])
-        yield f"spacing {before} → {wanted} mm, order {config.resample_order}"
+        parts = [part.spacing for case in cases for part in case.parts]
+        before = f"{_range(parts)} → " if cases else ""
+        yield f"spacing {before}{wanted} mm, order {config.resample_order}"
     if config.size is not None:
         about = " about the label" if config.center == "label" else ""
-        yield f"rows × columns → {format_shape(config.size)}, {config.fit}{about}"
+        yield f"rows × columns {format_shape(config.size)}, {config.fit}{about}"
     if config.changes_grid and cases:
         known = "" if config.crop not in ("nonzero", "label") else " at most"
         for number in range(len(config.planes)):
@@ -83,20 +118,18 @@ def _grid_lines(config: RunConfig, cases: Sequence[CasePlan]) -> Iterator[str]:
 
 
 def _spacing_text(spacing: Sequence[float | None]) -> str:
-    """Return a spacing as text; an axis that is kept is a dash."""
-    return "×".join("–" if mm is None else f"{mm:.3g}" for mm in spacing)
+    """Return a spacing as text; one that is kept is "same"."""
+    return "×".join("same" if mm is None else f"{mm:.3g}" for mm in spacing)
 
 
 def _range(triples: Sequence[Sequence[float]]) -> str:
-    if not triples:
-        return "?"
     low, high = (
         format_shape([end(axis) for axis in zip(*triples, strict=True)]) for end in (min, max)
     )
     return low if low == high else f"{low} to {high}"
 
 
-def _selection_lines(config: RunConfig, cases: Sequence[CasePlan]) -> Iterator[str]:
+def _selection_lines(config: RunConfig, cases: Sequence[SlicedCase]) -> Iterator[str]:
     rules = []
     if config.slices is not None:
         rules.append(f"range {config.slices}")
@@ -114,7 +147,10 @@ def _selection_lines(config: RunConfig, cases: Sequence[CasePlan]) -> Iterator[s
     if rules:
         n_before = sum(part.slice_shape[0] for case in cases for part in case.parts)
         n_after = sum(case.most_slices for case in cases)
-        yield f"slices {n_before} → {n_after} at most: {', '.join(rules)}"
+        counts = f" {n_before} → {n_after} at most" if cases else ""
+        yield f"slices{counts}: {', '.join(rules)}"
+    if config.window_size == 0:
+        return
     if config.context_step > 1:
         yield f"neighbours in a window are {config.context_step} slices apart"
     if config.context_mm is not None:

@@ -186,6 +186,8 @@ def read_slice_list(path: Path, plane: str) -> dict[str, frozenset[int]]:
                     raise ValueError(f"slice_index {index}")
                 if row.get("plane", plane) == plane:
                     listed[row["case_id"]].add(index)
+            if not listed:
+                raise ValueError("it names no slice")
     except OSError as error:
         raise DatasetError(f"cannot read the slice_list {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error) as error:

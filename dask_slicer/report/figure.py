@@ -250,7 +250,9 @@ def _facts(output: Output, panels: Sequence[Panel]) -> list[str]:
     return [
         ", ".join(config.planes),
         f"window_size {config.window_size}",
-        f"normalize {format_value(config.normalize)}",
+        f"ct_windows {format_value(config.ct_windows)}"
+        if config.ct_windows
+        else f"normalize {format_value(config.normalize)}",
         f"{config.format} {config.dtype}",
         f"{len(panels)} of {plural(len(index), 'slice')}",
         f"{n_cases} of {plural(len(index.case_ids), 'written case')}",

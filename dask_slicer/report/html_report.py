@@ -20,6 +20,7 @@ from dask_slicer.errors import DaskSlicerError
 from dask_slicer.monitoring.state import STEPS
 from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.output import Output, open_output, user_file_path, write_user_file
+from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.records import clip_note
 from dask_slicer.report.histogram import chart
 from dask_slicer.report.overview import Overview, overview
@@ -119,6 +120,7 @@ def _render(
         again=_again(output),
         settings=_settings(output.config),
         steps=STEPS,
+        step_lines=step_lines(output.config),
         kinds=kinds.most_common(_MOST_NAMES),
         clip_note=clip_note,
         **{

@@ -19,6 +19,7 @@ from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import CONFIG, JOURNAL
 from dask_slicer.output.lock_owner import lock_owners
 from dask_slicer.output.output import Output
+from dask_slicer.output.summary import LabelTotals
 from dask_slicer.planning.headers import grouped_notes
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.report.histogram import Histogram, histogram
@@ -111,6 +112,7 @@ class Overview:
     failures: tuple[FailedCase, ...]  # by case id
     header_notes: tuple[str, ...]  # oddities in headers of scans, a line for each kind
     n_overlapping: int  # voxels in the masks of two structures
+    label_notes: tuple[str, ...]  # what steps made of labels
 
     @property
     def n_planned(self) -> int:
@@ -148,6 +150,7 @@ def overview(output: Output) -> Overview:
             grouped_notes(note for record in records.values() for note in record.header_notes)
         ),
         n_overlapping=sum(record.n_overlapping for record in records.values()),
+        label_notes=tuple(_label_totals(records).notes(output.config)),
         n_unlabelled=int(np.isnan(index.foreground).sum()),
         n_bytes=sum(case.n_bytes for case in written.values()),
         first_at=min(ended, default=None),
@@ -169,6 +172,13 @@ def overview(output: Output) -> Overview:
         slowest=tuple(sorted(written.values(), key=lambda case: -case.total)[:_SLOWEST]),
         failures=tuple(failure for _, failure in sorted(failures.items())),
     )
+
+
+def _label_totals(records: Mapping[str, CommittedCase]) -> LabelTotals:
+    totals = LabelTotals()
+    for _, record in sorted(records.items()):
+        totals.add(record)
+    return totals
 
 
 def _records(output: Output) -> tuple[dict[str, WrittenCase], dict[str, FailedCase]]:

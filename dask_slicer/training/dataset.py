@@ -203,6 +203,8 @@ class SliceDataset:
     def channel_names(self) -> tuple[str, ...]:
         """Return a name for each modality, such as ``("T1w", "FLAIR")``; empty where unknown.
 
+        With `ct_windows`, for each window of each modality, such as ``40/400 CT``.
+
         A window repeats them at every offset: channel `c` of a sample is
         ``channel_names[c % len(channel_names)]``, of the slice at offset
         ``c // len(channel_names) - w`` for w neighbours on each side. Names are known when the

@@ -72,7 +72,7 @@ def test_the_help_groups_options_with_the_ten_that_most_people_need_first(invoke
     assert tuple(dict.fromkeys(first))[:10] == MOST_USED
     spelled = re.findall(r"^  (?:-\w, )?(--\w+)", "".join(texts), flags=re.MULTILINE)
     own = {f"--{option.name}" for option in main.commands[command].params} - {"--more_cases"}
-    settings = {f"--{name}" for name in (*RunConfig.model_fields, "config", "no_normalize")}
+    settings = {f"--{name}" for name in (*RunConfig.model_fields, "config", "no_normalize", "like")}
     own = {"--json" if name == "--as_json" else name for name in own}
     assert sorted(spelled) == sorted({*own, *settings, "--help"})
 

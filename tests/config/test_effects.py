@@ -16,6 +16,10 @@ JOBS: dict[str, Any] = {
     **{"account": "lab", "job_extra": ["--qos=high"], "lifetime": 60, "interface": "ib0"},
 }
 REMOTE, SLURM = {"scheduler": "tcp://host:8786"}, {"cluster": "slurm"}
+LABELS = {
+    **{"label_dtype": "int32", "label_grid": "image", "label_map": "1:2", "keep_empty": 0.5},
+    **{"keep_empty_in": "all", "min_component_voxels": 9, "min_component_pixels": 9},
+}
 RATIOS = {"train_ratio": 0.5, "val_ratio": 0.2, "seed": 1}
 
 # Settings, the place where they have no effect, one where they have, and what the note ends with.
@@ -30,13 +34,29 @@ SETTINGS = [
     ({"compression_level": 2}, {"format": "zarr"}, {}, "with --format zarr"),
     ({"compression": "lz4"}, {}, {"format": "zarr"}, "with --format npz"),
     ({"padding_mode": "zero"}, {"window_size": 0}, {}, "with --window_size 0"),
+    ({"context_step": 2}, {"window_size": 0}, {}, "with --window_size 0"),
+    ({"context_mm": 2}, {"window_size": 0}, {}, "with --window_size 0"),
+    ({"crop_margin": 2}, {}, {"crop": "nonzero"}, "without --crop nonzero or --crop label"),
+    ({"crop_margin": 2}, {"crop": "0:1,0:1,0:1"}, {"crop": "label"}, "without --crop nonzero"),
+    ({"resample_order": 1}, {"size": 8}, {"spacing": "1,1,1"}, "without --spacing"),
+    ({"fit": "resize"}, {}, {"size": 8}, "without --size"),
+    ({"center": "label"}, {}, {"size": 8}, "without --size"),
+    ({"center": "label"}, {"size": 8, "fit": "resize"}, {"size": 8}, "without --fit crop_pad"),
+    ({"statistics": "s.json"}, {}, {"normalize": "dataset"}, "without --normalize dataset"),
+    ({"foreground": "otsu"}, {"normalize": "minmax"}, {}, "computed from the foreground"),
+    ({"foreground": "otsu"}, {"normalize": "dataset"}, {"normalize": "percentile"}, "foreground"),
+    ({"foreground": "otsu"}, {"dtype": "uint8", "clip_min": 0}, {"dtype": "uint8"}, "foreground"),
+    ({"foreground": "otsu"}, {"ct_windows": "lung"}, {"percentiles": "1,99"}, "foreground"),
+    ({"keep_empty_in": "all"}, {}, {"keep_empty": 0.5}, "without --keep_empty"),
     (RATIOS, {"splits": "splits.json"}, {}, "with --splits"),
+    ({"seed": 1}, {"splits": "splits.json"}, {"splits": "s.json", "keep_empty": 0}, "--splits"),
+    ({"seed": 1}, {"splits": "splits.json"}, {"splits": "s.json", "folds": 3}, "--splits"),
 ]
 # The same for facts of datasets.
 DATASETS = [
     (RATIOS | {"splits": "a", "fold": 0}, DatasetFacts(states_splits=True), "of every case"),
     ({"group_regex": "(.)"}, DatasetFacts(states_patients=True), "the patient of every case"),
-    ({"label_dtype": "int32", "label_grid": "image"}, DatasetFacts(has_labels=False), "a label"),
+    (LABELS, DatasetFacts(has_labels=False), "no case has a label"),
     ({"overlap": "error"}, DatasetFacts(has_masks=False), "no case has masks of structures"),
     ({"missing_modality": "zero"}, DatasetFacts(n_images=1), "a case has one image"),
     ({"include_test": True}, DatasetFacts(has_test_images=False), "no images apart for testing"),

@@ -66,7 +66,9 @@ def test_a_value_that_is_given_wins_also_where_it_is_false_or_0() -> None:
     assert base["window_size"] == 5
 
 
-@pytest.mark.parametrize("name", ["default", "ct_abdomen", "ct_lung", "brain_mri", "debug"])
+@pytest.mark.parametrize(
+    "name", ["default", "ct_abdomen", "ct_lung", "ct_nnunet", "brain_mri", "debug"]
+)
 def test_a_shipped_configuration_is_found_by_its_name(tmp_path, monkeypatch, name) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()  # a folder of that name is no configuration
@@ -109,7 +111,10 @@ def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, content, said) -> Non
     ("name", "said"),
     [
         ("ct_abdomn", "there is no configuration ct_abdomn; did you mean ct_abdomen?"),
-        ("zzz", "shipped are brain_mri, ct_abdomen, ct_lung, debug, default, pbs, slurm"),
+        (
+            "zzz",
+            "shipped are brain_mri, ct_abdomen, ct_lung, ct_nnunet, debug, default, pbs, slurm",
+        ),
         ("mine.yaml", "cannot read the configuration mine.yaml: No such file"),
         ("configs/mine", "cannot read the configuration configs/mine: No such file"),
         ("~nobody_of_that_name/mine.yaml", "~nobody_of_that_name"),

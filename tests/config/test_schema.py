@@ -115,7 +115,6 @@ DECISIVE = [
     *("window_size", "padding_mode", "plane", "clip_min", "clip_max", "normalize", "dtype"),
     *("format", "label_dtype", "min_foreground", "compression_level"),
     *StepSettings.model_fields,
-    "statistics",
     *("train_ratio", "val_ratio", "group_regex", "group_column", "seed", "modalities"),
 ]
 OF_ONE_RUN = {

@@ -48,6 +48,11 @@ def test_other_spellings() -> None:
     assert (config.size, config.spacing) == ((128, 256), (2.0, None, 1.5))
     assert build_config(PLACES | {"size": "128,256"}).size == (128, 256)
     assert RunConfig(**PLACES, size=64).size == (64, 64)
+    both = build_config(PLACES | {"ct_windows": ["abdomen", "lung,400/1800"]}).ct_windows
+    assert both == ("40/400", "-600/1500", "400/1800")
+    for wrong in (True, [True], 3):
+        with pytest.raises(ConfigError, match="ct_windows must be"):
+            build_config(PLACES | {"ct_windows": wrong})
 
 
 def test_windows_have_their_limits() -> None:
@@ -112,16 +117,6 @@ WRONG = {
     "percentiles must be 100 or less, got 101": {"percentiles": "1,101"},
     "crop must be nonzero, label, or a box such as 0:256,0:256,10:90, got 1:2": {"crop": "1:2"},
     "crop must be nonzero, label, or a box such as": {"crop": "3:3,0:4,0:5"},
-    "crop_margin needs crop": {"crop_margin": 3},
-    "crop_margin needs crop nonzero or label; make the box larger": {
-        **{"crop_margin": 3, "crop": "0:1,0:1,0:1"},
-    },
-    "fit resize needs size": {"fit": "resize"},
-    "center label needs size": {"center": "label"},
-    "center label needs fit crop_pad: resize keeps the whole slice": {
-        **{"size": "32", "fit": "resize", "center": "label"},
-    },
-    "resample_order 1 needs spacing": {"resample_order": "1"},
     "resample_order must be one of 0, 1, 3, got 2": {"resample_order": "2", "spacing": "1,1,1"},
     "slices must be A:B, such as 80:-26 or 10%:90%, got 5": {"slices": "5"},
     "stride must be 1 or more, got 0": {"stride": 0},

@@ -38,6 +38,7 @@ _RUN = {
         "python": "test_the_python_examples_run_on_the_output_of_the_demo",
         "console": "test_the_demo_prints_what_the_quick_start_shows",
     },
+    "docs/steps.md": {"sh": "test_the_commands_of_a_page_run"},
     "docs/reliability.md": {"sh": "test_the_commands_of_a_page_run"},
     "docs/options.md": {"yaml": "test_a_configuration_file_in_the_docs_is_valid"},
     "docs/training.md": {"python": "test_the_examples_of_training_run"},
@@ -116,7 +117,7 @@ def test_the_page_of_options_names_every_option_of_run_once() -> None:
 def test_the_page_of_options_gives_the_meaning_that_the_help_gives() -> None:
     plain = _OPTIONS.replace("`", "")
     for option in config_options():
-        if option.name in ("config", "no_normalize"):
+        if option.name in ("config", "no_normalize", "like"):
             continue  # no settings; the page has words of its own
         meaning = re.sub(r" \[default: .*\]", "", option.help or "").replace("`", "")
         assert f"| {meaning} " in plain, option.name
@@ -265,7 +266,12 @@ def test_the_examples_of_training_run(tmp_path: Path, heading: str) -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.M))
     start = page[: page.index("## ")]
-    whole = ["Choose slices without reading them", "Cross-validation", "Read a whole output"]
+    whole = [
+        "Choose slices without reading them",
+        "Cross-validation",
+        "Statistics, and new scans",
+        "Read a whole output",
+    ]
     others = [] if needed else whole
     if heading == "MONAI":
         start += "```python\nfrom torch.utils.data import DataLoader\n```"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from step_settings import EVERY_STEP, EVERY_STEP_TWICE
 
 import dask_slicer
 from dask_slicer import SliceDataset
@@ -19,23 +20,6 @@ from dask_slicer.execution.verify import verify
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.output.output import open_output
 
-EVERY_STEP = {
-    "label_map": "1:1 2,3:2 *:0",
-    "min_component_voxels": 3,
-    "min_component_pixels": 2,
-    "crop": "nonzero",
-    "crop_margin": 5.0,
-    "percentiles": "1,99",
-    "foreground": "otsu",
-    "spacing": "5,3,3",
-    "size": "40,48",
-    "center": "label",
-    "slices": "5%:95%",
-    "stride": 2,
-    "keep_empty": 0.5,
-    "drop_blank": True,
-    "context_mm": 7.0,
-}
 STATISTICS = {"mean": 40.0, "median": 35.0, "std": 30.0, "min": -100.0, "max": 300.0}
 STATISTICS |= {"percentile_00_5": -60.0, "percentile_99_5": 210.0}
 
@@ -91,18 +75,25 @@ def test_both_formats_hold_the_same_slices(scans, tmp_path, dtype) -> None:
 
 @pytest.mark.parametrize("format_", ["npz", "zarr"])
 def test_the_same_bytes_on_any_number_of_workers(scans, tmp_path, format_) -> None:
-    settings = EVERY_STEP | {"format": format_, "normalize": "dataset", "percentiles": None}
-    written = [contents(run(scans, tmp_path / f"{n}", num_workers=n, **settings)) for n in (0, 2)]
-    assert written[0] == written[1]
-    assert "statistics.json" in written[0]
+    settings = EVERY_STEP_TWICE | {"format": format_}
+    here = contents(run(scans, tmp_path / "0", **settings))
+    assert "statistics.json" in here
+    for n in (1, 2, 4):
+        assert contents(run(scans, tmp_path / f"{n}", num_workers=n, **settings)) == here
 
 
-def test_partitions_write_the_same(scans, tmp_path) -> None:
-    whole = run(scans, tmp_path / "whole", **EVERY_STEP)
+@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize("steps", [EVERY_STEP, EVERY_STEP_TWICE], ids=["one pass", "two"])
+def test_partitions_write_the_same(scans, tmp_path, format_, steps) -> None:
+    settings = steps | {"format": format_}
+    whole = run(scans, tmp_path / "whole", **settings)
+    if "normalize" in steps:
+        settings["statistics"] = whole / "statistics.json"
     for number in (1, 2):
-        run(scans, tmp_path / "parts", shard=f"{number}/2", **EVERY_STEP)
+        run(scans, tmp_path / "parts", shard=f"{number}/2", **settings)
     merge(tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(whole)
+    assert not verify(tmp_path / "parts", deep=10, num_workers=0).issues
 
 
 def test_metadata_leads_back_to_the_scan(scans, tmp_path) -> None:
@@ -129,6 +120,21 @@ def test_metadata_leads_back_to_the_scan(scans, tmp_path) -> None:
         assert list(grid.full) == [first["total_slices"], *first["shape"]["label"]]
         np.testing.assert_allclose(grid.affine(np.array(first["affine"])), metadata["affine"])
         np.testing.assert_allclose(grid.spacing(first["spacing"]), metadata["spacing"])
+
+
+def test_volumes_of_distant_neighbours(scans, tmp_path) -> None:
+    settings = {"context_mm": 30.0, "stride": 3, "window_size": 1}
+    outputs = [
+        open_output(run(scans, tmp_path / format_, format=format_, **settings))
+        for format_ in ("npz", "zarr")
+    ]
+    for case_id in outputs[0].cases:
+        (some, affine), (whole, same) = (output.volume(case_id) for output in outputs)
+        known = ~np.isnan(some[:, 0, 0])
+        assert known[::3].all()
+        assert 0 < (~known).sum() < len(known)
+        np.testing.assert_array_equal(some[known], whole[known])
+        np.testing.assert_array_equal(affine, same)
 
 
 def test_windows_are_channels(scans, tmp_path) -> None:

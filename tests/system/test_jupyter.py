@@ -210,7 +210,7 @@ def test_a_configuration_error_is_one_line_below_the_cell(kernel) -> None:
     said = kernel.run("import dask_slicer as ds\nds.run('ct_abdomn')")
     assert said.error == (
         "ConfigError: there is no configuration ct_abdomn; did you mean ct_abdomen?; shipped are "
-        "brain_mri, ct_abdomen, ct_lung, debug, default, pbs, slurm, or give a YAML file"
+        "brain_mri, ct_abdomen, ct_lung, ct_nnunet, debug, default, pbs, slurm, or give a YAML file"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from step_settings import EVERY_STEP_TWICE, as_options
 
 import dask_slicer
 from dask_slicer.inputs.phantom import write_dataset
@@ -20,6 +22,12 @@ from dask_slicer.inputs.phantom import write_dataset
 N_ROUNDS = int(os.environ.get("DASK_SLICER_KILL_ROUNDS", "10"))
 WITHIN_SECONDS = 3.5
 MOST_KILLS = 3
+SETTINGS = {
+    "npz": {"format": "npz"},
+    "zarr": {"format": "zarr"},
+    "npz, every step": EVERY_STEP_TWICE | {"format": "npz"},
+    "zarr, every step": EVERY_STEP_TWICE | {"format": "zarr"},
+}
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,12 +47,11 @@ def scans(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(scans, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     contents = {}
-    for format_ in ("npz", "zarr"):
-        output = tmp_path_factory.mktemp(format_) / "out"
-        dask_slicer.run(
-            dask_slicer.RunConfig(input_dir=scans, output_dir=output, num_workers=0, format=format_)
-        )
-        contents[format_] = contents_of(output)
+    for name, settings in SETTINGS.items():
+        output = tmp_path_factory.mktemp(name) / "out"
+        place = {"input_dir": scans, "output_dir": output, "num_workers": 0}
+        dask_slicer.run(place | settings, progress=False)
+        contents[name] = contents_of(output)
     return contents
 
 
@@ -68,10 +75,10 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 @pytest.mark.parametrize("number", range(N_ROUNDS))
 def test_runs_killed_repeatedly_complete(scans, undisturbed, tmp_path, number) -> None:
     chosen = random.Random(number)
-    format_ = ("npz", "zarr")[number % 2]
+    name = [*SETTINGS][number % len(SETTINGS)]
     command = [
         sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans, "--output_dir",
-        tmp_path / "out", "--format", format_, "--num_workers", "2", "--quiet",
+        tmp_path / "out", *as_options(SETTINGS[name]), "--num_workers", "2", "--quiet",
         "--dashboard_address", "none",
     ]  # fmt: skip
     for n_kills in range(MOST_KILLS + 1):
@@ -87,9 +94,69 @@ def test_runs_killed_repeatedly_complete(scans, undisturbed, tmp_path, number) -
             break
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
-    assert contents_of(tmp_path / "out") == undisturbed[format_]
+    assert contents_of(tmp_path / "out") == undisturbed[name]
     time.sleep(0.5)  # for what a worker whose driver is gone may still do
-    assert contents_of(tmp_path / "out").keys() == undisturbed[format_].keys()
+    assert contents_of(tmp_path / "out").keys() == undisturbed[name].keys()
+
+
+# Runs again and again into new folders: the first run is killed at the first thing that it does to
+# the output, or case that it samples, the second one at the second, and so on; then each completes.
+KILLED_EVERYWHERE = """
+import json, os, signal, sys
+from pathlib import Path
+import dask_slicer
+from dask_slicer.execution import tasks
+from dask_slicer.output import journal
+
+folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+countdown = -1
+
+def counted(function):
+    def call(*arguments, **others):
+        global countdown
+        if not countdown:
+            os.kill(os.getpid(), signal.SIGKILL)
+        countdown -= 1
+        return function(*arguments, **others)
+    call.__module__, call.__qualname__ = function.__module__, function.__qualname__
+    return call
+
+os.replace = counted(os.replace)
+tasks.labelled_sample = counted(tasks.labelled_sample)
+journal.Journal.append = counted(journal.Journal.append)
+
+def run_in_a_child(number, places):
+    global countdown
+    child = os.fork()
+    if not child:
+        countdown = places
+        output = {"output_dir": folder / f"{number:03d}", "num_workers": 0}
+        report = dask_slicer.run(settings | output, progress=False)
+        os._exit(1 if report.remaining or report.failures else 0)
+    return os.waitpid(child, 0)[1]
+
+number = 0
+while run_in_a_child(number, number):
+    assert run_in_a_child(number, -1) == 0, number
+    number += 1
+print(number)
+"""
+
+
+@pytest.mark.parametrize("format_", ["npz", "zarr"])
+def test_a_run_killed_at_any_place_completes(tmp_path, format_) -> None:
+    write_dataset(tmp_path / "scans", n_cases=3, shape=(24, 20, 8), seed=5)
+    settings = EVERY_STEP_TWICE | {"format": format_, "train_ratio": 0.67, "context_mm": 20.0}
+    settings |= {"input_dir": str(tmp_path / "scans"), "drop_blank": False, "stride": 1}
+    program = [sys.executable, "-c", KILLED_EVERYWHERE, tmp_path, json.dumps(settings)]
+    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    n_kills = int(result.stdout.split()[-1])
+    assert n_kills > 12
+    undisturbed = contents_of(tmp_path / f"{n_kills:03d}")
+    assert "statistics.json" in undisturbed
+    for number in range(n_kills):
+        assert contents_of(tmp_path / f"{number:03d}") == undisturbed, number
 
 
 @pytest.mark.parametrize("format_", ["npz", "zarr"])

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from dask_slicer.errors import LabelValues
 from dask_slicer.utils.formatting import did_you_mean, first_few
 
-_FORM = 'must be pairs OLD:NEW such as "1,2:1 3:2", with *:0 or *:* for all other values'
+_FORM = (
+    'must be pairs OLD:NEW with blanks between, such as "1,2:1 3:2", and *:0 or *:* for all others'
+)
 _LARGEST = 2**31 - 1
 # Unlisted values in a message.
 _MOST_SHOWN = 10
@@ -56,7 +58,7 @@ class LabelMap:
             if not colon or not new.isdecimal() or int(new) > _LARGEST:
                 raise ValueError(_FORM)
             for old in olds.split(","):
-                if not old or old == "*":
+                if old in ("", "*") or ":" in old:
                     raise ValueError(_FORM)
                 if old in pairs:
                     raise ValueError(f"gives {old} two new values")

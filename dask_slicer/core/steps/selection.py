@@ -39,7 +39,7 @@ class SliceRange:
         if type(start) is type(stop) and start is not None and stop is not None:
             empty = start >= stop and (isinstance(start, float) or (start < 0) == (stop < 0))
             if empty:
-                raise ValueError(f"must be A:B with A before B, got {text}")
+                raise ValueError("must be A:B with A before B")
         return cls(start, stop)
 
     def of(self, n_slices: int) -> range:

@@ -204,7 +204,7 @@ def stored_box(
 
 
 def labelled_sample(
-    volume: Volume, label_dtype: str, steps: Steps, *, n_voxels: int
+    volume: Volume, label_dtype: str, steps: Steps, *, n_voxels: int, nonfinite: str = "error"
 ) -> NDArray[np.float32]:
     """Return intensities of labelled voxels, (n_modalities, n), after label map and crop."""
     if volume.label is None:
@@ -214,7 +214,13 @@ def labelled_sample(
     label = reorient(label, change_of_axes(volume, frame))
     grid = GridSteps(full=_shape(frame), box=kept_box(frame, label, steps))
     image = [replace(voxels, stored=grid.crop(voxels.stored)) for voxels in frame.image]
-    return sample_intensities(image, grid.crop(label), n=n_voxels, case_id=steps.case_id)
+    return sample_intensities(
+        image,
+        grid.crop(label),
+        n=n_voxels,
+        case_id=steps.case_id,
+        zero_nonfinite=nonfinite == "zero",
+    )
 
 
 def kept_slices(

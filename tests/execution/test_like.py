@@ -1,0 +1,236 @@
+"""The same slices for other scans: `--like` takes over what decides a slice, and nothing else."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from step_settings import EVERY_STEP
+
+import dask_slicer
+from dask_slicer.execution.verify import verify
+from dask_slicer.inputs.phantom import write_dataset
+
+PLACE = {"num_workers": 0, "dashboard_address": "none"}
+# Of the steps, those that no label is needed for.
+WITHOUT_LABEL = {
+    **EVERY_STEP,
+    **{"center": "volume", "percentiles": None, "normalize": "dataset"},
+    **{"keep_empty_in": "train", "min_foreground": 0.001, "window_size": 1},
+}
+NEW = ("phantom_001", "phantom_003")
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scans")
+    write_dataset(folder, n_cases=5, shape=(36, 32, 14), spacing=(8.0, 8.0, 12.0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def new_scans(scans, tmp_path_factory) -> dict[str, Path]:
+    """Return the scans of two cases, with and without labels."""
+    folders = {}
+    for name in ("labelled", "unlabelled"):
+        folders[name] = tmp_path_factory.mktemp(name)
+        for part in ("imagesTr", "labelsTr") if name == "labelled" else ("imagesTr",):
+            (folders[name] / part).mkdir()
+            for path in (scans / part).iterdir():
+                if path.name.startswith(NEW):
+                    shutil.copy2(path, folders[name] / part)
+    return folders
+
+
+def first_run(scans: Path, output: Path, **settings: object) -> Path:
+    report = dask_slicer.run(
+        {"input_dir": scans, "output_dir": output} | PLACE | settings, progress=False
+    )
+    assert not report.failures
+    return output
+
+
+def slices(output: Path) -> dict[str, bytes]:
+    """Return the files of slices of the new cases, whatever their split."""
+    return {
+        path.name: _members(path) for path in output.glob("*/*.npz") if path.name.startswith(NEW)
+    }
+
+
+def _members(path: Path) -> bytes:
+    """Return the content of a slice, without its split, which is in its metadata."""
+    with np.load(path) as arrays:
+        metadata = json.loads(str(arrays["metadata"]))
+        del metadata["split"]
+        contents = [arrays[name].tobytes() for name in sorted(arrays) if name != "metadata"]
+    return b"".join([*contents, json.dumps(metadata, sort_keys=True).encode()])
+
+
+@pytest.mark.parametrize("format_", ["npz", "zarr"])
+def test_the_same_scan_gives_the_same_bytes(scans, new_scans, tmp_path, invoke, format_) -> None:
+    settings = WITHOUT_LABEL | {"keep_empty_in": "all", "seed": 7, "format": format_}
+    # All cases for test from the start: the bytes of slices say which split they are in.
+    statistics = first_run(scans, tmp_path / "train", **settings) / "statistics.json"
+    first = first_run(
+        scans, tmp_path / "first", train_ratio=0.0, val_ratio=0.0, statistics=statistics, **settings
+    )
+    result = invoke(
+        *("run", "--like", first, "-i", new_scans["labelled"], "-o", tmp_path / "second"),
+        *("--num_workers", 0),
+    )
+    assert result.exit_code == 0, result.output
+    second = tmp_path / "second"
+    written = {
+        path.relative_to(second): path.read_bytes()
+        for path in [*second.glob("test/*.npz"), *second.glob("slices.zarr/test/*/**/*")]
+        if path.is_file()
+    }
+    assert len(written) > 4
+    for path, content in written.items():
+        assert content == (first / path).read_bytes(), path
+    assert (second / "statistics.json").read_bytes() == statistics.read_bytes()
+    assert not verify(second, deep=10, num_workers=0).issues
+
+
+def test_cases_without_labels_have_every_slice(scans, new_scans, tmp_path, invoke) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("case_id,slice_index\nphantom_000,3\nphantom_002,5\n")
+    first = first_run(scans, tmp_path / "first", slice_list=table, **WITHOUT_LABEL)
+    result = invoke(
+        *("run", "--like", first, "-i", new_scans["unlabelled"], "-o", tmp_path / "second"),
+        *("--num_workers", 0),
+    )
+    assert result.exit_code == 0, result.output
+    assert "--min_foreground" in result.output
+    assert "no effect: no case has a label" in result.output
+    all_ = first_run(
+        scans,
+        tmp_path / "all",
+        statistics=first / "statistics.json",
+        **WITHOUT_LABEL | {"min_foreground": 0.0, "keep_empty": 1.0},
+    )
+    with (tmp_path / "second" / "slices.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    assert {row["split"] for row in rows} == {"test"}
+    assert {Path(row["path"]).name for row in rows} == slices(all_).keys()
+
+
+@pytest.mark.parametrize("kind", ["groups and folds", "patterns"])
+def test_what_belongs_to_the_other_dataset_stays_there(
+    scans, new_scans, tmp_path, invoke, kind
+) -> None:
+    patterns = {"images": ("imagesTr/*_0000.nii.gz",), "labels": "labelsTr/*.nii.gz"}
+    source, settings = scans, patterns
+    if kind == "groups and folds":
+        source, settings = tmp_path / "scans.csv", {"group_column": "patient", "folds": 2}
+        pairs = zip(
+            *(sorted((scans / part).iterdir()) for part in ("imagesTr", "labelsTr")), strict=True
+        )
+        rows = [
+            f"phantom_00{number},{image},{label},{'AABBC'[number]}"
+            for number, (image, label) in enumerate(pairs)
+        ]
+        source.write_text("\n".join(["case_id,image,label,patient", *rows]))
+    first = first_run(source, tmp_path / "first", spacing="6,4,4", **settings)
+    result = invoke(
+        *("run", "--like", first, "-i", new_scans["labelled"], "-o", tmp_path / "out"),
+        *("--num_workers", 0),
+    )
+    assert result.exit_code == 0, result.output
+    assert "no effect" not in result.output
+    assert not {"splits_final.json", "cases.json"} & {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert slices(tmp_path / "out").keys() == slices(first).keys() != set()
+
+
+def test_like_an_output_that_is_like_another(scans, new_scans, tmp_path, invoke) -> None:
+    first = first_run(scans, tmp_path / "0", **WITHOUT_LABEL)
+    for number in (1, 2):
+        result = invoke(
+            *("run", "--like", tmp_path / f"{number - 1}", "-i", new_scans["unlabelled"]),
+            *("-o", tmp_path / f"{number}", "--num_workers", 0),
+        )
+        assert result.exit_code == 0, result.output
+    assert slices(tmp_path / "1") == slices(tmp_path / "2") != {}
+    # Each has all that it needs, also without the output that it was made like.
+    shutil.rmtree(first)
+    shutil.rmtree(tmp_path / "1")
+    again = invoke("run", "-c", tmp_path / "2" / "config.yaml", "--num_workers", 0)
+    assert again.exit_code == 0, again.output
+    assert not verify(tmp_path / "2", deep=10, num_workers=0).issues
+
+
+@pytest.mark.parametrize("setting", ["crop", "center", "foreground"])
+def test_what_needs_a_label_is_refused_for_scans_without(
+    scans, new_scans, tmp_path, invoke, setting
+) -> None:
+    first = first_run(scans, tmp_path / "first", size=24, **{setting: "label"})
+    command = ("run", "--like", first, "-o", tmp_path / "out", "--num_workers", 0)
+    result = invoke(*command, "-i", new_scans["unlabelled"])
+    assert result.exit_code == 2
+    assert result.output.splitlines() == [
+        f"Error: {setting} label needs labels, and no case of this dataset has one"
+    ]
+    assert not (tmp_path / "out").exists()
+    assert invoke(*command, "-i", new_scans["labelled"]).exit_code == 0
+
+
+def test_names_of_labels_are_not_needed_without_a_label(scans, new_scans, tmp_path, invoke) -> None:
+    named = tmp_path / "named"
+    shutil.copytree(scans, named)
+    (named / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "CT"},
+                "labels": {"background": 0, "liver": 1, "spine": 4},
+                "numTraining": 5,
+                "file_ending": ".nii.gz",
+            }
+        )
+    )
+    first = first_run(named, tmp_path / "first", label_map="liver:2 spine:1 *:0")
+    result = invoke(
+        *("run", "--like", first, "-i", new_scans["unlabelled"], "-o", tmp_path / "out"),
+        *("--num_workers", 0),
+    )
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--seed", 8), "has seed 7, so it cannot be 8"),
+        (("--statistics", "other.json"), "statistics.json, so it cannot be"),
+        (("--window_size", 3), "has window_size 1, so it cannot be 3"),
+        (("--label_map", "1:2 *:0"), "has label_map"),
+        (("-c", "ct_abdomen"), "so it cannot be"),
+    ],
+)
+def test_other_settings_of_slices_are_refused(
+    scans, new_scans, tmp_path, invoke, options, words
+) -> None:
+    first = first_run(scans, tmp_path / "first", seed=7, **WITHOUT_LABEL)
+    result = invoke(
+        *("run", "--like", first, "-i", new_scans["unlabelled"], "-o", tmp_path / "out"), *options
+    )
+    assert result.exit_code == 2
+    assert len(result.output.splitlines()) == 1
+    assert words in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_settings_may_be_given_and_others_too(scans, new_scans, tmp_path, invoke) -> None:
+    first = first_run(scans, tmp_path / "first", size=24)
+    file = tmp_path / "like.yaml"
+    file.write_text(
+        f"like: {first}\ninput_dir: {new_scans['labelled']}\noutput_dir: {tmp_path / 'out'}\n"
+        "size: 24\nfsync: true\n"
+    )
+    result = invoke("run", "-c", file, "--num_workers", 0, "--window_size", 2)
+    assert result.exit_code == 0, result.output
+    assert slices(tmp_path / "out") == slices(first)
