@@ -117,6 +117,23 @@ def test_pooled_samples_do_not_depend_on_the_order_of_cases() -> None:
         pool_samples([empty])
 
 
+def test_each_case_has_the_same_weight_whatever_its_label() -> None:
+    rng = np.random.default_rng(3)
+    samples, cases = [], []
+    for case_id, n, mean in (("small", 30, -50.0), ("large", 3000, 70.0)):
+        stored = rng.normal(mean, 5, size=(4, 40, 40))
+        label = (np.arange(stored.size).reshape(stored.shape) < n).astype(np.uint8)
+        cases.append(stored[label > 0])
+        samples.append(sample_intensities([_voxels(stored)], label, n=4000, case_id=case_id))
+    (properties,) = pool_samples(samples)
+    weighted = np.concatenate([np.repeat(cases[0], 100), cases[1]])
+    assert properties.mean == pytest.approx(weighted.mean(), abs=1)
+    assert properties.std == pytest.approx(weighted.std(), rel=0.01)
+    assert (properties.percentile_00_5, properties.percentile_99_5) == pytest.approx(
+        np.percentile(weighted, [0.5, 99.5]), abs=1.5
+    )
+
+
 @pytest.mark.parametrize("change", [{"std": -1}, {"mean": "x"}, {"max": float("nan")}, None])
 def test_properties_that_are_none(change) -> None:
     right = dict.fromkeys(IntensityProperties.__dataclass_fields__, 1.0)

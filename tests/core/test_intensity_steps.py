@@ -68,6 +68,13 @@ def test_foregrounds(dtype, clip, percentiles, foreground, slope) -> None:
     np.testing.assert_allclose(how.apply(stored), scaled, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_percentile_is_zscore_with_two_percentiles(dtype) -> None:
+    voxels = Voxels(stored=volume(dtype))
+    percentiles = normalization(voxels, "zscore", percentiles=(0.5, 99.5))
+    assert normalization(voxels, "percentile") == percentiles
+
+
 def test_a_foreground_of_no_voxel_is_the_whole_volume() -> None:
     stored = volume("int16")
     _, stats = normalization(
