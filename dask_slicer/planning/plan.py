@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
 from dask_slicer.config.step_settings import StepSettings
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.core.steps.steps import Steps
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
@@ -24,11 +24,13 @@ from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.step_lines import step_lines
-from dask_slicer.planning.steps import common_steps, in_digest
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import format_shape, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
+
+if TYPE_CHECKING:  # they import nibabel
+    from dask_slicer.core.steps.steps import Steps
 
 # Increased when the same settings and sources give other bytes.
 FORMAT_VERSION = 1
@@ -165,7 +167,10 @@ def case_digest(
     if plan.case.merges_masks:
         content["masks"] = [mask.value for mask in plan.case.masks]
         content |= {"overlap": "error"} if plan.case.overlap == "error" else {}
-    content |= in_digest(config, split=plan.split, listed=plan.listed)
+    if config.changed_steps or plan.listed is not None:
+        from dask_slicer.planning.steps import in_digest
+
+        content |= in_digest(config, split=plan.split, listed=plan.listed)
     # Earlier versions took all lengths as mm.
     if any(note.endswith(CONVERTED) for _, note in plan.header_notes):
         content["units"] = CONVERTED
@@ -316,6 +321,8 @@ class RunPlan:
     @property
     def steps(self) -> Steps:
         """Return the values of the settings of steps, the same for all cases."""
+        from dask_slicer.planning.steps import common_steps
+
         return common_steps(self.config, self.label_values, self.properties)
 
     @property
