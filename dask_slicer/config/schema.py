@@ -287,8 +287,7 @@ def _described(name: str) -> str:
     if name in fields.ONE_OR_SEVERAL:
         kind = f"{kind} or sequence of it"
     kind = {"Path": "str or Path", "ByteSize": "int or str"}.get(kind, kind)
-    text = (field.description or "").replace("*", r"\*")
-    return f"{name} : {kind}\n    {text}\n"
+    return f"{name} : {kind}\n    {field.description}\n"
 
 
 def _parameter(name: str) -> Parameter:

@@ -249,7 +249,7 @@ def _with_facts(
                     "no label for this case, but others have one; add it, "
                     "or use --allow_missing_labels"
                 )
-            if (needing := _needing_labels(config)) and not plan.has_label:
+            if not plan.has_label and (needing := _needing_labels(config)):
                 raise MissingLabel(f"--{' and --'.join(needing)} needs a label, this case has none")
             images = plan.case.images
             if len(images) != n_modalities or not any(images):
