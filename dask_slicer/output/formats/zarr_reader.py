@@ -265,6 +265,10 @@ _CODECS: dict[
 # -- attributes ------------------------------------------------------------------------------------
 
 
+# Fields of a normalisation to uint8, which numbers as stored never get.
+_OF_UINT8 = {"levels", "to_uint8"}
+
+
 def source_attributes(each: Sequence[Normalization]) -> dict[str, Any]:
     """Return the attributes that normalise stored numbers when they are read, per modality.
 
@@ -272,8 +276,7 @@ def source_attributes(each: Sequence[Normalization]) -> dict[str, Any]:
     open end), multiply by `scale`, and add `offset`.
     """
     ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
-    # Numbers as stored are never mapped to uint8.
-    fields = [{key: v for key, v in asdict(n).items() if key != "to_uint8"} for n in each]
+    fields = [{key: v for key, v in asdict(n).items() if key not in _OF_UINT8} for n in each]
     return {
         "normalization": [{key: _finite(value) for key, value in n.items()} for n in fields],
         "scale": [n.slope / n.scale for n in each],
