@@ -15,7 +15,7 @@ from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.monitoring.observer import failure_lines
 from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
 from dask_slicer.planning.estimate import outliers, output_bytes, plan_lines, plan_needs
-from dask_slicer.planning.plan import RunPlan
+from dask_slicer.planning.plan import RunPlan, case_rows
 from dask_slicer.records import CommittedCase, failure_line, why_not_written
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
 
@@ -45,7 +45,7 @@ def make_console() -> Console:
 def print_plan(plan: RunPlan, console: Console) -> None:
     """Print the cases of a plan, its problems, and the disk space and memory of its run."""
     cases = plan.cases[:_MOST_ROWS]
-    head, rows = plan.case_rows(cases)
+    head, rows = case_rows(plan, cases)
     if plan.config.changed_steps:  # then cases of one shape differ
         head = (*head, "about")
         sizes = [

@@ -158,11 +158,6 @@ EFFECTS = (
         lambda _, dataset: dataset.has_test_images,
         ": the dataset keeps no images apart for testing",
     ),
-    Effect(
-        ("min_foreground",),
-        lambda _, dataset: dataset.has_labels,
-        ": no case has a label",
-    ),
 )
 
 

@@ -250,6 +250,11 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
         return self.output_dir.name != NO_OUTPUT
 
     @property
+    def for_inference(self) -> bool:
+        """Return whether all cases are for test and need no label, as `like` has it."""
+        return self.allow_missing_labels and self.splits is None and self.ratios()["test"] == 1
+
+    @property
     def input_root(self) -> Path:
         """Return the folder that the paths of scans are relative to."""
         return self.input_dir if self.input_dir.is_dir() else self.input_dir.parent
@@ -282,8 +287,7 @@ def _described(name: str) -> str:
     if name in fields.ONE_OR_SEVERAL:
         kind = f"{kind} or sequence of it"
     kind = {"Path": "str or Path", "ByteSize": "int or str"}.get(kind, kind)
-    text = (field.description or "").replace("*", r"\*")
-    return f"{name} : {kind}\n    {text}\n"
+    return f"{name} : {kind}\n    {field.description}\n"
 
 
 def _parameter(name: str) -> Parameter:

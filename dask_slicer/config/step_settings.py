@@ -161,7 +161,7 @@ class StepSettings(fields.Frozen):
     label_map: LabelMapText | None = Field(
         None,
         description='New label values, "1,2:1 3:2", or by name; 0 stays 0. A value that is not '
-        "listed fails the case, unless all others become background (*:0) or stay (*:*).",
+        "listed fails the case; the message has the rules that drop or keep all others.",
     )
     min_component_voxels: fields.NonNegative = Field(
         0, description="Smaller components of a label in 3D become background."

@@ -7,16 +7,20 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dask_slicer.config.dataset_settings import BY_LABEL
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.errors import CorruptFile, OutputError
+from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output import directory, layout
 from dask_slicer.output.formats.base import read_json
 from dask_slicer.planning.case_table import CaseTable
-from dask_slicer.planning.folds import Folds, FoldSettings, fold_of_cases, make_folds
+from dask_slicer.planning.folds import FOLD_PARTS, Folds, FoldSettings, fold_of_cases, make_folds
 from dask_slicer.planning.plan import RunPlan
 from dask_slicer.utils.formatting import plural
+
+if TYPE_CHECKING:
+    from dask_slicer.output.output import Output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,3 +138,20 @@ def _earlier_folds(output_dir: Path, settings: FoldSettings) -> dict[str, int]:
             "move it elsewhere, and --splits FILE --fold N uses it"
         )
     return fold_of_cases(folds) if recorded == settings and len(folds) == settings.number else {}
+
+
+def fold_cases(output: Output, fold: int, part: str) -> set[str]:
+    """Return the case ids in "train" or "val" of a fold; raise UsageError if there is none."""
+    if part not in FOLD_PARTS:
+        raise UsageError(f"part must be one of {', '.join(FOLD_PARTS)}, got {part}")
+    if not output.folds:
+        raise UsageError(
+            f"{output.path} has no {layout.FOLDS}: dask-slicer split {output.path} --folds 5 "
+            "writes it"
+        )
+    if isinstance(fold, bool) or fold not in range(len(output.folds)):
+        raise UsageError(
+            f"fold must be one of 0 to {len(output.folds) - 1}, the folds in "
+            f"{output.path / layout.FOLDS}, got {fold}"
+        )
+    return set(output.folds[fold][part])

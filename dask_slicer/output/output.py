@@ -23,8 +23,7 @@ from dask_slicer.output.formats.base import damage_named, read_json, step_of
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
-from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, FOLDS, SUMMARY, partition_journals
-from dask_slicer.planning.folds import FOLD_PARTS
+from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import by_split
 from dask_slicer.planning.step_lines import step_lines
@@ -318,22 +317,6 @@ def check_plane(output: Output, plane: str | None) -> None:
     planes = output.config.planes
     if plane is not None and plane not in planes:
         raise UsageError(f"{output.path} has slices of {', '.join(planes)}, not of {plane}")
-
-
-def fold_cases(output: Output, fold: int, part: str) -> set[str]:
-    """Return the case ids in "train" or "val" of a fold; raise UsageError if there is none."""
-    if part not in FOLD_PARTS:
-        raise UsageError(f"part must be one of {', '.join(FOLD_PARTS)}, got {part}")
-    if not output.folds:
-        raise UsageError(
-            f"{output.path} has no {FOLDS}: dask-slicer split {output.path} --folds 5 writes it"
-        )
-    if isinstance(fold, bool) or fold not in range(len(output.folds)):
-        raise UsageError(
-            f"fold must be one of 0 to {len(output.folds) - 1}, the folds in "
-            f"{output.path / FOLDS}, got {fold}"
-        )
-    return set(output.folds[fold][part])
 
 
 def _n_slices(metadata: Mapping[str, Any], kept: Sequence[int]) -> int:

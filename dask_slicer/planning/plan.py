@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.steps.resampling import resampled_shape
-from dask_slicer.core.steps.steps import Steps
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
@@ -22,11 +21,13 @@ from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.step_lines import step_lines
-from dask_slicer.planning.steps import common_steps
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import format_shape, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
+
+if TYPE_CHECKING:  # they import nibabel
+    from dask_slicer.core.steps.steps import Steps
 
 # Increased when the same settings and sources give other bytes.
 FORMAT_VERSION = 1
@@ -305,6 +306,8 @@ class RunPlan:
     @property
     def steps(self) -> Steps:
         """Return the values of the settings of steps, the same for all cases."""
+        from dask_slicer.planning.steps import common_steps
+
         return common_steps(self.config, self.label_values, self.properties)
 
     @property
@@ -322,16 +325,6 @@ class RunPlan:
         for case in self.runnable:
             counts.update({part.plane: part.most_slices for part in case.parts})
         return f"{self.n_slices} ({', '.join(f'{counts[plane]} {plane}' for plane in planes)})"
-
-    def case_rows(self, cases: Iterable[CasePlan]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return the head and the rows of a table of cases, a row for each plane."""
-        folders = self.config.plane_folders
-        rows = []
-        for part in (part for case in cases for part in case.parts):
-            facts = ("", "cannot be run", "", "", "") if part.problem else part.described()
-            plane = (part.plane,) if folders else ()
-            rows.append((part.case_id, part.split, *plane, *facts))
-        return ("case", "split", *(("plane",) if folders else ()), *HEADER_FACTS), rows
 
     @property
     def peak_bytes(self) -> int:
@@ -358,10 +351,22 @@ class RunPlan:
         return html_card(
             f"Plan of {plural(len(self.cases), 'case')}",
             html_facts(rows),
-            html_table(*self.case_rows(self.runnable), of="case"),
+            html_table(*case_rows(self, self.runnable), of="case"),
             html_table(FILE_COLUMNS, file_kinds(self.files), of="kind of file"),
             failure_table(self.failures),
         )
+
+
+def case_rows(
+    plan: RunPlan, cases: Iterable[CasePlan]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the head and the rows of a table of cases, a row for each plane."""
+    folders = plan.config.plane_folders
+    rows = []
+    for part in (part for case in cases for part in case.parts):
+        facts = ("", "cannot be run", "", "", "") if part.problem else part.described()
+        rows.append((part.case_id, part.split, *((part.plane,) if folders else ()), *facts))
+    return ("case", "split", *(("plane",) if folders else ()), *HEADER_FACTS), rows
 
 
 def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:

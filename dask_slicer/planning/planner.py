@@ -41,9 +41,9 @@ from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.plan_cache import PlanCache
 from dask_slicer.planning.steps import (
     label_values,
+    listed_slices,
     mapped_names,
     names_labels,
-    read_slice_list,
 )
 from dask_slicer.planning.structures import number_structures, structures_of, with_values
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
@@ -146,7 +146,7 @@ def _make_plan(
         n_modalities=n_modalities,
         needs_label=has_labels and not config.allow_missing_labels,
     )
-    listed = _listed(config, {case.case_id for case in cases})
+    listed = listed_slices(config, {case.case_id for case in cases})
     unread = [
         CasePlan(
             case=with_unnamed(case, root),
@@ -183,20 +183,6 @@ def _make_plan(
         structures=numbers,
     )
     return plan, cache.seen
-
-
-def _listed(config: RunConfig, known: Collection[str]) -> Callable[[str], frozenset[int] | None]:
-    """Return a function of a case id that returns its listed slices, None if there is no list."""
-    if config.slice_list is None:
-        return lambda _: None
-    slices = read_slice_list(config.slice_list, config.planes[0])
-    for name in slices:
-        if name not in known:
-            raise DatasetError(
-                f"{config.slice_list} names {name}, but there is no such case"
-                f"{did_you_mean(name, known)}"
-            )
-    return lambda case_id: slices.get(case_id, frozenset())
 
 
 def _needing_labels(config: RunConfig) -> list[str]:
@@ -263,7 +249,7 @@ def _with_facts(
                     "no label for this case, but others have one; add it, "
                     "or use --allow_missing_labels"
                 )
-            if (needing := _needing_labels(config)) and not plan.has_label:
+            if not plan.has_label and (needing := _needing_labels(config)):
                 raise MissingLabel(f"--{' and --'.join(needing)} needs a label, this case has none")
             images = plan.case.images
             if len(images) != n_modalities or not any(images):
@@ -367,7 +353,10 @@ def _notes(
     if not has_labels:
         yield "no case has a label; slices will hold images only"
     yield from _empty_splits(cases, config)
-    if note := effects_note(config, _dataset_facts(dataset, has_labels=has_labels)):
+    facts = _dataset_facts(dataset, has_labels=has_labels)
+    if config.for_inference:
+        facts = replace(facts, states_splits=False)
+    if note := effects_note(config, facts):
         yield note
 
 

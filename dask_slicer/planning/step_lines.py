@@ -100,8 +100,8 @@ def _has_limits(config: RunConfig) -> bool:
 def _grid_lines(config: RunConfig, cases: Sequence[SlicedCase]) -> Iterator[str]:
     if config.spacing is not None:
         wanted = _spacing_text(config.spacing)
-        parts = [part.spacing for case in cases for part in case.parts]
-        before = f"{_range(parts)} → " if cases else ""
+        spacings = [part.spacing for case in cases for part in case.parts]
+        before = f"{_range(spacings)} → " if cases else ""
         yield f"spacing {before}{wanted} mm, order {config.resample_order}"
     if config.size is not None:
         about = " about the label" if config.center == "label" else ""

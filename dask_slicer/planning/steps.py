@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from dask_slicer.core.steps.label_map import LabelMap
 from dask_slicer.core.steps.selection import SliceRange, candidates
 from dask_slicer.core.steps.steps import Steps, stored_box
 from dask_slicer.errors import DatasetError
+from dask_slicer.utils.formatting import did_you_mean
 
 Shape = tuple[int, int, int]
 # In a case's digest, these are what they lead to for that case.
@@ -165,7 +166,7 @@ def steps_of(
     return replace(steps, case_id=case_id, listed=listed, keep_empty=keep_empty)
 
 
-def read_slice_list(path: Path, plane: str) -> dict[str, frozenset[int]]:
+def _read_slice_list(path: Path, plane: str) -> dict[str, frozenset[int]]:
     """Return the listed slices of each case, from the columns case_id and slice_index of a table.
 
     Of a table with a column plane, as slices.csv of several planes, rows of other planes are left
@@ -196,3 +197,19 @@ def read_slice_list(path: Path, plane: str) -> dict[str, frozenset[int]]:
             f"such as slices.csv of an output ({error})"
         ) from None
     return {case_id: frozenset(indices) for case_id, indices in listed.items()}
+
+
+def listed_slices(
+    config: RunConfig, known: Collection[str]
+) -> Callable[[str], frozenset[int] | None]:
+    """Return a function of a case id that returns its listed slices, None if there is no list."""
+    if config.slice_list is None:
+        return lambda _: None
+    slices = _read_slice_list(config.slice_list, config.planes[0])
+    for name in slices:
+        if name not in known:
+            raise DatasetError(
+                f"{config.slice_list} names {name}, but there is no such case"
+                f"{did_you_mean(name, known)}"
+            )
+    return lambda case_id: slices.get(case_id, frozenset())

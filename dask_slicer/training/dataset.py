@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import UsageError
+from dask_slicer.output.folds import fold_cases
 from dask_slicer.output.formats import npz, zarr_reader  # noqa: F401, before loaders are forked
 from dask_slicer.output.formats.base import CaseReader, damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
-from dask_slicer.output.output import Output, check_cases, check_plane, fold_cases, open_output
+from dask_slicer.output.output import Output, check_cases, check_plane, open_output
 from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:

@@ -148,6 +148,24 @@ def test_what_belongs_to_the_other_dataset_stays_there(
     assert slices(tmp_path / "out").keys() == slices(first).keys() != set()
 
 
+def test_all_cases_are_for_test_whatever_the_dataset_states(scans, tmp_path, invoke) -> None:
+    first = first_run(scans, tmp_path / "first", spacing="6,4,4", keep_empty=0.0)
+    table = tmp_path / "scans.csv"
+    images = sorted((scans / "imagesTr").iterdir())
+    rows = [
+        f"{split},{image},{split}"
+        for split, image in zip(("train", "val"), images[:2], strict=True)
+    ]
+    table.write_text("\n".join(["case_id,image,split", *rows]))
+    command = ("run", "--like", first, "-i", table, "-o", tmp_path / "out", "--num_workers", 0)
+    for _ in range(2):
+        result = invoke(*command)
+        assert result.exit_code == 0, result.output
+        assert "_ratio" not in result.output
+        splits = json.loads((tmp_path / "out" / "splits.json").read_text())
+        assert splits == {"train": [], "val": [], "test": ["train", "val"]}
+
+
 def test_like_an_output_that_is_like_another(scans, new_scans, tmp_path, invoke) -> None:
     first = first_run(scans, tmp_path / "0", **WITHOUT_LABEL)
     for number in (1, 2):

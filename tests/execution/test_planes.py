@@ -376,14 +376,13 @@ def test_a_preview_shows_every_plane(output) -> None:
 
 def test_a_plan_shows_the_slices_of_each_plane(scans, invoke) -> None:
     planes = ("--plane", "axial,coronal,sagittal")
-    result = invoke("plan", "-i", scans, *planes, "--spacing", "2,2,2", "--slices", "0%:50%")
-    assert result.exit_code == 0, result.output
-    rows = [line.split() for line in result.output.splitlines() if line.startswith("c0")]
-    assert [row[2:5] for row in rows] == [
-        ["axial", "6", "7×9"],
-        ["coronal", "7", "6×9"],
-        ["sagittal", "9", "6×7"],
-    ]
+    options = ((), ("--spacing", "2,2,2", "--slices", "0%:50%"))
+    for steps, shapes in zip(options, ("6 7×9 7 6×9 9 6×7", "6 → 7 → 9 →"), strict=True):
+        result = invoke("plan", "-i", scans, *planes, *steps)
+        assert result.exit_code == 0, result.output
+        rows = [line.split() for line in result.output.splitlines() if line.startswith("c0")]
+        assert [row[2] for row in rows] == [*PLANES]
+        assert [text for row in rows for text in row[3:5]] == shapes.split()
     plan = dask_slicer.plan(input_dir=scans, plane=PLANES, window_size=0)
     assert plan.n_slices == 69
     alone = [dask_slicer.plan(input_dir=scans, plane=plane) for plane in PLANES]

@@ -310,3 +310,33 @@ def test_random_steps_hold_the_laws(scans, chosen, n_modalities) -> None:
 @given(chosen=STEPS, n_modalities=st.sampled_from([1, 2]))
 def test_many_random_steps_hold_the_laws(scans, chosen, n_modalities) -> None:
     check_laws(scans, chosen, n_modalities)
+
+
+@settings(max_examples=6, deadline=None, phases=[Phase.generate], derandomize=True)
+@given(STEPS, st.sampled_from([1, 2]), st.permutations(["axial", "coronal", "sagittal", "i"]))
+def test_planes_together_are_those_of_runs_with_each_alone(scans, chosen, n_modalities, planes):
+    place = {
+        "input_dir": scans[n_modalities],
+        "num_workers": 0,
+        "dashboard_address": "none",
+        "allow_missing_labels": True,
+    }
+    planes = planes[:2]
+    chosen = {"plane": planes} | {name: v for name, v in chosen.items() if name != "plane"}
+    chosen = without_conflicts(chosen, place | {"output_dir": "/x"})
+    with tempfile.TemporaryDirectory() as folder:
+        together = Path(folder, "all")
+        _, failed = run(together, place | chosen)
+        for plane in planes:
+            alone = Path(folder, plane)
+            assert run(alone, place | chosen | {"plane": plane})[1] == failed
+            names = [path.relative_to(alone) for path in alone.rglob("*") if path.is_file()]
+            below = [name for name in names if len(name.parts) > 2]
+            below += [name for name in names if name.suffix == ".npz"]
+            for name in below:
+                n_above = 2 if name.parts[0] == layout.ZARR else 1
+                there = Path(*name.parts[:n_above], plane, *name.parts[n_above:])
+                assert (together / there).read_bytes() == (alone / name).read_bytes(), name
+            there = [p for p in together.rglob("*") if p.is_file() and plane in p.parts]
+            assert len(there) == len(below)
+        assert not verify(together, num_workers=0).issues

@@ -87,9 +87,7 @@ def test_a_case_without_a_label_or_without_slices_is_named(dataset, slice_datase
 def test_a_case_of_which_no_slice_was_kept_is_named(dataset, slice_dataset, format_) -> None:
     dataset.add("empty", label=np.zeros((8, 9, 10), np.uint8))
     output = open_output(slice_dataset(format=format_, min_foreground=0.5))
-    with pytest.raises(
-        UsageError, match=r"no slices of empty in .*the run kept none of them"
-    ):
+    with pytest.raises(UsageError, match=r"no slices of empty in .*the run kept none of them"):
         output.volume("empty")
 
 
