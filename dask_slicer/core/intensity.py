@@ -90,7 +90,7 @@ class Normalization:
     def _applied(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32
         # All differences, and the scale, fit float32 with all digits.
-        small = abs(self.center) < 1e31 and 1e-30 < self.scale < 1e38
+        small = abs(self.center) < 1e31 and 1e-30 < self.scale < 1e38 / self.levels
         if narrow and small and (self.slope, self.intercept) == (1.0, 0.0):
             return self._apply_float32(stored)
         values = stored.astype(np.float64, order="C")
