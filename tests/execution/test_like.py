@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from step_settings import EVERY_STEP
@@ -249,3 +250,33 @@ def test_the_same_settings_may_be_given_and_others_too(scans, new_scans, tmp_pat
     result = invoke("run", "-c", file, "--num_workers", 0, "--window_size", 2)
     assert result.exit_code == 0, result.output
     assert slices(tmp_path / "out") == slices(first)
+
+
+@pytest.mark.parametrize("masks", ["spleen aorta liver", "spleen", ""])
+def test_structures_keep_their_values(tmp_path, invoke, masks) -> None:
+    array = np.arange(8 * 9 * 5, dtype=np.int16).reshape(8, 9, 5)
+
+    def lay(name: str, structures: str) -> Path:
+        for path, voxels in (
+            ("ct", array),
+            *((f"segmentations/{s}", None) for s in structures.split()),
+        ):
+            file = tmp_path / name / name / f"{path}.nii.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            voxels = (array % 7 == len(path) % 7).astype(np.uint8) if voxels is None else voxels
+            nib.save(nib.Nifti1Image(voxels, np.eye(4)), file)
+        return tmp_path / name
+
+    first = first_run(lay("old", "liver spleen"), tmp_path / "first", window_size=0)
+    result = invoke(
+        *("run", "--like", first, "-i", lay("new", masks), "-o", tmp_path / "out"),
+        *("--num_workers", 0, "--layout", "folder_per_case"),
+    )
+    if masks == "spleen":
+        assert result.exit_code == 2
+        assert "--structures liver: " in result.output
+        return
+    assert result.exit_code == 0, result.output
+    expected = {"1": "liver", "2": "spleen"} if masks else {}
+    info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())
+    assert info.get("label_names", {}) == expected
