@@ -14,6 +14,7 @@ def _no_pause(monkeypatch) -> None:
     monkeypatch.setattr("dask_slicer.execution.benchmark._PAUSE", 0.0)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_saves_results_and_removes_its_slices(
     dataset, tmp_path, invoke
 ) -> None:

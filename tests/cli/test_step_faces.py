@@ -117,7 +117,7 @@ def test_an_output_needs_the_statistics_of_elsewhere_only_once(scans, tmp_path, 
         result = invoke("run", *again)
         assert result.exit_code == 0, result.output
         assert "Nothing to do" in result.output
-    assert invoke("verify", second, "--deep", 1).exit_code == 0
+    assert invoke("verify", second, "--deep", 1, "--num_workers", 0).exit_code == 0
 
 
 def test_without_steps_nothing_is_added(scans, tmp_path) -> None:

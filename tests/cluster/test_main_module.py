@@ -54,7 +54,9 @@ def check_refused(result: subprocess.CompletedProcess[str], words: str, tmp_path
     assert not [*(tmp_path / "slices").glob("*")]
 
 
-@pytest.mark.parametrize("arguments", [["-"], []], ids=["dash", "pipe"])
+@pytest.mark.parametrize(
+    "arguments", [["-"], pytest.param([], marks=pytest.mark.slow)], ids=["dash", "pipe"]
+)
 @pytest.mark.parametrize("script", [LONE, GUARDED], ids=["lone", "guarded"])
 def test_a_script_from_standard_input_is_refused_with_a_line(
     python, tmp_path, script, arguments
@@ -68,7 +70,11 @@ def test_a_script_from_standard_input_is_refused_with_a_line(
     [(LONE, 3), (IN_A_FUNCTION, 4), (IN_A_THREAD, 2), (BELOW_ANOTHER_CONDITION, 3)],
     ids=["lone", "function", "thread", "condition"],
 )
-@pytest.mark.parametrize("arguments", [["script.py"], ["-m", "script"]], ids=["file", "module"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["script.py"], pytest.param(["-m", "script"], marks=pytest.mark.slow)],
+    ids=["file", "module"],
+)
 def test_a_script_without_a_guard_is_refused_with_a_line(
     python, tmp_path, script, line, arguments
 ) -> None:
@@ -83,7 +89,9 @@ def test_a_script_without_a_guard_is_refused_with_a_line(
         pytest.param(GUARDED, ["script.py"], 1, id="guarded"),
         pytest.param(LONE, ["script.py"], 0, id="lone, without workers"),
         pytest.param(LONE, ["-"], 0, id="standard input, without workers"),
-        pytest.param(LONE, ["-c", "exec(open('script.py').read())"], 1, id="command"),
+        pytest.param(
+            LONE, ["-c", "exec(open('script.py').read())"], 1, id="command", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_other_scripts_run(python, script, arguments, workers) -> None:

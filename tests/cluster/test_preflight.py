@@ -255,6 +255,7 @@ def test_an_archive_holds_every_module_and_the_files_that_they_read(package, tmp
     assert sent.items() >= there.items()
 
 
+@pytest.mark.slow
 def test_python_imports_every_module_from_an_archive(package, tmp_path) -> None:
     upload.write_package(tmp_path / "sent.zip")
     modules = sorted(

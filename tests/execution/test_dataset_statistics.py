@@ -57,6 +57,7 @@ def add_cases(dataset, names) -> None:
         dataset.add(name, image, (image > 100).astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_one_pass_gives_the_same_on_any_number_of_workers(scans, tmp_path) -> None:
     settings = {"crop": "label", "label_map": "1:1 *:0", "train_ratio": 0.75}
     config = dask_slicer.RunConfig(
@@ -78,7 +79,7 @@ def test_the_order_of_the_cases_does_not_matter(scans, tmp_path, monkeypatch) ->
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "other")
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_case_that_fails_in_the_pass_is_left_out(dataset, tmp_path, num_workers) -> None:
     add_cases(dataset, "abcd")
     label = np.zeros((8, 9, 10), np.uint8)
@@ -259,6 +260,7 @@ def test_sizes_are_trusted_where_digests_hold_statistics(scans, tmp_path) -> Non
     assert (report.n_committed, report.n_skipped) == (0, 3)
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_scheduler_do_not_share_samples(scans, tmp_path, started_scheduler) -> None:
     from distributed import Client
 

@@ -108,7 +108,10 @@ def test_a_missing_modality_fails_its_case_or_is_filled_with_zeros(scans, lay) -
     assert described["norm_stats"]["min"][0] == described["norm_stats"]["max"][0] == 0
     plan = json.loads(scans.run("--missing_modality", "zero", "--json", command="plan").stdout)
     assert plan["cases"][1]["images"][0] is None
-    assert "No problems" in scans._invoke("verify", scans.output, "--deep", 9).output
+    assert (
+        "No problems"
+        in scans._invoke("verify", scans.output, "--deep", 9, "--num_workers", 0).output
+    )
 
 
 def test_a_case_without_any_image_is_not_filled(scans) -> None:

@@ -96,7 +96,10 @@ def test_structures_are_numbered_by_name_and_counted(scans) -> None:
     info = open_output(scans.output).summary
     assert info["label_voxels"] == {"1": 24, "2": 12}
     assert "overlapping_voxels" not in info
-    assert "No problems" in scans._invoke("verify", scans.output, "--deep", 5).output
+    assert (
+        "No problems"
+        in scans._invoke("verify", scans.output, "--deep", 5, "--num_workers", 0).output
+    )
 
 
 def test_a_structure_that_comes_later_is_added_at_the_end(scans) -> None:

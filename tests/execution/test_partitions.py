@@ -262,6 +262,7 @@ def test_a_scan_that_is_reachable_again_is_no_failure(
 # -- shares that died, other numbers of them, a run of the whole -----------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="kills")
 def test_a_killed_partition_is_repeated(start, shares, whole, invoke, output_dir) -> None:
     for number in (1, 3):

@@ -107,7 +107,7 @@ def test_each_modality_has_its_own_limits_and_normalisation(
         np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
     item = SliceDataset(output, split="train")[3]["image"]
     np.testing.assert_array_equal(item, volume[..., 3])
-    result = invoke("verify", output, "--deep", 5)
+    result = invoke("verify", output, "--deep", 5, "--num_workers", 0)
     assert (result.exit_code, "5 of them against their scans" in result.stdout) == (0, True)
 
 

@@ -73,7 +73,7 @@ def test_both_formats_hold_the_same_slices(scans, tmp_path, dtype) -> None:
         assert not report.issues, report.issues
 
 
-@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize("format_", [pytest.param("npz", marks=pytest.mark.slow), "zarr"])
 def test_the_same_bytes_on_any_number_of_workers(scans, tmp_path, format_) -> None:
     settings = EVERY_STEP_TWICE | {"format": format_}
     here = contents(run(scans, tmp_path / "0", **settings))

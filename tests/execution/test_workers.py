@@ -98,6 +98,7 @@ def test_a_lost_scheduler_is_noticed_soon_by_default() -> None:
     assert (dask.config.get(tcp), dask.config.get(connect)) == ("30s", "30s")
 
 
+@pytest.mark.slow
 def test_spawned_workers_write_the_same_as_on_macos_and_windows(
     scans, written_here, tmp_path, monkeypatch
 ) -> None:
