@@ -211,6 +211,19 @@ def test_an_output_keeps_its_statistics_when_the_file_has_gone(scans, tmp_path) 
     assert bytes_of(output) == bytes_of(tmp_path / "first")
 
 
+@pytest.mark.parametrize("text", ["{", "other"])
+def test_an_output_is_checked_by_its_own_statistics(scans, tmp_path, text) -> None:
+    slice_scans(scans, tmp_path / "first")
+    own = (tmp_path / "first" / "statistics.json").read_text()
+    file, output = tmp_path / "ct.json", tmp_path / "out"
+    file.write_text(own)
+    slice_scans(scans, output, statistics=file)
+    content = json.loads(own)
+    content[KEY]["0"]["mean"] += 1
+    file.write_text(text if text == "{" else json.dumps(content))
+    assert not verify(output, deep=10, num_workers=0).issues
+
+
 def change_statistics(path: Path, how: str) -> None:
     if how == "missing":
         path.unlink()
