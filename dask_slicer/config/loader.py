@@ -84,6 +84,8 @@ def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     same = {name: value for name, value in other if name in names}
     if "dataset" in for_each_modality(other.normalize, 1):
         same["statistics"] = path.with_name("statistics.json").absolute()
+    if not other.structures and (numbers := _structures(path.with_name("structures.json"))):
+        same["structures"] = numbers
     again = build_settings(RunConfig, other.model_dump() | dict(settings))
     for name, value in same.items():
         if name in settings and getattr(again, name) != value:
@@ -93,6 +95,17 @@ def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             )
     all_for_test = {"train_ratio": 0.0, "val_ratio": 0.0, "allow_missing_labels": True}
     return all_for_test | dict(settings) | same
+
+
+def _structures(path: Path) -> tuple[str, ...]:
+    """Return the structures that an output merged, in the order of their label values."""
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(sorted(numbers, key=numbers.__getitem__))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); dask-slicer verify repairs it") from None
 
 
 def build_settings(model: type[M], settings: Mapping[str, Any]) -> M:

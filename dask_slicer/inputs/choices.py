@@ -18,7 +18,8 @@ def apply_choices(tree: FileTree, match: LayoutMatch, options: InputOptions) -> 
         _select_modalities(tree, match, options)
     if options.label_name and match.layout not in _CHOOSE_LABELS:
         match.problems.append(f"--label_name has no effect in the layout {match.layout}")
-    if options.structures and not any(case.masks for case in match.cases):
+    has_labels = any(case.has_label for case in match.cases)
+    if options.structures and has_labels and not any(case.masks for case in match.cases):
         match.problems.append(f"--structures: the layout {match.layout} has no masks of structures")
 
 

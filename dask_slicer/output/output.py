@@ -219,7 +219,7 @@ class Output:
 
     @contextmanager
     def _opened(
-        self, case_id: str, plane: str | None
+        self, case_id: str, plane: str | None = None
     ) -> Iterator[tuple[NpzReader | ZarrReader, list[int]]]:
         """Open a case in a plane; yield its reader, and the indices of its kept slices."""
         index, planes = self.index, self.config.planes

@@ -100,9 +100,10 @@ def _make_plan(
     """Return the plan, and its files with size, mtime and ctime before they were read."""
     root = config.input_root
     dataset = _find_cases(config, tree)
+    has_labels = any(case.has_label for case in dataset.cases)
     numbers = number_structures(
         structures_of(dataset.cases),
-        wanted=config.structures,
+        wanted=config.structures if has_labels or not config.allow_missing_labels else (),
         columns=dataset.structures,
         frozen=structures,
     )
@@ -116,7 +117,6 @@ def _make_plan(
     if config.prune:
         present = {case.case_id for case in dataset.cases}
         assigned = {case_id: split for case_id, split in assigned.items() if case_id in present}
-    has_labels = any(case.has_label for case in dataset.cases)
     needing = [*_needing_labels(config), *["min_foreground"] * (config.min_foreground > 0)]
     if needing and not has_labels and not dataset.problems:
         needs = "needs" if len(needing) == 1 else "need"

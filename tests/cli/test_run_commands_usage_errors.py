@@ -107,7 +107,7 @@ def test_options_out_of_range_are_refused_with_field_rule_and_value(
         ("window_size: -3", "window_size must be 0 or more, got -3"),
         ("window_size: two", "window_size"),
         ("window_size: true", "window_size"),
-        ("plane: [axial]", "plane must be one of axial, coronal, sagittal, i, j, k"),
+        ("plane: [axial, up]", "plane must be one of axial, coronal, sagittal, i, j, k, got up"),
         ("normalize: Z-score", "none, got z-score; did you mean zscore?"),
         ("overwrite: perhaps", "overwrite"),
         ("- a\n- list", "must be a mapping"),

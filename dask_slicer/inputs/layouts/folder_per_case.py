@@ -208,6 +208,9 @@ def _choose_structures(
     likely = {name for names in named.values() for name in names.by_structure} - {
         name for names in named.values() for name in names.images
     }
+    structures = list(structures)
+    if not likely and not any(choose_name(name, known) for name in structures):
+        return  # scans without labels
     chosen = []
     for name in structures:
         structure = choose_name(name, likely) or choose_name(name, known)
