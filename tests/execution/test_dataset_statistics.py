@@ -288,3 +288,12 @@ def test_two_runs_on_one_scheduler_do_not_share_samples(scans, tmp_path, started
             here = {case.case_id: sample for case, sample in sampled(crop, None)}
             for case, sample in (one, *others):
                 np.testing.assert_array_equal(sample, here[case.case_id])
+
+
+def test_graphs_need_the_statistics(scans, tmp_path) -> None:
+    settings = {"input_dir": scans, "output_dir": tmp_path / "out", "normalize": "dataset"}
+    with pytest.raises(UsageError, match="needs statistics"):
+        dask_slicer.build_graphs(dask_slicer.plan(settings))
+    slice_scans(scans, tmp_path / "first")
+    file = tmp_path / "first" / "statistics.json"
+    assert len(dask_slicer.build_graphs(dask_slicer.plan(settings, statistics=file))) == 4
