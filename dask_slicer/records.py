@@ -175,8 +175,9 @@ def clip_note(clip_min: Limit, clip_max: Limit, case_ids: Sequence[str]) -> str:
     """
     limits = {"clip_min": clip_min, "clip_max": clip_max}
     given = [f"{name} {_limit(value)}" for name, value in limits.items() if value is not None]
+    outside = ", ".join(given) or "the percentiles in the statistics of the dataset"
     return (
-        f"more than half of the bright voxels lie outside {', '.join(given)} in "
+        f"more than half of the bright voxels lie outside {outside} in "
         f"{plural(len(case_ids), 'case')} ({first_few(case_ids)}): check that these limits suit "
         "these scans (CT is in HU, MR is not), or leave them out"
     )

@@ -189,6 +189,8 @@ def slice_views(
             dataset=properties,
             zero_nonfinite=nonfinite == "zero",
         )
+        if steps.ct_windows:  # which leave out what other windows show
+            stats = replace(stats, clipped_share=0.0)
         if dtype != "uint8":
             check_fits(how, stats, dtype)
         statistics.append(stats)

@@ -51,10 +51,12 @@ def build_graphs(plan: RunPlan) -> dict[str, Delayed]:
     Raises
     ------
     UsageError
-        If the plan has no output directory.
+        If the plan has no output directory, or normalises by statistics that are not known.
     """
     if not plan.config.has_output:
         raise UsageError("build_graphs needs a plan with an output_dir")
+    if plan.needs_properties:
+        raise UsageError("build_graphs with normalize dataset needs statistics, the file of them")
     target = target_of(plan.config, names=plan.names, steps=plan.steps)
     return {
         case.case_id: case_graph(case, target) for case in plan.selected if case.problem is None

@@ -97,7 +97,9 @@ def verify(
         n_cases = len(totals.split_of)
         missing = planned.keys() - totals.split_of.keys()
         drawn = _drawn(_committed(records), totals.n_slices, deep, seed)
-        plan = prepare_plan(config) if drawn else None
+        # The output has its own copy of the statistics; their file may have changed.
+        own = config.model_copy(update={"statistics": None})
+        plan = prepare_plan(own) if drawn else None
         plans = {} if plan is None else {case.case_id: case for case in plan.cases}
         target = target_of(config, steps=NO_STEPS if plan is None else plan.steps)
         client = stack.enter_context(

@@ -157,7 +157,7 @@ def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -
             "memory and about as long"
         )
     memory = system.memory_bytes()
-    fitting = max(memory // peak, 1)
+    fitting = max(memory // max(peak, 1), 1)  # without a case, it is 0
     if n_workers == -1:
         n_workers = n_cpus
         if fitting < min(n_workers, n_cases):

@@ -137,3 +137,17 @@ def test_a_journal_of_an_earlier_version_is_read_as_before(
     assert again.exit_code == 0
     assert "Skipped 1 case" in again.stdout
     assert "bright voxels" not in again.stdout
+
+
+def test_windows_and_the_statistics_of_other_scans(dataset, directories, invoke, tmp_path) -> None:
+    for name in ("mr_1", "mr_2"):
+        dataset.add(name, mr())
+    result = run(invoke, directories, "--ct_windows", "lung,subdural")  # each shows a part
+    assert "bright voxels" not in result.stdout
+    names = ("mean", "median", "std", "min", "max", "percentile_00_5", "percentile_99_5")
+    values = dict(zip(names, (40, 40, 30, -500, 500, -160, 240), strict=True))
+    file = tmp_path / "ct.json"
+    file.write_text(json.dumps({"foreground_intensity_properties_per_channel": {"0": values}}))
+    options = ("--overwrite", "--normalize", "dataset", "--statistics", file)
+    result = run(invoke, directories, *options)
+    assert "outside the percentiles in the statistics of the dataset in 2 cases" in result.stdout

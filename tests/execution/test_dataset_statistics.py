@@ -212,6 +212,19 @@ def test_an_output_keeps_its_statistics_when_the_file_has_gone(scans, tmp_path) 
     assert bytes_of(output) == bytes_of(tmp_path / "first")
 
 
+@pytest.mark.parametrize("text", ["{", "other"])
+def test_an_output_is_checked_by_its_own_statistics(scans, tmp_path, text) -> None:
+    slice_scans(scans, tmp_path / "first")
+    own = (tmp_path / "first" / "statistics.json").read_text()
+    file, output = tmp_path / "ct.json", tmp_path / "out"
+    file.write_text(own)
+    slice_scans(scans, output, statistics=file)
+    content = json.loads(own)
+    content[KEY]["0"]["mean"] += 1
+    file.write_text(text if text == "{" else json.dumps(content))
+    assert not verify(output, deep=10, num_workers=0).issues
+
+
 def change_statistics(path: Path, how: str) -> None:
     if how == "missing":
         path.unlink()
@@ -277,3 +290,12 @@ def test_two_runs_on_one_scheduler_do_not_share_samples(scans, tmp_path, started
             here = {case.case_id: sample for case, sample in sampled(crop, None)}
             for case, sample in (one, *others):
                 np.testing.assert_array_equal(sample, here[case.case_id])
+
+
+def test_graphs_need_the_statistics(scans, tmp_path) -> None:
+    settings = {"input_dir": scans, "output_dir": tmp_path / "out", "normalize": "dataset"}
+    with pytest.raises(UsageError, match="needs statistics"):
+        dask_slicer.build_graphs(dask_slicer.plan(settings))
+    slice_scans(scans, tmp_path / "first")
+    file = tmp_path / "first" / "statistics.json"
+    assert len(dask_slicer.build_graphs(dask_slicer.plan(settings, statistics=file))) == 4

@@ -165,6 +165,19 @@ def test_all_cases_are_for_test_whatever_the_dataset_states(scans, tmp_path, inv
         assert splits == {"train": [], "val": [], "test": ["train", "val"]}
 
 
+def test_an_output_with_splits_of_the_dataset_keeps_them(scans, tmp_path) -> None:
+    image = sorted((scans / "imagesTr").iterdir())[0]
+    table, output = tmp_path / "scans.csv", tmp_path / "out"
+    table.write_text(f"case_id,image,split\none,{image},train\n")
+    first_run(table, output)
+    ratios = {"train_ratio": 0, "val_ratio": 0, "allow_missing_labels": True}
+    config = output / "config.yaml"
+    text = config.read_text().replace("train_ratio: 0.8", "train_ratio: 0.0\nval_ratio: 0.0")
+    config.write_text(text.replace("allow_missing_labels: false", "allow_missing_labels: true"))
+    first_run(table, output, **ratios)
+    assert json.loads((output / "splits.json").read_text())["train"] == ["one"]
+
+
 def test_like_an_output_that_is_like_another(scans, new_scans, tmp_path, invoke) -> None:
     first = first_run(scans, tmp_path / "0", **WITHOUT_LABEL)
     for number in (1, 2):

@@ -303,3 +303,11 @@ class TestCommand:
         assert invoke("verify", output, *options).exit_code == 0
         a_slice_file(output).unlink()
         assert invoke("verify", output, *options).exit_code == 1
+
+
+def test_an_output_without_a_slice_can_be_checked(scans, tmp_path) -> None:
+    settings = {"slices": "900:901", "num_workers": 0, "dashboard_address": "none"}
+    places = {"input_dir": scans, "output_dir": tmp_path / "out"}
+    dask_slicer.run(places | settings, progress=False)
+    report = verify(tmp_path / "out", deep=5)
+    assert not report.issues
