@@ -24,7 +24,7 @@ _TABLE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class LabelMap:
-    """New label values by old ones; 0, the background, stays 0 unless it is listed.
+    """New label values by old ones; 0, the background, stays 0.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class LabelMap:
     def parse(cls, text: str) -> LabelMap:
         """Return the label map in a text; raise ValueError if it is none.
 
-        Names with blanks, commas or colons are not possible; their numbers are.
+        A blank in a name is written as _; of names with commas or colons, give the number.
 
         Examples
         --------
@@ -88,7 +88,9 @@ class LabelMap:
         ValueError
             If a name is unknown, or a value is listed by its number and its name.
         """
-        numbers = {name.casefold(): value for value, name in names.items()}
+        numbers = {"background": 0}
+        for number, name in names.items():
+            numbers |= {name.casefold(): number, name.casefold().replace(" ", "_"): number}
         result: dict[int, int] = {}
         for old, new in self.pairs:
             value = int(old) if re.fullmatch(r"-?\d+", old) else numbers.get(old.casefold())
@@ -98,6 +100,8 @@ class LabelMap:
                 raise ValueError(
                     f"label_map: no label is named {old}" + (known if names else "; give its value")
                 )
+            if value == 0 and new != 0:
+                raise ValueError(f"label_map gives the background ({old}) {new}, but it stays 0")
             if result.setdefault(value, new) != new:
                 raise ValueError(f"label_map gives {value} ({old}) two new values")
         return result

@@ -59,6 +59,19 @@ def test_names() -> None:
     assert LabelMap.parse("3:1 *:0").names(names) == {0: "background", 1: "cyst"}
 
 
+def test_names_with_blanks_and_the_background() -> None:
+    names = {0: "background", 1: "Kidney right", 2: "liver"}
+    label_map = LabelMap.parse("background:0 kidney_right:1 *:0")
+    assert label_map.values(names) == {0: 0, 1: 1}
+    assert LabelMap.parse("0:0 1:1").values({}) == {0: 0, 1: 1}
+
+
+@pytest.mark.parametrize("text", ["0:1 *:0", "0,5:1 *:0", "background:2 *:0"])
+def test_the_background_stays_0(text) -> None:
+    with pytest.raises(ValueError, match=r"label_map gives the background .* but it stays 0"):
+        LabelMap.parse(text).values({0: "background", 5: "liver"})
+
+
 def test_a_name_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="no label is named tumour; did you mean tumor"):
         LabelMap.parse("tumour:1").values({1: "tumor"})
