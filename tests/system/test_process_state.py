@@ -106,12 +106,13 @@ except RuntimeError:
     pass
 """,
     "interrupted": f"""
-signal.signal(signal.SIGINT, signal.default_int_handler)
+handler = signal.signal(signal.SIGINT, signal.default_int_handler)
 interrupt = lambda: signal.raise_signal(signal.SIGINT)
 try:
     {RUN.replace("progress=False", "observer=WhenConnected(interrupt)")}
 except KeyboardInterrupt:
     pass
+signal.signal(signal.SIGINT, handler)
 """,
     "two, the first ends first": f"""
 first, second = {CLIENT}, {CLIENT}
