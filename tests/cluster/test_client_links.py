@@ -14,6 +14,7 @@ LINK = "distributed.dashboard.link"
 @pytest.mark.parametrize(
     "template", ["{NO_SUCH_VARIABLE}/proxy/{port}/status", "{host", "{0}", 5], ids=str
 )
+@pytest.mark.slow
 def test_a_link_that_cannot_be_made_is_the_plain_one_and_stops_no_run(
     dataset, tmp_path, invoke, template
 ) -> None:

@@ -15,6 +15,7 @@ def scans(folder):
     return ("run", "--input_dir", folder / "scans", "--output_dir", folder / "slices")
 
 
+@pytest.mark.slow
 def test_a_run_on_local_workers_writes_it(tmp_path, invoke) -> None:
     report = tmp_path / "report.html"
     result = invoke(

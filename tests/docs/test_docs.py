@@ -28,7 +28,7 @@ _QUICKSTART = ROOT / "docs" / "quickstart.md"
 # The two commands that set everything up, which `.ci/run` runs.
 _SET_UP = (
     "python -m pip install . && dask-slicer demo\n",
-    'python -m pip install ".[test]" && python -m pytest\n',
+    'python -m pip install ".[test]" && python -m pytest -n auto\n',
 )
 # By page, the languages whose blocks are run, each by the test that is named.
 _RUN = {

@@ -306,6 +306,7 @@ def test_partitions_and_merges_killed_repeatedly_complete(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills")
+@pytest.mark.slow
 def test_the_lock_of_a_dead_partition_is_taken_over_with_a_note(
     start, shares, whole, invoke, output_dir
 ) -> None:

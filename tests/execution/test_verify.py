@@ -235,6 +235,7 @@ def test_only_deep_finds_pixels_changed_together_with_their_checksum(output) -> 
     assert f"slice {slice_index} differs by up to 0.5 from what its scan now gives" in str(finding)
 
 
+@pytest.mark.slow
 def test_one_record_is_in_memory_at_a_time(output) -> None:
     def n_records() -> int:
         return sum(isinstance(thing, CommittedCase) for thing in gc.get_objects())

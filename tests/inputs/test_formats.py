@@ -84,6 +84,7 @@ NAMES = ("a.nrrd", "b.nhdr", "c.mha", "d.mhd", "e.hdr", "f.nii.gz")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("turned", [np.eye(3), TURNED], ids=["straight", "oblique"])
 @pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
+@pytest.mark.slow
 def test_every_order_of_axes_is_sliced_as_simpleitk_reads_it(
     tmp_path, name, turned, compressed
 ) -> None:

@@ -142,6 +142,7 @@ ALL_IN_IT = re.compile(
 
 
 @pytest.mark.parametrize("where", ["output", "address"])
+@pytest.mark.slow
 def test_watch_shows_workers_cases_failures_and_time_left(here, invoke, where) -> None:
     shown = once_it_shows(invoke, ALL_IN_IT, here.output if where == "output" else here.address)
     assert f"{here.output} (process {here.process.pid} on {socket.gethostname()})" in shown

@@ -82,6 +82,7 @@ def answer_of(link: str) -> int:
         return response.status
 
 
+@pytest.mark.slow
 def test_the_first_line_is_the_dashboard_link_and_only_loopback_is_bound(busy_run) -> None:
     port = free_port()
     process = busy_run("--dashboard_address", f"127.0.0.1:{port}")

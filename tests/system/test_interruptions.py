@@ -151,6 +151,7 @@ def test_a_run_killed_repeatedly_completes(scans, undisturbed, start, tmp_path) 
     assert_the_same_command_completes(scans, output, undisturbed, n_workers=2)
 
 
+@pytest.mark.slow
 def test_a_second_run_into_the_same_directory_is_refused_and_harms_nothing(
     scans, undisturbed, start, tmp_path
 ) -> None:

@@ -381,6 +381,7 @@ def _read_all(dataset: SliceDataset, numbers: list[int], queue: multiprocessing.
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 class TestProcesses:
     @pytest.mark.parametrize("method", ["fork", "spawn"])
+    @pytest.mark.slow
     def test_other_processes_read_the_same_also_after_this_one_has_read(self, output, method):
         if method not in multiprocessing.get_all_start_methods():
             pytest.skip(f"no {method} on this system")
