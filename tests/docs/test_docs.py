@@ -140,7 +140,12 @@ def test_every_command_is_in_the_readme_and_has_help() -> None:
 def test_the_two_commands_that_set_everything_up_are_in_the_readme_and_in_ci() -> None:
     assert tuple(code_of(README, "sh")[:2]) == _SET_UP
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    for command in ("pip install --quiet .\n", "dask-slicer demo", '".[test]"', "-m pytest\n"):
+    for command in (
+        "pip install --quiet .\n",
+        "dask-slicer demo",
+        '".[test]"',
+        "-m pytest -n auto\n",
+    ):
         assert command in ci
 
 
