@@ -174,7 +174,7 @@ def statistics(file: Path, verbose: int, quiet: bool, **options: Any) -> None:
     from dask_slicer.cli.display import OutputDisplay, make_console
     from dask_slicer.execution.dataset_statistics import statistics as compute
     from dask_slicer.output.atomic import atomic_write
-    from dask_slicer.planning.properties import properties_text
+    from dask_slicer.output.properties import properties_text
 
     with OutputDisplay(make_console(), quiet=quiet) as display, interrupt_once():
         text = properties_text(compute(config, display))

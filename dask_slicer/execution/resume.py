@@ -19,12 +19,12 @@ from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.folds import with_folds
 from dask_slicer.output.journal import History, Journal, histories, last_records
+from dask_slicer.output.properties import read_properties
 from dask_slicer.output.summary import existing_names
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.headers import case_digest
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
 from dask_slicer.planning.planner import make_plan
-from dask_slicer.planning.properties import read_properties
 from dask_slicer.records import CommittedCase, RemovedCase, SourceFile
 from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import as_utf8, first_few, format_bytes, plural

@@ -35,8 +35,8 @@ from dask_slicer.output.inventory import Inventory
 from dask_slicer.output.journal import Journal, last_records
 from dask_slicer.output.lock import check_free, locked, still_held
 from dask_slicer.output.output import open_output
+from dask_slicer.output.properties import properties_text
 from dask_slicer.planning.plan import CasePlan
-from dask_slicer.planning.properties import properties_text
 from dask_slicer.records import CaseRecord, CommittedCase, RemovedCase
 from dask_slicer.utils import system
 

@@ -37,10 +37,10 @@ from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import index_lines
 from dask_slicer.output.inventory import Inventory
+from dask_slicer.output.properties import properties_text
 from dask_slicer.output.summary import DatasetTotals, dataset_info
 from dask_slicer.planning.folds import FOLD_PARTS
 from dask_slicer.planning.names import Names
-from dask_slicer.planning.properties import properties_text
 from dask_slicer.records import CaseRecord, CommittedCase
 from dask_slicer.utils.files import open_file, parse_json, read_bytes, read_text
 from dask_slicer.utils.formatting import escape_line, first_few

@@ -19,10 +19,10 @@ from dask_slicer.errors import CaseError, ConfigError, DatasetError, OutputError
 from dask_slicer.output import layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.lock import still_held
+from dask_slicer.output.properties import properties_text, read_properties
 from dask_slicer.planning.case_table import NO_TABLE, CaseTable
 from dask_slicer.planning.folds import FoldList, parse_folds
 from dask_slicer.planning.plan import FORMAT_VERSION, by_split
-from dask_slicer.planning.properties import properties_text, read_properties
 from dask_slicer.utils.files import parse_json, read_bytes, read_text
 from dask_slicer.utils.formatting import first_few
 

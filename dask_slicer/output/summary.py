@@ -30,10 +30,10 @@ from dask_slicer.output.folds import (
 from dask_slicer.output.formats.base import is_normalized, read_json, statistics_by_name
 from dask_slicer.output.index import csv_lines, index_lines
 from dask_slicer.output.journal import last_records
+from dask_slicer.output.properties import properties_json
 from dask_slicer.planning.folds import Folds, FoldSettings
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import FORMAT_VERSION
-from dask_slicer.planning.properties import properties_json
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.utils.formatting import first_few, plural
 from dask_slicer.utils.modalities import for_each_modality
