@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from affines import oblique
 from click.testing import CliRunner, Result
+from hypothesis import settings
 from repository import ROOT
 from slurm import slurm  # noqa: F401, a fixture
 
@@ -35,6 +36,11 @@ if ROOT not in Path(dask_slicer.__file__).parents:
 
 # A program of its own, which needs atheris; and what Python imports when a process starts.
 collect_ignore = ["inputs/fuzz_volume.py", "helpers/startup/sitecustomize.py"]
+# The same examples each time: a change is not refused for a fault that is older than the change. To
+# look for such faults: `pytest --hypothesis-profile=random`.
+settings.register_profile("random", deadline=None)
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 # Real scans to try on, a folder each with image.nii.gz and label.nii.gz; not part of the project.
 _SCANS = Path(os.environ.get("DASK_SLICER_SCANS", ROOT.parent / "shared" / "data"))
 

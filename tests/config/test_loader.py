@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_slicer.config.loader import (
@@ -26,7 +26,6 @@ NAMES = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None)
 @given(name=st.text(NAMES, min_size=1, max_size=9), clip_min=FLOATS, seed=st.integers())
 def test_any_number_and_any_name_come_back_from_yaml(
     tmp_path_factory, name, clip_min, seed

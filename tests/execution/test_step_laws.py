@@ -254,6 +254,10 @@ def check_samples(
         for case in written.values()
         for slice_ in case.slices
     }
+    if not counts:
+        with pytest.warns(UserWarning, match="no slice of .* matches the selection"):
+            assert not len(SliceDataset(output, split=None))
+        return
     n_channels = opened.summary["total_channels"]
     for sample in SliceDataset(output, split=None):
         key = case_id, index = sample["case_id"], sample["slice_index"]
@@ -294,9 +298,7 @@ def check_samples(
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* has slices of:UserWarning")
-RELAXED = settings(
-    deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
-)
+RELAXED = settings(suppress_health_check=list(HealthCheck), database=None)
 
 
 @settings(RELAXED, max_examples=12, phases=[Phase.generate])  # not shrunk: that takes minutes
@@ -306,13 +308,13 @@ def test_random_steps_hold_the_laws(scans, chosen, n_modalities) -> None:
 
 
 @pytest.mark.slow
-@settings(RELAXED, max_examples=60, derandomize=False)
+@settings(RELAXED, max_examples=60)
 @given(chosen=STEPS, n_modalities=st.sampled_from([1, 2]))
 def test_many_random_steps_hold_the_laws(scans, chosen, n_modalities) -> None:
     check_laws(scans, chosen, n_modalities)
 
 
-@settings(max_examples=6, deadline=None, phases=[Phase.generate], derandomize=True)
+@settings(max_examples=6, phases=[Phase.generate])
 @given(STEPS, st.sampled_from([1, 2]), st.permutations(["axial", "coronal", "sagittal", "i"]))
 def test_planes_together_are_those_of_runs_with_each_alone(scans, chosen, n_modalities, planes):
     place = {

@@ -177,7 +177,7 @@ def test_the_patterns_themselves_are_read_or_refused(pattern) -> None:
     assert check(tree, kind, allow_missing=False) is (pattern not in REFUSED)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(tree=trees(), kind=KINDS, allow_missing=st.booleans())
 @example((["1/ct", "2/ct"], ["1/organs", "2/organs"]), "two values", False)
 @example((["1/ct", "2/ct"], ["1/organs"]), "binary", False)
@@ -195,7 +195,7 @@ def test_a_label_is_never_an_image_nor_dropped_silently(tree, kind, allow_missin
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 @given(tree=trees(), kind=KINDS, allow_missing=st.booleans())
 def test_a_label_is_never_an_image_in_many_trees(tree, kind, allow_missing) -> None:
     check(tree, kind, allow_missing=allow_missing)

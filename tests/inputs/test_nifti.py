@@ -16,7 +16,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_slicer.errors import (
@@ -163,7 +163,6 @@ def test_any_gzip_file_is_read(tmp_path, data: bytes) -> None:
     np.testing.assert_array_equal(voxels, SMALL)
 
 
-@settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, len(nifti())), max_size=4), level=st.integers(0, 9))
 def test_gzip_members_may_meet_anywhere(tmp_path_factory, cuts, level) -> None:
     ends = sorted([0, *cuts, len(nifti())])

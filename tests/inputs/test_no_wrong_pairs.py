@@ -74,7 +74,7 @@ def _is_named(path: str) -> bool:
     return any(word in path for word in ("seg", "label", "gt", "mask", "truth"))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(trees())
 def test_no_case_has_files_of_two_patients_or_a_label_as_an_image(files) -> None:
     match = read(files)
@@ -91,7 +91,6 @@ def test_no_case_has_files_of_two_patients_or_a_label_as_an_image(files) -> None
         assert len({patient for patient, _ in (*images, *labels)}) == 1, case
 
 
-@settings(deadline=None)
 @given(trees())
 def test_every_file_has_a_role_and_a_reason(files) -> None:
     match = read(files)

@@ -210,7 +210,7 @@ SHAPED = {
 def test_a_text_of_any_shape_is_understood_or_refused_in_one_line(invoke, scans, text, n) -> None:
     name, options = TEXTS[text]
 
-    @settings(max_examples=n, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=n, suppress_health_check=list(HealthCheck))
     @given(content=SHAPED[text])
     def holds(content: str) -> None:
         plan(invoke, scans, name, content.encode("utf-8", "surrogatepass"), options)

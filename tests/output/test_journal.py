@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_slicer.core.splits import SPLITS
@@ -113,7 +113,6 @@ RECORDS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(records=st.lists(RECORDS, max_size=6), runs=st.integers(1, 3))
 def test_any_records_are_read_back_and_the_last_of_a_case_counts(
     tmp_path_factory, records, runs

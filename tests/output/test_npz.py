@@ -84,7 +84,7 @@ def naive_windows(stack: SliceStack, window_size: int, padding_mode: str) -> np.
     return np.stack([window.reshape(-1, *plane) for window in windows])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     shape=st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 5)),
     n_modalities=st.integers(1, 3),

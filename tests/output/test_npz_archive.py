@@ -11,7 +11,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from isal import isal_zlib
 
@@ -66,7 +66,6 @@ def test_a_piece_of_any_length_inflates_to_its_content(length, level) -> None:
 
 
 @given(contents=st.lists(st.lists(st.binary(max_size=300), max_size=5), max_size=4))
-@settings(deadline=None)
 def test_a_member_is_its_pieces_one_after_another(contents: list[list[bytes]]) -> None:
     for level in LEVELS:
         members = [

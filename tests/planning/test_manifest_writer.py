@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_slicer.core.splits import SPLITS
@@ -65,7 +65,6 @@ def read_again(
     return read_manifest(path)
 
 
-@settings(deadline=None)
 @given(cases=cases_of_one_dataset(), is_named=st.booleans())
 def test_cases_are_read_back(tmp_path_factory, cases, is_named) -> None:
     folder = tmp_path_factory.getbasetemp()

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from affines import oblique
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_slicer.core.geometry import Grid, reorient
@@ -51,7 +51,6 @@ def box_of_filled_hull(images: list[np.ndarray]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(inside.min(axis=0).tolist(), (inside.max(axis=0) + 1).tolist(), strict=True))
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 999),
     n_images=st.integers(1, 3),
@@ -92,7 +91,6 @@ def test_without_a_voxel_the_box_is_the_whole_grid() -> None:
     assert nonzero_box([Voxels(stored=nothing)]) == label_box(nothing) == ((0, 3), (0, 4), (0, 5))
 
 
-@settings(deadline=None)
 @given(box=BOXES)
 def test_the_box_of_a_label_holds_all_of_it_and_no_more(box) -> None:
     label = np.zeros(SHAPE, np.int32)
@@ -163,7 +161,6 @@ def test_a_box_of_stored_axes_holds_the_same_voxels_in_every_plane(orientation) 
     )
 
 
-@settings(deadline=None)
 @given(box=BOXES)
 def test_voxels_keep_their_places(box) -> None:
     affine = oblique()
@@ -177,7 +174,6 @@ def test_voxels_keep_their_places(box) -> None:
     assert not np.signbit(moved[moved == 0]).any(), "-0.0 would be written out"
 
 
-@settings(deadline=None)
 @given(box=BOXES, fill=st.sampled_from([0, -1]), dtype=st.sampled_from(["int16", "float32"]))
 def test_what_was_cut_out_is_put_back_in_its_place(box, fill, dtype) -> None:
     array = np.random.default_rng(7).integers(1, 99, SHAPE).astype(dtype)

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nibabel.eulerangles import euler2mat
 
@@ -110,7 +110,6 @@ def test_an_image_is_what_scipy_makes_of_it(shape, new_shape, order) -> None:
     assert error <= TOLERANCE * np.ptp(image)
 
 
-@settings(deadline=None)
 @given(shape=SIDES, new_shape=SIDES, order=st.sampled_from([3, 1]), seed=st.integers(0, 99))
 def test_an_image_of_any_shape_is_what_scipy_makes_of_it(shape, new_shape, order, seed) -> None:
     image = np.random.default_rng(seed).normal(size=shape)
@@ -286,7 +285,6 @@ def argmax_of_masks(label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return values[np.argmax(shares > shares.max(axis=0) - 1e-9, axis=0)]
 
 
-@settings(deadline=None)
 @given(shape=SIDES, new_shape=SIDES, n_values=st.integers(1, 9), seed=st.integers(0, 99))
 def test_a_label_has_the_value_of_the_largest_interpolated_mask(
     shape, new_shape, n_values, seed

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from affines import oblique
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -49,7 +49,6 @@ def nearest(plane: np.ndarray, size: tuple[int, int]) -> list[list[int]]:
     return [[int(plane[row, column]) for column in columns] for row in rows]
 
 
-@settings(deadline=None)
 @given(shape=SIZES, size=SIZES)
 def test_planes_are_cut_and_padded_about_their_middle(shape, size) -> None:
     rng = np.random.default_rng(1)
@@ -69,7 +68,6 @@ def test_planes_are_cut_and_padded_about_their_middle(shape, size) -> None:
     }
 
 
-@settings(deadline=None)
 @given(shape=SIZES, size=SIZES, center=st.none() | st.tuples(*[st.floats(0, 19)] * 2))
 def test_what_was_cut_and_padded_is_back_in_its_place(shape, size, center) -> None:
     rng = np.random.default_rng(2)
@@ -105,7 +103,6 @@ def test_the_middle_of_a_label_is_that_of_its_box() -> None:
     assert label_center(label) == (3.5, 5.0)
 
 
-@settings(deadline=None)
 @given(shape=SIZES, size=SIZES)
 def test_planes_are_resized_as_pillow_does_it(shape, size) -> None:
     rng = np.random.default_rng(3)
@@ -152,7 +149,6 @@ def test_a_letterbox_holds_the_whole_plane(shape, size, inside, start) -> None:
 
 
 @each_fit
-@settings(deadline=None)
 @given(shape=st.tuples(*[st.integers(4, 20)] * 2), size=st.tuples(*[st.integers(4, 20)] * 2))
 def test_pixels_keep_their_places(fit, shape, size) -> None:
     affine = oblique()

@@ -331,7 +331,7 @@ def any_steps(draw: st.DrawFn) -> Steps:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=any_steps(), dtype=st.sampled_from(["float32", "uint8"]), seed=st.integers(0, 9))
 def test_laws(steps, dtype, seed) -> None:
     image, label = scan(seed)
@@ -360,7 +360,7 @@ def test_laws(steps, dtype, seed) -> None:
         assert ((restored == label) | (restored == 0)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @example(target=(1.0, 3.0, 1.0), size=(4, 4), fit="resize", degrees=1.0)
 @given(
     target=st.tuples(*[st.floats(0.5, 5.0)] * 3),
