@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
 from dask_slicer.core.statistics import Statistics
+from dask_slicer.errors import CaseError
 from dask_slicer.utils.formatting import as_utf8, first_few, plural
 from dask_slicer.utils.repr_html import html_table
 
@@ -41,6 +42,18 @@ class SourceFile(NamedTuple):
     size: int
     mtime_ns: int
     crc32: int | None
+
+
+class SourceGrid(NamedTuple):
+    """The grid of a scan, so that predictions get it back without the scan.
+
+    That of its first image: shape and affine, voxel → RAS+ mm, of the array in the file, and the
+    header in base64, empty if it is not NIfTI.
+    """
+
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, ...], ...]
+    header: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +95,7 @@ class CommittedCase:
     # What the steps made of grid and label, see `SliceStack.changes`; empty without steps.
     steps: dict[str, Any] = field(default_factory=dict)
     sources: tuple[SourceFile, ...] = ()  # empty in lines of earlier versions
+    grid: SourceGrid | None = None  # None in lines of earlier versions
     plane: str = ""  # of a part; empty if there is one plane
     planes: tuple[WrittenPlane, ...] = ()  # of a case with several planes
     # Of the journal line, in seconds since 1970; 0 in lines of earlier versions.
@@ -134,6 +148,17 @@ class FailedCase:
     details: str = ""
     at: float = field(default=0.0, compare=False)
     status: Literal["failed"] = "failed"
+
+    @classmethod
+    def of(cls, case_id: str, error: CaseError) -> FailedCase:
+        """Return the record of an error."""
+        return cls(
+            case_id=case_id,
+            step=error.step,
+            kind=error.kind,
+            message=error.one_line,
+            details=error.details,
+        )
 
     def __post_init__(self) -> None:
         for name in ("message", "details"):

@@ -117,6 +117,14 @@ def verify_graph(name: str, check: Callable[[], object]) -> Delayed:
     return checked
 
 
+def assembly_graph(name: str, case: object, steps: Sequence[Callable[[Any], Any]]) -> Delayed:
+    """Return the graph of assembling a case: ("assemble", name), then ("save", name)."""
+    assemble, save = steps
+    volume = delayed(partial(assemble, case), pure=False)(dask_key_name=("assemble", name))
+    saved: Delayed = delayed(save, pure=False)(volume, dask_key_name=("save", name))
+    return saved
+
+
 def _chain(
     name: str,
     first_input: CasePlan | tasks.CaseBatch,

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from dask_slicer.core.steps.steps import NO_STEPS, Steps, labelled_sample
 from dask_slicer.core.volume import Volume
 from dask_slicer.errors import CaseError, MissingFile, as_case_error
 from dask_slicer.inputs.load import load_volume
+from dask_slicer.inputs.readers import stored_header
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.output.atomic import fsync_folder, move, remove_whole
@@ -36,7 +38,7 @@ from dask_slicer.output.lock import check_held
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.planning.steps import steps_of
-from dask_slicer.records import CommittedCase, SourceFile
+from dask_slicer.records import CommittedCase, SourceFile, SourceGrid
 from dask_slicer.utils.formatting import as_utf8
 
 S = TypeVar("S")
@@ -69,6 +71,7 @@ class StepResult(Generic[T]):
     result: T
     seconds: dict[str, float]
     sources: tuple[SourceFile, ...]
+    grid: SourceGrid
 
 
 def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
@@ -76,7 +79,8 @@ def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     with _step("load", {}, target.run_id) as seconds:
         volume = load_volume(case.case, target.settings.planes[0])
         sources = _sources(case, target.input_root)
-    return StepResult(case=case, result=volume, seconds=seconds, sources=sources)
+        grid = _source_grid(case, volume)
+    return StepResult(case=case, result=volume, seconds=seconds, sources=sources, grid=grid)
 
 
 def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[Stacks]:
@@ -96,7 +100,13 @@ def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[Stacks]
             min_foreground=settings.min_foreground,
             steps=_steps(loaded.case, target),
         )
-    return StepResult(case=loaded.case, result=stacks, seconds=seconds, sources=loaded.sources)
+    return StepResult(
+        case=loaded.case,
+        result=stacks,
+        seconds=seconds,
+        sources=loaded.sources,
+        grid=loaded.grid,
+    )
 
 
 def sample_case(
@@ -202,6 +212,7 @@ def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
         else {},
         voxel_volume=first.voxel_volume,
         sources=sliced.sources,
+        grid=sliced.grid,
     )
 
 
@@ -238,6 +249,20 @@ def _sources(case: CasePlan, input_root: str) -> tuple[SourceFile, ...]:
                 crc32 = crc32_of(os.path.join(input_root, split_volume(path)[0]))
         sources.append(SourceFile(as_utf8(path), size, mtime_ns, crc32))
     return tuple(sources)
+
+
+def _source_grid(case: CasePlan, volume: Volume) -> SourceGrid:
+    """Return the grid of the first image of a loaded case."""
+    assert volume.orientation is not None  # noqa: S101  # of a file
+    assert volume.stored_affine is not None  # noqa: S101
+    first, second, third = (
+        volume.image[0].stored.shape[int(axis)] for axis in volume.orientation[:, 0]
+    )
+    return SourceGrid(
+        shape=(first, second, third),
+        affine=tuple(map(tuple, volume.stored_affine.tolist())),
+        header=b64encode(stored_header(case.case.image_files[0])).decode(),
+    )
 
 
 @cache

@@ -176,7 +176,7 @@ def _worker_info(worker: WorkerState, now: float) -> WorkerInfo:
 
 def _task_info(key: Any, seconds: float | None) -> TaskInfo:
     step, name = step_and_name(key)
-    if step not in (*STEPS, "verify"):
+    if step not in (*STEPS, "verify", "assemble"):
         step, name = "other", str(key)
     return TaskInfo(step=step, name=escape_line(name), seconds=seconds)
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise, takewhile
 from pathlib import Path
-from typing import Annotated, BinaryIO, NamedTuple, Self
+from typing import Annotated, Any, BinaryIO, NamedTuple, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -24,13 +24,21 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import MOST_INTENSITY
 from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.lock import still_held
-from dask_slicer.records import CaseRecord, CommittedCase, FailedCase, RemovedCase, WrittenPlane
+from dask_slicer.records import (
+    CaseRecord,
+    CommittedCase,
+    FailedCase,
+    RemovedCase,
+    SourceGrid,
+    WrittenPlane,
+)
 from dask_slicer.utils.files import open_file
 
 _LINE: TypeAdapter[CaseRecord] = TypeAdapter(Annotated[CaseRecord, Field(discriminator="status")])
 # A file below the Zarr group of a case.
 _FILE = re.compile(r"zarr\.json|(image|label|slice_index)/(zarr\.json|c(/[0-9]{1,10}){1,4})")
 # More is damage: seconds since 1970, voxels along an axis, and pixels of a slice.
+_MOST_HEADER = 720  # base64 of the header of NIfTI-2
 _MOST_SECONDS, _MOST_LENGTH, _MOST_COUNT = 1e11, 2**31, 2**62
 
 
@@ -72,10 +80,13 @@ class History:
 
 
 class Journal:
-    """A journal, open for appending; `fsync` forces each line to disk before `append` returns."""
+    """A journal, open for appending; `fsync` forces each line to disk before `append` returns.
 
-    def __init__(self, path: Path, *, fsync: bool = False) -> None:
-        self._fsync = fsync
+    Records are of cases, or of the type of `lines`, which also have case_id and at.
+    """
+
+    def __init__(self, path: Path, *, fsync: bool = False, lines: TypeAdapter[Any] = _LINE) -> None:
+        self._fsync, self._lines = fsync, lines
         with suppress(FileNotFoundError):
             open_file(path).close()  # appending to a pipe would block
         self._file = path.open("ab", buffering=0)
@@ -86,7 +97,7 @@ class Journal:
             if is_cut:  # start on a new line
                 self._file.write(b"\n")
 
-    def append(self, record: CaseRecord) -> None:
+    def append(self, record: Any) -> None:
         """Append one record; the operating system has it when this returns.
 
         After an OSError, the journal is as it was before. Raise LockLost if this run no longer
@@ -96,7 +107,7 @@ class Journal:
         if not record.at:
             record = replace(record, at=round(time.time(), 3))
         end = self._file.seek(0, os.SEEK_END)  # the line before may have failed
-        remaining = _LINE.dump_json(record) + b"\n"
+        remaining = self._lines.dump_json(record) + b"\n"
         try:
             while remaining:
                 remaining = remaining[self._file.write(remaining) :]
@@ -220,6 +231,15 @@ def _is_sound(record: CaseRecord) -> bool:
         and all(0 <= seconds < _MOST_SECONDS for seconds in record.seconds.values())
         and all(abs(number) <= MOST_INTENSITY for number in stats)
         and all(0 < s.n_foreground < _MOST_COUNT for s in record.statistics)
+        and (record.grid is None or _is_sound_grid(record.grid))
+    )
+
+
+def _is_sound_grid(grid: SourceGrid) -> bool:
+    return (
+        all(0 < length < _MOST_LENGTH for length in grid.shape)
+        and [len(row) for row in grid.affine] == [4] * 4
+        and len(grid.header) <= _MOST_HEADER
     )
 
 

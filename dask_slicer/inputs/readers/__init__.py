@@ -67,6 +67,13 @@ def read_volumes(
     return [(header, voxels[number]) for number, header in enumerate(headers)]
 
 
+def stored_header(path: str | Path) -> bytes:
+    """Return the header of a NIfTI file as it is stored; empty for other formats."""
+    file, _ = split_volume(os.fspath(path))
+    with _naming(file):
+        return nifti.stored_header(file) if _reader_of(file) is nifti else b""
+
+
 @contextmanager
 def _naming(path: str) -> Iterator[None]:
     """Put the path before the message of an error."""

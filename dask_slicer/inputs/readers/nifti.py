@@ -31,7 +31,7 @@ from dask_slicer.inputs.readers.files import (
 from dask_slicer.inputs.readers.nifti_orientation import Orientation, analyze_orientation, orient
 from dask_slicer.utils.formatting import format_shape
 
-__all__ = ["SUFFIXES", "read_header", "read_voxels"]
+__all__ = ["SUFFIXES", "read_header", "read_voxels", "stored_header"]
 
 # Of a pair, the header is the volume.
 SUFFIXES: tuple[str, ...] = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
@@ -112,6 +112,13 @@ def read_header(
     )
     check_backed(stored, data_bytes)
     return stored
+
+
+def stored_header(path: str) -> bytes:
+    """Return the bytes of a header as they are stored; empty for Analyze, which has no forms."""
+    head, _ = read_head(path, _HEAD)
+    format_ = _format(head, is_header_file=path.lower().endswith((".hdr", ".hdr.gz")))
+    return b"" if format_.is_analyze else head[: format_.kind.sizeof_hdr]
 
 
 def _format(head: bytes, *, is_header_file: bool) -> _Format:

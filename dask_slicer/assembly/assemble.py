@@ -1,0 +1,241 @@
+"""Assembling the volumes of all cases on workers; those that are written are skipped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dask_slicer.assembly import metrics
+from dask_slicer.assembly.cases import Predicted
+from dask_slicer.assembly.tasks import (
+    AssembledCase,
+    AssemblyCase,
+    AssemblyTarget,
+    assemble_case,
+    save_volume,
+)
+from dask_slicer.assembly.volume_files import (
+    JOURNAL,
+    LINES,
+    check_ours,
+    write_tables,
+    written_cases,
+)
+from dask_slicer.cluster.preflight import Requirements
+from dask_slicer.config.assembly_settings import AssemblySettings
+from dask_slicer.config.loader import build_settings
+from dask_slicer.config.run_settings import JobSettings, LocalSettings, SchedulerSettings
+from dask_slicer.errors import CaseError, OutputError
+from dask_slicer.execution.graph import assembly_graph, compute_here
+from dask_slicer.execution.workers import workers
+from dask_slicer.monitoring.observer import Observer
+from dask_slicer.output.journal import Journal
+from dask_slicer.output.layout import CONFIG
+from dask_slicer.output.lock import locked
+from dask_slicer.output.output import open_output
+from dask_slicer.records import FailedCase
+from dask_slicer.utils import system
+from dask_slicer.utils.formatting import plural
+
+if TYPE_CHECKING:
+    from dask.delayed import Delayed
+    from distributed import Client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssemblyReport:
+    """What became of the cases.
+
+    Attributes
+    ----------
+    output_dir : str
+    n_written : int
+        Volumes that this call wrote.
+    n_skipped : int
+        Volumes that an earlier call wrote.
+    n_without : int
+        Cases without any prediction.
+    failures : tuple of FailedCase
+    elapsed_seconds : float
+    metrics : dict
+        Mean, std and median by split, label and metric; empty without metrics.
+    """
+
+    output_dir: str
+    n_written: int = 0
+    n_skipped: int = 0
+    n_without: int = 0
+    failures: tuple[FailedCase, ...] = ()
+    elapsed_seconds: float = 0.0
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def assemble(
+    slices_dir: str | Path,
+    predictions: str | Path | Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    client: Client | None = None,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> AssemblyReport:
+    """Put predictions of slices together to volumes on the grids of their scans.
+
+    Cases whose volume was written from the same predictions are skipped.
+
+    Parameters
+    ----------
+    slices_dir : str or Path
+        The output of a run.
+    predictions : str, Path or sequence of them
+        Folders with an array for each slice, ``<case_id>_<slice_index>.npy`` (or .npz, .png), or
+        for each case, ``<case_id>.npy``. Of several planes, in folders named as these.
+    output_dir : str or Path
+        Folder of the volumes, ``<case_id>.nii.gz``.
+    client : distributed.Client, optional
+        Run on its workers.
+    observer : Observer, optional
+        Receives the progress.
+    **settings
+        Names of `AssemblySettings`, `LocalSettings`, `SchedulerSettings` and `JobSettings`.
+
+    Returns
+    -------
+    AssemblyReport
+
+    Raises
+    ------
+    UsageError
+        If settings, output or predictions cannot be used; nothing was written.
+    """
+    started = time.monotonic()
+    observer = observer or Observer()
+    folders = [predictions] if isinstance(predictions, str | Path) else list(predictions)
+    place = {
+        name: settings.pop(name)
+        for model in (JobSettings, SchedulerSettings, LocalSettings)
+        for name in model.model_fields
+        if name in settings
+    }
+    chosen = build_settings(
+        AssemblySettings, {"predictions": folders, "output_dir": output_dir, **settings}
+    )
+    if chosen.metrics:
+        metrics.require_scipy()
+    output = open_output(slices_dir)
+    _check_apart(chosen, output.path)
+    here = {
+        name: value
+        for model in (JobSettings, SchedulerSettings, LocalSettings)
+        for name, value in build_settings(
+            model, {name: value for name, value in place.items() if name in model.model_fields}
+        )
+    }
+    if "num_workers" not in place:
+        here["num_workers"] = min(here["num_workers"], system.cpu_count())
+    config = output.config.model_copy(
+        update={"output_dir": output.path, "performance_report": None, **here}
+    )
+    predicted = Predicted(output, chosen)
+    if predicted.n_others:
+        observer.note(f"{plural(predicted.n_others, 'file')} left out: not .npy, .npz or .png")
+    folder = chosen.output_dir
+    check_ours(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    failures = predicted.unknown
+    with locked(folder, note=observer.note) as held, ExitStack() as stack:
+        check_ours(folder)
+        done = written_cases(folder)
+        todo: list[AssemblyCase] = []
+        current: dict[str, AssembledCase] = {}
+        for case in predicted.cases():
+            if isinstance(case, FailedCase):
+                failures.append(case)
+            elif (before := done.get(case.case_id)) and before.digest == case.digest:
+                current[case.case_id] = before
+            else:
+                todo.append(case)
+        n_skipped = len(current)
+        target = AssemblyTarget(
+            output_dir=str(folder),
+            planes=output.config.planes,
+            kind=chosen.kind,
+            threshold=chosen.threshold,
+            keep_probabilities=chosen.keep_probabilities,
+            fill=chosen.fill,
+            labels=tuple(sorted(output.label_names.keys() - {0})),
+            label_dtype=output.config.label_dtype,
+            lock=held.path.name,
+            run_id=held.run_id,
+        )
+        run_client = stack.enter_context(
+            workers(
+                config,
+                len(todo),
+                peak_bytes=max((_peak_bytes(case, target) for case in todo), default=0),
+                needs=Requirements(output_dir=folder, input_file=str(output.path / CONFIG)),
+                client=client,
+                observer=observer,
+            )
+        )
+        journal = stack.enter_context(Journal(folder / JOURNAL, lines=LINES))
+        steps = (partial(assemble_case, target=target), partial(save_volume, target=target))
+
+        def graph_of(case: AssemblyCase) -> Delayed:
+            return assembly_graph(f"{case.case_id} of {held.run_id[:8]}", case, steps)
+
+        for case, outcome in _run(run_client, todo, graph_of):
+            if isinstance(outcome, CaseError):
+                failures.append(FailedCase.of(case.case_id, outcome))
+            else:
+                journal.append(outcome)
+                current[case.case_id] = outcome
+        summary = write_tables(folder, current.values(), failures, output.label_names)
+    return AssemblyReport(
+        output_dir=str(folder),
+        n_written=len(current) - n_skipped,
+        n_skipped=n_skipped,
+        n_without=len(predicted.splits) - len(predicted.wanted),
+        failures=tuple(failures),
+        elapsed_seconds=time.monotonic() - started,
+        metrics=summary,
+    )
+
+
+def _check_apart(settings: AssemblySettings, slices_dir: Path) -> None:
+    """Raise OutputError if volumes would lie among slices or predictions."""
+    for place in (slices_dir, *settings.predictions):
+        if settings.output_dir == place:
+            raise OutputError(f"output_dir {place} holds slices; name another directory")
+
+
+def _run(
+    client: Client | None, cases: Iterable[AssemblyCase], graph_of: Any
+) -> Iterator[tuple[AssemblyCase, AssembledCase | CaseError]]:
+    """Yield cases with what they were assembled to."""
+    if client is None:
+        for case in cases:
+            try:
+                yield case, compute_here(graph_of(case))
+            except CaseError as error:
+                yield case, error
+        return
+    from dask_slicer.execution import futures
+
+    queue = iter(cases)
+    yield from futures.run_graphs(client, lambda _: next(queue, None), graph_of)
+
+
+def _peak_bytes(case: AssemblyCase, target: AssemblyTarget) -> int:
+    """Return about how much memory a case takes."""
+    n_voxels = int(np.prod(case.grid.shape))
+    n_slices = sum(int(np.prod(part.shape[1:])) for part in case.record.parts)
+    each = 2 if target.kind == "labels" else 8
+    return each * len(case.sources) * (n_voxels + n_slices)

@@ -1,0 +1,253 @@
+"""Labels and probabilities of slices as volumes on the grid of their scan. No files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.assembly.slice_grid import SliceGrid
+from dask_slicer.errors import UnsupportedImage
+
+# Planes of the last stored axis that are combined at once.
+_BLOCK = 16
+
+
+class Slices(Protocol):
+    """Predictions of the slices of a case in one plane."""
+
+    @property
+    def indices(self) -> Collection[int]:
+        """Return which slices have one."""
+        ...
+
+    def read(self, slice_index: int) -> NDArray[Any]:
+        """Return labels, (row, column), or probabilities, (class, row, column), checked."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Restored:
+    """A volume of labels in the order of axes of the scan's file, and what they were made of.
+
+    `probabilities` is (i, j, k, class); None unless they are kept.
+    """
+
+    labels: NDArray[np.integer]
+    probabilities: NDArray[np.float32] | None = None
+
+
+def smallest_dtype(low: int, high: int) -> np.dtype[np.integer]:
+    """Return the smallest dtype of NIfTI that holds two integers, unsigned if it can be.
+
+    >>> smallest_dtype(0, 255), smallest_dtype(-1, 200)
+    (dtype('uint8'), dtype('int16'))
+    """
+    return np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
+
+
+def restore_labels(sources: Sequence[tuple[SliceGrid, Slices]], *, fill: int = 0) -> Restored:
+    """Return the label map that predictions of labels make.
+
+    Parameters
+    ----------
+    sources : sequence of (SliceGrid, Slices)
+        Several are of several networks, or planes: each voxel gets the label that most of those
+        that cover it have; of as many, the lowest.
+    fill : int
+        The label where no slice is.
+    """
+    volumes = [_labels_of(grid, slices, fill) for grid, slices in sources]
+    if len(volumes) == 1:
+        return Restored(labels=volumes[0])
+    covers = [_covered(grid, slices) for grid, slices in sources]
+    dtype = np.result_type(*volumes)
+    result = sources[0][0].empty(fill, dtype)
+    for block in _blocks(result):
+        votes = [volume[block] for volume in volumes]
+        most = np.zeros(votes[0].shape, np.uint8)
+        values = np.unique(np.concatenate([np.unique(vote) for vote in votes]))
+        for value in values:  # ascending: of as many, the lowest stays
+            count = np.zeros_like(most)
+            for vote, cover in zip(votes, covers, strict=True):
+                count += (vote == value) & cover[block]
+            wins = count > most
+            result[block][wins] = value
+            most[wins] = count[wins]
+    return Restored(labels=result)
+
+
+def restore_probabilities(
+    sources: Sequence[tuple[SliceGrid, Slices]],
+    *,
+    threshold: float | None = None,
+    keep: bool = False,
+    fill: int = 0,
+) -> Restored:
+    """Return the label map that predictions of probabilities make.
+
+    Parameters
+    ----------
+    sources : sequence of (SliceGrid, Slices)
+        Several are of several networks, or planes: of each voxel, the mean of those that cover it
+        counts.
+    threshold : float, optional
+        Of a single class: label 1 from this probability on. Otherwise the most probable class; of
+        equal ones, the first.
+    keep : bool
+        Return the probabilities too; 0 where no slice is.
+    fill : int
+        The label where no slice is.
+    """
+    by_plane: dict[str, list[tuple[SliceGrid, Slices]]] = {}
+    for grid, slices in sources:
+        by_plane.setdefault(grid.plane, []).append((grid, slices))
+    decide = partial(_decide, threshold=threshold)
+    (first, *others) = by_plane.values()
+    if not others and not first[0][0].steps.interpolates:
+        return _restored_by_slice(first[0][0], [slices for _, slices in first], decide, keep, fill)
+    return _restored_by_class(list(by_plane.values()), decide, keep, fill)
+
+
+def _restored_by_slice(
+    grid: SliceGrid,
+    networks: Sequence[Slices],
+    decide: Callable[[NDArray[np.float32]], NDArray[np.integer]],
+    keep: bool,
+    fill: int,
+) -> Restored:
+    """Return the volume of one plane without interpolation: one slice in memory at a time."""
+    labels = grid.empty(fill, smallest_dtype(0, fill))
+    kept: list[NDArray[np.float32]] = []
+    for index, mean in _means(networks):
+        chosen = decide(mean)
+        labels = _widened(labels, smallest_dtype(0, len(mean) - 1))
+        grid.place(labels, index, chosen)
+        if keep:
+            kept = kept or [grid.empty(0, np.dtype(np.float32)) for _ in mean]
+            for volume, pixels in zip(kept, mean, strict=True):
+                grid.place(volume, index, pixels)
+    return Restored(labels=labels, probabilities=_stacked(kept))
+
+
+def _restored_by_class(
+    planes: Sequence[Sequence[tuple[SliceGrid, Slices]]],
+    decide: Callable[[NDArray[np.float32]], NDArray[np.integer]],
+    keep: bool,
+    fill: int,
+) -> Restored:
+    """Return the volume of planes that are interpolated or combined: all classes in memory."""
+    sums: list[NDArray[np.float32]] = []
+    first = planes[0][0][0]
+    weights = first.empty(0, np.dtype(np.float32))
+    for plane in planes:
+        grid = plane[0][0]
+        classes: NDArray[np.float32] | None = None
+        for index, mean in _means([slices for _, slices in plane]):
+            if classes is None:
+                classes = np.zeros((len(mean), *grid.shape), np.float32)
+            classes[:, index] = mean
+        if classes is None:
+            continue
+        sums = sums or [first.empty(0, np.dtype(np.float32)) for _ in classes]
+        if len(sums) != len(classes):
+            raise UnsupportedImage(
+                f"{len(sums)} classes in plane {first.plane}, {len(classes)} in {grid.plane}"
+            )
+        for volume, values in zip(sums, classes, strict=True):
+            restored = grid.steps.restored_image(values, fill=0)
+            view = grid.view(volume)
+            np.add(view, restored, out=view, casting="unsafe")
+        indices = plane[0][1].indices
+        view = grid.view(weights)
+        view += grid.covered(indices)
+    labels = first.empty(fill, smallest_dtype(min(fill, 0), max(fill, len(sums) - 1, 1)))
+    inside = weights >= _COVERED
+    for block in _blocks(labels):
+        mean = np.stack([volume[block] for volume in sums])
+        np.divide(mean, weights[block], out=mean, where=inside[block])
+        mean[:, ~inside[block]] = 0
+        np.copyto(labels[block], decide(mean), where=inside[block], casting="unsafe")
+        for volume, values in zip(sums, mean, strict=True):
+            volume[block] = values
+    return Restored(labels=labels, probabilities=_stacked(sums) if keep else None)
+
+
+# Of a voxel between slices that are there and some that were left out, this share decides.
+_COVERED = 0.5
+
+
+def _means(networks: Sequence[Slices]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the index of each slice, and the mean of the probabilities of several networks."""
+    for index in sorted(networks[0].indices):
+        first, *others = (slices.read(index) for slices in networks)
+        if not others:
+            yield index, first
+            continue
+        total = first.astype(np.float64)
+        for other in others:
+            if other.shape != first.shape:
+                raise UnsupportedImage(
+                    f"slice {index} has {len(first)} classes in one folder of predictions, "
+                    f"{len(other)} in another"
+                )
+            total += other
+        yield index, (total / len(networks)).astype(np.float32)
+
+
+def _decide(mean: NDArray[np.float32], *, threshold: float | None) -> NDArray[np.integer]:
+    """Return the class of each pixel or voxel, from (class, …) probabilities."""
+    if threshold is not None:
+        chosen: NDArray[np.integer] = (mean[0] >= threshold).astype(np.uint8)
+        return chosen
+    return np.asarray(mean.argmax(axis=0))
+
+
+def _labels_of(grid: SliceGrid, slices: Slices, fill: int) -> NDArray[np.integer]:
+    """Return the labels of one network in one plane, on the grid of the scan."""
+    direct = not grid.steps.interpolates
+    shape = grid.stored if direct else grid.shape
+    labels = np.full(shape, fill, smallest_dtype(min(fill, 0), max(fill, 0)), order="F")
+    for index in sorted(slices.indices):
+        pixels = slices.read(index)
+        labels = _widened(labels, pixels.dtype)
+        if direct:
+            grid.place(labels, index, pixels)
+        else:
+            labels[index] = pixels
+    if direct:
+        return labels
+    result = grid.empty(fill, labels.dtype)
+    grid.view(result)[...] = grid.steps.restored_label(np.ascontiguousarray(labels), fill=fill)
+    return result
+
+
+def _covered(grid: SliceGrid, slices: Slices) -> NDArray[np.bool_]:
+    covered = grid.empty(0, np.dtype(np.bool_))
+    grid.view(covered)[...] = grid.covered(slices.indices) >= _COVERED
+    return covered
+
+
+def _widened(labels: NDArray[np.integer], dtype: np.dtype[Any]) -> NDArray[np.integer]:
+    """Return labels in a dtype that holds those of another one, too; usually the same array."""
+    both = np.result_type(labels.dtype, dtype)
+    return labels if both == labels.dtype else labels.astype(both)
+
+
+def _blocks(volume: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, volume.shape[2], _BLOCK):
+        yield (slice(None), slice(None), slice(start, start + _BLOCK))
+
+
+def _stacked(volumes: Sequence[NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    """Return volumes as one array, (i, j, k, class), in the order of NIfTI files in memory."""
+    if not volumes:
+        return None
+    result = np.empty((*volumes[0].shape, len(volumes)), np.float32, order="F")
+    for number, volume in enumerate(volumes):
+        result[..., number] = volume
+    return result

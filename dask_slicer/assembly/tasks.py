@@ -1,0 +1,204 @@
+"""Tasks that run on a worker: the volume of a case out of its predictions, and its file."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.assembly.metrics import LabelMetrics, label_metrics
+from dask_slicer.assembly.nifti_writer import SUFFIX, write_nifti
+from dask_slicer.assembly.predictions import FoundFiles, Kind, PredictedSlices
+from dask_slicer.assembly.restoring import Restored, restore_labels, restore_probabilities
+from dask_slicer.assembly.slice_grid import slice_grids
+from dask_slicer.core.geometry import plane_orientation, reorient, spacing, voxel_volume
+from dask_slicer.core.steps.steps import LabelChanges, Steps, changed_label
+from dask_slicer.errors import MissingLabel, as_case_error
+from dask_slicer.inputs.case import Case
+from dask_slicer.inputs.load import load_volume
+from dask_slicer.output.lock import check_held
+from dask_slicer.records import CommittedCase, SourceGrid
+
+PROBABILITIES = f"_probabilities{SUFFIX}"
+# The label of a scan is loaded in the order of its file's axes, as predictions are.
+_STORED = "i"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssembledFile:
+    """A file that was written: name and size in bytes."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssembledCase:
+    """A case whose volume is written, as the journal has it.
+
+    `digest` is of everything that decides the files.
+    """
+
+    case_id: str
+    split: str
+    digest: str
+    files: tuple[AssembledFile, ...]
+    n_slices: int
+    seconds: dict[str, float]
+    metrics: tuple[LabelMetrics, ...] = ()
+    at: float = field(default=0.0, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Predictions of a case: those of one folder in one plane."""
+
+    folder: str
+    plane: str
+    files: FoundFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssemblyCase:
+    """A case to assemble.
+
+    `scan` and `steps` are of its label, needed for metrics only.
+    """
+
+    record: CommittedCase
+    grid: SourceGrid
+    sources: tuple[Source, ...]
+    digest: str
+    scan: Case | None = None
+    steps: Steps | None = None
+
+    @property
+    def case_id(self) -> str:
+        """Return the id of the case."""
+        return self.record.case_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssemblyTarget:
+    """Where and how volumes are written: the same for all cases."""
+
+    output_dir: str
+    planes: tuple[str, ...]
+    kind: Kind
+    threshold: float | None = None
+    keep_probabilities: bool = False
+    fill: int = 0
+    labels: tuple[int, ...] = ()  # of metrics
+    label_dtype: str = "int32"
+    lock: str = ""
+    run_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Assembled:
+    """The volume of a case in memory."""
+
+    case: AssemblyCase
+    volume: Restored
+    metrics: tuple[LabelMetrics, ...]
+    n_slices: int
+    seconds: Mapping[str, float]
+
+
+def assemble_case(case: AssemblyCase, target: AssemblyTarget) -> Assembled:
+    """Return the volume that the predictions of a case make, and its metrics."""
+    seconds: dict[str, float] = {}
+    with _step("assemble", seconds):
+        grids = {grid.plane: grid for grid in slice_grids(case.record, case.grid, target.planes)}
+        sources = [
+            (
+                grids[source.plane],
+                PredictedSlices(source.files, grids[source.plane], target.kind, source.folder),
+            )
+            for source in case.sources
+        ]
+        if target.kind == "labels":
+            volume = restore_labels(sources, fill=target.fill)
+        else:
+            volume = restore_probabilities(
+                sources,
+                threshold=target.threshold,
+                keep=target.keep_probabilities,
+                fill=target.fill,
+            )
+    metrics: tuple[LabelMetrics, ...] = ()
+    if case.scan is not None:
+        with _step("metrics", seconds):
+            metrics = _metrics(case, volume.labels, target)
+    return Assembled(
+        case=case,
+        volume=volume,
+        metrics=metrics,
+        n_slices=sum(len(slices.indices) for _, slices in sources),
+        seconds=seconds,
+    )
+
+
+def save_volume(assembled: Assembled, target: AssemblyTarget) -> AssembledCase:
+    """Write the volume of a case, whole or not at all."""
+    case, seconds = assembled.case, dict(assembled.seconds)
+    with _step("save", seconds):
+        volumes: dict[str, NDArray[Any]] = {SUFFIX: assembled.volume.labels}
+        if assembled.volume.probabilities is not None:
+            volumes = {PROBABILITIES: assembled.volume.probabilities, **volumes}
+        files = []
+        for suffix, volume in volumes.items():
+            if target.lock:
+                check_held(Path(target.output_dir, target.lock), target.run_id)
+            path = Path(target.output_dir, case.case_id + suffix)
+            files.append(AssembledFile(name=path.name, size=write_nifti(path, volume, case.grid)))
+    return AssembledCase(
+        case_id=case.case_id,
+        split=case.record.split,
+        digest=case.digest,
+        files=tuple(files),
+        n_slices=assembled.n_slices,
+        seconds=seconds,
+        metrics=assembled.metrics,
+    )
+
+
+def _metrics(
+    case: AssemblyCase, labels: NDArray[np.integer], target: AssemblyTarget
+) -> tuple[LabelMetrics, ...]:
+    """Return the metrics against the label of the scan, after the label map of the output."""
+    assert case.scan is not None  # noqa: S101  # of a case with metrics
+    volume = load_volume(case.scan, _STORED)
+    if volume.label is None:
+        raise MissingLabel("its scan has no label to compare with; leave out --metrics")
+    reference = changed_label(
+        volume.label, target.label_dtype, case.steps or Steps(), LabelChanges()
+    )
+    predicted = reorient(labels, plane_orientation(np.array(case.grid.affine), _STORED))
+    return label_metrics(
+        predicted,
+        reference,
+        spacing=spacing(volume.affine),
+        voxel_volume=voxel_volume(volume.affine),
+        labels=target.labels or sorted({*np.unique(predicted), *np.unique(reference)} - {0}),
+    )
+
+
+@contextmanager
+def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note the time of a step; turn any error into one of the named failures."""
+    started = time.perf_counter()
+    try:
+        yield
+    except Exception as error:
+        failure = as_case_error(error, step=name)
+        failure.details = traceback.format_exc()
+        raise failure from None
+    seconds[name] = round(time.perf_counter() - started, 4)
