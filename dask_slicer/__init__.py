@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dask_slicer.api import plan, run, submit
+    from dask_slicer.assembly.assemble import AssemblyReport, assemble
+    from dask_slicer.assembly.volume_writer import VolumeWriter
     from dask_slicer.config.schema import RunConfig
     from dask_slicer.errors import DaskSlicerError
     from dask_slicer.execution.background import RunHandle
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dask_slicer.training.dataset import SliceDataset
 
 __all__ = [
+    "AssemblyReport",
     "DaskSlicerError",
     "Output",
     "RunConfig",
@@ -27,7 +30,9 @@ __all__ = [
     "RunPlan",
     "RunReport",
     "SliceDataset",
+    "VolumeWriter",
     "__version__",
+    "assemble",
     "build_graphs",
     "open_output",
     "plan",
@@ -38,6 +43,7 @@ __all__ = [
 
 # Imported on first use: `dask-slicer --help` must not wait for numpy and Dask.
 _MODULES = {
+    "AssemblyReport": "dask_slicer.assembly.assemble",
     "DaskSlicerError": "dask_slicer.errors",
     "Output": "dask_slicer.output.output",
     "RunConfig": "dask_slicer.config.schema",
@@ -45,6 +51,8 @@ _MODULES = {
     "RunPlan": "dask_slicer.planning.plan",
     "RunReport": "dask_slicer.monitoring.observer",
     "SliceDataset": "dask_slicer.training.dataset",
+    "VolumeWriter": "dask_slicer.assembly.volume_writer",
+    "assemble": "dask_slicer.assembly.assemble",
     "build_graphs": "dask_slicer.execution.graph",
     "open_output": "dask_slicer.output.output",
     "plan": "dask_slicer.api",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,8 +38,8 @@ from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output.journal import Journal
 from dask_slicer.output.layout import CONFIG
-from dask_slicer.output.lock import locked
-from dask_slicer.output.output import open_output
+from dask_slicer.output.lock import HeldLock, locked
+from dask_slicer.output.output import Output, open_output
 from dask_slicer.records import FailedCase
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import plural
@@ -47,6 +47,9 @@ from dask_slicer.utils.formatting import plural
 if TYPE_CHECKING:
     from dask.delayed import Delayed
     from distributed import Client
+
+
+OnCase = Callable[[int, int, FailedCase | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,7 @@ def assemble(
     *,
     client: Client | None = None,
     observer: Observer | None = None,
+    on_case: OnCase = lambda *_: None,
     **settings: Any,
 ) -> AssemblyReport:
     """Put predictions of slices together to volumes on the grids of their scans.
@@ -102,7 +106,10 @@ def assemble(
     client : distributed.Client, optional
         Run on its workers.
     observer : Observer, optional
-        Receives the progress.
+        Receives where cases run, and notes.
+    on_case : callable
+        Receives the number of cases to assemble, before the first and as each ends, with the number
+        of its slices, and its failure or None.
     **settings
         Names of `AssemblySettings`, `LocalSettings`, `SchedulerSettings` and `JobSettings`.
 
@@ -130,7 +137,7 @@ def assemble(
     if chosen.metrics:
         metrics.require_scipy()
     output = open_output(slices_dir)
-    _check_apart(chosen, output.path)
+    check_apart(chosen.output_dir, [output.path, *chosen.predictions])
     here = {
         name: value
         for model in (JobSettings, SchedulerSettings, LocalSettings)
@@ -148,7 +155,6 @@ def assemble(
         observer.note(f"{plural(predicted.n_others, 'file')} left out: not .npy, .npz or .png")
     folder = chosen.output_dir
     check_ours(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     failures = predicted.unknown
     with locked(folder, note=observer.note) as held, ExitStack() as stack:
         check_ours(folder)
@@ -163,18 +169,7 @@ def assemble(
             else:
                 todo.append(case)
         n_skipped = len(current)
-        target = AssemblyTarget(
-            output_dir=str(folder),
-            planes=output.config.planes,
-            kind=chosen.kind,
-            threshold=chosen.threshold,
-            keep_probabilities=chosen.keep_probabilities,
-            fill=chosen.fill,
-            labels=tuple(sorted(output.label_names.keys() - {0})),
-            label_dtype=output.config.label_dtype,
-            lock=held.path.name,
-            run_id=held.run_id,
-        )
+        target = assembly_target(output, chosen, held)
         run_client = stack.enter_context(
             workers(
                 config,
@@ -191,12 +186,15 @@ def assemble(
         def graph_of(case: AssemblyCase) -> Delayed:
             return assembly_graph(f"{case.case_id} of {held.run_id[:8]}", case, steps)
 
+        on_case(len(todo), 0, None)
         for case, outcome in _run(run_client, todo, graph_of):
             if isinstance(outcome, CaseError):
                 failures.append(FailedCase.of(case.case_id, outcome))
+                on_case(len(todo), 0, failures[-1])
             else:
                 journal.append(outcome)
                 current[case.case_id] = outcome
+                on_case(len(todo), outcome.n_slices, None)
         summary = write_tables(folder, current.values(), failures, output.label_names)
     return AssemblyReport(
         output_dir=str(folder),
@@ -209,11 +207,26 @@ def assemble(
     )
 
 
-def _check_apart(settings: AssemblySettings, slices_dir: Path) -> None:
+def assembly_target(output: Output, settings: AssemblySettings, held: HeldLock) -> AssemblyTarget:
+    """Return where and how the volumes of an output are written."""
+    return AssemblyTarget(
+        output_dir=str(settings.output_dir),
+        planes=output.config.planes,
+        kind=settings.kind,
+        threshold=settings.threshold,
+        keep_probabilities=settings.keep_probabilities,
+        fill=settings.fill,
+        labels=tuple(sorted(output.label_names.keys() - {0})),
+        label_dtype=output.config.label_dtype,
+        lock=held.path.name,
+        run_id=held.run_id,
+    )
+
+
+def check_apart(output_dir: Path, others: Iterable[Path]) -> None:
     """Raise OutputError if volumes would lie among slices or predictions."""
-    for place in (slices_dir, *settings.predictions):
-        if settings.output_dir == place:
-            raise OutputError(f"output_dir {place} holds slices; name another directory")
+    if output_dir in others:
+        raise OutputError(f"output_dir {output_dir} holds slices; name another directory")
 
 
 def _run(

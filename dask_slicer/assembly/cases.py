@@ -7,6 +7,7 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -30,7 +31,7 @@ from dask_slicer.inputs.readers import read_header, stored_header
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import JOURNAL
 from dask_slicer.output.output import Output
-from dask_slicer.planning.plan import CasePlan
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.steps import steps_of
 from dask_slicer.records import CommittedCase, FailedCase, SourceGrid
 
@@ -38,6 +39,82 @@ from dask_slicer.records import CommittedCase, FailedCase, SourceGrid
 _VERSION = 1
 # In voxels: what two computations of one affine differ by is less.
 _SAME_GRID = 0.01
+
+
+class Scans:
+    """The grids of the scans of an output, and their labels where metrics are wanted.
+
+    Raise UsageError if metrics need scans that are not there.
+    """
+
+    def __init__(self, output: Output, settings: AssemblySettings) -> None:
+        self._output, self._settings = output, settings
+        self._plan: RunPlan | None = None
+        self._plans: Mapping[str, CasePlan] = {}
+        if settings.metrics:
+            self._plan = prepare_plan(self._config())
+            self._plans = {case.case_id: case for case in self._plan.cases}
+
+    def case(self, record: CommittedCase) -> tuple[AssemblyCase, str]:
+        """Return a case without predictions, and a digest of its scan."""
+        grid = record.grid or self._grid_of(record)
+        slice_grids(record, grid, self._output.config.planes)  # fits, or raises
+        case = AssemblyCase(record=record, grid=grid)
+        if self._plan is None:
+            return case, ""
+        plan = self._plans.get(record.case_id)
+        if plan is None:
+            raise MissingFile("its scan is not in the dataset any more; name it with --source")
+        if plan.problem is not None:
+            raise MissingFile(f"its scan cannot be read: {plan.problem.message}")
+        steps = steps_of(
+            self._plan.steps,
+            self._output.config.slice_settings,
+            case_id=record.case_id,
+            split=record.split,
+            listed=None,
+        )
+        return replace(case, scan=plan.case, steps=steps), plan.digest
+
+    def _config(self) -> RunConfig:
+        config = self._output.config.model_copy(
+            update={"output_dir": self._output.path, "statistics": None}
+        )
+        if self._settings.source is not None:
+            config = config.model_copy(update={"input_dir": self._settings.source})
+        if not config.input_dir.exists():
+            raise UsageError(
+                f"the scans are not in {config.input_dir} any more; name their place with --source"
+            )
+        return config
+
+    def _grid_of(self, record: CommittedCase) -> SourceGrid:
+        """Return the grid of the scan of a case that an earlier version wrote."""
+        config = self._config()
+        part = record.parts[0]
+        metadata = self._output.metadata(record.case_id, plane=config.planes[0])
+        source = metadata["source_file"]
+        name = next(filter(None, source)) if isinstance(source, list) else source
+        path = config.input_root / name
+        header = read_header(path, orientation_from=config.orientation_from)
+        grid = SourceGrid(
+            shape=header.shape,
+            affine=tuple(map(tuple, header.affine.tolist())),
+            header=b64encode(stored_header(path)).decode(),
+        )
+        (first, *_) = slice_grids(record, grid, config.planes)
+        stored = Grid(shape=grid.shape, affine=header.affine, name="")
+        affine = first.steps.affine(stored.reoriented(first.orientation).affine)
+        _, n_slices, height, width = part.shape
+        distance, mm = grid_distance(
+            np.array(metadata["affine"]), affine, (n_slices, height, width)
+        )
+        if distance > _SAME_GRID:
+            raise GeometryMismatch(
+                f"{path} lies up to {mm:.3g} mm off the slices, so it is not the scan that they "
+                "were made of; name the folder of that with --source"
+            )
+        return grid
 
 
 class Predicted:
@@ -73,10 +150,7 @@ class Predicted:
                     "<case_id>, with the ending .npy, .npz or .png"
                 )
         self._planes = [found.planes for found in self._found]
-        self._plans: Mapping[str, CasePlan] = {}
-        if settings.metrics:
-            self._plan = prepare_plan(self._config())
-            self._plans = {case.case_id: case for case in self._plan.cases}
+        self._scans = Scans(output, settings)
 
     @property
     def n_others(self) -> int:
@@ -121,71 +195,9 @@ class Predicted:
                     where = f" of plane {plane}" if len(self._output.config.planes) > 1 else ""
                     raise MissingFile(f"{found.folder} has no prediction{where} of it, but others")
                 sources.append(Source(folder=str(found.folder), plane=plane, files=by_plane[plane]))
-        grid = record.grid or self._grid_of(record)
-        slice_grids(record, grid, self._output.config.planes)  # fits, or raises
-        scan = steps = None
-        plan = self._plans.get(case_id)
-        if self._settings.metrics:
-            if plan is None:
-                raise MissingFile("its scan is not in the dataset any more; name it with --source")
-            if plan.problem is not None:
-                raise MissingFile(f"its scan cannot be read: {plan.problem.message}")
-            scan = plan.case
-            steps = steps_of(
-                self._plan.steps,
-                self._output.config.slice_settings,
-                case_id=case_id,
-                split=record.split,
-                listed=None,
-            )
-        return AssemblyCase(
-            record=record,
-            grid=grid,
-            sources=tuple(sources),
-            digest=self._digest(record, grid, sources, "" if plan is None else plan.digest),
-            scan=scan,
-            steps=steps,
-        )
-
-    def _config(self) -> RunConfig:
-        config = self._output.config.model_copy(
-            update={"output_dir": self._output.path, "statistics": None}
-        )
-        if self._settings.source is not None:
-            config = config.model_copy(update={"input_dir": self._settings.source})
-        if not config.input_dir.exists():
-            raise UsageError(
-                f"the scans are not in {config.input_dir} any more; name their place with --source"
-            )
-        return config
-
-    def _grid_of(self, record: CommittedCase) -> SourceGrid:
-        """Return the grid of the scan of a case that an earlier version wrote."""
-        config = self._config()
-        part = record.parts[0]
-        metadata = self._output.metadata(record.case_id, plane=config.planes[0])
-        source = metadata["source_file"]
-        name = next(filter(None, source)) if isinstance(source, list) else source
-        path = config.input_root / name
-        header = read_header(path, orientation_from=config.orientation_from)
-        grid = SourceGrid(
-            shape=header.shape,
-            affine=tuple(map(tuple, header.affine.tolist())),
-            header=b64encode(stored_header(path)).decode(),
-        )
-        (first, *_) = slice_grids(record, grid, config.planes)
-        stored = Grid(shape=grid.shape, affine=header.affine, name="")
-        affine = first.steps.affine(stored.reoriented(first.orientation).affine)
-        _, n_slices, height, width = part.shape
-        distance, mm = grid_distance(
-            np.array(metadata["affine"]), affine, (n_slices, height, width)
-        )
-        if distance > _SAME_GRID:
-            raise GeometryMismatch(
-                f"{path} lies up to {mm:.3g} mm off the slices, so it is not the scan that they "
-                "were made of; name the folder of that with --source"
-            )
-        return grid
+        case, scan = self._scans.case(record)
+        digest = self._digest(record, case.grid, sources, scan)
+        return replace(case, sources=tuple(sources), digest=digest)
 
     def _digest(
         self, record: CommittedCase, grid: SourceGrid, sources: Sequence[Source], scan: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -40,6 +40,7 @@ def header_of(grid: SourceGrid) -> nib.Nifti1Header:
     if not grid.header:
         return _new_header(grid)
     block = b64decode(grid.header)
+    header: nib.Nifti1Header
     kind = nib.Nifti2Header if len(block) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header
     try:
         header = kind.from_fileobj(BytesIO(block), check=False)

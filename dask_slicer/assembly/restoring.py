@@ -106,17 +106,17 @@ def restore_probabilities(
     by_plane: dict[str, list[tuple[SliceGrid, Slices]]] = {}
     for grid, slices in sources:
         by_plane.setdefault(grid.plane, []).append((grid, slices))
-    decide = partial(_decide, threshold=threshold)
+    choose = partial(decide, threshold=threshold)
     (first, *others) = by_plane.values()
     if not others and not first[0][0].steps.interpolates:
-        return _restored_by_slice(first[0][0], [slices for _, slices in first], decide, keep, fill)
-    return _restored_by_class(list(by_plane.values()), decide, keep, fill)
+        return _restored_by_slice(first[0][0], [slices for _, slices in first], choose, keep, fill)
+    return _restored_by_class(list(by_plane.values()), choose, keep, fill)
 
 
 def _restored_by_slice(
     grid: SliceGrid,
     networks: Sequence[Slices],
-    decide: Callable[[NDArray[np.float32]], NDArray[np.integer]],
+    choose: Callable[[NDArray[np.float32]], NDArray[np.integer]],
     keep: bool,
     fill: int,
 ) -> Restored:
@@ -124,7 +124,7 @@ def _restored_by_slice(
     labels = grid.empty(fill, smallest_dtype(0, fill))
     kept: list[NDArray[np.float32]] = []
     for index, mean in _means(networks):
-        chosen = decide(mean)
+        chosen = choose(mean)
         labels = _widened(labels, smallest_dtype(0, len(mean) - 1))
         grid.place(labels, index, chosen)
         if keep:
@@ -136,7 +136,7 @@ def _restored_by_slice(
 
 def _restored_by_class(
     planes: Sequence[Sequence[tuple[SliceGrid, Slices]]],
-    decide: Callable[[NDArray[np.float32]], NDArray[np.integer]],
+    choose: Callable[[NDArray[np.float32]], NDArray[np.integer]],
     keep: bool,
     fill: int,
 ) -> Restored:
@@ -171,7 +171,7 @@ def _restored_by_class(
         mean = np.stack([volume[block] for volume in sums])
         np.divide(mean, weights[block], out=mean, where=inside[block])
         mean[:, ~inside[block]] = 0
-        np.copyto(labels[block], decide(mean), where=inside[block], casting="unsafe")
+        np.copyto(labels[block], choose(mean), where=inside[block], casting="unsafe")
         for volume, values in zip(sums, mean, strict=True):
             volume[block] = values
     return Restored(labels=labels, probabilities=_stacked(sums) if keep else None)
@@ -199,8 +199,16 @@ def _means(networks: Sequence[Slices]) -> Iterator[tuple[int, NDArray[np.float32
         yield index, (total / len(networks)).astype(np.float32)
 
 
-def _decide(mean: NDArray[np.float32], *, threshold: float | None) -> NDArray[np.integer]:
+def decide(mean: NDArray[np.float32], *, threshold: float | None) -> NDArray[np.integer]:
     """Return the class of each pixel or voxel, from (class, …) probabilities."""
+    if len(mean) == 1 and threshold is None:
+        raise UnsupportedImage(
+            "predictions have one class; give --threshold, the probability from which it counts"
+        )
+    if len(mean) > 1 and threshold is not None:
+        raise UnsupportedImage(
+            f"predictions have {len(mean)} classes; --threshold is for one, leave it out"
+        )
     if threshold is not None:
         chosen: NDArray[np.integer] = (mean[0] >= threshold).astype(np.uint8)
         return chosen

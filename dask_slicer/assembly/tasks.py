@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,13 @@ from numpy.typing import NDArray
 from dask_slicer.assembly.metrics import LabelMetrics, label_metrics
 from dask_slicer.assembly.nifti_writer import SUFFIX, write_nifti
 from dask_slicer.assembly.predictions import FoundFiles, Kind, PredictedSlices
-from dask_slicer.assembly.restoring import Restored, restore_labels, restore_probabilities
-from dask_slicer.assembly.slice_grid import slice_grids
+from dask_slicer.assembly.restoring import (
+    Restored,
+    Slices,
+    restore_labels,
+    restore_probabilities,
+)
+from dask_slicer.assembly.slice_grid import SliceGrid, slice_grids
 from dask_slicer.core.geometry import plane_orientation, reorient, spacing, voxel_volume
 from dask_slicer.core.steps.steps import LabelChanges, Steps, changed_label
 from dask_slicer.errors import MissingLabel, as_case_error
@@ -74,8 +79,8 @@ class AssemblyCase:
 
     record: CommittedCase
     grid: SourceGrid
-    sources: tuple[Source, ...]
-    digest: str
+    sources: tuple[Source, ...] = ()
+    digest: str = ""
     scan: Case | None = None
     steps: Steps | None = None
 
@@ -113,9 +118,8 @@ class Assembled:
 
 
 def assemble_case(case: AssemblyCase, target: AssemblyTarget) -> Assembled:
-    """Return the volume that the predictions of a case make, and its metrics."""
-    seconds: dict[str, float] = {}
-    with _step("assemble", seconds):
+    """Return the volume that the files of predictions of a case make, and its metrics."""
+    with step("load", {}):
         grids = {grid.plane: grid for grid in slice_grids(case.record, case.grid, target.planes)}
         sources = [
             (
@@ -124,6 +128,15 @@ def assemble_case(case: AssemblyCase, target: AssemblyTarget) -> Assembled:
             )
             for source in case.sources
         ]
+    return assemble_slices(case, sources, target)
+
+
+def assemble_slices(
+    case: AssemblyCase, sources: Sequence[tuple[SliceGrid, Slices]], target: AssemblyTarget
+) -> Assembled:
+    """Return the volume that predictions of a case make, and its metrics."""
+    seconds: dict[str, float] = {}
+    with step("assemble", seconds):
         if target.kind == "labels":
             volume = restore_labels(sources, fill=target.fill)
         else:
@@ -135,7 +148,7 @@ def assemble_case(case: AssemblyCase, target: AssemblyTarget) -> Assembled:
             )
     metrics: tuple[LabelMetrics, ...] = ()
     if case.scan is not None:
-        with _step("metrics", seconds):
+        with step("metrics", seconds):
             metrics = _metrics(case, volume.labels, target)
     return Assembled(
         case=case,
@@ -149,7 +162,7 @@ def assemble_case(case: AssemblyCase, target: AssemblyTarget) -> Assembled:
 def save_volume(assembled: Assembled, target: AssemblyTarget) -> AssembledCase:
     """Write the volume of a case, whole or not at all."""
     case, seconds = assembled.case, dict(assembled.seconds)
-    with _step("save", seconds):
+    with step("save", seconds):
         volumes: dict[str, NDArray[Any]] = {SUFFIX: assembled.volume.labels}
         if assembled.volume.probabilities is not None:
             volumes = {PROBABILITIES: assembled.volume.probabilities, **volumes}
@@ -192,7 +205,7 @@ def _metrics(
 
 
 @contextmanager
-def _step(name: str, seconds: dict[str, float]) -> Iterator[None]:
+def step(name: str, seconds: dict[str, float]) -> Iterator[None]:
     """Note the time of a step; turn any error into one of the named failures."""
     started = time.perf_counter()
     try:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
-from dask_slicer.monitoring.observer import failure_lines
+from dask_slicer.monitoring.observer import MOST_FAILURES, failure_lines
 from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
 from dask_slicer.planning.estimate import outliers, output_bytes, plan_lines, plan_needs
 from dask_slicer.planning.plan import RunPlan, case_rows
-from dask_slicer.records import CommittedCase, failure_line, why_not_written
+from dask_slicer.records import CommittedCase, FailedCase, failure_line, why_not_written
 from dask_slicer.utils.formatting import escape_line, first_few, format_bytes, format_time, plural
 
 if TYPE_CHECKING:
+    from dask_slicer.assembly.assemble import AssemblyReport
     from dask_slicer.execution.partitions import MergeReport
     from dask_slicer.execution.verify import VerifyReport
     from dask_slicer.output.checks import Issue
@@ -161,3 +162,56 @@ class OutputDisplay(ProgressDisplay):
                 cases = plural(len(damaged), "case")
                 found += f", in {cases}; with --repair, the next run writes them again"
             self._print(found)
+
+
+class AssemblyDisplay(ProgressDisplay):
+    """Shows progress and result of `assemble`."""
+
+    doing = "Assembling"
+
+    def ended(self, total: int, n_slices: int, failure: FailedCase | None) -> None:
+        """Count a case; before the first of them, without one."""
+        state = self._state
+        if not state.n_cases:
+            self._began = time.monotonic()
+            self._say(f"Assemble: {plural(total, 'case')} {self._where}")
+        self.progress(
+            replace(
+                state,
+                n_cases=total,
+                n_done=state.n_done + (failure is None and bool(n_slices)),
+                n_failed=state.n_failed + (failure is not None),
+                n_slices=state.n_slices + n_slices,
+                work=total,
+                work_done=state.work_done + bool(n_slices or failure),
+                seconds=time.monotonic() - self._began,
+            )
+        )
+        if failure is not None and state.n_failed < MOST_FAILURES and not self._quiet:
+            self._print(f"Failed: {failure_line(failure)}", style="red")
+        if not state.n_cases:
+            self._start_progress()
+
+    def assembled(self, report: AssemblyReport) -> None:
+        """Print the result, and why cases failed."""
+        self._end_progress()
+        skipped = f", {report.n_skipped} skipped" if report.n_skipped else ""
+        self._say(
+            f"Wrote {plural(report.n_written, 'volume')}{skipped} to {report.output_dir} in "
+            f"{format_time(report.elapsed_seconds)}"
+        )
+        if report.n_without:
+            self._say(f"{plural(report.n_without, 'case')} without predictions left out")
+        for line in failure_lines(report.failures, f", see {report.output_dir}/failures.csv"):
+            self._print(line)
+        for split, labels in report.metrics.items():
+            for label, values in labels.items():
+                name = f" ({values['name']})" if values["name"] else ""
+                dice, distance = values["dice"], values["hd95_mm"]
+                shown = "none" if distance["mean"] is None else f"{distance['mean']:.2f} mm"
+                self._say(
+                    f"Metrics, {split}, label {label}{name}: Dice {dice['mean']:.3f}, 95 % "
+                    f"Hausdorff distance {shown}, mean of {plural(values['n_cases'], 'case')}"
+                )
+        if report.metrics:
+            self._say(f"Metrics: {report.output_dir}/metrics.csv")

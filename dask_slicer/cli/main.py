@@ -12,7 +12,7 @@ from itertools import chain
 
 import click
 
-from dask_slicer.cli.output_commands import preview, report, split, verify, watch
+from dask_slicer.cli.output_commands import assemble, preview, report, split, verify, watch
 from dask_slicer.cli.run_commands import benchmark, demo, merge, plan, run, statistics
 from dask_slicer.errors import DaskSlicerError, PreflightError, UsageError
 from dask_slicer.utils.formatting import escape_line
@@ -29,6 +29,7 @@ _INTERRUPTED, _TERMINATED = 130, 143
 _COMMANDS = {
     "Make slices": (demo, plan, statistics, run, merge, split),
     "Look at an output": (preview, report, verify),
+    "Use predictions": (assemble,),
     "Runs and performance": (watch, benchmark),
 }
 

@@ -42,6 +42,14 @@ _SHORT = {"input_dir": "-i", "output_dir": "-o"}
 SCHEDULER_OPTIONS = ("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key")
 
 
+# Those of the place of a run: this machine, a scheduler, batch jobs.
+PLACE_OPTIONS = (
+    *("num_workers", *SCHEDULER_OPTIONS, "wait_workers", "wait_timeout", "upload_code"),
+    *("cluster", "jobs", "cores", "memory", "walltime", "queue", "account", "job_extra"),
+    *("lifetime", "interface", "dashboard_address"),
+)
+
+
 class Choice(click.Choice[str]):
     """A choice in upper or lower case; the message about a wrong one suggests the nearest."""
 
@@ -79,6 +87,20 @@ class SettingsCommand(click.Command):
         """Return the options of the settings, then the command's own."""
         settings = [option for option in config_options() if option.name in self._settings]
         return [*settings, *super().get_params(ctx)]
+
+
+class AssemblyCommand(SettingsCommand):
+    """A command with the settings of `assemble`, and those of its place."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, settings=PLACE_OPTIONS, **attributes)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the arguments, the options of the settings, then those of the place."""
+        from dask_slicer.config.assembly_settings import AssemblySettings
+
+        fields = AssemblySettings.model_fields.items()
+        return [*(_option(name, field) for name, field in fields), *super().get_params(ctx)]
 
 
 class ConfigCommand(click.Command):
@@ -157,6 +179,8 @@ def _option(name: str, field: Any) -> click.Option:
         settings = {"type": _NumberOrEach()}
     elif get_origin(annotation) is tuple:
         settings = {} if name in COMMA_SEPARATED else {"multiple": True}
+    if name == "predictions":
+        settings = {"multiple": True, "type": click.Path()}
     settings["metavar"] = _METAVARS.get(name)
     names = [*([_SHORT[name]] if name in _SHORT else []), f"--{name}"]
     text = field.description + _default_words(field)

@@ -1,4 +1,4 @@
-"""Commands on an output: split, verify, watch, preview, report."""
+"""Commands on an output: split, verify, watch, preview, report, assemble."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from dask_slicer.cli.options import (
     SCHEDULER_OPTIONS,
+    AssemblyCommand,
     Choice,
     SettingsCommand,
     output_argument,
@@ -161,6 +162,27 @@ def verify(output_dir: Path, verbose: int, quiet: bool, **options: Any) -> bool:
         report = verify_output(output_dir, observer=display, on_case=display.checked, **options)
         display.verified(report)
     return bool(report.issues)
+
+
+@click.command(cls=AssemblyCommand)
+@click.argument("slices_dir", metavar="OUTPUT_DIR", type=click.Path(path_type=Path))
+@verbosity_options
+def assemble(slices_dir: Path, verbose: int, quiet: bool, **options: Any) -> bool:
+    """Put predictions of slices together to NIfTI volumes on the grids of the scans.
+
+    OUTPUT_DIR is the output of `run`. Predictions are an array for each slice,
+    <case_id>_<slice_index>.npy, .npz or .png, or for each case, <case_id>.npy. The same command
+    again continues.
+    """
+    configure_logging(verbose, None)
+    from dask_slicer.assembly.assemble import assemble as assemble_volumes
+    from dask_slicer.cli.display import AssemblyDisplay, make_console
+
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    with AssemblyDisplay(make_console(), quiet=quiet) as display, interrupt_once():
+        report = assemble_volumes(slices_dir, observer=display, on_case=display.ended, **given)
+        display.assembled(report)
+    return bool(report.failures)
 
 
 @click.command(cls=SettingsCommand, settings=SCHEDULER_OPTIONS[1:])
