@@ -25,6 +25,7 @@ from dask_slicer.assembly.volume_files import (
     JOURNAL,
     LINES,
     check_ours,
+    remove_volumes,
     write_tables,
     written_cases,
 )
@@ -42,7 +43,7 @@ from dask_slicer.output.lock import HeldLock, locked
 from dask_slicer.output.output import Output, open_output
 from dask_slicer.records import FailedCase
 from dask_slicer.utils import system
-from dask_slicer.utils.formatting import plural
+from dask_slicer.utils.formatting import first_few, plural
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -169,6 +170,9 @@ def assemble(
             else:
                 todo.append(case)
         n_skipped = len(current)
+        stale = [case_id for case_id in predicted.wanted & done.keys() if case_id not in current]
+        for case_id in stale:  # a failure must not leave the volume of other predictions
+            remove_volumes(folder, done[case_id])
         target = assembly_target(output, chosen, held)
         run_client = stack.enter_context(
             workers(
@@ -186,6 +190,7 @@ def assemble(
         def graph_of(case: AssemblyCase) -> Delayed:
             return assembly_graph(f"{case.case_id} of {held.run_id[:8]}", case, steps)
 
+        n_written = 0
         on_case(len(todo), 0, None)
         for case, outcome in _run(run_client, todo, graph_of):
             if isinstance(outcome, CaseError):
@@ -194,11 +199,19 @@ def assemble(
             else:
                 journal.append(outcome)
                 current[case.case_id] = outcome
+                n_written += 1
                 on_case(len(todo), outcome.n_slices, None)
+        kept = done.keys() - predicted.wanted
+        if kept:
+            observer.note(
+                f"{plural(len(kept), 'volume')} of cases without predictions kept: "
+                f"{first_few(sorted(kept))}"
+            )
+            current |= {case_id: done[case_id] for case_id in kept}
         summary = write_tables(folder, current.values(), failures, output.label_names)
     return AssemblyReport(
         output_dir=str(folder),
-        n_written=len(current) - n_skipped,
+        n_written=n_written,
         n_skipped=n_skipped,
         n_without=len(predicted.splits) - len(predicted.wanted),
         failures=tuple(failures),

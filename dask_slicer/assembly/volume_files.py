@@ -20,6 +20,7 @@ from dask_slicer.errors import OutputError
 from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, names_in
+from dask_slicer.output.lock import still_held
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.files import open_file
 from dask_slicer.utils.formatting import first_few
@@ -73,6 +74,13 @@ def _is_whole(folder: Path, case: AssembledCase) -> bool:
         )
     except OSError:
         return False
+
+
+def remove_volumes(folder: Path, case: AssembledCase) -> None:
+    """Remove the files of a case."""
+    still_held()
+    for file in case.files:
+        (folder / file.name).unlink(missing_ok=True)
 
 
 def write_tables(
@@ -129,6 +137,22 @@ def metrics_summary(
             "n_missing": len(numbers) - len(present),
         }
     return summary
+
+
+def named_metrics(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv; none without metrics. Raise OutputError if it is damaged."""
+    try:
+        with io.TextIOWrapper(open_file(folder / METRICS), encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines, strict=True))
+        for row in rows:
+            int(row["label"]), [float(row[name] or 0) for name in _COLUMNS[4:]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise OutputError(
+            f"{folder / METRICS} is damaged ({error}); the same assemble command writes it again"
+        ) from None
+    return rows
 
 
 def _write_table(path: Path, columns: Iterable[str], rows: list[Any]) -> None:

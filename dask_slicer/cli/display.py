@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -204,14 +204,26 @@ class AssemblyDisplay(ProgressDisplay):
             self._say(f"{plural(report.n_without, 'case')} without predictions left out")
         for line in failure_lines(report.failures, f", see {report.output_dir}/failures.csv"):
             self._print(line)
-        for split, labels in report.metrics.items():
-            for label, values in labels.items():
-                name = f" ({values['name']})" if values["name"] else ""
-                dice, distance = values["dice"], values["hd95_mm"]
-                shown = "none" if distance["mean"] is None else f"{distance['mean']:.2f} mm"
-                self._say(
-                    f"Metrics, {split}, label {label}{name}: Dice {dice['mean']:.3f}, 95 % "
-                    f"Hausdorff distance {shown}, mean of {plural(values['n_cases'], 'case')}"
-                )
-        if report.metrics:
+        if report.metrics and not self._quiet:
+            head, rows = metrics_rows(report.metrics)
+            self._console.print(plain_table(head, rows, right=head[2:]))
             self._say(f"Metrics: {report.output_dir}/metrics.csv")
+
+
+def metrics_rows(metrics: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return head and rows of a table of metrics, means by split and label."""
+    head = ("split", "label", "cases", "Dice", "HD95 in mm", "reference ml", "predicted ml")
+    rows: list[tuple[str, ...]] = []
+    for split, labels in metrics.items():
+        for label, values in labels.items():
+            distance = values["hd95_mm"]["mean"]
+            rows.append(
+                (
+                    *(split, f"{label} {values['name']}".rstrip(), str(values["n_cases"])),
+                    f"{values['dice']['mean']:.3f}",
+                    "none" if distance is None else f"{distance:.2f}",
+                    f"{values['reference_ml']['mean']:.4g}",
+                    f"{values['predicted_ml']['mean']:.4g}",
+                )
+            )
+    return head, rows

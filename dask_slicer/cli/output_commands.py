@@ -179,6 +179,8 @@ def assemble(slices_dir: Path, verbose: int, quiet: bool, **options: Any) -> boo
     from dask_slicer.cli.display import AssemblyDisplay, make_console
 
     given = {name: value for name, value in options.items() if value not in (None, ())}
+    if missing := [name for name in ("predictions", "output_dir") if name not in given]:
+        raise UsageError(f"assemble needs --{' and --'.join(missing)}")
     with AssemblyDisplay(make_console(), quiet=quiet) as display, interrupt_once():
         report = assemble_volumes(slices_dir, observer=display, on_case=display.ended, **given)
         display.assembled(report)

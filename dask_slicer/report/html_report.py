@@ -24,6 +24,7 @@ from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.records import clip_note
 from dask_slicer.report.histogram import chart
 from dask_slicer.report.overview import Overview, overview
+from dask_slicer.report.volumes import has_volumes, volume_facts
 from dask_slicer.utils.formatting import (
     escape_line,
     first_few,
@@ -47,7 +48,17 @@ _MOST_PICTURE_BYTES = 3_000_000
 def write_report(
     output_dir: str | Path, file: Path | None = None, *, say: Callable[[str], None]
 ) -> Path:
-    """Write the report of an output to `file`, by default `REPORT` in the output."""
+    """Write the report of an output, or of volumes, to `file`, by default `REPORT` in it."""
+    if has_volumes(Path(output_dir)):
+        path = Path(output_dir).absolute()
+        file = user_file_path(path, file, name=REPORT, suffixes=_SUFFIXES)
+        page = (
+            page_environment()
+            .get_template("volumes.html")
+            .render(name=path.name, path=path, now=time.time(), **volume_facts(path))
+        )
+        write_user_file(file, page.encode("utf-8", "backslashreplace"))
+        return file
     output = open_output(output_dir)
     file = user_file_path(output.path, file, name=REPORT, suffixes=_SUFFIXES)
     facts = overview(output)
@@ -81,9 +92,8 @@ def _pictures(output: Output, facts: Overview) -> tuple[dict[str, bytes], str]:
     return {"light": light, "dark": dark}, ""
 
 
-def _render(
-    output: Output, facts: Overview, pictures: dict[str, bytes], why_no_pictures: str
-) -> str:
+def page_environment() -> Environment:
+    """Return what pages are rendered with."""
     environment = Environment(
         loader=PackageLoader("dask_slicer.report"),
         autoescape=True,
@@ -107,26 +117,36 @@ def _render(
     environment.globals |= {
         "count": lambda n, noun: plural(n, noun).replace(str(n), f"{n:,}", 1),
         "chart": chart,
+        "version": version("dask_slicer"),
     }
+    return environment
+
+
+def _render(
+    output: Output, facts: Overview, pictures: dict[str, bytes], why_no_pictures: str
+) -> str:
     kinds = Counter((failure.kind, failure.step) for failure in facts.failures)
-    return environment.get_template("report.html").render(
-        output=output,
-        facts=facts,
-        pictures=pictures,
-        why_no_pictures=why_no_pictures,
-        n_pictured=min(_N_SLICES, facts.n_slices),
-        now=time.time(),
-        version=version("dask_slicer"),
-        again=_again(output),
-        settings=_settings(output.config),
-        steps=STEPS,
-        step_lines=step_lines(output.config),
-        kinds=kinds.most_common(_MOST_NAMES),
-        clip_note=clip_note,
-        **{
-            name: _seconds(output.summary.get(name))
-            for name in ("elapsed_seconds", "slices_per_second")
-        },
+    return (
+        page_environment()
+        .get_template("report.html")
+        .render(
+            output=output,
+            facts=facts,
+            pictures=pictures,
+            why_no_pictures=why_no_pictures,
+            n_pictured=min(_N_SLICES, facts.n_slices),
+            now=time.time(),
+            again=_again(output),
+            settings=_settings(output.config),
+            steps=STEPS,
+            step_lines=step_lines(output.config),
+            kinds=kinds.most_common(_MOST_NAMES),
+            clip_note=clip_note,
+            **{
+                name: _seconds(output.summary.get(name))
+                for name in ("elapsed_seconds", "slices_per_second")
+            },
+        )
     )
 
 

@@ -200,6 +200,9 @@ def test_slices_left_out_are_fill_and_missing_ones_fail_their_case(scans, tmp_pa
     assert (failure.case_id, failure.kind) == (first, "MissingFile")
     assert f"1 of {len(files)} slices have no prediction" in failure.message
     assert (report.n_written, report.n_skipped, report.n_without) == (0, 1, 1)
+    # What other predictions made is removed where these fail, and kept where there are none.
+    assert not (tmp_path / "volumes" / f"{first}.nii.gz").exists()
+    assert (tmp_path / "volumes" / f"{second}.nii.gz").exists()
     lines = (tmp_path / "volumes" / "failures.csv").read_text().splitlines()
     assert len(lines) == 2
     assert third not in lines[1]
