@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dask_slicer.assembly import metrics
 from dask_slicer.assembly.cases import Predicted
 from dask_slicer.assembly.tasks import (
     AssembledCase,
@@ -135,8 +134,6 @@ def assemble(
     chosen = build_settings(
         AssemblySettings, {"predictions": folders, "output_dir": output_dir, **settings}
     )
-    if chosen.metrics:
-        metrics.require_scipy()
     output = open_output(slices_dir)
     check_apart(chosen.output_dir, [output.path, *chosen.predictions])
     here = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dask_slicer.assembly.metrics import require_scipy
 from dask_slicer.assembly.predictions import find_predictions
 from dask_slicer.assembly.slice_grid import slice_grids
 from dask_slicer.assembly.tasks import AssemblyCase, Source
@@ -44,7 +45,7 @@ _SAME_GRID = 0.01
 class Scans:
     """The grids of the scans of an output, and their labels where metrics are wanted.
 
-    Raise UsageError if metrics need scans that are not there.
+    Raise UsageError if metrics need scans or SciPy that are not there.
     """
 
     def __init__(self, output: Output, settings: AssemblySettings) -> None:
@@ -52,6 +53,7 @@ class Scans:
         self._plan: RunPlan | None = None
         self._plans: Mapping[str, CasePlan] = {}
         if settings.metrics:
+            require_scipy()
             self._plan = prepare_plan(self._config())
             self._plans = {case.case_id: case for case in self._plan.cases}
 
@@ -186,12 +188,15 @@ class Predicted:
     def _case(self, record: CommittedCase) -> AssemblyCase:
         case_id = record.case_id
         sources = []
+        empty = {part.plane for part in record.parts if not part.slices}
         for found, planes in zip(self._found, self._planes, strict=True):
             if case_id in found.problems:
                 raise found.problems[case_id]
             by_plane = found.cases.get(case_id, {})
             for plane in sorted(planes, key=self._output.config.planes.index):
                 if plane not in by_plane:
+                    if plane in empty:  # every slice was left out
+                        continue
                     where = f" of plane {plane}" if len(self._output.config.planes) > 1 else ""
                     raise MissingFile(f"{found.folder} has no prediction{where} of it, but others")
                 sources.append(Source(folder=str(found.folder), plane=plane, files=by_plane[plane]))

@@ -85,7 +85,7 @@ def find_predictions(
             unknown[case_id].append(str(path))
             continue
         try:
-            plane = _plane_of(path.relative_to(folder), planes)
+            plane = _plane_of(path.relative_to(folder), planes, given=folder.name)
         except CaseError as error:
             found.problems.setdefault(case_id, error)
             continue
@@ -130,11 +130,16 @@ def _n_axes(path: Path) -> int | None:
         return None
 
 
-def _plane_of(relative: PurePath, planes: Sequence[str]) -> str:
-    """Return the plane of a file: the last folder above it that is named as one."""
+def _plane_of(relative: PurePath, planes: Sequence[str], *, given: str) -> str:
+    """Return the plane of a file: the last folder above it that is named as one.
+
+    That may be the folder of predictions, named `given`, if there are several planes.
+    """
     named = next((name for name in reversed(relative.parts[:-1]) if name in PLANES), None)
     if named is None and len(planes) == 1:
         return planes[0]
+    if named is None and given in PLANES:
+        named = given
     if named is not None and named in planes:
         return named
     if named is None:
@@ -250,12 +255,16 @@ def checked(array: NDArray[Any], size: tuple[int, int], kind: Kind, name: str) -
             f"{name} has shape {format_shape(array.shape)}, expected a class axis and then the "
             f"{wanted} (rows, columns) of its slice"
         )
-    values = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # is Inf, which is named
+        values = array.astype(np.float32)
     if not np.isfinite(values).all():
         n_wrong = int(values.size - np.isfinite(values).sum())
         raise NonFinite(f"{name} holds NaN or Inf ({plural(n_wrong, 'value')})")
     if kind == "logits":
-        return _softmax(values) if len(values) > 1 else 1 / (1 + np.exp(-values))
+        if len(values) > 1:
+            return _softmax(values)
+        with np.errstate(over="ignore"):  # the inverse of Inf is 0
+            return np.asarray(1 / (1 + np.exp(-values)))
     if values.min() < -_NEAR_THE_LIMITS or values.max() > 1 + _NEAR_THE_LIMITS:
         raise UnsupportedImage(
             f"{name} holds values from {values.min():.3g} to {values.max():.3g}, which are no "

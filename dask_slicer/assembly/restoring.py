@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dask_slicer.assembly.slice_grid import SliceGrid
 from dask_slicer.errors import UnsupportedImage
 
-# Planes of the last stored axis that are combined at once.
+# Planes of the last stored axis that are combined at once, and slices that are written at once.
 _BLOCK = 16
 
 
@@ -44,10 +44,10 @@ class Restored:
 def smallest_dtype(low: int, high: int) -> np.dtype[np.integer]:
     """Return the smallest dtype of NIfTI that holds two integers, unsigned if it can be.
 
-    >>> smallest_dtype(0, 255), smallest_dtype(-1, 200)
-    (dtype('uint8'), dtype('int16'))
+    >>> smallest_dtype(0, 255), smallest_dtype(-1, 200), smallest_dtype(-1, 100)
+    (dtype('uint8'), dtype('int16'), dtype('int8'))
     """
-    return np.result_type(np.min_scalar_type(low), np.min_scalar_type(high))
+    return np.min_scalar_type(high if low >= 0 else min(low, -high - 1))
 
 
 def restore_labels(sources: Sequence[tuple[SliceGrid, Slices]], *, fill: int = 0) -> Restored:
@@ -63,8 +63,8 @@ def restore_labels(sources: Sequence[tuple[SliceGrid, Slices]], *, fill: int = 0
     """
     volumes = [_labels_of(grid, slices, fill) for grid, slices in sources]
     if len(volumes) == 1:
-        return Restored(labels=volumes[0])
-    covers = [_covered(grid, slices) for grid, slices in sources]
+        return Restored(labels=_narrowed(volumes[0]))
+    covers = [_covered(grid, slices.indices) for grid, slices in sources]
     dtype = np.result_type(*volumes)
     result = sources[0][0].empty(fill, dtype)
     for block in _blocks(result):
@@ -78,7 +78,7 @@ def restore_labels(sources: Sequence[tuple[SliceGrid, Slices]], *, fill: int = 0
             wins = count > most
             result[block][wins] = value
             most[wins] = count[wins]
-    return Restored(labels=result)
+    return Restored(labels=_narrowed(result))
 
 
 def restore_probabilities(
@@ -121,17 +121,46 @@ def _restored_by_slice(
     fill: int,
 ) -> Restored:
     """Return the volume of one plane without interpolation: one slice in memory at a time."""
-    labels = grid.empty(fill, smallest_dtype(0, fill))
     kept: list[NDArray[np.float32]] = []
-    for index, mean in _means(networks):
-        chosen = choose(mean)
-        labels = _widened(labels, smallest_dtype(0, len(mean) - 1))
-        grid.place(labels, index, chosen)
-        if keep:
-            kept = kept or [grid.empty(0, np.dtype(np.float32)) for _ in mean]
-            for volume, pixels in zip(kept, mean, strict=True):
-                grid.place(volume, index, pixels)
+
+    def chosen() -> Iterator[tuple[int, NDArray[np.integer]]]:
+        for index, mean, _ in _means(networks):
+            if keep and not kept:
+                kept.extend(grid.empty(0, np.dtype(np.float32)) for _ in mean)
+            for volume, pixels in zip(kept, mean, strict=keep):
+                grid.place(volume, index, pixels[np.newaxis])
+            yield index, choose(mean)
+
+    labels = _placed(grid, chosen(), fill)
     return Restored(labels=labels, probabilities=_stacked(kept))
+
+
+def _placed(
+    grid: SliceGrid, slices: Iterable[tuple[int, NDArray[np.integer]]], fill: int
+) -> NDArray[np.integer]:
+    """Return the volume of labels of slices; the steps must not interpolate."""
+    labels = grid.empty(fill, smallest_dtype(0, fill))
+    for first, block in _runs(slices, grid):
+        labels = _widened(labels, block.dtype)
+        grid.place(labels, first, block)
+    return labels
+
+
+def _runs(
+    slices: Iterable[tuple[int, NDArray[np.integer]]], grid: SliceGrid
+) -> Iterator[tuple[int, NDArray[np.integer]]]:
+    """Yield slices, by ascending index, in arrays of successive ones with the first index."""
+    # Where neighbouring slices are neighbours in memory, one at a time takes 10 times as long.
+    most = _BLOCK if grid.orientation[0, 0] == 0 else 1
+    first, run = 0, list[NDArray[np.integer]]()
+    for index, pixels in slices:
+        if run and (len(run) == most or index != first + len(run)):
+            yield first, np.stack(run)
+            run = []
+        first = index - len(run)
+        run.append(pixels)
+    if run:
+        yield first, np.stack(run)
 
 
 def _restored_by_class(
@@ -144,13 +173,16 @@ def _restored_by_class(
     sums: list[NDArray[np.float32]] = []
     first = planes[0][0][0]
     weights = first.empty(0, np.dtype(np.float32))
+    inside = first.empty(0, np.dtype(np.bool_))
     for plane in planes:
         grid = plane[0][0]
         classes: NDArray[np.float32] | None = None
-        for index, mean in _means([slices for _, slices in plane]):
+        counts: dict[int, int] = {}
+        for index, mean, n_networks in _means([slices for _, slices in plane]):
             if classes is None:
                 classes = np.zeros((len(mean), *grid.shape), np.float32)
-            classes[:, index] = mean
+            classes[:, index] = mean * n_networks
+            counts[index] = n_networks
         if classes is None:
             continue
         sums = sums or [first.empty(0, np.dtype(np.float32)) for _ in classes]
@@ -162,11 +194,10 @@ def _restored_by_class(
             restored = grid.steps.restored_image(values, fill=0)
             view = grid.view(volume)
             np.add(view, restored, out=view, casting="unsafe")
-        indices = plane[0][1].indices
         view = grid.view(weights)
-        view += grid.covered(indices)
-    labels = first.empty(fill, smallest_dtype(min(fill, 0), max(fill, len(sums) - 1, 1)))
-    inside = weights >= _COVERED
+        view += grid.counted(counts)
+        inside |= _covered(grid, counts)
+    labels = first.empty(fill, smallest_dtype(0, max(fill, len(sums) - 1, 1)))
     for block in _blocks(labels):
         mean = np.stack([volume[block] for volume in sums])
         np.divide(mean, weights[block], out=mean, where=inside[block])
@@ -181,12 +212,15 @@ def _restored_by_class(
 _COVERED = 0.5
 
 
-def _means(networks: Sequence[Slices]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Yield the index of each slice, and the mean of the probabilities of several networks."""
-    for index in sorted(networks[0].indices):
-        first, *others = (slices.read(index) for slices in networks)
+def _means(networks: Sequence[Slices]) -> Iterator[tuple[int, NDArray[np.float32], int]]:
+    """Yield the index of each slice, the mean of the probabilities, and of how many networks.
+
+    Of a slice that was left out, not every network needs to have some.
+    """
+    for index in sorted({index for slices in networks for index in slices.indices}):
+        first, *others = (slices.read(index) for slices in networks if index in slices.indices)
         if not others:
-            yield index, first
+            yield index, first, 1
             continue
         total = first.astype(np.float64)
         for other in others:
@@ -196,7 +230,8 @@ def _means(networks: Sequence[Slices]) -> Iterator[tuple[int, NDArray[np.float32
                     f"{len(other)} in another"
                 )
             total += other
-        yield index, (total / len(networks)).astype(np.float32)
+        n_networks = 1 + len(others)
+        yield index, (total / n_networks).astype(np.float32), n_networks
 
 
 def decide(mean: NDArray[np.float32], *, threshold: float | None) -> NDArray[np.integer]:
@@ -210,34 +245,33 @@ def decide(mean: NDArray[np.float32], *, threshold: float | None) -> NDArray[np.
             f"predictions have {len(mean)} classes; --threshold is for one, leave it out"
         )
     if threshold is not None:
-        chosen: NDArray[np.integer] = (mean[0] >= threshold).astype(np.uint8)
-        return chosen
-    return np.asarray(mean.argmax(axis=0))
+        return np.asarray(mean[0] >= threshold).astype(np.uint8)
+    return np.asarray(mean.argmax(axis=0)).astype(smallest_dtype(0, len(mean) - 1))
 
 
 def _labels_of(grid: SliceGrid, slices: Slices, fill: int) -> NDArray[np.integer]:
     """Return the labels of one network in one plane, on the grid of the scan."""
-    direct = not grid.steps.interpolates
-    shape = grid.stored if direct else grid.shape
-    labels = np.full(shape, fill, smallest_dtype(min(fill, 0), max(fill, 0)), order="F")
-    for index in sorted(slices.indices):
-        pixels = slices.read(index)
+    predicted = ((index, slices.read(index)) for index in sorted(slices.indices))
+    if not grid.steps.interpolates:
+        return _placed(grid, predicted, fill)
+    labels = np.full(grid.shape, fill, smallest_dtype(0, fill))
+    for index, pixels in predicted:
         labels = _widened(labels, pixels.dtype)
-        if direct:
-            grid.place(labels, index, pixels)
-        else:
-            labels[index] = pixels
-    if direct:
-        return labels
+        labels[index] = pixels
     result = grid.empty(fill, labels.dtype)
-    grid.view(result)[...] = grid.steps.restored_label(np.ascontiguousarray(labels), fill=fill)
+    grid.view(result)[...] = grid.steps.restored_label(labels, fill=fill)
     return result
 
 
-def _covered(grid: SliceGrid, slices: Slices) -> NDArray[np.bool_]:
+def _covered(grid: SliceGrid, indices: Collection[int]) -> NDArray[np.bool_]:
     covered = grid.empty(0, np.dtype(np.bool_))
-    grid.view(covered)[...] = grid.covered(slices.indices) >= _COVERED
+    grid.view(covered)[...] = grid.counted(dict.fromkeys(indices, 1)) >= _COVERED
     return covered
+
+
+def _narrowed(labels: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return labels in the smallest dtype; usually the same array."""
+    return labels.astype(smallest_dtype(int(labels.min()), int(labels.max())), copy=False)
 
 
 def _widened(labels: NDArray[np.integer], dtype: np.dtype[Any]) -> NDArray[np.integer]:

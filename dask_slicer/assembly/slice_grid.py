@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -52,29 +52,30 @@ class SliceGrid:
         """Return a view of an array of the scan, axes in the order (slice, row, column)."""
         return reorient(stored, self.orientation)
 
-    def place(
-        self, stored: NDArray[_Number], slice_index: int, pixels: NDArray[np.generic]
-    ) -> None:
-        """Write a slice into an array of the scan; the steps must not interpolate."""
+    def place(self, stored: NDArray[_Number], first: int, pixels: NDArray[np.generic]) -> None:
+        """Write slices, from index `first` on, into an array of the scan without interpolation."""
         view, steps = self.view(stored), self.steps
         if steps.box is not None:
             view = crop(view, steps.box)
-        target = view[slice_index]
+        target = view[first : first + len(pixels)]
         if steps.in_plane is None:
             target[...] = pixels
             return
         # What padding added is cut off; what was cut off stays as it is.
         (row, column), (height, width) = steps.in_plane.start, steps.in_plane.size
-        rows = slice(max(row, 0), min(row + height, target.shape[0]))
-        columns = slice(max(column, 0), min(column + width, target.shape[1]))
-        target[rows, columns] = pixels[
-            rows.start - row : rows.stop - row, columns.start - column : columns.stop - column
+        rows = slice(max(row, 0), min(row + height, target.shape[1]))
+        columns = slice(max(column, 0), min(column + width, target.shape[2]))
+        target[:, rows, columns] = pixels[
+            :, rows.start - row : rows.stop - row, columns.start - column : columns.stop - column
         ]
 
-    def covered(self, indices: Iterable[int]) -> NDArray[np.float32]:
-        """Return which share of each voxel of the scan, in (slice, row, column), slices cover."""
+    def counted(self, counts: Mapping[int, int]) -> NDArray[np.float32]:
+        """Return how many predictions each voxel of the scan, in (slice, row, column), has.
+
+        `counts` is by slice. Between slices that have some and none, it is a share.
+        """
         slices = np.zeros((self.shape[0], 1, 1), np.float32)
-        slices[list(indices)] = 1
+        slices[list(counts), 0, 0] = list(counts.values())
         volume = np.broadcast_to(slices, self.shape)
         return self.steps.restored_image(volume, fill=0).astype(np.float32, copy=False)
 

@@ -23,17 +23,15 @@ from dask_slicer.assembly.restoring import (
     restore_probabilities,
 )
 from dask_slicer.assembly.slice_grid import SliceGrid, slice_grids
-from dask_slicer.core.geometry import plane_orientation, reorient, spacing, voxel_volume
+from dask_slicer.core.geometry import Grid, align, reorient, spacing, voxel_volume
 from dask_slicer.core.steps.steps import LabelChanges, Steps, changed_label
-from dask_slicer.errors import MissingLabel, as_case_error
+from dask_slicer.errors import GeometryMismatch, MissingLabel, as_case_error
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.output.lock import check_held
 from dask_slicer.records import CommittedCase, SourceGrid
 
 PROBABILITIES = f"_probabilities{SUFFIX}"
-# The label of a scan is loaded in the order of its file's axes, as predictions are.
-_STORED = "i"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,18 +186,31 @@ def _metrics(
 ) -> tuple[LabelMetrics, ...]:
     """Return the metrics against the label of the scan, after the label map of the output."""
     assert case.scan is not None  # noqa: S101  # of a case with metrics
-    volume = load_volume(case.scan, _STORED)
+    plane = target.planes[0]  # that of the slices of which small components were removed
+    volume = load_volume(case.scan, plane)
     if volume.label is None:
         raise MissingLabel("its scan has no label to compare with; leave out --metrics")
     reference = changed_label(
         volume.label, target.label_dtype, case.steps or Steps(), LabelChanges()
     )
-    predicted = reorient(labels, plane_orientation(np.array(case.grid.affine), _STORED))
+    name = case.scan.image_files[0]
+    grids = (
+        Grid(shape=case.grid.shape, affine=np.array(case.grid.affine), name="the volume"),
+        Grid(shape=volume.label.stored.shape, affine=volume.affine, name=name),
+    )
+    try:
+        (of_labels, of_reference), grid = align(grids, plane)
+    except GeometryMismatch:
+        raise GeometryMismatch(
+            f"{name} does not lie on the grid of the scan that the slices were made of; name the "
+            "folder of that with --source"
+        ) from None
+    predicted, reference = reorient(labels, of_labels), reorient(reference, of_reference)
     return label_metrics(
         predicted,
         reference,
-        spacing=spacing(volume.affine),
-        voxel_volume=voxel_volume(volume.affine),
+        spacing=spacing(grid.affine),
+        voxel_volume=voxel_volume(grid.affine),
         labels=target.labels or sorted({*np.unique(predicted), *np.unique(reference)} - {0}),
     )
 

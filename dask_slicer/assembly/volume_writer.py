@@ -244,7 +244,7 @@ class _OpenCase:
                     f"{name} has {len(values)} classes, others of the case {self._n_classes}"
                 )
         if self._decides:
-            values = decide(values, threshold=self._target.threshold).astype(np.uint8)
+            values = decide(values, threshold=self._target.threshold)
         # A view would keep the whole batch in memory.
         added.arrays[index] = values if values.base is None else values.copy()
 
