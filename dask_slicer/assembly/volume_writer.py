@@ -55,6 +55,11 @@ class VolumeWriter:
     **settings
         Names of `AssemblySettings`: kind, threshold, keep_probabilities, fill, metrics, source.
 
+    Attributes
+    ----------
+    metrics : dict
+        After the block, mean, std and median by split, label and metric; empty without metrics.
+
     Raises
     ------
     UsageError
@@ -88,6 +93,7 @@ class VolumeWriter:
                 record = read_line(journal, offset)
                 if isinstance(record, CommittedCase):
                     self._offsets[record.case_id] = offset
+        self.metrics: dict[str, Any] = {}
         self._open: dict[str, _OpenCase] = {}
         self._written: dict[str, AssembledCase] = {}
         self._stack: ExitStack | None = None
@@ -108,7 +114,8 @@ class VolumeWriter:
         with self._stack:
             self._stack = None
             names = self._output.label_names
-            write_tables(self._settings.output_dir, self._written.values(), (), names)
+            folder = self._settings.output_dir
+            self.metrics = write_tables(folder, self._written.values(), (), names)
         if error is None and self._open:
             missing = [f"{id_} ({case.missing()})" for id_, case in self._open.items()]
             self._open.clear()

@@ -218,7 +218,13 @@ class Output:
         return label, np.array(metadata["affine"])
 
     def metadata(self, case_id: str, *, plane: str | None = None) -> dict[str, Any]:
-        """Return the metadata of the first slice of a case; raises as `label`."""
+        """Return the metadata of the first slice of a case.
+
+        Parameters
+        ----------
+        case_id, plane
+            As for `volume`.
+        """
         with self._opened(case_id, plane) as (reader, kept):
             return reader.metadata(kept[0])
 
