@@ -37,6 +37,7 @@ from dask_slicer.errors import CaseError, OutputError
 from dask_slicer.execution.graph import assembly_graph, compute_here
 from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.observer import Observer
+from dask_slicer.output.directory import remove_temporary
 from dask_slicer.output.journal import Journal
 from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.lock import HeldLock, locked
@@ -159,6 +160,8 @@ def assemble(
     failures = predicted.unknown
     with locked(folder, note=observer.note) as held, ExitStack() as stack:
         check_ours(folder)
+        stack.callback(remove_temporary, folder)
+        remove_temporary(folder)  # of a call that was killed
         done = written_cases(folder)
         todo: list[AssemblyCase] = []
         current: dict[str, AssembledCase] = {}

@@ -34,6 +34,7 @@ from dask_slicer.config.assembly_settings import AssemblySettings
 from dask_slicer.config.loader import build_settings
 from dask_slicer.errors import MissingFile, UsageError
 from dask_slicer.output import layout
+from dask_slicer.output.directory import remove_temporary
 from dask_slicer.output.journal import Journal, last_records, read_line
 from dask_slicer.output.lock import locked
 from dask_slicer.output.output import check_plane, open_output
@@ -103,6 +104,7 @@ class VolumeWriter:
         with ExitStack() as stack:
             held = stack.enter_context(locked(folder))
             check_ours(folder)
+            stack.callback(remove_temporary, folder)
             self._written = written_cases(folder)
             self._target = assembly_target(self._output, self._settings, held)
             self._journal = stack.enter_context(Journal(folder / JOURNAL, lines=LINES))
