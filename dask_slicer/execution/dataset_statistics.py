@@ -141,6 +141,12 @@ def statistics(config: RunConfig, observer: Observer) -> tuple[IntensityProperti
         raise DatasetError(
             "statistics are those of labelled voxels, and no training case has a label"
         )
+    unusable = [case.case_id for case in plan.cases if case.split == "train" and case.problem]
+    if unusable:  # a run records these failures
+        observer.note(
+            f"statistics of the dataset leave out {plural(len(unusable), 'case')} that cannot be "
+            f"run: {first_few(unusable)}; `dask-slicer plan` says why"
+        )
     needs = Requirements(
         output_dir=config.input_root,
         input_file=split_volume(cases[0].case.image_files[0])[0],

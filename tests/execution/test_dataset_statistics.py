@@ -150,6 +150,33 @@ def test_training_cases_without_a_label_are_refused(dataset, tmp_path, invoke) -
     assert not (tmp_path / "new.json").exists()
 
 
+def test_cases_that_cannot_be_run_are_named(dataset, tmp_path, invoke) -> None:
+    add_cases(dataset, "abcd")
+    dataset.image_path("b").write_bytes(b"no scan")
+    dataset.label_path("c").unlink()
+    file = tmp_path / "new.json"
+    command = ("statistics", "-i", dataset.root, "--train_ratio", 1, "--num_workers", 0)
+    result = invoke(*command, "--file", file)
+    assert result.exit_code == 0
+    assert "leave out 2 cases that cannot be run: b, c; `dask-slicer plan` says" in result.output
+    assert file.exists()
+
+
+def test_a_file_that_cannot_be_written_is_refused_in_one_line(scans, tmp_path, invoke) -> None:
+    command = ("statistics", "-i", scans, "--num_workers", 0, "--file")
+    result = invoke(*command, tmp_path)
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        2,
+        [f"Error: --file {tmp_path} is a directory; name a file in it"],
+    )
+    name = "x" * 250  # that of a temporary file is longer
+    result = invoke(*command, tmp_path / name)
+    assert result.exit_code == 2
+    *_, line = result.stderr.splitlines()
+    assert line.startswith(f"Error: cannot write {tmp_path / name}: ")
+    assert "name another place with --file" in line
+
+
 def test_a_partition_is_refused_before_anything_starts(scans, tmp_path) -> None:
     settings = {"input_dir": scans, "output_dir": tmp_path / "out", "shard": "1/2"} | PLACE
     for refused in (dask_slicer.plan, dask_slicer.run):
