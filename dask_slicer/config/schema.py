@@ -18,7 +18,7 @@ from pydantic import ByteSize, Field, model_validator
 from dask_slicer.config import fields, keywords
 from dask_slicer.config.dataset_settings import InputSettings, SplitSettings
 from dask_slicer.config.run_settings import RunSettings
-from dask_slicer.config.step_settings import StepSettings, counts_slices
+from dask_slicer.config.step_settings import SELECTING, StepSettings, counts_slices
 from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts
@@ -147,6 +147,17 @@ class SliceSettings(StepSettings):
     def maps_limits(self) -> bool:
         """Return whether intensities between two limits are mapped to a fixed range."""
         return bool(self.ct_windows) or self.dtype == "uint8"
+
+    @property
+    def selecting(self) -> str:
+        """Return the options that leave slices out, as they were given."""
+        fields = type(self).model_fields
+        given = {name: getattr(self, name) for name in SELECTING}
+        return ", ".join(
+            f"--{name}" if value is True else f"--{name} {format_value(value)}"
+            for name, value in given.items()
+            if value != fields[name].default
+        )
 
     def n_channels(self, n_modalities: int) -> int:
         """Return the number of channels of a window."""
