@@ -12,8 +12,9 @@ import pytest
 
 import dask_slicer
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.errors import UsageError
+from dask_slicer.errors import OutputError, UsageError
 from dask_slicer.execution import dataset_statistics
+from dask_slicer.execution.partitions import record_plan
 from dask_slicer.execution.verify import verify
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.observer import Observer
@@ -187,6 +188,25 @@ def test_a_partition_is_refused_before_anything_starts(scans, tmp_path) -> None:
     slice_scans(scans, tmp_path / "out", only=("phantom_001",))
     report = dask_slicer.run(settings, progress=False)
     assert not report.failures
+
+
+def test_partitions_that_start_together_have_the_same_statistics(scans, tmp_path) -> None:
+    """None of them has written statistics.json when the others are planned."""
+    values = dict.fromkeys(IntensityProperties.__dataclass_fields__, 1.0)
+    files = [tmp_path / f"{name}.json" for name in ("one", "copy", "other")]
+    for file, mean in zip(files, (1.0, 1.0, 2.0), strict=True):
+        file.write_text(json.dumps({KEY: {"0": values | {"mean": mean}}}))
+    settings = {"input_dir": scans, "output_dir": tmp_path / "out"} | PLACE
+    plans = [
+        dask_slicer.plan(settings, statistics=file, shard=f"{number}/3")
+        for number, file in enumerate(files, 1)
+    ]
+    (tmp_path / "out").mkdir()
+    first = record_plan(plans[0])
+    assert first.properties == plans[0].properties != ()
+    assert record_plan(plans[1]) == first  # from a file with the same contents
+    with pytest.raises(OutputError, match="differs from .*: other statistics; run dask-slicer mer"):
+        record_plan(plans[2])
 
 
 @pytest.mark.parametrize(
