@@ -67,7 +67,9 @@ def build_config(
     if (like := settings.pop("like", None)) is not None:
         settings = _like(Path(like), settings)
     without = {} if needs_output else {"output_dir": NO_OUTPUT}
-    return build_settings(RunConfig, without | settings)
+    config = build_settings(RunConfig, without | settings)
+    config._like = None if like is None else Path(like).expanduser()
+    return config
 
 
 def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +83,8 @@ def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     other = build_config({"output_dir": output_dir}, base=path)
     names = {*SliceSettings.model_fields, *_SAME_CASES} - _OF_OTHER_CASES
     names -= settings.keys() & SELECTING  # chooses slices, and does not change them
+    if not other.modalities:  # the other dataset had no others
+        names.discard("modalities")
     same = {name: value for name, value in other if name in names}
     if "dataset" in for_each_modality(other.normalize, 1):
         same["statistics"] = path.with_name("statistics.json").absolute()

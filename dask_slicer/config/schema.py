@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import ByteSize, Field, PrivateAttr, model_validator
 
 from dask_slicer.config import fields, keywords
 from dask_slicer.config.dataset_settings import InputSettings, SplitSettings
@@ -244,6 +244,8 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
     allow_missing_labels: bool = Field(
         False, description="Write cases without a label; without this option, they fail."
     )
+    # The output whose slices these are to be like; its settings are in the fields.
+    _like: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
@@ -259,6 +261,11 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
     def has_output(self) -> bool:
         """Return whether there is an output directory; a plan needs none."""
         return self.output_dir.name != NO_OUTPUT
+
+    @property
+    def like(self) -> Path | None:
+        """Return the output whose settings these are, if they are those of `like`."""
+        return self._like
 
     @property
     def for_inference(self) -> bool:
