@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import dask_slicer
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.errors import OutputError, UsageError
-from dask_slicer.execution import dataset_statistics
+from dask_slicer.execution import dataset_statistics, tasks
 from dask_slicer.execution.partitions import record_plan
 from dask_slicer.execution.verify import verify
 from dask_slicer.inputs.phantom import write_dataset
@@ -97,6 +98,31 @@ def test_a_case_that_fails_in_the_pass_is_left_out(dataset, tmp_path, num_worker
     dataset.label_path("e").unlink()
     slice_scans(dataset.root, tmp_path / "others", **settings)
     assert directory.existing_properties(tmp_path / "others") == frozen
+
+
+@pytest.mark.parametrize("retries", [2, 1])
+def test_a_case_that_cannot_be_read_at_once_is_tried_again(
+    dataset, tmp_path, monkeypatch, retries
+) -> None:
+    """As a run does, also in its own process: a network disk may work at the next try."""
+    add_cases(dataset, "ab")
+    settings = {"train_ratio": 1.0, "retries": retries}
+    load_volume, failures = tasks.load_volume, iter(range(2))
+
+    def load(case, plane):
+        if case.case_id == "a" and next(failures, None) is not None:
+            raise OSError(errno.EIO, "Input/output error")
+        return load_volume(case, plane)
+
+    monkeypatch.setattr(tasks, "load_volume", load)
+    if retries == 1:
+        with pytest.raises(UsageError, match=r"case a: OSError: .*Input/output error"):
+            slice_scans(dataset.root, tmp_path / "out", **settings)
+        assert not (tmp_path / "out").exists()
+        return
+    slice_scans(dataset.root, tmp_path / "out", **settings)
+    slice_scans(dataset.root, tmp_path / "other", **settings)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "other")
 
 
 def test_intensities_that_count_as_0_are_sampled_as_0(dataset, tmp_path) -> None:
