@@ -113,7 +113,7 @@ EFFECTS = (
     ),
     Effect(
         ("statistics",),
-        lambda config, _: "dataset" in for_each_modality(config.normalize, 1),
+        lambda config, _: config.uses_statistics,
         " without --normalize dataset",
     ),
     Effect(("foreground",), _uses_foreground, ": nothing is computed from the foreground"),

@@ -17,7 +17,6 @@ from dask_slicer.config.schema import NO_OUTPUT, RunConfig, SliceSettings
 from dask_slicer.config.step_settings import SELECTING
 from dask_slicer.errors import ConfigError
 from dask_slicer.utils.formatting import did_you_mean, format_value
-from dask_slicer.utils.modalities import for_each_modality
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -86,7 +85,7 @@ def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if not other.modalities:  # the other dataset had no others
         names.discard("modalities")
     same = {name: value for name, value in other if name in names}
-    if "dataset" in for_each_modality(other.normalize, 1):
+    if other.uses_statistics:
         same["statistics"] = path.with_name("statistics.json").absolute()
     if not other.structures and (numbers := _structures(path.with_name("structures.json"))):
         same["structures"] = numbers

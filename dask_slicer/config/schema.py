@@ -144,6 +144,11 @@ class SliceSettings(StepSettings):
         return len(self.ct_windows) or 1
 
     @property
+    def uses_statistics(self) -> bool:
+        """Return whether a modality is normalised by statistics of the dataset."""
+        return "dataset" in for_each_modality(self.normalize, 1)
+
+    @property
     def maps_limits(self) -> bool:
         """Return whether intensities between two limits are mapped to a fixed range."""
         return bool(self.ct_windows) or self.dtype == "uint8"

@@ -51,7 +51,7 @@ def prepare_plan(config: RunConfig) -> RunPlan:
     if config.stratify not in (None, old.stratify, BY_LABEL):
         note = f"cases that have a split keep it, although --stratify {config.stratify} is new"
         plan = replace(plan, notes=(*plan.notes, note))
-    frozen = directory.existing_properties(config.output_dir)
+    frozen = directory.existing_properties(config.output_dir) if plan.needs_properties else ()
     return with_folds(_with_known_properties(_like_images(plan), frozen))
 
 

@@ -300,8 +300,7 @@ class RunPlan:
     @property
     def needs_properties(self) -> bool:
         """Return whether cases are normalised by properties of the dataset, not known yet."""
-        methods = for_each_modality(self.config.normalize, 1)
-        return "dataset" in methods and not self.properties
+        return self.config.uses_statistics and not self.properties
 
     @property
     def steps(self) -> Steps:

@@ -335,6 +335,18 @@ def test_statistics_that_changed_are_found_and_written_again(scans, tmp_path, ho
     assert not verify(output, deep=10, num_workers=0).issues
 
 
+@pytest.mark.parametrize("text", ["{", "statistics"])
+def test_a_file_of_that_name_is_nothing_to_other_normalisations(scans, tmp_path, text) -> None:
+    slice_scans(scans, tmp_path / "first")
+    output = tmp_path / "out"
+    slice_scans(scans, output, normalize="zscore")
+    file = output / "statistics.json"
+    file.write_text((tmp_path / "first" / file.name).read_text() if text != "{" else text)
+    assert slice_scans(scans, output, normalize="zscore").n_skipped == 4
+    assert KEY not in json.loads((output / "dataset_info.json").read_text())
+    assert not verify(output, num_workers=0, deep=3).issues
+
+
 def test_sizes_are_trusted_where_digests_hold_statistics(scans, tmp_path) -> None:
     output = tmp_path / "out"
     folder = tmp_path / "scans"
