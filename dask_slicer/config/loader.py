@@ -116,7 +116,9 @@ def build_settings(model: type[M], settings: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise ConfigError("; ".join(map(_message, error.errors()))) from None
+        # Numbers of one setting may break the same rule.
+        messages = dict.fromkeys(map(_message, error.errors()))
+        raise ConfigError("; ".join(messages)) from None
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -123,3 +123,8 @@ def test_a_case_without_the_label_that_a_step_needs_is_in_the_plan(scans, tmp_pa
     result = invoke("plan", "-i", tmp_path, "--allow_missing_labels", "--crop", "label")
     assert result.exit_code == 1
     assert "--crop label needs a label, this case has none" in result.output
+
+
+def test_a_rule_that_several_numbers_break_is_said_once(scans, tmp_path, invoke) -> None:
+    line = refused(invoke, "plan", scans, tmp_path / "slices", ["--size", "0"])
+    assert line == "Error: size must be 1 or more, got 0"
