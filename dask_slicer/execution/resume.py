@@ -85,22 +85,23 @@ def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...
     config = plan.config
     if not plan.needs_properties:
         return plan
-    properties = frozen
+    properties, file = frozen, config.output_dir / layout.STATISTICS_FILE
     # An output has its own copy, so it does not need the file of elsewhere again.
     if config.statistics is not None and not (frozen and not config.statistics.exists()):
-        properties = read_properties(config.statistics)
+        file = config.statistics
+        properties = read_properties(file)
     if not properties:
         _check_can_be_computed(plan)
         return plan
     if frozen and properties != frozen:
         raise OutputError(
-            f"{config.output_dir} was made with other statistics than {config.statistics}; use "
-            "another --output_dir, or --overwrite to replace it"
+            f"{config.output_dir} was made with other statistics than {file}; use another "
+            "--output_dir, or --overwrite to replace it"
         )
     if len(properties) != plan.n_modalities:
         raise DatasetError(
-            f"{config.statistics} holds statistics of {plural(len(properties), 'channel')}, a case "
-            f"has {plan.n_modalities}"
+            f"{file} holds statistics of {plural(len(properties), 'channel')}, a case has "
+            f"{plan.n_modalities}"
         )
     return with_properties(plan, properties)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,6 +268,24 @@ def test_a_file_of_other_channels_or_none_is_refused(scans, tmp_path) -> None:
         with pytest.raises(UsageError, match="cannot read the statistics"):
             slice_scans(scans, tmp_path / "out", statistics=path)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_whose_cases_got_another_channel_is_refused_by_its_file(
+    scans, tmp_path, invoke
+) -> None:
+    folder = Path(shutil.copytree(scans, tmp_path / "scans"))
+    slice_scans(folder, tmp_path / "out")
+    for path in (folder / "imagesTr").iterdir():
+        shutil.copy(path, path.with_name(path.name.replace("_0000", "_0001")))
+    result = invoke(
+        *("run", "-i", folder, "-o", tmp_path / "out", "--normalize", "dataset"),
+        *("--num_workers", 0),
+    )
+    assert result.exit_code == 2
+    file = tmp_path / "out" / "statistics.json"
+    assert result.stderr.splitlines() == [
+        f"Error: {file} holds statistics of 1 channel, a case has 2"
+    ]
 
 
 def test_an_output_keeps_its_statistics_when_the_file_has_gone(scans, tmp_path) -> None:
