@@ -113,8 +113,7 @@ def build_settings(model: type[M], settings: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        messages = dict.fromkeys(map(_message, error.errors()))  # size 0 is wrong twice
-        raise ConfigError("; ".join(messages)) from None
+        raise ConfigError("; ".join(map(_message, error.errors()))) from None
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -134,11 +134,6 @@ def test_a_wrong_setting_is_one_line(message) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_two_numbers_that_are_wrong_alike_are_one_message() -> None:
-    with pytest.raises(ConfigError, match=r"^size must be 1 or more, got 0$"):
-        build_config(PLACES | {"size": "0"})
-
-
 def test_steps_are_in_the_order_of_the_documentation() -> None:
     names = list(StepSettings.model_fields)
     order = ["label_map", "crop", "percentiles", "spacing", "size", "slices", "context_step"]
