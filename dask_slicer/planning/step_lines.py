@@ -82,7 +82,9 @@ def _intensity_lines(config: RunConfig) -> Iterator[str]:
         windows = ", ".join(config.ct_windows)
         yield f"windows {windows} (level/width, HU), a channel each, from {ends}"
     if "dataset" in format_value(config.normalize):
-        of_cases = "of labelled voxels of the training cases, from a first pass"
+        of_cases = (
+            "of labelled voxels of the training cases (a first pass, unless the output has them)"
+        )
         in_file = config.statistics is not None and f"in {config.statistics}"
         yield f"normalise by the statistics {in_file or of_cases}"
     elif config.dtype == "uint8" and not config.ct_windows:
@@ -139,9 +141,9 @@ def _selection_lines(config: RunConfig, cases: Sequence[SlicedCase]) -> Iterator
         rules.append(f"those in {config.slice_list.name}")
     if config.min_foreground > 0:
         rules.append(f"labelled share {config.min_foreground:g} or more")
-    if config.keep_empty < 1:
+    if config.keep_empty < 1 and config.min_foreground == 0:
         where = "train" if config.keep_empty_in == "train" else "all splits"
-        rules.append(f"{config.keep_empty:.0%} of those without a label in {where}")
+        rules.append(f"{100 * config.keep_empty:.3g}% of those without a label in {where}")
     if config.drop_blank:
         rules.append("none that is blank")
     if rules:

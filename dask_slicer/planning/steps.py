@@ -188,7 +188,7 @@ def _read_slice_list(path: Path, plane: str) -> dict[str, frozenset[int]]:
                 if row.get("plane", plane) == plane:
                     listed[row["case_id"]].add(index)
             if not listed:
-                raise ValueError("it names no slice")
+                raise ValueError(f"it names no {plane} slice")
     except OSError as error:
         raise DatasetError(f"cannot read the slice_list {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error) as error:

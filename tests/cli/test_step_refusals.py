@@ -40,7 +40,7 @@ REFUSED = [
     ("--slice_list {tmp}/no.csv", "cannot read the slice_list"),
     ("--slice_list {tmp}/other.csv", "names someone, but there is no such case"),
     ("--slice_list {tmp}/two.json", "must be a CSV table with the columns case_id and"),
-    ("--slice_list {tmp}/none.csv", "(it names no slice)"),
+    ("--slice_list {tmp}/none.csv", "(it names no axial slice)"),
     ("--like {tmp}", "there is no output of dask-slicer"),
 ]
 UNLABELLED = [
