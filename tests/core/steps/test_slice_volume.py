@@ -360,6 +360,22 @@ def test_laws(steps, dtype, seed) -> None:
         assert ((restored == label) | (restored == 0)).all()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"full": [4, 5]},
+        {"full": [4, 5, 6], "box": [[0, 4]]},
+        {"full": [4, 5, 6], "resampled": 4},
+        {"full": [4, 5, 6], "size": [8, 8]},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_of_the_grid_is_refused(content) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        GridSteps.parse(content)
+
+
 @settings(max_examples=40)
 @example(target=(1.0, 3.0, 1.0), size=(4, 4), fit="resize", degrees=1.0)
 @given(
