@@ -157,7 +157,14 @@ def sliced_grid(
 def n_selected(settings: StepSettings, n_slices: int, listed: frozenset[int] | None) -> int:
     """Return the most slices of a case that its range, stride and list leave."""
     within = None if settings.slices is None else _slice_range(settings.slices)
-    return len(candidates(n_slices, within=within, stride=settings.stride, listed=listed))
+    least = n_slices
+    if within is not None and settings.crop in ("nonzero", "label"):
+        # After the crop there may be fewer slices, and of these, a range may leave more.
+        least = min(max(listed or {0}) + 1, n_slices)
+    return max(
+        len(candidates(n, within=within, stride=settings.stride, listed=listed))
+        for n in range(least, n_slices + 1)
+    )
 
 
 def steps_of(

@@ -13,6 +13,7 @@ from click.testing import Result
 import dask_slicer
 from dask_slicer.inputs.case import Case
 from dask_slicer.planning.plan import CasePlan, peak_bytes
+from dask_slicer.planning.steps import n_selected
 
 
 def test_a_case_is_planned_to_take_its_voxels_and_little_more() -> None:
@@ -25,6 +26,25 @@ def test_a_case_is_planned_to_take_its_voxels_and_little_more() -> None:
     settings = dask_slicer.RunConfig(input_dir="a", output_dir="b").slice_settings
     planned = peak_bytes(case, settings)
     assert case.voxel_bytes < planned < case.voxel_bytes + 4 * 275 * 512 * 512
+
+
+@pytest.mark.parametrize(
+    ("settings", "listed", "most"),
+    [
+        ({"slices": "-5:6"}, None, 0),
+        ({"slices": "-5:6", "crop": "nonzero"}, None, 5),  # of 5 or 6 slices
+        ({"slices": "-5:6", "crop": "label", "stride": 2}, None, 3),
+        ({"slices": "-5:6", "crop": "label"}, {2, 3, 9}, 0),  # of 10 or more slices, 5 alone
+        ({"slices": "-5:12", "crop": "label"}, {2, 3, 9}, 1),
+        ({"slices": "2:-2", "crop": "label"}, None, 16),
+        ({"stride": 3, "crop": "label"}, None, 7),
+    ],
+)
+def test_a_crop_that_is_not_known_yet_may_leave_more_slices_in_a_range(
+    settings, listed, most
+) -> None:
+    config = dask_slicer.RunConfig(input_dir="a", output_dir="b", **settings)
+    assert n_selected(config, 20, None if listed is None else frozenset(listed)) == most
 
 
 def test_the_plan_names_every_problem_at_once_and_writes_nothing(
