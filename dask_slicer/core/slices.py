@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,6 @@ from dask_slicer.core.volume import (
 )
 from dask_slicer.core.windows import window_indices
 from dask_slicer.utils.modalities import for_each_modality
-
-_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -165,7 +163,7 @@ def slice_views(
         label = reorient(label, change_of_axes(views[0], frame))
     # The grids of the views before their in-plane size are one: that of the frame.
     box = kept_box(frame, label, steps)
-    cropped = None if label is None else _crop(label, box)
+    cropped = None if label is None else crop(label, box)
     turns = [change_of_axes(frame, view) for view in views]
     grids = [
         _grid_of(frame, view, cropped, box, steps, turn)
@@ -221,10 +219,6 @@ def slice_views(
         )
         stacks.append(_selected(stack, steps, min_foreground))
     return tuple(stacks)
-
-
-def _crop(array: NDArray[_Number], box: Box | None) -> NDArray[_Number]:
-    return array if box is None else crop(array, box)
 
 
 def _grid_of(

@@ -141,7 +141,7 @@ def sliced_grid(
     box = None
     if settings.crop not in (None, "nonzero", "label"):
         codes, _, plane = stored_as.partition(" ")
-        limits: Any = crop_box(settings.crop or "")
+        limits = crop_box(settings.crop)
         box = stored_box(limits, shape, orientation_of_codes(codes, plane))
     grid = grid_steps(
         shape,

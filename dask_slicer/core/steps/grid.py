@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_slicer.core.steps.cropping import Box, cropped_affine, reoriented_box, uncrop
+from dask_slicer.core.steps.cropping import Box, crop, cropped_affine, reoriented_box, uncrop
 from dask_slicer.core.steps.resampling import (
     Shape,
     coarse_axis,
@@ -97,7 +97,7 @@ class GridSteps:
 
     def crop(self, array: NDArray[_Number]) -> NDArray[_Number]:
         """Return the part of an array that is kept, as a view."""
-        return array if self.box is None else array[tuple(slice(*limits) for limits in self.box)]
+        return crop(array, self.box)
 
     def resampled_image(
         self, cropped: NDArray[np.generic], *, order: int = 3
