@@ -42,9 +42,10 @@ from dask_slicer.utils.modalities import for_each_modality
 class SliceStack:
     """A volume ready to be written, with planes computed on request."""
 
-    image: tuple[Voxels, ...]  # one per modality, of shape (n_slices, height, width)
-    normalization: tuple[Normalization, ...]  # one per modality
-    statistics: tuple[Statistics, ...]  # one per modality
+    # One per modality; with CT windows, one per modality for each window.
+    image: tuple[Voxels, ...]  # of shape (n_slices, height, width)
+    normalization: tuple[Normalization, ...]
+    statistics: tuple[Statistics, ...]
     label: NDArray[np.integer] | None  # (n_slices, height, width)
     # Pixels by label value other than 0, one dict per slice; empty without a label.
     label_counts: tuple[dict[int, int], ...]
@@ -61,14 +62,14 @@ class SliceStack:
         return n_slices, height, width
 
     def planes(self, wanted: Collection[int]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
-        """Yield the index and the normalised planes, one per modality, of the wanted slices."""
+        """Yield the index and the normalised planes, one per `image`, of the wanted slices."""
         for slice_index, planes in enumerate(self.stored_planes()):
             if slice_index in wanted:
                 modalities = zip(self.normalization, planes, strict=True)
                 yield slice_index, [modality.apply(plane) for modality, plane in modalities]
 
     def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
-        """Yield every slice as stored, one plane per modality."""
+        """Yield every slice as stored, one plane per `image`."""
         return zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
 
     def changes(self) -> dict[str, Any]:
