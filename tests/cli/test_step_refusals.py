@@ -101,6 +101,16 @@ def test_a_step_that_needs_labels_is_refused_where_there_are_none(
     assert message in line
 
 
+@pytest.mark.parametrize(
+    "options", ["--size 8 --fit letterbox --center label", "--normalize minmax --foreground label"]
+)
+def test_a_step_without_effect_needs_no_labels(unlabelled, tmp_path, invoke, options) -> None:
+    given = ("-i", unlabelled, "-o", tmp_path / "slices", "--num_workers", 0, *options.split())
+    result = invoke("run", *given)
+    assert result.exit_code == 0, result.output
+    assert "has no effect" in result.output
+
+
 def test_a_wrong_order_is_told(scans, tmp_path, invoke) -> None:
     result = invoke("plan", "-i", scans, "--spacing", "1,1,1", "--resample_order", "cubic")
     assert result.exit_code == 2
