@@ -113,7 +113,8 @@ def build_settings(model: type[M], settings: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise ConfigError("; ".join(map(_message, error.errors()))) from None
+        # One of each: both numbers of a size may break the same rule.
+        raise ConfigError("; ".join(dict.fromkeys(map(_message, error.errors())))) from None
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -41,7 +41,7 @@ from dask_slicer.planning.estimate import output_bytes
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, parse_partition
 from dask_slicer.records import CommittedCase, FailedCase, clip_note
 from dask_slicer.utils import signals
-from dask_slicer.utils.formatting import format_bytes, plural
+from dask_slicer.utils.formatting import first_few, format_bytes, plural
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -88,6 +88,7 @@ class _Run:
     n_skipped: int = 0
     overlaps: list[int] = field(default_factory=list)  # shared voxels of cases whose masks overlap
     clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
+    unselected: list[str] = field(default_factory=list)  # cases of which no slice is written
 
     def execute(self) -> RunReport:
         try:
@@ -293,9 +294,7 @@ class _Run:
             if not record.clip_fits:
                 self.clipped.append(record.case_id)
             if not record.n_slices:
-                self.publisher.observer.note(
-                    f"{record.case_id}: no slice is selected ({self._selecting()}), none is written"
-                )
+                self.unselected.append(record.case_id)
             _LOG.info("case %s: wrote %d slices", record.case_id, record.n_slices)
         else:
             _LOG.error("case %s: %s: %s", record.case_id, record.kind, record.message)
@@ -317,6 +316,11 @@ class _Run:
             self.publisher.observer.note(
                 f"masks overlap in {plural(len(self.overlaps), 'case')}: {sum(self.overlaps)} "
                 "voxels are counted for the first structure; --overlap error fails such cases"
+            )
+        if self.unselected:
+            self.publisher.observer.note(
+                f"in {plural(len(self.unselected), 'case')} ({first_few(sorted(self.unselected))}) "
+                f"no slice is selected ({self._selecting()}), none is written"
             )
         notes: list[str] = []
         if n_lost := self.publisher.n_lost_workers:
