@@ -207,9 +207,10 @@ def _check_modalities(config: RunConfig, n_modalities: int) -> None:
     for name in PER_MODALITY:
         value = getattr(config, name)
         if isinstance(value, tuple) and len(value) != n_modalities:
+            has = "1 modality" if n_modalities == 1 else f"{n_modalities} modalities"
             raise DatasetError(
                 f"{name} has {plural(len(value), 'value')} ({format_value(value)}), but a case of "
-                f"this dataset has {n_modalities} modalities; give one value for all, or one each"
+                f"this dataset has {has}; give one value for all, or one each"
             )
 
 

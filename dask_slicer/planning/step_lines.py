@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dask_slicer.config.effects import DatasetFacts, without_effect
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.utils.formatting import format_shape, format_value
+from dask_slicer.utils.formatting import format_shape, format_value, plural
 
 
 class SlicedCase(Protocol):
@@ -27,6 +27,9 @@ class SlicedCase(Protocol):
 
     @property
     def slice_shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+
+    @property
+    def new_spacing(self) -> tuple[float, float, float] | None: ...  # noqa: D102
 
     @property
     def most_slices(self) -> int: ...  # noqa: D102
@@ -156,4 +159,16 @@ def _selection_lines(config: RunConfig, cases: Sequence[SlicedCase]) -> Iterator
     if config.context_step > 1:
         yield f"neighbours in a window are {config.context_step} slices apart"
     if config.context_mm is not None:
-        yield f"neighbours in a window are {config.context_mm:g} mm apart, to the nearest slice"
+        limit = 2 * config.context_mm  # over it, the slice is nearer than its neighbours
+        n_alone = sum(
+            any((part.new_spacing or part.spacing)[0] > limit for part in case.parts)
+            for case in cases
+        )
+        alone = (
+            f"; in {n_alone} of {plural(len(cases), 'case')} this is the slice itself, because "
+            f"slices are over {limit:g} mm apart"
+        )
+        yield (
+            f"neighbours in a window are {config.context_mm:g} mm apart, to the nearest slice"
+            f"{alone if n_alone else ''}"
+        )

@@ -97,6 +97,14 @@ def test_intensities_alone_are_steps_of_a_plan_in_json(scans, invoke) -> None:
     assert step == "the 0.5 and 99.5 percentiles become 0 and 255"
 
 
+def test_a_plan_says_which_cases_have_slices_too_far_apart_for_neighbours(scans, invoke) -> None:
+    line = "Step: neighbours in a window are 7 mm apart, to the nearest slice"
+    few = "; in 1 of 3 cases this is the slice itself, because slices are over 14 mm apart"
+    assert f"{line}{few}\n" in invoke("plan", "-i", scans, "--context_mm", 7).output
+    spaced = invoke("plan", "-i", scans, "--context_mm", 7, "--spacing", "8,none,none")
+    assert f"{line}\n" in spaced.output
+
+
 def test_a_run_says_what_steps_made_of_labels(scans, tmp_path, invoke) -> None:
     said = invoke("run", "-i", scans, "-o", tmp_path / "o", "--num_workers", 0, *OPTIONS).output
     assert "Note: small components of labels:" in said

@@ -30,6 +30,7 @@ REFUSED = [
     ("--normalize dataset --statistics {tmp}/no.json", "no.json"),
     ("--normalize dataset --statistics {tmp}/two.json", "statistics of 2 channels, a case has 1"),
     ("--crop 0:4", "crop must be nonzero, label, or a box such as 0:256,0:256,10:90, got 0:4"),
+    ("--clip_max 1,2", "a case of this dataset has 1 modality; give one value for all"),
     ("--context_step 2 --context_mm 3", "context_step and context_mm must not both be given"),
     ("--spacing none,none,none", "spacing must be given for at least one axis"),
     ("--label_map 1", "label_map must be pairs OLD:NEW"),
