@@ -39,7 +39,6 @@ from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output.directory import remove_temporary
 from dask_slicer.output.journal import Journal
-from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.lock import HeldLock, locked
 from dask_slicer.output.output import Output, open_output
 from dask_slicer.records import FailedCase
@@ -182,7 +181,9 @@ def assemble(
                 config,
                 len(todo),
                 peak_bytes=max((_peak_bytes(case, target) for case in todo), default=0),
-                needs=Requirements(output_dir=folder, input_file=str(output.path / CONFIG)),
+                needs=Requirements(
+                    output_dir=folder, input_file=todo[0].sources[0].files.first if todo else ""
+                ),
                 client=client,
                 observer=observer,
             )

@@ -145,3 +145,31 @@ def test_outputs_of_earlier_versions_need_the_scans(scans, tmp_path) -> None:
         check_all(moved, tmp_path / "volumes2", report)
     finally:
         moved.rename(scans)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii", ".mgz"])
+def test_volumes_of_other_formats_lie_on_the_grid_of_the_scan(tmp_path, suffix) -> None:
+    rng, folder = np.random.default_rng(1), tmp_path / "scans"
+    image, label = rng.integers(0, 99, SHAPE).astype(np.int16), rng.integers(0, 4, SHAPE)
+    affine = oblique(25.0)
+    for name, array in (("imagesTr/a_0000", image), ("labelsTr/a", label.astype(np.uint8))):
+        path = folder / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".mgz":
+            nib.save(nib.MGHImage(array, affine), path)
+            continue
+        nifti = tmp_path / "volume.nii"
+        nib.save(nib.Nifti1Image(array, affine), nifti)
+        sitk.WriteImage(sitk.ReadImage(str(nifti)), str(path))
+    output = run(folder, tmp_path / "out", layout="nnunet")
+    predictions = predict(output, tmp_path / "predictions")
+    assert not assemble(output, predictions, tmp_path / "volumes").failures
+    volume = nib.load(tmp_path / "volumes" / "a.nii.gz")
+    np.testing.assert_array_equal(np.asarray(volume.dataobj), label)
+    for form in (volume.affine, volume.get_qform(), volume.get_sform()):
+        np.testing.assert_allclose(form, affine, atol=1e-5)
+    read = sitk.ReadImage(str(tmp_path / "volumes" / "a.nii.gz"))
+    if suffix != ".mgz":
+        scan = sitk.ReadImage(str(folder / f"imagesTr/a_0000{suffix}"))
+        for method in ("GetOrigin", "GetSpacing", "GetDirection"):
+            np.testing.assert_allclose(getattr(read, method)(), getattr(scan, method)(), atol=1e-5)
