@@ -96,7 +96,12 @@ def notebooks(session: nox.Session) -> None:
 def training(session: nox.Session) -> None:
     """Run the examples and readers that need torch, MONAI, pandas and xarray."""
     session.install(".[test,train]", TORCH)
-    files = ("training/test_dataset.py", "output/test_zarr_writer.py", "docs/test_docs.py")
+    files = (
+        "assembly/test_metrics.py",
+        "docs/test_docs.py",
+        "output/test_zarr_writer.py",
+        "training/test_dataset.py",
+    )
     pytest(session, *(f"tests/{file}" for file in files))
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _PARTS = {
     *("compare", "overhead", "memory", "startup", "scaling", "formats", "compressors"),
-    *("many_workers", "pages", "resampling"),
+    *("assembling", "many_workers", "pages", "resampling"),
 }
 _BLUE, _GREY = "tab:blue", "0.65"
 _Rows = Iterable[tuple[str, ...]]
@@ -74,6 +74,13 @@ def _page(found: dict[str, Any]) -> str:
         resampling_table=_table(
             ("", "CPU", "times ours", "memory"), _resampling_rows(found["resampling"])
         ),
+        assembling_shape=_times(found["assembling"]["shape"]),
+        assembling_seconds=f"{found['assembling']['seconds']['ours']:.1f}",
+        assembling_nibabel=f"{found['assembling']['seconds']['nibabel']:.1f}",
+        assembling_times=f"{found['assembling']['times_nibabel']:.2f}",
+        assembling_volume=f"{found['assembling']['mb_of_the_volume']:.0f}",
+        assembling_mb=f"{found['assembling']['mb_beside_start']:.0f}",
+        assembling_repeats=found["assembling"]["repeats"],
         resampling_shape=_times(found["resampling"]["shape"]),
         resampling_repeats=found["resampling"]["repeats"],
         formats=_formats(found["formats"], found["compressors"]),

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from assembling import assembling
 from compare import compare
 from compressors import compressors
 from formats import formats
@@ -81,6 +82,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             "compressors": lambda: compressors(work, shape=shape, repeats=1),
             "pages": lambda: pages(work, n_cases=4, n_slices=10, repeats=1),
             "resampling": lambda: resampling(work, shape=(8, 64, 64), repeats=1, before=_as_it_is),
+            "assembling": lambda: assembling(work, shape=shape, repeats=1, before=_as_it_is),
             "many_workers": lambda: many_workers(
                 work, counts=(2, 4), lengths=(0.1,), seconds=1, repeats=1, before=_as_it_is
             ),
@@ -101,6 +103,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
         "compressors": lambda: compressors(work, shape=_CT, repeats=5),
         "pages": lambda: pages(work, n_cases=500, n_slices=200, repeats=3),
         "resampling": lambda: resampling(work, shape=(100, 512, 512), repeats=5, before=_as_it_is),
+        "assembling": lambda: assembling(work, shape=(512, 512, 1000), repeats=3, before=_as_it_is),
         "many_workers": lambda: many_workers(
             work,
             counts=(16, 32, 64, 128),

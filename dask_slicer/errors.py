@@ -155,12 +155,15 @@ def as_case_error(error: BaseException, *, step: str) -> CaseError:
 def _translate(error: BaseException) -> CaseError:
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, OSError) and error.filename and error.strerror:
-        text = f"{error.filename}: {error.strerror.lower()}"
+        # Of a file that is moved, the new place says more than the temporary one.
+        text = f"{error.filename2 or error.filename}: {error.strerror.lower()}"
     match error:
         case FileNotFoundError():
             return MissingFile(f"{text}; check the path, and that the file still exists")
         case PermissionError():
-            return PermissionDenied(f"{text}; check the owner and permissions of the file")
+            return PermissionDenied(
+                f"{text}; check the owner and permissions of the file and its folder"
+            )
         case OSError(errno=errno.EROFS):
             return PermissionDenied(f"{text}; use another directory, or make it writable")
         case OSError(errno=errno.ENOTDIR | errno.ENAMETOOLONG | errno.ELOOP):

@@ -79,9 +79,9 @@ class CommittedCase:
     case_id: str
     split: str
     digest: str  # of everything that decides the output, see `planning.headers.case_digest`
-    shape: tuple[int, int, int, int]  # (n_modalities, n_slices, height, width)
+    shape: tuple[int, int, int, int]  # (n_images, n_slices, height, width), see `SliceStack.image`
     spacing: tuple[float, float, float]  # (slice, row, column), mm
-    statistics: tuple[Statistics, ...]  # one per modality
+    statistics: tuple[Statistics, ...]  # one per image
     slices: tuple[WrittenSlice, ...]  # the kept slices, ascending
     seconds: dict[str, float]  # by step
     files: tuple[WrittenFile, ...] = ()  # of a Zarr group; empty if each slice is a file

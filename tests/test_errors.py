@@ -61,3 +61,10 @@ def test_other_errors_become_the_failure_that_fits(
 def test_a_named_failure_keeps_its_kind() -> None:
     named = errors.CorruptFile("cut")
     assert errors.as_case_error(named, step="load") is named
+
+
+def test_a_file_that_cannot_be_moved_is_named_by_its_new_place() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "tmp/a.npz", None, "train/a.npz")
+    assert errors.as_case_error(error, step="save").one_line == (
+        "train/a.npz: permission denied; check the owner and permissions of the file and its folder"
+    )

@@ -36,8 +36,8 @@ from dask_slicer.errors import CaseError, OutputError
 from dask_slicer.execution.graph import assembly_graph, compute_here
 from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.observer import Observer
+from dask_slicer.output.directory import remove_temporary
 from dask_slicer.output.journal import Journal
-from dask_slicer.output.layout import CONFIG
 from dask_slicer.output.lock import HeldLock, locked
 from dask_slicer.output.output import Output, open_output
 from dask_slicer.records import FailedCase
@@ -156,6 +156,8 @@ def assemble(
     failures = predicted.unknown
     with locked(folder, note=observer.note) as held, ExitStack() as stack:
         check_ours(folder)
+        stack.callback(remove_temporary, folder)
+        remove_temporary(folder)  # of a call that was killed
         done = written_cases(folder)
         todo: list[AssemblyCase] = []
         current: dict[str, AssembledCase] = {}
@@ -176,7 +178,9 @@ def assemble(
                 config,
                 len(todo),
                 peak_bytes=max((_peak_bytes(case, target) for case in todo), default=0),
-                needs=Requirements(output_dir=folder, input_file=str(output.path / CONFIG)),
+                needs=Requirements(
+                    output_dir=folder, input_file=todo[0].sources[0].files.first if todo else ""
+                ),
                 client=client,
                 observer=observer,
             )

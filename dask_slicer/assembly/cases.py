@@ -29,6 +29,8 @@ from dask_slicer.errors import (
 )
 from dask_slicer.execution.resume import prepare_plan
 from dask_slicer.inputs.readers import read_header, stored_header
+from dask_slicer.output.formats.base import damage_named
+from dask_slicer.output.index import case_reader
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import JOURNAL
 from dask_slicer.output.output import Output
@@ -94,7 +96,7 @@ class Scans:
         """Return the grid of the scan of a case that an earlier version wrote."""
         config = self._config()
         part = record.parts[0]
-        metadata = self._output.metadata(record.case_id, plane=config.planes[0])
+        metadata = self._metadata(part)
         source = metadata["source_file"]
         name = next(filter(None, source)) if isinstance(source, list) else source
         path = config.input_root / name
@@ -117,6 +119,16 @@ class Scans:
                 "were made of; name the folder of that with --source"
             )
         return grid
+
+    def _metadata(self, part: CommittedCase) -> dict[str, Any]:
+        """Return the metadata of the first slice of a case in a plane."""
+        index = self._output.index
+        for case in index.cases:
+            if (case.case_id, case.plane) == (part.case_id, part.plane):
+                with damage_named(part.case_id, None):
+                    reader = case_reader(self._output.path, case)
+                    return reader.metadata(part.slices[0].slice_index)
+        raise MissingFile("the output has no slice of it")
 
 
 class Predicted:

@@ -9,6 +9,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -44,6 +45,11 @@ class FoundFiles:
 
     slices: dict[int, list[str]] = field(default_factory=dict)  # by slice index
     whole: list[str] = field(default_factory=list)  # with an array of all slices
+
+    @property
+    def first(self) -> str:
+        """Return one of the files."""
+        return next(chain(self.whole, *self.slices.values()))
 
 
 @dataclass(slots=True)

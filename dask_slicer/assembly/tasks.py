@@ -28,6 +28,7 @@ from dask_slicer.core.steps.steps import LabelChanges, Steps, changed_label
 from dask_slicer.errors import GeometryMismatch, MissingLabel, as_case_error
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.load import load_volume
+from dask_slicer.output.layout import TEMPORARY
 from dask_slicer.output.lock import check_held
 from dask_slicer.records import CommittedCase, SourceGrid
 
@@ -169,7 +170,8 @@ def save_volume(assembled: Assembled, target: AssemblyTarget) -> AssembledCase:
             if target.lock:
                 check_held(Path(target.output_dir, target.lock), target.run_id)
             path = Path(target.output_dir, case.case_id + suffix)
-            files.append(AssembledFile(name=path.name, size=write_nifti(path, volume, case.grid)))
+            size = write_nifti(path, volume, case.grid, temporary=path.parent / TEMPORARY)
+            files.append(AssembledFile(name=path.name, size=size))
     return AssembledCase(
         case_id=case.case_id,
         split=case.record.split,

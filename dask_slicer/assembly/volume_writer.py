@@ -34,6 +34,7 @@ from dask_slicer.config.assembly_settings import AssemblySettings
 from dask_slicer.config.loader import build_settings
 from dask_slicer.errors import MissingFile, UsageError
 from dask_slicer.output import layout
+from dask_slicer.output.directory import remove_temporary
 from dask_slicer.output.journal import Journal, last_records, read_line
 from dask_slicer.output.lock import locked
 from dask_slicer.output.output import check_plane, open_output
@@ -54,6 +55,11 @@ class VolumeWriter:
         Folder of the volumes, ``<case_id>.nii.gz``.
     **settings
         Names of `AssemblySettings`: kind, threshold, keep_probabilities, fill, metrics, source.
+
+    Attributes
+    ----------
+    metrics : dict
+        After the block, mean, std and median by split, label and metric; empty without metrics.
 
     Raises
     ------
@@ -88,6 +94,7 @@ class VolumeWriter:
                 record = read_line(journal, offset)
                 if isinstance(record, CommittedCase):
                     self._offsets[record.case_id] = offset
+        self.metrics: dict[str, Any] = {}
         self._open: dict[str, _OpenCase] = {}
         self._written: dict[str, AssembledCase] = {}
         self._stack: ExitStack | None = None
@@ -97,6 +104,7 @@ class VolumeWriter:
         with ExitStack() as stack:
             held = stack.enter_context(locked(folder))
             check_ours(folder)
+            stack.callback(remove_temporary, folder)
             self._written = written_cases(folder)
             self._target = assembly_target(self._output, self._settings, held)
             self._journal = stack.enter_context(Journal(folder / JOURNAL, lines=LINES))
@@ -108,7 +116,8 @@ class VolumeWriter:
         with self._stack:
             self._stack = None
             names = self._output.label_names
-            write_tables(self._settings.output_dir, self._written.values(), (), names)
+            folder = self._settings.output_dir
+            self.metrics = write_tables(folder, self._written.values(), (), names)
         if error is None and self._open:
             missing = [f"{id_} ({case.missing()})" for id_, case in self._open.items()]
             self._open.clear()

@@ -170,16 +170,17 @@ def statistics(file: Path, verbose: int, quiet: bool, **options: Any) -> None:
     config = build_config_of(options, needs_output=False)
     if not file.absolute().parent.is_dir():
         raise UsageError(f"--file: there is no folder {file.absolute().parent}")
+    if file.is_dir():
+        raise UsageError(f"--file {file} is a directory; name a file in it")
     configure_logging(verbose, config.log_file)
     from dask_slicer.cli.display import OutputDisplay, make_console
     from dask_slicer.execution.dataset_statistics import statistics as compute
-    from dask_slicer.output.atomic import atomic_write
+    from dask_slicer.output.output import write_user_file
     from dask_slicer.output.properties import properties_text
 
     with OutputDisplay(make_console(), quiet=quiet) as display, interrupt_once():
         text = properties_text(compute(config, display))
-    with atomic_write(file) as stream:
-        stream.write(text.encode())
+    write_user_file(file, text.encode())
     if not quiet:
         click.echo(f"Wrote {file}")
 

@@ -113,10 +113,15 @@ EFFECTS = (
     ),
     Effect(
         ("statistics",),
-        lambda config, _: "dataset" in for_each_modality(config.normalize, 1),
+        lambda config, _: config.uses_statistics,
         " without --normalize dataset",
     ),
     Effect(("foreground",), _uses_foreground, ": nothing is computed from the foreground"),
+    Effect(
+        ("keep_empty", "keep_empty_in"),
+        lambda config, _: config.min_foreground == 0,
+        " with --min_foreground: slices without a label are dropped",
+    ),
     Effect(("keep_empty_in",), lambda config, _: config.keep_empty < 1, " without --keep_empty"),
     Effect(("train_ratio", "val_ratio"), lambda config, _: config.splits is None, " with --splits"),
     Effect(("seed",), lambda config, _: config.splits is None or _draws(config), " with --splits"),

@@ -17,7 +17,6 @@ from dask_slicer.config.schema import NO_OUTPUT, RunConfig, SliceSettings
 from dask_slicer.config.step_settings import SELECTING
 from dask_slicer.errors import ConfigError
 from dask_slicer.utils.formatting import did_you_mean, format_value
-from dask_slicer.utils.modalities import for_each_modality
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -67,7 +66,9 @@ def build_config(
     if (like := settings.pop("like", None)) is not None:
         settings = _like(Path(like), settings)
     without = {} if needs_output else {"output_dir": NO_OUTPUT}
-    return build_settings(RunConfig, without | settings)
+    config = build_settings(RunConfig, without | settings)
+    config._like = None if like is None else Path(like).expanduser()
+    return config
 
 
 def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,8 +82,10 @@ def _like(output_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     other = build_config({"output_dir": output_dir}, base=path)
     names = {*SliceSettings.model_fields, *_SAME_CASES} - _OF_OTHER_CASES
     names -= settings.keys() & SELECTING  # chooses slices, and does not change them
+    if not other.modalities:  # the other dataset had no others
+        names.discard("modalities")
     same = {name: value for name, value in other if name in names}
-    if "dataset" in for_each_modality(other.normalize, 1):
+    if other.uses_statistics:
         same["statistics"] = path.with_name("statistics.json").absolute()
     if not other.structures and (numbers := _structures(path.with_name("structures.json"))):
         same["structures"] = numbers
@@ -113,7 +116,9 @@ def build_settings(model: type[M], settings: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(dict(settings))
     except ValidationError as error:
-        raise ConfigError("; ".join(map(_message, error.errors()))) from None
+        # Numbers of one setting may break the same rule.
+        messages = dict.fromkeys(map(_message, error.errors()))
+        raise ConfigError("; ".join(messages)) from None
 
 
 def to_yaml(config: RunConfig) -> str:

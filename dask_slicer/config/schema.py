@@ -13,12 +13,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, Self, Unpack, get_args
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import ByteSize, Field, PrivateAttr, model_validator
 
 from dask_slicer.config import fields, keywords
 from dask_slicer.config.dataset_settings import InputSettings, SplitSettings
 from dask_slicer.config.run_settings import RunSettings
-from dask_slicer.config.step_settings import StepSettings, counts_slices
+from dask_slicer.config.step_settings import SELECTING, StepSettings, counts_slices
 from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts
@@ -144,9 +144,25 @@ class SliceSettings(StepSettings):
         return len(self.ct_windows) or 1
 
     @property
+    def uses_statistics(self) -> bool:
+        """Return whether a modality is normalised by statistics of the dataset."""
+        return "dataset" in for_each_modality(self.normalize, 1)
+
+    @property
     def maps_limits(self) -> bool:
         """Return whether intensities between two limits are mapped to a fixed range."""
         return bool(self.ct_windows) or self.dtype == "uint8"
+
+    @property
+    def selecting(self) -> str:
+        """Return the options that leave slices out, as they were given."""
+        fields = type(self).model_fields
+        given = {name: getattr(self, name) for name in SELECTING}
+        return ", ".join(
+            f"--{name}" if value is True else f"--{name} {format_value(value)}"
+            for name, value in given.items()
+            if value != fields[name].default
+        )
 
     def n_channels(self, n_modalities: int) -> int:
         """Return the number of channels of a window."""
@@ -233,6 +249,8 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
     allow_missing_labels: bool = Field(
         False, description="Write cases without a label; without this option, they fail."
     )
+    # The output whose slices these are to be like; its settings are in the fields.
+    _like: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
@@ -248,6 +266,11 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
     def has_output(self) -> bool:
         """Return whether there is an output directory; a plan needs none."""
         return self.output_dir.name != NO_OUTPUT
+
+    @property
+    def like(self) -> Path | None:
+        """Return the output whose settings these are, if they are those of `like`."""
+        return self._like
 
     @property
     def for_inference(self) -> bool:

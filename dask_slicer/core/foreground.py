@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.statistics import Statistics, statistics
-from dask_slicer.core.volume import Voxels, in_memory_order, nonzero_mask
+from dask_slicer.core.volume import Voxels, iterate_planes, nonzero_mask
 from dask_slicer.errors import MissingLabel, NonFinite
 
 FOREGROUNDS = ("min", "all", "nonzero", "label", "otsu")
@@ -53,10 +53,27 @@ def foreground_mask(
         case "label":
             return np.asarray(label != 0)
         case "otsu":
-            values = stored.astype(np.float32) * voxels.slope + voxels.intercept
-            values = np.nan_to_num(values, posinf=0, neginf=0).clip(low, high)
-            return np.asarray(values > otsu_threshold(values))
+            mask = np.empty_like(stored, dtype=bool)
+            planes = _Planes(voxels, low, high)
+            threshold = otsu_threshold(planes)
+            for index, plane in enumerate(planes):
+                mask[index] = plane > threshold
+            return mask
     raise ValueError(f"foreground must be one of {', '.join(FOREGROUNDS)}, got {which}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Planes:
+    """Planes of clipped intensities, made each time: all at once take several times the memory."""
+
+    voxels: Voxels
+    low: float
+    high: float
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for stored in iterate_planes(self.voxels.stored):
+            values = stored.astype(np.float32) * self.voxels.slope + self.voxels.intercept
+            yield np.nan_to_num(values, posinf=0, neginf=0).clip(self.low, self.high)
 
 
 def foreground_statistics(
@@ -86,24 +103,29 @@ def foreground_statistics(
     )
 
 
-def otsu_threshold(values: NDArray[np.floating]) -> float:
+def otsu_threshold(planes: Iterable[NDArray[np.floating]]) -> float:
     """Return the threshold that divides values into two classes of the least variance.
 
-    It is the upper edge of a bin of a histogram of 256 bins; the minimum if all are equal.
+    It is the upper edge of a bin of a histogram of 256 bins; the minimum if all are equal. The
+    planes are iterated over twice.
 
     Source: Otsu, "A threshold selection method from gray-level histograms", 1979.
 
     Examples
     --------
-    >>> values = np.array([0.0, 1.0, 2.0, 98.0, 99.0, 100.0])
-    >>> 2 < otsu_threshold(values) < 98
+    >>> planes = [np.array([0.0, 1.0, 2.0]), np.array([98.0, 99.0, 100.0])]
+    >>> 2 < otsu_threshold(planes) < 98
     True
     """
-    ends = np.float64(values.min()), np.float64(values.max())
+    limits = [(plane.min(), plane.max()) for plane in planes]
+    # In float64: edges of bins in float32 fall together where the range is small.
+    ends = np.float64(min(low for low, _ in limits)), np.float64(max(high for _, high in limits))
     if ends[0] == ends[1]:
         return float(ends[0])
-    # In float64: edges of bins in float32 fall together where the range is small.
-    counts, edges = np.histogram(in_memory_order(values), bins=_OTSU_BINS, range=ends)
+    edges = np.histogram_bin_edges([], bins=_OTSU_BINS, range=ends)
+    counts = np.zeros(_OTSU_BINS, dtype=np.int64)
+    for plane in planes:
+        counts += np.histogram(plane, bins=_OTSU_BINS, range=ends)[0]
     middles = (edges[:-1] + edges[1:]) / 2
     below = counts.cumsum()
     above = below[-1] - below

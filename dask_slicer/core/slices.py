@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from dask_slicer.core.planes import change_of_axes, in_memory
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.core.steps.cropping import Box, crop, reoriented_box
 from dask_slicer.core.steps.grid import GridSteps
+from dask_slicer.core.steps.operators import linear
 from dask_slicer.core.steps.steps import (
     NO_STEPS,
     LabelChanges,
@@ -37,20 +38,21 @@ from dask_slicer.core.volume import (
 from dask_slicer.core.windows import window_indices
 from dask_slicer.utils.modalities import for_each_modality
 
-_Number = TypeVar("_Number", bound=np.generic)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SliceStack:
     """A volume ready to be written, with planes computed on request."""
 
-    image: tuple[Voxels, ...]  # one per modality, of shape (n_slices, height, width)
-    normalization: tuple[Normalization, ...]  # one per modality
-    statistics: tuple[Statistics, ...]  # one per modality
+    # One per modality; with CT windows, one per modality for each window.
+    image: tuple[Voxels, ...]  # of shape (n_slices, height, width)
+    normalization: tuple[Normalization, ...]
+    statistics: tuple[Statistics, ...]
     label: NDArray[np.integer] | None  # (n_slices, height, width)
     # Pixels by label value other than 0, one dict per slice; empty without a label.
     label_counts: tuple[dict[int, int], ...]
     kept: tuple[int, ...]  # indices of the slices to write, ascending
+    # Slices between slices of one intensity, before these were resampled and padded.
+    blank: frozenset[int]
     affine: NDArray[np.float64]  # (4, 4), maps (slice_index, row, column, 1) to RAS+ mm
     n_overlapping: int = 0  # voxels of the label that are in the masks of two structures
     grid: GridSteps | None = None  # how it differs from that of the scan
@@ -63,14 +65,14 @@ class SliceStack:
         return n_slices, height, width
 
     def planes(self, wanted: Collection[int]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
-        """Yield the index and the normalised planes, one per modality, of the wanted slices."""
+        """Yield the index and the normalised planes, one per `image`, of the wanted slices."""
         for slice_index, planes in enumerate(self.stored_planes()):
             if slice_index in wanted:
                 modalities = zip(self.normalization, planes, strict=True)
                 yield slice_index, [modality.apply(plane) for modality, plane in modalities]
 
     def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
-        """Yield every slice as stored, one plane per modality."""
+        """Yield every slice as stored, one plane per `image`."""
         return zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
 
     def changes(self) -> dict[str, Any]:
@@ -87,15 +89,14 @@ class SliceStack:
         return content
 
     def is_blank(self, slice_index: int) -> bool:
-        """Return whether all pixels of each modality have one intensity."""
-        for voxels, how in zip(self.image, self.normalization, strict=True):
-            plane = voxels.stored[slice_index]
-            if not how.zero_nonfinite:
-                plane = np.array([plane.min(), plane.max()])
-            values = how.apply(plane)
-            if values.min() != values.max():
-                return False
-        return True
+        """Return whether all pixels of each image have one intensity, or had before the steps."""
+        if slice_index in self.blank:
+            return True
+        ends = (
+            _ends(voxels.stored[slice_index], how)
+            for voxels, how in zip(self.image, self.normalization, strict=True)
+        )
+        return all(lowest == highest for lowest, highest in ends)
 
     def windows(
         self, *, window_size: int, padding_mode: str, step: float = 1
@@ -165,7 +166,7 @@ def slice_views(
         label = reorient(label, change_of_axes(views[0], frame))
     # The grids of the views before their in-plane size are one: that of the frame.
     box = kept_box(frame, label, steps)
-    cropped = None if label is None else _crop(label, box)
+    cropped = None if label is None else crop(label, box)
     turns = [change_of_axes(frame, view) for view in views]
     grids = [
         _grid_of(frame, view, cropped, box, steps, turn)
@@ -173,6 +174,7 @@ def slice_views(
     ]
     grid = grids[0].turned(change_of_axes(views[0], frame))
     images: list[list[tuple[Voxels, Normalization]]] = [[] for _ in views]
+    blank = [np.ones(own.shape[0], dtype=bool) for own in grids]
     statistics = []
     for method, low, high, voxels, properties in _wanted_channels(
         frame, normalize, clip_min, clip_max, dtype, steps
@@ -194,6 +196,9 @@ def slice_views(
         if dtype != "uint8":
             check_fits(how, stats, dtype)
         statistics.append(stats)
+        if steps.drop_blank:
+            for flags, turn in zip(blank, turns, strict=True):
+                flags &= _between_blank(reorient(part.stored, turn), how, len(flags))
         interpolates = any(own.interpolates for own in grids)
         resampled = _resampled(part, how, grid, steps.resample_order) if interpolates else None
         for channels, own, turn in zip(images, grids, turns, strict=True):
@@ -205,7 +210,7 @@ def slice_views(
     if cropped is not None:
         cropped, changes.lost = grid.resampled_label(cropped)
     stacks = []
-    for view, channels, own, turn in zip(views, images, grids, turns, strict=True):
+    for view, channels, own, turn, flags in zip(views, images, grids, turns, blank, strict=True):
         own_label, own_changes = _sized_label(cropped, changes, own, turn)
         stack = SliceStack(
             image=tuple(voxels for voxels, _ in channels),
@@ -214,6 +219,7 @@ def slice_views(
             label=own_label,
             label_counts=() if own_label is None else tuple(map(count_labels, own_label)),
             kept=(),
+            blank=frozenset(np.flatnonzero(flags).tolist() if steps.drop_blank else ()),
             affine=own.affine(view.affine),
             n_overlapping=view.n_overlapping,
             grid=own,
@@ -223,8 +229,26 @@ def slice_views(
     return tuple(stacks)
 
 
-def _crop(array: NDArray[_Number], box: Box | None) -> NDArray[_Number]:
-    return array if box is None else crop(array, box)
+def _ends(plane: NDArray[np.generic], how: Normalization) -> tuple[float, float]:
+    """Return the lowest and the highest normalised intensity of a plane."""
+    if not how.zero_nonfinite:
+        plane = np.array([plane.min(), plane.max()])
+    values = how.apply(plane)
+    return float(values.min()), float(values.max())
+
+
+def _between_blank(
+    stored: NDArray[np.generic], how: Normalization, n_slices: int
+) -> NDArray[np.bool_]:
+    """Return which of the slices after resampling lie between planes of one and same intensity.
+
+    They are blank, though a spline swings there beside planes that are not.
+    """
+    ends = np.array([_ends(plane, how) for plane in iterate_planes(stored)])
+    samples, shares = linear(len(ends), n_slices)
+    samples[1, shares[1] == 0] = samples[0, shares[1] == 0]
+    values = ends[samples]  # (2, n_slices, 2)
+    return np.asarray((values == values[0, :, :1]).all(axis=(0, 2)))
 
 
 def _grid_of(

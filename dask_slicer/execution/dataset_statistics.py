@@ -44,7 +44,7 @@ def dataset_properties(
     Raises
     ------
     DatasetError
-        If no training case has a labelled voxel, or a case failed for want of a worker.
+        If no training case has a labelled voxel, or a case could not be read, after retries.
     """
     cases = training_cases(plan)
     n_voxels = min(_MOST_VOXELS, max(_FEWEST_VOXELS, _ALL_VOXELS // max(len(cases), 1)))
@@ -101,23 +101,28 @@ def _samples(
     def graph_of(case: CasePlan) -> Delayed:
         return graph.sample_graph(f"{case.case_id} of {pass_id}", case, target, n_voxels)
 
-    if client is None:
-        for case in cases:
+    def sampled_here() -> Iterator[tuple[CasePlan, object]]:
+        while queue:
+            case = queue.popleft()
             try:
                 yield case, graph.compute_here(graph_of(case))
             except CaseError as error:
                 yield case, error
-        return
-    from dask_slicer.execution import futures
 
     queue = deque(cases)
+    if client is None:
+        outcomes = sampled_here()
+    else:
+        from dask_slicer.execution import futures
+
+        outcomes = futures.run_graphs(
+            client,
+            lambda _: queue.popleft() if queue else None,
+            graph_of,
+            timeout=plan.config.timeout,
+        )
     retries = dict.fromkeys((case.case_id for case in cases), plan.config.retries)
-    for case, outcome in futures.run_graphs(
-        client,
-        lambda _: queue.popleft() if queue else None,
-        graph_of,
-        timeout=plan.config.timeout,
-    ):
+    for case, outcome in outcomes:
         if isinstance(outcome, CaseError) and outcome.retriable and retries[case.case_id]:
             retries[case.case_id] -= 1
             queue.append(case)
@@ -140,6 +145,12 @@ def statistics(config: RunConfig, observer: Observer) -> tuple[IntensityProperti
     if not cases:
         raise DatasetError(
             "statistics are those of labelled voxels, and no training case has a label"
+        )
+    unusable = [case.case_id for case in plan.cases if case.split == "train" and case.problem]
+    if unusable:  # a run records these failures
+        observer.note(
+            f"statistics of the dataset leave out {plural(len(unusable), 'case')} that cannot be "
+            f"run: {first_few(unusable)}; `dask-slicer plan` says why"
         )
     needs = Requirements(
         output_dir=config.input_root,

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from dask_slicer.config.loader import build_config, lasting_settings
 from dask_slicer.config.schema import RunConfig, changed_settings
+from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.errors import ConfigError, OutputError
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.journal import History, Journal, histories
 from dask_slicer.output.lock import locked, remove_stale_locks, still_held
+from dask_slicer.output.properties import parse_properties, properties_json
 from dask_slicer.output.summary import UNCONSOLIDATED, DatasetTotals, finalize
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import RunPlan
@@ -25,7 +27,7 @@ from dask_slicer.utils.formatting import first_few, plural
 
 # Beside the lasting settings of an output, these must be equal, or partitions would differ from one
 # run.
-_ALSO_EQUAL = ("nonfinite", "allow_missing_labels", "folds", "stratify", "statistics")
+_ALSO_EQUAL = ("nonfinite", "allow_missing_labels", "folds", "stratify")
 # Where there are no hard links, a partition may read the plan while another one writes it.
 _TRIES, _WAIT_SECONDS = 20, 0.1
 
@@ -51,6 +53,7 @@ class PartitionPlan:
     n_modalities: int
     structures: dict[str, int]  # as in structures.json
     names: Names
+    properties: tuple[IntensityProperties, ...]  # as in statistics.json
 
 
 def merge(output_dir: str | Path, *, observer: Observer | None = None) -> MergeReport:
@@ -148,6 +151,7 @@ def record_plan(plan: RunPlan) -> PartitionPlan:
         "n_modalities": plan.n_modalities,
         "structures": dict(plan.structures),
         **plan.names.summary(),
+        **(properties_json(plan.properties) if plan.properties else {}),
     }
     path = plan.config.output_dir / layout.PARTITION_PLAN
     with suppress(FileExistsError), atomic_write(path, exclusive=True, fsync=True) as file:
@@ -174,6 +178,7 @@ def read_partition_plan(output_dir: Path) -> PartitionPlan | None:
                 n_modalities=int(content["n_modalities"]),
                 structures=dict(content.get("structures", {})),
                 names=Names.parse(content),
+                properties=parse_properties(content),
             )
         except FileNotFoundError:
             return None
@@ -212,6 +217,8 @@ def check_partition_plan(plan: RunPlan) -> PartitionPlan | None:
         differences.append("other structures, or in another order")
     if shared_plan.names != plan.names:
         differences.append("other names of channels or labels")
+    if shared_plan.properties != plan.properties:
+        differences.append("other statistics")
     if differences:
         raise OutputError(
             f"the dataset differs from that of the other partitions in {output_dir}: "

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.config.step_settings import SELECTING
 from dask_slicer.errors import (
     CaseError,
     DatasetError,
@@ -41,7 +40,7 @@ from dask_slicer.planning.estimate import output_bytes
 from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, parse_partition
 from dask_slicer.records import CommittedCase, FailedCase, clip_note
 from dask_slicer.utils import signals
-from dask_slicer.utils.formatting import format_bytes, plural
+from dask_slicer.utils.formatting import first_few, format_bytes, plural
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -88,6 +87,7 @@ class _Run:
     n_skipped: int = 0
     overlaps: list[int] = field(default_factory=list)  # shared voxels of cases whose masks overlap
     clipped: list[str] = field(default_factory=list)  # cases that the clip range does not suit
+    empty: list[str] = field(default_factory=list)  # cases of which no slice was kept
 
     def execute(self) -> RunReport:
         try:
@@ -293,21 +293,13 @@ class _Run:
             if not record.clip_fits:
                 self.clipped.append(record.case_id)
             if not record.n_slices:
-                self.publisher.observer.note(
-                    f"{record.case_id}: no slice is selected ({self._selecting()}), none is written"
-                )
+                self.empty.append(record.case_id)
             _LOG.info("case %s: wrote %d slices", record.case_id, record.n_slices)
         else:
             _LOG.error("case %s: %s: %s", record.case_id, record.kind, record.message)
             if record.details:
                 _LOG.debug("case %s: %s", record.case_id, record.details)
         signals.raise_if_interrupted()
-
-    def _selecting(self) -> str:
-        """Return the options that leave slices out."""
-        fields, config = type(self.plan.config).model_fields, self.plan.config
-        names = [name for name in SELECTING if getattr(config, name) != fields[name].default]
-        return ", ".join(f"--{name}" for name in names)
 
     def _finish(self, *, interrupted: bool = False, stopped: str = "") -> RunReport:
         """Write the files of the whole output, if the run has started; return the report."""
@@ -317,6 +309,11 @@ class _Run:
             self.publisher.observer.note(
                 f"masks overlap in {plural(len(self.overlaps), 'case')}: {sum(self.overlaps)} "
                 "voxels are counted for the first structure; --overlap error fails such cases"
+            )
+        if self.empty:
+            self.publisher.observer.note(
+                f"no slice is selected ({config.selecting}) in {plural(len(self.empty), 'case')}, "
+                f"none is written: {first_few(sorted(self.empty))}"
             )
         notes: list[str] = []
         if n_lost := self.publisher.n_lost_workers:

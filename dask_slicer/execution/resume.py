@@ -13,6 +13,7 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.errors import CaseError, DatasetError, OutputError, UsageError
 from dask_slicer.execution.dataset_statistics import training_cases, with_properties
+from dask_slicer.inputs.pairing import choose_name
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.monitoring.observer import Observer
@@ -38,7 +39,7 @@ def prepare_plan(config: RunConfig) -> RunPlan:
     """Return what a run into the present output directory would do; write nothing."""
     old = directory.existing_config(config.output_dir)
     if old is None or config.overwrite:
-        return with_folds(_with_known_properties(make_plan(config), ()))
+        return with_folds(_with_known_properties(_like_images(make_plan(config)), ()))
     directory.check_unchanged(old, config)
     table = directory.existing_table(config.output_dir)
     plan = make_plan(
@@ -50,8 +51,33 @@ def prepare_plan(config: RunConfig) -> RunPlan:
     if config.stratify not in (None, old.stratify, BY_LABEL):
         note = f"cases that have a split keep it, although --stratify {config.stratify} is new"
         plan = replace(plan, notes=(*plan.notes, note))
-    frozen = directory.existing_properties(config.output_dir)
-    return with_folds(_with_known_properties(plan, frozen))
+    frozen = directory.existing_properties(config.output_dir) if plan.needs_properties else ()
+    return with_folds(_with_known_properties(_like_images(plan), frozen))
+
+
+def _like_images(plan: RunPlan) -> RunPlan:
+    """Return a plan, with a note if the images of a case may not be those of the output in `like`.
+
+    Raises
+    ------
+    DatasetError
+        If their names say that they are others, or in another order.
+    """
+    like, names = plan.config.like, plan.names.channels
+    before = () if like is None else existing_names(like).channels
+    if not names or not before or len(names) == len(before) == 1:
+        return plan
+    matching = [choose_name(name, names) for name in before]
+    places = [names.index(name) if name in names else None for name in matching]
+    if len(names) == len(before) and places == [*range(len(names))]:
+        return plan
+    differ = f"the images of a case are {first_few(names, 12)}, in {like} {first_few(before, 12)}"
+    if len(names) == len(before) and all(
+        place in (None, number) for number, place in enumerate(places)
+    ):
+        note = f"{differ}: make sure that these are the same, in the same order"
+        return replace(plan, notes=(*plan.notes, note))
+    raise DatasetError(f"{differ}; choose the same, in the same order, with --modalities")
 
 
 def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...]) -> RunPlan:
@@ -59,22 +85,23 @@ def _with_known_properties(plan: RunPlan, frozen: tuple[IntensityProperties, ...
     config = plan.config
     if not plan.needs_properties:
         return plan
-    properties = frozen
+    properties, file = frozen, config.output_dir / layout.STATISTICS_FILE
     # An output has its own copy, so it does not need the file of elsewhere again.
     if config.statistics is not None and not (frozen and not config.statistics.exists()):
-        properties = read_properties(config.statistics)
+        file = config.statistics
+        properties = read_properties(file)
     if not properties:
         _check_can_be_computed(plan)
         return plan
     if frozen and properties != frozen:
         raise OutputError(
-            f"{config.output_dir} was made with other statistics than {config.statistics}; use "
-            "another --output_dir, or --overwrite to replace it"
+            f"{config.output_dir} was made with other statistics than {file}; use another "
+            "--output_dir, or --overwrite to replace it"
         )
     if len(properties) != plan.n_modalities:
         raise DatasetError(
-            f"{config.statistics} holds statistics of {plural(len(properties), 'channel')}, a case "
-            f"has {plan.n_modalities}"
+            f"{file} holds statistics of {plural(len(properties), 'channel')}, a case has "
+            f"{plan.n_modalities}"
         )
     return with_properties(plan, properties)
 

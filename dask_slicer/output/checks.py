@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dask_slicer.config.schema import RunConfig, SliceSettings
+from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.labels import count_labels
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, OutputError, UsageError, as_case_error
@@ -189,7 +190,8 @@ def check_whole(
         checks[layout.FOLDS] = list(_check_folds(output_dir, inventory))
     if inventory.structures or (output_dir / layout.STRUCTURES_FILE).exists():
         checks[layout.STRUCTURES_FILE] = list(_check_structures(output_dir, inventory.structures))
-    checks[layout.STATISTICS_FILE] = list(_check_properties(output_dir))
+    if config.uses_statistics:
+        checks[layout.STATISTICS_FILE] = list(_check_properties(output_dir))
     issues = [
         Issue(path=path, message=message)
         for path, messages in checks.items()
@@ -338,7 +340,9 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
     # Without a case, the number of channels is not known.
     ignored = _OF_ONE_RUN if totals.split_of else {*_OF_ONE_RUN, "total_channels"}
     try:
-        properties = summary_properties(output_dir) or existing_properties(output_dir)
+        properties: tuple[IntensityProperties, ...] = ()
+        if config.uses_statistics:
+            properties = summary_properties(output_dir) or existing_properties(output_dir)
         expected = json.loads(json.dumps(dataset_info(config, totals, properties=properties)))
         info = parse_json(read_text(output_dir / layout.SUMMARY))
         Names.parse(info)  # which the journal does not have

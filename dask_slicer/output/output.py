@@ -217,11 +217,6 @@ class Output:
             label[dropped] = label.min() - 1
         return label, np.array(metadata["affine"])
 
-    def metadata(self, case_id: str, *, plane: str | None = None) -> dict[str, Any]:
-        """Return the metadata of the first slice of a case; raises as `label`."""
-        with self._opened(case_id, plane) as (reader, kept):
-            return reader.metadata(kept[0])
-
     @contextmanager
     def _opened(
         self, case_id: str, plane: str | None = None

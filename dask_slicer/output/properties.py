@@ -25,6 +25,18 @@ def properties_text(properties: Sequence[IntensityProperties]) -> str:
     return json.dumps(properties_json(properties), indent=2) + "\n"
 
 
+def parse_properties(content: Any) -> tuple[IntensityProperties, ...]:
+    """Return the properties of each channel in a JSON object, if it has any.
+
+    Raises ValueError if they are damaged.
+    """
+    channels = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(channels, dict):
+        return ()
+    numbers = map(str, range(len(channels)))
+    return tuple(IntensityProperties.parse(channels.get(number)) for number in numbers)
+
+
 def read_properties(path: Path) -> tuple[IntensityProperties, ...]:
     """Return the properties of each channel in a file.
 
@@ -34,11 +46,8 @@ def read_properties(path: Path) -> tuple[IntensityProperties, ...]:
         If it cannot be read, or does not hold them.
     """
     try:
-        content = parse_json(read_text(path))
-        channels = content.get(KEY) if isinstance(content, dict) else None
-        if isinstance(channels, dict) and channels:
-            numbers = map(str, range(len(channels)))
-            return tuple(IntensityProperties.parse(channels.get(number)) for number in numbers)
+        if properties := parse_properties(parse_json(read_text(path))):
+            return properties
     except OSError as error:
         raise DatasetError(f"cannot read the statistics {path}: {error.strerror}") from None
     except ValueError as error:

@@ -200,7 +200,7 @@ def finalize(
             failures=failures,
             n_modalities=n_modalities,
             names=existing_names(output_dir) if names is None else names,
-            properties=directory.existing_properties(output_dir),
+            properties=directory.existing_properties(output_dir) if config.uses_statistics else (),
             folds=recorded_settings(output_dir) if folds is None else folds.settings,
             elapsed_seconds=elapsed_seconds,
             slices_this_run=slices_this_run,

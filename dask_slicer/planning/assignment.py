@@ -98,8 +98,6 @@ def case_splits(
         cases = [case for case in cases if case.case_id in given]
         if not cases:
             raise DatasetError(f"{config.splits} names none of the cases")
-    elif config.splits is not None:
-        notes.append(f"{config.splits.name} is not used: the dataset gives every case its split")
     check_groups_whole(given, groups)
     moved = [name for name, split in given.items() if assigned.get(name, split) != split]
     if moved:

@@ -201,6 +201,7 @@ def _strata_lines(plan: RunPlan) -> list[str]:
 
 def plan_json(plan: RunPlan) -> str:
     """Return a plan as JSON."""
+    steps = step_lines(plan.config, plan.runnable)
     content = {
         "layout": plan.layout,
         "reason": plan.reason,
@@ -215,7 +216,7 @@ def plan_json(plan: RunPlan) -> str:
         "folds": plan.folds.content() if plan.folds is not None and plan.folds.fold_of else None,
         "num_cases": len(plan.cases),
         "num_slices": plan.n_slices,
-        **({"steps": step_lines(plan.config, plan.runnable)} if plan.config.changed_steps else {}),
+        **({"steps": steps} if steps else {}),
         "outliers": outliers(plan.cases),
         "notes": list(plan.notes),
         "problems": [{"case_id": None, "kind": None, "message": text} for text in plan.problems]

@@ -176,19 +176,18 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     parts = case.parts
     voxels, sliced = prod(case.shape), sum(prod(part.slice_shape) for part in parts)
     in_plane = max(prod(part.slice_shape[1:]) for part in parts)
-    resampled = 0
-    if settings.spacing is not None:
-        resampled = prod(resampled_shape(case.shape, case.spacing, settings.spacing))
+    wanted = settings.spacing
+    resampled = prod(resampled_shape(case.shape, case.spacing, wanted)) if wanted else 0
     planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
-    label = 0
-    if case.has_label:
-        copies = len(parts) > 1 or resampled  # of planes whose slices are interleaved in memory
-        label = max(voxels, resampled) + sliced if copies else max(voxels, sliced)
-        label *= np.dtype(settings.label_dtype).itemsize
+    copies = len(parts) > 1 or settings.resamples  # of the label: before and after
+    label = max(voxels, resampled) + sliced if copies else max(voxels, sliced)
+    label *= np.dtype(settings.label_dtype).itemsize * case.has_label
     # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
     window = planes * len(case.case.images) * in_plane * 4
     sorts = settings.percentiles or "percentile" in for_each_modality(settings.normalize, 1)
-    percentile = voxels * 8 if sorts else 0
+    statistics = voxels * 8 if sorts else 0
+    if settings.foreground not in ("min", "all"):  # a mask, and a copy of one modality
+        statistics += voxels + case.voxel_bytes // len(case.case.images)
     n_channels = len(case.case.images) * settings.n_windows
     sized = 0 if settings.size is None else sliced
     changed = 0
@@ -196,10 +195,10 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
         on_grid = max(resampled, sized) if len(parts) == 1 else resampled + sized
         changed = 4 * (voxels + n_channels * on_grid)
     elif sized:
-        changed = sized * case.voxel_bytes // max(voxels, 1)
+        changed = sized * settings.n_windows * case.voxel_bytes // max(voxels, 1)
     if settings.label_map is not None or settings.removes_components:
-        changed += 4 * voxels  # of int32, or numbers of components
-    return case.voxel_bytes + label + changed + max(3 * window, percentile)
+        changed += 8 * voxels  # of int32 before and after, or numbers of components
+    return case.voxel_bytes + label + changed + max(3 * window, statistics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,8 +299,7 @@ class RunPlan:
     @property
     def needs_properties(self) -> bool:
         """Return whether cases are normalised by properties of the dataset, not known yet."""
-        methods = for_each_modality(self.config.normalize, 1)
-        return "dataset" in methods and not self.properties
+        return self.config.uses_statistics and not self.properties
 
     @property
     def steps(self) -> Steps:

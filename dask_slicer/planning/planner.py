@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from dask_slicer.config.effects import DatasetFacts, effects_note, without_effect
+from dask_slicer.config.effects import DatasetFacts, effects_note
 from dask_slicer.config.fields import PER_MODALITY
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.splits import SPLITS
@@ -40,6 +40,7 @@ from dask_slicer.planning.headers import (
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.plan_cache import PlanCache
 from dask_slicer.planning.steps import (
+    in_effect,
     label_values,
     listed_slices,
     mapped_names,
@@ -187,9 +188,8 @@ def _make_plan(
 
 def _needing_labels(config: RunConfig) -> list[str]:
     """Return the settings that have no meaning for a case without a label."""
-    unused = dict(without_effect(config, DatasetFacts()))
-    by_label = [name for name in ("crop", "center", "foreground") if name not in unused]
-    return [f"{name} label" for name in by_label if getattr(config, name) == "label"]
+    names = ("crop", "center", "foreground")
+    return [f"{name} label" for name in names if in_effect(config, name) == "label"]
 
 
 def _check_label_values(config: RunConfig, numbers: Mapping[str, int]) -> None:
@@ -207,9 +207,10 @@ def _check_modalities(config: RunConfig, n_modalities: int) -> None:
     for name in PER_MODALITY:
         value = getattr(config, name)
         if isinstance(value, tuple) and len(value) != n_modalities:
+            has = "1 modality" if n_modalities == 1 else f"{n_modalities} modalities"
             raise DatasetError(
                 f"{name} has {plural(len(value), 'value')} ({format_value(value)}), but a case of "
-                f"this dataset has {n_modalities} modalities; give one value for all, or one each"
+                f"this dataset has {has}; give one value for all, or one each"
             )
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dask_slicer.config.effects import DatasetFacts, without_effect
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.utils.formatting import format_shape, format_value
+from dask_slicer.utils.formatting import format_shape, format_value, plural
 
 
 class SlicedCase(Protocol):
@@ -27,6 +27,9 @@ class SlicedCase(Protocol):
 
     @property
     def slice_shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+
+    @property
+    def new_spacing(self) -> tuple[float, float, float] | None: ...  # noqa: D102
 
     @property
     def most_slices(self) -> int: ...  # noqa: D102
@@ -82,7 +85,9 @@ def _intensity_lines(config: RunConfig) -> Iterator[str]:
         windows = ", ".join(config.ct_windows)
         yield f"windows {windows} (level/width, HU), a channel each, from {ends}"
     if "dataset" in format_value(config.normalize):
-        of_cases = "of labelled voxels of the training cases, from a first pass"
+        of_cases = (
+            "of labelled voxels of the training cases (a first pass, unless the output has them)"
+        )
         in_file = config.statistics is not None and f"in {config.statistics}"
         yield f"normalise by the statistics {in_file or of_cases}"
     elif config.dtype == "uint8" and not config.ct_windows:
@@ -139,9 +144,9 @@ def _selection_lines(config: RunConfig, cases: Sequence[SlicedCase]) -> Iterator
         rules.append(f"those in {config.slice_list.name}")
     if config.min_foreground > 0:
         rules.append(f"labelled share {config.min_foreground:g} or more")
-    if config.keep_empty < 1:
+    if config.keep_empty < 1 and config.min_foreground == 0:
         where = "train" if config.keep_empty_in == "train" else "all splits"
-        rules.append(f"{config.keep_empty:.0%} of those without a label in {where}")
+        rules.append(f"{100 * config.keep_empty:.3g}% of those without a label in {where}")
     if config.drop_blank:
         rules.append("none that is blank")
     if rules:
@@ -154,4 +159,16 @@ def _selection_lines(config: RunConfig, cases: Sequence[SlicedCase]) -> Iterator
     if config.context_step > 1:
         yield f"neighbours in a window are {config.context_step} slices apart"
     if config.context_mm is not None:
-        yield f"neighbours in a window are {config.context_mm:g} mm apart, to the nearest slice"
+        limit = 2 * config.context_mm  # over it, the slice is nearer than its neighbours
+        n_alone = sum(
+            any((part.new_spacing or part.spacing)[0] > limit for part in case.parts)
+            for case in cases
+        )
+        alone = (
+            f"; in {n_alone} of {plural(len(cases), 'case')} this is the slice itself, because "
+            f"slices are over {limit:g} mm apart"
+        )
+        yield (
+            f"neighbours in a window are {config.context_mm:g} mm apart, to the nearest slice"
+            f"{alone if n_alone else ''}"
+        )

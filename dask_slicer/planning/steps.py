@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dask_slicer.config.effects import DatasetFacts, without_effect
 from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.config.step_settings import StepSettings, crop_box, ct_window_limits
 from dask_slicer.core.foreground import IntensityProperties
@@ -48,6 +49,12 @@ def names_labels(settings: StepSettings) -> bool:
     return not all(old.lstrip("-").isdecimal() for old, _ in pairs)
 
 
+def in_effect(settings: RunConfig, name: str) -> Any:
+    """Return a setting, or its default if it has no effect with the others."""
+    unused = dict(without_effect(settings, DatasetFacts()))
+    return RunConfig.model_fields[name].default if name in unused else getattr(settings, name)
+
+
 def common_steps(
     settings: RunConfig,
     new_values: Mapping[int, int] | None,
@@ -65,13 +72,13 @@ def common_steps(
         crop_margin=settings.crop_margin,
         percentiles=settings.percentiles,
         ct_windows=tuple(map(ct_window_limits, settings.ct_windows)),
-        foreground=settings.foreground,
+        foreground=in_effect(settings, "foreground"),
         dataset=properties,
         spacing=settings.spacing,
         resample_order=settings.resample_order,
         size=settings.size,
         fit=settings.fit,
-        center=settings.center,
+        center=in_effect(settings, "center"),
         slices=None if settings.slices is None else _slice_range(settings.slices),
         stride=settings.stride,
         keep_empty=settings.keep_empty,
@@ -134,7 +141,7 @@ def sliced_grid(
     box = None
     if settings.crop not in (None, "nonzero", "label"):
         codes, _, plane = stored_as.partition(" ")
-        limits: Any = crop_box(settings.crop or "")
+        limits = crop_box(settings.crop)
         box = stored_box(limits, shape, orientation_of_codes(codes, plane))
     grid = grid_steps(
         shape,
@@ -150,7 +157,14 @@ def sliced_grid(
 def n_selected(settings: StepSettings, n_slices: int, listed: frozenset[int] | None) -> int:
     """Return the most slices of a case that its range, stride and list leave."""
     within = None if settings.slices is None else _slice_range(settings.slices)
-    return len(candidates(n_slices, within=within, stride=settings.stride, listed=listed))
+    least = n_slices
+    if within is not None and settings.crop in ("nonzero", "label"):
+        # After the crop there may be fewer slices, and of these, a range may leave more.
+        least = min(max(listed or {0}) + 1, n_slices)
+    return max(
+        len(candidates(n, within=within, stride=settings.stride, listed=listed))
+        for n in range(least, n_slices + 1)
+    )
 
 
 def steps_of(
@@ -188,7 +202,7 @@ def _read_slice_list(path: Path, plane: str) -> dict[str, frozenset[int]]:
                 if row.get("plane", plane) == plane:
                     listed[row["case_id"]].add(index)
             if not listed:
-                raise ValueError("it names no slice")
+                raise ValueError(f"it names no {plane} slice")
     except OSError as error:
         raise DatasetError(f"cannot read the slice_list {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, csv.Error) as error:

@@ -121,7 +121,8 @@ def _check_split(output: Output, index: SliceIndex, split: str | None) -> None:
     if not len(index):
         if len(output.index):
             raise UsageError(f"no slice of {output.path} matches the selection")
-        why = output.shortfall or "every slice was dropped, see --min_foreground"
+        dropped = f"every slice was dropped, see {output.config.selecting}"
+        why = output.shortfall or dropped
         why = why.removeprefix(f"{output.path} has ")
         raise UsageError(f"{output.path} has no slices to show: {why}")
     if split not in (None, *(case.split for case in index.cases)):
@@ -211,9 +212,9 @@ def _why_slices_missing(output: Output, index: SliceIndex, number: int, slices: 
         )
     dropped = sorted(set(slices) - set(kept))
     return (
-        f"case {case.case_id} has no {_slices_in_words(dropped)}: dropped by --min_foreground "
-        f"{output.config.min_foreground:g}; {plural(len(kept), 'slice')} of {total} "
-        f"were kept, from {min(kept)} to {max(kept)}"
+        f"case {case.case_id} has no {_slices_in_words(dropped)}: dropped by "
+        f"{output.config.selecting}; {plural(len(kept), 'slice')} of {total} were kept, from "
+        f"{min(kept)} to {max(kept)}"
     )
 
 

@@ -104,7 +104,14 @@ def test_any_kind_of_file_in_any_folder(scans, tmp_path, suffix) -> None:
     check_all(scans, tmp_path / "volumes", report)
 
 
-def test_labels_of_real_scans_come_back(real_scans, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("plane", "format_", "window_size"),
+    [
+        pytest.param(*each, marks=[] if each == ("axial", "zarr", 2) else pytest.mark.slow)
+        for each in product(PLANES, ("npz", "zarr"), (0, 2))
+    ],
+)
+def test_labels_of_real_scans_come_back(real_scans, tmp_path, plane, format_, window_size) -> None:
     scans = tmp_path / "scans"
     folders = [folder for folder in real_scans.iterdir() if (folder / "label.nii.gz").exists()]
     for folder in folders:
@@ -115,9 +122,15 @@ def test_labels_of_real_scans_come_back(real_scans, tmp_path) -> None:
             path = scans / f"{where}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(folder / f"{name}.nii.gz")
-    output = run(scans, tmp_path / "out", label_dtype="int32", window_size=0, volumes="0")
+    settings = {"plane": plane, "format": format_, "window_size": window_size}
+    output = run(scans, tmp_path / "out", label_dtype="int32", volumes="0", **settings)
     predictions = predict(output, tmp_path / "predictions")
-    report = assemble(output, predictions, tmp_path / "volumes", metrics=True)
+    report = assemble(
+        output,
+        predictions,
+        tmp_path / "volumes",
+        metrics=(plane, format_, window_size) == ("axial", "npz", 0),
+    )
     check_all(scans, tmp_path / "volumes", report)
     for labels in report.metrics.values():
         assert all(values["dice"]["mean"] == 1.0 for values in labels.values())
@@ -145,3 +158,31 @@ def test_outputs_of_earlier_versions_need_the_scans(scans, tmp_path) -> None:
         check_all(moved, tmp_path / "volumes2", report)
     finally:
         moved.rename(scans)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii", ".mgz"])
+def test_volumes_of_other_formats_lie_on_the_grid_of_the_scan(tmp_path, suffix) -> None:
+    rng, folder = np.random.default_rng(1), tmp_path / "scans"
+    image, label = rng.integers(0, 99, SHAPE).astype(np.int16), rng.integers(0, 4, SHAPE)
+    affine = oblique(25.0)
+    for name, array in (("imagesTr/a_0000", image), ("labelsTr/a", label.astype(np.uint8))):
+        path = folder / f"{name}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix == ".mgz":
+            nib.save(nib.MGHImage(array, affine), path)
+            continue
+        nifti = tmp_path / "volume.nii"
+        nib.save(nib.Nifti1Image(array, affine), nifti)
+        sitk.WriteImage(sitk.ReadImage(str(nifti)), str(path))
+    output = run(folder, tmp_path / "out", layout="nnunet")
+    predictions = predict(output, tmp_path / "predictions")
+    assert not assemble(output, predictions, tmp_path / "volumes").failures
+    volume = nib.load(tmp_path / "volumes" / "a.nii.gz")
+    np.testing.assert_array_equal(np.asarray(volume.dataobj), label)
+    for form in (volume.affine, volume.get_qform(), volume.get_sform()):
+        np.testing.assert_allclose(form, affine, atol=1e-5)
+    read = sitk.ReadImage(str(tmp_path / "volumes" / "a.nii.gz"))
+    if suffix != ".mgz":
+        scan = sitk.ReadImage(str(folder / f"imagesTr/a_0000{suffix}"))
+        for method in ("GetOrigin", "GetSpacing", "GetDirection"):
+            np.testing.assert_allclose(getattr(read, method)(), getattr(scan, method)(), atol=1e-5)

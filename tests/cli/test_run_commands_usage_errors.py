@@ -254,6 +254,13 @@ def test_a_splits_file_that_does_not_fit_is_refused(refused, tmp_path, content, 
     assert words in refused("--splits", tmp_path / "splits.json")
 
 
+def test_a_missing_splits_file_is_named_once(refused, tmp_path) -> None:
+    message = refused("--splits", tmp_path / "none.json")
+    assert message.strip().endswith(
+        f"cannot read {tmp_path / 'none.json'}: No such file or directory"
+    )
+
+
 def test_a_missing_fold_is_refused(refused, tmp_path) -> None:
     (tmp_path / "splits.json").write_text('[{"train": ["liver_001"]}]')
     assert "--fold 3" in refused("--splits", tmp_path / "splits.json", "--fold", 3)

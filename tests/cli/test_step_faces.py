@@ -76,6 +76,33 @@ def test_steps_without_effect_have_no_line(scans, invoke) -> None:
     output = invoke("plan", "-i", scans, *given).output
     assert "Step:" not in output
     assert "--context_mm has no effect with --window_size 0" in output
+    output = invoke("plan", "-i", scans, "--keep_empty", 0.1, "--min_foreground", 0.1).output
+    assert "without a label in train" not in output
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0.125, "12.5% of"), (0.005, "0.5% of"), (1 / 3, "33.3% of"), (0, "0% of")]
+)
+def test_a_share_of_empty_slices_is_not_rounded_away(scans, invoke, share, words) -> None:
+    assert f": {words} those without" in invoke("plan", "-i", scans, "--keep_empty", share).output
+
+
+def test_intensities_alone_are_steps_of_a_plan_in_json(scans, invoke) -> None:
+    result = invoke("plan", "-i", scans, "--json", "--dtype", "uint8", "--percentiles", "1,99")
+    assert json.loads(result.output)["steps"] == [
+        "clip to the percentiles 1 and 99",
+        "the limits become 0 and 255",
+    ]
+    (step,) = json.loads(invoke("plan", "-i", scans, "--json", "--dtype", "uint8").output)["steps"]
+    assert step == "the 0.5 and 99.5 percentiles become 0 and 255"
+
+
+def test_a_plan_says_which_cases_have_slices_too_far_apart_for_neighbours(scans, invoke) -> None:
+    line = "Step: neighbours in a window are 7 mm apart, to the nearest slice"
+    few = "; in 1 of 3 cases this is the slice itself, because slices are over 14 mm apart"
+    assert f"{line}{few}\n" in invoke("plan", "-i", scans, "--context_mm", 7).output
+    spaced = invoke("plan", "-i", scans, "--context_mm", 7, "--spacing", "8,none,none")
+    assert f"{line}\n" in spaced.output
 
 
 def test_a_run_says_what_steps_made_of_labels(scans, tmp_path, invoke) -> None:

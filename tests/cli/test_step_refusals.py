@@ -30,6 +30,7 @@ REFUSED = [
     ("--normalize dataset --statistics {tmp}/no.json", "no.json"),
     ("--normalize dataset --statistics {tmp}/two.json", "statistics of 2 channels, a case has 1"),
     ("--crop 0:4", "crop must be nonzero, label, or a box such as 0:256,0:256,10:90, got 0:4"),
+    ("--clip_max 1,2", "a case of this dataset has 1 modality; give one value for all"),
     ("--context_step 2 --context_mm 3", "context_step and context_mm must not both be given"),
     ("--spacing none,none,none", "spacing must be given for at least one axis"),
     ("--label_map 1", "label_map must be pairs OLD:NEW"),
@@ -40,7 +41,7 @@ REFUSED = [
     ("--slice_list {tmp}/no.csv", "cannot read the slice_list"),
     ("--slice_list {tmp}/other.csv", "names someone, but there is no such case"),
     ("--slice_list {tmp}/two.json", "must be a CSV table with the columns case_id and"),
-    ("--slice_list {tmp}/none.csv", "(it names no slice)"),
+    ("--slice_list {tmp}/none.csv", "(it names no axial slice)"),
     ("--like {tmp}", "there is no output of dask-slicer"),
 ]
 UNLABELLED = [
@@ -101,6 +102,16 @@ def test_a_step_that_needs_labels_is_refused_where_there_are_none(
     assert message in line
 
 
+@pytest.mark.parametrize(
+    "options", ["--size 8 --fit letterbox --center label", "--normalize minmax --foreground label"]
+)
+def test_a_step_without_effect_needs_no_labels(unlabelled, tmp_path, invoke, options) -> None:
+    given = ("-i", unlabelled, "-o", tmp_path / "slices", "--num_workers", 0, *options.split())
+    result = invoke("run", *given)
+    assert result.exit_code == 0, result.output
+    assert "has no effect" in result.output
+
+
 def test_a_wrong_order_is_told(scans, tmp_path, invoke) -> None:
     result = invoke("plan", "-i", scans, "--spacing", "1,1,1", "--resample_order", "cubic")
     assert result.exit_code == 2
@@ -123,3 +134,8 @@ def test_a_case_without_the_label_that_a_step_needs_is_in_the_plan(scans, tmp_pa
     result = invoke("plan", "-i", tmp_path, "--allow_missing_labels", "--crop", "label")
     assert result.exit_code == 1
     assert "--crop label needs a label, this case has none" in result.output
+
+
+def test_a_rule_that_several_numbers_break_is_said_once(scans, tmp_path, invoke) -> None:
+    line = refused(invoke, "plan", scans, tmp_path / "slices", ["--size", "0"])
+    assert line == "Error: size must be 1 or more, got 0"

@@ -48,6 +48,7 @@ SETTINGS = [
     ({"foreground": "otsu"}, {"dtype": "uint8", "clip_min": 0}, {"dtype": "uint8"}, "foreground"),
     ({"foreground": "otsu"}, {"ct_windows": "lung"}, {"percentiles": "1,99"}, "foreground"),
     ({"keep_empty_in": "all"}, {}, {"keep_empty": 0.5}, "without --keep_empty"),
+    ({"keep_empty": 0.5}, {"min_foreground": 0.1}, {}, "slices without a label are dropped"),
     (RATIOS, {"splits": "splits.json"}, {}, "with --splits"),
     ({"seed": 1}, {"splits": "splits.json"}, {"splits": "s.json", "keep_empty": 0}, "--splits"),
     ({"seed": 1}, {"splits": "splits.json"}, {"splits": "s.json", "folds": 3}, "--splits"),

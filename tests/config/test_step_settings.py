@@ -134,6 +134,12 @@ def test_a_wrong_setting_is_one_line(message) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_the_same_problem_of_two_numbers_is_told_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        build_config(PLACES | {"size": "0"})
+    assert str(error.value) == "size must be 1 or more, got 0"
+
+
 def test_steps_are_in_the_order_of_the_documentation() -> None:
     names = list(StepSettings.model_fields)
     order = ["label_map", "crop", "percentiles", "spacing", "size", "slices", "context_step"]

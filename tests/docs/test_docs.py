@@ -41,6 +41,10 @@ _RUN = {
     "docs/steps.md": {"sh": "test_the_commands_of_a_page_run"},
     "docs/reliability.md": {"sh": "test_the_commands_of_a_page_run"},
     "docs/options.md": {"yaml": "test_a_configuration_file_in_the_docs_is_valid"},
+    "docs/assemble.md": {
+        "python": "test_the_page_on_volumes_runs_from_top_to_bottom",
+        "sh": "test_the_page_on_volumes_runs_from_top_to_bottom",
+    },
     "docs/training.md": {"python": "test_the_examples_of_training_run"},
     "docs/api.md": {"pycon": "test_api_page.test_the_examples_run_one_after_another"},
     "docs/hpc.md": {
@@ -210,6 +214,22 @@ def test_the_commands_of_a_page_run(tmp_path: Path, page: str) -> None:
         if commands not in _SET_UP:
             _shell(commands, tmp_path)
     assert (tmp_path / "slices" / "slices.csv").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_page_on_volumes_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "scans", n_cases=6, shape=(24, 22, 9))
+    settings = {"input_dir": tmp_path / "scans", "output_dir": tmp_path / "slices"}
+    dask_slicer.run(**settings, num_workers=0, progress=False)
+    page = ROOT / "docs" / "assemble.md"
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(code_of(page, "python")), encoding="utf-8")
+    _shell("python page.py", tmp_path)
+    assert len(list((tmp_path / "volumes").glob("*.nii.gz"))) == 1
+    for commands in code_of(page, "sh"):
+        _shell(commands, tmp_path)
+    assert (tmp_path / "from_files" / "metrics.csv").stat().st_size
+    assert "Metrics, test" in (tmp_path / "from_files" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -11,11 +11,12 @@ from repository import ROOT
 _NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 
 
-def test_there_are_three_notebooks() -> None:
+def test_there_are_four_notebooks() -> None:
     assert [path.stem for path in _NOTEBOOKS] == [
         "01-quickstart",
         "02-own-scheduler-and-dashboard",
         "03-train-on-slices",
+        "04-predict-and-assemble",
     ]
 
 

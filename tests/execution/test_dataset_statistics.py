@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import pytest
 
 import dask_slicer
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.errors import UsageError
-from dask_slicer.execution import dataset_statistics
+from dask_slicer.errors import OutputError, UsageError
+from dask_slicer.execution import dataset_statistics, tasks
+from dask_slicer.execution.partitions import record_plan
 from dask_slicer.execution.verify import verify
 from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.monitoring.observer import Observer
@@ -98,6 +101,31 @@ def test_a_case_that_fails_in_the_pass_is_left_out(dataset, tmp_path, num_worker
     assert directory.existing_properties(tmp_path / "others") == frozen
 
 
+@pytest.mark.parametrize("retries", [2, 1])
+def test_a_case_that_cannot_be_read_at_once_is_tried_again(
+    dataset, tmp_path, monkeypatch, retries
+) -> None:
+    """As a run does, also in its own process: a network disk may work at the next try."""
+    add_cases(dataset, "ab")
+    settings = {"train_ratio": 1.0, "retries": retries}
+    load_volume, failures = tasks.load_volume, iter(range(2))
+
+    def load(case, plane):
+        if case.case_id == "a" and next(failures, None) is not None:
+            raise OSError(errno.EIO, "Input/output error")
+        return load_volume(case, plane)
+
+    monkeypatch.setattr(tasks, "load_volume", load)
+    if retries == 1:
+        with pytest.raises(UsageError, match=r"case a: OSError: .*Input/output error"):
+            slice_scans(dataset.root, tmp_path / "out", **settings)
+        assert not (tmp_path / "out").exists()
+        return
+    slice_scans(dataset.root, tmp_path / "out", **settings)
+    slice_scans(dataset.root, tmp_path / "other", **settings)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "other")
+
+
 def test_intensities_that_count_as_0_are_sampled_as_0(dataset, tmp_path) -> None:
     for name in "ab":
         image = np.full((4, 5, 6), 100, np.float32)
@@ -150,6 +178,33 @@ def test_training_cases_without_a_label_are_refused(dataset, tmp_path, invoke) -
     assert not (tmp_path / "new.json").exists()
 
 
+def test_cases_that_cannot_be_run_are_named(dataset, tmp_path, invoke) -> None:
+    add_cases(dataset, "abcd")
+    dataset.image_path("b").write_bytes(b"no scan")
+    dataset.label_path("c").unlink()
+    file = tmp_path / "new.json"
+    command = ("statistics", "-i", dataset.root, "--train_ratio", 1, "--num_workers", 0)
+    result = invoke(*command, "--file", file)
+    assert result.exit_code == 0
+    assert "leave out 2 cases that cannot be run: b, c; `dask-slicer plan` says" in result.output
+    assert file.exists()
+
+
+def test_a_file_that_cannot_be_written_is_refused_in_one_line(scans, tmp_path, invoke) -> None:
+    command = ("statistics", "-i", scans, "--num_workers", 0, "--file")
+    result = invoke(*command, tmp_path)
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        2,
+        [f"Error: --file {tmp_path} is a directory; name a file in it"],
+    )
+    name = "x" * 250  # that of a temporary file is longer
+    result = invoke(*command, tmp_path / name)
+    assert result.exit_code == 2
+    *_, line = result.stderr.splitlines()
+    assert line.startswith(f"Error: cannot write {tmp_path / name}: ")
+    assert "name another place with --file" in line
+
+
 def test_a_partition_is_refused_before_anything_starts(scans, tmp_path) -> None:
     settings = {"input_dir": scans, "output_dir": tmp_path / "out", "shard": "1/2"} | PLACE
     for refused in (dask_slicer.plan, dask_slicer.run):
@@ -160,6 +215,25 @@ def test_a_partition_is_refused_before_anything_starts(scans, tmp_path) -> None:
     slice_scans(scans, tmp_path / "out", only=("phantom_001",))
     report = dask_slicer.run(settings, progress=False)
     assert not report.failures
+
+
+def test_partitions_that_start_together_have_the_same_statistics(scans, tmp_path) -> None:
+    """None of them has written statistics.json when the others are planned."""
+    values = dict.fromkeys(IntensityProperties.__dataclass_fields__, 1.0)
+    files = [tmp_path / f"{name}.json" for name in ("one", "copy", "other")]
+    for file, mean in zip(files, (1.0, 1.0, 2.0), strict=True):
+        file.write_text(json.dumps({KEY: {"0": values | {"mean": mean}}}))
+    settings = {"input_dir": scans, "output_dir": tmp_path / "out"} | PLACE
+    plans = [
+        dask_slicer.plan(settings, statistics=file, shard=f"{number}/3")
+        for number, file in enumerate(files, 1)
+    ]
+    (tmp_path / "out").mkdir()
+    first = record_plan(plans[0])
+    assert first.properties == plans[0].properties != ()
+    assert record_plan(plans[1]) == first  # from a file with the same contents
+    with pytest.raises(OutputError, match=r"differs from .*: other statistics; run "):
+        record_plan(plans[2])
 
 
 @pytest.mark.parametrize(
@@ -194,6 +268,24 @@ def test_a_file_of_other_channels_or_none_is_refused(scans, tmp_path) -> None:
         with pytest.raises(UsageError, match="cannot read the statistics"):
             slice_scans(scans, tmp_path / "out", statistics=path)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_whose_cases_got_another_channel_is_refused_by_its_file(
+    scans, tmp_path, invoke
+) -> None:
+    folder = Path(shutil.copytree(scans, tmp_path / "scans"))
+    slice_scans(folder, tmp_path / "out")
+    for path in (folder / "imagesTr").iterdir():
+        shutil.copy(path, path.with_name(path.name.replace("_0000", "_0001")))
+    result = invoke(
+        *("run", "-i", folder, "-o", tmp_path / "out", "--normalize", "dataset"),
+        *("--num_workers", 0),
+    )
+    assert result.exit_code == 2
+    file = tmp_path / "out" / "statistics.json"
+    assert result.stderr.splitlines() == [
+        f"Error: {file} holds statistics of 1 channel, a case has 2"
+    ]
 
 
 def test_an_output_keeps_its_statistics_when_the_file_has_gone(scans, tmp_path) -> None:
@@ -260,6 +352,18 @@ def test_statistics_that_changed_are_found_and_written_again(scans, tmp_path, ho
     assert slice_scans(scans, output).n_skipped == 4
     assert bytes_of(output) == before
     assert not verify(output, deep=10, num_workers=0).issues
+
+
+@pytest.mark.parametrize("text", ["{", "statistics"])
+def test_a_file_of_that_name_is_nothing_to_other_normalisations(scans, tmp_path, text) -> None:
+    slice_scans(scans, tmp_path / "first")
+    output = tmp_path / "out"
+    slice_scans(scans, output, normalize="zscore")
+    file = output / "statistics.json"
+    file.write_text((tmp_path / "first" / file.name).read_text() if text != "{" else text)
+    assert slice_scans(scans, output, normalize="zscore").n_skipped == 4
+    assert KEY not in json.loads((output / "dataset_info.json").read_text())
+    assert not verify(output, num_workers=0, deep=3).issues
 
 
 def test_sizes_are_trusted_where_digests_hold_statistics(scans, tmp_path) -> None:

@@ -293,3 +293,73 @@ def test_structures_keep_their_values(tmp_path, invoke, masks) -> None:
     expected = {"1": "liver", "2": "spleen"} if masks else {}
     info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())
     assert info.get("label_names", {}) == expected
+
+
+def lay_modalities(root: Path, names: str) -> Path:
+    """Write a folder a case, with an image for each name; the brightest is named like FLAIR."""
+    for name in names.split():
+        voxels = np.arange(8 * 9 * 5, dtype=np.int16).reshape(8, 9, 5)
+        file = root / "a" / f"a_{name}.nii.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(voxels + 1000 * (name == "flair"), np.eye(4)), file)
+    return root
+
+
+def lay_nnunet(root: Path, names: dict[str, str]) -> Path:
+    (root / "imagesTr").mkdir(parents=True)
+    for number, name in names.items():
+        voxels = np.arange(8 * 9 * 5, dtype=np.int16).reshape(8, 9, 5)
+        file = root / "imagesTr" / f"a_{int(number):04d}.nii.gz"
+        nib.save(nib.Nifti1Image(voxels + 1000 * (name == "FLAIR"), np.eye(4)), file)
+    content = {"channel_names": names, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(content | {"numTraining": 1}))
+    return root
+
+
+@pytest.mark.parametrize("names", ["flair t1", "flair t1 t2", "flair t1x"])
+def test_images_in_another_order_are_refused(tmp_path, invoke, names) -> None:
+    settings = {"window_size": 0, "normalize": "none", "allow_missing_labels": True}
+    first = first_run(
+        lay_nnunet(tmp_path / "old", {"0": "T1", "1": "FLAIR"}), tmp_path / "first", **settings
+    )
+    new = lay_modalities(tmp_path / "new", names)
+    command = ("run", "--like", first, "-i", new, "-o", tmp_path / "out", "--num_workers", 0)
+    result = invoke(*command)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        f"Error: the images of a case are {', '.join(names.split())}, in {first} T1, FLAIR; choose "
+        "the same, in the same order, with --modalities"
+    ]
+    assert not (tmp_path / "out").exists()
+    plan = invoke("plan", "--like", first, "-i", new)
+    assert (plan.exit_code, plan.stderr) == (2, result.stderr)
+    if names != "flair t1x":
+        assert invoke(*command, "--modalities", "t1,flair").exit_code == 0
+        images = [
+            dask_slicer.open_output(tmp_path / name).volume("a")[0] for name in ("first", "out")
+        ]
+        np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({"0": "t1", "1": "flair"}, None),
+        ({"0": "x", "1": "y"}, "images of a case are x, y, in "),
+        ({"0": "t1", "1": "y"}, "make sure that these are the same, in the same order"),
+        (None, None),
+    ],
+)
+def test_images_whose_names_say_less_are_taken(tmp_path, invoke, names, words) -> None:
+    settings = {"window_size": 0, "normalize": "none", "allow_missing_labels": True}
+    known = {"0": "T1", "1": "FLAIR"}
+    first = first_run(lay_nnunet(tmp_path / "old", known), tmp_path / "first", **settings)
+    new = lay_nnunet(tmp_path / "new", names or known)
+    if names is None:
+        (new / "dataset.json").unlink()
+    result = invoke(
+        *("run", "--like", first, "-i", new, "-o", tmp_path / "out", "--num_workers", 0)
+    )
+    assert result.exit_code == 0, result.output
+    assert ("images of a case are" in result.output) == (words is not None)
+    assert words is None or words in result.output

@@ -437,6 +437,13 @@ NOT_RECOGNISED = {
     "no word in a folder of its own": (
         nii("data/anna", "data/bert"), {}, "--images 'data/*' takes each as a case",
     ),
+    "channels of nnU-Net": (
+        nii("x/a_0000", "x/a_0001", "x/b_0000", "x/b_0001"),
+        {},
+        "--images 'x/*_0000*' --images 'x/*_0001*' takes 2 cases without labels",
+    ),
+    "numbers of patients": (nii("p_0000", "p_0001"), {}, "--images '*' takes each as a case"),
+    "numbers from 1": (nii("a_0001", "b_0001"), {}, "--images '*' takes each as a case"),
     "labels alone": (nii("a_seg", "b_seg"), {}, "do not tell images from labels"),
     "some images with a word": (nii("a_t1", "b"), {}, "do not tell images from labels"),
     "one level deeper": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import pytest
 from click.testing import Result
 
 import dask_slicer
+from dask_slicer.core.slices import slice_volume
+from dask_slicer.core.steps import operators
+from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.inputs.case import Case
 from dask_slicer.planning.plan import CasePlan, peak_bytes
+from dask_slicer.planning.steps import common_steps, n_selected
 
 
 def test_a_case_is_planned_to_take_its_voxels_and_little_more() -> None:
@@ -25,6 +30,70 @@ def test_a_case_is_planned_to_take_its_voxels_and_little_more() -> None:
     settings = dask_slicer.RunConfig(input_dir="a", output_dir="b").slice_settings
     planned = peak_bytes(case, settings)
     assert case.voxel_bytes < planned < case.voxel_bytes + 4 * 275 * 512 * 512
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"foreground": "otsu"},
+        {"foreground": "nonzero", "percentiles": "1,99"},
+        {"spacing": "0.7,1,1"},
+        {"spacing": "none,2,2", "size": 150, "fit": "resize"},
+        {"size": 150, "fit": "resize"},
+        {"size": 150},
+        {"label_map": "1:2"},
+        {"ct_windows": "lung,bone", "size": 150},
+        {"ct_windows": "lung,bone", "spacing": "0.7,1,1"},
+    ],
+    ids=str,
+)
+def test_steps_take_no_more_memory_than_planned(monkeypatch, settings, dtype) -> None:
+    for name, value in {"_BLOCK": 1 << 17, "_ROW": 1 << 10}.items():  # as against large volumes
+        monkeypatch.setattr(operators, name, value)
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 1000, (80, 100, 90)).astype(dtype)
+    label = (image > 400).astype(np.uint8)
+    volume = Volume(
+        image=(Voxels(stored=image),), label=Voxels(stored=label), affine=np.diag([1, 1, 1, 1.0])
+    )
+    config = dask_slicer.RunConfig(input_dir="a", output_dir="b", **settings)
+    steps = common_steps(config, {1: 2} if config.label_map else None)
+    options = {"normalize": config.normalize, "label_dtype": config.label_dtype, "steps": steps}
+    slice_volume(volume, **options)  # imports what it needs
+    tracemalloc.start()
+    try:
+        stack = slice_volume(volume, **options)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    case = CasePlan(
+        case=Case(case_id="ct", images=("ct.nii",), label="label.nii"),
+        shape=image.shape,
+        spacing=(1.0, 1.0, 1.0),
+        new_shape=stack.shape,
+        voxel_bytes=image.nbytes + label.nbytes,
+    )
+    assert peak <= peak_bytes(case, config) - case.voxel_bytes + 1e6
+
+
+@pytest.mark.parametrize(
+    ("settings", "listed", "most"),
+    [
+        ({"slices": "-5:6"}, None, 0),
+        ({"slices": "-5:6", "crop": "nonzero"}, None, 5),  # of 5 or 6 slices
+        ({"slices": "-5:6", "crop": "label", "stride": 2}, None, 3),
+        ({"slices": "-5:6", "crop": "label"}, {2, 3, 9}, 0),  # of 10 or more slices, 5 alone
+        ({"slices": "-5:12", "crop": "label"}, {2, 3, 9}, 1),
+        ({"slices": "2:-2", "crop": "label"}, None, 16),
+        ({"stride": 3, "crop": "label"}, None, 7),
+    ],
+)
+def test_a_crop_that_is_not_known_yet_may_leave_more_slices_in_a_range(
+    settings, listed, most
+) -> None:
+    config = dask_slicer.RunConfig(input_dir="a", output_dir="b", **settings)
+    assert n_selected(config, 20, None if listed is None else frozenset(listed)) == most
 
 
 def test_the_plan_names_every_problem_at_once_and_writes_nothing(

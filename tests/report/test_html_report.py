@@ -119,7 +119,7 @@ def test_cases_without_label_or_slices_are_listed(dataset, slice_dataset) -> Non
     facts = facts_of(output)
     assert facts.empty == ("blank",)
     text = text_of(page_of(output))
-    assert "1 case of which no slice was kept (min_foreground 0.01): blank." in text
+    assert "1 case of which no slice was kept (--min_foreground 0.01): blank." in text
     assert "volumes are those of the slices kept" in text
 
 

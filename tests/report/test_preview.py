@@ -446,6 +446,18 @@ def test_dropped_slices_are_distinguished_from_slices_that_never_existed(
     ) in result.stderr
 
 
+def test_slices_that_a_step_left_out_are_said_to_be_left_out_by_it(
+    dataset, slice_dataset, invoke
+) -> None:
+    dataset.add("case", affine=np.eye(4))
+    some = slice_dataset(output="some", slices="4:", stride=2)
+    result = invoke("preview", some, "--case", "case", "--slices", "5")
+    assert "no slice 5: dropped by --slices 4:, --stride 2; 3 slices of 10" in result.stderr
+    none = slice_dataset(output="none", drop_blank=True, slices="90:")
+    result = invoke("preview", none)
+    assert "every slice was dropped, see --slices 90:, --drop_blank" in result.stderr
+
+
 def test_an_output_without_slices_is_refused_in_one_line(
     dataset, slice_dataset, invoke, tmp_path: Path
 ) -> None:

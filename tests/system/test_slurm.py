@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from linked_phantoms import write_many
+from predicted import assemble, predict
 from slurm import Slurm, wait_until
 
 import dask_slicer
@@ -335,3 +336,20 @@ def test_a_run_continues_after_all_its_jobs_are_lost_and_queued_again(
     assert sum(" ended; submitted a replacement" in note for note in observer.notes) >= 2
     assert contents(output) == contents(in_this_process("npz"))
     assert_nothing_is_left(slurm)
+
+
+def test_predictions_are_assembled_in_jobs(slurm, in_this_process, tmp_path) -> None:
+    output = in_this_process("zarr")
+    predictions = predict(output, tmp_path / "predictions", whole=True)
+    here = assemble(output, predictions, tmp_path / "here")
+    assert (here.n_written, here.failures) == (N_CASES, ())
+    words = ("assemble", output, "--predictions", predictions, "--output_dir", tmp_path / "jobs")
+    line = [sys.executable, "-m", "dask_slicer", *words, *IN_JOBS, "--jobs", 2]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Wrote {N_CASES} volumes" in done.stdout
+    written = [
+        {path.name: path.read_bytes() for path in (tmp_path / place).glob("*.nii.gz")}
+        for place in ("here", "jobs")
+    ]
+    assert written[0] == written[1]

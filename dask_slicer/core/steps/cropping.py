@@ -122,9 +122,9 @@ def reoriented_box(box: Box, shape: Sequence[int], orientation: NDArray[np.float
     return first, second, third
 
 
-def crop(array: NDArray[_Number], box: Box) -> NDArray[_Number]:
-    """Return a view of the voxels in a box."""
-    return array[tuple(slice(*limits) for limits in box)]
+def crop(array: NDArray[_Number], box: Box | None) -> NDArray[_Number]:
+    """Return a view of the voxels in a box, of all without one."""
+    return array if box is None else array[tuple(slice(*limits) for limits in box)]
 
 
 def cropped_affine(affine: NDArray[np.float64], box: Box) -> NDArray[np.float64]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_slicer.core.steps.cropping import Box, cropped_affine, reoriented_box, uncrop
+from dask_slicer.core.steps.cropping import Box, crop, cropped_affine, reoriented_box, uncrop
 from dask_slicer.core.steps.resampling import (
     Shape,
     coarse_axis,
@@ -97,7 +97,7 @@ class GridSteps:
 
     def crop(self, array: NDArray[_Number]) -> NDArray[_Number]:
         """Return the part of an array that is kept, as a view."""
-        return array if self.box is None else array[tuple(slice(*limits) for limits in self.box)]
+        return crop(array, self.box)
 
     def resampled_image(
         self, cropped: NDArray[np.generic], *, order: int = 3
@@ -191,26 +191,23 @@ class GridSteps:
     def parse(cls, content: Mapping[str, Any]) -> GridSteps:
         """Return the steps in JSON values; raise ValueError if they are none."""
         try:
-            full: Any
-            full, box, resampled = (
+            first, second, third = _ints(content["full"], 1)
+            box, resampled = (
                 content.get(name) and _ints(content[name], depth)
-                for name, depth in (("full", 1), ("box", 2), ("resampled", 1))
+                for name, depth in (("box", 2), ("resampled", 1))
             )
             steps = cls(
-                full=full, box=box, resampled=resampled, nearest_axis=content.get("nearest_axis")
-            )
-            if "size" not in content:
-                return steps
-            (_, *shape) = resampled or steps.cropped
-            resized, start, size = (_ints(content[n], 1) for n in ("resized", "start", "size"))
-            sized = InPlane(shape=tuple(shape), resized=resized, start=start, size=size)
-            return cls(
-                full=full,
+                full=(first, second, third),
                 box=box,
                 resampled=resampled,
-                nearest_axis=steps.nearest_axis,
-                in_plane=sized,
+                nearest_axis=content.get("nearest_axis"),
             )
+            _, height, width = steps.shape
+            if "size" not in content:
+                return steps
+            resized, start, size = (_ints(content[n], 1) for n in ("resized", "start", "size"))
+            sized = InPlane(shape=(height, width), resized=resized, start=start, size=size)
+            return replace(steps, in_plane=sized)
         except (KeyError, TypeError, ValueError):
             raise ValueError("the steps of the grid are damaged") from None
 

@@ -18,6 +18,7 @@ from dask_slicer.core.steps.resampling import (
     resample_label,
     vanished,
 )
+from dask_slicer.core.volume import iterate_planes
 
 FITS = ("crop_pad", "resize", "letterbox")
 Size = tuple[int, int]  # rows, columns
@@ -130,7 +131,9 @@ def size_label(
     sized = label
     if in_plane.resized != in_plane.shape:
         rows, columns = map(nearest, in_plane.shape, in_plane.resized)
-        sized = label[:, rows[:, None], columns]
+        sized = np.empty((len(label), *in_plane.resized), label.dtype)
+        for new, plane in zip(sized, iterate_planes(label), strict=True):
+            new[...] = plane[rows[:, None], columns]
     sized = _placed(sized, in_plane.start, in_plane.size, 0)
     before, after = count_voxels(label), count_voxels(sized)
     if in_plane.resized != in_plane.shape:

@@ -148,7 +148,14 @@ def kept_box(frame: Volume, label: NDArray[np.integer] | None, steps: Steps) -> 
     ]
     if by_label and label is None:
         raise MissingLabel(f"{' and '.join(by_label)} needs a label, and this case has none")
-    return _box(frame, label, steps, _shape(frame))
+    full = _shape(frame)
+    if not isinstance(steps.crop, str):
+        return None if steps.crop is None else stored_box(steps.crop, full, frame.orientation)
+    if steps.crop == "label" and label is not None:
+        box = label_box(label)
+    else:
+        box = nonzero_box(frame.image)
+    return grown_box(box, full, spacing=spacing_of(frame.affine), margin=steps.crop_margin)
 
 
 def grid_of(
@@ -177,26 +184,10 @@ def _shape(volume: Volume) -> tuple[int, int, int]:
     return n_slices, height, width
 
 
-def _box(
-    volume: Volume, label: NDArray[np.integer] | None, steps: Steps, full: tuple[int, int, int]
-) -> Box | None:
-    if steps.crop is None:
-        return None
-    if steps.crop == "nonzero":
-        box = nonzero_box(volume.image)
-    elif steps.crop == "label" and label is not None:
-        box = label_box(label)
-    else:
-        return stored_box(steps.crop, full, volume.orientation)
-    spacing = spacing_of(volume.affine)
-    return grown_box(box, full, spacing=spacing, margin=steps.crop_margin)
-
-
 def stored_box(
-    limits: str | Box, full: tuple[int, int, int], orientation: NDArray[np.float64] | None
+    limits: Box, full: tuple[int, int, int], orientation: NDArray[np.float64] | None
 ) -> Box:
     """Return a box of voxels of the file's axes as one of the axes in the order of the plane."""
-    assert not isinstance(limits, str)  # noqa: S101
     if orientation is None:
         return box_within(limits, full)
     stored = [full[int(axis)] for axis in orientation[:, 0]]

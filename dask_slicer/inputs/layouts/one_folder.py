@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
+from dask_slicer.inputs.case import split_channel
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, by_stem, unknown_name
 from dask_slicer.inputs.pairing import choose_name, pair, role_words, words_of_all
 from dask_slicer.inputs.role_words import (
@@ -45,7 +46,7 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
     labels = _labels(list(path_of))
     images = sorted(path_of.keys() - set(labels))
     if not images or not (labels or all(map(names_an_image, images))):
-        way_out = f"--images '{folder and f'{folder}/'}*' takes each as a case"
+        way_out = _patterns(folder, list(path_of))
         if not images:
             way_out = "all are named like labels, so give --input_dir the folder of both"
         result.miss = (
@@ -91,6 +92,19 @@ def match(tree: FileTree, options: InputOptions) -> LayoutMatch:
         else " and no label"
     )
     return result
+
+
+def _patterns(folder: str, stems: list[str]) -> str:
+    """Return the options that take all files as images, those of a case by their channels."""
+    prefix = f"{folder}/" if folder else ""
+    parts = [part for stem in stems if (part := split_channel(stem))]
+    cases, channels = ({part[end] for part in parts} for end in (0, 1))
+    # a_0000 and a_0001 alone may be two patients.
+    is_whole = len(parts) == len(stems) == len(cases) * len(channels)
+    if is_whole and len(cases) > 1 and channels == set(range(len(channels))):
+        options = " ".join(f"--images '{prefix}*_{channel:04d}*'" for channel in sorted(channels))
+        return f"{options} takes {plural(len(cases), 'case')} without labels"
+    return f"--images '{prefix}*' takes each as a case"
 
 
 def _labels(stems: list[str]) -> list[str]:

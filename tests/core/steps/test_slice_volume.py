@@ -230,6 +230,27 @@ def test_blank_slices() -> None:
     assert stack.kept == (1, 2, 3, 6, 7)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("order", [3, 1])
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        pytest.param({"spacing": (1.5, None, None)}, range(23, 57), id="resampled"),
+        pytest.param({"spacing": (None, 0.7, 0.7)}, range(12, 28), id="rows and columns"),
+        pytest.param({"size": (12, 10)}, range(12, 28), id="padded"),
+        pytest.param({"size": (12, 10), "fit": "letterbox"}, range(12, 28), id="letterbox"),
+        pytest.param({"spacing": (1.5, None, None), "size": (9, 9)}, range(23, 57), id="both"),
+    ],
+)
+def test_a_slice_between_blank_ones_is_blank(steps, kept, order, dtype) -> None:
+    image = np.full((40, 6, 8), -3, np.int16)
+    image[12:28] = np.random.default_rng(2).integers(0, 1000, (16, 6, 8))
+    image[20, 0, 0] = -1000  # what is padded
+    settings = Steps(**steps, drop_blank=True, resample_order=order)
+    stack = slice_volume(volume_of(image), dtype=dtype, steps=settings)
+    assert stack.kept == tuple(kept)
+
+
 def test_a_slice_with_nan_is_not_blank() -> None:
     image = np.zeros((3, 4, 5), np.float32)
     image[1, 2], image[1, 0, 0], image[2, 0] = 9, np.nan, np.nan
@@ -358,6 +379,22 @@ def test_laws(steps, dtype, seed) -> None:
     assert grid.restored_image(planes).shape == SHAPE
     if not grid.interpolates and steps.label_values is None and not steps.min_component_voxels:
         assert ((restored == label) | (restored == 0)).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"full": [4, 5]},
+        {"full": [4, 5, 6], "box": [[0, 4]]},
+        {"full": [4, 5, 6], "resampled": 4},
+        {"full": [4, 5, 6], "size": [8, 8]},
+    ],
+    ids=str,
+)
+def test_a_damaged_record_of_the_grid_is_refused(content) -> None:
+    with pytest.raises(ValueError, match="damaged"):
+        GridSteps.parse(content)
 
 
 @settings(max_examples=40)

@@ -1,0 +1,117 @@
+"""Seconds and memory of assembling a volume of predictions, against nibabel writing the same file.
+
+python benchmarks/assembling.py METHOD SLICES PREDICTIONS VOLUMES     one of them, once
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import psutil
+from datasets import ct
+
+import dask_slicer
+
+
+def assembling(
+    work: Path, *, shape: tuple[int, int, int], repeats: int, before: Callable[[], None]
+) -> dict[str, Any]:
+    """Return seconds and memory of both, each in a process of its own, and their ratio.
+
+    They run in turn, A B A B …; the ratio is the median of those of a turn.
+
+    Parameters
+    ----------
+    work : Path
+    shape : tuple of int
+        Columns, rows and slices of the CT.
+    repeats : int
+    before : callable
+        Called before every turn.
+    """
+    slices, predictions = work / "assembling_slices", work / "assembling_predictions"
+    for folder in (slices, predictions):
+        shutil.rmtree(folder, ignore_errors=True)
+    settings = {"format": "zarr", "dtype": "source", "window_size": 0, "num_workers": 0}
+    dask_slicer.run(
+        input_dir=ct(work, 1, shape), output_dir=slices, **settings, train_ratio=1.0, progress=False
+    )
+    predictions.mkdir()
+    for sample in dask_slicer.SliceDataset(slices):
+        name = f"{sample['case_id']}_{sample['slice_index']:04d}.npy"
+        np.save(predictions / name, sample["label"].astype(np.uint8))
+    turns = []
+    for _ in range(repeats):
+        before()
+        turns.append({method: _measured(method, slices, predictions, work) for method in _METHODS})
+        print(turns[-1], file=sys.stderr, flush=True)
+
+    def median(figure: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.median(map(figure, turns))
+
+    return {
+        "shape": list(shape),
+        "repeats": repeats,
+        "seconds": {name: median(lambda turn, n=name: turn[n]["seconds"]) for name in _METHODS},
+        "times_nibabel": median(lambda turn: turn["ours"]["seconds"] / turn["nibabel"]["seconds"]),
+        "mb_of_the_volume": float(np.prod(shape) / 1e6),
+        "mb_beside_start": median(lambda turn: turn["ours"]["beside_mb"]),
+    }
+
+
+def _measured(method: str, slices: Path, predictions: Path, work: Path) -> dict[str, float]:
+    volumes = work / "assembling_volumes"
+    shutil.rmtree(volumes, ignore_errors=True)
+    command = [sys.executable, __file__, method, *map(str, (slices, predictions, volumes))]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(json.loads(shown.stdout))
+
+
+def _ours(slices: Path, predictions: Path, volumes: Path) -> Callable[[], None]:
+    def assemble() -> None:
+        report = dask_slicer.assemble(slices, predictions, volumes, num_workers=0)
+        if report.failures or not report.n_written:
+            raise RuntimeError(report)
+
+    return assemble
+
+
+def _nibabel(slices: Path, predictions: Path, volumes: Path) -> Callable[[], None]:
+    volumes.mkdir()
+    stack = np.stack([np.load(path) for path in sorted(predictions.iterdir())])
+    volume = np.asfortranarray(stack.T)
+    return lambda: nib.save(nib.Nifti1Image(volume, np.eye(4)), volumes / "volume.nii.gz")
+
+
+_METHODS = {"ours": _ours, "nibabel": _nibabel}
+
+
+def main() -> None:
+    """Write the volume once, and print what it took."""
+    method, *places = sys.argv[1:]
+    write = _METHODS[method](*map(Path, places))
+    resident = psutil.Process().memory_info().rss
+    started = time.perf_counter()
+    write()
+    seconds = time.perf_counter() - started
+    print(json.dumps({"seconds": seconds, "beside_mb": (_peak_rss() - resident) / 1e6}))
+
+
+def _peak_rss() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
