@@ -39,10 +39,10 @@ def header_of(grid: SourceGrid) -> nib.Nifti1Header:
     """
     if not grid.header:
         return _new_header(grid)
-    block = b64decode(grid.header)
     header: nib.Nifti1Header
-    kind = nib.Nifti2Header if len(block) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header
     try:
+        block = b64decode(grid.header)
+        kind = nib.Nifti2Header if len(block) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header
         header = kind.from_fileobj(BytesIO(block), check=False)
     except Exception as error:  # whatever a damaged journal leads to
         raise CorruptFile(f"the header of its scan in the journal is damaged ({error})") from None

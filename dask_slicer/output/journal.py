@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise, takewhile
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, Self
 
@@ -239,6 +240,7 @@ def _is_sound_grid(grid: SourceGrid) -> bool:
     return (
         all(0 < length < _MOST_LENGTH for length in grid.shape)
         and [len(row) for row in grid.affine] == [4] * 4
+        and all(isfinite(number) for row in grid.affine for number in row)
         and len(grid.header) <= _MOST_HEADER
     )
 

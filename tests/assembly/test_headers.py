@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -125,3 +126,23 @@ def test_other_formats_get_a_nifti_on_the_same_grid(tmp_path, suffix, plane) -> 
     found, expected = sitk.ReadImage(volume), sitk.ReadImage(path)
     for method in ("GetOrigin", "GetSpacing", "GetDirection"):
         np.testing.assert_allclose(getattr(found, method)(), getattr(expected, method)(), atol=1e-5)
+
+
+@pytest.mark.parametrize("header", ["@", "AAAA", "A" * 400 + "="])
+def test_a_damaged_header_in_the_journal_fails_its_case(tmp_path, header) -> None:
+    for voxels, stem in zip(arrays(), ("imagesTr/c_0000", "labelsTr/c"), strict=True):
+        path = tmp_path / "scans" / f"{stem}.nii"
+        path.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(voxels, AFFINE), path)
+    output = run(tmp_path / "scans", tmp_path / "out", window_size=0)
+    predictions = predict(output, tmp_path / "p")
+    journal = output / "journal.jsonl"
+    line = json.loads(journal.read_text())
+    line["grid"][2] = header
+    journal.write_text(json.dumps(line) + "\n")
+    (failure,) = assemble(output, predictions, tmp_path / "v").failures
+    assert failure.kind == "CorruptFile"
+    line["grid"][1][0][0] = float("nan")  # as if the line were not there
+    journal.write_text(json.dumps(line) + "\n")
+    (failure,) = assemble(output, predictions, tmp_path / "v").failures
+    assert "the output does not have" in failure.message
