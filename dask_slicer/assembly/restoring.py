@@ -68,16 +68,22 @@ def restore_labels(sources: Sequence[tuple[SliceGrid, Slices]], *, fill: int = 0
     dtype = np.result_type(*volumes)
     result = sources[0][0].empty(fill, dtype)
     for block in _blocks(result):
-        votes = [volume[block] for volume in volumes]
-        most = np.zeros(votes[0].shape, np.uint8)
-        values = np.unique(np.concatenate([np.unique(vote) for vote in votes]))
-        for value in values:  # ascending: of as many, the lowest stays
+        votes, counted = ([volume[block] for volume in of] for of in (volumes, covers))
+        result[block] = votes[0]
+        # Nearly everywhere, all are the same.
+        differ = ~np.logical_and.reduce(counted)
+        for vote in votes[1:]:
+            differ |= vote != votes[0]
+        votes, counted = ([part[differ] for part in of] for of in (votes, counted))
+        winner = np.full(len(votes[0]), fill, dtype)
+        most = np.zeros(len(winner), np.uint8)
+        for value in np.unique(np.concatenate(votes)):  # ascending: of as many, the lowest stays
             count = np.zeros_like(most)
-            for vote, cover in zip(votes, covers, strict=True):
-                count += (vote == value) & cover[block]
+            for vote, counts in zip(votes, counted, strict=True):
+                count += (vote == value) & counts
             wins = count > most
-            result[block][wins] = value
-            most[wins] = count[wins]
+            winner[wins], most[wins] = value, count[wins]
+        result[block][differ] = winner
     return Restored(labels=_narrowed(result))
 
 
@@ -264,6 +270,9 @@ def _labels_of(grid: SliceGrid, slices: Slices, fill: int) -> NDArray[np.integer
 
 
 def _covered(grid: SliceGrid, indices: Collection[int]) -> NDArray[np.bool_]:
+    if not grid.steps.interpolates:
+        ones = np.ones(grid.shape[1:], np.uint8)
+        return _placed(grid, ((index, ones) for index in sorted(indices)), 0).view(np.bool_)
     covered = grid.empty(0, np.dtype(np.bool_))
     grid.view(covered)[...] = grid.counted(dict.fromkeys(indices, 1)) >= _COVERED
     return covered
