@@ -75,11 +75,10 @@ def _page(found: dict[str, Any]) -> str:
             ("", "CPU", "times ours", "memory"), _resampling_rows(found["resampling"])
         ),
         assembling_shape=_times(found["assembling"]["shape"]),
-        assembling_seconds=f"{found['assembling']['seconds']['ours']:.1f}",
-        assembling_nibabel=f"{found['assembling']['seconds']['nibabel']:.1f}",
-        assembling_times=f"{found['assembling']['times_nibabel']:.2f}",
+        assembling_table=_table(
+            ("", "time", "times nibabel", "memory"), _assembling_rows(found["assembling"])
+        ),
         assembling_volume=f"{found['assembling']['mb_of_the_volume']:.0f}",
-        assembling_mb=f"{found['assembling']['mb_beside_start']:.0f}",
         assembling_repeats=found["assembling"]["repeats"],
         resampling_shape=_times(found["resampling"]["shape"]),
         resampling_repeats=found["resampling"]["repeats"],
@@ -133,6 +132,17 @@ def _pages(found: dict[str, Any]) -> dict[str, str]:
         "report_rss": f"{max(of_npz['peak_rss_mb'], of_zarr['peak_rss_mb']):.0f}",
         "report_mb": f"{max(of_npz['page_mb'], of_zarr['page_mb']):.1f}",
     }
+
+
+def _assembling_rows(found: dict[str, Any]) -> _Rows:
+    names = {"files": "`dask-slicer assemble`", "writer": "`VolumeWriter`"}
+    for method, name in names.items():
+        yield (
+            name,
+            f"{found['seconds'][method]:.1f} s",
+            f"{found['times_nibabel'][method]:.2f} ×",
+            f"{found['mb_beside_start'][method]:.0f} MB",
+        )
 
 
 def _resampling_rows(found: dict[str, Any]) -> _Rows:

@@ -214,8 +214,8 @@ class PredictedSlices:
             self._n_classes = self._n_classes or len(array)
             if len(array) != self._n_classes:
                 raise UnsupportedImage(
-                    f"{path} has {plural(len(array), 'class')}, others of the case "
-                    f"{self._n_classes}".replace("classs", "classes")
+                    f"{path} has a class axis of {len(array)}, others of the case of "
+                    f"{self._n_classes}"
                 )
         return array
 
@@ -290,6 +290,8 @@ def _as_labels(array: NDArray[Any], name: str) -> NDArray[np.integer]:
                 "give --kind"
             )
         array = nearest
+    if array.dtype in (np.bool_, np.uint8):  # as nearly always; else two more looks at all pixels
+        return array.astype(np.uint8)
     low, high = int(array.min()), int(array.max())
     if max(-low, high) >= 2**31:
         raise LabelValues(f"{name} holds the label {high if high >= 2**31 else low}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from dask_slicer.assembly.slice_grid import SliceGrid
 from dask_slicer.errors import UnsupportedImage
 
-# Planes of the last stored axis that are combined at once, and slices that are written at once.
+# Planes of the last stored axis that are combined at once.
 _BLOCK = 16
+# Slices that are written at once: more would not fit the cache.
+_ROW = 16
 
 
 class Slices(Protocol):
@@ -63,7 +66,7 @@ def restore_labels(sources: Sequence[tuple[SliceGrid, Slices]], *, fill: int = 0
     """
     volumes = [_labels_of(grid, slices, fill) for grid, slices in sources]
     if len(volumes) == 1:
-        return Restored(labels=_narrowed(volumes[0]))
+        return Restored(labels=narrowed(volumes[0]))
     covers = [_covered(grid, slices.indices) for grid, slices in sources]
     dtype = np.result_type(*volumes)
     result = sources[0][0].empty(fill, dtype)
@@ -84,7 +87,7 @@ def restore_labels(sources: Sequence[tuple[SliceGrid, Slices]], *, fill: int = 0
             wins = count > most
             winner[wins], most[wins] = value, count[wins]
         result[block][differ] = winner
-    return Restored(labels=_narrowed(result))
+    return Restored(labels=narrowed(result))
 
 
 def restore_probabilities(
@@ -141,32 +144,45 @@ def _restored_by_slice(
     return Restored(labels=labels, probabilities=_stacked(kept))
 
 
+class LabelVolume:
+    """A volume of labels that slices are written into, in any order, without interpolation."""
+
+    def __init__(self, grid: SliceGrid, fill: int) -> None:
+        self._grid = grid
+        self._labels = grid.empty(fill, smallest_dtype(0, fill))
+        self._waiting: dict[int, NDArray[np.integer]] = {}
+        # Where neighbouring slices are neighbours in memory, one at a time takes 10 times as long.
+        self._most = _ROW if grid.orientation[0, 0] == 0 else 1
+
+    def add(self, slice_index: int, pixels: NDArray[np.integer]) -> None:
+        """Add a slice, (row, column)."""
+        self._waiting[slice_index] = pixels
+        if len(self._waiting) == self._most:
+            self._write()
+
+    def finished(self) -> NDArray[np.integer]:
+        """Return the volume, when all slices are added."""
+        self._write()
+        return self._labels
+
+    def _write(self) -> None:
+        indices = sorted(self._waiting)
+        for _, run in groupby(indices, key=lambda index: index - indices.index(index)):
+            first, *others = run
+            block = np.stack([self._waiting[index] for index in (first, *others)])
+            self._labels = _widened(self._labels, block.dtype)
+            self._grid.place(self._labels, first, block)
+        self._waiting.clear()
+
+
 def _placed(
     grid: SliceGrid, slices: Iterable[tuple[int, NDArray[np.integer]]], fill: int
 ) -> NDArray[np.integer]:
     """Return the volume of labels of slices; the steps must not interpolate."""
-    labels = grid.empty(fill, smallest_dtype(0, fill))
-    for first, block in _runs(slices, grid):
-        labels = _widened(labels, block.dtype)
-        grid.place(labels, first, block)
-    return labels
-
-
-def _runs(
-    slices: Iterable[tuple[int, NDArray[np.integer]]], grid: SliceGrid
-) -> Iterator[tuple[int, NDArray[np.integer]]]:
-    """Yield slices, by ascending index, in arrays of successive ones with the first index."""
-    # Where neighbouring slices are neighbours in memory, one at a time takes 10 times as long.
-    most = _BLOCK if grid.orientation[0, 0] == 0 else 1
-    first, run = 0, list[NDArray[np.integer]]()
+    volume = LabelVolume(grid, fill)
     for index, pixels in slices:
-        if run and (len(run) == most or index != first + len(run)):
-            yield first, np.stack(run)
-            run = []
-        first = index - len(run)
-        run.append(pixels)
-    if run:
-        yield first, np.stack(run)
+        volume.add(index, pixels)
+    return volume.finished()
 
 
 def _restored_by_class(
@@ -278,8 +294,10 @@ def _covered(grid: SliceGrid, indices: Collection[int]) -> NDArray[np.bool_]:
     return covered
 
 
-def _narrowed(labels: NDArray[np.integer]) -> NDArray[np.integer]:
+def narrowed(labels: NDArray[np.integer]) -> NDArray[np.integer]:
     """Return labels in the smallest dtype; usually the same array."""
+    if labels.dtype == np.uint8:
+        return labels
     return labels.astype(smallest_dtype(int(labels.min()), int(labels.max())), copy=False)
 
 

@@ -46,6 +46,8 @@ class SliceGrid:
 
     def empty(self, fill: float, dtype: np.dtype[_Number]) -> NDArray[_Number]:
         """Return an array of the scan, in the order in which NIfTI files lie in memory."""
+        if not fill:  # memory of the system is zero
+            return np.zeros(self.stored, dtype, order="F")
         return np.full(self.stored, fill, dtype, order="F")
 
     def view(self, stored: NDArray[_Number]) -> NDArray[_Number]:

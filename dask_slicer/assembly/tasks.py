@@ -145,17 +145,24 @@ def assemble_slices(
                 keep=target.keep_probabilities,
                 fill=target.fill,
             )
+    n_slices = sum(len(slices.indices) for _, slices in sources)
+    return with_metrics(case, volume, target, n_slices=n_slices, seconds=seconds)
+
+
+def with_metrics(
+    case: AssemblyCase,
+    volume: Restored,
+    target: AssemblyTarget,
+    *,
+    n_slices: int,
+    seconds: dict[str, float],
+) -> Assembled:
+    """Return a volume with its metrics, if they are wanted."""
     metrics: tuple[LabelMetrics, ...] = ()
     if case.scan is not None:
         with step("metrics", seconds):
             metrics = _metrics(case, volume.labels, target)
-    return Assembled(
-        case=case,
-        volume=volume,
-        metrics=metrics,
-        n_slices=sum(len(slices.indices) for _, slices in sources),
-        seconds=seconds,
-    )
+    return Assembled(case=case, volume=volume, metrics=metrics, n_slices=n_slices, seconds=seconds)
 
 
 def save_volume(assembled: Assembled, target: AssemblyTarget) -> AssembledCase:

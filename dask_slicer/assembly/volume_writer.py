@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,14 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 from dask_slicer.assembly.assemble import assembly_target, check_apart
 from dask_slicer.assembly.cases import Scans
 from dask_slicer.assembly.predictions import checked
-from dask_slicer.assembly.restoring import decide
+from dask_slicer.assembly.restoring import LabelVolume, Restored, decide, narrowed
 from dask_slicer.assembly.slice_grid import SliceGrid, slice_grids
 from dask_slicer.assembly.tasks import (
+    Assembled,
     AssembledCase,
     AssemblyCase,
     AssemblyTarget,
     assemble_slices,
     save_volume,
+    with_metrics,
 )
 from dask_slicer.assembly.volume_files import (
     JOURNAL,
@@ -213,37 +214,34 @@ class _OpenCase:
 
     def __init__(self, case: AssemblyCase, target: AssemblyTarget) -> None:
         self._case, self._target = case, target
-        grids = slice_grids(case.record, case.grid, target.planes)
         self._planes: dict[str, tuple[SliceGrid, _Arrays]] = {
-            grid.plane: (grid, _Arrays()) for grid in grids
+            grid.plane: (grid, _Arrays())
+            for grid in slice_grids(case.record, case.grid, target.planes)
         }
-        # Then each slice is decided alone, and labels take less memory than probabilities.
-        self._decides = (
-            target.kind != "labels"
-            and not target.keep_probabilities
-            and len(grids) == 1
-            and not grids[0].steps.interpolates
-        )
+        self._left = {(grid.plane, n) for grid, _ in self._planes.values() for n in grid.kept}
+        self._n_kept, self._added = len(self._left), set[tuple[str, int]]()
         self._n_classes: int | None = None
+        # Where each slice is decided alone, it goes into the volume at once.
+        ((grid, _), *others) = self._planes.values()
+        alone = not (others or grid.steps.interpolates or target.keep_probabilities)
+        self._volume = LabelVolume(grid, target.fill) if alone else None
 
     @property
     def is_whole(self) -> bool:
         """Return whether every slice of the output has a prediction."""
-        return all(arrays.arrays.keys() >= set(grid.kept) for grid, arrays in self._planes.values())
+        return not self._left
 
     def missing(self) -> str:
         """Return how many slices have no prediction, in words."""
-        total = sum(len(grid.kept) for grid, _ in self._planes.values())
-        n = sum(len(set(g.kept) - set(arrays.indices)) for g, arrays in self._planes.values())
-        return f"{n} of {plural(total, 'slice')} missing"
+        return f"{len(self._left)} of {plural(self._n_kept, 'slice')} missing"
 
     def add(self, plane: str, index: int, array: NDArray[Any]) -> None:
         """Add a slice; raise an error if it cannot be one."""
-        grid, added = self._planes[plane]
+        grid, arrays = self._planes[plane]
         name = f"slice {index} of {self._case.case_id}"
         if not 0 <= index < grid.shape[0]:
             raise UsageError(f"{name}: the case has slices 0 to {grid.shape[0] - 1}")
-        if index in added.arrays:
+        if (plane, index) in self._added:
             raise UsageError(f"{name} was added before")
         values = checked(array, grid.shape[1:], self._target.kind, name)
         if self._target.kind != "labels":
@@ -252,15 +250,23 @@ class _OpenCase:
                 raise UsageError(
                     f"{name} has {len(values)} classes, others of the case {self._n_classes}"
                 )
-        if self._decides:
-            values = decide(values, threshold=self._target.threshold)
-        # A view would keep the whole batch in memory.
-        added.arrays[index] = values if values.base is None else values.copy()
+        if self._volume is None:
+            # A view would keep the whole batch in memory.
+            arrays.arrays[index] = values if values.base is None else values.copy()
+        else:
+            if self._target.kind != "labels":
+                values = decide(values, threshold=self._target.threshold)
+            self._volume.add(index, values)
+        self._added.add((plane, index))
+        self._left.discard((plane, index))
 
-    def assembled(self) -> Any:
+    def assembled(self) -> Assembled:
         """Return the volume of a whole case."""
-        target = replace(self._target, kind="labels") if self._decides else self._target
-        return assemble_slices(self._case, list(self._planes.values()), target)
+        if self._volume is None:
+            return assemble_slices(self._case, list(self._planes.values()), self._target)
+        volume = Restored(labels=narrowed(self._volume.finished()))
+        n_slices = len(self._added)
+        return with_metrics(self._case, volume, self._target, n_slices=n_slices, seconds={})
 
 
 def _as_array(predictions: Any) -> NDArray[Any]:
