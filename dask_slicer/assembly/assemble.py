@@ -177,7 +177,7 @@ def assemble(
             workers(
                 config,
                 len(todo),
-                peak_bytes=max((_peak_bytes(case, target) for case in todo), default=0),
+                peak_bytes=_peak_bytes(todo, target),
                 needs=Requirements(
                     output_dir=folder, input_file=todo[0].sources[0].files.first if todo else ""
                 ),
@@ -260,9 +260,17 @@ def _run(
     yield from futures.run_graphs(client, lambda _: next(queue, None), graph_of)
 
 
-def _peak_bytes(case: AssemblyCase, target: AssemblyTarget) -> int:
-    """Return about how much memory a case takes."""
+def _peak_bytes(cases: Sequence[AssemblyCase], target: AssemblyTarget) -> int:
+    """Return about how much memory the largest case takes."""
+    if not cases:
+        return 0
+    case = max(cases, key=lambda case: np.prod(case.grid.shape, dtype=float))
     n_voxels = int(np.prod(case.grid.shape))
-    n_slices = sum(int(np.prod(part.shape[1:])) for part in case.record.parts)
-    each = 2 if target.kind == "labels" else 8
-    return each * len(case.sources) * (n_voxels + n_slices)
+    n_slices = max(int(np.prod(part.shape[1:])) for part in case.record.parts)
+    labels = (2 * len(case.sources) + 1) * n_voxels
+    if case.scan is not None:
+        labels += 12 * n_voxels  # the label of the scan, and masks
+    if target.kind == "labels":
+        return labels + 2 * n_slices
+    n_classes = case.sources[0].files.n_classes
+    return labels + 4 * (n_classes + 1) * (n_voxels + n_slices)

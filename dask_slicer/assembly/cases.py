@@ -16,7 +16,7 @@ import numpy as np
 from dask_slicer.assembly.metrics import require_scipy
 from dask_slicer.assembly.predictions import find_predictions
 from dask_slicer.assembly.slice_grid import slice_grids
-from dask_slicer.assembly.tasks import AssemblyCase, Source
+from dask_slicer.assembly.tasks import PROBABILITIES, AssemblyCase, Source
 from dask_slicer.config.assembly_settings import AssemblySettings
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.geometry import Grid, grid_distance
@@ -24,6 +24,7 @@ from dask_slicer.errors import (
     CaseError,
     GeometryMismatch,
     MissingFile,
+    UnsupportedImage,
     UsageError,
     as_case_error,
 )
@@ -199,6 +200,10 @@ class Predicted:
 
     def _case(self, record: CommittedCase) -> AssemblyCase:
         case_id = record.case_id
+        if self._settings.keep_probabilities and f"{case_id}{PROBABILITIES}" in self.splits:
+            raise UnsupportedImage(
+                f"its probabilities would have the file name of the case {case_id}{PROBABILITIES}"
+            )
         sources = []
         empty = {part.plane for part in record.parts if not part.slices}
         for found, planes in zip(self._found, self._planes, strict=True):

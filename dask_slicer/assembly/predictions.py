@@ -51,6 +51,15 @@ class FoundFiles:
         """Return one of the files."""
         return next(chain(self.whole, *self.slices.values()))
 
+    @property
+    def n_classes(self) -> int:
+        """Return the length of the class axis of probabilities; 1 if that cannot be read."""
+        try:
+            shape = _array_in(self.first, "probabilities").shape
+        except (CaseError, OSError):
+            return 1
+        return int(shape[0]) if len(shape) > (3 if self.whole else 2) else 1
+
 
 @dataclass(slots=True)
 class FoundPredictions:

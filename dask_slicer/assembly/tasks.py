@@ -32,7 +32,7 @@ from dask_slicer.output.layout import TEMPORARY
 from dask_slicer.output.lock import check_held
 from dask_slicer.records import CommittedCase, SourceGrid
 
-PROBABILITIES = f"_probabilities{SUFFIX}"
+PROBABILITIES = "_probabilities"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ def save_volume(assembled: Assembled, target: AssemblyTarget) -> AssembledCase:
     with step("save", seconds):
         volumes: dict[str, NDArray[Any]] = {SUFFIX: assembled.volume.labels}
         if assembled.volume.probabilities is not None:
-            volumes = {PROBABILITIES: assembled.volume.probabilities, **volumes}
+            volumes = {PROBABILITIES + SUFFIX: assembled.volume.probabilities, **volumes}
         files = []
         for suffix, volume in volumes.items():
             if target.lock:

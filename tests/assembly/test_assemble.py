@@ -391,3 +391,22 @@ def test_a_writer_names_what_is_wrong(scans, tmp_path) -> None:
     with pytest.raises(MissingFile, match=f"{case_id} .*missing"):
         add_wrong_ones(writer, case_id, label)
     assert not list((tmp_path / "volumes").glob("*.nii.gz"))
+
+
+def test_probabilities_do_not_take_the_file_name_of_another_case(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    for case_id in ("a", "a_probabilities", "b"):
+        for name in (f"imagesTr/{case_id}_0000", f"labelsTr/{case_id}"):
+            path = tmp_path / "scans" / f"{name}.nii"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = rng.integers(0, 90 if "images" in name else 2, (6, 5, 4))
+            nib.save(nib.Nifti1Image(values.astype(np.int16), np.eye(4)), path)
+    output = run(tmp_path / "scans", tmp_path / "out", window_size=0)
+    (tmp_path / "p").mkdir()
+    for case_id in ("a", "a_probabilities", "b"):
+        shares = rng.dirichlet((1, 1), (4, 5, 6)).transpose(3, 0, 1, 2)
+        np.save(tmp_path / "p" / f"{case_id}.npy", shares)
+    settings = {"kind": "probabilities", "keep_probabilities": True}
+    (failure,) = assemble(output, tmp_path / "p", tmp_path / "volumes", **settings).failures
+    assert (failure.case_id, failure.kind) == ("a", "UnsupportedImage")
+    assert not assemble(output, tmp_path / "p", tmp_path / "other", kind="probabilities").failures

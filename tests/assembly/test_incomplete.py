@@ -200,6 +200,6 @@ def test_metrics_take_scans_with_other_axes_but_on_the_same_grid(scans, tmp_path
 
 def test_a_writer_without_scipy_says_so_at_once(scans, tmp_path, monkeypatch) -> None:
     output = run(scans, tmp_path / "out", window_size=0)
-    monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
+    monkeypatch.setitem(sys.modules, "scipy.spatial", None)
     with pytest.raises(UsageError, match="metrics need SciPy"):
         dask_slicer.VolumeWriter(output, tmp_path / "v", metrics=True)
