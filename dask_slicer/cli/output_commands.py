@@ -168,9 +168,9 @@ def verify(output_dir: Path, verbose: int, quiet: bool, **options: Any) -> bool:
 @click.argument("slices_dir", metavar="OUTPUT_DIR", type=click.Path(path_type=Path))
 @verbosity_options
 def assemble(slices_dir: Path, verbose: int, quiet: bool, **options: Any) -> bool:
-    """Put predictions of slices together to NIfTI volumes on the grids of the scans.
+    """Put predictions of slices together to volumes.
 
-    OUTPUT_DIR is the output of `run`. Predictions are an array for each slice,
+    They are NIfTI files on the grids of the scans. OUTPUT_DIR is the output of `run`. Predictions are an array for each slice,
     <case_id>_<slice_index>.npy, .npz or .png, or for each case, <case_id>.npy. The same command
     again continues.
     """
