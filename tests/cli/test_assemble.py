@@ -61,6 +61,10 @@ def test_a_failed_case_is_named_and_the_exit_status_is_1(places, tmp_path, invok
     assert "1 case failed (1 GeometryMismatch)" in result.output
     assert "phantom_001_004.npy has shape 2×2" in result.output
     assert len(list((tmp_path / "volumes").glob("*.nii.gz"))) == 2
+    assert invoke("report", str(tmp_path / "volumes")).exit_code == 0
+    page = (tmp_path / "volumes" / "report.html").read_text(encoding="utf-8")
+    assert "; 1 failed" in page
+    assert "phantom_001_004.npy has shape 2×2" in page
 
 
 @pytest.mark.parametrize(
