@@ -172,6 +172,10 @@ def assemble(
         stale = [case_id for case_id in predicted.wanted & done.keys() if case_id not in current]
         for case_id in stale:  # a failure must not leave the volume of other predictions
             remove_volumes(folder, done[case_id])
+        kept = done.keys() - predicted.wanted
+        current |= {case_id: done[case_id] for case_id in kept}
+        if stale:  # nor their metrics, if this call is stopped
+            write_tables(folder, current.values(), failures, output.label_names)
         target = assembly_target(output, chosen, held)
         run_client = stack.enter_context(
             workers(
@@ -202,13 +206,11 @@ def assemble(
                 current[case.case_id] = outcome
                 n_written += 1
                 on_case(len(todo), outcome.n_slices, None)
-        kept = done.keys() - predicted.wanted
         if kept:
             observer.note(
                 f"{plural(len(kept), 'volume')} of cases without predictions kept: "
                 f"{first_few(sorted(kept))}"
             )
-            current |= {case_id: done[case_id] for case_id in kept}
         summary = write_tables(folder, current.values(), failures, output.label_names)
     return AssemblyReport(
         output_dir=str(folder),

@@ -24,6 +24,7 @@ from dask_slicer.errors import (
     CaseError,
     GeometryMismatch,
     MissingFile,
+    MissingLabel,
     UnsupportedImage,
     UsageError,
     as_case_error,
@@ -55,6 +56,8 @@ class Scans:
         self._output, self._settings = output, settings
         self._plan: RunPlan | None = None
         self._plans: Mapping[str, CasePlan] = {}
+        if settings.source is not None and not settings.source.exists():
+            raise UsageError(f"source: {settings.source} does not exist")
         if settings.metrics:
             require_scipy()
             self._plan = prepare_plan(self._config())
@@ -69,7 +72,11 @@ class Scans:
             return case, ""
         plan = self._plans.get(record.case_id)
         if plan is None:
-            raise MissingFile("its scan is not in the dataset any more; name it with --source")
+            raise MissingFile(
+                f"{self._plan.config.input_dir} has no scan of it; name the folder with --source"
+            )
+        if plan.problem is not None and plan.problem.kind == MissingLabel.__name__:
+            raise MissingLabel("its scan has no label to compare with; leave out --metrics")
         if plan.problem is not None:
             raise MissingFile(f"its scan cannot be read: {plan.problem.message}")
         steps = steps_of(

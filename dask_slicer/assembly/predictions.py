@@ -326,7 +326,8 @@ def _array_in(path: str, kind: Kind) -> NDArray[Any]:
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, CaseError):
             raise
-        raise CorruptFile(f"{path} is damaged or no array ({error}); write it again") from None
+        why = "" if "pickle" in str(error) else f" ({error})"  # of a file that is no array
+        raise CorruptFile(f"{path} is damaged or no array{why}; write it again") from None
 
 
 def _member(names: Sequence[str], kind: Kind, path: str) -> str:

@@ -249,7 +249,7 @@ def _means(networks: Sequence[Slices]) -> Iterator[tuple[int, NDArray[np.float32
             if other.shape != first.shape:
                 raise UnsupportedImage(
                     f"slice {index} has {len(first)} classes in one folder of predictions, "
-                    f"{len(other)} in another"
+                    f"{len(other)} in another; name only those with the same classes"
                 )
             total += other
         n_networks = 1 + len(others)

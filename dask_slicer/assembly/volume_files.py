@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,16 +141,34 @@ def metrics_summary(
 
 def named_metrics(folder: Path) -> list[dict[str, str]]:
     """Return the rows of metrics.csv; none without metrics. Raise OutputError if it is damaged."""
+
+    def check(row: Mapping[str, str]) -> None:
+        int(row["label"]), [float(row[name] or 0) for name in _COLUMNS[4:]]
+
+    return _read_table(folder / METRICS, check)
+
+
+def failed_cases(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of failures.csv, or none. Raise OutputError if it is damaged."""
+    return _read_table(
+        folder / FAILURES, lambda row: "".join(map(row.__getitem__, FAILURE_COLUMNS))
+    )
+
+
+def _read_table(path: Path, check: Callable[[dict[str, str]], object]) -> list[dict[str, str]]:
     try:
-        with io.TextIOWrapper(open_file(folder / METRICS), encoding="utf-8", newline="") as lines:
+        file = io.TextIOWrapper(
+            open_file(path), encoding="utf-8", errors="backslashreplace", newline=""
+        )
+        with file as lines:
             rows = list(csv.DictReader(lines, strict=True))
         for row in rows:
-            int(row["label"]), [float(row[name] or 0) for name in _COLUMNS[4:]]
+            check(row)
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise OutputError(
-            f"{folder / METRICS} is damaged ({error}); the same assemble command writes it again"
+            f"{path} is damaged ({error}); the same assemble command writes it again"
         ) from None
     return rows
 

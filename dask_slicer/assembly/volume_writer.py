@@ -28,6 +28,7 @@ from dask_slicer.assembly.volume_files import (
     JOURNAL,
     LINES,
     check_ours,
+    remove_volumes,
     write_tables,
     written_cases,
 )
@@ -98,6 +99,7 @@ class VolumeWriter:
         self.metrics: dict[str, Any] = {}
         self._open: dict[str, _OpenCase] = {}
         self._written: dict[str, AssembledCase] = {}
+        self._whole: set[str] = set()  # written in this block
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> Self:
@@ -107,6 +109,7 @@ class VolumeWriter:
             check_ours(folder)
             stack.callback(remove_temporary, folder)
             self._written = written_cases(folder)
+            self._whole.clear()
             self._target = assembly_target(self._output, self._settings, held)
             self._journal = stack.enter_context(Journal(folder / JOURNAL, lines=LINES))
             self._stack = stack.pop_all()
@@ -172,7 +175,14 @@ class VolumeWriter:
     def _add(self, case_id: str, plane: str, index: int, array: NDArray[Any]) -> None:
         case = self._open.get(case_id)
         if case is None:
+            if case_id in self._whole:
+                raise UsageError(
+                    f"slice {index} of {case_id}: the case is written already, as each of its "
+                    "slices was added before"
+                )
             case = self._open[case_id] = self._opened(case_id)
+            if before := self._written.pop(case_id, None):  # of other predictions
+                remove_volumes(self._settings.output_dir, before)
         case.add(plane, index, array)
         if not case.is_whole:
             return
@@ -180,6 +190,7 @@ class VolumeWriter:
         saved = save_volume(case.assembled(), self._target)
         self._journal.append(saved)
         self._written[case_id] = saved
+        self._whole.add(case_id)
 
     def _opened(self, case_id: str) -> _OpenCase:
         offset = self._offsets.get(case_id)

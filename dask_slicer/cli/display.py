@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
-from dask_slicer.monitoring.observer import MOST_FAILURES, failure_lines
+from dask_slicer.monitoring.observer import MOST_FAILURES, STOPPED, failure_lines
 from dask_slicer.monitoring.terminal import ProgressDisplay, plain_table
 from dask_slicer.planning.estimate import outliers, output_bytes, plan_lines, plan_needs
 from dask_slicer.planning.plan import RunPlan, case_rows
@@ -191,6 +191,11 @@ class AssemblyDisplay(ProgressDisplay):
             self._print(f"Failed: {failure_line(failure)}", style="red")
         if not state.n_cases:
             self._start_progress()
+
+    def stopped(self) -> None:
+        """Say what remains of a call that was stopped."""
+        self._end_progress()
+        self._say(STOPPED)
 
     def assembled(self, report: AssemblyReport) -> None:
         """Print the result, and why cases failed."""

@@ -182,7 +182,11 @@ def assemble(slices_dir: Path, verbose: int, quiet: bool, **options: Any) -> boo
     if missing := [name for name in ("predictions", "output_dir") if name not in given]:
         raise UsageError(f"assemble needs --{' and --'.join(missing)}")
     with AssemblyDisplay(make_console(), quiet=quiet) as display, interrupt_once():
-        report = assemble_volumes(slices_dir, observer=display, on_case=display.ended, **given)
+        try:
+            report = assemble_volumes(slices_dir, observer=display, on_case=display.ended, **given)
+        except KeyboardInterrupt:
+            display.stopped()
+            raise
         display.assembled(report)
     return bool(report.failures)
 

@@ -50,6 +50,9 @@ class AssemblySettings(fields.Frozen):
     def _assembly_settings_fit(self) -> Self:
         if not self.predictions:
             raise ValueError("predictions must name a folder")
+        for folder in self.predictions:
+            if self.predictions.count(folder) > 1:
+                raise ValueError(f"predictions names {folder} twice")
         for name in ("threshold", "keep_probabilities"):
             if self.kind == "labels" and getattr(self, name):
                 raise ValueError(f"{name} needs kind probabilities or logits, got kind labels")

@@ -14,6 +14,7 @@ from dask_slicer.utils.formatting import format_bytes, format_time, plural
 
 # Failures shown one by one; the others are only counted.
 MOST_FAILURES = 10
+STOPPED = "Stopped. Finished cases are kept; run the same command again to continue."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,7 @@ def report_lines(report: RunReport) -> list[str]:
         partitions = f"all {report.share.partition('/')[2]} partitions"
         next_step += [f"When {partitions} are done: dask-slicer merge {report.output_dir}"]
     if report.interrupted:
-        lines.append("Stopped. Finished cases are kept; run the same command again to continue.")
+        lines.append(STOPPED)
         if not report.n_committed:
             return lines
     elif not report.n_committed and not report.remaining:

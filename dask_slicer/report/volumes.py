@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dask_slicer.assembly.volume_files import JOURNAL, metrics_summary, named_metrics, written_cases
+from dask_slicer.assembly.volume_files import (
+    JOURNAL,
+    failed_cases,
+    metrics_summary,
+    named_metrics,
+    written_cases,
+)
 
 # Rows of cases; metrics.csv has all.
 _MOST_ROWS = 100
@@ -27,4 +33,5 @@ def volume_facts(folder: Path) -> dict[str, Any]:
         "summary": metrics_summary(cases.values(), names),
         "rows": sorted(rows, key=lambda row: float(row["dice"]))[:_MOST_ROWS],
         "n_rows": len(rows),
+        "failures": failed_cases(folder),
     }

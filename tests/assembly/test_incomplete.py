@@ -198,6 +198,23 @@ def test_metrics_take_scans_with_other_axes_but_on_the_same_grid(scans, tmp_path
     assert all("--source" in failure.message for failure in report.failures)
 
 
+def test_metrics_name_scans_and_labels_that_are_not_there(scans, tmp_path) -> None:
+    output = run(scans, tmp_path / "out", window_size=0)
+    predictions = predict(output, tmp_path / "predictions")
+    source = tmp_path / "some"
+    shutil.copytree(scans, source)
+    one, other, *_ = sorted(path.name for path in source.glob("labelsTr/*"))
+    for path in source.glob(f"*/{one.removesuffix('.nii.gz')}*"):
+        path.unlink()
+    (source / "labelsTr" / other).unlink()
+    report = assemble(output, predictions, tmp_path / "v", metrics=True, source=source)
+    messages = {failure.case_id: failure.message for failure in report.failures}
+    assert f"{source} has no scan of it" in messages[one.removesuffix(".nii.gz")]
+    assert messages[other.removesuffix(".nii.gz")] == (
+        "its scan has no label to compare with; leave out --metrics"
+    )
+
+
 def test_a_writer_without_scipy_says_so_at_once(scans, tmp_path, monkeypatch) -> None:
     output = run(scans, tmp_path / "out", window_size=0)
     monkeypatch.setitem(sys.modules, "scipy.spatial", None)

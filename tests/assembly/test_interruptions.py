@@ -67,6 +67,7 @@ def test_a_stopped_assembly_continues_to_the_same_bytes(places, tmp_path, n_work
         pytest.skip("it ended before the signal came")
     assert process.returncode == (130 if sent == signal.SIGINT else -sent), printed
     assert b"Traceback" not in printed
+    assert (b"Stopped." in printed) == (sent == signal.SIGINT)
     report = assemble(output, predictions, volumes)
     assert not report.failures, report.failures
     assert report.n_written + report.n_skipped == N_CASES

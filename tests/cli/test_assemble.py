@@ -12,6 +12,7 @@ from predicted import predict, run
 from dask_slicer.cli.options import PLACE_OPTIONS
 from dask_slicer.config.run_settings import JobSettings, LocalSettings, SchedulerSettings
 from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.utils.signals import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,10 @@ def test_a_failed_case_is_named_and_the_exit_status_is_1(places, tmp_path, invok
     assert "1 case failed (1 GeometryMismatch)" in result.output
     assert "phantom_001_004.npy has shape 2×2" in result.output
     assert len(list((tmp_path / "volumes").glob("*.nii.gz"))) == 2
+    assert invoke("report", str(tmp_path / "volumes")).exit_code == 0
+    page = (tmp_path / "volumes" / "report.html").read_text(encoding="utf-8")
+    assert "; 1 failed" in page
+    assert "phantom_001_004.npy has shape 2×2" in page
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,7 @@ def test_a_failed_case_is_named_and_the_exit_status_is_1(places, tmp_path, invok
         (("--fill", "-1"), "fill"),
         (("--kind", "logits", "--threshold", "2"), "threshold"),
         (("--predictions", "nowhere"), "is no folder"),
+        (("--source", "nowhere"), "nowhere does not exist"),
         (("--cores", "0"), "cores"),
     ],
 )
@@ -81,6 +87,33 @@ def test_wrong_options_are_refused_before_anything_is_written(
     assert result.exit_code == 2
     assert words.lower() in result.output.lower()
     assert not (tmp_path / "volumes").exists()
+
+
+def test_a_folder_of_predictions_counts_once(places, tmp_path, invoke) -> None:
+    result = invoke(*command(places, tmp_path / "volumes", "--predictions", places[1]))
+    assert result.exit_code == 2
+    assert f"predictions names {places[1]} twice" in result.output
+
+
+def test_a_stopped_call_says_so_and_leaves_no_metrics_of_other_volumes(
+    places, tmp_path, invoke, monkeypatch
+) -> None:
+    volumes = tmp_path / "volumes"
+    options = ("--num_workers", 0, "--metrics")
+    assert invoke(*command(places, volumes, *options)).exit_code == 0
+
+    def stop(*_: object) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dask_slicer.assembly.assemble._run", stop)
+        stopped = invoke(*command(places, volumes, *options, "--fill", 1))
+    assert stopped.exit_code == 130
+    assert "Stopped. Finished cases are kept" in stopped.output
+    assert not [path.name for path in volumes.iterdir() if path.name != "assembly.jsonl"]
+    again = invoke(*command(places, volumes, *options))
+    assert "Wrote 3 volumes to" in again.output
+    assert len(list(volumes.glob("*.nii.gz"))) == 3
 
 
 def test_what_is_missing_is_named(places, invoke) -> None:
