@@ -242,7 +242,9 @@ def assembly_target(output: Output, settings: AssemblySettings, held: HeldLock) 
 def check_apart(output_dir: Path, others: Iterable[Path]) -> None:
     """Raise OutputError if volumes would lie among slices or predictions."""
     if output_dir in others:
-        raise OutputError(f"output_dir {output_dir} holds slices; name another directory")
+        raise OutputError(
+            f"output_dir {output_dir} holds slices or predictions; name another directory"
+        )
 
 
 def _run(

@@ -170,9 +170,9 @@ def verify(output_dir: Path, verbose: int, quiet: bool, **options: Any) -> bool:
 def assemble(slices_dir: Path, verbose: int, quiet: bool, **options: Any) -> bool:
     """Put predictions of slices together to volumes.
 
-    They are NIfTI files on the grids of the scans. OUTPUT_DIR is the output of `run`. Predictions are an array for each slice,
-    <case_id>_<slice_index>.npy, .npz or .png, or for each case, <case_id>.npy. The same command
-    again continues.
+    They are NIfTI files on the grids of the scans. OUTPUT_DIR is the output of `run`. Predictions
+    are an array for each slice, <case_id>_<slice_index>.npy, .npz or .png, or for each case,
+    <case_id>.npy. The same command again continues.
     """
     configure_logging(verbose, None)
     from dask_slicer.assembly.assemble import assemble as assemble_volumes

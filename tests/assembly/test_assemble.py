@@ -306,7 +306,7 @@ def test_only_an_empty_folder_or_one_of_volumes_is_written_to(scans, tmp_path) -
     output = run(scans, tmp_path / "out", window_size=0)
     predictions = predict(output, tmp_path / "predictions")
     for folder in (output, predictions):
-        with pytest.raises(OutputError, match="holds slices; name another directory"):
+        with pytest.raises(OutputError, match="holds slices or predictions; name another"):
             assemble(output, predictions, folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "case.nii.gz").write_text("mine")
