@@ -76,11 +76,19 @@ def check_with_monai(predicted: np.ndarray, reference: np.ndarray, spacing, labe
     assert metrics.dice == pytest.approx(dice, abs=1e-6)
 
 
+# MONAI warns of an argument of its own functions, and of empty masks.
+of_monai = pytest.mark.filterwarnings(
+    "ignore:monai.metrics:FutureWarning", "ignore:the (ground truth|prediction) of:UserWarning"
+)
+
+
+@of_monai
 @pytest.mark.parametrize("pair", PAIRS)
 def test_metrics_are_those_of_monai(pair) -> None:
     check_with_monai(pair[0].astype(int), pair[1].astype(int), SPACING, 1)
 
 
+@of_monai
 def test_metrics_of_real_labels_are_those_of_monai(real_scans) -> None:
     pytest.importorskip("monai.metrics")
     rng = np.random.default_rng(0)
