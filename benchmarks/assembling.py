@@ -21,6 +21,7 @@ import psutil
 from datasets import ct
 
 import dask_slicer
+from dask_slicer.execution.benchmark import peak_rss
 
 
 def assembling(
@@ -132,17 +133,12 @@ def main() -> None:
         _prepare(*map(Path, places))
         return
     write = _METHODS[method](*map(Path, places))
-    resident = psutil.Process().memory_info().rss
+    process = psutil.Process()
+    resident = process.memory_info().rss
     started = time.perf_counter()
     write()
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "beside_mb": (_peak_rss() - resident) / 1e6}))
-
-
-def _peak_rss() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "beside_mb": (peak_rss(process) - resident) / 1e6}))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import psutil
 from numpy.typing import NDArray
 
 from dask_slicer.core.steps.resampling import resample_image, resampled_shape
+from dask_slicer.execution.benchmark import peak_rss
 from dask_slicer.inputs.phantom import make_phantom
 
 _SPACING, _TARGET = (2.5, 0.8, 0.8), (1.0, 1.0, 1.0)
@@ -124,19 +125,14 @@ def main() -> None:
     path, method, result = sys.argv[1:]
     image = np.load(path)
     compute = _METHODS[method](image, resampled_shape(image.shape, _SPACING, _TARGET))
-    resident = psutil.Process().memory_info().rss
+    process = psutil.Process()
+    resident = process.memory_info().rss
     started = time.process_time()
     resampled = compute()
     cpu = time.process_time() - started
-    beside = _peak_rss() - resident - resampled.nbytes
+    beside = peak_rss(process) - resident - resampled.nbytes
     np.save(result, resampled)
     print(json.dumps({"cpu": cpu, "beside_mb": beside / 1e6}))
-
-
-def _peak_rss() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,8 @@ from dask_slicer.assembly.restoring import (
 from dask_slicer.assembly.slice_grid import SliceGrid, slice_grids
 from dask_slicer.core.geometry import Grid, align, reorient, spacing, voxel_volume
 from dask_slicer.core.steps.steps import LabelChanges, Steps, changed_label
-from dask_slicer.errors import GeometryMismatch, MissingLabel, as_case_error
+from dask_slicer.errors import GeometryMismatch, MissingLabel
+from dask_slicer.execution.tasks import timed_step
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.output.layout import TEMPORARY
@@ -113,12 +111,12 @@ class Assembled:
     volume: Restored
     metrics: tuple[LabelMetrics, ...]
     n_slices: int
-    seconds: Mapping[str, float]
+    seconds: dict[str, float]
 
 
 def assemble_case(case: AssemblyCase, target: AssemblyTarget) -> Assembled:
     """Return the volume that the files of predictions of a case make, and its metrics."""
-    with step("load", {}):
+    with timed_step("load", {}, target.run_id) as seconds:
         grids = {grid.plane: grid for grid in slice_grids(case.record, case.grid, target.planes)}
         sources = [
             (
@@ -127,15 +125,17 @@ def assemble_case(case: AssemblyCase, target: AssemblyTarget) -> Assembled:
             )
             for source in case.sources
         ]
-    return assemble_slices(case, sources, target)
+    return assemble_slices(case, sources, target, seconds)
 
 
 def assemble_slices(
-    case: AssemblyCase, sources: Sequence[tuple[SliceGrid, Slices]], target: AssemblyTarget
+    case: AssemblyCase,
+    sources: Sequence[tuple[SliceGrid, Slices]],
+    target: AssemblyTarget,
+    seconds: dict[str, float],
 ) -> Assembled:
     """Return the volume that predictions of a case make, and its metrics."""
-    seconds: dict[str, float] = {}
-    with step("assemble", seconds):
+    with timed_step("assemble", seconds, target.run_id) as seconds:
         if target.kind == "labels":
             volume = restore_labels(sources, fill=target.fill)
         else:
@@ -160,15 +160,15 @@ def with_metrics(
     """Return a volume with its metrics, if they are wanted."""
     metrics: tuple[LabelMetrics, ...] = ()
     if case.scan is not None:
-        with step("metrics", seconds):
+        with timed_step("metrics", seconds, target.run_id) as seconds:
             metrics = _metrics(case, volume.labels, target)
     return Assembled(case=case, volume=volume, metrics=metrics, n_slices=n_slices, seconds=seconds)
 
 
 def save_volume(assembled: Assembled, target: AssemblyTarget) -> AssembledCase:
     """Write the volume of a case, whole or not at all."""
-    case, seconds = assembled.case, dict(assembled.seconds)
-    with step("save", seconds):
+    case = assembled.case
+    with timed_step("save", assembled.seconds, target.run_id) as seconds:
         volumes: dict[str, NDArray[Any]] = {SUFFIX: assembled.volume.labels}
         if assembled.volume.probabilities is not None:
             volumes = {PROBABILITIES + SUFFIX: assembled.volume.probabilities, **volumes}
@@ -222,16 +222,3 @@ def _metrics(
         voxel_volume=voxel_volume(grid.affine),
         labels=target.labels or sorted({*np.unique(predicted), *np.unique(reference)} - {0}),
     )
-
-
-@contextmanager
-def step(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Note the time of a step; turn any error into one of the named failures."""
-    started = time.perf_counter()
-    try:
-        yield
-    except Exception as error:
-        failure = as_case_error(error, step=name)
-        failure.details = traceback.format_exc()
-        raise failure from None
-    seconds[name] = round(time.perf_counter() - started, 4)

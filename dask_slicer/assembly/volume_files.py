@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from dask_slicer.assembly.tasks import AssembledCase
 from dask_slicer.errors import OutputError
 from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.atomic import atomic_write
+from dask_slicer.output.directory import TOLERATED
 from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, names_in
 from dask_slicer.output.lock import still_held
 from dask_slicer.records import FailedCase
@@ -28,8 +28,6 @@ from dask_slicer.utils.formatting import first_few
 JOURNAL = "assembly.jsonl"
 METRICS, METRICS_SUMMARY = "metrics.csv", "metrics.json"
 LINES = TypeAdapter(AssembledCase)
-# Beside volumes: what a run may leave in a folder that is not ours yet.
-_TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out|logs")
 _COLUMNS = ("case_id", "split", "label", "name", "dice", "hd95_mm", "reference_ml", "predicted_ml")
 
 
@@ -39,7 +37,7 @@ def check_ours(folder: Path) -> None:
         names = names_in(folder)
     except NotADirectoryError:
         raise OutputError(f"output_dir {folder} is a file; name a directory") from None
-    others = [name for name in names if not _TOLERATED.fullmatch(name)]
+    others = [name for name in names if not TOLERATED.fullmatch(name)]
     if others and JOURNAL not in names:
         raise OutputError(
             f"output_dir {folder} holds files that assemble did not write ({first_few(others)}); "

@@ -274,7 +274,7 @@ class _OpenCase:
     def assembled(self) -> Assembled:
         """Return the volume of a whole case."""
         if self._volume is None:
-            return assemble_slices(self._case, list(self._planes.values()), self._target)
+            return assemble_slices(self._case, list(self._planes.values()), self._target, {})
         volume = Restored(labels=narrowed(self._volume.finished()))
         n_slices = len(self._added)
         return with_metrics(self._case, volume, self._target, n_slices=n_slices, seconds={})

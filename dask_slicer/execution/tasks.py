@@ -76,7 +76,7 @@ class StepResult(Generic[T]):
 
 def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     """Return a case's voxels as stored, with the axes in the order of the first plane."""
-    with _step("load", {}, target.run_id) as seconds:
+    with timed_step("load", {}, target.run_id) as seconds:
         volume = load_volume(case.case, target.settings.planes[0])
         sources = _sources(case, target.input_root)
         grid = _source_grid(case, volume)
@@ -86,7 +86,7 @@ def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
 def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[Stacks]:
     """Return a case's slices in each plane: normalised, label checked, empty slices dropped."""
     settings = target.settings
-    with _step("slice", loaded.seconds, target.run_id) as seconds:
+    with timed_step("slice", loaded.seconds, target.run_id) as seconds:
         _, *others = settings.planes
         stacks = slice_views(
             [loaded.result, *(in_plane(loaded.result, plane) for plane in others)],
@@ -117,7 +117,7 @@ def sample_case(
     The second size is `n_voxels`, or 0 if no voxel is labelled.
     """
     steps, settings = _steps(loaded.case, target), target.settings
-    with _step("slice", {}, target.run_id):
+    with timed_step("slice", {}, target.run_id):
         return labelled_sample(
             loaded.result,
             settings.label_dtype,
@@ -147,7 +147,7 @@ def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
         if target.lock:  # another run may have taken over while this process was frozen
             check_held(output_dir / target.lock, target.run_id)
 
-    with _step("save", sliced.seconds, target.run_id) as seconds:
+    with timed_step("save", sliced.seconds, target.run_id) as seconds:
         if not output_dir.is_dir():
             raise MissingFile(
                 f"{socket.gethostname()} cannot find the output directory {output_dir}; "
@@ -272,7 +272,7 @@ def _unique_name(process_id: int, thread_id: int) -> str:
 
 
 @contextmanager
-def _step(name: str, before: dict[str, float], run_id: str) -> Iterator[dict[str, float]]:
+def timed_step(name: str, before: dict[str, float], run_id: str) -> Iterator[dict[str, float]]:
     """Add the time of a step to that `before`; turn any error into one of the named failures."""
     started = time.perf_counter()
     seconds = dict(before)

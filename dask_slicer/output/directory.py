@@ -32,7 +32,7 @@ _MARK = (
     "`dask-slicer run --config` with this file continues.\n"
 )
 # Allowed in a directory that has no output yet: logs of the command that will fill it, and of jobs.
-_TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out|logs")
+TOLERATED = re.compile(r"\.dask_slicer\..*|.*\.log|.*\.txt|nohup\.out|logs")
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def _is_ours(output_dir: Path) -> bool:
         raise OutputError(f"output_dir {output_dir} is a file; name a directory") from None
     except PermissionError:
         raise OutputError(f"no permission to read output_dir {output_dir}") from None
-    foreign = [name for name in names if not _TOLERATED.fullmatch(name)]
+    foreign = [name for name in names if not TOLERATED.fullmatch(name)]
     # Asked after the listing: another process may just have started the output. A disk that ignores
     # case may list the file as Config.yaml.
     if layout.CONFIG in names or (foreign and (output_dir / layout.CONFIG).exists()):
