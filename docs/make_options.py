@@ -24,7 +24,7 @@ def page() -> str:
     options = {option.name: option for option in config_options()}
     tables = "\n".join(
         f"### {heading}\n\n| option | meaning |\n|---|---|\n"
-        + "".join(_row(name, options[name]) for name in names)
+        + "".join(_row(name, options[name]) for name in names if name in options)
         for heading, names in GROUPS.items()
     )
     *most_used, last = (f"`--{name}`" for name in MOST_USED)

@@ -142,6 +142,7 @@ class ConfigCommand(click.Command):
 @functools.cache
 def config_options() -> tuple[click.Option, ...]:
     """Return an option for each setting, with --config and --no_normalize."""
+    from dask_slicer.config.fields import WITHOUT_OPTION
     from dask_slicer.config.schema import RunConfig
 
     config = click.Option(
@@ -159,7 +160,11 @@ def config_options() -> tuple[click.Option, ...]:
     no_normalize = click.Option(
         ["--no_normalize"], is_flag=True, default=None, help="The same as --normalize none."
     )
-    settings = [_option(name, field) for name, field in RunConfig.model_fields.items()]
+    settings = [
+        _option(name, field)
+        for name, field in RunConfig.model_fields.items()
+        if name not in WITHOUT_OPTION
+    ]
     return (config, *settings, no_normalize, like)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dask_slicer.config.file_settings import UNUSED_BY_FORMAT
 from dask_slicer.config.run_settings import JobSettings
-from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.utils.modalities import for_each_modality
 
 # Settings that mean something only with a batch system, and only with a running scheduler.
@@ -66,7 +67,7 @@ def _uses_foreground(config: RunConfig, _: DatasetFacts) -> bool:
         return True
     # Of modalities with limits of their own, one may have none.
     no_limit = not any(isinstance(end, int | float) for end in (config.clip_min, config.clip_max))
-    return config.dtype == "uint8" and no_limit and not config.ct_windows
+    return config.maps_limits and no_limit and not config.ct_windows
 
 
 # By setting; of two lines for one setting, the first counts. `upload_code`, `timeout` and
@@ -97,6 +98,17 @@ EFFECTS = (
     *(
         Effect((unused,), _is_not(name), f" with --format {name}")
         for name, unused in UNUSED_BY_FORMAT.items()
+    ),
+    Effect(("bits",), lambda config, _: config.format == "png", " without --format png"),
+    Effect(
+        ("offset",),
+        lambda config, _: config.dtype == "uint16",
+        " without --format png --bits 16",
+    ),
+    Effect(
+        ("files", "file_lists"),
+        lambda config, _: config.format == "files",
+        " without --format files",
     ),
     Effect(("padding_mode", "context_step", "context_mm"), _has_windows, " with --window_size 0"),
     Effect(

@@ -108,7 +108,7 @@ def _memory(size: ByteSize) -> ByteSize:
     return size
 
 
-def _comma_separated(value: Any) -> Any:
+def comma_separated(value: Any) -> Any:
     """Return the names in a text, or in a sequence of texts, with commas between them."""
     texts = [value] if isinstance(value, str) else value
     if not (isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)):
@@ -154,7 +154,7 @@ Walltime = Annotated[str, BeforeValidator(_walltime)]
 Memory = Annotated[ByteSize, AfterValidator(_memory)]
 Shard = Annotated[str, AfterValidator(_shard)]
 # One value of an option holds them all.
-Names = Annotated[tuple[str, ...], BeforeValidator(_comma_separated)]
+Names = Annotated[tuple[str, ...], BeforeValidator(comma_separated)]
 Volumes = Annotated[str, BeforeValidator(_volumes)]
 
 ANY_CASE = BeforeValidator(_lower)
@@ -169,7 +169,7 @@ Planes = Annotated[
 ]
 PaddingMode = Annotated[Literal["zero", "replicate", "mirror"], ANY_CASE]
 Normalize = Annotated[Literal["zscore", "minmax", "percentile", "dataset", "none"], ANY_CASE]
-ImageType = Annotated[Literal["float32", "float16", "uint8", "source"], ANY_CASE]
+ImageType = Annotated[Literal["float32", "float16", "uint8", "uint16", "source"], ANY_CASE]
 LabelType = Annotated[Literal["uint8", "uint16", "int32"], ANY_CASE]
 Nonfinite = Annotated[Literal["error", "zero"], ANY_CASE]
 # One for all modalities, or one for each.
@@ -187,7 +187,10 @@ Normalizations = Annotated[
 PER_MODALITY = ("clip_min", "clip_max", "normalize")
 # Settings that take one value, or several with commas between them.
 ONE_OR_SEVERAL = (*PER_MODALITY, "plane")
-SliceFormat = Annotated[Literal["npz", "zarr"], ANY_CASE]
+# Settings without an option on the command line.
+WITHOUT_OPTION = ("offset", "files", "file_lists")
+SliceFormat = Annotated[Literal["npz", "zarr", "png", "files"], ANY_CASE]
+Bits = Annotated[Literal[8, 16], BeforeValidator(number_in_text)]
 Compression = Annotated[Literal["auto", "lz4", "zstd", "none"], ANY_CASE]
 LayoutName = Annotated[
     Literal[
@@ -236,7 +239,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("folds", "stratify"),
     ),
     "Output": (
-        *("output_dir", "format", "compression_level", "compression"),
+        *("output_dir", "format", "bits", "compression_level", "compression"),
+        *("offset", "files", "file_lists"),
         *("overwrite", "prune", "trust_size", "fsync"),
     ),
     "Workers": ("num_workers", "dashboard_address", "shard"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from dask_slicer.config import fields
 from dask_slicer.config.step_settings import Center, Fit, Foreground, KeepEmptyIn, ResampleOrder
@@ -81,6 +81,10 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     fold: int | None
 
     format: fields.SliceFormat | NotGiven
+    bits: fields.Bits | None
+    offset: int | None
+    files: Sequence[Mapping[str, Any]] | NotGiven
+    file_lists: Sequence[Mapping[str, Any]] | NotGiven
     compression_level: int | NotGiven
     compression: fields.Compression | NotGiven
     overwrite: bool | NotGiven

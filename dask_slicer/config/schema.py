@@ -6,7 +6,6 @@ The command line, YAML files and Python all build this one frozen model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from contextlib import suppress
 from inspect import Parameter, Signature
 from itertools import chain
@@ -17,6 +16,7 @@ from pydantic import ByteSize, Field, PrivateAttr, model_validator
 
 from dask_slicer.config import fields, keywords
 from dask_slicer.config.dataset_settings import InputSettings, SplitSettings
+from dask_slicer.config.file_settings import FileSettings
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.config.step_settings import SELECTING, StepSettings, counts_slices
 from dask_slicer.utils.formatting import format_value, plural
@@ -27,13 +27,12 @@ from dask_slicer.utils.repr_html import html_card, html_facts
 NO_OUTPUT = ".dask_slicer_no_output"
 
 
-class SliceSettings(StepSettings):
+class SliceSettings(FileSettings, StepSettings):
     """Settings that decide the bytes of a case's output."""
 
-    format: fields.SliceFormat = Field(
-        "npz", description="How slices are stored: npz, one file per slice; zarr, every plane once."
+    window_size: fields.NonNegative = Field(
+        2, description="Neighbouring slices on each side; 0, or 1 as RGB, with png."
     )
-    window_size: fields.NonNegative = Field(2, description="Neighbouring slices on each side.")
     padding_mode: fields.PaddingMode = Field(
         "replicate",
         description="Slices outside the volume: zeros, copies of the edge slice, or a reflection "
@@ -56,7 +55,7 @@ class SliceSettings(StepSettings):
         "zscore",
         description="zscore over the foreground; minmax to [0, 1]; percentile: clip to the 0.5 and "
         "99.5 percentiles, then zscore; dataset: statistics of the labelled voxels of the training "
-        "cases; none, which is the default with uint8 and ct_windows. Also for each modality: "
+        "cases; none, which is the default with uint8, png and ct_windows. Also for each modality: "
         "zscore,none.",
     )
     dtype: fields.ImageType = Field(
@@ -90,18 +89,27 @@ class SliceSettings(StepSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_normalization_of_limits(cls, values: Any) -> Any:
-        """Take none as the default of normalize where limits decide the values."""
-        if isinstance(values, dict) and values.get("normalize") is None:
-            by_limits = values.get("ct_windows") or str(values.get("dtype")).lower() == "uint8"
-            given = {name: value for name, value in values.items() if name != "normalize"}
-            return given | ({"normalize": "none"} if by_limits else {})
-        return values
+    def _defaults_by_format(cls, values: Any) -> Any:
+        """Take other defaults with png, and none for normalize where limits decide the values."""
+        if not isinstance(values, dict):
+            return values
+        defaults: dict[str, Any] = {}
+        if str(values.get("format")).lower() == "png":
+            bits = 8 if values.get("bits") is None else values["bits"]
+            pixels = "uint16" if str(bits) == "16" else "uint8"
+            defaults = {"bits": bits, "dtype": pixels, "window_size": 0}
+        dtype = values.get("dtype") or defaults.get("dtype")
+        if values.get("ct_windows") or str(dtype).lower() in ("uint8", "uint16"):
+            defaults["normalize"] = "none"
+        # None is a setting that is not given.
+        without = {*defaults, "normalize"} & {n for n, value in values.items() if value is None}
+        return defaults | {name: v for name, v in values.items() if name not in without}
 
     @model_validator(mode="after")
     def _slice_settings_fit(self) -> Self:
         if self.dtype == "source" and self.format != "zarr":
             raise ValueError("dtype source needs format zarr; npz holds normalised floats")
+        self._check_png()
         self._check_intensity_settings()
         self._check_planes()
         largest = {"uint8": 2**8, "uint16": 2**16, "int32": 2**31}[self.label_dtype] - 1
@@ -151,7 +159,7 @@ class SliceSettings(StepSettings):
     @property
     def maps_limits(self) -> bool:
         """Return whether intensities between two limits are mapped to a fixed range."""
-        return bool(self.ct_windows) or self.dtype == "uint8"
+        return bool(self.ct_windows) or (self.dtype in ("uint8", "uint16") and self.offset is None)
 
     @property
     def selecting(self) -> str:
@@ -168,10 +176,34 @@ class SliceSettings(StepSettings):
         """Return the number of channels of a window."""
         return (2 * self.window_size + 1) * n_modalities * self.n_windows
 
+    def _check_png(self) -> None:
+        """Raise ValueError if format png cannot hold slices, or is needed for a setting."""
+        if self.format != "png":
+            if self.dtype == "uint16":
+                raise ValueError("dtype uint16 is that of format png with bits 16")
+            return
+        if self.dtype != f"uint{self.bits}":
+            raise ValueError(
+                f"format png with bits {self.bits} has dtype uint{self.bits}, got {self.dtype}; "
+                "use format npz or zarr for other types"
+            )
+        if self.label_dtype == "int32":
+            raise ValueError("format png has masks of label_dtype uint8 or uint16, got int32")
+        if self.n_channels(1) not in (1, 3):
+            raise ValueError(
+                "format png has one channel, or three: window_size 0 or 1 with one of ct_windows, "
+                f"or three of them, got {self.n_channels(1)} channels; use format npz or zarr"
+            )
+
     def _check_planes(self) -> None:
         """Raise ValueError if there are several planes, and a setting fits only one of them."""
         if len(self.planes) == 1:
             return
+        if any("{split}" not in template.path.rpartition("/")[0] for template in self.templates):
+            raise ValueError(
+                "files of several planes need {split} in the folder of their path, which then ends "
+                "with the plane; give one plane"
+            )
         if self.spacing is not None and (len({*self.spacing}) > 1 or None in self.spacing):
             raise ValueError(
                 "spacing must be three equal numbers, such as 1,1,1, with several planes, got "
@@ -196,7 +228,7 @@ class SliceSettings(StepSettings):
         if self.ct_windows and limits:
             raise ValueError(f"ct_windows have their own limits; leave out {' and '.join(limits)}")
         for name, given in (
-            ("dtype uint8", self.dtype == "uint8"),
+            (f"dtype {self.dtype}", self.dtype in ("uint8", "uint16")),
             ("ct_windows", self.ct_windows),
         ):
             if given and methods != {"none"}:
@@ -327,16 +359,6 @@ RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
 )
 
 
-# By format, the setting that has no effect with it.
-UNUSED_BY_FORMAT = {"npz": "compression", "zarr": "compression_level"}
-
-# Settings that may change between runs into one output: cases with NaN record `nonfinite`, and the
-# others come out the same; `splits` and `fold` are compared by the assignment that they lead to;
-# cases keep their split if `stratify` changes, and folds are made again; of `statistics`, the
-# contents are compared.
-_MAY_CHANGE = {"nonfinite", "splits", "fold", "folds", "stratify", "statistics"}
-
-
 def _resolved(path: Path) -> Path:
     """Return the target of a path; raise OSError if its links form a loop."""
     target = path.resolve()
@@ -350,27 +372,6 @@ def _is_same(path: Path, other: Path) -> bool:
     with suppress(OSError):  # one is missing
         return path.samefile(other)
     return path == other
-
-
-def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()) -> list[str]:
-    """Return how the settings that an output directory keeps, and those in `also`, changed.
-
-    >>> old = RunConfig(input_dir="a", output_dir="b")
-    >>> changed_settings(old, old.model_copy(update={"window_size": 1}))
-    ['window_size was 2, is now 1']
-    """
-    unused = {UNUSED_BY_FORMAT[new.format]} if old.format == new.format else set()
-    # With `only`, other modalities would give cases of one output other channels.
-    kept = (*SliceSettings.model_fields, *SplitSettings.model_fields, "modalities")
-    names = [*(name for name in kept if name not in _MAY_CHANGE | unused), *also]
-    before = {name: getattr(old, name) for name in names} | {"val_ratio": old.ratios()["val"]}
-    after = {name: getattr(new, name) for name in names} | {"val_ratio": new.ratios()["val"]}
-    return [
-        f"{name} was {format_value(before[name]) or 'none'}, is now "
-        f"{format_value(after[name]) or 'none'}"
-        for name in names
-        if before[name] != after[name]
-    ]
 
 
 def _readable(value: object) -> object:

@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from dask_slicer.config.changes import changed_settings
 from dask_slicer.config.loader import build_config, lasting_settings
-from dask_slicer.config.schema import RunConfig, changed_settings
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.errors import ConfigError, OutputError
 from dask_slicer.monitoring.observer import Observer

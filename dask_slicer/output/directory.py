@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dask_slicer.config.changes import changed_settings
 from dask_slicer.config.fields import PLANES
 from dask_slicer.config.loader import build_config, to_yaml
-from dask_slicer.config.schema import RunConfig, changed_settings
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, ConfigError, DatasetError, OutputError, as_case_error

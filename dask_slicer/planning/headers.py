@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig
+from dask_slicer.config.file_settings import UNUSED_BY_FORMAT
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.config.step_settings import StepSettings
 from dask_slicer.core.geometry import align, axis_codes, orientation_of_codes
 from dask_slicer.core.geometry import spacing as spacing_of
@@ -231,6 +232,9 @@ def _settings_in_digest(config: RunConfig) -> dict[str, object]:
     # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
     unused = {"nonfinite", "statistics", UNUSED_BY_FORMAT[config.format]}
     unused.update(StepSettings.model_fields)  # see `in_digest`
+    # Settings that earlier versions did not have; text files that list cases change no case.
+    unused.update(name for name in ("bits", "offset", "files") if not getattr(config, name))
+    unused.add("file_lists")
     return config.slice_settings.model_dump(mode="json", exclude=unused)
 
 

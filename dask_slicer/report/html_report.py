@@ -15,7 +15,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dask_slicer.config.dataset_settings import SplitSettings
-from dask_slicer.config.schema import UNUSED_BY_FORMAT, RunConfig, SliceSettings
+from dask_slicer.config.file_settings import UNUSED_BY_FORMAT
+from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.errors import DaskSlicerError
 from dask_slicer.monitoring.state import STEPS
 from dask_slicer.output.layout import CONFIG

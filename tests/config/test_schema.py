@@ -9,9 +9,10 @@ import pytest
 import yaml
 from pydantic import ByteSize, ValidationError
 
+from dask_slicer.config.changes import changed_settings
 from dask_slicer.config.dataset_settings import SplitSettings
 from dask_slicer.config.loader import build_config, json_schema, to_yaml
-from dask_slicer.config.schema import RunConfig, changed_settings
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.config.step_settings import StepSettings
 from dask_slicer.errors import ConfigError
 
