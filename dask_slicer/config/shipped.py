@@ -47,9 +47,9 @@ def config_purposes() -> dict[str, str]:
 
 
 def _first_sentence(text: str) -> str:
-    """Return the first sentence of the comment that a text begins with.
+    r"""Return the first sentence of the comment that a text begins with.
 
-    >>> _first_sentence("# Chest CT: lung\\n# window. Air is kept.\\nplane: axial\\n")
+    >>> _first_sentence("# Chest CT: lung\n# window. Air is kept.\nplane: axial\n")
     'Chest CT: lung window.'
     """
     comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
