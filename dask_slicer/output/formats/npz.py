@@ -23,6 +23,7 @@ from dask_slicer.core.windows import ZERO_SLICE
 from dask_slicer.errors import CorruptFile
 from dask_slicer.output.formats.base import Slice, case_metadata, grid_array, step_of
 from dask_slicer.output.formats.npz_archive import (
+    MOST_DEFLATED,
     Piece,
     archive,
     npy_header,
@@ -36,8 +37,6 @@ from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import WrittenSlice
 from dask_slicer.utils.files import open_file, parse_json
 
-# The greatest ratio by which deflate can compress.
-_MOST_DEFLATED = 1032
 _PIECE_BYTES = 1 << 18
 # Number of axes and kinds of dtype of each array.
 _ARRAYS = {"image": (3, "fiu"), "label": (2, "iu"), "metadata": (0, "U")}
@@ -241,7 +240,7 @@ def _array(archive: ZipFile, name: str) -> NDArray[Any]:
         n_bytes = math.prod(shape) * dtype.itemsize
         if n_bytes != info.file_size - member.tell():
             raise ValueError(f"its {name} holds less or more than {dtype} {shape}")
-        if info.file_size > _MOST_DEFLATED * (archive.start_dir + 1):
+        if info.file_size > MOST_DEFLATED * (archive.start_dir + 1):
             raise ValueError(f"the file is too small for {n_bytes} bytes of {name}")
         content = np.empty(n_bytes, np.uint8)
         for start in range(0, n_bytes, _PIECE_BYTES):  # faster than at once
