@@ -133,7 +133,9 @@ class CommittedCase:
     def n_bytes(self) -> int:
         """Return the size of the case on disk."""
         return sum(
-            sum(file.size for file in (*own.slices, *own.files, *own.output_files))
+            sum(written.size for written in own.slices)
+            + sum(file.size for file in own.files)
+            + sum(file.size for file in own.output_files)
             for own in self.planes or (self,)
         )
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import combinations, product
 from math import copysign, hypot, inf
 from operator import mul
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import nibabel.orientations as nio
 import numpy as np

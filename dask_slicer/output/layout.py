@@ -15,7 +15,7 @@ import os
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -191,6 +191,18 @@ def case_entries(
     return [(file.path, file.path) for file in written.output_files]
 
 
+def possible_entries(case: CasePlan, settings: SliceSettings, n_slices: int) -> list[str]:
+    """Return all entries that a case of n slices may have, with one plane."""
+    if settings.format == "zarr":
+        return [f"{ZARR}/{case.split}/{case.case_id}"]
+    digits = stem_digits(n_slices)
+    return [
+        template.file(case.case_id, case.split, slice_index, digits=digits)
+        for template in settings.templates_of(case.split)
+        for slice_index in (range(n_slices) if template.is_per_slice else (0,))
+    ]
+
+
 def case_path(part: CommittedCase) -> str:
     """Return the directory of a Zarr case, its first file, or what its .npz files begin with."""
     if part.output_files:
@@ -234,20 +246,17 @@ def entries_of(record: CommittedCase) -> dict[str, int]:
 
 
 def find_entries(
-    output_dir: Path,
-    of: Collection[str] | None = None,
-    *,
-    planes: Collection[str] = (),
-    templates: Sequence[FileTemplate] = (),
+    output_dir: Path, settings: SliceSettings | None = None, *, of: Collection[str] | None = None
 ) -> dict[str, dict[str, int]]:
     """Return the entries of each case on disk, journaled or not: path → bytes, 0 for a directory.
 
-    `of` selects cases, because other partitions of the run may be writing the rest. `planes` are
-    those that have a folder: in a store, other folders are cases, whatever their name. `templates`
-    are those of the output's format.
+    `settings` are those of the output: they have the names of files. In a store, folders are cases,
+    whatever their name, if they are of no plane. `of` selects cases, because other partitions of
+    the run may be writing the rest.
     """
+    planes = () if settings is None else settings.plane_folders
     entries: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for template in dict.fromkeys((NPZ, *templates)):
+    for template in _templates(settings):
         for folder in template_folders(template):
             for entry in _scan(output_dir / folder):
                 parsed = template.parse(entry.name)
@@ -265,6 +274,17 @@ def find_entries(
     return dict(entries)
 
 
+def _templates(settings: SliceSettings | None) -> list[FileTemplate]:
+    """Return the templates of an output, and those of .npz files, which an earlier one may have."""
+    return list(dict.fromkeys((NPZ, *(() if settings is None else settings.templates))))
+
+
+def top_folders(settings: SliceSettings) -> list[str]:
+    """Return the names at the top of the output of the folders that hold slices."""
+    names = [name for each in _templates(settings) for name in template_folders(each)]
+    return [*dict.fromkeys((*SPLITS, ZARR, *(top for n in names if (top := n.partition("/")[0]))))]
+
+
 def template_folders(template: FileTemplate) -> list[str]:
     """Return the folders, below the output, that may hold files of a template, each once."""
     return list(dict.fromkeys(map(template.folder, sections(PLANES))))
@@ -278,6 +298,16 @@ def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str =
         if path.is_dir():
             folder.mkdir(exist_ok=True)
         remove_whole(path, folder)
+
+
+def remove_empty_folders(output_dir: Path, settings: SliceSettings) -> None:
+    """Remove the folders of files by templates, and of lists, that are empty."""
+    folders = [name for each in settings.templates for name in template_folders(each)]
+    folders += [template.path.rpartition("/")[0] for template in settings.file_lists]
+    names = {parent for name in folders if name for parent in (name, *map(str, Path(name).parents))}
+    for name in sorted(names - {"."}, reverse=True):  # contents before their folder
+        with suppress(OSError):  # missing, or not empty
+            (output_dir / name).rmdir()
 
 
 def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -> bool:
@@ -294,12 +324,12 @@ def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -
         return False
 
 
-def refresh_listing(output_dir: Path, templates: Sequence[FileTemplate] = ()) -> None:
+def refresh_listing(output_dir: Path, settings: SliceSettings) -> None:
     """Make `find_entries` see what other machines have just written.
 
     An NFS client caches a directory for up to a minute, unless it changes the directory itself.
     """
-    names = [name for template in (NPZ, *templates) for name in template_folders(template)]
+    names = [name for each in _templates(settings) for name in template_folders(each)]
     names += [f"{ZARR}/{name}" for name in sections(PLANES)]
     for name in dict.fromkeys(names):
         probe = output_dir / name / f"{TEMPORARY}.{uuid.uuid4().hex[:8]}"

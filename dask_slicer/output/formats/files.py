@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from isal import isal_zlib
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from dask_slicer.config.file_settings import Content, FileTemplate, stem_digits
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.windows import ZERO_SLICE
-from dask_slicer.errors import UsageError
 from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.output.formats import png
+from dask_slicer.output.formats.array_files import Volume, write_h5
 from dask_slicer.output.formats.base import case_metadata, grid_array, step_of
 from dask_slicer.output.formats.npz import NpzWriter
 from dask_slicer.output.formats.npz_archive import (
@@ -39,9 +39,6 @@ from dask_slicer.output.formats.npz_archive import (
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import OutputFile, WrittenSlice
-
-if TYPE_CHECKING:
-    import h5py
 
 _Array = NDArray[Any]
 
@@ -109,7 +106,9 @@ class _Writer:
             if (array := self._slice_content(content, slice_index)) is not None
         }
         if self.template.suffix == ".h5":
-            return self._write_h5(path, arrays)
+            contents: dict[str, Volume]
+            contents = {name: (a.shape, a.dtype, [a]) for name, a in arrays.items()}
+            return self._write_h5(path, contents)
         (array,) = arrays.values()
         if self.template.suffix == ".png":
             return self._write(path, [png.encode(array, level=self.settings.compression_level)])
@@ -127,9 +126,7 @@ class _Writer:
 
     @cached_property
     def _npz(self) -> NpzWriter:
-        return NpzWriter(
-            self.stack, self.case, self.settings, self.names, template=self.template
-        )
+        return NpzWriter(self.stack, self.case, self.settings, self.names, template=self.template)
 
     def _npy_pieces(self, array: _Array) -> list[Piece]:
         level = self.settings.compression_level
@@ -222,7 +219,8 @@ class _Writer:
         members = []
         for name, (shape, dtype, parts) in self._contents().items():
             if np.dtype(dtype).kind == "U":
-                pieces = [piece(npy_of_text(json.dumps(self._metadata)), level=level)]
+                text = json.dumps(self._metadata, ensure_ascii=False)
+                pieces = [piece(npy_of_text(text), level=level)]
             else:
                 pieces = [piece(npy_header(shape, dtype), level=level)]
                 pieces += [piece(part, level=level) for part in parts]
@@ -230,11 +228,11 @@ class _Writer:
         archived, crc32 = archive(members, level=level)
         return write_parts(path, archived, fsync=self.fsync), crc32
 
-    def _contents(self) -> dict[str, _Volume]:
+    def _contents(self) -> dict[str, Volume]:
         contents = {n: self._volume_content(c) for n, c in self.template.holds.items()}
         return {name: content for name, content in contents.items() if content is not None}
 
-    def _volume_content(self, content: Content) -> _Volume | None:
+    def _volume_content(self, content: Content) -> Volume | None:
         """Return shape, dtype and parts, plane by plane, of what the file of a case holds."""
         n_slices, height, width = self.stack.shape
         if self.template.transpose:
@@ -273,7 +271,11 @@ class _Writer:
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def _write(self, path: Path, parts: Iterable[bytes | memoryview | _Array]) -> tuple[int, int]:
+    def _write_h5(self, path: Path, contents: dict[str, Volume]) -> tuple[int, int]:
+        write_h5(path, contents, level=self.settings.compression_level, fsync=self.fsync)
+        return path.stat().st_size, checksum(str(path))
+
+    def _write(self, path: Path, parts: Iterable[Any]) -> tuple[int, int]:
         size = crc32 = 0
         with path.open("xb") as file:
             for part in parts:
@@ -286,54 +288,6 @@ class _Writer:
                 os.fsync(file.fileno())
         return size, crc32
 
-    def _write_h5(self, path: Path, contents: dict[str, _Array] | dict[str, _Volume]) -> tuple[int, int]:
-        h5py = _h5py()
-        options: dict[str, Any] = {}
-        if level := self.settings.compression_level:
-            options = {"compression": "gzip", "compression_opts": level}
-        with h5py.File(path, "x") as file:
-            for name, content in contents.items():
-                if isinstance(content, np.ndarray):
-                    content = content.shape, content.dtype, [content]
-                _write_dataset(file, name, content, options)
-            file.flush()
-        if self.fsync:
-            with path.open("rb+") as written:
-                os.fsync(written.fileno())
-        return path.stat().st_size, checksum(str(path))
-
-
-# Shape, dtype, and parts in order.
-_Volume = tuple[tuple[int, ...], DTypeLike, Iterable[_Array]]
-
-
-def _write_dataset(file: h5py.File, name: str, content: _Volume, options: dict[str, Any]) -> None:
-    """Write an array in chunks of its parts: planes, or the array itself."""
-    shape, dtype, parts = content
-    iterator = iter(parts)
-    first = next(iterator)
-    chunks = (*(1,) * (len(shape) - first.ndim), *first.shape)
-    dataset = file.create_dataset(name, shape, dtype, chunks=chunks, **options)
-    dataset[_index(shape, first, 0)] = first
-    for number, part in enumerate(iterator, start=1):
-        dataset[_index(shape, first, number)] = part
-
-
-def _index(shape: tuple[int, ...], part: _Array, number: int) -> Any:
-    """Return the index of a part with fewer axes than its array."""
-    outer = shape[: len(shape) - part.ndim]
-    return np.unravel_index(number, outer) if outer else ...
-
 
 def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise UsageError(
-            "files with the ending .h5 need h5py: python -m pip install 'dask_slicer[h5]'"
-        ) from None
-    return h5py

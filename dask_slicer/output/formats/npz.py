@@ -155,9 +155,7 @@ class NpzWriter:
         while index not in self._pieces:
             next_index, planes = next(self._planes)
             self._pieces[next_index] = [
-                self._piece(
-                    np.ascontiguousarray(self._turned(plane), dtype=self._settings.dtype)
-                )
+                self._piece(np.ascontiguousarray(self._turned(plane), dtype=self._settings.dtype))
                 for plane in planes
             ]
         return self._pieces[index]
@@ -191,17 +189,19 @@ class NpzReader:
         """Return the metadata of a slice."""
         return self._members(slice_index).metadata
 
-    def _members(self, slice_index: int) -> _Members:
+    def _members(self, slice_index: int) -> Members:
         with _opened(self._path_of(slice_index)) as archive:
             metadata = parse_json(_array(archive, "metadata").item())
             image = _array(archive, "image")
             w = metadata["window_size"]
             if type(w) is not int or w < 0 or not len(image) or len(image) % (2 * w + 1):
                 raise ValueError(f"{len(image)} channels are no window of {w} neighbours")
-            return _Members(image, _label(archive, image.shape), metadata)
+            return Members(image, _label(archive, image.shape), metadata)
 
 
-class _Members(NamedTuple):
+class Members(NamedTuple):
+    """Image (channel, row, column), label (row, column) and metadata of a slice."""
+
     image: NDArray[Any]
     label: NDArray[np.integer] | None
     metadata: dict[str, Any]
