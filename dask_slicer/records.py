@@ -32,6 +32,14 @@ class WrittenFile(NamedTuple):
     crc32: int
 
 
+class OutputFile(NamedTuple):
+    """A file of a case: path below the output, size in bytes, CRC-32."""
+
+    path: str
+    size: int
+    crc32: int
+
+
 class SourceFile(NamedTuple):
     """A file that a case was read from: path below the input root, size, mtime in ns, CRC-32.
 
@@ -65,6 +73,7 @@ class WrittenPlane:
     spacing: tuple[float, float, float]
     slices: tuple[WrittenSlice, ...]
     files: tuple[WrittenFile, ...] = ()
+    output_files: tuple[OutputFile, ...] = ()
     steps: dict[str, Any] = field(default_factory=dict)
     voxel_volume: float | None = None
 
@@ -73,7 +82,7 @@ class WrittenPlane:
 class CommittedCase:
     """A case that is completely on disk.
 
-    With several planes, `slices`, `files` and `steps` are empty here: use `parts`.
+    With several planes, `slices`, `files`, `output_files` and `steps` are empty here: use `parts`.
     """
 
     case_id: str
@@ -85,6 +94,8 @@ class CommittedCase:
     slices: tuple[WrittenSlice, ...]  # the kept slices, ascending
     seconds: dict[str, float]  # by step
     files: tuple[WrittenFile, ...] = ()  # of a Zarr group; empty if each slice is a file
+    # Of formats in which a case is several kinds of files: images first.
+    output_files: tuple[OutputFile, ...] = ()
     # The patient. If the case leaves the dataset, its patient's other cases stay in its split.
     group: str = ""
     run_id: str = ""
@@ -122,14 +133,17 @@ class CommittedCase:
     def n_bytes(self) -> int:
         """Return the size of the case on disk."""
         return sum(
-            sum(written.size for written in own.slices) + sum(file.size for file in own.files)
+            sum(written.size for written in own.slices)
+            + sum(file.size for file in own.files)
+            + sum(file.size for file in own.output_files)
             for own in self.planes or (self,)
         )
 
     def without_slices(self) -> CommittedCase:
         """Return the record without what takes memory for each slice."""
-        planes = tuple(replace(own, slices=(), files=()) for own in self.planes)
-        return replace(self, slices=(), files=(), planes=planes)
+        nothing: dict[str, Any] = {"slices": (), "files": (), "output_files": ()}
+        planes = tuple(replace(own, **nothing) for own in self.planes)
+        return replace(self, **nothing, planes=planes)
 
     @property
     def clip_fits(self) -> bool:

@@ -13,7 +13,7 @@ from itertools import chain
 import click
 
 from dask_slicer.cli.output_commands import assemble, preview, report, split, verify, watch
-from dask_slicer.cli.run_commands import benchmark, demo, merge, plan, run, statistics
+from dask_slicer.cli.run_commands import benchmark, configs, demo, merge, plan, run, statistics
 from dask_slicer.errors import DaskSlicerError, PreflightError, UsageError
 from dask_slicer.utils.formatting import escape_line
 from dask_slicer.utils.signals import Terminated
@@ -27,7 +27,7 @@ _SETTINGS = {
 _INTERRUPTED, _TERMINATED = 130, 143
 # The commands by use, in the order of the help.
 _COMMANDS = {
-    "Make slices": (demo, plan, statistics, run, merge, split),
+    "Make slices": (demo, configs, plan, statistics, run, merge, split),
     "Look at an output": (preview, report, verify),
     "Use predictions": (assemble,),
     "Runs and performance": (watch, benchmark),

@@ -148,7 +148,7 @@ def config_options() -> tuple[click.Option, ...]:
     config = click.Option(
         ["-c", "--config"],
         metavar="FILE|NAME",
-        help="YAML file, or the name of a shipped configuration. Other options win over it.",
+        help="YAML file, or a name that `dask-slicer configs` lists. Other options win over it.",
     )
     like = click.Option(
         ["--like"],

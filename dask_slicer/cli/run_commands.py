@@ -1,4 +1,4 @@
-"""Commands that make slices: run, plan, demo, merge, benchmark."""
+"""Commands that make slices: run, plan, demo, configs, merge, benchmark."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ _EXAMPLES = """
 Examples:
   dask-slicer run -i scans -o slices --plane sagittal
   dask-slicer run -i scans -o slices -c ct_abdomen --num_workers 8
+"""
+_CONFIGS_EXAMPLE = """
+\b
+Example:
+  dask-slicer configs ct_abdomen > mine.yaml
+  dask-slicer run -i scans -o slices -c mine.yaml
 """
 
 
@@ -211,6 +217,31 @@ def demo(output_dir: Path, num_workers: int, verbose: int, quiet: bool) -> bool:
     if not quiet and not report.remaining:
         click.echo(_demo_commands(phantoms, slices))
     return bool(report.remaining)
+
+
+def _complete_config(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    from dask_slicer.config.shipped import shipped_configs
+
+    return [name for name in shipped_configs() if name.startswith(incomplete)]
+
+
+@click.command(epilog=_CONFIGS_EXAMPLE)
+@click.argument("name", required=False, shell_complete=_complete_config)
+def configs(name: str | None) -> None:
+    """List the configurations and recipes for --config, or print one.
+
+    With NAME, prints that configuration, to change it in a file of your own.
+    """
+    from dask_slicer.config.shipped import config_purposes, config_text, shipped_config
+
+    if name is not None:
+        # Bytes, for a file is UTF-8 whatever the terminal is.
+        click.echo(config_text(shipped_config(name)).encode(), nl=False)
+        return
+    purposes = config_purposes()
+    width = max(map(len, purposes))
+    for config, purpose in purposes.items():
+        click.echo(f"{config:{width}}  {purpose}")
 
 
 @click.command(cls=ConfigCommand, required=())

@@ -169,6 +169,9 @@ class FileTemplate(fields.Frozen):
             raise ValueError(f"copies of a channel need channels first or last, in {self.path}")
         return self
 
+    def __hash__(self) -> int:  # that of pydantic cannot hash a mapping
+        return hash((self.path, *self.holds.items()))
+
     @property
     def suffix(self) -> str:
         """Return the ending of the file's name."""
@@ -178,6 +181,13 @@ class FileTemplate(fields.Frozen):
     def is_per_slice(self) -> bool:
         """Return whether there is a file for each slice, and not for each case."""
         return _is_per_slice(self.path)
+
+    @property
+    def is_readable(self) -> bool:
+        """Return whether it is an .npz file of a slice as format npz has it, perhaps elsewhere."""
+        as_npz = (NPZ.suffix, True, NPZ.holds, NPZ.channels, NPZ.copies, NPZ.transpose)
+        own = (self.suffix, self.is_per_slice, self.holds, self.channels, self.copies)
+        return (*own, self.transpose) == as_npz
 
     @property
     def contents(self) -> tuple[Content, ...]:
@@ -249,7 +259,7 @@ class ListTemplate(fields.Frozen):
 NPZ = FileTemplate(
     path="{split}/{stem}.npz", holds={"image": "image", "label": "label", "metadata": "metadata"}
 )
-_PNG = (
+PNG = (
     FileTemplate(path="images/{split}/{stem}.png", holds="image"),
     FileTemplate(path="masks/{split}/{stem}.png", holds="label"),
     FileTemplate(path="metadata/{split}/{case_id}.json", holds="metadata"),
@@ -259,7 +269,7 @@ UNUSED_BY_FORMAT = {
     **dict.fromkeys(("npz", "png", "files"), "compression"),
     "zarr": "compression_level",
 }
-_OF_FORMAT: dict[str, tuple[FileTemplate, ...]] = {"npz": (NPZ,), "png": _PNG, "zarr": ()}
+_OF_FORMAT: dict[str, tuple[FileTemplate, ...]] = {"npz": (NPZ,), "png": PNG, "zarr": ()}
 
 
 class FileSettings(fields.Frozen):

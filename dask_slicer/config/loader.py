@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from dask_slicer.config.effects import JOB_SETTINGS, WAIT_SETTINGS
 from dask_slicer.config.schema import NO_OUTPUT, RunConfig, SliceSettings
+from dask_slicer.config.shipped import shipped_config
 from dask_slicer.config.step_settings import SELECTING
 from dask_slicer.errors import ConfigError
 from dask_slicer.utils.formatting import did_you_mean, format_value
@@ -170,23 +170,10 @@ def find_config(name: str | Path) -> Path:
         raise ConfigError(f"there is no configuration {name}: that user is not known") from None
     if path.is_file() or path.suffix in (".yaml", ".yml") or path.name != str(name):
         return path
-    shipped = shipped_configs()
-    if str(name) not in shipped:
-        raise ConfigError(
-            f"there is no configuration {name}{did_you_mean(str(name), shipped)}; "
-            f"shipped are {', '.join(sorted(shipped))}, or give a YAML file"
-        )
-    return shipped[str(name)]
-
-
-def shipped_configs() -> dict[str, Path]:
-    """Return the files of the shipped configurations by name."""
-    package = Path(str(resources.files("dask_slicer")))
-    # Inside the package in a wheel, beside it in a source checkout.
-    for folder in (package / "config" / "presets", package.parent / "configs"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return {}
+    try:
+        return shipped_config(str(name))
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or give a YAML file") from None
 
 
 class _Loader(yaml.SafeLoader):

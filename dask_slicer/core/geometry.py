@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import combinations, product
 from math import copysign, hypot, inf
 from operator import mul
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import nibabel.orientations as nio
 import numpy as np
@@ -155,6 +155,32 @@ def spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
     """Return the mm per voxel along each array axis, also if the axes are not orthogonal."""
     first, second, third = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
     return first, second, third
+
+
+class ItkGrid(NamedTuple):
+    """The grid of a volume in the sense of ITK: axes x, y, z (column, row, slice); LPS, mm."""
+
+    spacing: tuple[float, float, float]
+    direction: tuple[tuple[float, float, float], ...]  # a column for each axis
+    origin: tuple[float, float, float]
+
+
+def itk_grid(affine: NDArray[np.float64]) -> ItkGrid:
+    """Return the grid that SimpleITK gives for an affine, (slice, row, column, 1) → RAS+ mm.
+
+    >>> itk_grid(np.array([[0.0, 0, 2, 5], [0, 3, 0, 6], [4, 0, 0, 7], [0, 0, 0, 1]]))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ItkGrid(spacing=(2.0, 3.0, 4.0),
+            direction=((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0)),
+            origin=(-5.0, -6.0, 7.0))
+    """
+    to_lps = np.array([[-1.0], [-1.0], [1.0]])
+    axes = affine[:3, 2::-1] * to_lps
+    lengths = np.linalg.norm(axes, axis=0)
+    x, y, z = lengths.tolist()
+    direction = (axes / lengths + 0.0).tolist()  # no negative zeros
+    a, b, c = (affine[:3, 3] * to_lps[:, 0] + 0.0).tolist()
+    return ItkGrid((x, y, z), tuple(map(tuple, direction)), (a, b, c))
 
 
 def voxel_volume(affine: NDArray[np.float64]) -> float:

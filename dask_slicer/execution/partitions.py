@@ -109,8 +109,8 @@ def merge_journals(output_dir: Path, config: RunConfig) -> list[FailedCase]:
     if not layout.partition_journals(output_dir):
         return []
     failures = []
-    layout.refresh_listing(output_dir)
-    on_disk = layout.find_entries(output_dir, planes=config.plane_folders)
+    layout.refresh_listing(output_dir, config)
+    on_disk = layout.find_entries(output_dir, config)
     with Journal(output_dir / layout.JOURNAL) as journal:
         for history in histories(layout.journals(output_dir)):
             if history.records == (history.own,):  # in no partition's journal

@@ -254,12 +254,12 @@ class _Run:
     def _fail(self, case: CasePlan, failure: CaseError, journal: Journal) -> None:
         # It may have failed after it had moved some of its files into place.
         config, n_slices = self.plan.config, case.shape[0]
-        planes = config.plane_folders
-        if config.changes_grid or planes:  # how many slices there were to be is not known
-            found = layout.find_entries(config.output_dir, of={case.case_id}, planes=planes)
+        # How many slices there were to be is not always known.
+        if config.changes_grid or config.plane_folders:
+            found = layout.find_entries(config.output_dir, config, of={case.case_id})
             entries = [*found.get(case.case_id, ())]
         else:
-            entries = layout.case_entries(case, config, range(n_slices), n_slices=n_slices)
+            entries = layout.possible_entries(case, config, n_slices)
         self.earlier.remove(entries)
         record = FailedCase(
             case_id=case.case_id,

@@ -270,7 +270,7 @@ class EarlierRuns:
         """Return the files of each case, or of the cases of this partition."""
         own = None if self.partition is None else {case.case_id for case in self.plan.selected}
         config = self.plan.config
-        return layout.find_entries(config.output_dir, of=own, planes=config.plane_folders)
+        return layout.find_entries(config.output_dir, config, of=own)
 
     def _with_present_times(self, record: CommittedCase, case: CasePlan) -> CommittedCase | None:
         """Return a record with the present times of its scans, if nothing else has changed."""

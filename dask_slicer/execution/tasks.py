@@ -168,17 +168,15 @@ def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
                 names=target.names,
                 fsync=target.fsync,
             )
-            for plane, stack, folder in zip(written, sliced.result, folders, strict=True):
+            for plane, folder in zip(written, folders, strict=True):
                 name = plane.plane if target.settings.plane_folders else ""
-                entries = case_entries(
-                    case, target.settings, stack.kept, n_slices=stack.shape[0], plane=name
-                )
-                for path in (output_dir / entry for entry in entries):
+                for source, entry in case_entries(case, target.settings, plane, plane=name):
+                    path = output_dir / entry
                     if not moved or path.parent != moved[-1].parent:
                         path.parent.mkdir(parents=True, exist_ok=True)
                     check_lock()
                     moved.append(path)
-                    move(folder / path.name, path)
+                    move(folder / source, path)
             if not target.run_id:  # there is no run that tidies up later
                 for folder in (*folders, temporary, temporary.parent):
                     with suppress(OSError):
@@ -202,6 +200,7 @@ def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
         statistics=sliced.result[0].statistics,
         slices=first.slices if is_one else (),
         files=first.files if is_one else (),
+        output_files=first.output_files if is_one else (),
         steps=first.steps if is_one else {},
         planes=() if is_one else tuple(written),
         seconds=seconds,

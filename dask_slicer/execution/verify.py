@@ -23,7 +23,7 @@ from dask_slicer.execution.resume import prepare_plan
 from dask_slicer.execution.tasks import Target, load_case, slice_case
 from dask_slicer.execution.workers import workers
 from dask_slicer.monitoring.observer import Observer
-from dask_slicer.output import checks, formats, layout
+from dask_slicer.output import checks, comparison, formats, layout
 from dask_slicer.output.directory import (
     existing_splits,
     restore_splits,
@@ -209,11 +209,19 @@ def _check(
             formats.write_case(stacks, case, target.settings, folders, fsync=False)
             for part, folder in zip(record.parts, folders, strict=True):
                 of_part = [index for plane, index in drawn if plane == part.plane]
-                stored = checks.reader_of(layout.case_folder(output_dir, part), part)
-                again = checks.reader_of(folder / record.case_id if part.files else folder, part)
+                if not comparison.is_readable(part, target.settings):
+                    issues += [
+                        issue(path=path, message="differs from what its scan now gives")
+                        for path in comparison.differing_files(output_dir, folder, part)
+                    ]
+                    continue
+                own = layout.case_folder(output_dir, part)
+                stored = comparison.reader_of(own, part, target.settings)
+                folder = folder / record.case_id if part.files else folder
+                again = comparison.reader_of(folder, part, target.settings)
                 issues += [
                     issue(path=layout.case_path(part), message=f"slice {index} {message}")
-                    for index, message in checks.compare_slices(stored, again, of_part)
+                    for index, message in comparison.compare_slices(stored, again, of_part)
                 ]
     except (CaseError, OSError) as error:
         return [checks.not_checked(record.case_id, as_case_error(error, step="load"))]
@@ -230,7 +238,7 @@ def _repair(
         for case_id in damaged:
             journal.append(RemovedCase(case_id=case_id))
         # Of damaged cases, and files named like slices that were never written.
-        for case_id, entries in layout.find_entries(output_dir, planes=inventory.planes).items():
+        for case_id, entries in layout.find_entries(output_dir, inventory.settings).items():
             known = filter(inventory.has_entry, entries) if case_id in kept else ()
             still_held()
             layout.remove_entries(output_dir, entries.keys() - set(known))

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-import numpy as np
-
 from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.labels import count_labels
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, OutputError, UsageError, as_case_error
 from dask_slicer.output import layout
+from dask_slicer.output.comparison import is_readable, reader_of
 from dask_slicer.output.directory import (
     existing_folds,
     existing_properties,
@@ -33,10 +32,10 @@ from dask_slicer.output.directory import (
     summary_properties,
 )
 from dask_slicer.output.folds import recorded_settings
-from dask_slicer.output.formats.base import DAMAGE, CaseReader
+from dask_slicer.output.formats.base import DAMAGE
 from dask_slicer.output.formats.npz import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
-from dask_slicer.output.index import index_lines
+from dask_slicer.output.index import index_lines, list_lines
 from dask_slicer.output.inventory import Inventory
 from dask_slicer.output.properties import properties_text
 from dask_slicer.output.summary import DatasetTotals, dataset_info
@@ -50,7 +49,6 @@ from dask_slicer.utils.formatting import escape_line, first_few
 _OF_ONE_RUN = {
     "elapsed_seconds", "slices_per_second", "versions", "config", "failures", "num_failed",
 }  # fmt: skip
-_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +84,10 @@ def _check_part(output_dir: Path, record: CommittedCase, settings: SliceSettings
         ]
         if issues:
             return issues
-        reader = reader_of(layout.case_folder(output_dir, record), record)
-        messages = list(_check_content(reader, record, settings))
+        messages: list[str] = []
+        if is_readable(record, settings):
+            reader = reader_of(layout.case_folder(output_dir, record), record, settings)
+            messages += _check_content(reader, record, settings)
     except CaseError as error:
         messages = [error.one_line]
     except OSError as error:  # the file may be readable, and correct, the next time
@@ -102,36 +102,6 @@ def not_checked(case_id: str, error: CaseError) -> Issue:
     """Return the issue of a case that could not be checked."""
     message = f"could not be checked: {error.kind}: {error.one_line}"
     return Issue(case_id=case_id, path=case_id, message=message, is_damage=False)
-
-
-def reader_of(folder: Path, record: CommittedCase) -> NpzReader | ZarrReader:
-    """Return a reader of a case, in one plane, whose files are in a folder."""
-    if record.files:
-        return ZarrReader(folder)
-    return NpzReader(
-        lambda index: folder / layout.slice_name(record.case_id, index, record.shape[1])
-    )
-
-
-def compare_slices(
-    stored: CaseReader, derived: CaseReader, slice_indices: Iterable[int]
-) -> Iterator[tuple[int, str]]:
-    """Yield index and problem of slices that differ from what their scan gives now."""
-    # The whole window for .npz. Zarr: only the slice itself, since its neighbours are slices too.
-    window_size = 0 if isinstance(stored, ZarrReader) else None
-    for slice_index in slice_indices:
-        image, label = stored.read(slice_index, window_size)
-        expected, expected_label = derived.read(slice_index, window_size)
-        if image.shape != expected.shape:
-            yield slice_index, f"has shape {image.shape}, but its scan now gives {expected.shape}"
-        elif not np.allclose(image, expected, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
-            difference = np.abs(image - expected).max()
-            yield slice_index, f"differs by up to {difference:.3g} from what its scan now gives"
-        if (label is None) != (expected_label is None):
-            has, gives = ("no label", "one") if label is None else ("a label", "none")
-            yield slice_index, f"has {has}, but its scan now gives {gives}"
-        elif label is not None and (label != expected_label).any():
-            yield slice_index, "has a label that differs from the one its scan now gives"
 
 
 def _check_bytes(path: Path, size: int, crc32: int) -> str:
@@ -177,11 +147,14 @@ def check_whole(
     `records` are those of the journal, sorted by case id.
     """
     planes = config.plane_folders
-    inventory = Inventory(planes=planes)
-    lines = index_lines(inventory.committed(records), with_planes=bool(planes))
-    checks = {layout.INDEX: list(_check_index(output_dir, lines))}
+    inventory = Inventory(config)
+    lines = index_lines(inventory.committed(records), config)
+    checks = {layout.INDEX: list(_check_lines(output_dir, layout.INDEX, lines))}
     for _ in lines:  # of the index, only lines up to the first difference were compared
         pass
+    for template in config.file_lists:
+        lines = list_lines(records, template)
+        checks[template.path] = list(_check_lines(output_dir, template.path, lines))
     checks[layout.SPLITS_FILE] = list(_check_splits(output_dir, inventory))
     checks[layout.SUMMARY] = list(_check_summary(output_dir, config, inventory.totals))
     if (output_dir / layout.CASES_FILE).exists():
@@ -317,10 +290,10 @@ def _check_properties(output_dir: Path) -> Iterator[str]:
         yield "has changed since it was written"
 
 
-def _check_index(output_dir: Path, expected_lines: Iterable[str]) -> Iterator[str]:
-    """Compare slices.csv line by line: it may have millions."""
+def _check_lines(output_dir: Path, name: str, expected_lines: Iterable[str]) -> Iterator[str]:
+    """Compare slices.csv, or a list, line by line: it may have millions."""
     try:
-        table = open_file(output_dir / layout.INDEX)
+        table = open_file(output_dir / name)
     except OSError:
         yield "is missing; the same run command writes it"
         return
@@ -362,7 +335,7 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
 def _strays(output_dir: Path, inventory: Inventory) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
     folders = [
-        *(output_dir / top for top in (*SPLITS, layout.ZARR)),
+        *(output_dir / top for top in layout.top_folders(inventory.settings)),
         *layout.temporary_folders(output_dir),
     ]
     for top in folders:
@@ -372,7 +345,7 @@ def _strays(output_dir: Path, inventory: Inventory) -> Iterator[Issue]:
                 if name in inventory:
                     continue
                 _, _, *below = (*Path(name).parts, "", "", "")
-                case_id = below[below[0] in inventory.planes]
+                case_id = below[below[0] in inventory.settings.plane_folders]
                 is_of_case = top.name == layout.ZARR and case_id in inventory.totals.split_of
                 yield Issue(
                     path=name,

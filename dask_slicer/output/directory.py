@@ -294,6 +294,14 @@ def clear(output_dir: Path) -> None:
     still_held(now=True)
     for path in (output_dir / layout.INDEX, *layout.journals(output_dir)):
         path.unlink(missing_ok=True)
+    with suppress(OutputError):  # of a newer version, or damaged: files by templates stay
+        old = output_config(output_dir)
+        for entries in layout.find_entries(output_dir, old).values():
+            still_held()
+            layout.remove_entries(output_dir, entries)
+        for template in old.file_lists:
+            (output_dir / template.path).unlink(missing_ok=True)
+        layout.remove_empty_folders(output_dir, old)
     # In a store, the folder of a plane is an entry here, with all cases in it.
     for entries in layout.find_entries(output_dir).values():
         still_held()

@@ -14,9 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.fields import PLANES
+from dask_slicer.config.file_settings import (
+    PNG,
+    FileTemplate,
+    ListTemplate,
+    format_template,
+    stem_digits,
+)
+from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import foreground_share
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import OutputError
+from dask_slicer.errors import OutputError, UsageError
 from dask_slicer.inputs.case import case_id_problem
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.layout import (
@@ -25,18 +33,14 @@ from dask_slicer.output.layout import (
     INDEX,
     JOURNAL,
     ZARR,
-    entries_of,
     section,
 )
-from dask_slicer.records import CommittedCase
+from dask_slicer.records import CaseRecord, CommittedCase
 from dask_slicer.utils.files import open_file
 
 if TYPE_CHECKING:
     from dask_slicer.output.formats.npz import NpzReader
     from dask_slicer.output.formats.zarr_reader import ZarrReader
-
-# Of a slice index in the name of a file.
-_MOST_DIGITS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +49,21 @@ class IndexedCase:
 
     case_id: str
     split: str
-    folder: str  # the directory of its .npz files, or its Zarr group, relative to the output
-    digits: int  # of the slice index in the names of .npz files; 0 for a Zarr group
+    digits: int = 0  # of the slice index in the names of files
     plane: str = ""  # empty if the output has one plane
+    template: FileTemplate | None = None  # of the file with the image; None for a Zarr group
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether slices of the case share a file, or a Zarr group."""
+        return self.template is None or not self.template.is_per_slice
 
     def path_of(self, slice_index: int) -> str:
-        """Return the path of a slice, relative to the output."""
-        if not self.digits:
-            return self.folder
-        return f"{self.folder}/{self.case_id}_{slice_index:0{self.digits}d}.npz"
+        """Return the path of the image of a slice, or of its Zarr group, relative to the output."""
+        place = section(self.split, self.plane)
+        if self.template is None:
+            return f"{ZARR}/{place}/{self.case_id}"
+        return self.template.file(self.case_id, place, slice_index, digits=self.digits)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,7 +147,7 @@ class SliceIndex:
         )
 
 
-def read_index(output_dir: Path) -> SliceIndex:
+def read_index(output_dir: Path, settings: SliceSettings) -> SliceIndex:
     """Return the slices of an output, from slices.csv, or from the journal if that is newer."""
     table, journal = output_dir / INDEX, output_dir / JOURNAL
     if not table.exists() or (
@@ -147,21 +157,21 @@ def read_index(output_dir: Path) -> SliceIndex:
         committed = [
             record for record in last_records(journal) if isinstance(record, CommittedCase)
         ]
-        index = _index(row for record in committed for row in _plane_rows(record))
+        index = _index(chain.from_iterable(_plane_rows(r, settings) for r in committed), settings)
         return replace(index, n_committed=len(committed))
     try:
         with io.TextIOWrapper(open_file(table), encoding="utf-8", newline="") as lines:
             rows = csv.reader(lines, strict=True)
             if tuple(next(rows)) == COLUMNS_OF_PLANES:
-                return _index(rows)
-            return _index((case_id, split, "", *rest) for case_id, split, *rest in rows)
+                return _index(rows, settings)
+            return _index(((case_id, split, "", *rest) for case_id, split, *rest in rows), settings)
     except (ValueError, OverflowError, StopIteration, csv.Error) as error:
         raise OutputError(
             f"{table} is damaged ({error}); remove it: the journal has the same data"
         ) from None
 
 
-def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
+def _index(rows: Iterable[Iterable[Any]], settings: SliceSettings) -> SliceIndex:
     cases: list[IndexedCase] = []
     numbers: dict[tuple[str, str, str], int] = {}
     case, slice_index, foreground, ends = [], [], [], [0]
@@ -170,8 +180,10 @@ def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
     for case_id, split, plane, index, path, row, share, labels in rows:
         number = numbers.setdefault((case_id, split, plane), len(cases))
         if number == len(cases):
-            in_zarr = str(row) != ""
-            cases.append(_indexed_case(case_id, split, plane, path, int(index), in_zarr=in_zarr))
+            case_ = _indexed_case(case_id, split, plane, path, int(index), settings)
+            if (str(row) != "") != case_.is_shared:
+                raise ValueError(f"{path!r} has row {row!r}")
+            cases.append(case_)
         case.append(number)
         slice_index.append(int(index))
         foreground.append(float(share) if share else np.nan)
@@ -194,47 +206,67 @@ def _index(rows: Iterable[Iterable[Any]]) -> SliceIndex:
 
 
 def _indexed_case(
-    case_id: str, split: str, plane: str, path: str, slice_index: int, *, in_zarr: bool
+    case_id: str, split: str, plane: str, path: str, slice_index: int, settings: SliceSettings
 ) -> IndexedCase:
     """Return a case of the index; raise ValueError if its files are not where a run writes them."""
-    folder, _, name = path.rpartition("/")
-    digits = 0 if in_zarr else len(name) - len(f"{case_id}_.npz")
-    case = IndexedCase(case_id, split, path if in_zarr else folder, digits, plane)
-    place = section(split, plane)
-    expected = f"{ZARR}/{place}/{case_id}" if in_zarr else f"{place}/{name}"
-    is_sound = plane in ("", *PLANES) and (in_zarr or 0 < digits <= _MOST_DIGITS)
-    if split not in SPLITS or case_id_problem(case_id) or path != expected or not is_sound:
-        raise ValueError(f"{path!r} is not a place of slices of case {case_id!r} in {split!r}")
-    if case.path_of(slice_index) != path:
-        raise ValueError(f"{path!r} is not the file of slice {slice_index} of case {case_id!r}")
-    return case
+    if split in SPLITS and plane in ("", *PLANES) and not case_id_problem(case_id):
+        images = [each for each in settings.templates_of(split) if "image" in each.contents]
+        templates: list[FileTemplate | None] = [*images] or [None]
+        for template in templates:
+            parsed = None if template is None else template.parse(path.rpartition("/")[2])
+            digits = 0 if parsed is None else parsed.digits
+            case = IndexedCase(case_id, split, digits, plane, template)
+            if case.path_of(slice_index) == path:
+                return case
+    raise ValueError(f"{path!r} is not the file of slice {slice_index} of {case_id!r} in {split!r}")
 
 
-def _plane_rows(record: CommittedCase) -> Iterator[tuple[object, ...]]:
+def _plane_rows(record: CommittedCase, settings: SliceSettings) -> Iterator[tuple[object, ...]]:
     """Yield the rows of a case in slices.csv, with the column `plane`."""
+    is_zarr = settings.format == "zarr"
+    template = None if is_zarr else settings.image_template(record.split)
     for part in record.parts:
         n_pixels = part.shape[2] * part.shape[3]
-        in_zarr = bool(part.files)
-        paths = list(entries_of(part)) * (len(part.slices) if in_zarr else 1)
-        for written, path in zip(part.slices, paths, strict=True):
+        digits = stem_digits(part.shape[1])
+        case = IndexedCase(part.case_id, part.split, digits, part.plane, template)
+        for written in part.slices:
             foreground = labels = ""
             if written.labels is not None:
                 foreground = f"{foreground_share(written.labels, n_pixels):.6g}"
                 labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
-            row = written.slice_index if in_zarr else ""
+            row = written.slice_index if case.is_shared else ""
             place = part.case_id, part.split, part.plane, written.slice_index
-            yield *place, path, row, foreground, labels
+            yield *place, case.path_of(written.slice_index), row, foreground, labels
 
 
-def index_lines(committed: Iterable[CommittedCase], *, with_planes: bool = False) -> Iterator[str]:
+def index_lines(committed: Iterable[CommittedCase], settings: SliceSettings) -> Iterator[str]:
     """Yield the lines of slices.csv; cases come in the order of their ids.
 
-    The column `plane` is there only `with_planes`, which are several.
+    The column `plane` is there only with several planes.
     """
-    rows = chain.from_iterable(map(_plane_rows, committed))
-    if with_planes:
+    rows = chain.from_iterable(_plane_rows(record, settings) for record in committed)
+    if settings.plane_folders:
         return csv_lines(chain([COLUMNS_OF_PLANES], rows))
     return csv_lines(chain([COLUMNS], ((*row[:2], *row[3:]) for row in rows)))
+
+
+def list_lines(records: Iterable[CaseRecord], template: ListTemplate) -> Iterator[str]:
+    """Yield the lines of a list of cases or slices, in the order of slices.csv."""
+    for record in records:
+        if not isinstance(record, CommittedCase) or record.split not in template.splits:
+            continue
+        for part in record.parts:
+            place, digits = section(part.split, part.plane), stem_digits(part.shape[1])
+            indices = [written.slice_index for written in part.slices]
+            for slice_index in indices if template.is_per_slice else indices[:1]:
+                line = format_template(
+                    template.line,
+                    case_id=part.case_id,
+                    split=place,
+                    slice_index=slice_index,
+                    digits=digits,
+                )
+                yield f"{line}\n"
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
@@ -249,13 +281,34 @@ def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
 
 
 def case_reader(output_dir: Path, case: IndexedCase) -> NpzReader | ZarrReader:
-    """Return a reader of a case; raise CorruptFile or OSError if it is damaged or missing."""
+    """Return a reader of a case; raise CorruptFile or OSError if it is damaged or missing.
+
+    Raises
+    ------
+    UsageError
+        If the files are in a layout that only the project that it is for reads.
+    """
     # Imported here, since a run reads no slices: Blosc has a lock, which a process that starts
     # workers must not have before it starts the process that they are forked from.
-    if case.digits:
+    template = case.template
+    if template is None:
+        from dask_slicer.output.formats.zarr_reader import ZarrReader
+
+        return ZarrReader(output_dir / case.path_of(0))
+    if template.is_readable:
         from dask_slicer.output.formats.npz import NpzReader
 
         return NpzReader(lambda slice_index: output_dir / case.path_of(slice_index))
-    from dask_slicer.output.formats.zarr_reader import ZarrReader
+    if template == PNG[0]:
+        from dask_slicer.output.formats.png_reader import PngReader
 
-    return ZarrReader(output_dir / case.folder)
+        _, masks, metadata = (replace(case, template=each) for each in PNG)
+        return PngReader(
+            lambda slice_index: output_dir / case.path_of(slice_index),
+            lambda slice_index: output_dir / masks.path_of(slice_index),
+            output_dir / metadata.path_of(0),
+        )
+    raise UsageError(
+        f"{case.path_of(0)} is in a layout of another project, which its loader reads; make an "
+        "output with --format npz, zarr or png to look at slices or to train with SliceDataset"
+    )

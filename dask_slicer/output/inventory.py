@@ -6,6 +6,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from dask_slicer.config.file_settings import FileTemplate, stem_digits
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.output import layout
 from dask_slicer.output.summary import DatasetTotals
 from dask_slicer.records import CaseRecord, CommittedCase, FailedCase
@@ -17,9 +19,11 @@ _ZARR_LEVELS = (3, 4)  # slices.zarr, split, a plane if there are several, and c
 class _Files:
     """Files of a case in a plane: names below its Zarr group, or the indices of its slices."""
 
+    split: str
     n_slices: int
     names: frozenset[str]
     kept: Sequence[int]
+    has_label: bool
 
 
 @dataclass(slots=True)
@@ -29,12 +33,12 @@ class Inventory:
     `name in inventory` is whether a file, relative to the output, belongs to a written case.
     """
 
-    planes: Sequence[str] = ()  # those that have a folder
+    settings: RunConfig
     totals: DatasetTotals = field(default_factory=DatasetTotals)
     failed: list[str] = field(default_factory=list)
     structures: dict[str, int] = field(default_factory=dict)  # values of masks that were merged
     most_bytes: int = 0  # of one case
-    _files: dict[str, _Files] = field(default_factory=dict)  # by `layout.case_path`
+    _files: dict[str, _Files] = field(default_factory=dict)  # by section and case id
     # Cases of one shape have files of the same names.
     _names: dict[frozenset[str], frozenset[str]] = field(default_factory=dict)
 
@@ -58,8 +62,13 @@ class Inventory:
             kept: Sequence[int] = [written.slice_index for written in part.slices]
             if kept and kept[-1] - kept[0] + 1 == len(kept):
                 kept = range(kept[0], kept[-1] + 1)
-            self._files[layout.case_path(part)] = _Files(
-                part.shape[1], self._names.setdefault(names, names), kept
+            place = f"{layout.section(part.split, part.plane)}/{part.case_id}"
+            self._files[f"{layout.ZARR}/{place}" if names else place] = _Files(
+                part.split,
+                part.shape[1],
+                self._names.setdefault(names, names),
+                kept,
+                any(written.labels is not None for written in part.slices),
             )
 
     def __contains__(self, name: str) -> bool:
@@ -69,16 +78,29 @@ class Inventory:
                 files = self._files.get("/".join(parts[:n_levels]))
                 if files is not None and "/".join(parts[n_levels:]) in files.names:
                     return True
-            return name in layout.zarr_groups(self.planes)
-        folder, _, file = name.rpartition("/")
-        slice_ = layout.parse_slice_name(file)
-        files = None if slice_ is None else self._files.get(f"{folder}/{slice_[0]}")
-        if slice_ is None or files is None or files.names:
+            return name in layout.zarr_groups(self.settings.plane_folders)
+        return any(self._is_of(name, template) for template in self.settings.templates) or any(
+            name == template.path for template in self.settings.file_lists
+        )
+
+    def _is_of(self, name: str, template: FileTemplate) -> bool:
+        """Return whether a file is one of a template, of a written case and a kept slice."""
+        parsed = template.parse(name.rpartition("/")[2])
+        if parsed is None:
             return False
-        case_id, index = slice_
-        place = bisect_left(files.kept, index)
-        is_kept = place < len(files.kept) and files.kept[place] == index
-        return is_kept and file == layout.slice_name(case_id, index, files.n_slices)
+        for place in layout.sections(self.settings.plane_folders):
+            files = self._files.get(f"{place}/{parsed.case_id}")
+            if files is None or files.split not in template.splits or not files.kept:
+                continue
+            is_there = files.has_label or {*template.contents} != {"label"}
+            index = parsed.slice_index
+            if index is not None:
+                number = bisect_left(files.kept, index)
+                is_there &= number < len(files.kept) and files.kept[number] == index
+            digits = stem_digits(files.n_slices)
+            if is_there and name == template.file(parsed.case_id, place, index or 0, digits=digits):
+                return True
+        return False
 
     def has_entry(self, entry: str) -> bool:
         """Return whether a file, or the directory of a Zarr case, belongs to a written case."""

@@ -24,6 +24,7 @@ from dask_slicer.config.fields import PLANES
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import MOST_INTENSITY
 from dask_slicer.inputs.case import case_id_problem
+from dask_slicer.output.layout import JOURNAL, ZARR
 from dask_slicer.output.lock import still_held
 from dask_slicer.records import (
     CaseRecord,
@@ -226,13 +227,21 @@ def _is_sound(record: CaseRecord) -> bool:
         and len(set(names)) == len(names)
         and set(names) <= set(PLANES)
         # All slices of a case are in its planes, if it has several.
-        and not (names and (record.slices or record.files))
+        and not (names and (record.slices or record.files or record.output_files))
         and all(map(_is_sound_plane, record.planes))
         and _is_sound_plane(record)
         and all(0 <= seconds < _MOST_SECONDS for seconds in record.seconds.values())
         and all(abs(number) <= MOST_INTENSITY for number in stats)
         and all(0 < s.n_foreground < _MOST_COUNT for s in record.statistics)
         and (record.grid is None or _is_sound_grid(record.grid))
+    )
+
+
+def _is_below(path: str) -> bool:
+    """Return whether a path is one of a file below the output."""
+    parts = path.split("/")
+    return not ({"", ".", ".."} & {*parts} or re.search(r"[\\\0:]", path)) and (
+        parts[0] not in (ZARR, JOURNAL) and not parts[0].startswith(".")
     )
 
 
@@ -253,6 +262,7 @@ def _is_sound_plane(own: CommittedCase | WrittenPlane) -> bool:
         and all(low < high for low, high in pairwise(indices))
         and all(written.size >= 0 for written in own.slices)
         and all(file.size >= 0 and _FILE.fullmatch(file.path) for file in own.files)
+        and all(file.size >= 0 and _is_below(file.path) for file in own.output_files)
         and all(0 < length < _MOST_LENGTH for length in own.spacing)
         and all(
             abs(value) < _MOST_COUNT and 0 <= n < _MOST_COUNT

@@ -2,6 +2,8 @@
 
 npz     <split>/<case_id>_<slice_index>.npz             a file for every slice
 zarr    slices.zarr/<split>/<case_id>/                  a directory for every case
+png     images/<split>/<case_id>_<slice_index>.png      files by the templates of the format, see
+        masks/…, metadata/<split>/<case_id>.json        `config.file_settings`; so with files
 
 An entry is such a file or such a directory. With several planes, the split is followed by
 the plane, <split>/<plane>/, which is called a section here.
@@ -19,11 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dask_slicer.config.fields import PLANES
+from dask_slicer.config.file_settings import NPZ, FileTemplate, stem_digits
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.output.atomic import remove_whole
 from dask_slicer.planning.plan import CasePlan, Partition
-from dask_slicer.records import CommittedCase
+from dask_slicer.records import CommittedCase, WrittenPlane
 
 
 class PartitionFiles(NamedTuple):
@@ -138,8 +141,7 @@ def slice_name(case_id: str, slice_index: int, n_slices: int) -> str:
     >>> slice_name("liver_007", 12, 100), slice_name("liver_007", 12, 1200)
     ('liver_007_012.npz', 'liver_007_0012.npz')
     """
-    width = max(3, len(str(n_slices - 1)))
-    return f"{case_id}_{slice_index:0{width}d}.npz"
+    return f"{case_id}_{slice_index:0{stem_digits(n_slices)}d}.npz"
 
 
 def parse_slice_name(name: str) -> tuple[str, int] | None:
@@ -161,38 +163,58 @@ def section(split: str, plane: str = "") -> str:
     return f"{split}/{plane}" if plane else split
 
 
+def sections(planes: Iterable[str] = ()) -> list[str]:
+    """Return the section of each split, and of each plane in it."""
+    return [section(split, plane) for split in SPLITS for plane in ("", *planes)]
+
+
 def zarr_groups(planes: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the metadata files of all groups above cases; `planes` are those with a folder."""
-    folders = [section(split, plane) for split in SPLITS for plane in ("", *planes)]
+    folders = sections(planes)
     return (ZARR_ROOT, *(f"{ZARR}/{folder}/{ZARR_METADATA}" for folder in folders))
 
 
 def case_entries(
-    case: CasePlan,
-    settings: SliceSettings,
-    slices: Iterable[int],
-    *,
-    n_slices: int,
-    plane: str = "",
-) -> list[str]:
-    """Return the entries that hold some of the n slices of a case, relative to the output.
+    case: CasePlan, settings: SliceSettings, written: WrittenPlane, *, plane: str = ""
+) -> list[tuple[str, str]]:
+    """Return the entries of a case in a plane: path below its temporary folder, and the output.
 
     `plane` is the name of its folder, if there is one.
     """
     folder = section(case.split, plane)
     if settings.format == "zarr":
-        return [f"{ZARR}/{folder}/{case.case_id}"]
-    return [f"{folder}/{slice_name(case.case_id, index, n_slices)}" for index in slices]
+        return [(case.case_id, f"{ZARR}/{folder}/{case.case_id}")]
+    if settings.format == "npz":
+        n_slices = written.shape[1]
+        names = [slice_name(case.case_id, each.slice_index, n_slices) for each in written.slices]
+        return [(name, f"{folder}/{name}") for name in names]
+    return [(file.path, file.path) for file in written.output_files]
+
+
+def possible_entries(case: CasePlan, settings: SliceSettings, n_slices: int) -> list[str]:
+    """Return all entries that a case of n slices may have, with one plane."""
+    if settings.format == "zarr":
+        return [f"{ZARR}/{case.split}/{case.case_id}"]
+    digits = stem_digits(n_slices)
+    return [
+        template.file(case.case_id, case.split, slice_index, digits=digits)
+        for template in settings.templates_of(case.split)
+        for slice_index in (range(n_slices) if template.is_per_slice else (0,))
+    ]
 
 
 def case_path(part: CommittedCase) -> str:
-    """Return the directory of a Zarr case, or what the .npz files of a case begin with."""
+    """Return the directory of a Zarr case, its first file, or what its .npz files begin with."""
+    if part.output_files:
+        return part.output_files[0].path
     path = f"{section(part.split, part.plane)}/{part.case_id}"
     return f"{ZARR}/{path}" if part.files else path
 
 
 def case_folder(output_dir: Path, part: CommittedCase) -> Path:
-    """Return the directory that holds a case's files; with .npz, other cases' files too."""
+    """Return the directory of a Zarr case or of .npz files; the output for other files."""
+    if part.output_files:
+        return output_dir
     path = output_dir / case_path(part)
     return path if part.files else path.parent
 
@@ -200,6 +222,8 @@ def case_folder(output_dir: Path, part: CommittedCase) -> Path:
 def case_files(part: CommittedCase) -> dict[str, tuple[int, int]]:
     """Return size in bytes and CRC-32 of each file of a case in a plane, by path in the output."""
     path = case_path(part)
+    if part.output_files:
+        return {path: (size, crc32) for path, size, crc32 in part.output_files}
     if part.files:
         return {f"{path}/{name}": (size, crc32) for name, size, crc32 in part.files}
     folder = path.removesuffix(part.case_id)
@@ -222,21 +246,25 @@ def entries_of(record: CommittedCase) -> dict[str, int]:
 
 
 def find_entries(
-    output_dir: Path, of: Collection[str] | None = None, *, planes: Collection[str] = ()
+    output_dir: Path, settings: SliceSettings | None = None, *, of: Collection[str] | None = None
 ) -> dict[str, dict[str, int]]:
     """Return the entries of each case on disk, journaled or not: path → bytes, 0 for a directory.
 
-    `of` selects cases, because other partitions of the run may be writing the rest. `planes` are
-    those that have a folder: in a store, other folders are cases, whatever their name.
+    `settings` are those of the output: they have the names of files. In a store, folders are cases,
+    whatever their name, if they are of no plane. `of` selects cases, because other partitions of
+    the run may be writing the rest.
     """
+    planes = () if settings is None else settings.plane_folders
     entries: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for split in SPLITS:
-        for folder in (section(split, plane) for plane in ("", *PLANES)):
+    for template in _templates(settings):
+        for folder in template_folders(template):
             for entry in _scan(output_dir / folder):
-                case_id, _ = parse_slice_name(entry.name) or ("", 0)
-                if case_id and (of is None or case_id in of):
+                parsed = template.parse(entry.name)
+                if parsed and (of is None or parsed.case_id in of) and not entry.is_dir():
                     size = entry.stat(follow_symlinks=False).st_size
-                    entries[case_id][f"{folder}/{entry.name}"] = size
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    entries[parsed.case_id][path] = size
+    for split in SPLITS:
         for plane in ("", *planes):
             folder = f"{ZARR}/{section(split, plane)}"
             for entry in _scan(output_dir / folder):
@@ -244,6 +272,22 @@ def find_entries(
                 if not is_plane and (of is None or entry.name in of) and entry.is_dir():
                     entries[entry.name][f"{folder}/{entry.name}"] = 0
     return dict(entries)
+
+
+def _templates(settings: SliceSettings | None) -> list[FileTemplate]:
+    """Return the templates of an output, and those of .npz files, which an earlier one may have."""
+    return list(dict.fromkeys((NPZ, *(() if settings is None else settings.templates))))
+
+
+def top_folders(settings: SliceSettings) -> list[str]:
+    """Return the names at the top of the output of the folders that hold slices."""
+    names = [name for each in _templates(settings) for name in template_folders(each)]
+    return [*dict.fromkeys((*SPLITS, ZARR, *(top for n in names if (top := n.partition("/")[0]))))]
+
+
+def template_folders(template: FileTemplate) -> list[str]:
+    """Return the folders, below the output, that may hold files of a template, each once."""
+    return list(dict.fromkeys(map(template.folder, sections(PLANES))))
 
 
 def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str = TEMPORARY) -> None:
@@ -254,6 +298,16 @@ def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str =
         if path.is_dir():
             folder.mkdir(exist_ok=True)
         remove_whole(path, folder)
+
+
+def remove_empty_folders(output_dir: Path, settings: SliceSettings) -> None:
+    """Remove the folders of files by templates, and of lists, that are empty."""
+    folders = [name for each in settings.templates for name in template_folders(each)]
+    folders += [template.path.rpartition("/")[0] for template in settings.file_lists]
+    names = {parent for name in folders if name for parent in (name, *map(str, Path(name).parents))}
+    for name in sorted(names - {"."}, reverse=True):  # contents before their folder
+        with suppress(OSError):  # missing, or not empty
+            (output_dir / name).rmdir()
 
 
 def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -> bool:
@@ -270,17 +324,18 @@ def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -
         return False
 
 
-def refresh_listing(output_dir: Path) -> None:
+def refresh_listing(output_dir: Path, settings: SliceSettings) -> None:
     """Make `find_entries` see what other machines have just written.
 
     An NFS client caches a directory for up to a minute, unless it changes the directory itself.
     """
-    for name in (section(split, plane) for split in SPLITS for plane in ("", *PLANES)):
-        for folder in (output_dir / name, output_dir / ZARR / name):
-            probe = folder / f"{TEMPORARY}.{uuid.uuid4().hex[:8]}"
-            with suppress(OSError):  # most folders do not exist
-                probe.touch()
-                probe.unlink()
+    names = [name for each in _templates(settings) for name in template_folders(each)]
+    names += [f"{ZARR}/{name}" for name in sections(PLANES)]
+    for name in dict.fromkeys(names):
+        probe = output_dir / name / f"{TEMPORARY}.{uuid.uuid4().hex[:8]}"
+        with suppress(OSError):  # most folders do not exist
+            probe.touch()
+            probe.unlink()
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

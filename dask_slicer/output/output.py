@@ -118,7 +118,7 @@ class Output:
     @cached_property
     def index(self) -> SliceIndex:
         """Return the slices, as columns."""
-        return read_index(self.path)
+        return read_index(self.path, self.config)
 
     @cached_property
     def cases(self) -> list[str]:

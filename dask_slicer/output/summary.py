@@ -28,7 +28,7 @@ from dask_slicer.output.folds import (
     write_folds,
 )
 from dask_slicer.output.formats.base import is_normalized, read_json, statistics_by_name
-from dask_slicer.output.index import csv_lines, index_lines
+from dask_slicer.output.index import csv_lines, index_lines, list_lines
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.properties import properties_json
 from dask_slicer.planning.folds import Folds, FoldSettings
@@ -175,16 +175,17 @@ def finalize(
 
     directory.remove_temporary(output_dir)
     try:
-        lines = index_lines(committed(), with_planes=bool(config.plane_folders))
+        lines = index_lines(committed(), config)
         directory.write_lines(output_dir, layout.INDEX, lines)
         if not is_complete:
             # Cases that were stopped before they could be committed.
             stopped = planned - totals.split_of.keys()
-            for paths in layout.find_entries(
-                output_dir, of=stopped, planes=config.plane_folders
-            ).values():
+            for paths in layout.find_entries(output_dir, config, of=stopped).values():
                 directory.remove_case_files(output_dir, paths)
         directory.write_lines(output_dir, layout.FAILURES, _failure_lines(failures))
+        for template in config.file_lists:
+            records = last_records(output_dir / layout.JOURNAL)
+            directory.write_lines(output_dir, template.path, list_lines(records, template))
         if config.format == "zarr":
             from dask_slicer.output.formats.zarr_writer import GROUP_TEXT, root_text
 

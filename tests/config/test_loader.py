@@ -12,10 +12,10 @@ from dask_slicer.config.loader import (
     build_config,
     find_config,
     read_config_file,
-    shipped_configs,
     to_yaml,
 )
 from dask_slicer.config.schema import RunConfig
+from dask_slicer.config.shipped import shipped_configs
 from dask_slicer.errors import ConfigError
 
 PLACES = {"input_dir": "/scans", "output_dir": "/all slices"}
@@ -112,7 +112,7 @@ def test_a_file_that_is_wrong_is_refused_by_name(tmp_path, content, said) -> Non
         ("ct_abdomn", "there is no configuration ct_abdomn; did you mean ct_abdomen?"),
         (
             "zzz",
-            "shipped are brain_mri, ct_abdomen, ct_lung, ct_nnunet, debug, default, pbs, slurm",
+            "configuration zzz; dask-slicer configs lists the shipped ones, or give a YAML file",
         ),
         ("mine.yaml", "cannot read the configuration mine.yaml: No such file"),
         ("configs/mine", "cannot read the configuration configs/mine: No such file"),

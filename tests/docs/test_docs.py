@@ -19,7 +19,7 @@ from repository import ROOT
 import dask_slicer
 from dask_slicer.cli.main import main
 from dask_slicer.cli.options import config_options
-from dask_slicer.config.loader import json_schema, shipped_configs
+from dask_slicer.config.loader import json_schema
 from dask_slicer.inputs.phantom import write_dataset
 
 _README = README.read_text(encoding="utf-8")
@@ -39,6 +39,15 @@ _RUN = {
         "console": "test_the_demo_prints_what_the_quick_start_shows",
     },
     "docs/steps.md": {"sh": "test_the_commands_of_a_page_run"},
+    "docs/recipes.md": {"sh": "test_the_commands_of_a_page_run"},
+    **{
+        page.relative_to(ROOT).as_posix(): {
+            "sh": "test_recipes.test_the_commands_and_the_code_of_a_page_run",
+            "python": "test_recipes.test_the_commands_and_the_code_of_a_page_run",
+        }
+        for page in PAGES
+        if page.parent.name == "recipes"
+    },
     "docs/reliability.md": {"sh": "test_the_commands_of_a_page_run"},
     "docs/options.md": {"yaml": "test_a_configuration_file_in_the_docs_is_valid"},
     "docs/assemble.md": {
@@ -155,7 +164,7 @@ def test_the_two_commands_that_set_everything_up_are_in_the_readme_and_in_ci() -
 
 @pytest.mark.parametrize(
     "document",
-    [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))],
+    sorted({*ROOT.glob("*.md"), *PAGES}),
     ids=lambda path: path.name,
 )
 def test_relative_links_have_targets(document: Path) -> None:
@@ -335,8 +344,3 @@ def test_the_page_of_measurements_is_what_was_measured(
 def test_the_json_schema_is_that_of_the_configuration() -> None:
     committed = (ROOT / "configs" / "schema.json").read_text(encoding="utf-8")
     assert committed == json_schema()
-
-
-def test_every_shipped_configuration_is_named_on_the_page_of_options() -> None:
-    for name in shipped_configs():
-        assert f"| `{name}` |" in _OPTIONS

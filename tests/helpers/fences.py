@@ -13,7 +13,11 @@ from pathlib import Path
 from repository import ROOT
 
 README = ROOT / "README.md"
-PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    README,
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs/recipes").glob("*.md")),
+)
 _FENCE = re.compile(r"^(?P<ticks>```+)(?P<info>.*)\n(?P<code>(?:.*\n)*?)(?P=ticks)$", re.MULTILINE)
 
 

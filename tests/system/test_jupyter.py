@@ -209,8 +209,8 @@ def test_a_cell_shows_a_bar_and_then_the_report(kernel, scans) -> None:
 def test_a_configuration_error_is_one_line_below_the_cell(kernel) -> None:
     said = kernel.run("import dask_slicer as ds\nds.run('ct_abdomn')")
     assert said.error == (
-        "ConfigError: there is no configuration ct_abdomn; did you mean ct_abdomen?; shipped are "
-        "brain_mri, ct_abdomen, ct_lung, ct_nnunet, debug, default, pbs, slurm, or give a YAML file"
+        "ConfigError: there is no configuration ct_abdomn; did you mean ct_abdomen?; "
+        "dask-slicer configs lists the shipped ones, or give a YAML file"
     )
 
 

@@ -1,17 +1,19 @@
-"""Formats of slices on disk, npz and Zarr: writing and reading."""
+"""Formats of slices on disk: npz, Zarr, PNG and other files; writing and reading."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.geometry import spacing, voxel_volume
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.output.formats.npz import write_slices
+from dask_slicer.output.layout import section
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
-from dask_slicer.records import WrittenFile, WrittenPlane, WrittenSlice
+from dask_slicer.records import WrittenPlane
 
 
 def _write_plane(
@@ -22,13 +24,25 @@ def _write_plane(
     *,
     names: Names = NO_NAMES,
     fsync: bool,
-) -> tuple[tuple[WrittenSlice, ...], tuple[WrittenFile, ...]]:
-    """Write a plane of a case into an empty folder; return slices, and files that they share."""
+    plane_folder: str,
+) -> dict[str, Any]:
+    """Write a plane of a case into an empty folder; return slices and files, as `WrittenPlane`."""
     if settings.format == "npz":
-        return write_slices(stack, case, settings, folder, names=names, fsync=fsync), ()
-    from dask_slicer.output.formats.zarr_writer import write_group
+        slices = write_slices(stack, case, settings, folder, names=names, fsync=fsync)
+        return {"slices": slices}
+    if settings.format == "zarr":
+        from dask_slicer.output.formats.zarr_writer import write_group
 
-    return write_group(stack, case, settings, folder / case.case_id, names=names, fsync=fsync)
+        group = folder / case.case_id
+        slices, files = write_group(stack, case, settings, group, names=names, fsync=fsync)
+        return {"slices": slices, "files": files}
+    from dask_slicer.output.formats.files import write_files
+
+    place = section(case.split, plane_folder)
+    slices, output_files = write_files(
+        stack, case, settings, folder, names=names, fsync=fsync, section=place
+    )
+    return {"slices": slices, "output_files": output_files}
 
 
 def write_case(
@@ -44,14 +58,16 @@ def write_case(
     written = []
     for plane, stack, folder in zip(settings.planes, stacks, folders, strict=True):
         own = settings.model_copy(update={"plane": plane})
-        slices, files = _write_plane(stack, case, own, folder, names=names, fsync=fsync)
+        plane_folder = plane if settings.plane_folders else ""
+        content = _write_plane(
+            stack, case, own, folder, names=names, fsync=fsync, plane_folder=plane_folder
+        )
         written.append(
             WrittenPlane(
                 plane=plane,
                 shape=(len(stack.image), *stack.shape),
                 spacing=spacing(stack.affine),
-                slices=slices,
-                files=files,
+                **content,
                 steps=stack.changes(),
                 voxel_volume=voxel_volume(stack.affine),
             )

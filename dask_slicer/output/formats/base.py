@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.schema import SliceSettings
-from dask_slicer.core.geometry import spacing
+from dask_slicer.core.geometry import itk_grid, spacing
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.core.windows import context_step
@@ -115,6 +115,12 @@ def case_metadata(
         **_notes(case),
         **({"overlapping_voxels": stack.n_overlapping} if stack.n_overlapping else {}),
     } | names.metadata()
+
+
+def grid_array(stack: SliceStack, content: str, *, transpose: bool) -> NDArray[np.float64]:
+    """Return spacing (3,), direction (9,) or origin (3,) of a case, as SimpleITK has them."""
+    affine = stack.affine[:, [0, 2, 1, 3]] if transpose else stack.affine
+    return np.array(getattr(itk_grid(affine), content), dtype=np.float64).ravel()
 
 
 def _requested(settings: SliceSettings) -> dict[str, Any]:

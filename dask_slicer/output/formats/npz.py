@@ -16,12 +16,14 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_slicer.config.file_settings import NPZ, Content, FileTemplate
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.windows import ZERO_SLICE
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, case_metadata, step_of
+from dask_slicer.output.formats.base import Slice, case_metadata, grid_array, step_of
 from dask_slicer.output.formats.npz_archive import (
+    MOST_DEFLATED,
     Piece,
     archive,
     npy_header,
@@ -35,8 +37,6 @@ from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import WrittenSlice
 from dask_slicer.utils.files import open_file, parse_json
 
-# The greatest ratio by which deflate can compress.
-_MOST_DEFLATED = 1032
 _PIECE_BYTES = 1 << 18
 # Number of axes and kinds of dtype of each array.
 _ARRAYS = {"image": (3, "fiu"), "label": (2, "iu"), "metadata": (0, "U")}
@@ -52,7 +52,7 @@ def write_slices(
     fsync: bool,
 ) -> tuple[WrittenSlice, ...]:
     """Write the slices of a case into an empty folder, one file each."""
-    writer = _Writer(stack, case, settings, names)
+    writer = NpzWriter(stack, case, settings, names)
     n_slices = stack.shape[0]
     written = []
     for slice_index in stack.kept:
@@ -64,11 +64,21 @@ def write_slices(
     return tuple(written)
 
 
-class _Writer:
-    """Makes archives of ascending slices; keeps the deflated planes that later windows need."""
+class NpzWriter:
+    """Makes archives of ascending slices; keeps the deflated planes that later windows need.
+
+    `template` says which contents have which names. The channels of an image come first, or there
+    is only one.
+    """
 
     def __init__(
-        self, stack: SliceStack, case: CasePlan, settings: SliceSettings, names: Names = NO_NAMES
+        self,
+        stack: SliceStack,
+        case: CasePlan,
+        settings: SliceSettings,
+        names: Names = NO_NAMES,
+        *,
+        template: FileTemplate = NPZ,
     ) -> None:
         self._stack = stack
         self._settings = settings
@@ -81,32 +91,59 @@ class _Writer:
         self._reach = ceil(settings.window_size * step)
         self._planes = stack.planes(set(chain.from_iterable(self._windows.values())))
         self._pieces: dict[int, list[Piece]] = {}
+        self._template = template
         _, height, width = stack.shape
-        channels = self._metadata["num_channels"]
-        self._image_header = self._piece(npy_header((channels, height, width), settings.dtype))
+        if template.transpose:
+            height, width = width, height
+        channels = self._metadata["num_channels"] * template.copies
+        shape = (height, width) if template.channels == "none" else (channels, height, width)
+        self._image_header = self._piece(npy_header(shape, settings.dtype))
         zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))
         self._zeros = [zeros] * len(stack.image)
         self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
 
     def archive(self, slice_index: int) -> tuple[list[bytes], int]:
         """Return the file of one slice, in parts, and its CRC-32."""
-        window = self._windows[slice_index]
+        members = [
+            (f"{name}.npy", pieces)
+            for name, content in self._template.holds.items()
+            if (pieces := self._content(content, slice_index)) is not None
+        ]
+        return archive(members, level=self._settings.compression_level)
+
+    def _content(self, content: Content, slice_index: int) -> list[Piece] | None:
+        """Return what is in a member; None if there is no label."""
+        match content:
+            case "image":
+                return self._image(slice_index)
+            case "label":
+                return self._label(slice_index)
+            case "metadata":
+                text = json.dumps({"slice_index": slice_index} | self._metadata, ensure_ascii=False)
+                return [self._piece(npy_of_text(text))]
+        values = grid_array(self._stack, content, transpose=self._template.transpose)
+        return [self._piece(npy_header(values.shape, "<f8") + values.tobytes())]
+
+    def _image(self, slice_index: int) -> list[Piece]:
+        window = self._windows[slice_index] * self._template.copies
         # No later window needs planes before this one's first.
         for index in [i for i in self._pieces if i < slice_index - self._reach]:
             del self._pieces[index]
         image = [self._image_header]
         for index in window:
             image += self._plane(index)
-        members = [("image.npy", image)]
-        if self._stack.label is not None:
-            if self._stack.label_counts[slice_index]:
-                plane = self._piece(np.ascontiguousarray(self._stack.label[slice_index]))
-            else:
-                plane = self._empty_label
-            members.append(("label.npy", [self._label_header, plane]))
-        text = json.dumps({"slice_index": slice_index} | self._metadata, ensure_ascii=False)
-        members.append(("metadata.npy", [self._piece(npy_of_text(text))]))
-        return archive(members, level=self._settings.compression_level)
+        return image
+
+    def _label(self, slice_index: int) -> list[Piece] | None:
+        if self._stack.label is None:
+            return None
+        plane = self._empty_label
+        if self._stack.label_counts[slice_index]:
+            plane = self._piece(np.ascontiguousarray(self._turned(self._stack.label[slice_index])))
+        return [self._label_header, plane]
+
+    def _turned(self, plane: NDArray[Any]) -> NDArray[Any]:
+        return plane.T if self._template.transpose else plane
 
     @cached_property
     def _empty_label(self) -> Piece:
@@ -118,7 +155,8 @@ class _Writer:
         while index not in self._pieces:
             next_index, planes = next(self._planes)
             self._pieces[next_index] = [
-                self._piece(plane.astype(self._settings.dtype, copy=False)) for plane in planes
+                self._piece(np.ascontiguousarray(self._turned(plane), dtype=self._settings.dtype))
+                for plane in planes
             ]
         return self._pieces[index]
 
@@ -151,17 +189,19 @@ class NpzReader:
         """Return the metadata of a slice."""
         return self._members(slice_index).metadata
 
-    def _members(self, slice_index: int) -> _Members:
+    def _members(self, slice_index: int) -> Members:
         with _opened(self._path_of(slice_index)) as archive:
             metadata = parse_json(_array(archive, "metadata").item())
             image = _array(archive, "image")
             w = metadata["window_size"]
             if type(w) is not int or w < 0 or not len(image) or len(image) % (2 * w + 1):
                 raise ValueError(f"{len(image)} channels are no window of {w} neighbours")
-            return _Members(image, _label(archive, image.shape), metadata)
+            return Members(image, _label(archive, image.shape), metadata)
 
 
-class _Members(NamedTuple):
+class Members(NamedTuple):
+    """Image (channel, row, column), label (row, column) and metadata of a slice."""
+
     image: NDArray[Any]
     label: NDArray[np.integer] | None
     metadata: dict[str, Any]
@@ -200,7 +240,7 @@ def _array(archive: ZipFile, name: str) -> NDArray[Any]:
         n_bytes = math.prod(shape) * dtype.itemsize
         if n_bytes != info.file_size - member.tell():
             raise ValueError(f"its {name} holds less or more than {dtype} {shape}")
-        if info.file_size > _MOST_DEFLATED * (archive.start_dir + 1):
+        if info.file_size > MOST_DEFLATED * (archive.start_dir + 1):
             raise ValueError(f"the file is too small for {n_bytes} bytes of {name}")
         content = np.empty(n_bytes, np.uint8)
         for start in range(0, n_bytes, _PIECE_BYTES):  # faster than at once

@@ -23,6 +23,8 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import DTypeLike, NDArray
 
+# The greatest ratio by which deflate can compress.
+MOST_DEFLATED = 1032
 # The end of a deflate stream: an empty last block.
 _LAST_BLOCK = b"\x03\x00"
 _RAW = -15

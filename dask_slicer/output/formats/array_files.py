@@ -1,0 +1,90 @@
+"""Arrays in .npy, .npz and .h5 files: HDF5 plane by plane, and reading for comparisons."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.errors import CorruptFile, UsageError
+from dask_slicer.output.formats import png
+from dask_slicer.utils.files import read_bytes
+
+if TYPE_CHECKING:
+    import h5py
+
+# Shape, dtype, and parts in the order of the file.
+Volume = tuple[tuple[int, ...], Any, Iterable[NDArray[Any]]]
+
+
+def write_h5(path: Path, contents: dict[str, Volume], *, level: int, fsync: bool) -> None:
+    """Write arrays to a new HDF5 file, in chunks of their parts: planes, or the array itself."""
+    options = {"compression": "gzip", "compression_opts": level} if level else {}
+    with import_h5py().File(path, "x") as file:
+        for name, content in contents.items():
+            _write_dataset(file, name, content, options)
+    if fsync:
+        with path.open("rb+") as written:
+            os.fsync(written.fileno())
+
+
+def _write_dataset(file: h5py.File, name: str, content: Volume, options: dict[str, Any]) -> None:
+    shape, dtype, parts = content
+    for number, part in enumerate(parts):
+        outer = shape[: len(shape) - part.ndim]
+        if number == 0:
+            chunks = (*(1,) * len(outer), *part.shape)
+            dataset = file.create_dataset(name, shape, dtype, chunks=chunks, **options)
+        dataset[np.unravel_index(number, outer) if outer else ...] = part
+
+
+def import_h5py() -> Any:
+    """Return h5py; raise UsageError if it is not installed."""
+    try:
+        import h5py
+    except ImportError:
+        raise UsageError(
+            "files with the ending .h5 need h5py: python -m pip install 'dask_slicer[h5]'"
+        ) from None
+    return h5py
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays in a file by name, and the text of .json; raise CorruptFile if damaged."""
+    try:
+        match path.suffix:
+            case ".h5":
+                with import_h5py().File(path, "r") as file:
+                    return {name: dataset[()] for name, dataset in file.items()}
+            case ".npz":
+                with np.load(path, allow_pickle=False) as archive:
+                    return dict(archive)
+            case ".npy":
+                return {"": np.load(path, allow_pickle=False)}
+            case ".png":
+                return {"": png.decode(read_bytes(path))}
+        return {"": np.array(read_bytes(path))}
+    except (FileNotFoundError, PermissionError, UsageError):
+        raise
+    except Exception as error:  # libraries raise errors of many kinds for damaged files
+        raise CorruptFile(f"{path} is damaged ({error})") from None
+
+
+def same_arrays(path: Path, other: Path, *, tolerance: float) -> bool:
+    """Return whether two files hold the same arrays; floats may differ by a tolerance."""
+    stored, derived = read_arrays(path), read_arrays(other)
+    return stored.keys() == derived.keys() and all(
+        _same(array, derived[name], tolerance) for name, array in stored.items()
+    )
+
+
+def _same(array: NDArray[Any], other: NDArray[Any], tolerance: float) -> bool:
+    if array.shape != other.shape or array.dtype != other.dtype:
+        return False
+    if array.dtype.kind != "f":
+        return bool((array == other).all())
+    return bool(np.allclose(array, other, rtol=tolerance, atol=tolerance, equal_nan=True))

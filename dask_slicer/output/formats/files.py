@@ -1,0 +1,293 @@
+"""A case as files by templates: PNG images and masks, and layouts that other projects read.
+
+A template names a file for each slice, or one for the case, and says what is in it; see
+`config.file_settings`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+
+from dask_slicer.config.file_settings import Content, FileTemplate, stem_digits
+from dask_slicer.config.schema import SliceSettings
+from dask_slicer.core.slices import SliceStack
+from dask_slicer.core.windows import ZERO_SLICE
+from dask_slicer.inputs.readers.files import checksum
+from dask_slicer.output.formats import png
+from dask_slicer.output.formats.array_files import Volume, write_h5
+from dask_slicer.output.formats.base import case_metadata, grid_array, step_of
+from dask_slicer.output.formats.npz import NpzWriter
+from dask_slicer.output.formats.npz_archive import (
+    Piece,
+    archive,
+    npy_header,
+    npy_of_text,
+    piece,
+    write_parts,
+)
+from dask_slicer.planning.names import Names
+from dask_slicer.planning.plan import CasePlan
+from dask_slicer.records import OutputFile, WrittenSlice
+
+_Array = NDArray[Any]
+
+
+def write_files(
+    stack: SliceStack,
+    case: CasePlan,
+    settings: SliceSettings,
+    folder: Path,
+    *,
+    names: Names,
+    fsync: bool,
+    section: str,
+) -> tuple[tuple[WrittenSlice, ...], tuple[OutputFile, ...]]:
+    """Write the files of a case below an empty folder; return its slices and files, images first.
+
+    A case without a kept slice has no files.
+    """
+    templates = settings.templates_of(case.split) if stack.kept else ()
+    if stack.label is None:
+        templates = tuple(each for each in templates if {*each.contents} != {"label"})
+    templates = tuple(sorted(templates, key=lambda template: "image" not in template.contents))
+    digits = stem_digits(stack.shape[0])
+    files = []
+    for template in templates:
+        writer = _Writer(stack, case, settings, names, template, fsync)
+        write = writer.slices if template.is_per_slice else writer.volume
+        for slice_index in stack.kept if template.is_per_slice else (0,):
+            path = template.file(case.case_id, section, slice_index, digits=digits)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            size, crc32 = write(folder / path, slice_index)
+            files.append(OutputFile(path, size, crc32))
+    labels = stack.label_counts
+    slices = (WrittenSlice(i, 0, 0, labels[i] if labels else None) for i in stack.kept)
+    return tuple(slices), tuple(files)
+
+
+@dataclass
+class _Writer:
+    """Writes the files of one template, slices in ascending order."""
+
+    stack: SliceStack
+    case: CasePlan
+    settings: SliceSettings
+    names: Names
+    template: FileTemplate
+    fsync: bool
+
+    @cached_property
+    def _metadata(self) -> dict[str, Any]:
+        return case_metadata(self.stack, self.case, self.settings, self.names)
+
+    # -- a file for each slice ---------------------------------------------------------------------
+
+    def slices(self, path: Path, slice_index: int) -> tuple[int, int]:
+        """Write the file of a slice; return its size and CRC-32."""
+        if self.template.suffix == ".npz":
+            parts, crc32 = self._npz_slice(slice_index)
+            return write_parts(path, parts, fsync=self.fsync), crc32
+        if self.template.suffix == ".json":
+            return self._write(path, [_json({"slice_index": slice_index} | self._metadata)])
+        arrays = {
+            name: array
+            for name, content in self.template.holds.items()
+            if (array := self._slice_content(content, slice_index)) is not None
+        }
+        if self.template.suffix == ".h5":
+            contents: dict[str, Volume]
+            contents = {name: (a.shape, a.dtype, [a]) for name, a in arrays.items()}
+            return self._write_h5(path, contents)
+        (array,) = arrays.values()
+        if self.template.suffix == ".png":
+            return self._write(path, [png.encode(array, level=self.settings.compression_level)])
+        return self._write(path, [npy_header(array.shape, array.dtype), array.data])
+
+    def _npz_slice(self, slice_index: int) -> tuple[list[bytes], int]:
+        if self.template.channels != "last":
+            return self._npz.archive(slice_index)
+        members = [
+            (f"{name}.npy", self._npy_pieces(array))
+            for name, content in self.template.holds.items()
+            if (array := self._slice_content(content, slice_index)) is not None
+        ]
+        return archive(members, level=self.settings.compression_level)
+
+    @cached_property
+    def _npz(self) -> NpzWriter:
+        return NpzWriter(self.stack, self.case, self.settings, self.names, template=self.template)
+
+    def _npy_pieces(self, array: _Array) -> list[Piece]:
+        level = self.settings.compression_level
+        if array.dtype.kind == "U":
+            return [piece(npy_of_text(str(array)), level=level)]
+        return [
+            piece(npy_header(array.shape, array.dtype), level=level),
+            piece(np.ascontiguousarray(array), level=level),
+        ]
+
+    def _slice_content(self, content: Content, slice_index: int) -> _Array | None:
+        """Return what a file of a slice holds; None if there is no label."""
+        match content:
+            case "image":
+                planes = self._window(slice_index)
+                return np.ascontiguousarray(self._laid_out(planes), dtype=self.settings.dtype)
+            case "label":
+                if self.stack.label is None:
+                    return None
+                return np.ascontiguousarray(self._turned(self.stack.label[slice_index]))
+            case "metadata":
+                return np.array(json.dumps({"slice_index": slice_index} | self._metadata))
+        return grid_array(self.stack, content, transpose=self.template.transpose)
+
+    def _window(self, slice_index: int) -> list[_Array]:
+        """Return the planes of a window, by offset and then image; slices come in order."""
+        window = self._windows[slice_index]
+        for index in [i for i in self._kept_planes if i < slice_index - self._reach]:
+            del self._kept_planes[index]
+        planes: list[_Array] = []
+        for index in window:
+            while index != ZERO_SLICE and index not in self._kept_planes:
+                next_index, own = next(self._planes)
+                self._kept_planes[next_index] = [self._turned(plane) for plane in own]
+            planes += self._zeros if index == ZERO_SLICE else self._kept_planes[index]
+        return planes
+
+    @cached_property
+    def _kept_planes(self) -> dict[int, list[_Array]]:
+        return {}
+
+    @cached_property
+    def _windows(self) -> dict[int, list[int]]:
+        settings = self.settings
+        return self.stack.windows(
+            window_size=settings.window_size,
+            padding_mode=settings.padding_mode,
+            step=step_of(self._metadata),
+        )
+
+    @cached_property
+    def _reach(self) -> int:
+        return ceil(self.settings.window_size * step_of(self._metadata))
+
+    @cached_property
+    def _planes(self) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
+        return self.stack.planes({i for window in self._windows.values() for i in window})
+
+    @cached_property
+    def _zeros(self) -> list[_Array]:
+        return [self._turned(np.zeros(self.stack.shape[1:], np.float32))] * len(self.stack.image)
+
+    def _turned(self, plane: _Array) -> _Array:
+        return plane.T if self.template.transpose else plane
+
+    def _laid_out(self, planes: list[_Array]) -> _Array:
+        """Return planes as one array, with channels where the template has them."""
+        planes = planes * self.template.copies
+        if self.template.suffix == ".png":
+            return planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
+        match self.template.channels:
+            case "none":
+                return planes[0]
+            case "last":
+                return np.stack(planes, axis=-1)
+        return np.stack(planes)
+
+    # -- a file for the case -----------------------------------------------------------------------
+
+    def volume(self, path: Path, _: int) -> tuple[int, int]:
+        """Write the file of a whole case; return its size and CRC-32."""
+        suffix, level = self.template.suffix, self.settings.compression_level
+        if suffix == ".json":
+            return self._write(path, [_json(self._metadata)])
+        if suffix == ".h5":
+            return self._write_h5(path, self._contents())
+        if suffix == ".npy":
+            ((shape, dtype, parts),) = self._contents().values()
+            return self._write(path, [npy_header(shape, dtype), *parts])
+        members = []
+        for name, (shape, dtype, parts) in self._contents().items():
+            if np.dtype(dtype).kind == "U":
+                text = json.dumps(self._metadata, ensure_ascii=False)
+                pieces = [piece(npy_of_text(text), level=level)]
+            else:
+                pieces = [piece(npy_header(shape, dtype), level=level)]
+                pieces += [piece(part, level=level) for part in parts]
+            members.append((f"{name}.npy", pieces))
+        archived, crc32 = archive(members, level=level)
+        return write_parts(path, archived, fsync=self.fsync), crc32
+
+    def _contents(self) -> dict[str, Volume]:
+        contents = {n: self._volume_content(c) for n, c in self.template.holds.items()}
+        return {name: content for name, content in contents.items() if content is not None}
+
+    def _volume_content(self, content: Content) -> Volume | None:
+        """Return shape, dtype and parts, plane by plane, of what the file of a case holds."""
+        n_slices, height, width = self.stack.shape
+        if self.template.transpose:
+            height, width = width, height
+        match content:
+            case "image":
+                n = len(self.stack.image) * self.template.copies
+                shape = {
+                    "none": (n_slices, height, width),
+                    "first": (n, n_slices, height, width),
+                    "last": (n_slices, height, width, n),
+                }[self.template.channels]
+                return shape, self.settings.dtype, self._image_parts()
+            case "label":
+                if self.stack.label is None:
+                    return None
+                planes = (np.ascontiguousarray(self._turned(p)) for p in self.stack.label)
+                return (n_slices, height, width), self.stack.label.dtype, planes
+            case "metadata":
+                return (), "<U1", ()
+        values = grid_array(self.stack, content, transpose=self.template.transpose)
+        return values.shape, values.dtype, [values]
+
+    def _image_parts(self) -> Iterator[_Array]:
+        wanted = range(self.stack.shape[0])
+        if self.template.channels == "first":
+            for number in [*range(len(self.stack.image))] * self.template.copies:
+                for _, planes in self.stack.planes(wanted):
+                    yield self._stored(self._turned(planes[number]))
+            return
+        for _, planes in self.stack.planes(wanted):
+            yield self._stored(self._laid_out([self._turned(plane) for plane in planes]))
+
+    def _stored(self, array: _Array) -> _Array:
+        return np.ascontiguousarray(array, dtype=self.settings.dtype)
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def _write_h5(self, path: Path, contents: dict[str, Volume]) -> tuple[int, int]:
+        write_h5(path, contents, level=self.settings.compression_level, fsync=self.fsync)
+        return path.stat().st_size, checksum(str(path))
+
+    def _write(self, path: Path, parts: Iterable[Any]) -> tuple[int, int]:
+        size = crc32 = 0
+        with path.open("xb") as file:
+            for part in parts:
+                data = memoryview(part).cast("B") if not isinstance(part, bytes) else part
+                file.write(data)
+                crc32 = isal_zlib.crc32(data, crc32)
+                size += len(data)
+            if self.fsync:
+                file.flush()
+                os.fsync(file.fileno())
+        return size, crc32
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()

@@ -1,0 +1,68 @@
+"""Recipes: each has a page, a row in the table of all, a command and code that run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fences import code_of
+from repository import ROOT
+
+from dask_slicer.config.shipped import config_purposes, config_text, shipped_configs
+from dask_slicer.inputs.phantom import write_dataset
+
+_INDEX = ROOT / "docs" / "recipes.md"
+_PAGES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
+_NAMES = [page.stem for page in _PAGES]
+each_page = pytest.mark.parametrize("page", _PAGES, ids=_NAMES)
+
+
+def _write_phantoms(folder: Path) -> None:
+    write_dataset(folder, n_cases=6, shape=(24, 22, 9))
+
+
+# By recipe, what writes the scans that its page calls `scans`, where phantoms do not suit it.
+_SCANS: dict[str, Callable[[Path], None]] = {}
+
+
+def test_the_table_has_the_purpose_of_each_recipe_that_has_a_page() -> None:
+    purposes = config_purposes()
+    rows = re.findall(r"^\| \[.*", _INDEX.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert rows == [f"| [`{name}`](recipes/{name}.md) | {purposes[name]} |" for name in _NAMES]
+
+
+def test_every_shipped_configuration_is_on_the_page_of_options_or_is_a_recipe() -> None:
+    options = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", options, flags=re.MULTILINE)
+    assert set(shipped_configs()) == {*named, *_NAMES}
+
+
+def test_a_recipe_has_at_most_40_lines() -> None:
+    for name in _NAMES:
+        assert config_text(shipped_configs()[name]).count("\n") <= 40, name
+
+
+@each_page
+def test_a_page_has_the_command_of_its_recipe_and_code_that_loads_the_slices(page: Path) -> None:
+    assert page.read_text(encoding="utf-8").startswith(f"# {page.stem}\n")
+    commands = "".join(code_of(page, "sh"))
+    assert f"dask-slicer run --config {page.stem} " in commands
+    assert code_of(page, "python")
+
+
+@pytest.mark.slow
+@each_page
+def test_the_commands_and_the_code_of_a_page_run(tmp_path: Path, page: Path) -> None:
+    commands, code = ("\n".join(code_of(page, language)) for language in ("sh", "python"))
+    if "import torch" in code or "from torch" in code:
+        pytest.importorskip("torch")
+    _SCANS.get(page.stem, _write_phantoms)(tmp_path / "scans")
+    # `dask-slicer` of this environment, whether it is activated or not.
+    commands = commands.replace("dask-slicer ", f"{sys.executable} -m dask_slicer ")
+    subprocess.run(["bash", "-e", "-c", commands], cwd=tmp_path, check=True)
+    (tmp_path / "page.py").write_text(code, encoding="utf-8")
+    subprocess.run([sys.executable, "page.py"], cwd=tmp_path, check=True)
