@@ -21,18 +21,26 @@ _HEADER = struct.Struct(">2L5B")
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3}
 # Filters of a row.
 _NONE, _SUB, _UP, _AVERAGE, _PAETH = range(5)
+# The others, of which that with the least sum of absolute differences is taken for a row. Average
+# makes the least sums of rows that were interpolated, but not the smallest files.
+_TRIED = (_PAETH, _SUB, _UP, _NONE)
 # A row of a mask is runs of one value: fewer pixels than this share differ from the one before
 # them (at most 7 % in label maps of 62 structures, at least 15 % in windowed scans).
 _CHANGES_OF_MASKS = 1 / 8
-# Over slices of CT, MR and PET, the files of level 1 are 0.98 to 1.05 times as large as Pillow's,
-# and those of masks 0.72 to 1.04 times. What makes them small is ISA-L's shortest history, which
-# leaves repeated pixels and Huffman codes: with the whole history, it takes any match of 4 bytes
-# in noise, and files are up to 1.12 times as large. Paeth's filter alone is about as good as one
-# chosen for each row, and takes a quarter of the time. ISA-L's levels 1 and 2 would be faster for
-# 8 bit, but their bytes depend on addresses in memory (`npz_archive._isal_deflated`).
-_ISAL_LEVEL, _HISTORY_BITS = 3, 1
+# Masks of at most so many bytes are zlib's: it needs less for the beginning, and little time.
+_SMALL_MASK = 1 << 16
+# Bytes of rows that are filtered at once: they stay in the cache of a core.
+_BLOCK_BYTES = 1 << 18
 _MOST_ISAL = 2  # of the levels of the product; higher ones are zlib's
+# ISA-L's shortest history leaves repeated pixels and Huffman codes. With the whole history, it
+# takes any match of 4 bytes in noise, and files are up to a tenth larger.
+_HISTORY_BITS = 1
+# ISA-L's own levels. The higher one makes files of 16 bit 1 % smaller, others larger and slower.
+_FAST, _THOROUGH = 1, 3
+_RAW = -15
 _ZLIB_HEADER = b"\x78\x01"
+# Rows of which one is to have a filter that differs from the pixels around it.
+_ROWS_SEARCHED, _BEFORE_FILTER = 16, 3
 # Rows that are unfiltered together: bounds memory for images of few columns.
 _ROWS_AT_ONCE = 512
 
@@ -54,18 +62,15 @@ def encode(pixels: NDArray[np.uint8 | np.uint16], *, level: int) -> bytes:
     header = _HEADER.pack(width, height, depth, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
     stored = pixels.astype(pixels.dtype.newbyteorder(">"), order="C", copy=False)
     rows = stored.reshape(height, -1).view(np.uint8)
-    filtered, is_paeth = _filtered(rows, stored[0, 0].nbytes, level)
-    if 0 < level <= _MOST_ISAL:
-        deflated = _ZLIB_HEADER + igzip_lib.compress(
-            filtered.data,
-            _ISAL_LEVEL,
-            igzip_lib.COMP_ZLIB_NO_HDR,
-            igzip_lib.MEM_LEVEL_DEFAULT,
-            _HISTORY_BITS,
-        )
+    step = stored[0, 0].nbytes
+    n_changes = np.count_nonzero(rows[:, step:] != rows[:, :-step])
+    is_mask = n_changes < _CHANGES_OF_MASKS * rows.size
+    filtered = _unchanged(rows) if level == 0 or is_mask else _filtered(rows, step)
+    if 0 < level <= _MOST_ISAL and (not is_mask or rows.size > _SMALL_MASK):
+        deflated = _isal_deflated(filtered, _FAST if depth == 8 or is_mask else _THOROUGH)
     else:
-        strategy = zlib.Z_FILTERED if is_paeth else zlib.Z_DEFAULT_STRATEGY
-        compressor = zlib.compressobj(level, strategy=strategy)
+        runs = zlib.Z_RLE if level <= _MOST_ISAL else zlib.Z_DEFAULT_STRATEGY
+        compressor = zlib.compressobj(level, strategy=runs if is_mask else zlib.Z_FILTERED)
         deflated = compressor.compress(filtered.data) + compressor.flush()
     chunks = ((b"IHDR", header), (b"IDAT", deflated), (b"IEND", b""))
     return _SIGNATURE + b"".join(_chunk(kind, content) for kind, content in chunks)
@@ -144,26 +149,76 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         start = end
 
 
-def _filtered(rows: _Bytes, step: int, level: int) -> tuple[_Bytes, bool]:
-    """Return rows with the filter before each, and whether it is Paeth's.
-
-    `step` is the number of bytes of a pixel.
-    """
+def _unchanged(rows: _Bytes) -> _Bytes:
+    """Return rows with the filter before each: Up in the second, as `_start` needs, else None."""
     filtered = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
-    differences = filtered[:, 1:]
-    n_changes = np.count_nonzero(rows[:, step:] != rows[:, :-step])
-    if level == 0 or n_changes < _CHANGES_OF_MASKS * rows.size:
-        filtered[:, 0] = _NONE
-        differences[:] = rows
-        return filtered, False
-    filtered[:, 0] = _PAETH
-    # Outside of the image, values are 0: there, Paeth's prediction is the one pixel that is inside.
-    differences[0, :step] = rows[0, :step]
-    np.subtract(rows[0, step:], rows[0, :-step], out=differences[0, step:])
-    np.subtract(rows[1:, :step], rows[:-1, :step], out=differences[1:, :step])
-    predicted = _paeth(rows[1:, :-step], rows[:-1, step:], rows[:-1, :-step])
-    np.subtract(rows[1:, step:], predicted, out=differences[1:, step:])
-    return filtered, True
+    filtered[:, 0] = _NONE
+    filtered[:, 1:] = rows
+    filtered[1:2, 0] = _UP
+    filtered[1:2, 1:] -= rows[:1]
+    return filtered
+
+
+def _filtered(rows: _Bytes, step: int) -> _Bytes:
+    """Return rows with the filter before each; `step` is the number of bytes of a pixel."""
+    n_rows, n_bytes = rows.shape
+    filtered = np.empty((n_rows, 1 + n_bytes), np.uint8)
+    padded = np.zeros((n_rows + 1, step + n_bytes), np.uint8)  # outside, values are 0
+    padded[1:, step:] = rows
+    at_once = max(_BLOCK_BYTES // n_bytes, 1)
+    for start in range(0, n_rows, at_once):
+        block = padded[start : start + at_once + 1]
+        left, above, corner = block[1:, :-step], block[:-1, step:], block[:-1, :-step]
+        tried = np.empty((len(_TRIED), len(left), 1 + n_bytes), np.uint8)
+        predictions = (_paeth(left, above, corner), left, above, np.zeros_like(left))
+        tried[:, :, 0] = np.array(_TRIED, np.uint8)[:, None]
+        for into, predicted in zip(tried, predictions, strict=True):
+            np.subtract(block[1:, step:], predicted, out=into[:, 1:])
+        sizes = np.abs(tried.view(np.int8)).view(np.uint8)  # 128 for -128
+        chosen = sizes[..., 1:].sum(axis=2, dtype=np.uint32).argmin(axis=0)
+        filtered[start : start + at_once] = tried[chosen, np.arange(len(left))]
+    return filtered
+
+
+def _isal_deflated(filtered: _Bytes, level: int) -> bytes:
+    """Return a zlib stream; equal rows give equal bytes, which ISA-L's level 1 alone does not.
+
+    It searches the third byte of a stream, and that alone, under a hash of an address in memory
+    (`npz_archive._isal_deflated`). With the shortest history, it may so find a match there one byte
+    or two bytes back, or miss it. So the stream begins where there is no such match. Level 3 does
+    not have the fault.
+    """
+    flat, start = filtered.reshape(-1), 0
+    beginning = b""
+    if level == _FAST:
+        found = _start(filtered)
+        start, level = (0, _THOROUGH) if found is None else (found, level)
+    if start:
+        compressor = zlib.compressobj(level, zlib.DEFLATED, _RAW)
+        beginning = compressor.compress(flat[:start].data) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    rest = igzip_lib.compress(
+        flat[start:].data,
+        level,
+        igzip_lib.COMP_DEFLATE,
+        igzip_lib.MEM_LEVEL_DEFAULT,
+        _HISTORY_BITS,
+    )
+    return _ZLIB_HEADER + beginning + rest + isal_zlib.adler32(flat.data).to_bytes(4)
+
+
+def _start(filtered: _Bytes) -> int | None:
+    """Return a position whose third byte begins no match of 4 bytes with those 1 or 2 before it.
+
+    The first, or else one shortly before the filter of an early row, which mostly differs from the
+    pixels around it. None if there is no such position.
+    """
+    flat, n_bytes = filtered.reshape(-1), filtered.shape[1]
+    rows = range(n_bytes, min(_ROWS_SEARCHED * n_bytes, flat.size), n_bytes)
+    for start in (0, *(max(row - _BEFORE_FILTER, 0) for row in rows)):
+        first = flat[start : start + 6].tobytes()
+        if first[2:] not in (first[1:-1], first[:-2]):
+            return start
+    return None
 
 
 def _paeth(left: _Bytes, above: _Bytes, corner: _Bytes) -> _Bytes:
@@ -204,11 +259,13 @@ def _unfiltered(rows: _Bytes, filters: _Bytes, step: int) -> _Bytes:
                      2 4
                      . 5
     """
-    if not filters.any():
-        return rows
     if filters.max() > _PAETH:
         raise ValueError("a row has an unknown filter")
-    unfiltered = np.empty_like(rows)
+    unfiltered = rows.copy()
+    if np.isin(filters, (_NONE, _UP)).all():
+        for row in np.flatnonzero(filters[1:]) + 1:
+            unfiltered[row] += unfiltered[row - 1]
+        return unfiltered
     above = np.zeros_like(rows[0])
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
