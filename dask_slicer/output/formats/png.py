@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ _ZLIB_HEADER = b"\x78\x01"
 _ROWS_SEARCHED, _BEFORE_FILTER = 16, 3
 # Rows that are unfiltered together: bounds memory for images of few columns.
 _ROWS_AT_ONCE = 512
+# Modes of Pillow by the number of bytes of a pixel.
+_PILLOW_MODES = {1: "L", 2: "LA", 3: "RGB"}
 
 _Bytes = NDArray[np.uint8]
 
@@ -103,8 +106,8 @@ def decode(data: bytes) -> NDArray[Any]:
     if len(inflated) != n_bytes or not inflater.eof or inflater.unused_data:
         raise ValueError(f"it holds less or more than {shape[1]} × {shape[0]} pixels")
     content = np.frombuffer(inflated, np.uint8).reshape(shape[0], -1)
-    rows = _unfiltered(content[:, 1:], content[:, 0], shape[2] * dtype.itemsize)
-    pixels = np.ascontiguousarray(rows).view(dtype).astype(dtype.newbyteorder("="), copy=False)
+    rows = _unfiltered(content, shape[2] * dtype.itemsize)
+    pixels = rows.view(dtype).astype(dtype.newbyteorder("="), copy=False)
     return pixels.reshape(shape if shape[2] > 1 else shape[:2])
 
 
@@ -247,8 +250,42 @@ def _paeth(left: _Bytes, above: _Bytes, corner: _Bytes) -> _Bytes:
     return low
 
 
-def _unfiltered(rows: _Bytes, filters: _Bytes, step: int) -> _Bytes:
-    """Return rows without their filters, by the filter of each.
+def _unfiltered(content: _Bytes, step: int) -> _Bytes:
+    """Return rows without their filters; `content` holds rows with the filter before each."""
+    filters, rows = content[:, 0], content[:, 1:].copy()
+    if filters.max() > _PAETH:
+        raise ValueError("a row has an unknown filter")
+    if np.isin(filters, (_NONE, _UP)).all():
+        for row in np.flatnonzero(filters[1:]) + 1:
+            rows[row] += rows[row - 1]
+        return rows
+    with suppress(ImportError):
+        return _unfiltered_by_pillow(content, step)
+    above = np.zeros_like(rows[0])
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        above[:] = _unfiltered_part(rows[part], filters[part], above, step)[-1]
+    return rows
+
+
+def _unfiltered_by_pillow(content: _Bytes, step: int) -> _Bytes:
+    """Return what `_unfiltered` does, in a tenth of the time; raise ImportError if it cannot.
+
+    A filter does not depend on what bytes mean: two of grey are as one of grey and one of opacity.
+    """
+    from PIL import Image
+
+    if step not in _PILLOW_MODES:
+        raise ImportError("Pillow has no mode with pixels of so many bytes")
+    height, width = len(content), (content.shape[1] - 1) // step
+    mode = _PILLOW_MODES[step]
+    stream = zlib.compress(content.data, 0)  # the decoder of a PNG's rows inflates
+    image = Image.frombytes(mode, (width, height), stream, "zip", mode)
+    return np.asarray(image).reshape(height, -1)
+
+
+def _unfiltered_part(rows: _Bytes, filters: _Bytes, above: _Bytes, step: int) -> _Bytes:
+    """Unfilter rows in place, below the row `above`, and return them.
 
     A pixel needs the one to its left and those above, so all pixels of a diagonal are known at
     once. Diagonals from the top right to the bottom left lie in one row each of `known`, under two
@@ -259,22 +296,6 @@ def _unfiltered(rows: _Bytes, filters: _Bytes, step: int) -> _Bytes:
                      2 4
                      . 5
     """
-    if filters.max() > _PAETH:
-        raise ValueError("a row has an unknown filter")
-    unfiltered = rows.copy()
-    if np.isin(filters, (_NONE, _UP)).all():
-        for row in np.flatnonzero(filters[1:]) + 1:
-            unfiltered[row] += unfiltered[row - 1]
-        return unfiltered
-    above = np.zeros_like(rows[0])
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        unfiltered[part] = _unfiltered_part(rows[part], filters[part], above, step)
-        above = unfiltered[part][-1]
-    return unfiltered
-
-
-def _unfiltered_part(rows: _Bytes, filters: _Bytes, above: _Bytes, step: int) -> _Bytes:
     height, width = len(rows), rows.shape[1] // step
     padded = np.zeros((height, width + height, step), np.uint8)
     padded[:, :width] = rows.reshape(height, width, step)
@@ -301,4 +322,5 @@ def _unfiltered_part(rows: _Bytes, filters: _Bytes, above: _Bytes, step: int) ->
             predicted = np.where(is_average, (left & over) + ((left ^ over) >> 1), predicted)
         diagonals[index, step:] += predicted
     skewed[:] = known[2:, 1:]
-    return padded[:, :width].reshape(height, -1)
+    rows[:] = padded[:, :width].reshape(height, -1)
+    return rows
