@@ -28,16 +28,20 @@ _TRIED = (_PAETH, _SUB, _UP, _NONE)
 # A row of a mask is runs of one value: fewer pixels than this share differ from the one before
 # them (at most 7 % in label maps of 62 structures, at least 15 % in windowed scans).
 _CHANGES_OF_MASKS = 1 / 8
-# Masks of at most so many bytes are zlib's: it needs less for the beginning, and little time.
-_SMALL_MASK = 1 << 16
-# Bytes of rows that are filtered at once: they stay in the cache of a core.
-_BLOCK_BYTES = 1 << 16
+# Images of at most so many bytes take little time: the filter is chosen for each row, not for the
+# rows of a group, and masks are deflated by zlib, which needs less for the beginning.
+_SMALL = 1 << 16
+_GROUP = 4
 _MOST_ISAL = 2  # of the levels of the product; higher ones are zlib's
+# Over slices of 12 scans (CT, MR, PET), files of level 1 are 0.97 to 1.04 times as large as
+# Pillow's, and those of masks 0.72 to 1.03 times; for 16 bit, 0.98 to 1.04 times.
 # ISA-L's shortest history leaves repeated pixels and Huffman codes. With the whole history, it
 # takes any match of 4 bytes in noise, and files are up to a tenth larger.
 _HISTORY_BITS = 1
-# ISA-L's own levels. The higher one makes files of 16 bit 1 % smaller, others larger and slower.
+# ISA-L's own levels. The higher one makes files of 16 bit 1 % smaller, others larger, and takes a
+# quarter more time, which counts for images of more bytes than these.
 _FAST, _THOROUGH = 1, 3
+_LARGE = 1 << 18
 _RAW = -15
 _ZLIB_HEADER = b"\x78\x01"
 # Rows of which one is to have a filter that differs from the pixels around it.
@@ -66,14 +70,16 @@ def encode(pixels: NDArray[np.uint8 | np.uint16], *, level: int) -> bytes:
     stored = pixels.astype(pixels.dtype.newbyteorder(">"), order="C", copy=False)
     rows = stored.reshape(height, -1).view(np.uint8)
     step = stored[0, 0].nbytes
-    n_changes = np.count_nonzero(rows[:, step:] != rows[:, :-step])
-    is_mask = n_changes < _CHANGES_OF_MASKS * rows.size
+    sampled = rows[:: _GROUP if rows.size > _SMALL else 1]
+    n_changes = np.count_nonzero(sampled[:, step:] != sampled[:, :-step])
+    is_mask = n_changes < _CHANGES_OF_MASKS * sampled.size
     if level == 0 or is_mask:
         filtered = _unchanged(rows)
     else:
         filtered = _filtered(rows, step, _TRIED if depth == 8 else _TRIED[:1])
-    if 0 < level <= _MOST_ISAL and (not is_mask or rows.size > _SMALL_MASK):
-        deflated = _isal_deflated(filtered, _FAST if depth == 8 or is_mask else _THOROUGH)
+    if 0 < level <= _MOST_ISAL and (not is_mask or rows.size > _SMALL):
+        is_fast = depth == 8 or is_mask or rows.size > _LARGE
+        deflated = _isal_deflated(filtered, _FAST if is_fast else _THOROUGH)
     else:
         runs = zlib.Z_RLE if level <= _MOST_ISAL else zlib.Z_DEFAULT_STRATEGY
         compressor = zlib.compressobj(level, strategy=runs if is_mask else zlib.Z_FILTERED)
@@ -168,28 +174,43 @@ def _unchanged(rows: _Bytes) -> _Bytes:
 def _filtered(rows: _Bytes, step: int, filters: Sequence[int]) -> _Bytes:
     """Return rows with the filter before each: that with the least sum of absolute differences.
 
-    `step` is the number of bytes of a pixel; `filters` are the first of `_TRIED`, all or some.
+    `step` is the number of bytes of a pixel. In large images, one row decides for its neighbours.
     """
     n_rows, n_bytes = rows.shape
-    filtered = np.empty((n_rows, 1 + n_bytes), np.uint8)
     padded = np.zeros((n_rows + 1, step + n_bytes), np.uint8)  # outside, values are 0
     padded[1:, step:] = rows
-    at_once = min(max(_BLOCK_BYTES // n_bytes, 1), n_rows)
-    tried = np.empty((len(filters), at_once, 1 + n_bytes), np.uint8)
-    tried[:, :, 0] = np.array(filters, np.uint8)[:, None]
-    for start in range(0, n_rows, at_once):
-        block = padded[start : start + at_once + 1]
-        left, above, corner = block[1:, :-step], block[:-1, step:], block[:-1, :-step]
-        predictions = (_paeth(left, above, corner), left, above, np.zeros_like(left))
-        tried = tried[:, : len(left)]
-        for into, predicted in zip(tried, predictions, strict=False):
-            np.subtract(block[1:, step:], predicted, out=into[:, 1:])
-        chosen = np.zeros(len(left), np.intp)
-        if len(filters) > 1:
-            sizes = np.abs(tried[..., 1:].view(np.int8)).view(np.uint8)  # 128 for -128
-            chosen = sizes.sum(axis=2, dtype=np.uint32).argmin(axis=0)
-        filtered[start : start + at_once] = tried[chosen, np.arange(len(left))]
+    filtered = np.empty((n_rows, 1 + n_bytes), np.uint8)
+    if len(filters) == 1:
+        filtered[:, 0] = filters
+        filtered[:, 1:] = _differences(padded[1:], padded[:-1], step, filters[0])
+        return filtered
+    group = 1 if rows.size <= _SMALL else _GROUP
+    sampled = np.arange(0, n_rows, group)
+    sampled = np.minimum(sampled + group // 2, n_rows - 1)
+    here, above = padded[sampled + 1], padded[sampled]
+    tried = np.stack([_differences(here, above, step, filter_) for filter_ in filters])
+    sizes = np.abs(tried.view(np.int8)).view(np.uint8)  # 128 for -128
+    best = sizes.sum(axis=2, dtype=np.uint32).argmin(axis=0)
+    filtered[:, 0] = np.array(filters)[best].repeat(group)[:n_rows]
+    if group == 1:
+        filtered[:, 1:] = tried[best, sampled]
+        return filtered
+    for filter_ in filters:
+        index = np.flatnonzero(filtered[:, 0] == filter_)
+        filtered[index, 1:] = _differences(padded[index + 1], padded[index], step, filter_)
     return filtered
+
+
+def _differences(rows: _Bytes, above: _Bytes, step: int, filter_: int) -> _Bytes:
+    """Return what a filter makes of rows; they and those above begin with a pixel of zeros."""
+    predicted: _Bytes | int = 0
+    if filter_ == _SUB:
+        predicted = rows[:, :-step]
+    elif filter_ == _UP:
+        predicted = above[:, step:]
+    elif filter_ == _PAETH:
+        predicted = _paeth(rows[:, :-step], above[:, step:], above[:, :-step])
+    return np.subtract(rows[:, step:], predicted, dtype=np.uint8)
 
 
 def _isal_deflated(filtered: _Bytes, level: int) -> bytes:
