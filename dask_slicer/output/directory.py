@@ -267,6 +267,7 @@ def write_lines(
     if lines is None:
         path.unlink(missing_ok=True)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, temporary=output_dir / temporary, fsync=fsync) as file:
         file.writelines(map(_encode, lines))
         still_held()
