@@ -22,6 +22,7 @@ from dask_slicer.inputs.header_cache import CACHE_DIR
 from dask_slicer.output import directory
 from dask_slicer.output.formats.base import case_metadata
 from dask_slicer.output.summary import DatasetTotals, dataset_info
+from dask_slicer.planning.headers import with_offset
 from dask_slicer.planning.names import NO_NAMES
 from dask_slicer.planning.plan import RunPlan
 
@@ -128,8 +129,11 @@ def test_every_modality_counts(write, plan) -> None:
         write(case_id, "uint8")
         write(case_id, "uint8", channel=1)
     write("b", "int16", channel=1)
-    # A PNG has one modality, which is not the planner's matter.
-    assert plan().config.offset == 32768
+    with pytest.raises(DatasetError, match="one modality"):
+        plan()
+    cases = plan(format="npz", bits=None).cases
+    config = build_config({"input_dir": "scans", "output_dir": "slices"} | SIXTEEN)
+    assert with_offset(config, cases, None, [])[0].offset == 32768
 
 
 def test_a_case_that_cannot_be_read_decides_nothing(write, plan, dataset) -> None:
