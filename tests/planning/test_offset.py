@@ -142,6 +142,8 @@ def test_a_case_that_cannot_be_read_decides_nothing(write, plan, dataset) -> Non
     dataset.image_path("b").write_bytes(b"no image")
     made = plan()
     assert (made.config.offset, len(made.failures)) == (0, 1)
+    dataset.image_path("a").write_bytes(b"no image")
+    assert plan().config.offset == 32768  # which fits what may come
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_an_output_keeps_its_offset(write, plan, dataset) -> None:
     assert plan(prune=True).config.offset == 32768  # unsigned ones fit, too
     assert plan(overwrite=True).config.offset == 0
     write("d", "float32")
-    with pytest.raises(OutputError, match=r"offset was 32768, is now none; use another"):
+    with pytest.raises(OutputError, match=r"offset was 32768, is now none, because imagesTr/d_"):
         plan()
 
 
@@ -215,8 +217,10 @@ def test_a_run_that_needs_another_offset_is_refused(write, plan) -> None:
     write("b", "int16")
     with pytest.raises(OutputError) as caught:
         plan()
-    assert "offset was 0, is now 32768; use another --output_dir, or --overwrite" in str(
-        caught.value
+    assert str(caught.value).endswith(
+        "was made with other settings: offset was 0, is now 32768, because "
+        "imagesTr/b_0000.nii.gz may be negative; use another --output_dir, or --overwrite to "
+        "replace it"
     )
     with pytest.raises(OutputError, match="offset was 0, is now 7"):
         plan(offset=7)
