@@ -30,6 +30,7 @@ CHANGED = {
     "percentiles": (1.0, 99.0),
     "ct_windows": ("40/400",),
     "foreground": "otsu",
+    "zero_background": True,
     "spacing": (2.0, None, 1.0),
     "resample_order": 1,
     "size": (64, 32),
