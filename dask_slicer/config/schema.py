@@ -211,11 +211,13 @@ class SliceSettings(FileSettings, StepSettings):
         """Raise ValueError if there are several planes, and a setting fits only one of them."""
         if len(self.planes) == 1:
             return
-        if any("{split}" not in template.path.rpartition("/")[0] for template in self.templates):
-            raise ValueError(
-                "files of several planes need {split} in the folder of their path, which then ends "
-                "with the plane; give one plane"
-            )
+        for template in self.templates:
+            folder, _, name = template.path.rpartition("/")
+            if "{split}" not in folder or "{split}" in name:
+                raise ValueError(
+                    "files of several planes need {split} in the folder of their path, which then "
+                    "ends with the plane, and not in their name; give one plane"
+                )
         if self.spacing is not None and (len({*self.spacing}) > 1 or None in self.spacing):
             raise ValueError(
                 "spacing must be three equal numbers, such as 1,1,1, with several planes, got "
