@@ -171,6 +171,8 @@ class FileTemplate(fields.Frozen):
             allowed = {"metadata"} if suffix == ".json" else {"image", "label"}
             if not contents <= allowed:
                 raise ValueError(f"{self.path} can hold only {' or '.join(sorted(allowed))}")
+        if suffix == ".png" and not self.is_per_slice:
+            raise ValueError(f"a .png file holds a slice, so its path must name it, in {self.path}")
         if "metadata" in contents and suffix in (".npy", ".h5"):
             raise ValueError(f"metadata must be in .json or .npz, got {self.path}")
         if self.copies > 1 and self.channels == "none":
@@ -367,7 +369,8 @@ class FileSettings(fields.Frozen):
                     "split empty, such as with --val_ratio 0"
                 )
             for template in images:
-                if n_channels > 1 and (template.channels == "none" or template.copies > 1):
+                one = template.channels == "none" or template.copies > 1
+                if n_channels > 1 and (one or (template.suffix == ".png" and n_channels != 3)):
                     return (
                         f"{template.path} has place for one channel, and here an image has "
                         f"{n_channels}; use --window_size 0 and one modality, or another format"

@@ -16,7 +16,7 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import ConfigError
 from dask_slicer.inputs.case import case_id_problem
 
-BOTH = {"input_dir": "/scans", "output_dir": "/slices", "format": "files"}
+BOTH = {"input_dir": "/scans", "output_dir": "/slices", "format": "files", "window_size": 0}
 IMAGE = {"image": "image"}
 WHOLE = {"path": "vol/{case_id}.h5", "holds": IMAGE}
 
@@ -121,6 +121,7 @@ def test_a_template_is_refused_with_entry_rule_and_path(path, rule) -> None:
         (WHOLE | {"holds": {"x": "metadata"}}, "metadata must be in .json or .npz"),
         (WHOLE | {"path": "a/{case_id}.npy"}, "holds must be one content in .npy"),
         ({"path": "a/{stem}.png", "holds": "spacing"}, "can hold only image or label"),
+        ({"path": "a/{case_id}.png", "holds": "image"}, "a .png file holds a slice, so its path"),
         ({"path": "a/{stem}.json", "holds": "label"}, "can hold only metadata"),
         (WHOLE | {"channels": "middle"}, "channels must be one of first, last, none"),
         (WHOLE | {"channels": "none", "copies": 3}, "copies of a channel need channels first"),
@@ -132,6 +133,11 @@ def test_a_template_is_refused_with_entry_rule_and_path(path, rule) -> None:
 )
 def test_an_entry_is_refused_with_what_is_wrong(entry, words) -> None:
     assert words in message_of(entry)
+
+
+def test_a_file_of_a_case_holds_no_windows() -> None:
+    words = "vol/{case_id}.h5 holds every slice once, so window_size must be 0, got 1"
+    assert words in message_of(WHOLE, window_size=1)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +165,32 @@ def test_an_entry_is_refused_with_what_is_wrong(entry, words) -> None:
 )
 def test_files_that_may_meet_are_refused(files, words) -> None:
     assert words in message_of(*files)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "a/{stem}.png has images of dtype uint8, got float32"),
+        ({"dtype": "uint8", "window_size": 2}, "a/{stem}.png has one channel, or three"),
+        ({"dtype": "uint8", "ct_windows": "lung,bone"}, "a/{stem}.png has one channel, or three"),
+        ({"dtype": "uint8", "label_dtype": "int32"}, "b/{stem}.png has masks of label_dtype uint8"),
+        ({"dtype": "uint16"}, "dtype uint16 is that of format png with bits 16"),
+    ],
+)
+def test_what_no_png_file_can_hold_is_refused(settings, words) -> None:
+    files = [{"path": "a/{stem}.png", "holds": "image"}, {"path": "b/{stem}.png", "holds": "label"}]
+    assert words in message_of(*files, **settings)
+    assert config_of(*files, dtype="uint8", window_size=1).normalize == "none"
+
+
+@pytest.mark.parametrize(
+    ("n_channels", "problem"), [(1, ""), (3, ""), (2, "place for one"), (4, "place")]
+)
+def test_a_png_file_of_several_modalities_is_refused_by_the_plan(n_channels, problem) -> None:
+    config = config_of({"path": "a/{stem}.png", "holds": "image"}, dtype="uint8")
+    said = config.problem_of_files(n_channels, n_channels, {"train"})
+    assert problem in said
+    assert bool(said) == bool(problem)
 
 
 def test_files_of_different_splits_may_differ_in_their_contents_alone() -> None:
