@@ -190,6 +190,12 @@ class SliceSettings(FileSettings, StepSettings):
 
     def _check_png(self) -> None:
         """Raise ValueError if a PNG file cannot hold slices, or is needed for a setting."""
+        shared = [t.path for t in self.files if not t.is_per_slice and "image" in t.contents]
+        if self.format == "files" and shared and self.window_size:
+            raise ValueError(
+                f"{shared[0]} holds every slice once, so window_size must be 0, got "
+                f"{self.window_size}"
+            )
         if self.format != "png" and self.dtype == "uint16":
             raise ValueError("dtype uint16 is that of format png with bits 16")
         if self.format == "png" and self.dtype != f"uint{self.bits}":
