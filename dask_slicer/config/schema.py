@@ -6,7 +6,6 @@ The command line, YAML files and Python all build this one frozen model.
 from __future__ import annotations
 
 import inspect
-from contextlib import suppress
 from inspect import Parameter, Signature
 from itertools import chain
 from pathlib import Path
@@ -19,6 +18,7 @@ from dask_slicer.config.dataset_settings import InputSettings, SplitSettings
 from dask_slicer.config.file_settings import FileSettings
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.config.step_settings import SELECTING, StepSettings, counts_slices
+from dask_slicer.utils.files import is_same_folder
 from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts
@@ -157,9 +157,21 @@ class SliceSettings(FileSettings, StepSettings):
         return "dataset" in for_each_modality(self.normalize, 1)
 
     @property
+    def zeroes_background(self) -> bool:
+        """Return whether voxels outside the foreground are 0 after the normalisation."""
+        methods = {*for_each_modality(self.normalize, 1)} & {"zscore", "percentile"}
+        return self.zero_background and self.foreground in ("nonzero", "positive") and bool(methods)
+
+    @property
     def maps_limits(self) -> bool:
         """Return whether intensities between two limits are mapped to a fixed range."""
-        return bool(self.ct_windows) or (self.dtype in ("uint8", "uint16") and self.offset is None)
+        whole = self.dtype in ("uint8", "uint16") and not self.is_exact
+        return whole or bool(self.ct_windows)
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether pixels are intensities plus an offset."""
+        return self.dtype == "uint16" and self.offset is not None
 
     @property
     def selecting(self) -> str:
@@ -178,6 +190,12 @@ class SliceSettings(FileSettings, StepSettings):
 
     def _check_png(self) -> None:
         """Raise ValueError if format png cannot hold slices, or is needed for a setting."""
+        shared = [t.path for t in self.files if not t.is_per_slice and "image" in t.contents]
+        if self.format == "files" and shared and self.window_size:
+            raise ValueError(
+                f"{shared[0]} holds every slice once, so window_size must be 0, got "
+                f"{self.window_size}"
+            )
         if self.format != "png":
             if self.dtype == "uint16":
                 raise ValueError("dtype uint16 is that of format png with bits 16")
@@ -225,8 +243,9 @@ class SliceSettings(FileSettings, StepSettings):
     def _check_intensity_settings(self) -> None:
         methods = {*for_each_modality(self.normalize, 1)}
         limits = [name for name in ("clip_min", "clip_max") if getattr(self, name) is not None]
-        if self.ct_windows and limits:
-            raise ValueError(f"ct_windows have their own limits; leave out {' and '.join(limits)}")
+        own = [*limits, *["offset"] * self.is_exact]
+        if self.ct_windows and own:
+            raise ValueError(f"ct_windows have their own limits; leave out {' and '.join(own)}")
         for name, given in (
             (f"dtype {self.dtype}", self.dtype in ("uint8", "uint16")),
             ("ct_windows", self.ct_windows),
@@ -244,6 +263,11 @@ class SliceSettings(FileSettings, StepSettings):
                     f"normalize {method} has its own limits; leave out {' and '.join(others)}, or "
                     "use normalize zscore"
                 )
+        if self.dtype == "source" and self.zero_background:
+            raise ValueError(
+                "dtype source keeps the integers of the file, and zero_background changes them; "
+                "use dtype float32 or float16"
+            )
         if self.dtype == "source" and (self.ct_windows or self.resamples):
             step = "ct_windows" if self.ct_windows else "spacing"
             step = f"fit {self.fit}" if step == "spacing" and self.spacing is None else step
@@ -287,7 +311,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
         try:
-            same = _is_same(_resolved(self.input_dir), _resolved(self.output_dir))
+            same = is_same_folder(self.input_dir, self.output_dir)
         except (RuntimeError, OSError) as error:
             raise ValueError(f"input_dir and output_dir cannot be resolved: {error}") from None
         if same:
@@ -357,21 +381,6 @@ RunConfig.__signature__ = Signature(list(map(_parameter, _NAMES)))
 RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
     "Examples\n", "Parameters\n----------\n" + "".join(map(_described, _NAMES)) + "\nExamples\n"
 )
-
-
-def _resolved(path: Path) -> Path:
-    """Return the target of a path; raise OSError if its links form a loop."""
-    target = path.resolve()
-    if target.is_symlink():  # from Python 3.13 on, resolve() does not raise
-        raise OSError(f"Symlink loop from {str(path)!r}")
-    return target
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    """Return whether two paths name one folder, also in other cases of letters."""
-    with suppress(OSError):  # one is missing
-        return path.samefile(other)
-    return path == other
 
 
 def _readable(value: object) -> object:

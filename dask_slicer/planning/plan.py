@@ -79,6 +79,7 @@ class CasePlan:
     spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)  # (slice, row, column), mm
     orientation: str = ""  # axis codes of the first image as stored, such as LPS
     dtypes: tuple[str, ...] = ()  # of the images as stored
+    scaling: tuple[tuple[float, float], ...] = ()  # slope, intercept of each; none: 1, 0
     file_bytes: int = 0  # of all files, on disk
     voxel_bytes: int = 0  # in memory: all files inflated, but one mask at a time and their label
     mask_bytes: int = 0  # of all masks, inflated
@@ -178,7 +179,7 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     in_plane = max(prod(part.slice_shape[1:]) for part in parts)
     wanted = settings.spacing
     resampled = prod(resampled_shape(case.shape, case.spacing, wanted)) if wanted else 0
-    planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
+    planes = 2 * settings.window_size + 1 if settings.format != "zarr" else 1
     copies = len(parts) > 1 or settings.resamples  # of the label: before and after
     label = max(voxels, resampled) + sliced if copies else max(voxels, sliced)
     label *= np.dtype(settings.label_dtype).itemsize * case.has_label

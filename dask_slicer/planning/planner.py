@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-
-import numpy as np
 
 from dask_slicer.config.effects import DatasetFacts, effects_note
 from dask_slicer.config.fields import PER_MODALITY
@@ -36,6 +34,7 @@ from dask_slicer.planning.headers import (
     grouped_notes,
     names_in_headers,
     with_headers,
+    with_offset,
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.plan_cache import PlanCache
@@ -46,7 +45,12 @@ from dask_slicer.planning.steps import (
     mapped_names,
     names_labels,
 )
-from dask_slicer.planning.structures import number_structures, structures_of, with_values
+from dask_slicer.planning.structures import (
+    check_label_values,
+    number_structures,
+    structures_of,
+    with_values,
+)
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.formatting import did_you_mean, first_few, format_value, plural
@@ -68,12 +72,14 @@ def make_plan(
     assigned: Mapping[str, str] | None = None,
     assigned_groups: Callable[[], Mapping[str, str]] = dict,
     structures: Mapping[str, int] | None = None,
+    earlier: RunConfig | None = None,
 ) -> RunPlan:
     """Return the plan of a run; reads headers that are not cached, writes only the cache.
 
     Cases keep the split that earlier runs `assigned`. `assigned_groups` returns the patients of
     their cases; it reads the whole journal, so it is called only if some left the dataset.
-    `structures` are the label values of structures that earlier runs merged.
+    `structures` are the label values of structures that earlier runs merged, and `earlier` is
+    their configuration.
     """
     needs_groups = False
 
@@ -82,10 +88,12 @@ def make_plan(
         needs_groups = True
         return assigned_groups()
 
-    plans = PlanCache(config, assigned or {}, structures)
+    plans = PlanCache(config, assigned or {}, structures, earlier)
     if (plan := plans.recall()) is not None:
         return plan
-    plan, files = _make_plan(config, plans.tree, assigned or {}, groups_of_assigned, structures)
+    plan, files = _make_plan(
+        config, plans.tree, assigned or {}, groups_of_assigned, structures, earlier
+    )
     if not needs_groups:  # which are in another file
         plans.keep(plan, files)
     return plan
@@ -97,6 +105,7 @@ def _make_plan(
     assigned: Mapping[str, str],
     assigned_groups: Callable[[], Mapping[str, str]],
     structures: Mapping[str, int] | None,
+    earlier: RunConfig | None,
 ) -> tuple[RunPlan, dict[str, tuple[int, int, int]]]:
     """Return the plan, and its files with size, mtime and ctime before they were read."""
     root = config.input_root
@@ -108,7 +117,7 @@ def _make_plan(
         columns=dataset.structures,
         frozen=structures,
     )
-    _check_label_values(config, numbers)
+    check_label_values(config, numbers)
     dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
     notes = dataset.notes
     groups = case_groups(dataset, config, notes)
@@ -138,7 +147,7 @@ def _make_plan(
         )
     _check_only(config, {case.case_id for case in cases})
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
-    _check_modalities(config, n_modalities)
+    _check_modalities(config, n_modalities, splits.values())
     plan_case = partial(
         _with_facts,
         config=config,
@@ -161,6 +170,7 @@ def _make_plan(
     cache.save()
     if not dataset.problems and config.volumes is None:
         _refuse_series(plans, cache)
+    config, plans = with_offset(config, plans, earlier, notes)
     label_names = dataset.label_names
     if not label_names:
         label_names, disagreement = names_in_headers(plans)
@@ -192,18 +202,10 @@ def _needing_labels(config: RunConfig) -> list[str]:
     return [f"{name} label" for name in names if in_effect(config, name) == "label"]
 
 
-def _check_label_values(config: RunConfig, numbers: Mapping[str, int]) -> None:
-    """Raise a DatasetError if the values of structures do not fit the data type of labels."""
-    largest = max(numbers.values(), default=0)
-    if largest > np.iinfo(config.label_dtype).max:
-        raise DatasetError(
-            f"{plural(len(numbers), 'structure')} have values up to {largest}, which do not fit "
-            f"--label_dtype {config.label_dtype}; use --label_dtype {np.min_scalar_type(largest)}"
-        )
-
-
-def _check_modalities(config: RunConfig, n_modalities: int) -> None:
-    """Raise a DatasetError unless settings for each modality have as many values."""
+def _check_modalities(config: RunConfig, n_modalities: int, splits: Iterable[str]) -> None:
+    """Raise a DatasetError unless settings and files suit the number of modalities, and splits."""
+    if problem := config.problem_of_files(n_modalities, config.n_channels(n_modalities), {*splits}):
+        raise DatasetError(problem)
     for name in PER_MODALITY:
         value = getattr(config, name)
         if isinstance(value, tuple) and len(value) != n_modalities:
