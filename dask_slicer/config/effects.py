@@ -130,6 +130,16 @@ EFFECTS = (
     ),
     Effect(("foreground",), _uses_foreground, ": nothing is computed from the foreground"),
     Effect(
+        ("zero_background",),
+        lambda config, _: config.foreground in ("nonzero", "positive"),
+        " without --foreground nonzero or --foreground positive",
+    ),
+    Effect(
+        ("zero_background",),
+        lambda config, _: config.zeroes_background,
+        " without --normalize zscore or --normalize percentile",
+    ),
+    Effect(
         ("keep_empty", "keep_empty_in"),
         lambda config, _: config.min_foreground == 0,
         " with --min_foreground: slices without a label are dropped",

@@ -217,7 +217,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Slices": ("plane", "window_size", "padding_mode", "context_step", "context_mm"),
     "Intensities": (
         *("clip_min", "clip_max", "percentiles", "ct_windows", "normalize", "statistics"),
-        *("foreground", "dtype", "nonfinite"),
+        *("foreground", "zero_background", "dtype", "nonfinite"),
     ),
     "Labels": (
         *("label_dtype", "allow_missing_labels", "label_map"),

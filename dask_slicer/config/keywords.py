@@ -32,6 +32,7 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     percentiles: Sequence[float] | None
     ct_windows: Sequence[str] | NotGiven
     foreground: Foreground | NotGiven
+    zero_background: bool | NotGiven
     statistics: StrPath | None
 
     label_map: str | None

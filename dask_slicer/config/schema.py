@@ -157,9 +157,21 @@ class SliceSettings(FileSettings, StepSettings):
         return "dataset" in for_each_modality(self.normalize, 1)
 
     @property
+    def zeroes_background(self) -> bool:
+        """Return whether voxels outside the foreground are 0 after the normalisation."""
+        methods = {*for_each_modality(self.normalize, 1)} & {"zscore", "percentile"}
+        return self.zero_background and self.foreground in ("nonzero", "positive") and bool(methods)
+
+    @property
     def maps_limits(self) -> bool:
         """Return whether intensities between two limits are mapped to a fixed range."""
-        return bool(self.ct_windows) or (self.dtype in ("uint8", "uint16") and self.offset is None)
+        whole = self.dtype in ("uint8", "uint16") and not self.is_exact
+        return whole or bool(self.ct_windows)
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether pixels are intensities plus an offset."""
+        return self.dtype == "uint16" and self.offset is not None
 
     @property
     def selecting(self) -> str:
@@ -225,8 +237,9 @@ class SliceSettings(FileSettings, StepSettings):
     def _check_intensity_settings(self) -> None:
         methods = {*for_each_modality(self.normalize, 1)}
         limits = [name for name in ("clip_min", "clip_max") if getattr(self, name) is not None]
-        if self.ct_windows and limits:
-            raise ValueError(f"ct_windows have their own limits; leave out {' and '.join(limits)}")
+        own = [*limits, *["offset"] * self.is_exact]
+        if self.ct_windows and own:
+            raise ValueError(f"ct_windows have their own limits; leave out {' and '.join(own)}")
         for name, given in (
             (f"dtype {self.dtype}", self.dtype in ("uint8", "uint16")),
             ("ct_windows", self.ct_windows),
@@ -244,6 +257,11 @@ class SliceSettings(FileSettings, StepSettings):
                     f"normalize {method} has its own limits; leave out {' and '.join(others)}, or "
                     "use normalize zscore"
                 )
+        if self.dtype == "source" and self.zero_background:
+            raise ValueError(
+                "dtype source keeps the integers of the file, and zero_background changes them; "
+                "use dtype float32 or float16"
+            )
         if self.dtype == "source" and (self.ct_windows or self.resamples):
             step = "ct_windows" if self.ct_windows else "spacing"
             step = f"fit {self.fit}" if step == "spacing" and self.spacing is None else step

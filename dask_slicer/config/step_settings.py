@@ -144,7 +144,9 @@ Spacing = Annotated[tuple[_NoLength, _NoLength, _NoLength], BeforeValidator(_thr
 Size = Annotated[tuple[fields.Positive, fields.Positive], BeforeValidator(_size)]
 Crop = Annotated[str, AfterValidator(_crop)]
 SliceRangeText = Annotated[str, AfterValidator(_slice_range)]
-Foreground = Annotated[Literal["min", "all", "nonzero", "label", "otsu"], fields.ANY_CASE]
+Foreground = Annotated[
+    Literal["min", "all", "nonzero", "positive", "label", "otsu"], fields.ANY_CASE
+]
 Fit = Annotated[Literal["crop_pad", "resize", "letterbox"], fields.ANY_CASE]
 Center = Annotated[Literal["volume", "label"], fields.ANY_CASE]
 ResampleOrder = Annotated[Literal[0, 1, 3], BeforeValidator(fields.number_in_text)]
@@ -188,7 +190,12 @@ class StepSettings(fields.Frozen):
     foreground: Foreground = Field(
         "min",
         description="Voxels of statistics and percentiles: above the lowest (min), all, other "
-        "than 0, labelled, or above Otsu's threshold.",
+        "than 0, above 0 (positive), labelled, or above Otsu's threshold.",
+    )
+    zero_background: bool = Field(
+        False,
+        description="Voxels outside the foreground nonzero or positive are 0 after normalize "
+        "zscore or percentile.",
     )
     spacing: Spacing | None = Field(
         None,

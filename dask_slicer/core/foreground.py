@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.statistics import Statistics, statistics
-from dask_slicer.core.volume import Voxels, iterate_planes, nonzero_mask
+from dask_slicer.core.volume import Voxels, iterate_planes, nonzero_mask, positive_mask
 from dask_slicer.errors import MissingLabel, NonFinite
 
-FOREGROUNDS = ("min", "all", "nonzero", "label", "otsu")
+FOREGROUNDS = ("min", "all", "nonzero", "positive", "label", "otsu")
+# By foreground that intensities of 0 are no part of, the voxels that are.
+MASKS = {"nonzero": nonzero_mask, "positive": positive_mask}
 _OTSU_BINS = 256
 
 
@@ -30,9 +32,9 @@ def foreground_mask(
 
     Parameters
     ----------
-    which : {"nonzero", "label", "otsu"}
-        Other than 0 in the file's units; labelled; above Otsu's threshold of the intensities,
-        which are clipped to low and high before. NaN and Inf count as 0.
+    which : {"nonzero", "positive", "label", "otsu"}
+        Other than 0 in the file's units; above 0; labelled; above Otsu's threshold of the
+        intensities, which are clipped to low and high before. NaN and Inf count as 0.
     label : ndarray of int, optional
         Of the same shape.
 
@@ -43,8 +45,8 @@ def foreground_mask(
     """
     stored = voxels.stored
     match which:
-        case "nonzero":
-            return nonzero_mask(stored, voxels)
+        case "nonzero" | "positive":
+            return MASKS[which](stored, voxels)
         case "label" if label is None:
             raise MissingLabel(
                 f"the foreground is the label, and {voxels.source} has none; give one, or use "

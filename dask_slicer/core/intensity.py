@@ -11,19 +11,23 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dask_slicer.core.foreground import (
+    MASKS,
     IntensityProperties,
     foreground_mask,
     foreground_statistics,
 )
 from dask_slicer.core.statistics import Statistics, statistics
 from dask_slicer.core.volume import Voxels
-from dask_slicer.errors import NonFinite
+from dask_slicer.errors import NonFinite, UnsupportedImage
 
 NORMALIZATIONS = ("zscore", "minmax", "percentile", "none")
-_METHODS = (*NORMALIZATIONS, "dataset", "window", "uint8")
+_METHODS = (*NORMALIZATIONS, "dataset", "window", "uint8", "uint16")
 # Percentiles of the foreground that limit intensities, as in nnU-Net.
 PERCENTILES = (0.5, 99.5)
-_LARGEST_UINT8 = 255.0
+# By method that maps limits to whole numbers, the largest of them.
+LARGEST = {"uint8": 255, "uint16": 65535}
+# Of whole numbers that float32 has enough digits for, before they are rounded.
+_MOST_IN_FLOAT32 = 255
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +35,8 @@ class Normalization:
     """The normalisation of every voxel: scale, clip, subtract, divide.
 
     ``(clip(stored * slope + intercept, low, high) - center) * levels / scale``; with
-    `zero_nonfinite`, NaN and Inf count as 0 before clipping.
+    `zero_nonfinite`, NaN and Inf count as 0 before clipping. Where the result is a whole number of
+    over 8 bit, it is exact: rounded once, in float64.
     """
 
     slope: float
@@ -43,13 +48,16 @@ class Normalization:
     levels: float = 1.0  # by itself: a quotient of both would move halves, which are rounded
     zero_nonfinite: bool = False
     to_unit_range: bool = False
-    to_uint8: bool = False  # whole numbers, 0 to 255, half to even
+    largest: int = 0  # of whole numbers, from 0 on, half to even; 0: they are not whole
+    background: str = ""  # voxels outside this foreground, nonzero or positive, become 0
 
     def apply(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return one plane (or any array) of stored numbers as a new C-ordered float32 array."""
         values = self._applied(stored)
-        if self.to_uint8:
-            return np.rint(values, out=values).clip(0.0, _LARGEST_UINT8, out=values)
+        if self.largest:
+            return np.rint(values, out=values).clip(0.0, self.largest, out=values)
+        if self.background:
+            values[~self._is_foreground(stored)] = 0
         # Rounding may leave the range by one unit in the last place.
         return values.clip(0.0, 1.0, out=values) if self.to_unit_range else values
 
@@ -64,9 +72,9 @@ class Normalization:
             center=0.0,
             scale=1.0,
             to_unit_range=self.to_unit_range,
-            to_uint8=self.to_uint8,
+            largest=self.largest,
         )
-        return replace(self, to_uint8=False), after
+        return replace(self, largest=0), after
 
     def clip_stored(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
         """Return stored numbers with the same result of `apply`, none far outside the range.
@@ -82,6 +90,16 @@ class Normalization:
             stored = np.where(finite, stored, self._zero(stored.dtype))
         return stored.clip(*_clipped_ends(self, stored.dtype))
 
+    def background_number(self, dtype: np.dtype[Any]) -> Any:
+        """Return the stored number for an intensity of 0, None if that is none of this type."""
+        with np.errstate(all="ignore"):
+            zero = np.float64(-self.intercept / self.slope).astype(dtype)
+        return None if self._is_foreground(zero) else zero
+
+    def _is_foreground(self, stored: NDArray[np.generic]) -> NDArray[np.bool_]:
+        voxels = Voxels(stored=stored, slope=self.slope, intercept=self.intercept)
+        return MASKS[self.background](stored, voxels)
+
     def _zero(self, dtype: np.dtype[Any]) -> NDArray[np.generic]:
         """Return the stored number whose intensity is 0, or nearest to it."""
         with np.errstate(over="ignore"):  # Inf, which counts as 0
@@ -91,7 +109,8 @@ class Normalization:
         narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32
         # All differences, and the scale, fit float32 with all digits.
         small = abs(self.center) < 1e31 and 1e-30 < self.scale < 1e38 / self.levels
-        if narrow and small and (self.slope, self.intercept) == (1.0, 0.0):
+        unscaled = (self.slope, self.intercept) == (1.0, 0.0)
+        if narrow and small and unscaled and self._is_exact_in_float32(stored.dtype):
             return self._apply_float32(stored)
         values = stored.astype(np.float64, order="C")
         with np.errstate(over="ignore", invalid="ignore"):
@@ -106,8 +125,18 @@ class Normalization:
         if self.levels != 1:
             values *= self.levels
         values /= self.scale
+        if self.largest > _MOST_IN_FLOAT32:
+            np.rint(values, out=values)
         with np.errstate(over="ignore"):  # `check_fits` reports it from the statistics
             return values.astype(np.float32)
+
+    def _is_exact_in_float32(self, dtype: np.dtype[Any]) -> bool:
+        """Return whether float32 has enough digits before numbers are rounded."""
+        if self.largest <= _MOST_IN_FLOAT32:
+            return True
+        ends = self.low - self.center, self.high - self.center
+        is_whole = dtype.kind in "iu" and (self.levels, self.center % 1) == (1, 0)
+        return is_whole and all(abs(end) > 2**20 or end.is_integer() for end in ends)
 
     def _apply_float32(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         # Stored numbers are exact in float32. The center is subtracted in two parts, and before
@@ -186,28 +215,36 @@ def normalization(
     label: NDArray[np.integer] | None = None,
     dataset: IntensityProperties | None = None,
     zero_nonfinite: bool = False,
+    offset: int | None = None,
+    zero_background: bool = False,
 ) -> tuple[Normalization, Statistics]:
     """Return the normalisation of voxels in any shape, and the statistics it is based on.
 
     Parameters
     ----------
-    method : {"zscore", "minmax", "percentile", "dataset", "none", "window", "uint8"}
+    method : {"zscore", "minmax", "percentile", "dataset", "none", "window", "uint8", "uint16"}
         zscore over the foreground; minmax over all voxels to [0, 1]; percentile: clip to the 0.5
         and 99.5 percentiles of the foreground, then zscore; dataset: clip to the percentiles in
         `dataset`, then its mean and std (the scheme of nnU-Net for CT, Isensee et al., "nnU-Net: a
         self-configuring method for deep learning-based biomedical image segmentation", 2021);
-        window: the limits to [0, 1]; uint8: the limits to 0, …, 255.
+        window: the limits to [0, 1]; uint8: the limits to 0, …, 255; uint16: to 0, …, 65535.
     percentiles : tuple of float, optional
         Clip also to these percentiles of the foreground.
-    foreground : {"min", "all", "nonzero", "label", "otsu"}
+    foreground : {"min", "all", "nonzero", "positive", "label", "otsu"}
         min is what lies above the lowest intensity; for the others see `foreground_mask`.
     label : ndarray of int, optional
         Of the shape of the voxels, for `foreground` label.
+    offset : int, optional
+        With uint16: limits are only clipped to, and this is added.
+    zero_background : bool
+        With zscore and percentile, and the foreground nonzero or positive: the others become 0.
 
     Raises
     ------
     NonFinite
         As `statistics`, which also takes the other arguments.
+    UnsupportedImage
+        If an intensity and the offset give a number below 0 or over 65535.
     MissingLabel
         If the foreground is the label, and there is none.
     ValueError
@@ -239,10 +276,14 @@ def normalization(
         center, scale = _center_and_scale(stats, method)
     if percentiles is not None:
         low, high = stats.min, stats.max
-    if method in ("window", "uint8"):
+    if offset is not None:
+        center, scale = -float(offset), 1.0
+        _check_offset(stats, offset, voxels.source)
+    elif method in ("window", *LARGEST):
         first = stats.min if low == -np.inf else low
         last = stats.max if high == np.inf else high
         center, scale = first, (last - first) or 1.0
+    zeroes = zero_background and method in ("zscore", "percentile")
     result = Normalization(
         slope=voxels.slope,
         intercept=voxels.intercept,
@@ -250,10 +291,11 @@ def normalization(
         high=high,
         center=center,
         scale=scale,
-        levels=_LARGEST_UINT8 if method == "uint8" else 1.0,
+        levels=float(LARGEST.get(method, 1)) if offset is None else 1.0,
         zero_nonfinite=stats.n_nonfinite > 0,
         to_unit_range=method in ("minmax", "window"),
-        to_uint8=method == "uint8",
+        largest=LARGEST.get(method, 0),
+        background=foreground if zeroes and foreground in MASKS else "",
     )
     return result, stats
 
@@ -281,6 +323,17 @@ def _center_and_scale(stats: Statistics, method: str) -> tuple[float, float]:
     if method == "minmax":
         return stats.min, (stats.max - stats.min) or 1.0
     return stats.mean, stats.divisor
+
+
+def _check_offset(stats: Statistics, offset: int, source: str) -> None:
+    """Raise UnsupportedImage if an intensity and the offset are no number of 16 bit."""
+    largest = LARGEST["uint16"]
+    if np.rint(stats.min + offset) < 0 or np.rint(stats.max + offset) > largest:
+        raise UnsupportedImage(
+            f"the intensities of {source} are {stats.min:.10g} to {stats.max:.10g}, and with the "
+            f"offset {offset} not all of them are 0 to {largest}; clip them with --clip_min and "
+            "--clip_max, or use --bits 8 or --format npz"
+        )
 
 
 def check_fits(normalization: Normalization, stats: Statistics, dtype: DTypeLike) -> None:

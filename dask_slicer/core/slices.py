@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.geometry import reorient
-from dask_slicer.core.intensity import PERCENTILES, Normalization, check_fits, normalization
+from dask_slicer.core.intensity import (
+    LARGEST,
+    PERCENTILES,
+    Normalization,
+    check_fits,
+    normalization,
+)
 from dask_slicer.core.labels import count_labels
 from dask_slicer.core.planes import change_of_axes, in_memory
 from dask_slicer.core.statistics import Statistics
@@ -128,6 +134,7 @@ def slice_views(
     clip_max: float | tuple[float | None, ...] | None = None,
     nonfinite: str = "error",
     dtype: str = "float32",
+    offset: int | None = None,
     label_dtype: str = "uint8",
     min_foreground: float = 0.0,
     steps: Steps = NO_STEPS,
@@ -144,8 +151,10 @@ def slice_views(
         As for `intensity.normalization`, for all modalities or, in a tuple, for each.
     nonfinite : {"error", "zero"}
         Whether NaN and Inf in images fail the case or count as 0.
-    dtype : {"float32", "float16", "uint8"}
+    dtype : {"float32", "float16", "uint8", "uint16"}
         Which normalised intensities must fit.
+    offset : int, optional
+        With uint16 and without windows: intensities are only clipped, and this is added.
     label_dtype : {"uint8", "uint16", "int32"}
         Which label values must fit.
     min_foreground : float
@@ -156,7 +165,7 @@ def slice_views(
 
     Raises
     ------
-    NonFinite, LabelValues, MissingLabel, GeometryMismatch
+    NonFinite, LabelValues, MissingLabel, GeometryMismatch, UnsupportedImage
     """
     frame = in_memory(views[0])
     changes = LabelChanges()
@@ -185,15 +194,17 @@ def slice_views(
             method,
             clip_min=low,
             clip_max=high,
-            percentiles=_percentiles(method, low, high, steps),
+            percentiles=_percentiles(method, low, high, steps, offset),
             foreground=steps.foreground,
             label=cropped,
             dataset=properties,
             zero_nonfinite=nonfinite == "zero",
+            offset=offset,
+            zero_background=steps.zero_background,
         )
         if steps.ct_windows:  # which leave out what other windows show
             stats = replace(stats, clipped_share=0.0)
-        if dtype != "uint8":
+        if method != dtype:
             check_fits(how, stats, dtype)
         statistics.append(stats)
         if steps.drop_blank:
@@ -205,7 +216,7 @@ def slice_views(
             if own.interpolates and resampled is not None:
                 channels.append(_sized(*resampled, own, turn))
             else:  # padding keeps the stored numbers
-                fill = 0 if own.in_plane is None else _lowest(part, stats)
+                fill = 0 if own.in_plane is None else _lowest(part, how, stats)
                 channels.append(_sized(part, how, fill, own, turn))
     if cropped is not None:
         cropped, changes.lost = grid.resampled_label(cropped)
@@ -231,7 +242,7 @@ def slice_views(
 
 def _ends(plane: NDArray[np.generic], how: Normalization) -> tuple[float, float]:
     """Return the lowest and the highest normalised intensity of a plane."""
-    if not how.zero_nonfinite:
+    if not how.zero_nonfinite and not how.background:
         plane = np.array([plane.min(), plane.max()])
     values = how.apply(plane)
     return float(values.min()), float(values.max())
@@ -268,12 +279,12 @@ def _grid_of(
 def _resampled(
     part: Voxels, how: Normalization, grid: GridSteps, order: int
 ) -> tuple[Voxels, Normalization, float]:
-    """Return normalised intensities at the new spacing, what follows, and the lowest before it."""
+    """Return normalised intensities at the new spacing, what follows, and what to pad with."""
     first, then = how.halves()
     values = np.empty(part.stored.shape, dtype=np.float32)
     for plane, stored in zip(values, iterate_planes(part.stored), strict=True):
         plane[...] = first.apply(stored)
-    lowest = float(values.min())
+    lowest = 0.0 if how.background else float(values.min())
     stored = grid.resampled_image(values, order=order)
     return Voxels(stored=stored, source=part.source), then, lowest
 
@@ -338,25 +349,28 @@ def _wanted_channels(
     n = len(volume.image)
     properties = steps.dataset or (None,) * n
     for low, high in steps.ct_windows:
-        method = "uint8" if dtype == "uint8" else "window"
+        method = dtype if dtype in LARGEST else "window"
         for voxels in volume.image:
             yield method, low, high, voxels, None
     if not steps.ct_windows:
-        methods = ("uint8",) * n if dtype == "uint8" else for_each_modality(normalize, n)
+        methods = (dtype,) * n if dtype in LARGEST else for_each_modality(normalize, n)
         limits = (for_each_modality(value, n) for value in (clip_min, clip_max))
         yield from zip(methods, *limits, volume.image, properties, strict=True)
 
 
 def _percentiles(
-    method: str, low: float | None, high: float | None, steps: Steps
+    method: str, low: float | None, high: float | None, steps: Steps, offset: int | None
 ) -> tuple[float, float] | None:
-    if method == "uint8" and low is None and high is None and steps.percentiles is None:
+    limits = low, high, steps.percentiles, offset
+    if method in LARGEST and all(limit is None for limit in limits):
         return PERCENTILES
     return steps.percentiles
 
 
-def _lowest(voxels: Voxels, stats: Statistics) -> Any:
-    """Return the stored number with the lowest intensity."""
+def _lowest(voxels: Voxels, how: Normalization, stats: Statistics) -> Any:
+    """Return the stored number with the lowest intensity; that of the background, if it is 0."""
+    if how.background and (zero := how.background_number(voxels.stored.dtype)) is not None:
+        return zero
     if voxels.stored.dtype.kind == "f" and stats.n_nonfinite:
         return (stats.min - voxels.intercept) / voxels.slope
     ends = in_memory_order(voxels.stored)

@@ -56,6 +56,21 @@ def nonzero_mask(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.bool
     return mask & np.isfinite(stored) if stored.dtype.kind == "f" else mask
 
 
+def positive_mask(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.bool_]:
+    """Return which of the stored numbers of `voxels` have an intensity above 0, and not Inf.
+
+    Examples
+    --------
+    >>> stored = np.array([0, 1, np.inf])
+    >>> positive_mask(stored, Voxels(stored=stored, slope=-1, intercept=1)).tolist()
+    [True, False, False]
+    """
+    zero = -voxels.intercept / voxels.slope if voxels.intercept else 0
+    compare = np.greater if voxels.slope > 0 else np.less
+    mask: NDArray[np.bool_] = np.asarray(compare(stored, zero))
+    return mask & np.isfinite(stored) if stored.dtype.kind == "f" else mask
+
+
 def in_memory_order(array: NDArray[np.generic]) -> NDArray[np.generic]:
     """Return all elements as a 1D array in the order of memory, without a copy if possible.
 

@@ -40,14 +40,19 @@ def prepare_plan(config: RunConfig) -> RunPlan:
     old = directory.existing_config(config.output_dir)
     if old is None or config.overwrite:
         return with_folds(_with_known_properties(_like_images(make_plan(config)), ()))
-    directory.check_unchanged(old, config)
+    # The plan decides the offset of images, where none is given.
+    has_offset = config.offset is not None or config.like is not None
+    unplanned = config if has_offset else config.model_copy(update={"offset": old.offset})
+    directory.check_unchanged(old, unplanned)
     table = directory.existing_table(config.output_dir)
     plan = make_plan(
         config,
         assigned=directory.existing_splits(config.output_dir),
         assigned_groups=partial(_groups, config.output_dir, table),
         structures=directory.existing_structures(config.output_dir),
+        earlier=old,
     )
+    directory.check_unchanged(old, plan.config)
     if config.stratify not in (None, old.stratify, BY_LABEL):
         note = f"cases that have a split keep it, although --stratify {config.stratify} is new"
         plan = replace(plan, notes=(*plan.notes, note))

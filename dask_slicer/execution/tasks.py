@@ -96,6 +96,7 @@ def slice_case(loaded: StepResult[Volume], target: Target) -> StepResult[Stacks]
             nonfinite=settings.nonfinite,
             # Readers normalise "source" to float32.
             dtype="float32" if settings.dtype == "source" else settings.dtype,
+            offset=settings.offset if settings.is_exact else None,
             label_dtype=settings.label_dtype,
             min_foreground=settings.min_foreground,
             steps=_steps(loaded.case, target),

@@ -273,6 +273,14 @@ def _clip_range(config: RunConfig) -> list[Any] | None:
     return [list(pair) for pair in pairs]
 
 
+def _pixels(config: RunConfig) -> dict[str, Any]:
+    """Return what pixels of PNG files are; nothing with other formats."""
+    if config.format != "png":
+        return {}
+    offset = config.offset if config.is_exact else None
+    return {"bits": config.bits, "offset": offset, "exact": config.is_exact}
+
+
 def dataset_info(
     config: RunConfig,
     totals: DatasetTotals,
@@ -303,6 +311,7 @@ def dataset_info(
         "format_version": FORMAT_VERSION,
         "plane": config.plane,
         "dtype": config.dtype,
+        **_pixels(config),
         "splits": {
             split: {"cases": cases_by_split[split], "slices": totals.slices_by_split[split]}
             for split in SPLITS

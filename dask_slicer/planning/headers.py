@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, reduce
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -19,7 +20,7 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.config.step_settings import StepSettings
 from dask_slicer.core.geometry import align, axis_codes, orientation_of_codes
 from dask_slicer.core.geometry import spacing as spacing_of
-from dask_slicer.errors import UnsupportedImage
+from dask_slicer.errors import DatasetError, UnsupportedImage
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.load import grids_of
@@ -28,6 +29,12 @@ from dask_slicer.inputs.readers.base import CONVERTED, VolumeHeader, split_volum
 from dask_slicer.planning.plan import FORMAT_VERSION, CasePlan, PlanePlan
 from dask_slicer.planning.steps import in_digest, n_selected, sliced_grid
 from dask_slicer.utils.formatting import as_utf8, first_few, plural
+from dask_slicer.utils.modalities import for_each_modality
+
+# Of 16-bit images, if an intensity may be negative.
+_OFFSET = 32768
+# With a smaller slope and intercept, float64 has all digits of intensities of up to 16 bit.
+_MOST_SCALING = 2**31
 
 _NUMBERS = re.compile(r"-?\d[\d.,e+-]*")
 
@@ -129,12 +136,15 @@ def _facts(
     ]
     dtypes = iter([str(header.dtype.newbyteorder("=")) for header in images])
     first = str(images[0].dtype.newbyteorder("="))
+    each = iter([(header.slope, header.intercept) for header in images])
+    scaling = tuple(next(each) if path else (1.0, 0.0) for path in case.images)
     label_names = {} if case.merges_masks or not labels else labels[0].label_names
     return {
         "shape": grid.shape,
         "spacing": spacing_of(grid.affine),
         "orientation": axis_codes(images[0].affine),
         "dtypes": tuple(next(dtypes) if path else first for path in case.images),
+        "scaling": scaling if {*scaling} != {(1.0, 0.0)} else (),
         "file_bytes": sum(header.file_bytes // header.n_volumes for header in headers),
         "voxel_bytes": image_bytes + label_bytes,
         "mask_bytes": mask_bytes,
@@ -190,6 +200,64 @@ def grouped_notes(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield f"{plural(len(paths), 'file')}: {notes[0][1]}: {first_few(paths)}"
 
 
+# -- the offset of images of 16 bit ----------------------------------------------------------------
+
+
+def with_offset(
+    config: RunConfig, cases: tuple[CasePlan, ...], earlier: RunConfig | None, notes: list[str]
+) -> tuple[RunConfig, tuple[CasePlan, ...]]:
+    """Return settings and cases with one offset for all images, if intensities are integers.
+
+    Without an offset, 16-bit images are scaled by limits, and there is a note. An output that is
+    scaled stays so, and one with the larger offset keeps it; see `earlier` and `like`.
+
+    Raises
+    ------
+    DatasetError
+        If an offset is given, and an intensity may be no integer.
+    """
+    if config.dtype != "uint16" or config.ct_windows:
+        return config, cases
+    offsets = [earlier.offset] if earlier is not None else []
+    offsets += [] if config.like is None else [config.offset]
+    images = [image for case in cases if case.problem is None for image in _image_facts(case)]
+    inexact = [f"{path} {reason}" for path, reason, _ in images if reason]
+    offset = config.offset
+    if inexact and offset is not None:
+        raise DatasetError(
+            f"images of 16 bit with the offset {offset} need integers, but {inexact[0]}; use "
+            "--bits 8, or leave out the offset in another --output_dir"
+        )
+    if offset is None and not inexact and None not in offsets:
+        offset = _OFFSET if _OFFSET in offsets or any(image[2] for image in images) else 0
+    if offset is not None:
+        config = config.model_copy(update={"offset": offset})
+        return config, tuple(digest_with(case, {"offset": offset}) for case in cases)
+    more = f" (as {plural(len(inexact) - 1, 'more image')})" if inexact[1:] else ""
+    limits = (for_each_modality(value, 1) for value in (config.clip_min, config.clip_max))
+    is_same = config.percentiles is None and None not in chain.from_iterable(limits)
+    notes.append(
+        "images of 16 bit are scaled by limits, so they are not exact: "
+        + (f"{inexact[0]}{more}" if inexact else "so are those that the output has")
+        + ("" if is_same else "; with --clip_min and --clip_max, values mean the same in each case")
+    )
+    return config, cases
+
+
+def _image_facts(case: CasePlan) -> Iterator[tuple[str, str, bool]]:
+    """Yield path, why intensities may be no integers, and whether they may be negative."""
+    scaling = case.scaling or ((1.0, 0.0),) * len(case.dtypes)
+    for path, dtype, (slope, intercept) in zip(case.sources, case.dtypes, scaling, strict=True):
+        reason = ""
+        if np.dtype(dtype).kind == "f":
+            reason = f"holds {dtype}"
+        elif not all(n.is_integer() and abs(n) < _MOST_SCALING for n in (slope, intercept)):
+            reason = f"has the slope {slope:g} and the intercept {intercept:g}"
+        is_signed = np.dtype(dtype).kind == "i" or slope < 0 or intercept < 0
+        if path:  # zeros in the place of a missing image are neither
+            yield path, reason, is_signed
+
+
 # -- digests ---------------------------------------------------------------------------------------
 
 
@@ -230,10 +298,11 @@ def case_digest(
 @lru_cache(maxsize=1)  # it is the same for thousands of cases
 def _settings_in_digest(config: RunConfig) -> dict[str, object]:
     # `nonfinite` matters only for a case with NaN or Inf, which its record counts.
-    unused = {"nonfinite", "statistics", UNUSED_BY_FORMAT[config.format]}
+    # `offset` is a fact of the dataset.
+    unused = {"nonfinite", "offset", "statistics", UNUSED_BY_FORMAT[config.format]}
     unused.update(StepSettings.model_fields)  # see `in_digest`
     # Settings that earlier versions did not have; text files that list cases change no case.
-    unused.update(name for name in ("bits", "offset", "files") if not getattr(config, name))
+    unused.update(name for name in ("bits", "files") if not getattr(config, name))
     unused.add("file_lists")
     return config.slice_settings.model_dump(mode="json", exclude=unused)
 

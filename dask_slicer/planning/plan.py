@@ -79,6 +79,7 @@ class CasePlan:
     spacing: tuple[float, float, float] = (0.0, 0.0, 0.0)  # (slice, row, column), mm
     orientation: str = ""  # axis codes of the first image as stored, such as LPS
     dtypes: tuple[str, ...] = ()  # of the images as stored
+    scaling: tuple[tuple[float, float], ...] = ()  # slope, intercept of each; none: 1, 0
     file_bytes: int = 0  # of all files, on disk
     voxel_bytes: int = 0  # in memory: all files inflated, but one mask at a time and their label
     mask_bytes: int = 0  # of all masks, inflated

@@ -47,6 +47,8 @@ class PlanCache:
         From earlier runs into the output.
     structures : mapping of str to int, optional
         From the same.
+    earlier : RunConfig, optional
+        The configuration of the output.
     """
 
     def __init__(
@@ -54,11 +56,14 @@ class PlanCache:
         config: RunConfig,
         assigned: Mapping[str, str],
         structures: Mapping[str, int] | None,
+        earlier: RunConfig | None = None,
     ) -> None:
         self._config = config
         self._file = header_cache.cache_file(config.input_dir, "plan")
         self._started = time.time_ns()
-        self._earlier = json.dumps([assigned, structures], sort_keys=True)
+        offset = [] if earlier is None else [earlier.offset]
+        known = [assigned, structures, offset, config.like is not None]
+        self._earlier = json.dumps(known, sort_keys=True)
         self._stamps: list[_Stamp] = []
         self._key = ""
         self.tree: FileTree | None = None  # of a folder, once it is listed
@@ -170,6 +175,7 @@ def _packed(plan: RunPlan) -> dict[str, Any]:
     """Return a plan, without its settings, as JSON can hold it."""
     content = _given(plan)
     del content["config"]
+    content["offset"] = plan.config.offset
     content["cases"] = [_packed_case(case) for case in plan.cases]
     content["files"] = [(role.path, role.role, role.detail, role.case_id) for role in plan.files]
     content["label_names"] = list(plan.label_names.items())
@@ -204,6 +210,7 @@ def _unpacked(content: dict[str, Any], config: RunConfig) -> RunPlan:
     content["label_names"] = dict(content["label_names"])
     if "label_values" in content:
         content["label_values"] = dict(content["label_values"])
+    config = config.model_copy(update={"offset": content.pop("offset")})
     return RunPlan(config=config, **_with_tuples(content))
 
 
@@ -212,7 +219,7 @@ def _unpacked_case(content: dict[str, Any]) -> CasePlan:
     if "masks" in case:
         case["masks"] = [Mask(**mask) for mask in case["masks"]]
     content["case"] = Case(**_with_tuples(case))
-    for name in ("files", "header_notes"):
+    for name in ("files", "header_notes", "scaling"):
         if name in content:
             content[name] = [*map(tuple, content[name])]
     if "label_names" in content:

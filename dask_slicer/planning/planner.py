@@ -36,6 +36,7 @@ from dask_slicer.planning.headers import (
     grouped_notes,
     names_in_headers,
     with_headers,
+    with_offset,
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
 from dask_slicer.planning.plan_cache import PlanCache
@@ -68,12 +69,14 @@ def make_plan(
     assigned: Mapping[str, str] | None = None,
     assigned_groups: Callable[[], Mapping[str, str]] = dict,
     structures: Mapping[str, int] | None = None,
+    earlier: RunConfig | None = None,
 ) -> RunPlan:
     """Return the plan of a run; reads headers that are not cached, writes only the cache.
 
     Cases keep the split that earlier runs `assigned`. `assigned_groups` returns the patients of
     their cases; it reads the whole journal, so it is called only if some left the dataset.
-    `structures` are the label values of structures that earlier runs merged.
+    `structures` are the label values of structures that earlier runs merged, and `earlier` is
+    their configuration.
     """
     needs_groups = False
 
@@ -82,10 +85,12 @@ def make_plan(
         needs_groups = True
         return assigned_groups()
 
-    plans = PlanCache(config, assigned or {}, structures)
+    plans = PlanCache(config, assigned or {}, structures, earlier)
     if (plan := plans.recall()) is not None:
         return plan
-    plan, files = _make_plan(config, plans.tree, assigned or {}, groups_of_assigned, structures)
+    plan, files = _make_plan(
+        config, plans.tree, assigned or {}, groups_of_assigned, structures, earlier
+    )
     if not needs_groups:  # which are in another file
         plans.keep(plan, files)
     return plan
@@ -97,6 +102,7 @@ def _make_plan(
     assigned: Mapping[str, str],
     assigned_groups: Callable[[], Mapping[str, str]],
     structures: Mapping[str, int] | None,
+    earlier: RunConfig | None,
 ) -> tuple[RunPlan, dict[str, tuple[int, int, int]]]:
     """Return the plan, and its files with size, mtime and ctime before they were read."""
     root = config.input_root
@@ -161,6 +167,7 @@ def _make_plan(
     cache.save()
     if not dataset.problems and config.volumes is None:
         _refuse_series(plans, cache)
+    config, plans = with_offset(config, plans, earlier, notes)
     label_names = dataset.label_names
     if not label_names:
         label_names, disagreement = names_in_headers(plans)

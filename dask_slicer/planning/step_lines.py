@@ -9,6 +9,9 @@ from dask_slicer.config.effects import DatasetFacts, without_effect
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.utils.formatting import format_shape, format_value, plural
 
+# Of the pixels of these data types.
+_LARGEST = {"uint8": 255, "uint16": 65535}
+
 
 class SlicedCase(Protocol):
     """Shape and spacing of a case, and of its slices, in each plane."""
@@ -81,7 +84,7 @@ def _intensity_lines(config: RunConfig) -> Iterator[str]:
         low, high = config.percentiles
         yield f"clip to the percentiles {low:g} and {high:g}{over}"
     if config.ct_windows:
-        ends = "0 to 255" if config.dtype == "uint8" else "0 to 1"
+        ends = f"0 to {_LARGEST.get(config.dtype, 1)}"
         windows = ", ".join(config.ct_windows)
         yield f"windows {windows} (level/width, HU), a channel each, from {ends}"
     if "dataset" in format_value(config.normalize):
@@ -90,11 +93,15 @@ def _intensity_lines(config: RunConfig) -> Iterator[str]:
         )
         in_file = config.statistics is not None and f"in {config.statistics}"
         yield f"normalise by the statistics {in_file or of_cases}"
-    elif config.dtype == "uint8" and not config.ct_windows:
+    elif config.is_exact:
+        yield f"16 bit: the integers of the file plus {config.offset}"
+    elif config.dtype in _LARGEST and not config.ct_windows:
         limits = "the limits" if _has_limits(config) else f"the 0.5 and 99.5 percentiles{over}"
-        yield f"{limits} become 0 and 255"
+        yield f"{limits} become 0 and {_LARGEST[config.dtype]}"
     elif over and config.percentiles is None and "foreground" not in unused:
         yield f"statistics{over}"
+    if config.zeroes_background:
+        yield "voxels outside the foreground are 0 after the normalisation"
 
 
 def _has_limits(config: RunConfig) -> bool:

@@ -73,6 +73,7 @@ def common_steps(
         percentiles=settings.percentiles,
         ct_windows=tuple(map(ct_window_limits, settings.ct_windows)),
         foreground=in_effect(settings, "foreground"),
+        zero_background=settings.zero_background,
         dataset=properties,
         spacing=settings.spacing,
         resample_order=settings.resample_order,

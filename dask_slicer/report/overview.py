@@ -292,7 +292,8 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
     """
     index, normalize = output.index, output.config.normalize
     methods = {*for_each_modality(normalize, 1)}
-    if output.config.maps_limits or "dataset" in methods:
+    config = output.config
+    if config.maps_limits or config.zeroes_background or "dataset" in methods:
         statistics = {}  # these do not undo it
     known = np.array([case.case_id in statistics for case in index.cases], dtype=bool)
     if known.any() and not known.all():
@@ -331,7 +332,7 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
             histogram(np.concatenate(numbers), most_bins=_SAMPLE_BINS, tail=_SAMPLE_TAIL)
             for numbers in zip(*values, strict=False)
         ),
-        in_file_units=bool(known.any()) or (methods == {"none"} and not output.config.maps_limits),
+        in_file_units=bool(known.any()) or (methods == {"none"} and not config.maps_limits),
         problems=tuple(problems),
     )
 

@@ -47,6 +47,13 @@ SETTINGS = [
     ({"foreground": "otsu"}, {"normalize": "dataset"}, {"normalize": "percentile"}, "foreground"),
     ({"foreground": "otsu"}, {"dtype": "uint8", "clip_min": 0}, {"dtype": "uint8"}, "foreground"),
     ({"foreground": "otsu"}, {"ct_windows": "lung"}, {"percentiles": "1,99"}, "foreground"),
+    ({"zero_background": True}, {}, {"foreground": "positive"}, "--foreground positive"),
+    (
+        {"zero_background": True},
+        {"foreground": "nonzero", "normalize": "minmax"},
+        {"foreground": "nonzero", "normalize": "percentile"},
+        "without --normalize zscore or --normalize percentile",
+    ),
     ({"keep_empty_in": "all"}, {}, {"keep_empty": 0.5}, "without --keep_empty"),
     ({"keep_empty": 0.5}, {"min_foreground": 0.1}, {}, "slices without a label are dropped"),
     (RATIOS, {"splits": "splits.json"}, {}, "with --splits"),

@@ -44,7 +44,8 @@ class Steps:
         In mm.
     percentiles : tuple of float, optional
     ct_windows : tuple of (low, high)
-    foreground : {"min", "all", "nonzero", "label", "otsu"}
+    foreground : {"min", "all", "nonzero", "positive", "label", "otsu"}
+    zero_background : bool
     dataset : tuple of IntensityProperties
         One for each modality, for the normalisation `dataset`.
     spacing : sequence of 3 float or None, optional
@@ -73,6 +74,7 @@ class Steps:
     percentiles: tuple[float, float] | None = None
     ct_windows: tuple[tuple[float, float], ...] = ()
     foreground: str = "min"
+    zero_background: bool = False
     dataset: tuple[IntensityProperties, ...] = ()
     spacing: Sequence[float | None] | None = None
     resample_order: int = 3

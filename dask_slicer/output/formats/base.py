@@ -98,6 +98,7 @@ def case_metadata(
         "spacing": list(spacing(stack.affine)),
         **_requested(settings),
         "normalized": is_normalized(settings),
+        **_pixels(settings),
         # The std that was divided by, so that it undoes the normalisation.
         "norm_stats": statistics_by_name(
             [replace(stats, std=stats.divisor) for stats in stack.statistics]
@@ -132,6 +133,13 @@ def _requested(settings: SliceSettings) -> dict[str, Any]:
     if settings.context_mm is not None:
         content["context_mm"] = settings.context_mm
     return content
+
+
+def _pixels(settings: SliceSettings) -> dict[str, Any]:
+    """Return the bits of a pixel of a PNG file, and the offset of its intensity if it is exact."""
+    if settings.format != "png":
+        return {}
+    return {"bits": settings.bits} | ({"offset": settings.offset} if settings.is_exact else {})
 
 
 def step_of(metadata: Mapping[str, Any]) -> float:

@@ -265,8 +265,8 @@ _CODECS: dict[
 # -- attributes ------------------------------------------------------------------------------------
 
 
-# Fields of a normalisation to uint8, which numbers as stored never get.
-_OF_UINT8 = {"levels", "to_uint8"}
+# Fields of a normalisation that numbers as stored never get.
+_UNUSED = {"levels", "largest", "background"}
 
 
 def source_attributes(each: Sequence[Normalization]) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def source_attributes(each: Sequence[Normalization]) -> dict[str, Any]:
     open end), multiply by `scale`, and add `offset`.
     """
     ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
-    fields = [{key: v for key, v in asdict(n).items() if key not in _OF_UINT8} for n in each]
+    fields = [{key: v for key, v in asdict(n).items() if key not in _UNUSED} for n in each]
     return {
         "normalization": [{key: _finite(value) for key, value in n.items()} for n in fields],
         "scale": [n.slope / n.scale for n in each],
