@@ -66,7 +66,7 @@ def run(print_job_script: bool, verbose: int, quiet: bool, **options: Any) -> bo
         from dask_slicer.cli.display import make_console
 
         if splits := _splits_with_slices(config.output_dir):
-            make_console().out(_next_steps(config.output_dir, splits[0]))
+            make_console().out(_next_steps(config, splits[0]))
     return bool(report.remaining)
 
 
@@ -324,13 +324,21 @@ def _splits_with_slices(output_dir: Path) -> list[str]:
     return [split for split, counts in splits.items() if counts["slices"]]
 
 
-def _next_steps(output_dir: Path, split: str) -> str:
-    """Return what the user may do with an output, in two lines."""
+def _next_steps(config: RunConfig, split: str) -> str:
+    """Return what the user may do with an output, in two or three lines."""
     # Forward slashes work on Windows too, in every shell.
-    path = output_dir.as_posix()
+    path = config.output_dir.as_posix()
+    if not config.is_readable:
+        folders = dict.fromkeys(each.folder(split) or "." for each in config.templates_of(split))
+        return (
+            f"The loader of the project that these files are for reads them: {', '.join(folders)}\n"
+            f"To check them at any time: dask-slicer verify {shlex.quote(path)}"
+        )
     look = "report" if find_spec("matplotlib") is None else "preview"
     chosen = "" if split == "train" else f", split={split!r}"
+    masks = "Masks look black in image viewers: their values are the classes, 0, 1, 2, …\n"
     return (
+        f"{masks if config.format == 'png' else ''}"
         f"To look at the slices: dask-slicer {look} {shlex.quote(path)}\n"
         f"To load one in Python: from dask_slicer import SliceDataset; "
         f"SliceDataset({path!r}{chosen})[0]"

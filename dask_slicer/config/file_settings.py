@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
@@ -327,6 +329,37 @@ class FileSettings(fields.Frozen):
     def templates(self) -> tuple[FileTemplate, ...]:
         """Return the files that a case becomes; none in a Zarr store."""
         return self.files if self.format == "files" else _OF_FORMAT[self.format]
+
+    @property
+    def is_readable(self) -> bool:
+        """Return whether this package reads the slices: other layouts are for other projects."""
+        return self.format in ("zarr", "png") or all(
+            any(t.is_readable for t in self.templates_of(split)) for split in _SPLITS
+        )
+
+    def problem_of_files(self, n_modalities: int, n_channels: int, splits: Collection[str]) -> str:
+        """Return why files cannot hold such images of some splits; empty if they can."""
+        if self.format == "png" and n_modalities > 1:
+            return (
+                f"format png holds one modality, and a case of this dataset has {n_modalities}; "
+                "use format npz or zarr"
+            )
+        if any(each.suffix == ".h5" for each in self.templates) and find_spec("h5py") is None:
+            return "files with the ending .h5 need h5py: python -m pip install 'dask_slicer[h5]'"
+        for split in sorted(splits):
+            images = [each for each in self.templates_of(split) if "image" in each.contents]
+            if self.format == "files" and not images:
+                return (
+                    f"files have none for split {split}, which has cases; add one, or leave the "
+                    "split empty, such as with --val_ratio 0"
+                )
+            for template in images:
+                if n_channels > 1 and (template.channels == "none" or template.copies > 1):
+                    return (
+                        f"{template.path} has place for one channel, and here an image has "
+                        f"{n_channels}; use --window_size 0 and one modality, or another format"
+                    )
+        return ""
 
     def templates_of(self, split: str) -> tuple[FileTemplate, ...]:
         """Return the files that a case of a split becomes."""

@@ -6,7 +6,6 @@ The command line, YAML files and Python all build this one frozen model.
 from __future__ import annotations
 
 import inspect
-from contextlib import suppress
 from inspect import Parameter, Signature
 from itertools import chain
 from pathlib import Path
@@ -19,6 +18,7 @@ from dask_slicer.config.dataset_settings import InputSettings, SplitSettings
 from dask_slicer.config.file_settings import FileSettings
 from dask_slicer.config.run_settings import RunSettings
 from dask_slicer.config.step_settings import SELECTING, StepSettings, counts_slices
+from dask_slicer.utils.files import is_same_folder
 from dask_slicer.utils.formatting import format_value, plural
 from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.repr_html import html_card, html_facts
@@ -190,6 +190,12 @@ class SliceSettings(FileSettings, StepSettings):
 
     def _check_png(self) -> None:
         """Raise ValueError if format png cannot hold slices, or is needed for a setting."""
+        shared = [t.path for t in self.files if not t.is_per_slice and "image" in t.contents]
+        if self.format == "files" and shared and self.window_size:
+            raise ValueError(
+                f"{shared[0]} holds every slice once, so window_size must be 0, got "
+                f"{self.window_size}"
+            )
         if self.format != "png":
             if self.dtype == "uint16":
                 raise ValueError("dtype uint16 is that of format png with bits 16")
@@ -305,7 +311,7 @@ class RunConfig(RunSettings, SplitSettings, SliceSettings, InputSettings):
     @model_validator(mode="after")
     def _output_is_not_input(self) -> Self:
         try:
-            same = _is_same(_resolved(self.input_dir), _resolved(self.output_dir))
+            same = is_same_folder(self.input_dir, self.output_dir)
         except (RuntimeError, OSError) as error:
             raise ValueError(f"input_dir and output_dir cannot be resolved: {error}") from None
         if same:
@@ -375,21 +381,6 @@ RunConfig.__signature__ = Signature(list(map(_parameter, _NAMES)))
 RunConfig.__doc__ = inspect.cleandoc(RunConfig.__doc__ or "").replace(
     "Examples\n", "Parameters\n----------\n" + "".join(map(_described, _NAMES)) + "\nExamples\n"
 )
-
-
-def _resolved(path: Path) -> Path:
-    """Return the target of a path; raise OSError if its links form a loop."""
-    target = path.resolve()
-    if target.is_symlink():  # from Python 3.13 on, resolve() does not raise
-        raise OSError(f"Symlink loop from {str(path)!r}")
-    return target
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    """Return whether two paths name one folder, also in other cases of letters."""
-    with suppress(OSError):  # one is missing
-        return path.samefile(other)
-    return path == other
 
 
 def _readable(value: object) -> object:

@@ -21,7 +21,7 @@ _TOLERANCE = 1e-5
 
 def is_readable(record: CommittedCase, settings: SliceSettings) -> bool:
     """Return whether slices of a case can be read: some layouts are read by other projects only."""
-    return not record.output_files or settings.format == "png"
+    return not record.output_files or settings.is_readable
 
 
 def reader_of(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dask_slicer.config.dataset_settings import BY_LABEL
+from dask_slicer.config.file_settings import FileTemplate
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.planning.case_table import class_counts, column_classes
@@ -21,11 +22,11 @@ from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import first_few, format_bytes, format_shape, plural
 
-# Of one npz file: member names, zip headers and npy headers; metadata in characters of 4 bytes, a
-# fixed part and one per modality. Deflated, they take about 1 kB in all.
-_NPZ_HEADERS = 1_000
+# Of one file, the most of them npz: member names, zip headers and npy headers; metadata in
+# characters of 4 bytes, a fixed part and one per modality. Deflated, they take about 1 kB in all.
+_FILE_HEADERS = 1_000
 _METADATA_LENGTH, _METADATA_PER_MODALITY = 1_000, 120
-_NPZ_OVERHEAD_DEFLATED = 1_000
+_OVERHEAD_DEFLATED = 1_000
 # The most that deflating noise can add.
 _DEFLATE_EXPANSION = 1.01
 # Normalised float32 planes deflate a little worse than the integers they come from. Measured on CT
@@ -49,31 +50,75 @@ def output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
 
 def _output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
     """Return the bytes of a case's slices in one plane."""
-    _, height, width = case.slice_shape
-    n_slices = case.most_slices if settings.format == "npz" else case.slice_shape[0]
-    n_modalities = len(case.case.images) * settings.n_windows
-    pixels = height * width
+    if settings.format != "zarr":
+        kinds = [_template_bytes(case, settings, each) for each in _templates(case, settings)]
+        return sum(most for most, _ in kinds), sum(likely for _, likely in kinds)
+    n_slices, n_planes = case.slice_shape[0], len(case.case.images) * settings.n_windows
     dtypes = case.dtypes if settings.dtype == "source" else [settings.dtype]
-    label = pixels * _itemsize(settings.label_dtype) if case.has_label else 0
-    # Of a slice on disk: the planes of its window, or its own; and what is not voxels.
-    if settings.format == "npz":
-        n_planes = n_modalities * (2 * settings.window_size + 1)
+    label = _itemsize(settings.label_dtype) if case.has_label else 0
+    return _stored_bytes(
+        case,
+        n_slices=n_slices,
+        n_planes=n_planes,
+        pixel_bytes=n_planes * _itemsize(*dtypes) + label,
+        overhead=_ZARR_OVERHEAD // max(n_slices, 1) + 1,
+        is_raw=settings.compression == "none",
+        over_gzip=_SHUFFLED_OVER_GZIP.get(settings.dtype, _FLOAT_OVER_GZIP),
+    )
+
+
+def _templates(case: CasePlan, settings: SliceSettings) -> list[FileTemplate]:
+    """Return the files that a case becomes."""
+    templates = settings.templates_of(case.split)
+    return [each for each in templates if case.has_label or {*each.contents} != {"label"}]
+
+
+def _template_bytes(
+    case: CasePlan, settings: SliceSettings, template: FileTemplate
+) -> tuple[int, int]:
+    """Return the bytes of a case's files of one template."""
+    contents, n_planes = template.contents, 0
+    if "image" in contents:
+        n_planes = settings.n_channels(len(case.case.images)) * template.copies
+    n_characters = 0
+    if "metadata" in contents:
         n_characters = (
             _METADATA_LENGTH
             + len(case.case_id)
             + sum(_METADATA_PER_MODALITY + len(source) for source in case.sources)
             + sum(len(path) + len(note) + 6 for path, note in case.header_notes)
         )
-        overhead = _NPZ_HEADERS + 4 * n_characters
-        stored_raw = settings.compression_level == 0
-        over_gzip = _UINT8_OVER_GZIP if settings.dtype == "uint8" else _FLOAT_OVER_GZIP
-    else:
-        n_planes = n_modalities
-        overhead = _ZARR_OVERHEAD // max(n_slices, 1) + 1
-        stored_raw = settings.compression == "none"
-        over_gzip = _SHUFFLED_OVER_GZIP.get(settings.dtype, _FLOAT_OVER_GZIP)
-    stored = n_slices * (n_planes * pixels * _itemsize(*dtypes) + label + overhead)
-    if stored_raw:
+    label = _itemsize(settings.label_dtype) if "label" in contents and case.has_label else 0
+    n_slices = case.most_slices if template.is_per_slice else case.slice_shape[0]
+    overhead = _FILE_HEADERS + 4 * n_characters
+    if not template.is_per_slice:
+        overhead = overhead // max(n_slices, 1) + 1
+    whole = settings.dtype in ("uint8", "uint16")
+    return _stored_bytes(
+        case,
+        n_slices=n_slices,
+        n_planes=n_planes,
+        pixel_bytes=n_planes * _itemsize(settings.dtype) + label,
+        overhead=overhead,
+        is_raw=settings.compression_level == 0 or template.suffix == ".npy",
+        over_gzip=_UINT8_OVER_GZIP if whole else _FLOAT_OVER_GZIP,
+    )
+
+
+def _stored_bytes(
+    case: CasePlan,
+    *,
+    n_slices: int,
+    n_planes: int,
+    pixel_bytes: int,
+    overhead: int,
+    is_raw: bool,
+    over_gzip: float,
+) -> tuple[int, int]:
+    """Return the bytes of slices, with `n_planes` of an image each: upper bound, and estimate."""
+    pixels = prod(case.slice_shape[1:])
+    stored = n_slices * (pixel_bytes * pixels + overhead)
+    if is_raw:
         return stored, stored
     most = int(stored * _DEFLATE_EXPANSION)
     ratio = case.voxel_bytes / case.file_bytes if case.file_bytes else _TYPICAL_GZIP_RATIO
@@ -81,7 +126,7 @@ def _output_bytes(case: CasePlan, settings: SliceSettings) -> tuple[int, int]:
         ratio = _TYPICAL_GZIP_RATIO  # not gzipped: the ratio is unknown
     n_pixels = prod(case.shape) * len(case.case.images)
     per_plane = case.voxel_bytes / max(n_pixels, 1) * pixels / ratio * over_gzip
-    likely = n_slices * (per_plane * n_planes + min(overhead, _NPZ_OVERHEAD_DEFLATED))
+    likely = n_slices * (per_plane * n_planes + min(overhead, _OVERHEAD_DEFLATED))
     return most, min(int(likely), most)
 
 
@@ -93,8 +138,9 @@ def _itemsize(*dtypes: str) -> int:
 
 def output_files(case: CasePlan, settings: SliceSettings) -> int:
     """Return the largest number of files of a case."""
-    if settings.format == "npz":
-        return case.most_slices
+    if settings.format != "zarr":
+        templates = _templates(case, settings)
+        return sum(case.most_slices if each.is_per_slice else 1 for each in templates)
     return (_ZARR_FILES if case.has_label else _ZARR_FILES - 2) * len(case.parts)
 
 

@@ -179,7 +179,7 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     in_plane = max(prod(part.slice_shape[1:]) for part in parts)
     wanted = settings.spacing
     resampled = prod(resampled_shape(case.shape, case.spacing, wanted)) if wanted else 0
-    planes = 2 * settings.window_size + 1 if settings.format == "npz" else 1
+    planes = 2 * settings.window_size + 1 if settings.format != "zarr" else 1
     copies = len(parts) > 1 or settings.resamples  # of the label: before and after
     label = max(voxels, resampled) + sliced if copies else max(voxels, sliced)
     label *= np.dtype(settings.label_dtype).itemsize * case.has_label

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-
-import numpy as np
 
 from dask_slicer.config.effects import DatasetFacts, effects_note
 from dask_slicer.config.fields import PER_MODALITY
@@ -47,7 +45,12 @@ from dask_slicer.planning.steps import (
     mapped_names,
     names_labels,
 )
-from dask_slicer.planning.structures import number_structures, structures_of, with_values
+from dask_slicer.planning.structures import (
+    check_label_values,
+    number_structures,
+    structures_of,
+    with_values,
+)
 from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
 from dask_slicer.records import FailedCase
 from dask_slicer.utils.formatting import did_you_mean, first_few, format_value, plural
@@ -114,7 +117,7 @@ def _make_plan(
         columns=dataset.structures,
         frozen=structures,
     )
-    _check_label_values(config, numbers)
+    check_label_values(config, numbers)
     dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
     notes = dataset.notes
     groups = case_groups(dataset, config, notes)
@@ -144,7 +147,7 @@ def _make_plan(
         )
     _check_only(config, {case.case_id for case in cases})
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
-    _check_modalities(config, n_modalities)
+    _check_modalities(config, n_modalities, splits.values())
     plan_case = partial(
         _with_facts,
         config=config,
@@ -199,18 +202,10 @@ def _needing_labels(config: RunConfig) -> list[str]:
     return [f"{name} label" for name in names if in_effect(config, name) == "label"]
 
 
-def _check_label_values(config: RunConfig, numbers: Mapping[str, int]) -> None:
-    """Raise a DatasetError if the values of structures do not fit the data type of labels."""
-    largest = max(numbers.values(), default=0)
-    if largest > np.iinfo(config.label_dtype).max:
-        raise DatasetError(
-            f"{plural(len(numbers), 'structure')} have values up to {largest}, which do not fit "
-            f"--label_dtype {config.label_dtype}; use --label_dtype {np.min_scalar_type(largest)}"
-        )
-
-
-def _check_modalities(config: RunConfig, n_modalities: int) -> None:
-    """Raise a DatasetError unless settings for each modality have as many values."""
+def _check_modalities(config: RunConfig, n_modalities: int, splits: Iterable[str]) -> None:
+    """Raise a DatasetError unless settings and files suit the number of modalities, and splits."""
+    if problem := config.problem_of_files(n_modalities, config.n_channels(n_modalities), {*splits}):
+        raise DatasetError(problem)
     for name in PER_MODALITY:
         value = getattr(config, name)
         if isinstance(value, tuple) and len(value) != n_modalities:

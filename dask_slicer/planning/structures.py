@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import DatasetError, OutputError
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.pairing import choose_name
@@ -92,3 +95,13 @@ def with_values(case: Case, numbers: Mapping[str, int], *, overlap: str) -> Case
         return case
     masks = (replace(mask, value=numbers.get(mask.structure, 0)) for mask in case.masks)
     return replace(case, masks=tuple(sorted(masks, key=lambda mask: mask.value)), overlap=overlap)
+
+
+def check_label_values(config: RunConfig, numbers: Mapping[str, int]) -> None:
+    """Raise a DatasetError if the values of structures do not fit the data type of labels."""
+    largest = max(numbers.values(), default=0)
+    if largest > np.iinfo(config.label_dtype).max:
+        raise DatasetError(
+            f"{plural(len(numbers), 'structure')} have values up to {largest}, which do not fit "
+            f"--label_dtype {config.label_dtype}; use --label_dtype {np.min_scalar_type(largest)}"
+        )

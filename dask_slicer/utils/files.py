@@ -1,4 +1,4 @@
-"""Reading of files that may hold anything: devices and deep nesting are refused."""
+"""Files that may be anything: reading, without devices and deep nesting; links of folders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,3 +51,21 @@ def parse_json(text: str) -> Any:
     if level:
         raise ValueError("it nests too deep")
     return value
+
+
+def is_same_folder(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one folder, also by links or in other cases of letters.
+
+    Raise OSError if links form a loop.
+    """
+    path, other = _resolved(path), _resolved(other)
+    with suppress(OSError):  # one is missing
+        return path.samefile(other)
+    return path == other
+
+
+def _resolved(path: Path) -> Path:
+    target = path.resolve()
+    if target.is_symlink():  # from Python 3.13 on, resolve() does not raise
+        raise OSError(f"Symlink loop from {str(path)!r}")
+    return target

@@ -50,6 +50,7 @@ _RUN = {
     },
     "docs/reliability.md": {"sh": "test_the_commands_of_a_page_run"},
     "docs/options.md": {"yaml": "test_a_configuration_file_in_the_docs_is_valid"},
+    "docs/output.md": {"yaml": "test_a_configuration_file_in_the_docs_is_valid"},
     "docs/assemble.md": {
         "python": "test_the_page_on_volumes_runs_from_top_to_bottom",
         "sh": "test_the_page_on_volumes_runs_from_top_to_bottom",
@@ -141,7 +142,8 @@ def test_the_page_of_options_gives_the_meaning_that_the_help_gives() -> None:
     [pytest.param(code, id=page.stem) for page in PAGES for code in code_of(page, "yaml")],
 )
 def test_a_configuration_file_in_the_docs_is_valid(block: str) -> None:
-    assert dask_slicer.RunConfig(**yaml.safe_load(block)).model_fields_set
+    folders = {"input_dir": "scans", "output_dir": "slices"}
+    assert dask_slicer.RunConfig(**folders | yaml.safe_load(block)).model_fields_set
 
 
 def test_every_command_is_in_the_readme_and_has_help() -> None:

@@ -23,6 +23,7 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.slices import slice_volume
 from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.inputs.layouts.base import InputOptions
+from dask_slicer.inputs.phantom import write_dataset
 from dask_slicer.inputs.tree import FileTree
 
 _SESSIONS = [
@@ -34,7 +35,9 @@ _SESSIONS = [
 _GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 _HPC = (ROOT / "docs" / "hpc.md").read_text(encoding="utf-8")
 _DASK = ("dask", "dist")
-_EXAMPLE = re.compile(r"^## Add an? (\w+)\n.*?```python\n(.*?)```", re.DOTALL | re.MULTILINE)
+_EXAMPLE = re.compile(
+    r"^## Add an? (\w+)\n.*?```(?:python|yaml)\n(.*?)```", re.DOTALL | re.MULTILINE
+)
 _EXAMPLES = dict(_EXAMPLE.findall(_GUIDE))
 _WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
@@ -106,6 +109,22 @@ def test_the_example_of_a_format_writes_slices(tmp_path: Path) -> None:
     written = names["write_arrays"](stack, RunConfig(input_dir="a", output_dir="b"), tmp_path)
     assert [one.slice_index for one in written] == [0, 1]
     assert np.load(tmp_path / "0001.npy").shape == (1, 3, 4)
+
+
+def test_the_example_of_a_recipe_makes_pairs_of_files(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(_EXAMPLES["recipe"], encoding="utf-8")
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    write_dataset(scans, n_cases=2, shape=(16, 12, 6))
+    config = {"input_dir": scans, "output_dir": out, "num_workers": 0}
+    dask_slicer.run(tmp_path / "recipe.yaml", progress=False, **config)
+    images, masks = (
+        {path.relative_to(out / kind): np.load(path) for path in (out / kind).rglob("*.npy")}
+        for kind in ("images", "masks")
+    )
+    assert images
+    assert images.keys() == masks.keys()
+    assert all(image.shape == masks[name].shape for name, image in images.items())
+    assert {array.min() for array in images.values()} >= {0.0}
 
 
 def test_the_example_of_a_reader_turns_lps_into_ras(tmp_path: Path) -> None:
