@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _PARTS = {
     *("compare", "overhead", "memory", "startup", "scaling", "formats", "compressors"),
-    *("assembling", "many_workers", "pages", "resampling"),
+    *("assembling", "many_workers", "pages", "png", "resampling"),
 }
 _BLUE, _GREY = "tab:blue", "0.65"
 _Rows = Iterable[tuple[str, ...]]
@@ -82,6 +82,12 @@ def _page(found: dict[str, Any]) -> str:
         assembling_repeats=found["assembling"]["repeats"],
         resampling_shape=_times(found["resampling"]["shape"]),
         resampling_repeats=found["resampling"]["repeats"],
+        png_shape=_times(found["png"]["shape"]),
+        png_repeats=found["png"]["repeats"],
+        png_table=_table(
+            ("", "size, times Pillow's", "CPU of a slice", "times `.npz`", "read"),
+            _png_rows(found["png"]),
+        ),
         formats=_formats(found["formats"], found["compressors"]),
         uncompressed_bytes=f"{ratios['uncompressed / ours, bytes']:.1f}",
     )
@@ -154,6 +160,21 @@ def _resampling_rows(found: dict[str, Any]) -> _Rows:
             f"{found['times_ours'][method]:.1f} ×",
             f"{found['mb_beside_input_and_output'][method]:.0f} MB",
         )
+
+
+def _png_rows(found: dict[str, Any]) -> _Rows:
+    for kind, size in found["size_of_pillow"].items():
+        taken = found["milliseconds_a_slice"].get(kind)
+        yield (
+            kind,
+            f"{size:.2f} ×",
+            "" if taken is None else f"{taken:.1f} ms",
+            "" if taken is None else f"{found['times_npz'][kind]:.2f} ×",
+            f"{found['milliseconds_to_read'][kind]:.1f} ms",
+        )
+    name = "Pillow, 8 bit"
+    taken = found["milliseconds_a_slice"][name]
+    yield name, "1.00 ×", f"{taken:.1f} ms", f"{found['times_npz'][name]:.2f} ×", ""
 
 
 def _memory_rows(found: dict[str, Any]) -> _Rows:

@@ -28,6 +28,7 @@ from many_workers import many_workers
 from measure import settle
 from overhead import overhead
 from pages import pages
+from png import png
 from report import write_report
 from resampling import resampling
 from resources import memory, startup
@@ -83,6 +84,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             "pages": lambda: pages(work, n_cases=4, n_slices=10, repeats=1),
             "resampling": lambda: resampling(work, shape=(8, 64, 64), repeats=1, before=_as_it_is),
             "assembling": lambda: assembling(work, shape=shape, repeats=1, before=_as_it_is),
+            "png": lambda: png(work, shape=shape, repeats=1, before=_as_it_is),
             "many_workers": lambda: many_workers(
                 work, counts=(2, 4), lengths=(0.1,), seconds=1, repeats=1, before=_as_it_is
             ),
@@ -104,6 +106,7 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
         "pages": lambda: pages(work, n_cases=500, n_slices=200, repeats=3),
         "resampling": lambda: resampling(work, shape=(100, 512, 512), repeats=5, before=_as_it_is),
         "assembling": lambda: assembling(work, shape=(512, 512, 1000), repeats=3, before=_as_it_is),
+        "png": lambda: png(work, shape=_CT, repeats=9, before=_as_it_is),
         "many_workers": lambda: many_workers(
             work,
             counts=(16, 32, 64, 128),

@@ -170,17 +170,19 @@ def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
             )
             for plane, folder in zip(written, folders, strict=True):
                 name = plane.plane if target.settings.plane_folders else ""
+                parent = None
                 for source, entry in case_entries(case, target.settings, plane, plane=name):
                     path = output_dir / entry
-                    if not moved or path.parent != moved[-1].parent:
+                    if entry.rpartition("/")[0] != parent:
+                        parent = entry.rpartition("/")[0]
                         path.parent.mkdir(parents=True, exist_ok=True)
                     check_lock()
                     moved.append(path)
                     move(folder / source, path)
             if not target.run_id:  # there is no run that tidies up later
-                for folder in (*folders, temporary, temporary.parent):
-                    with suppress(OSError):
-                        folder.rmdir()
+                shutil.rmtree(temporary, ignore_errors=True)
+                with suppress(OSError):
+                    temporary.parent.rmdir()
             if target.fsync:
                 _fsync_names(moved, output_dir)
         except BaseException:  # Ctrl-C too

@@ -1,4 +1,4 @@
-"""Map-style dataset of slices for training, from npz files or Zarr stores."""
+"""Map-style dataset of slices for training, from npz files, PNG images or Zarr stores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import UsageError
 from dask_slicer.output.folds import fold_cases
-from dask_slicer.output.formats import npz, zarr_reader  # noqa: F401, before loaders are forked
+from dask_slicer.output.formats import npz, png_reader, zarr_reader  # noqa: F401, before loaders are forked
 from dask_slicer.output.formats.base import CaseReader, damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
 from dask_slicer.output.output import Output, check_cases, check_plane, open_output
@@ -64,7 +64,7 @@ class SliceDataset:
     channels : {"window", "center"}
         The whole window, or only the slice itself.
     window_size : int, optional
-        Neighbours on each side: any number for Zarr, at most as many as were written for npz. By
+        Neighbours on each side: any number for Zarr, else at most as many as were written. By
         default that of the output.
     transform : callable, optional
         Applied to every sample. It must be picklable if DataLoader spawns workers.
@@ -81,7 +81,8 @@ class SliceDataset:
     OutputError
         If the directory is not an output, or was written by a newer version.
     UsageError
-        If a case id, split or fold is unknown, or an argument is wrong.
+        If a case id, split or fold is unknown, an argument is wrong, or the files are in a layout
+        that only another project reads.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class SliceDataset:
         self._channel_names, self._label_names = output.channel_names, output.label_names
         self._window_size = 0 if channels == "center" else window_size
         written = output.config.window_size
-        if output.config.format == "npz" and (self._window_size or 0) > written:
+        if output.config.format != "zarr" and (self._window_size or 0) > written:
             raise UsageError(
                 f"{output.path} was written with --window_size {written}, so window_size "
                 f"{window_size} is too large; make the slices again with --window_size "

@@ -134,7 +134,7 @@ def avte_slices(folder: Path) -> dict[str, dict[str, list[Path]]]:
         )
     }
     names = sorted(cases)
-    order = np.random.RandomState(42).permutation(len(names))  # noqa: NPY002, as the loader
+    order = np.random.RandomState(42).permutation(len(names))
     n_train, n_val = int(len(names) * 0.8), int(len(names) * 0.1)
     parts = np.split(order, [n_train, n_train + n_val])
     return {

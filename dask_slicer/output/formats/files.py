@@ -64,12 +64,12 @@ def write_files(
     digits = stem_digits(stack.shape[0])
     files = []
     for template in templates:
+        (folder / template.folder(section)).mkdir(parents=True, exist_ok=True)
         writer = _Writer(stack, case, settings, names, template, fsync)
         write = writer.slices if template.is_per_slice else writer.volume
         for slice_index in stack.kept if template.is_per_slice else (0,):
             path = template.file(case.case_id, section, slice_index, digits=digits)
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            size, crc32 = write(folder / path, slice_index)
+            size, crc32 = write(os.path.join(folder, path), slice_index)
             files.append(OutputFile(path, size, crc32))
     labels = stack.label_counts
     slices = (WrittenSlice(i, 0, 0, labels[i] if labels else None) for i in stack.kept)
@@ -93,11 +93,11 @@ class _Writer:
 
     # -- a file for each slice ---------------------------------------------------------------------
 
-    def slices(self, path: Path, slice_index: int) -> tuple[int, int]:
+    def slices(self, path: str, slice_index: int) -> tuple[int, int]:
         """Write the file of a slice; return its size and CRC-32."""
         if self.template.suffix == ".npz":
             parts, crc32 = self._npz_slice(slice_index)
-            return write_parts(path, parts, fsync=self.fsync), crc32
+            return write_parts(Path(path), parts, fsync=self.fsync), crc32
         if self.template.suffix == ".json":
             return self._write(path, [_json({"slice_index": slice_index} | self._metadata)])
         arrays = {
@@ -206,7 +206,7 @@ class _Writer:
 
     # -- a file for the case -----------------------------------------------------------------------
 
-    def volume(self, path: Path, _: int) -> tuple[int, int]:
+    def volume(self, path: str, _: int) -> tuple[int, int]:
         """Write the file of a whole case; return its size and CRC-32."""
         suffix, level = self.template.suffix, self.settings.compression_level
         if suffix == ".json":
@@ -226,7 +226,7 @@ class _Writer:
                 pieces += [piece(part, level=level) for part in parts]
             members.append((f"{name}.npy", pieces))
         archived, crc32 = archive(members, level=level)
-        return write_parts(path, archived, fsync=self.fsync), crc32
+        return write_parts(Path(path), archived, fsync=self.fsync), crc32
 
     def _contents(self) -> dict[str, Volume]:
         contents = {n: self._volume_content(c) for n, c in self.template.holds.items()}
@@ -271,20 +271,22 @@ class _Writer:
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def _write_h5(self, path: Path, contents: dict[str, Volume]) -> tuple[int, int]:
-        write_h5(path, contents, level=self.settings.compression_level, fsync=self.fsync)
-        return path.stat().st_size, checksum(str(path))
+    def _write_h5(self, path: str, contents: dict[str, Volume]) -> tuple[int, int]:
+        write_h5(Path(path), contents, level=self.settings.compression_level, fsync=self.fsync)
+        return os.stat(path).st_size, checksum(path)  # noqa: PTH116, a Path takes longer
 
-    def _write(self, path: Path, parts: Iterable[Any]) -> tuple[int, int]:
+    def _write(self, path: str, parts: Iterable[Any]) -> tuple[int, int]:
         size = crc32 = 0
-        with path.open("xb") as file:
+        # Without a buffer: opening it takes longer than writing a mask.
+        with open(path, "xb", buffering=0) as file:
             for part in parts:
-                data = memoryview(part).cast("B") if not isinstance(part, bytes) else part
-                file.write(data)
+                data = part if isinstance(part, bytes) else memoryview(part).cast("B")
+                written = 0
+                while written < len(data):  # a disk that is nearly full takes a part
+                    written += file.write(data[written:] if written else data)
                 crc32 = isal_zlib.crc32(data, crc32)
                 size += len(data)
             if self.fsync:
-                file.flush()
                 os.fsync(file.fileno())
         return size, crc32
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,35 @@ _HEADER = struct.Struct(">2L5B")
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3}
 # Filters of a row.
 _NONE, _SUB, _UP, _AVERAGE, _PAETH = range(5)
+# Those tried for each row. Average makes the least sums of differences in rows that were
+# interpolated, but not the smallest files. For 16 bit, the first alone is about as good.
+_TRIED = (_PAETH, _SUB, _UP, _NONE)
 # A row of a mask is runs of one value: fewer pixels than this share differ from the one before
 # them (at most 7 % in label maps of 62 structures, at least 15 % in windowed scans).
 _CHANGES_OF_MASKS = 1 / 8
-# Over slices of CT, MR and PET, the files of level 1 are 0.98 to 1.05 times as large as Pillow's,
-# and those of masks 0.72 to 1.04 times. What makes them small is ISA-L's shortest history, which
-# leaves repeated pixels and Huffman codes: with the whole history, it takes any match of 4 bytes
-# in noise, and files are up to 1.12 times as large. Paeth's filter alone is about as good as one
-# chosen for each row, and takes a quarter of the time. ISA-L's levels 1 and 2 would be faster for
-# 8 bit, but their bytes depend on addresses in memory (`npz_archive._isal_deflated`).
-_ISAL_LEVEL, _HISTORY_BITS = 3, 1
+# Images of at most so many bytes take little time: the filter is chosen for each row, not for the
+# rows of a group, and masks are deflated by zlib, which needs less for the beginning (if a pixel
+# is one byte: zlib's runs are of one).
+_SMALL = 1 << 16
+_GROUP = 4
 _MOST_ISAL = 2  # of the levels of the product; higher ones are zlib's
+# Over slices of 12 scans (CT, MR, PET), files of level 1 are 0.97 to 1.04 times as large as
+# Pillow's, and those of masks 0.72 to 1.03 times. ISA-L's shortest history leaves repeated pixels
+# and Huffman codes. With the whole history, it takes any match of 4 bytes in noise, and files are
+# up to a tenth larger.
+_HISTORY_BITS = 1
+# ISA-L's own levels. The higher one makes files of 16 bit 1 % smaller, others larger, and takes a
+# quarter more time, which counts for images of more bytes than these.
+_FAST, _THOROUGH = 1, 3
+_LARGE = 1 << 18
+_RAW = -15
 _ZLIB_HEADER = b"\x78\x01"
+# Rows of which one is to have a filter that differs from the pixels around it.
+_ROWS_SEARCHED, _BEFORE_FILTER = 16, 3
 # Rows that are unfiltered together: bounds memory for images of few columns.
 _ROWS_AT_ONCE = 512
+# Modes of Pillow by the number of bytes of a pixel.
+_PILLOW_MODES = {1: "L", 2: "I;16B", 3: "RGB"}
 
 _Bytes = NDArray[np.uint8]
 
@@ -54,18 +70,21 @@ def encode(pixels: NDArray[np.uint8 | np.uint16], *, level: int) -> bytes:
     header = _HEADER.pack(width, height, depth, 0 if pixels.ndim == 2 else 2, 0, 0, 0)
     stored = pixels.astype(pixels.dtype.newbyteorder(">"), order="C", copy=False)
     rows = stored.reshape(height, -1).view(np.uint8)
-    filtered, is_paeth = _filtered(rows, stored[0, 0].nbytes, level)
-    if 0 < level <= _MOST_ISAL:
-        deflated = _ZLIB_HEADER + igzip_lib.compress(
-            filtered.data,
-            _ISAL_LEVEL,
-            igzip_lib.COMP_ZLIB_NO_HDR,
-            igzip_lib.MEM_LEVEL_DEFAULT,
-            _HISTORY_BITS,
-        )
+    step = stored[0, 0].nbytes
+    sampled = pixels[:: _GROUP if rows.size > _SMALL else 1]
+    n_changes = np.count_nonzero(sampled[:, 1:] != sampled[:, :-1])
+    is_mask = n_changes < _CHANGES_OF_MASKS * sampled.size
+    if level == 0 or is_mask:
+        filtered = _unchanged(rows)
     else:
-        strategy = zlib.Z_FILTERED if is_paeth else zlib.Z_DEFAULT_STRATEGY
-        compressor = zlib.compressobj(level, strategy=strategy)
+        filtered = _filtered(rows, step, _TRIED if depth == 8 else _TRIED[:1])
+    has_runs = is_mask and step == 1
+    if 0 < level <= _MOST_ISAL and not (has_runs and rows.size <= _SMALL):
+        is_fast = depth == 8 or is_mask or rows.size > _LARGE
+        deflated = _isal_deflated(filtered, _FAST if is_fast else _THOROUGH)
+    else:
+        runs = zlib.Z_RLE if level <= _MOST_ISAL else zlib.Z_DEFAULT_STRATEGY
+        compressor = zlib.compressobj(level, strategy=runs if is_mask else zlib.Z_FILTERED)
         deflated = compressor.compress(filtered.data) + compressor.flush()
     chunks = ((b"IHDR", header), (b"IDAT", deflated), (b"IEND", b""))
     return _SIGNATURE + b"".join(_chunk(kind, content) for kind, content in chunks)
@@ -98,8 +117,8 @@ def decode(data: bytes) -> NDArray[Any]:
     if len(inflated) != n_bytes or not inflater.eof or inflater.unused_data:
         raise ValueError(f"it holds less or more than {shape[1]} × {shape[0]} pixels")
     content = np.frombuffer(inflated, np.uint8).reshape(shape[0], -1)
-    rows = _unfiltered(content[:, 1:], content[:, 0], shape[2] * dtype.itemsize)
-    pixels = np.ascontiguousarray(rows).view(dtype).astype(dtype.newbyteorder("="), copy=False)
+    rows = _unfiltered(content, shape[2] * dtype.itemsize)
+    pixels = rows.view(dtype).astype(dtype.newbyteorder("="), copy=False)
     return pixels.reshape(shape if shape[2] > 1 else shape[:2])
 
 
@@ -144,26 +163,97 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         start = end
 
 
-def _filtered(rows: _Bytes, step: int, level: int) -> tuple[_Bytes, bool]:
-    """Return rows with the filter before each, and whether it is Paeth's.
-
-    `step` is the number of bytes of a pixel.
-    """
+def _unchanged(rows: _Bytes) -> _Bytes:
+    """Return rows with the filter before each: Up in the second, as `_start` needs, else None."""
     filtered = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
-    differences = filtered[:, 1:]
-    n_changes = np.count_nonzero(rows[:, step:] != rows[:, :-step])
-    if level == 0 or n_changes < _CHANGES_OF_MASKS * rows.size:
-        filtered[:, 0] = _NONE
-        differences[:] = rows
-        return filtered, False
-    filtered[:, 0] = _PAETH
-    # Outside of the image, values are 0: there, Paeth's prediction is the one pixel that is inside.
-    differences[0, :step] = rows[0, :step]
-    np.subtract(rows[0, step:], rows[0, :-step], out=differences[0, step:])
-    np.subtract(rows[1:, :step], rows[:-1, :step], out=differences[1:, :step])
-    predicted = _paeth(rows[1:, :-step], rows[:-1, step:], rows[:-1, :-step])
-    np.subtract(rows[1:, step:], predicted, out=differences[1:, step:])
-    return filtered, True
+    filtered[:, 0] = _NONE
+    filtered[:, 1:] = rows
+    filtered[1:2, 0] = _UP
+    filtered[1:2, 1:] -= rows[:1]
+    return filtered
+
+
+def _filtered(rows: _Bytes, step: int, filters: Sequence[int]) -> _Bytes:
+    """Return rows with the filter before each: that with the least sum of absolute differences.
+
+    `step` is the number of bytes of a pixel. In large images, one row decides for its neighbours.
+    """
+    n_rows, n_bytes = rows.shape
+    padded = np.zeros((n_rows + 1, step + n_bytes), np.uint8)  # outside, values are 0
+    padded[1:, step:] = rows
+    filtered = np.empty((n_rows, 1 + n_bytes), np.uint8)
+    if len(filters) == 1:
+        filtered[:, 0] = filters
+        filtered[:, 1:] = _differences(padded[1:], padded[:-1], step, filters[0])
+        return filtered
+    group = 1 if rows.size <= _SMALL else _GROUP
+    sampled = np.arange(0, n_rows, group)
+    sampled = np.minimum(sampled + group // 2, n_rows - 1)
+    here, above = padded[sampled + 1], padded[sampled]
+    tried = np.stack([_differences(here, above, step, filter_) for filter_ in filters])
+    sizes = np.abs(tried.view(np.int8)).view(np.uint8)  # 128 for -128
+    best = sizes.sum(axis=2, dtype=np.uint32).argmin(axis=0)
+    filtered[:, 0] = np.array(filters)[best].repeat(group)[:n_rows]
+    if group == 1:
+        filtered[:, 1:] = tried[best, sampled]
+        return filtered
+    for filter_ in filters:
+        index = np.flatnonzero(filtered[:, 0] == filter_)
+        filtered[index, 1:] = _differences(padded[index + 1], padded[index], step, filter_)
+    return filtered
+
+
+def _differences(rows: _Bytes, above: _Bytes, step: int, filter_: int) -> _Bytes:
+    """Return what a filter makes of rows; they and those above begin with a pixel of zeros."""
+    predicted: _Bytes | int = 0
+    if filter_ == _SUB:
+        predicted = rows[:, :-step]
+    elif filter_ == _UP:
+        predicted = above[:, step:]
+    elif filter_ == _PAETH:
+        predicted = _paeth(rows[:, :-step], above[:, step:], above[:, :-step])
+    return np.subtract(rows[:, step:], predicted, dtype=np.uint8)
+
+
+def _isal_deflated(filtered: _Bytes, level: int) -> bytes:
+    """Return a zlib stream; equal rows give equal bytes, which ISA-L's level 1 alone does not.
+
+    It searches the third byte of a stream, and that alone, under a hash of an address in memory
+    (`npz_archive._isal_deflated`). With the shortest history, it may so find a match there one byte
+    or two bytes back, or miss it. So the stream begins where there is no such match. Level 3 does
+    not have the fault.
+    """
+    flat, start = filtered.reshape(-1), 0
+    beginning = b""
+    if level == _FAST:
+        found = _start(filtered)
+        start, level = (0, _THOROUGH) if found is None else (found, level)
+    if start:
+        compressor = zlib.compressobj(level, zlib.DEFLATED, _RAW)
+        beginning = compressor.compress(flat[:start].data) + compressor.flush(zlib.Z_SYNC_FLUSH)
+    rest = igzip_lib.compress(
+        flat[start:].data,
+        level,
+        igzip_lib.COMP_DEFLATE,
+        igzip_lib.MEM_LEVEL_DEFAULT,
+        _HISTORY_BITS,
+    )
+    return _ZLIB_HEADER + beginning + rest + isal_zlib.adler32(flat.data).to_bytes(4)
+
+
+def _start(filtered: _Bytes) -> int | None:
+    """Return a position whose third byte begins no match of 4 bytes with those 1 or 2 before it.
+
+    The first, or else one shortly before the filter of an early row, which mostly differs from the
+    pixels around it. None if there is no such position.
+    """
+    flat, n_bytes = filtered.reshape(-1), filtered.shape[1]
+    rows = range(n_bytes, min(_ROWS_SEARCHED * n_bytes, flat.size), n_bytes)
+    for start in (0, *(max(row - _BEFORE_FILTER, 0) for row in rows)):
+        first = flat[start : start + 6].tobytes()
+        if first[2:] not in (first[1:-1], first[:-2]):
+            return start
+    return None
 
 
 def _paeth(left: _Bytes, above: _Bytes, corner: _Bytes) -> _Bytes:
@@ -192,8 +282,39 @@ def _paeth(left: _Bytes, above: _Bytes, corner: _Bytes) -> _Bytes:
     return low
 
 
-def _unfiltered(rows: _Bytes, filters: _Bytes, step: int) -> _Bytes:
-    """Return rows without their filters, by the filter of each.
+def _unfiltered(content: _Bytes, step: int) -> _Bytes:
+    """Return rows without their filters; `content` holds rows with the filter before each."""
+    filters, rows = content[:, 0], content[:, 1:].copy()
+    if filters.max() > _PAETH:
+        raise ValueError("a row has an unknown filter")
+    if np.isin(filters, (_NONE, _UP)).all():
+        for row in np.flatnonzero(filters[1:]) + 1:
+            rows[row] += rows[row - 1]
+        return rows
+    with suppress(ImportError):
+        return _unfiltered_by_pillow(content, step)
+    above = np.zeros_like(rows[0])
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        above[:] = _unfiltered_part(rows[part], filters[part], above, step)[-1]
+    return rows
+
+
+def _unfiltered_by_pillow(content: _Bytes, step: int) -> _Bytes:
+    """Return what `_unfiltered` does, in a tenth of the time; raise ImportError if it cannot."""
+    from PIL import Image
+
+    if step not in _PILLOW_MODES:
+        raise ImportError("Pillow has no mode with pixels of so many bytes")
+    height, width = len(content), (content.shape[1] - 1) // step
+    mode = _PILLOW_MODES[step]
+    stream = zlib.compress(content.data, 0)  # the decoder of a PNG's rows inflates
+    image = Image.frombytes(mode, (width, height), stream, "zip", mode)
+    return np.asarray(image).reshape(height, -1).view(np.uint8)
+
+
+def _unfiltered_part(rows: _Bytes, filters: _Bytes, above: _Bytes, step: int) -> _Bytes:
+    """Unfilter rows in place, below the row `above`, and return them.
 
     A pixel needs the one to its left and those above, so all pixels of a diagonal are known at
     once. Diagonals from the top right to the bottom left lie in one row each of `known`, under two
@@ -204,20 +325,6 @@ def _unfiltered(rows: _Bytes, filters: _Bytes, step: int) -> _Bytes:
                      2 4
                      . 5
     """
-    if not filters.any():
-        return rows
-    if filters.max() > _PAETH:
-        raise ValueError("a row has an unknown filter")
-    unfiltered = np.empty_like(rows)
-    above = np.zeros_like(rows[0])
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        unfiltered[part] = _unfiltered_part(rows[part], filters[part], above, step)
-        above = unfiltered[part][-1]
-    return unfiltered
-
-
-def _unfiltered_part(rows: _Bytes, filters: _Bytes, above: _Bytes, step: int) -> _Bytes:
     height, width = len(rows), rows.shape[1] // step
     padded = np.zeros((height, width + height, step), np.uint8)
     padded[:, :width] = rows.reshape(height, width, step)
@@ -244,4 +351,5 @@ def _unfiltered_part(rows: _Bytes, filters: _Bytes, above: _Bytes, step: int) ->
             predicted = np.where(is_average, (left & over) + ((left ^ over) >> 1), predicted)
         diagonals[index, step:] += predicted
     skewed[:] = known[2:, 1:]
-    return padded[:, :width].reshape(height, -1)
+    rows[:] = padded[:, :width].reshape(height, -1)
+    return rows
