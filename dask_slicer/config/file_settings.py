@@ -385,3 +385,8 @@ class FileSettings(fields.Frozen):
         """Return the file that holds the image of slices of a split: a readable one if any is."""
         images = [each for each in self.templates_of(split) if "image" in each.contents]
         return min(images, key=lambda template: not template.is_readable)
+
+    def is_transposed(self, split: str) -> bool:
+        """Return whether images of a split have the rows of the slices as columns."""
+        images = [each for each in self.templates_of(split) if "image" in each.contents]
+        return bool(images) and self.image_template(split).transpose
