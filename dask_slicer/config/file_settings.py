@@ -285,6 +285,8 @@ UNUSED_BY_FORMAT = {
     **dict.fromkeys(("npz", "png", "files"), "compression"),
     "zarr": "compression_level",
 }
+# By setting, the only format that it has an effect with.
+FORMAT_OF = {"bits": "png", "files": "files", "file_lists": "files"}
 _OF_FORMAT: dict[str, tuple[FileTemplate, ...]] = {"npz": (NPZ,), "png": PNG, "zarr": ()}
 
 
@@ -344,6 +346,11 @@ class FileSettings(fields.Frozen):
     def templates(self) -> tuple[FileTemplate, ...]:
         """Return the files that a case becomes; none in a Zarr store."""
         return self.files if self.format == "files" else _OF_FORMAT[self.format]
+
+    @property
+    def lists(self) -> tuple[ListTemplate, ...]:
+        """Return the text files that list cases or slices."""
+        return self.file_lists if self.format == "files" else ()
 
     @property
     def is_readable(self) -> bool:
