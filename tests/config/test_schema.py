@@ -10,8 +10,8 @@ import yaml
 from pydantic import ByteSize, ValidationError
 
 from dask_slicer.config.changes import changed_settings
-from dask_slicer.config.file_settings import FORMAT_OF
 from dask_slicer.config.dataset_settings import SplitSettings
+from dask_slicer.config.file_settings import FORMAT_OF
 from dask_slicer.config.loader import build_config, json_schema, to_yaml
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.config.step_settings import StepSettings
