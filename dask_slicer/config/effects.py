@@ -117,7 +117,12 @@ EFFECTS = (
         " without --crop nonzero or --crop label",
     ),
     Effect(("resample_order",), _is_given("spacing"), " without --spacing"),
-    Effect(("fit", "center"), _is_given("size"), " without --size"),
+    Effect(("fit", "center", "size_order"), _is_given("size"), " without --size"),
+    Effect(
+        ("size_order",),
+        lambda config, _: config.fit != "crop_pad",
+        " without --fit resize or --fit letterbox",
+    ),
     Effect(
         ("center",),
         lambda config, _: config.fit == "crop_pad",

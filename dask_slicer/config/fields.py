@@ -224,7 +224,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("min_component_voxels", "min_component_pixels"),
     ),
     "Crop, spacing and size": (
-        *("crop", "crop_margin", "spacing", "resample_order", "size", "fit", "center"),
+        *("crop", "crop_margin", "spacing", "resample_order", "size", "fit", "size_order"),
+        "center",
     ),
     "Selection of slices": (
         *("min_foreground", "slices", "stride", "keep_empty", "keep_empty_in", "slice_list"),

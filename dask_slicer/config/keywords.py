@@ -7,7 +7,14 @@ from os import PathLike
 from typing import Any, Generic, TypedDict, TypeVar
 
 from dask_slicer.config import fields
-from dask_slicer.config.step_settings import Center, Fit, Foreground, KeepEmptyIn, ResampleOrder
+from dask_slicer.config.step_settings import (
+    Center,
+    Fit,
+    Foreground,
+    KeepEmptyIn,
+    ResampleOrder,
+    SizeOrder,
+)
 
 StrPath = str | PathLike[str]
 # The value of a setting that is not given: None, or Never where there is no such value.
@@ -44,6 +51,7 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
     resample_order: ResampleOrder | NotGiven
     size: int | Sequence[int] | None
     fit: Fit | NotGiven
+    size_order: SizeOrder | NotGiven
     center: Center | NotGiven
     slices: str | None
     stride: int | NotGiven

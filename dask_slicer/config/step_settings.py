@@ -150,6 +150,7 @@ Foreground = Annotated[
 Fit = Annotated[Literal["crop_pad", "resize", "letterbox"], fields.ANY_CASE]
 Center = Annotated[Literal["volume", "label"], fields.ANY_CASE]
 ResampleOrder = Annotated[Literal[0, 1, 3], BeforeValidator(fields.number_in_text)]
+SizeOrder = Annotated[Literal[1, 3], BeforeValidator(fields.number_in_text)]
 KeepEmptyIn = Annotated[Literal["train", "all"], fields.ANY_CASE]
 # Settings that leave slices out.
 SELECTING = ("min_foreground", "slices", "stride", "keep_empty", "slice_list", "drop_blank")
@@ -212,6 +213,11 @@ class StepSettings(fields.Frozen):
         "crop_pad",
         description="To get that size: crop or pad; resize each axis; or letterbox: resize both "
         "axes equally, then pad.",
+    )
+    size_order: SizeOrder = Field(
+        1,
+        description="Order of the splines that enlarge images to a size: 1 linear, 3 cubic; "
+        "shrinking averages pixels.",
     )
     center: Center = Field(
         "volume", description="Middle of slices that are cropped: of the volume, or of its label."

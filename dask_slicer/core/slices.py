@@ -214,10 +214,10 @@ def slice_views(
         resampled = _resampled(part, how, grid, steps.resample_order) if interpolates else None
         for channels, own, turn in zip(images, grids, turns, strict=True):
             if own.interpolates and resampled is not None:
-                channels.append(_sized(*resampled, own, turn))
+                channels.append(_sized(*resampled, own, turn, steps.size_order))
             else:  # padding keeps the stored numbers
                 fill = 0 if own.in_plane is None else _lowest(part, how, stats)
-                channels.append(_sized(part, how, fill, own, turn))
+                channels.append(_sized(part, how, fill, own, turn, steps.size_order))
     if cropped is not None:
         cropped, changes.lost = grid.resampled_label(cropped)
     stacks = []
@@ -290,10 +290,15 @@ def _resampled(
 
 
 def _sized(
-    voxels: Voxels, how: Normalization, fill: Any, grid: GridSteps, turn: NDArray[np.float64]
+    voxels: Voxels,
+    how: Normalization,
+    fill: Any,
+    grid: GridSteps,
+    turn: NDArray[np.float64],
+    order: int,
 ) -> tuple[Voxels, Normalization]:
     """Return voxels in the frame with the axes and the in-plane size of a view."""
-    stored = grid.sized_image(reorient(voxels.stored, turn), fill=fill)
+    stored = grid.sized_image(reorient(voxels.stored, turn), fill=fill, order=order)
     return replace(voxels, stored=stored), how
 
 

@@ -286,7 +286,12 @@ def _planned(output_dir: Path) -> set[str]:
 
 
 def _templates(settings: SliceSettings | None) -> list[FileTemplate]:
-    """Return the templates of an output, and those of .npz files, which an earlier one may have."""
+    """Return the templates of an output, and those of .npz files, which an earlier one may have.
+
+    Templates of a configuration may have files of other names in the same folders.
+    """
+    if settings is not None and settings.format == "files":
+        return list(settings.templates)
     return list(dict.fromkeys((NPZ, *(() if settings is None else settings.templates))))
 
 

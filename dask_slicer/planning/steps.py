@@ -79,6 +79,7 @@ def common_steps(
         resample_order=settings.resample_order,
         size=settings.size,
         fit=settings.fit,
+        size_order=settings.size_order,
         center=in_effect(settings, "center"),
         slices=None if settings.slices is None else _slice_range(settings.slices),
         stride=settings.stride,

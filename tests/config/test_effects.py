@@ -52,6 +52,8 @@ SETTINGS = [
     ({"resample_order": 1}, {"size": 8}, {"spacing": "1,1,1"}, "without --spacing"),
     ({"fit": "resize"}, {}, {"size": 8}, "without --size"),
     ({"center": "label"}, {}, {"size": 8}, "without --size"),
+    ({"size_order": 3}, {"fit": "resize"}, {"size": 8, "fit": "resize"}, "--size_order"),
+    ({"size_order": 3}, {"size": 8}, {"size": 8, "fit": "resize"}, "without --fit resize"),
     ({"center": "label"}, {"size": 8, "fit": "resize"}, {"size": 8}, "without --fit crop_pad"),
     ({"statistics": "s.json"}, {}, {"normalize": "dataset"}, "without --normalize dataset"),
     ({"foreground": "otsu"}, {"normalize": "minmax"}, {}, "computed from the foreground"),

@@ -35,6 +35,7 @@ CHANGED = {
     "resample_order": 1,
     "size": (64, 32),
     "fit": "resize",
+    "size_order": 3,
     "center": "label",
     "slices": "10:-10",
     "stride": 2,
@@ -170,6 +171,8 @@ def test_a_setting_comes_back_from_yaml_unless_it_is_of_one_run(tmp_path, name) 
     needs = needs or {"crop_margin": "crop", "resample_order": "spacing"}.get(name)
     needs = "size" if name in ("fit", "center") else needs
     needed = {needs: CHANGED[needs]} if needs else {}
+    if name == "size_order":
+        needed = {other: CHANGED[other] for other in ("size", "fit")}
     if name in TLS:
         needed = {other: CHANGED[other] for other in TLS} | {"scheduler": "tls://host:8786"}
     config = build_config(PLACES | needed | {name: CHANGED[name]})

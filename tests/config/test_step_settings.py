@@ -22,6 +22,7 @@ STEPS = {
     "resample_order": ("1", 1),
     "size": ("256", (256, 256)),
     "fit": ("Letterbox", "letterbox"),
+    "size_order": ("3", 3),
     "slices": ("10%: 90%", "10%:90%"),
     "stride": ("2", 2),
     "keep_empty": ("0.1", 0.1),

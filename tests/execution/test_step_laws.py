@@ -89,6 +89,7 @@ STEPS = st.fixed_dictionaries(
         "resample_order": often(3, 1, 0),
         "size": often(None, 12, "9,17"),
         "fit": often("crop_pad", "resize", "letterbox"),
+        "size_order": often(1, 3),
         "center": often("volume", "label"),
         "slices": often(None, "1:-1", "20%:70%", "2:", "-5:6"),
         "stride": often(1, 2, 3),

@@ -9,6 +9,7 @@ import tracemalloc
 import zlib
 from io import BytesIO
 
+import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given
@@ -120,6 +121,32 @@ def test_files_of_pillow_are_read(shape, kind) -> None:
         pixels, buffer = kind(shape, dtype), BytesIO()
         image.fromarray(pixels).save(buffer, "png", dpi=(72, 72))
         np.testing.assert_array_equal(decode(buffer.getvalue()), pixels)
+
+
+def pillow_size(pixels: np.ndarray) -> int:
+    buffer = BytesIO()
+    pytest.importorskip("PIL.Image").fromarray(pixels).save(buffer, "png")
+    return len(buffer.getvalue())
+
+
+def test_files_of_real_scans_are_at_most_5_per_cent_larger_than_pillows(real_scans) -> None:
+    for folder in sorted(path.parent for path in real_scans.glob("*/image.nii.gz")):
+        image, label = (
+            np.moveaxis(np.asanyarray(nib.load(folder / f"{name}.nii.gz").dataobj), 2, 0)
+            for name in ("image", "label")
+        )
+        planes = [plane.reshape(*plane.shape[:2], -1)[..., 0] for plane in image[2:-2:9]]
+        low, high = np.percentile(image[image > image.min()], (0.5, 99.5))
+        of_kind = {
+            "8 bit": [
+                ((p.clip(low, high) - low) / (high - low) * 255).astype("u1") for p in planes
+            ],
+            "16 bit": [(plane + 32768.0).clip(0, 65535).astype("u2") for plane in planes],
+            "mask": list(label[2:-2:9].astype("u1")),
+        }
+        for kind, images in of_kind.items():
+            ours = sum(len(encode(pixels, level=1)) for pixels in images)
+            assert ours <= 1.05 * sum(map(pillow_size, images)), (folder.name, kind)
 
 
 @every_kind

@@ -107,12 +107,16 @@ class GridSteps:
             return cropped
         return resample_image(cropped, self.resampled, order=order, nearest_axis=self.nearest_axis)
 
-    def sized_image(self, image: NDArray[np.generic], *, fill: float) -> NDArray[np.generic]:
+    def sized_image(
+        self, image: NDArray[np.generic], *, fill: float, order: int = 1
+    ) -> NDArray[np.generic]:
         """Return an image at the new spacing with its in-plane size; a view if it can be.
 
         It is `fill` where it is padded. Of float32 where it is resized, else of the given dtype.
         """
-        return image if self.in_plane is None else size_image(image, self.in_plane, fill=fill)
+        if self.in_plane is None:
+            return image
+        return size_image(image, self.in_plane, fill=fill, order=order)
 
     def resampled_label(
         self, cropped: NDArray[np.integer]

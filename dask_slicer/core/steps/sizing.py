@@ -11,7 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.steps.cropping import label_box
-from dask_slicer.core.steps.operators import antialiased, apply_operators, nearest
+from dask_slicer.core.steps.operators import (
+    antialiased,
+    apply_operators,
+    interpolation,
+    nearest,
+)
 from dask_slicer.core.steps.resampling import (
     count_voxels,
     resample_image,
@@ -93,7 +98,7 @@ def label_center(label: NDArray[np.integer]) -> tuple[float, float]:
 
 
 def size_image(
-    image: NDArray[np.generic], in_plane: InPlane, *, fill: float
+    image: NDArray[np.generic], in_plane: InPlane, *, fill: float, order: int = 1
 ) -> NDArray[np.generic]:
     """Return an image with another in-plane size, padded with `fill`.
 
@@ -102,14 +107,22 @@ def size_image(
     image : (n_slices, *in_plane.shape) ndarray
     in_plane : InPlane
     fill : float
+    order : {1, 3}
+        Of the splines that enlarge an axis.
 
     Returns
     -------
     (n_slices, *in_plane.size) ndarray
-        Of the given dtype, a view if nothing is padded; float32 where resized, see `antialiased`.
+        Of the given dtype, a view if nothing is padded; float32 where resized, see `antialiased`
+        and `interpolation`.
     """
     if in_plane.resized != in_plane.shape:
-        operators = map(antialiased, in_plane.shape, in_plane.resized)
+        operators = [
+            interpolation(n_in, n_out, order=3)
+            if order == 3 and n_out > n_in
+            else antialiased(n_in, n_out)
+            for n_in, n_out in zip(in_plane.shape, in_plane.resized, strict=True)
+        ]
         image = apply_operators(image, [None, *operators])
     return _placed(image, in_plane.start, in_plane.size, fill)
 

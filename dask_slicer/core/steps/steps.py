@@ -52,6 +52,7 @@ class Steps:
     resample_order : {3, 1, 0}
     size : tuple of 2 int, optional
     fit : {"crop_pad", "resize", "letterbox"}
+    size_order : {1, 3}
     center : {"volume", "label"}
     slices : SliceRange, optional
     stride : int
@@ -80,6 +81,7 @@ class Steps:
     resample_order: int = 3
     size: Size | None = None
     fit: str = "crop_pad"
+    size_order: int = 1
     center: str = "volume"
     slices: SliceRange | None = None
     stride: int = 1

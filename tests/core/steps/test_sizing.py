@@ -11,6 +11,7 @@ from affines import oblique
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from dask_slicer.core.geometry import spacing
 from dask_slicer.core.steps.sizing import (
@@ -120,6 +121,30 @@ def test_planes_are_resized_as_pillow_does_it(shape, size) -> None:
         for value in np.setdiff1d(label, sized_label).tolist()
         if value
     }
+
+
+@given(shape=SIZES, size=SIZES)
+def test_splines_enlarge_as_those_of_scipy_and_shrinking_stays(shape, size) -> None:
+    image = np.random.default_rng(4).normal(size=(1, *shape)).astype(np.float32)
+    in_plane = fit_in_plane(shape, size, fit="resize")
+    cubic = size_image(image, in_plane, fill=0, order=3)
+    # Along one axis after the other, rows first.
+    expected = size_image(image, fit_in_plane(shape, (size[0], shape[1]), fit="resize"), fill=0)
+    if size[0] > shape[0]:
+        expected = zoomed(image, (1, size[0] / shape[0], 1))
+    if size[1] > shape[1]:
+        expected = zoomed(expected, (1, 1, size[1] / shape[1]))
+    else:
+        expected = size_image(
+            expected, fit_in_plane(expected.shape[1:], size, fit="resize"), fill=0
+        )
+    expected = expected.clip(image.min(), image.max())
+    np.testing.assert_allclose(cubic, expected, atol=2e-5)
+
+
+def zoomed(image: np.ndarray, factors: tuple[float, float, float]) -> np.ndarray:
+    image = np.asarray(image, np.float64)
+    return ndimage.zoom(image, factors, order=3, mode="nearest", grid_mode=True)
 
 
 def test_fine_patterns_become_grey_not_stripes() -> None:
