@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,8 +26,29 @@ def _write_phantoms(folder: Path) -> None:
     write_dataset(folder, n_cases=6, shape=(24, 22, 9))
 
 
+def _write_few_slices(folder: Path) -> None:
+    """Write phantoms with organs of over 1,000 voxels in few slices, of 13.6 MB each."""
+    write_dataset(folder, n_cases=3, shape=(160, 144, 5), varied=False)
+
+
+def _write_brats(folder: Path) -> None:
+    """Write folders of cases with the four modalities of BraTS."""
+    source = folder.with_name("phantoms")
+    _write_phantoms(source)
+    for image in (source / "imagesTr").iterdir():
+        case_id = image.name.removesuffix("_0000.nii.gz")
+        (folder / case_id).mkdir(parents=True)
+        for name in ("t1", "t1ce", "t2", "flair"):
+            shutil.copy(image, folder / case_id / f"{case_id}_{name}.nii.gz")
+        label = source / "labelsTr" / f"{case_id}.nii.gz"
+        shutil.copy(label, folder / case_id / f"{case_id}_seg.nii.gz")
+
+
 # By recipe, what writes the scans that its page calls `scans`, where phantoms do not suit it.
-_SCANS: dict[str, Callable[[Path], None]] = {}
+_SCANS: dict[str, Callable[[Path], None]] = {
+    "brats_2d": _write_brats,
+    "medsam": _write_few_slices,
+}
 
 
 def test_the_table_has_the_purpose_of_each_recipe_that_has_a_page() -> None:
