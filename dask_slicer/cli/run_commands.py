@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,7 +67,7 @@ def run(print_job_script: bool, verbose: int, quiet: bool, **options: Any) -> bo
         from dask_slicer.cli.display import make_console
 
         if splits := _splits_with_slices(config.output_dir):
-            make_console().out(_next_steps(config, splits[0]))
+            make_console().out(_next_steps(config, splits))
     return bool(report.remaining)
 
 
@@ -324,18 +325,22 @@ def _splits_with_slices(output_dir: Path) -> list[str]:
     return [split for split, counts in splits.items() if counts["slices"]]
 
 
-def _next_steps(config: RunConfig, split: str) -> str:
+def _next_steps(config: RunConfig, splits: Sequence[str]) -> str:
     """Return what the user may do with an output, in two or three lines."""
     # Forward slashes work on Windows too, in every shell.
     path = config.output_dir.as_posix()
     if not config.is_readable:
-        folders = dict.fromkeys(each.folder(split) or "." for each in config.templates_of(split))
+        folders = dict.fromkeys(
+            template.folder(split) or "."
+            for split in splits
+            for template in config.templates_of(split)
+        )
         return (
             f"The loader of the project that these files are for reads them: {', '.join(folders)}\n"
             f"To check them at any time: dask-slicer verify {shlex.quote(path)}"
         )
     look = "report" if find_spec("matplotlib") is None else "preview"
-    chosen = "" if split == "train" else f", split={split!r}"
+    chosen = "" if splits[0] == "train" else f", split={splits[0]!r}"
     masks = "Masks look black in image viewers: their values are the classes, 0, 1, 2, …\n"
     return (
         f"{masks if config.format == 'png' else ''}"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
@@ -15,12 +16,15 @@ from dask_slicer.config import fields
 
 _Split = Literal["train", "val", "test"]
 _SPLITS: tuple[_Split, ...] = get_args(_Split)
+_PLANE_FOLDERS = tuple(f"/{plane}" for plane in fields.PLANES)
+_ANY_SPLIT = f"(?:{'|'.join(_SPLITS)})"
 # What an array in a file holds; the last three describe the grid as SimpleITK does.
 Content = Literal["image", "label", "metadata", "spacing", "direction", "origin"]
 Channels = Literal["first", "last", "none"]
 # Suffixes of files with one content, and of files with several by name.
 _SINGLE, _NAMED = (".npy", ".png", ".json"), (".npz", ".h5")
-_FIELD = re.compile(r"\{(\w+)(?::0(\d+)d)?\}")
+_FIELD = re.compile(r"\{(\w+)(?::0([1-9]|10)d)?\}")
+_NAME = r"[A-Za-z0-9_]([A-Za-z0-9_. -]*[A-Za-z0-9_-])?"
 _FIELDS = ("case_id", "slice_index", "slice_number", "stem", "split")
 # Digits of a slice index in a stem: more where a volume has more slices.
 _LEAST_DIGITS, _MOST_DIGITS = 3, 10
@@ -90,9 +94,11 @@ def _template(text: str, *, is_path: bool) -> str:
 
 
 def _check_path(text: str) -> None:
-    parts = _FIELD.sub("x", text).split("/")
-    if not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]*", part) for part in parts):
+    *folders, name = _FIELD.sub("x", text).split("/")
+    if not (re.fullmatch(_NAME, name) and all(re.fullmatch(_NAME, each) for each in folders)):
         raise ValueError("must be a path below the output, of letters, digits, and . _ -")
+    if any("." in folder for folder in folders):
+        raise ValueError("must have no dot in the name of a folder: files of the output have one")
 
 
 def _is_per_slice(template: str) -> bool:
@@ -165,6 +171,8 @@ class FileTemplate(fields.Frozen):
             allowed = {"metadata"} if suffix == ".json" else {"image", "label"}
             if not contents <= allowed:
                 raise ValueError(f"{self.path} can hold only {' or '.join(sorted(allowed))}")
+        if suffix == ".png" and not self.is_per_slice:
+            raise ValueError(f"a .png file holds a slice, so its path must name it, in {self.path}")
         if "metadata" in contents and suffix in (".npy", ".h5"):
             raise ValueError(f"metadata must be in .json or .npz, got {self.path}")
         if self.copies > 1 and self.channels == "none":
@@ -199,6 +207,12 @@ class FileTemplate(fields.Frozen):
     def folder(self, section: str) -> str:
         """Return the folder of the files of a section, below the output; empty for the top."""
         return format_template(self.path.rpartition("/")[0], case_id="", split=section)
+
+    def meets(self, other: FileTemplate) -> bool:
+        """Return whether a file of another template may be in a folder of this one."""
+        sections = [f"{split}{plane}" for split in _SPLITS for plane in ("", *_PLANE_FOLDERS)]
+        own, others = ({t.folder(name).lower() for name in sections} for t in (self, other))
+        return not own.isdisjoint(others)
 
     def file(self, case_id: str, section: str, slice_index: int = 0, *, digits: int) -> str:
         """Return the path of a file, below the output; `section` is the split and its plane."""
@@ -235,7 +249,7 @@ def _pattern(template: str) -> re.Pattern[str]:
             index = "(?:0|[1-9][0-9]{0,9})"
         case_id, index = "(?P<case_id>.+)", f"(?P<index>{index})"
         stem = f"{case_id}_{index}"
-        parts.append({"case_id": case_id, "stem": stem, "split": "\\w+"}.get(match[1], index))
+        parts.append({"case_id": case_id, "stem": stem, "split": _ANY_SPLIT}.get(match[1], index))
         end = match.end()
     return re.compile("".join(parts) + re.escape(template[end:]), re.DOTALL)
 
@@ -311,15 +325,16 @@ class FileSettings(fields.Frozen):
         paths = [text.path for text in self.file_lists]
         if len({path.lower() for path in paths}) < len(paths):
             raise ValueError("file_lists must have another path each")
-        for path in (*paths, *(template.path for template in self.files)):
-            if path.lower().startswith("slices.zarr/"):
-                raise ValueError(f"files must be outside the folder of a Zarr store, got {path}")
-        for split in _SPLITS:
-            own = [(t.folder(split).lower(), t.suffix) for t in self.templates_of(split)]
-            if len(set(own)) < len(own):
+        for one, other in combinations(self.files, 2):
+            # Else a case a_1 could have the file of another slice, or case, of a template.
+            if one.suffix == other.suffix and (
+                set(one.splits) & set(other.splits) if one.path == other.path else one.meets(other)
+            ):
                 raise ValueError(
-                    "files with the same ending must be in folders of their own, in each split"
+                    "files with the same ending must be in folders of their own, got "
+                    f"{one.path} and {other.path}"
                 )
+        for split in _SPLITS:
             images = [t for t in self.templates_of(split) if "image" in t.contents]
             if self.templates_of(split) and not images:
                 raise ValueError(f"files of {split} must hold the image")
@@ -354,7 +369,8 @@ class FileSettings(fields.Frozen):
                     "split empty, such as with --val_ratio 0"
                 )
             for template in images:
-                if n_channels > 1 and (template.channels == "none" or template.copies > 1):
+                one = template.channels == "none" or template.copies > 1
+                if n_channels > 1 and (one or (template.suffix == ".png" and n_channels != 3)):
                     return (
                         f"{template.path} has place for one channel, and here an image has "
                         f"{n_channels}; use --window_size 0 and one modality, or another format"

@@ -198,6 +198,9 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 def _message(problem: ErrorDetails) -> str:
     """Return what is wrong with a setting: name, rule, value; rare rules in pydantic's words."""
+    match problem["loc"]:
+        case ("files" | "file_lists" as setting, int(number), *place):
+            return f"{setting}, entry {number + 1}: {_message(problem | {'loc': tuple(place)})}"
     name = str(problem["loc"][0]) if problem["loc"] else ""
     value, context = problem["input"], problem.get("ctx", {})
     got = f", got {format_value(value)}"

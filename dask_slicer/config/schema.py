@@ -189,39 +189,46 @@ class SliceSettings(FileSettings, StepSettings):
         return (2 * self.window_size + 1) * n_modalities * self.n_windows
 
     def _check_png(self) -> None:
-        """Raise ValueError if format png cannot hold slices, or is needed for a setting."""
+        """Raise ValueError if a PNG file cannot hold slices, or is needed for a setting."""
         shared = [t.path for t in self.files if not t.is_per_slice and "image" in t.contents]
         if self.format == "files" and shared and self.window_size:
             raise ValueError(
                 f"{shared[0]} holds every slice once, so window_size must be 0, got "
                 f"{self.window_size}"
             )
-        if self.format != "png":
-            if self.dtype == "uint16":
-                raise ValueError("dtype uint16 is that of format png with bits 16")
-            return
-        if self.dtype != f"uint{self.bits}":
+        if self.format != "png" and self.dtype == "uint16":
+            raise ValueError("dtype uint16 is that of format png with bits 16")
+        if self.format == "png" and self.dtype != f"uint{self.bits}":
             raise ValueError(
                 f"format png with bits {self.bits} has dtype uint{self.bits}, got {self.dtype}; "
                 "use format npz or zarr for other types"
             )
-        if self.label_dtype == "int32":
-            raise ValueError("format png has masks of label_dtype uint8 or uint16, got int32")
-        if self.n_channels(1) not in (1, 3):
-            raise ValueError(
-                "format png has one channel, or three: window_size 0 or 1 with one of ct_windows, "
-                f"or three of them, got {self.n_channels(1)} channels; use format npz or zarr"
-            )
+        for template in self.templates:
+            if template.suffix != ".png":
+                continue
+            what = "format png" if self.format == "png" else template.path
+            if "label" in template.contents and self.label_dtype == "int32":
+                raise ValueError(f"{what} has masks of label_dtype uint8 or uint16, got int32")
+            if "image" in template.contents and not self.dtype.startswith("uint"):
+                raise ValueError(f"{what} has images of dtype uint8, got {self.dtype}")
+            n = self.n_channels(1) * template.copies
+            if "image" in template.contents and n not in (1, 3):
+                raise ValueError(
+                    f"{what} has one channel, or three: window_size 0 or 1 with one of ct_windows, "
+                    f"or three of them, got {n} channels; use format npz or zarr"
+                )
 
     def _check_planes(self) -> None:
         """Raise ValueError if there are several planes, and a setting fits only one of them."""
         if len(self.planes) == 1:
             return
-        if any("{split}" not in template.path.rpartition("/")[0] for template in self.templates):
-            raise ValueError(
-                "files of several planes need {split} in the folder of their path, which then ends "
-                "with the plane; give one plane"
-            )
+        for template in self.templates:
+            folder, _, name = template.path.rpartition("/")
+            if "{split}" not in folder or "{split}" in name:
+                raise ValueError(
+                    "files of several planes need {split} in the folder of their path, which then "
+                    "ends with the plane, and not in their name; give one plane"
+                )
         if self.spacing is not None and (len({*self.spacing}) > 1 or None in self.spacing):
             raise ValueError(
                 "spacing must be three equal numbers, such as 1,1,1, with several planes, got "

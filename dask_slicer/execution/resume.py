@@ -52,7 +52,6 @@ def prepare_plan(config: RunConfig) -> RunPlan:
         structures=directory.existing_structures(config.output_dir),
         earlier=old,
     )
-    directory.check_unchanged(old, plan.config)
     if config.stratify not in (None, old.stratify, BY_LABEL):
         note = f"cases that have a split keep it, although --stratify {config.stratify} is new"
         plan = replace(plan, notes=(*plan.notes, note))

@@ -27,6 +27,7 @@ from dask_slicer.core.splits import SPLITS
 from dask_slicer.output.atomic import remove_whole
 from dask_slicer.planning.plan import CasePlan, Partition
 from dask_slicer.records import CommittedCase, WrittenPlane
+from dask_slicer.utils.files import parse_json, read_text
 
 
 class PartitionFiles(NamedTuple):
@@ -251,16 +252,18 @@ def find_entries(
     """Return the entries of each case on disk, journaled or not: path → bytes, 0 for a directory.
 
     `settings` are those of the output: they have the names of files. In a store, folders are cases,
-    whatever their name, if they are of no plane. `of` selects cases, because other partitions of
+    whatever their name, if they are of no plane. At the top of the output, where other files may
+    be, entries are of cases in splits.json alone. `of` selects cases, because other partitions of
     the run may be writing the rest.
     """
     planes = () if settings is None else settings.plane_folders
     entries: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for template in _templates(settings):
         for folder in template_folders(template):
+            names = of if of is not None or folder else _planned(output_dir)
             for entry in _scan(output_dir / folder):
                 parsed = template.parse(entry.name)
-                if parsed and (of is None or parsed.case_id in of) and not entry.is_dir():
+                if parsed and (names is None or parsed.case_id in names) and not entry.is_dir():
                     size = entry.stat(follow_symlinks=False).st_size
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     entries[parsed.case_id][path] = size
@@ -274,8 +277,21 @@ def find_entries(
     return dict(entries)
 
 
+def _planned(output_dir: Path) -> set[str]:
+    """Return the cases in splits.json; none if it is missing or damaged."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        splits = parse_json(read_text(output_dir / SPLITS_FILE))
+        return {str(case_id) for case_ids in splits.values() for case_id in case_ids}
+    return set()
+
+
 def _templates(settings: SliceSettings | None) -> list[FileTemplate]:
-    """Return the templates of an output, and those of .npz files, which an earlier one may have."""
+    """Return the templates of an output, and those of .npz files, which an earlier one may have.
+
+    Templates of a configuration may have files of other names in the same folders.
+    """
+    if settings is not None and settings.format == "files":
+        return list(settings.templates)
     return list(dict.fromkeys((NPZ, *(() if settings is None else settings.templates))))
 
 

@@ -20,7 +20,7 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.config.step_settings import StepSettings
 from dask_slicer.core.geometry import align, axis_codes, orientation_of_codes
 from dask_slicer.core.geometry import spacing as spacing_of
-from dask_slicer.errors import DatasetError, UnsupportedImage
+from dask_slicer.errors import DatasetError, OutputError, UnsupportedImage
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.load import grids_of
@@ -215,6 +215,8 @@ def with_offset(
     ------
     DatasetError
         If an offset is given, and an intensity may be no integer.
+    OutputError
+        If the output has an offset that does not fit.
     """
     if config.dtype != "uint16" or config.ct_windows:
         return config, cases
@@ -228,8 +230,17 @@ def with_offset(
             f"images of 16 bit with the offset {offset} need integers, but {inexact[0]}; use "
             "--bits 8, or leave out the offset in another --output_dir"
         )
+    signed = [f"{path} may be negative" for path, _, is_signed in images if is_signed]
     if offset is None and not inexact and None not in offsets:
-        offset = _OFFSET if _OFFSET in offsets or any(image[2] for image in images) else 0
+        # Where no header could be read, the offset that nearly all images fit.
+        offset = _OFFSET if signed or not images or _OFFSET in offsets else 0
+    if earlier is not None and (before := earlier.offset) not in (None, offset):
+        because = f", because {(inexact or signed)[0]}" if inexact or signed else ""
+        raise OutputError(
+            f"{config.output_dir} was made with other settings: offset was {before}, is now "
+            f"{'none' if offset is None else offset}{because}; use another --output_dir, or "
+            "--overwrite to replace it"
+        )
     if offset is not None:
         config = config.model_copy(update={"offset": offset})
         return config, tuple(digest_with(case, {"offset": offset}) for case in cases)

@@ -94,7 +94,8 @@ def _intensity_lines(config: RunConfig) -> Iterator[str]:
         in_file = config.statistics is not None and f"in {config.statistics}"
         yield f"normalise by the statistics {in_file or of_cases}"
     elif config.is_exact:
-        yield f"16 bit: the integers of the file plus {config.offset}"
+        plus = f" plus {config.offset}" if config.offset else ""
+        yield f"16 bit: the integers of the file{plus}"
     elif config.dtype in _LARGEST and not config.ct_windows:
         limits = "the limits" if _has_limits(config) else f"the 0.5 and 99.5 percentiles{over}"
         yield f"{limits} become 0 and {_LARGEST[config.dtype]}"

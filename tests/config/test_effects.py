@@ -16,6 +16,8 @@ JOBS: dict[str, Any] = {
     **{"account": "lab", "job_extra": ["--qos=high"], "lifetime": 60, "interface": "ib0"},
 }
 REMOTE, SLURM = {"scheduler": "tcp://host:8786"}, {"cluster": "slurm"}
+FILES = {"files": [{"path": "a/{stem}.npy", "holds": "image"}]}
+LISTS = {"file_lists": [{"path": "a/all.txt", "line": "{case_id}"}]}
 LABELS = {
     **{"label_dtype": "int32", "label_grid": "image", "label_map": "1:2", "keep_empty": 0.5},
     **{"keep_empty_in": "all", "min_component_voxels": 9, "min_component_pixels": 9},
@@ -33,6 +35,15 @@ SETTINGS = [
     ({"dashboard_address": ":1"}, {"num_workers": 0}, {}, "with --num_workers 0"),
     ({"compression_level": 2}, {"format": "zarr"}, {}, "with --format zarr"),
     ({"compression": "lz4"}, {}, {"format": "zarr"}, "with --format npz"),
+    ({"compression": "lz4"}, {"format": "png"}, {"format": "zarr"}, "with --format png"),
+    (FILES | LISTS, {}, {"format": "files"}, "without --format files"),
+    ({"bits": 8}, {}, {"format": "png"}, "without --format png"),
+    (
+        {"offset": 7},
+        {"format": "png"},
+        {"format": "png", "bits": 16},
+        "without --format png --bits",
+    ),
     ({"padding_mode": "zero"}, {"window_size": 0}, {}, "with --window_size 0"),
     ({"context_step": 2}, {"window_size": 0}, {}, "with --window_size 0"),
     ({"context_mm": 2}, {"window_size": 0}, {}, "with --window_size 0"),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from pydantic import ByteSize
@@ -22,12 +22,14 @@ ACCEPTED = {
     ByteSize: {int, str},
     tuple[str, ...]: {Sequence[str]},
 }
-# Parts of a text with commas; the types of the parts differ.
+# Parts of a text with commas, whose types differ; and settings of settings.
 SEQUENCES = {
     "ct_windows": {Sequence[str]},
     "percentiles": {Sequence[float]},
     "spacing": {Sequence[float | None]},
     "size": {int, Sequence[int]},
+    "files": {Sequence[Mapping[str, Any]]},
+    "file_lists": {Sequence[Mapping[str, Any]]},
 }
 
 

@@ -30,6 +30,7 @@ CHANGED = {
     "percentiles": (1.0, 99.0),
     "ct_windows": ("40/400",),
     "foreground": "otsu",
+    "zero_background": True,
     "spacing": (2.0, None, 1.0),
     "resample_order": 1,
     "size": (64, 32),
@@ -70,6 +71,10 @@ CHANGED = {
     "compression_level": 9,
     "compression": "zstd",
     "format": "zarr",
+    "bits": 16,
+    "offset": 1024,
+    "files": ({"path": "{case_id}.h5", "holds": {"image": "image"}, "splits": ("train",)},),
+    "file_lists": ({"path": "a/all.txt", "line": "{case_id}", "splits": ("train",)},),
     "train_ratio": 0.7,
     "val_ratio": 0.15,
     "group_regex": r"^(sub-\d+)_: #'\"é",
@@ -115,7 +120,8 @@ CHANGED = {
 }
 DECISIVE = [
     *("window_size", "padding_mode", "plane", "clip_min", "clip_max", "normalize", "dtype"),
-    *("format", "label_dtype", "min_foreground", "compression_level"),
+    *("format", "bits", "offset", "files", "file_lists", "label_dtype", "min_foreground"),
+    "compression_level",
     *StepSettings.model_fields,
     *("train_ratio", "val_ratio", "group_regex", "group_column", "seed", "modalities"),
 ]
@@ -204,7 +210,7 @@ RULES = [
     ("padding_mode", "wrap", "padding_mode must be one of zero, replicate, mirror, got wrap"),
     ("plane", "x", "plane must be one of axial, coronal, sagittal, i, j, k, got x"),
     ("label_dtype", "int8", "label_dtype must be one of uint8, uint16, int32, got int8"),
-    ("format", "hdf5", "format must be one of npz, zarr, got hdf5"),
+    ("format", "hdf5", "format must be one of npz, zarr, png, files, got hdf5"),
     ("group_regex", "(", "group_regex is not a regular expression: "),
     (
         "group_regex",

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import faults
 import pytest
+import slice_formats
 from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ from dask_slicer.planning.plan import Partition, parse_partition
 from dask_slicer.records import RemovedCase
 
 CASES = ("a", "b", "c", "d", "e", "f", "g")
-FORMATS = pytest.mark.parametrize("format_", ["npz", "zarr"])
+FORMATS = pytest.mark.parametrize("format_", slice_formats.FORMATS)
 N_ROUNDS = int(os.environ.get("DASK_SLICER_SHARE_ROUNDS", "5"))
 # What tells of times, or where it is.
 TOLD = {"dataset_info.json", "journal.jsonl", "config.yaml"}
@@ -78,7 +79,7 @@ def test_only_chooses_among_the_cases_of_the_partition(shares, output_dir) -> No
 @FORMATS
 def test_partitions_and_merge_write_what_one_run_writes(shares, whole, invoke, output_dir, format_):
     for number in (3, 1, 2):
-        result = shares(f"{number}/3", "--format", format_)
+        result = shares(f"{number}/3", *slice_formats.options(format_, output_dir.parent))
         assert result.exit_code == 0, result.output
         assert f"of partition {number}/3 in this process" in result.stdout
         assert f"dask-slicer merge {output_dir}" in result.stdout
@@ -87,7 +88,7 @@ def test_partitions_and_merge_write_what_one_run_writes(shares, whole, invoke, o
     result = invoke("merge", output_dir)
     assert result.exit_code == 0, result.output
     assert "Merged 3 partitions: 70 slices of 7 cases" in result.stdout
-    assert_same(output_dir, whole("--format", format_))
+    assert_same(output_dir, whole(*slice_formats.options(format_, output_dir.parent)))
     assert invoke("verify", output_dir, "--num_workers", 0).exit_code == 0
 
 
@@ -96,11 +97,12 @@ def test_partitions_and_merge_write_what_one_run_writes(shares, whole, invoke, o
 def test_partitions_that_run_at_once_write_what_one_run_writes(
     start, whole, invoke, output_dir, format_
 ) -> None:
-    running = [start(f"{number}/3", "--format", format_) for number in (1, 2, 3)]
+    chosen = slice_formats.options(format_, output_dir.parent)
+    running = [start(f"{number}/3", *chosen) for number in (1, 2, 3)]
     for process in running:
         assert process.wait(PATIENCE) == 0
     assert invoke("merge", output_dir).exit_code == 0
-    assert_same(output_dir, whole("--format", format_))
+    assert_same(output_dir, whole(*slice_formats.options(format_, output_dir.parent)))
 
 
 def test_with_more_partitions_than_cases_some_are_empty(shares, whole, invoke, output_dir):
@@ -176,7 +178,7 @@ def test_failures_are_printed_by_their_partition_and_listed_by_merge(
 ) -> None:
     dataset.image_path("b").write_bytes(b"")  # the plan sees it
     damage_voxels(dataset.image_path("f"))  # only who loads it sees it
-    options = ("--format", format_, "--retries", 0)
+    options = (*slice_formats.options(format_, output_dir.parent), "--retries", 0)
     assert [shares(f"{n}/3", *options).exit_code for n in (1, 2)] == [0, 1]
     result = shares("3/3", *options)
     assert result.exit_code == 1

@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from slice_formats import FOLDERS, FORMATS
 
 import dask_slicer
 from dask_slicer.execution.verify import VerifyReport, verify
 from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.output.formats import png
 from dask_slicer.records import CommittedCase
 
-FORMATS = ["npz", "zarr"]
-WRITTEN = ("train", "val", "test", "slices.zarr", "slices.csv", "splits.json")
+WRITTEN = (*FOLDERS, "slices.csv", "splits.json")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def outputs(scans, tmp_path_factory) -> dict[str, Path]:
 def slice_scans(scans: Path, output: Path, format_: str) -> None:
     dask_slicer.run(
         dask_slicer.RunConfig(
-            input_dir=scans, output_dir=output, num_workers=0, format=format_,
-            train_ratio=0.5, val_ratio=0.25,
+            input_dir=scans, output_dir=output, num_workers=0, train_ratio=0.5, val_ratio=0.25,
+            **FORMATS[format_],
         )
     )  # fmt: skip
 
@@ -75,7 +76,12 @@ def contents(output: Path) -> dict[str, bytes]:
 
 def a_slice_file(output: Path) -> Path:
     """Return a file that holds pixels."""
-    return next(iter(sorted([*output.rglob("*.npz"), *output.rglob("image/c/*/*/*/0")])))
+    return slice_files(output)[0]
+
+
+def slice_files(output: Path) -> list[Path]:
+    patterns = ("*.npz", "image/c/*/*/*/0", "images/**/*.png")
+    return sorted(path for pattern in patterns for path in output.rglob(pattern))
 
 
 def flips(output: Path, n: int) -> Iterator[tuple[Path, int]]:
@@ -124,13 +130,14 @@ def add(output: Path) -> str:
 
 def add_one_more_slice(output: Path) -> str:
     path = a_slice_file(output)
-    more = path.with_name(path.name[:-7] + "099.npz") if path.suffix else path.with_name("1")
+    more = path.with_name(f"{path.stem[:-3]}099{path.suffix}")
+    more = more if path.suffix else path.with_name("1")
     shutil.copy(path, more)
     return f"{more.name}: is not in the journal; remove it"
 
 
 def swap(output: Path) -> str:
-    one, other = sorted([*output.rglob("*.npz"), *output.rglob("image/c/*/*/*/0")])[:2]
+    one, other = slice_files(output)[:2]
     aside = one.with_name("aside")
     one.rename(aside)
     other.rename(one)
@@ -152,12 +159,13 @@ def drop_a_row_of_the_index(output: Path) -> str:
 
 
 def move_a_case_to_another_split(output: Path) -> str:
-    in_zarr = (output / "slices.zarr").exists()
-    root = output / "slices.zarr" if in_zarr else output
-    case_id = sorted((root / "train").glob("phantom*"))[0].name[:11]
-    for path in sorted((root / "train").glob(f"{case_id}*")):
-        path.rename(root / "val" / path.name)
-    return "train/phantom"
+    moves = ("slices.zarr/train", "val"), ("images/train", "val"), ("vol/val", "test")
+    pairs = [(output / place, other) for place, other in moves if (output / place).exists()]
+    folder, other = [*pairs, (output / "train", "val")][0]
+    case_id = sorted(folder.glob("phantom*"))[0].name[:11]
+    for path in sorted(folder.glob(f"{case_id}*")):
+        path.rename(folder.with_name(other) / path.name)
+    return f"{folder.name}/phantom"
 
 
 def edit_the_summary(output: Path) -> str:
@@ -194,26 +202,41 @@ def test_damage_is_named_and_mended_by_repair_and_the_same_run(scans, output, da
 
 
 def slice_scans_again(scans: Path, output: Path) -> None:
-    slice_scans(scans, output, "zarr" if (output / "slices.zarr").exists() else "npz")
+    (format_,) = (name for name in FORMATS if f"format: {name}\n" in text_of(output))
+    slice_scans(scans, output, format_)
 
 
-def change_a_pixel(output: Path) -> tuple[Path, str, int, str | int]:
-    """Change one, and its file's own checksums; return file, case, slice, and name in a record."""
+def text_of(output: Path) -> str:
+    return (output / "config.yaml").read_text()
+
+
+def change_a_pixel(output: Path) -> tuple[Path, str, str, int | str]:
+    """Change one, and its file's own checksums; return file, case, words, and name in a record."""
+    words = "slice 3 differs by up to 0.5 from what its scan now gives"
     if (output / "slices.zarr").exists():
         path = sorted(output.glob("slices.zarr/*/*/image/c/*/*/*/*"))[2]
         image = zarr.open_array(path.parents[4])
         image[3, 0, 5, 5] += 0.5
-        return path, path.parents[5].name, 3, path.relative_to(path.parents[5]).as_posix()
-    path = sorted((output / "train").iterdir())[10]
+        return path, path.parents[5].name, words, path.relative_to(path.parents[5]).as_posix()
+    path = next(path for path in slice_files(output) if path.stem.endswith("003"))
+    place = path.relative_to(output).as_posix()
+    if path.suffix == ".png":
+        pixels = png.decode(path.read_bytes())
+        pixels[5, 5] ^= 1
+        path.write_bytes(b"".join([png.encode(pixels, level=1)]))
+        return path, path.stem[:-4], words.replace("0.5", "1"), place
     with np.load(path) as members:
         arrays = {name: members[name] for name in members.files}
-    arrays["image"][2, 5, 5] += 0.5
+    arrays["image"][..., 5, 5] += 0.5
     np.savez_compressed(path, **arrays)
-    return path, path.stem[:-4], int(path.stem[-3:]), int(path.stem[-3:])
+    if place.startswith("tr/"):
+        words = f"{place}: differs from what its scan now gives"
+        return path, path.stem[: -len("_slice003")], words, place
+    return path, path.stem[:-4], words, 3
 
 
 def test_only_deep_finds_pixels_changed_together_with_their_checksum(output) -> None:
-    path, case_id, slice_index, name = change_a_pixel(output)
+    path, case_id, words, name = change_a_pixel(output)
     journal = output / "journal.jsonl"
     now = path.stat().st_size, zlib.crc32(path.read_bytes())
     grown = 0
@@ -221,7 +244,7 @@ def test_only_deep_finds_pixels_changed_together_with_their_checksum(output) -> 
     for line in journal.read_text().splitlines():
         record = json.loads(line)
         if record["case_id"] == case_id:
-            listed = record["files"] or record["slices"]
+            listed = record["files"] or record.get("output_files") or record["slices"]
             one = next(one for one in listed if one[0] == name)
             grown = now[0] - one[1]
             one[1:3] = now
@@ -232,7 +255,7 @@ def test_only_deep_finds_pixels_changed_together_with_their_checksum(output) -> 
     (output / "dataset_info.json").write_text(json.dumps(summary))
     assert check(output).issues == ()
     (finding,) = check(output, deep=1000).issues
-    assert f"slice {slice_index} differs by up to 0.5 from what its scan now gives" in str(finding)
+    assert words in str(finding)
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def test_only_planes_that_a_window_still_needs_stay_in_memory(
 ) -> None:
     stack = stack_of((20, 4, 3), kept=kept)
     chosen = SliceSettings(window_size=window_size, padding_mode=padding_mode)
-    writer = npz._Writer(stack, plan_of(stack), chosen)
+    writer = npz.NpzWriter(stack, plan_of(stack), chosen)
     writer._pieces = Held()
     for slice_index in stack.kept:
         writer.archive(slice_index)

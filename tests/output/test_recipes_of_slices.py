@@ -1,7 +1,7 @@
 """The recipes avte, transunet_synapse and acdc_h5: read as their projects do, and every voxel.
 
-Readers here do what the class of a project does that is named in their docstring. Expected arrays are
-computed from the scans with nibabel, SimpleITK and numpy, in float64.
+Readers here do what the class of a project does that is named in their docstring. Expected arrays
+are computed from the scans with nibabel, SimpleITK and numpy, in float64.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ def assert_same(found: Arrays, image: np.ndarray, label: np.ndarray, *, toleranc
 def avte_slices(folder: Path) -> dict[str, dict[str, list[Path]]]:
     """Return split → case → paths, as AVTE2DDataset of Node-MedicalImaging-Framework has them.
 
-    It reads all .npz files of one folder, without folders in it. What follows the last _ of a name is
-    the slice, what comes before is the case. It divides the cases itself, 0.8 and 0.1 of them for
-    train and val, and refuses a split without a case.
+    It reads all .npz files of one folder, without folders in it. What follows the last _ of a name
+    is the slice, what comes before is the case. It divides the cases itself, 0.8 and 0.1 of them
+    for train and val, and refuses a split without a case.
     """
     cases = {
         case: list(paths)
@@ -134,7 +134,7 @@ def avte_slices(folder: Path) -> dict[str, dict[str, list[Path]]]:
         )
     }
     names = sorted(cases)
-    order = np.random.RandomState(42).permutation(len(names))
+    order = np.random.RandomState(42).permutation(len(names))  # as the loader
     n_train, n_val = int(len(names) * 0.8), int(len(names) * 0.1)
     parts = np.split(order, [n_train, n_train + n_val])
     return {
@@ -270,6 +270,7 @@ def test_transunet_synapse_has_volumes_of_val_in_a_list_of_their_own(
         *("--splits", tmp_path / "splits.json"),
     )
     assert result.exit_code == 0, result.output
+    assert "files are for reads them: train_npz, test_vol_h5\n" in result.stdout
     assert list(synapse_samples(tmp_path / "new", "val_vol")) == others[:1]
     assert list(synapse_samples(tmp_path / "new", "test_vol")) == [first]
 
@@ -281,7 +282,8 @@ def acdc_samples(output: Path, split: str, n_slices: int | None = None) -> dict[
     """Return what BaseDataSets of SSL4MIS reads, by the names in its lists; test: test_2D_fully.py.
 
     Names are the lines without the end of line. train: data/slices/<name>.h5 of the first lines of
-    train_slices.list; val: data/<name>.h5 of val.list; test: as val, but a name ends at its first dot.
+    train_slices.list; val: data/<name>.h5 of val.list; test: as val, but names end at the first
+    dot.
     """
     if split == "train":
         names = names_in(output / "train_slices.list")[:n_slices]

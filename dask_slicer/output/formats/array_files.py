@@ -54,7 +54,7 @@ def import_h5py() -> Any:
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Return the arrays in a file by name, and the text of .json; raise CorruptFile if damaged."""
+    """Return the arrays in a file by name, without metadata; raise CorruptFile if damaged."""
     try:
         match path.suffix:
             case ".h5":
@@ -62,12 +62,12 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
                     return {name: dataset[()] for name, dataset in file.items()}
             case ".npz":
                 with np.load(path, allow_pickle=False) as archive:
-                    return dict(archive)
+                    return {name: archive[name] for name in archive if archive[name].ndim}
             case ".npy":
                 return {"": np.load(path, allow_pickle=False)}
             case ".png":
                 return {"": png.decode(read_bytes(path))}
-        return {"": np.array(read_bytes(path))}
+        return {}
     except (FileNotFoundError, PermissionError, UsageError):
         raise
     except Exception as error:  # libraries raise errors of many kinds for damaged files

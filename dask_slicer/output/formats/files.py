@@ -111,8 +111,25 @@ class _Writer:
             return self._write_h5(path, contents)
         (array,) = arrays.values()
         if self.template.suffix == ".png":
-            return self._write(path, [png.encode(array, level=self.settings.compression_level)])
+            return self._write(path, [self._png(array)])
         return self._write(path, [npy_header(array.shape, array.dtype), array.data])
+
+    def _png(self, pixels: _Array) -> bytes:
+        is_empty = pixels.ndim == 2 and not pixels.any()
+        return self._empty_png if is_empty else png.encode(pixels, level=self._level)
+
+    @cached_property
+    def _empty_png(self) -> bytes:
+        """Return the file of an image or a mask of zeros, as most masks of a case may be."""
+        (content,) = self.template.contents
+        dtype = self.settings.dtype if content == "image" else self.settings.label_dtype
+        height, width = self.stack.shape[1:]
+        zeros = self._turned(np.zeros((height, width), dtype))
+        return png.encode(zeros, level=self._level)
+
+    @property
+    def _level(self) -> int:
+        return self.settings.compression_level
 
     def _npz_slice(self, slice_index: int) -> tuple[list[bytes], int]:
         if self.template.channels != "last":
@@ -122,14 +139,14 @@ class _Writer:
             for name, content in self.template.holds.items()
             if (array := self._slice_content(content, slice_index)) is not None
         ]
-        return archive(members, level=self.settings.compression_level)
+        return archive(members, level=self._level)
 
     @cached_property
     def _npz(self) -> NpzWriter:
         return NpzWriter(self.stack, self.case, self.settings, self.names, template=self.template)
 
     def _npy_pieces(self, array: _Array) -> list[Piece]:
-        level = self.settings.compression_level
+        level = self._level
         if array.dtype.kind == "U":
             return [piece(npy_of_text(str(array)), level=level)]
         return [
@@ -208,7 +225,7 @@ class _Writer:
 
     def volume(self, path: str, _: int) -> tuple[int, int]:
         """Write the file of a whole case; return its size and CRC-32."""
-        suffix, level = self.template.suffix, self.settings.compression_level
+        suffix, level = self.template.suffix, self._level
         if suffix == ".json":
             return self._write(path, [_json(self._metadata)])
         if suffix == ".h5":
@@ -272,7 +289,7 @@ class _Writer:
     # -- writing -----------------------------------------------------------------------------------
 
     def _write_h5(self, path: str, contents: dict[str, Volume]) -> tuple[int, int]:
-        write_h5(Path(path), contents, level=self.settings.compression_level, fsync=self.fsync)
+        write_h5(Path(path), contents, level=self._level, fsync=self.fsync)
         return os.stat(path).st_size, checksum(path)  # noqa: PTH116, a Path takes longer
 
     def _write(self, path: str, parts: Iterable[Any]) -> tuple[int, int]:

@@ -137,10 +137,10 @@ class NpzWriter:
     def _label(self, slice_index: int) -> list[Piece] | None:
         if self._stack.label is None:
             return None
-        plane = self._empty_label
-        if self._stack.label_counts[slice_index]:
-            plane = self._piece(np.ascontiguousarray(self._turned(self._stack.label[slice_index])))
-        return [self._label_header, plane]
+        if not self._stack.label_counts[slice_index]:
+            return [self._label_header, self._empty_label]
+        plane = np.ascontiguousarray(self._turned(self._stack.label[slice_index]))
+        return [self._label_header, self._piece(plane)]
 
     def _turned(self, plane: NDArray[Any]) -> NDArray[Any]:
         return plane.T if self._template.transpose else plane
