@@ -135,6 +135,15 @@ def test_an_entry_is_refused_with_what_is_wrong(entry, words) -> None:
     assert words in message_of(entry)
 
 
+def test_entries_that_are_no_list_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^files must be a list, got vol/{case_id}\.h5$"):
+        build_config(BOTH | {"files": "vol/{case_id}.h5"})
+    with pytest.raises(ConfigError, match=r"^file_lists must be a list, got a dict$"):
+        build_config(BOTH | {"files": [WHOLE], "file_lists": {"path": "a.txt"}})
+    message = message_of(WHOLE, lists=({"path": "a.txt"},))
+    assert message == "file_lists, entry 1: line is required"
+
+
 def test_a_file_of_a_case_holds_no_windows() -> None:
     words = "vol/{case_id}.h5 holds every slice once, so window_size must be 0, got 1"
     assert words in message_of(WHOLE, window_size=1)
