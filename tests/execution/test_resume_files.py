@@ -200,5 +200,10 @@ def test_files_at_the_top_that_are_of_no_case_stay(dataset, output, tmp_path, in
         assert (output / "weights_001.npz").read_text() == "ours", more
         assert (output / "b_100.npz").read_text() == "ours", more
     assert not list(output.rglob("a_000.npz"))
-    invoke("verify", output, "--repair", "--num_workers", 0)
+    # But a loader would take this one for a slice.
+    extra = path.replace("{stem}", "a_001_099")
+    (output / extra).write_text("of an older scan")
+    issues = verify(output, num_workers=0, repair=True).issues
+    assert [str(issue) for issue in issues] == [f"{extra}: is not in the journal; remove it"]
+    assert not (output / extra).exists()
     assert (output / "weights_001.npz").read_text() == "ours"
