@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_slicer.config.changes import changed_settings
@@ -177,7 +177,7 @@ def test_files_that_may_meet_are_refused(files, words) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("chosen", "words"),
     [
         ({}, "a/{stem}.png has images of dtype uint8, got float32"),
         ({"dtype": "uint8", "window_size": 2}, "a/{stem}.png has one channel, or three"),
@@ -186,9 +186,9 @@ def test_files_that_may_meet_are_refused(files, words) -> None:
         ({"dtype": "uint16"}, "dtype uint16 is that of format png with bits 16"),
     ],
 )
-def test_what_no_png_file_can_hold_is_refused(settings, words) -> None:
+def test_what_no_png_file_can_hold_is_refused(chosen, words) -> None:
     files = [{"path": "a/{stem}.png", "holds": "image"}, {"path": "b/{stem}.png", "holds": "label"}]
-    assert words in message_of(*files, **settings)
+    assert words in message_of(*files, **chosen)
     assert config_of(*files, dtype="uint8", window_size=1).normalize == "none"
 
 
@@ -272,6 +272,7 @@ CASE_IDS = st.one_of(
     ],
     ids=lambda template: template.path,
 )
+@settings(max_examples=40)
 @given(
     case_id=CASE_IDS,
     split=st.sampled_from(["train", "val", "test"]),
