@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from slice_formats import FOLDERS, FORMATS, options
@@ -181,6 +184,33 @@ def test_a_run_stopped_between_two_files_leaves_whole_cases_and_completes(
     slice_again(format_)
     assert len(stamps(output)) == 3 * n_files
     assert verify(output, num_workers=0, deep=30).issues == ()
+
+
+FULL = """
+import json, resource, sys
+import dask_slicer
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+report = dask_slicer.run(json.loads(sys.argv[1]), progress=False)
+print(report.n_committed, *(failure.kind for failure in report.failures))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.parametrize("path", ["v/{case_id}.h5", "v/{case_id}.npy", "v/{case_id}.npz"])
+def test_a_disk_that_is_full_fails_the_case_and_not_the_process(dataset, output, path) -> None:
+    rng = np.random.default_rng(0)
+    dataset.add("large", rng.integers(-1000, 1000, (40, 40, 40)).astype(np.int16), None)
+    dataset.add("small")
+    place = {"input_dir": str(dataset.root), "output_dir": str(output), "num_workers": 0}
+    holds = "image" if path.endswith(".npy") else {"image": "image"}
+    files = {"format": "files", "files": [{"path": path, "holds": holds}], "window_size": 0}
+    chosen = json.dumps(place | files | {"allow_missing_labels": True})
+    program = [sys.executable, "-c", FULL, chosen]
+    result = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == "DiskFull", result.stdout
+    assert not list(output.rglob("large*"))
+    assert not (output / ".dask_slicer.tmp").exists()
 
 
 @pytest.mark.parametrize("path", ["{stem}.npz", "a/{stem}.npz"])
