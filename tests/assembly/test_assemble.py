@@ -43,7 +43,7 @@ def dice(one: np.ndarray, other: np.ndarray, label: int) -> float:
 BOXES = {"5:40,3:39,2:18": [(5, 40), (3, 39), (2, 18)]}
 
 
-@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize("format_", ["npz", "zarr", "png"])
 @pytest.mark.parametrize(
     "steps",
     [

@@ -85,7 +85,7 @@ def add(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, add], ids=lambda how: how.__name__)
-@pytest.mark.parametrize("case_id", CASES)
+@pytest.mark.parametrize("case_id", CASES[:2])
 def test_only_a_case_with_a_damaged_file_is_written_again(
     slice_again, output, format_, damage, case_id
 ) -> None:
@@ -159,7 +159,7 @@ def test_another_format_needs_overwrite(slice_again, output, format_) -> None:
     assert contents(output) == before
 
 
-@pytest.mark.parametrize("n_moved", [0, 1, 10, 11, 20, 21, 22, 30, 35])
+@pytest.mark.parametrize("n_moved", [0, 11, 21, 35])
 def test_a_run_stopped_between_two_files_leaves_whole_cases_and_completes(
     slice_again, output, monkeypatch, format_, n_moved
 ) -> None:
@@ -200,5 +200,10 @@ def test_files_at_the_top_that_are_of_no_case_stay(dataset, output, tmp_path, in
         assert (output / "weights_001.npz").read_text() == "ours", more
         assert (output / "b_100.npz").read_text() == "ours", more
     assert not list(output.rglob("a_000.npz"))
-    invoke("verify", output, "--repair", "--num_workers", 0)
+    # But a loader would take this one for a slice.
+    extra = path.replace("{stem}", "a_001_099")
+    (output / extra).write_text("of an older scan")
+    issues = verify(output, num_workers=0, repair=True).issues
+    assert [str(issue) for issue in issues] == [f"{extra}: is not in the journal; remove it"]
+    assert not (output / extra).exists()
     assert (output / "weights_001.npz").read_text() == "ours"

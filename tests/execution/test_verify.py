@@ -347,3 +347,16 @@ def test_a_case_whose_name_ends_like_a_slice_is_not_taken_for_a_slice(tmp_path) 
     assert len(before) == 3
     assert not verify(tmp_path / "out", repair=True, num_workers=0).issues
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.npz")}
+
+
+def test_deep_compares_arrays_and_not_names_in_metadata(dataset, slice_dataset, named) -> None:
+    dataset.add("a")
+    named(("CT",), {1: "liver"})
+    files = [
+        {"path": "x/{stem}.npz", "holds": {"image": "image", "about": "metadata"}},
+        {"path": "x/{case_id}.json", "holds": "metadata"},
+        {"path": "y/{stem}.npy", "holds": "label"},
+    ]
+    output = slice_dataset(format="files", files=files)
+    assert "liver" in (output / "x" / "a.json").read_text()
+    assert check(output, deep=5).issues == ()

@@ -315,7 +315,10 @@ WRONG_FILES = {
 }
 
 
-@pytest.mark.parametrize("command", ["python", "verify", "repair", "merge", "split"])
+@pytest.mark.parametrize(
+    "command",
+    ["python", "repair", *(pytest.param(c, marks=pytest.mark.slow) for c in ("merge", "split"))],
+)
 @pytest.mark.parametrize("wrong", WRONG_FILES)
 def test_files_by_templates_stay_inside_too(used, wrong, command) -> None:
     format_, name, old, new, ending = WRONG_FILES[wrong]
@@ -378,7 +381,9 @@ def test_a_hostile_png_file_is_read_or_refused(used, command, n) -> None:
     print(f"png, {command}: {dict(endings)}")  # noqa: T201  # pytest -rP
 
 
-@pytest.mark.parametrize("value", [*VALUES, {"image": [1, 10**9, 10**9], "label": None}], ids=str)
+@pytest.mark.parametrize(
+    "value", [*VALUES[::3], {"image": [1, 10**9, 10**9], "label": None}], ids=str
+)
 def test_hostile_metadata_of_png_files_are_read_or_refused(used, value) -> None:
     def damage(output: Path) -> None:
         for path in output.glob("metadata/*/*.json"):
