@@ -382,5 +382,6 @@ class FileSettings(fields.Frozen):
         return tuple(template for template in self.templates if split in template.splits)
 
     def image_template(self, split: str) -> FileTemplate:
-        """Return the file that holds the image of slices of a split."""
-        return next(t for t in self.templates_of(split) if "image" in t.contents)
+        """Return the file that holds the image of slices of a split: a readable one if any is."""
+        images = [each for each in self.templates_of(split) if "image" in each.contents]
+        return min(images, key=lambda template: not template.is_readable)
