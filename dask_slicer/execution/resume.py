@@ -214,7 +214,7 @@ class EarlierRuns:
         removed = {case.case_id for case in todo} - unreadable
         planned = {case.case_id for case in self.plan.cases}
         written = {case_id for case_id, is_written in known.items() if is_written}
-        on_disk = self._on_disk()
+        on_disk = self._on_disk(known)  # those to be pruned are no longer in splits.json
         left_over = sorted(written - planned)
         if self.plan.config.prune and left_over:
             # A killed run may have left files of a case that no journal knows.
@@ -265,11 +265,11 @@ class EarlierRuns:
     def _histories(self) -> Iterator[History]:
         return histories(layout.journals(self.plan.config.output_dir))
 
-    def _on_disk(self) -> dict[str, dict[str, int]]:
-        """Return the files of each case, or of the cases of this partition."""
+    def _on_disk(self, known: Iterable[str] = ()) -> dict[str, dict[str, int]]:
+        """Return the files of each case, or of the cases of this partition; see `find_entries`."""
         own = None if self.partition is None else {case.case_id for case in self.plan.selected}
         config = self.plan.config
-        return layout.find_entries(config.output_dir, config, of=own)
+        return layout.find_entries(config.output_dir, config, of=own, known=known)
 
     def _with_present_times(self, record: CommittedCase, case: CasePlan) -> CommittedCase | None:
         """Return a record with the present times of its scans, if nothing else has changed."""

@@ -247,20 +247,24 @@ def entries_of(record: CommittedCase) -> dict[str, int]:
 
 
 def find_entries(
-    output_dir: Path, settings: SliceSettings | None = None, *, of: Collection[str] | None = None
+    output_dir: Path,
+    settings: SliceSettings | None = None,
+    *,
+    of: Collection[str] | None = None,
+    known: Iterable[str] = (),
 ) -> dict[str, dict[str, int]]:
     """Return the entries of each case on disk, journaled or not: path → bytes, 0 for a directory.
 
     `settings` are those of the output: they have the names of files. In a store, folders are cases,
     whatever their name, if they are of no plane. At the top of the output, where other files may
-    be, entries are of cases in splits.json alone. `of` selects cases, because other partitions of
-    the run may be writing the rest.
+    be, entries are of cases in splits.json, and of `known` ones, alone. `of` selects cases, because
+    other partitions of the run may be writing the rest.
     """
     planes = () if settings is None else settings.plane_folders
     entries: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for template in _templates(settings):
         for folder in template_folders(template):
-            names = of if of is not None or folder else _planned(output_dir)
+            names = of if of is not None or folder else _planned(output_dir).union(known)
             for entry in _scan(output_dir / folder):
                 parsed = template.parse(entry.name)
                 if parsed and (names is None or parsed.case_id in names) and not entry.is_dir():

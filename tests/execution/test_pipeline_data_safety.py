@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from slice_formats import FORMATS, options
 
@@ -142,6 +143,36 @@ def test_a_failed_case_that_left_the_dataset_is_no_damage_once_it_is_pruned(conf
     lines = (config.output_dir / "journal.jsonl").read_text()
     dask_slicer.run(config.model_copy(update={"prune": True}))
     assert (config.output_dir / "journal.jsonl").read_text() == lines
+
+
+def test_pruning_removes_the_files_of_a_case_at_the_top_of_the_output(scans, tmp_path) -> None:
+    output = tmp_path / "out"
+    top = [{"path": "{stem}.npz", "holds": {"image": "image"}}]
+    chosen = {"format": "files", "files": top, "num_workers": 0, "prune": True}
+    config = dask_slicer.RunConfig(input_dir=scans, output_dir=output, **chosen)
+    dask_slicer.run(config)
+    (output / "phantom_009_000.npz").write_bytes(b"of the user")
+    for path in scans.glob("*/phantom_001*"):
+        path.unlink()
+    dask_slicer.run(config)
+    stems = {path.stem.rpartition("_")[0] for path in output.glob("*.npz")}
+    assert stems == {"phantom_000", "phantom_002", "phantom_009"}
+
+
+def test_slices_in_files_of_several_kinds_are_checked_in_those_that_can_be_read(
+    scans, tmp_path
+) -> None:
+    names = {"image": "image", "label": "label", "metadata": "metadata"}
+    files = [
+        {"path": "png/{split}/{stem}.png", "holds": "image"},
+        {"path": "npz/{split}/{stem}.npz", "holds": names},
+    ]
+    chosen = {"format": "files", "files": files, "dtype": "uint8", "window_size": 0}
+    output = tmp_path / "out"
+    dask_slicer.run(input_dir=scans, output_dir=output, num_workers=0, **chosen)
+    assert verify(output, num_workers=0).issues == ()
+    assert len(dask_slicer.SliceDataset(output, None))
+    assert dask_slicer.SliceDataset(output, None)[0]["image"].dtype == np.float32
 
 
 @pytest.mark.parametrize(("n_bad", "n_failures"), [(1, 2), (3, 3)])

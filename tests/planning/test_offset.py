@@ -325,3 +325,12 @@ def test_the_plan_says_what_pixels_are(write, plan, invoke, dataset) -> None:
     assert SCALED + "imagesTr/b_0000.nii.gz holds float32;" in text
     result = dask_slicer.plan(input_dir=dataset.root, **SIXTEEN)
     assert (result.config.offset, result.config.dtype) == (None, "uint16")
+
+
+def test_a_slice_of_zeros_beside_the_volume_is_read_as_zeros(write, plan) -> None:
+    write("a", "int16")
+    config = plan(window_size=1, padding_mode="zero", num_workers=0).config
+    dask_slicer.run(config)
+    window = dask_slicer.SliceDataset(config.output_dir, None)[0]["image"]
+    assert (window[0] == 0).all()
+    assert (window[1:] != 0).any()

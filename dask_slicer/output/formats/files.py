@@ -203,7 +203,9 @@ class _Writer:
 
     @cached_property
     def _zeros(self) -> list[_Array]:
-        return [self._turned(np.zeros(self.stack.shape[1:], np.float32))] * len(self.stack.image)
+        zero = self.settings.offset or 0 if self.settings.is_exact else 0
+        plane = np.full(self.stack.shape[1:], zero, np.float32)
+        return [self._turned(plane)] * len(self.stack.image)
 
     def _turned(self, plane: _Array) -> _Array:
         return plane.T if self.template.transpose else plane
