@@ -327,14 +327,15 @@ class FileSettings(fields.Frozen):
         paths = [text.path for text in self.file_lists]
         if len({path.lower() for path in paths}) < len(paths):
             raise ValueError("file_lists must have another path each")
-        for one, other in combinations(self.files, 2):
+        for template, other in combinations(self.files, 2):
             # Else a case a_1 could have the file of another slice, or case, of a template.
-            if one.suffix == other.suffix and (
-                set(one.splits) & set(other.splits) if one.path == other.path else one.meets(other)
+            same_splits = set(template.splits) & set(other.splits)
+            if template.suffix == other.suffix and (
+                same_splits if template.path == other.path else template.meets(other)
             ):
                 raise ValueError(
                     "files with the same ending must be in folders of their own, got "
-                    f"{one.path} and {other.path}"
+                    f"{template.path} and {other.path}"
                 )
         for split in _SPLITS:
             images = [t for t in self.templates_of(split) if "image" in t.contents]
@@ -376,8 +377,8 @@ class FileSettings(fields.Frozen):
                     "split empty, such as with --val_ratio 0"
                 )
             for template in images:
-                one = template.channels == "none" or template.copies > 1
-                if n_channels > 1 and (one or (template.suffix == ".png" and n_channels != 3)):
+                only_one = template.channels == "none" or template.copies > 1
+                if n_channels > 1 and (only_one or (template.suffix == ".png" and n_channels != 3)):
                     return (
                         f"{template.path} has place for one channel, and here an image has "
                         f"{n_channels}; use --window_size 0 and one modality, or another format"

@@ -200,7 +200,11 @@ def _message(problem: ErrorDetails) -> str:
     """Return what is wrong with a setting: name, rule, value; rare rules in pydantic's words."""
     match problem["loc"]:
         case ("files" | "file_lists" as setting, int(number), *place):
-            return f"{setting}, entry {number + 1}: {_message(problem | {'loc': tuple(place)})}"
+            entry = problem.copy()
+            entry["loc"] = tuple(place)
+            is_missing = problem["type"] == "missing"
+            rule = f"{place[-1]} is required" if is_missing else _message(entry)
+            return f"{setting}, entry {number + 1}: {rule}"
     name = str(problem["loc"][0]) if problem["loc"] else ""
     value, context = problem["input"], problem.get("ctx", {})
     got = f", got {format_value(value)}"
@@ -217,6 +221,8 @@ def _message(problem: ErrorDetails) -> str:
             allowed = context["expected"].replace("'", "").replace(" or ", ", ")
             nearest = did_you_mean(value, allowed.split(", ")) if isinstance(value, str) else ""
             return f"{name} must be one of {allowed}{got}{nearest}"
+        case "tuple_type":
+            return f"{name} must be a list{got}"
         case "byte_size":
             return f"{name} must be a size such as 4GB{got}"
         case "value_error":

@@ -334,6 +334,12 @@ def _check_summary(output_dir: Path, config: RunConfig, totals: DatasetTotals) -
 
 def _strays(output_dir: Path, inventory: Inventory) -> Iterator[Issue]:
     """Yield files among the slices that are not in the journal."""
+    if any("/" not in template.path for template in inventory.settings.templates):
+        entries = layout.find_entries(output_dir, inventory.settings).values()
+        for name in (path for paths in entries for path in paths if "/" not in path):
+            if name not in inventory:
+                message = "is not in the journal; remove it"
+                yield Issue(path=name, message=message, is_damage=False, is_stray=True)
     folders = [
         *(output_dir / top for top in layout.top_folders(inventory.settings)),
         *layout.temporary_folders(output_dir),

@@ -118,7 +118,9 @@ def _grid_lines(config: RunConfig, cases: Sequence[SlicedCase]) -> Iterator[str]
         yield f"spacing {before}{wanted} mm, order {config.resample_order}"
     if config.size is not None:
         about = " about the label" if config.center == "label" else ""
-        yield f"rows × columns {format_shape(config.size)}, {config.fit}{about}"
+        is_cubic = config.size_order == 3 and config.fit != "crop_pad"
+        order = ", order 3" if is_cubic else ""
+        yield f"rows × columns {format_shape(config.size)}, {config.fit}{order}{about}"
     if config.changes_grid and cases:
         known = "" if config.crop not in ("nonzero", "label") else " at most"
         for number in range(len(config.planes)):

@@ -66,7 +66,7 @@ def test_predictions_of_transposed_files_are_turned_back(scans, tmp_path, whole)
             np.testing.assert_array_equal(volume, label_of(scans, case_id))
 
 
-@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize("format_", ["npz", "zarr", "png"])
 @pytest.mark.parametrize(
     "steps",
     [

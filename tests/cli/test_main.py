@@ -12,7 +12,7 @@ import pytest
 
 from dask_slicer.cli.main import main
 from dask_slicer.cli.options import MOST_USED
-from dask_slicer.config.fields import GROUPS
+from dask_slicer.config.fields import GROUPS, WITHOUT_OPTION
 from dask_slicer.config.schema import RunConfig
 
 # What the command promises, as far as they are settings of one run with npz slices.
@@ -55,7 +55,7 @@ def test_run_has_the_option(name) -> None:
 
 def test_every_setting_is_an_option_of_run_and_plan() -> None:
     for command in ("run", "plan"):
-        assert set(RunConfig.model_fields) <= set(options_of(command))
+        assert {*RunConfig.model_fields} - {*WITHOUT_OPTION} <= {*options_of(command)}
 
 
 def test_every_setting_is_in_one_group_of_the_help() -> None:
@@ -72,7 +72,8 @@ def test_the_help_groups_options_with_the_ten_that_most_people_need_first(invoke
     assert tuple(dict.fromkeys(first))[:10] == MOST_USED
     spelled = re.findall(r"^  (?:-\w, )?(--\w+)", "".join(texts), flags=re.MULTILINE)
     own = {f"--{option.name}" for option in main.commands[command].params} - {"--more_cases"}
-    settings = {f"--{name}" for name in (*RunConfig.model_fields, "config", "no_normalize", "like")}
+    names = {*RunConfig.model_fields, "config", "no_normalize", "like"} - {*WITHOUT_OPTION}
+    settings = {f"--{name}" for name in names}
     own = {"--json" if name == "--as_json" else name for name in own}
     assert sorted(spelled) == sorted({*own, *settings, "--help"})
 
@@ -114,7 +115,7 @@ def test_help_does_not_wait_for_numpy_and_dask() -> None:
 import sys
 from dask_slicer.cli.main import main
 from dask_slicer.cli.options import MOST_USED
-from dask_slicer.config.fields import GROUPS
+from dask_slicer.config.fields import GROUPS, WITHOUT_OPTION
 main(["run", "--help"], standalone_mode=False)
 heavy = {"distributed", "dask", "zarr", "nibabel", "numpy"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)

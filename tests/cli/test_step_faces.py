@@ -80,6 +80,14 @@ def test_steps_without_effect_have_no_line(scans, invoke) -> None:
     assert "without a label in train" not in output
 
 
+def test_a_plan_says_that_slices_are_enlarged_with_cubic_splines(scans, invoke) -> None:
+    given = ("plan", "-i", scans, "--size", 64, "--size_order", 3)
+    assert (
+        "Step: rows × columns 64×64, resize, order 3\n" in invoke(*given, "--fit", "resize").output
+    )
+    assert "Step: rows × columns 64×64, crop_pad\n" in invoke(*given).output
+
+
 @pytest.mark.parametrize(
     ("share", "words"), [(0.125, "12.5% of"), (0.005, "0.5% of"), (1 / 3, "33.3% of"), (0, "0% of")]
 )

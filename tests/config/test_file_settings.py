@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_slicer.config.changes import changed_settings
@@ -135,6 +135,15 @@ def test_an_entry_is_refused_with_what_is_wrong(entry, words) -> None:
     assert words in message_of(entry)
 
 
+def test_entries_that_are_no_list_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^files must be a list, got vol/{case_id}\.h5$"):
+        build_config(BOTH | {"files": "vol/{case_id}.h5"})
+    with pytest.raises(ConfigError, match=r"^file_lists must be a list, got a dict$"):
+        build_config(BOTH | {"files": [WHOLE], "file_lists": {"path": "a.txt"}})
+    message = message_of(WHOLE, lists=({"path": "a.txt"},))
+    assert message == "file_lists, entry 1: line is required"
+
+
 def test_a_file_of_a_case_holds_no_windows() -> None:
     words = "vol/{case_id}.h5 holds every slice once, so window_size must be 0, got 1"
     assert words in message_of(WHOLE, window_size=1)
@@ -168,7 +177,7 @@ def test_files_that_may_meet_are_refused(files, words) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("chosen", "words"),
     [
         ({}, "a/{stem}.png has images of dtype uint8, got float32"),
         ({"dtype": "uint8", "window_size": 2}, "a/{stem}.png has one channel, or three"),
@@ -177,9 +186,9 @@ def test_files_that_may_meet_are_refused(files, words) -> None:
         ({"dtype": "uint16"}, "dtype uint16 is that of format png with bits 16"),
     ],
 )
-def test_what_no_png_file_can_hold_is_refused(settings, words) -> None:
+def test_what_no_png_file_can_hold_is_refused(chosen, words) -> None:
     files = [{"path": "a/{stem}.png", "holds": "image"}, {"path": "b/{stem}.png", "holds": "label"}]
-    assert words in message_of(*files, **settings)
+    assert words in message_of(*files, **chosen)
     assert config_of(*files, dtype="uint8", window_size=1).normalize == "none"
 
 
@@ -263,6 +272,7 @@ CASE_IDS = st.one_of(
     ],
     ids=lambda template: template.path,
 )
+@settings(max_examples=40)
 @given(
     case_id=CASE_IDS,
     split=st.sampled_from(["train", "val", "test"]),

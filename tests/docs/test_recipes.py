@@ -59,10 +59,30 @@ def _write_acdc(folder: Path) -> None:
         (lists / f"{split}.list").write_text("".join(frames))
 
 
+def _write_few_slices(folder: Path) -> None:
+    """Write phantoms with organs of over 1,000 voxels in few slices, of 13.6 MB each."""
+    write_dataset(folder, n_cases=3, shape=(160, 144, 5), varied=False)
+
+
+def _write_brats(folder: Path) -> None:
+    """Write folders of cases with the four modalities of BraTS."""
+    source = folder.with_name("phantoms")
+    _write_phantoms(source)
+    for image in (source / "imagesTr").iterdir():
+        case_id = image.name.removesuffix("_0000.nii.gz")
+        (folder / case_id).mkdir(parents=True)
+        for name in ("t1", "t1ce", "t2", "flair"):
+            shutil.copy(image, folder / case_id / f"{case_id}_{name}.nii.gz")
+        label = source / "labelsTr" / f"{case_id}.nii.gz"
+        shutil.copy(label, folder / case_id / f"{case_id}_seg.nii.gz")
+
+
 # By recipe, what writes the scans that its page calls `scans`, and other files that it names, where
 # phantoms alone do not suit it.
 _SCANS: dict[str, Callable[[Path], None]] = {
     "acdc_h5": _write_acdc,
+    "brats_2d": _write_brats,
+    "medsam": _write_few_slices,
     "transunet_synapse": _write_btcv,
 }
 

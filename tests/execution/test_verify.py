@@ -335,3 +335,28 @@ def test_an_output_without_a_slice_can_be_checked(scans, tmp_path) -> None:
     dask_slicer.run(places | settings, progress=False)
     report = verify(tmp_path / "out", deep=5)
     assert not report.issues
+
+
+def test_a_case_whose_name_ends_like_a_slice_is_not_taken_for_a_slice(tmp_path) -> None:
+    write_dataset(tmp_path / "scans", n_cases=3, shape=(12, 10, 8))  # phantom_001, …
+    files = [{"path": "{split}/{case_id}.npz", "holds": {"imgs": "image"}, "channels": "none"}]
+    config = {"input_dir": tmp_path / "scans", "output_dir": tmp_path / "out", "num_workers": 0}
+    settings = {"format": "files", "window_size": 0, "files": files}
+    dask_slicer.run(settings, **config, progress=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.npz")}
+    assert len(before) == 3
+    assert not verify(tmp_path / "out", repair=True, num_workers=0).issues
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.npz")}
+
+
+def test_deep_compares_arrays_and_not_names_in_metadata(dataset, slice_dataset, named) -> None:
+    dataset.add("a")
+    named(("CT",), {1: "liver"})
+    files = [
+        {"path": "x/{stem}.npz", "holds": {"image": "image", "about": "metadata"}},
+        {"path": "x/{case_id}.json", "holds": "metadata"},
+        {"path": "y/{stem}.npy", "holds": "label"},
+    ]
+    output = slice_dataset(format="files", files=files)
+    assert "liver" in (output / "x" / "a.json").read_text()
+    assert check(output, deep=5).issues == ()

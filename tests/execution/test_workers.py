@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from slice_formats import FOLDERS, FORMATS, options
 
 import dask_slicer
 from dask_slicer.cluster import client, local
@@ -30,28 +31,40 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def written_here(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Return what a run in this process writes."""
-    output = tmp_path_factory.mktemp("here") / "slices"
-    dask_slicer.run(dask_slicer.RunConfig(input_dir=scans, output_dir=output, num_workers=0))
+    return in_this_process(scans, tmp_path_factory.mktemp("here") / "slices")
+
+
+def in_this_process(scans: Path, output: Path, **settings: object) -> dict[str, bytes]:
+    place = {"input_dir": scans, "output_dir": output, "num_workers": 0}
+    dask_slicer.run(place | settings, progress=False)
     return contents(output)
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    paths = [*output.rglob("*.npz"), output / "slices.csv", output / "splits.json"]
+    paths = [path for name in FOLDERS for path in (output / name).rglob("*") if path.is_file()]
+    paths += [output / "slices.csv", output / "splits.json"]
     return {str(path.relative_to(output)): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize(
-    "n_workers", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, -1))]
+    ("format_", "n_workers"),
+    [
+        *[("npz", 2), ("png", 2), ("files", 2)],
+        *(pytest.param("npz", n, marks=pytest.mark.slow) for n in (1, 4, -1)),
+        *(pytest.param(name, 4, marks=pytest.mark.slow) for name in ("png", "files")),
+    ],
 )
 def test_any_number_of_workers_writes_the_same_bytes(
-    scans, written_here, tmp_path, invoke, n_workers
+    scans, tmp_path, invoke, format_, n_workers
 ) -> None:
     result = invoke(
         *("run", "--input_dir", scans, "--output_dir", tmp_path / "slices"),
-        *("--num_workers", n_workers, *QUIET_DASHBOARD),
+        *("--num_workers", n_workers, *QUIET_DASHBOARD, *options(format_, tmp_path)),
     )
     assert result.exit_code == 0, result.output
-    assert contents(tmp_path / "slices") == written_here
+    expected = in_this_process(scans, tmp_path / "here", **FORMATS[format_])
+    assert len(expected) > N_CASES
+    assert contents(tmp_path / "slices") == expected
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from slice_formats import FORMATS
 
 import dask_slicer
 from dask_slicer.errors import OutputError
@@ -239,7 +240,7 @@ def test_a_disk_that_cannot_sync_directories_is_no_reason_to_refuse_a_run(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what a descriptor stands for")
-@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize("format_", FORMATS)
 def test_fsync_forces_every_file_of_a_case_and_every_directory_that_leads_to_it(
     tmp_path, monkeypatch, format_
 ) -> None:
@@ -255,12 +256,14 @@ def test_fsync_forces_every_file_of_a_case_and_every_directory_that_leads_to_it(
     output = tmp_path / "out"
     dask_slicer.run(
         dask_slicer.RunConfig(
-            input_dir=tmp_path / "scans", output_dir=output, num_workers=0, format=format_,
-            fsync=True, train_ratio=1.0, val_ratio=0.0,
+            input_dir=tmp_path / "scans", output_dir=output, num_workers=0,
+            fsync=True, train_ratio=1.0, val_ratio=0.0, **FORMATS[format_],
         )
     )  # fmt: skip
-    place = output / "slices.zarr" / "train" if format_ == "zarr" else output / "train"
-    wanted = [output, place, *place.parents, *place.rglob("*"), output / "journal.jsonl"]
+    top = {"zarr": ["slices.zarr/train"], "npz": ["train"], "files": ["tr"]}
+    tops = [output / name for name in top.get(format_, ["images", "masks", "metadata"])]
+    below = [path for place in tops for path in (place, *place.parents, *place.rglob("*"))]
+    wanted = [*below, output / "journal.jsonl"]
     wanted = [path for path in wanted if path == output or output in path.parents]
     assert [path for path in wanted if path.stat().st_ino not in synced] == []
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import slice_formats
 
 import dask_slicer
 from dask_slicer.errors import DaskSlicerError
@@ -27,7 +28,7 @@ from dask_slicer.output.lock_owner import lock_text
 # A dataset warns of cases that are missing.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 N = int(os.environ.get("DASK_SLICER_FUZZ", "15"))
-FORMATS = ["npz", "zarr"]
+FORMATS = [*slice_formats.FORMATS]
 # Files of any output; and of this one, those of a case.
 TEXTS = [
     "config.yaml", "dataset_info.json", "splits.json", "slices.csv", "failures.csv",
@@ -60,8 +61,9 @@ def outputs(scans, tmp_path_factory) -> dict[str, Path]:
     for format_ in FORMATS:
         made[format_] = tmp_path_factory.mktemp(format_) / "out"
         config = dask_slicer.RunConfig(
-            input_dir=scans, output_dir=made[format_], num_workers=0, format=format_,
-            train_ratio=0.4, val_ratio=0.3, window_size=1,
+            input_dir=scans, output_dir=made[format_], num_workers=0,
+            train_ratio=0.4, val_ratio=0.3,
+            **{"window_size": 1} | slice_formats.FORMATS[format_],
         )  # fmt: skip
         dask_slicer.run(config, progress=False)
         add_other_files(made[format_])
@@ -287,6 +289,114 @@ def test_what_could_lead_elsewhere_or_never_end_is_refused(used, wrong) -> None:
     assert used("npz", command, damage) == ending
 
 
+# The same of an output of PNG files and of one by templates.
+WRONG_FILES = {
+    "path above": ("png", "slices.csv", b"images/train/", b"images/../train/", "OutputError"),
+    "mask as image": ("png", "slices.csv", b",images/", b",masks/", "OutputError"),
+    "journal as image": ("png", "slices.csv", b"images/train/", b"journal.jsonl/", "OutputError"),
+    "row of a file": ("png", "slices.csv", b"_000.png,,", b"_000.png,0,", "OutputError"),
+    "no row": ("files", "slices.csv", b".h5,0,", b".h5,,", "OutputError"),
+    "one-based": ("files", "slices.csv", b"slice000", b"slice004", "OutputError"),
+    "short index": ("files", "slices.csv", b"slice000", b"slice0", "OutputError"),
+    "list as image": ("files", "slices.csv", b",tr/", b",lists/", "OutputError"),
+    "template above": ("files", "config.yaml", b"path: tr/", b"path: ../tr/", "OutputError"),
+    "list above": ("files", "config.yaml", b"path: lists/", b"path: ../", "OutputError"),
+    "template of the top": (
+        "files",
+        "config.yaml",
+        b"path: tr/",
+        b"path: splits.json/",
+        "OutputError",
+    ),
+    "endless digits": ("files", "config.yaml", b":03d", b":0999999999d", "OutputError"),
+    "record above": ("png", "journal.jsonl", b'"images/', b'"../images/', "read"),
+    "record outside": ("png", "journal.jsonl", b'"images/', b'"/images/', "read"),
+    "record of a drive": ("files", "journal.jsonl", b'"tr/', b'"C:/', "read"),
+}
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["python", "repair", *(pytest.param(c, marks=pytest.mark.slow) for c in ("merge", "split"))],
+)
+@pytest.mark.parametrize("wrong", WRONG_FILES)
+def test_files_by_templates_stay_inside_too(used, wrong, command) -> None:
+    format_, name, old, new, ending = WRONG_FILES[wrong]
+
+    def damage(output: Path) -> None:
+        before = (output / name).read_bytes()
+        (output / name).write_bytes(before.replace(old, new))
+        assert (output / name).read_bytes() != before
+        os.utime(output / "slices.csv")
+
+    ended = used(format_, command, damage)
+    if command == "python" and (format_, ending) != ("files", "read"):
+        assert ended == ending
+    elif name == "config.yaml":
+        assert ended in ("2", "OutputError", "UsageError")
+
+
+def hostile_png(rng: random.Random, content: bytes) -> bytes:
+    """Return a PNG file with one thing that is wrong, its checksums sound."""
+    data = content[41:-16]
+    pixels = zlib.decompress(data)
+    sizes = [(0, 1), (1, 0), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1), (5, 5)]
+    header = content[16:29]
+    match rng.randrange(6):
+        case 0:
+            width, height = rng.choice(sizes)
+            header = width.to_bytes(4) + height.to_bytes(4) + header[8:]
+        case 1:
+            place = rng.randrange(8, 13)
+            header = header[:place] + bytes([rng.randrange(256)]) + header[place + 1 :]
+        case 2:  # a filter that there is not
+            data = zlib.compress(bytes([rng.randrange(256)]) + pixels[1:])
+        case 3:  # a bomb
+            data = zlib.compress(bytes(10**7))
+        case 4:
+            data = rng.choice([b"", data[:-3], zlib.compress(pixels[:-1]), rng.randbytes(50)])
+        case _:
+            return rng.choice([b"", content[:20], content[:-12], content + b"x", content[8:]])
+    chunks = (b"IHDR" + header, b"IDAT" + data, b"IEND")
+    return content[:8] + b"".join(
+        (len(chunk) - 4).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4) for chunk in chunks
+    )
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("n", [2, pytest.param(N, marks=[pytest.mark.slow, pytest.mark.fuzz])])
+@pytest.mark.parametrize("command", ["verify", "report", "preview", "python"])
+def test_a_hostile_png_file_is_read_or_refused(used, command, n) -> None:
+    rng = random.Random(f"png {command} {n}")
+    endings: Counter[str] = Counter()
+    for _ in range(n):
+
+        def damage(output: Path) -> None:
+            for path in sorted(output.glob("*/*/*.png")):
+                if rng.random() < 0.5 or "phantom_000" in path.name:
+                    path.write_bytes(hostile_png(rng, path.read_bytes()))
+                    record_bytes(output, path)
+
+        endings[used("png", command, damage)] += 1
+    print(f"png, {command}: {dict(endings)}")  # noqa: T201  # pytest -rP
+
+
+@pytest.mark.parametrize(
+    "value", [*VALUES[::3], {"image": [1, 10**9, 10**9], "label": None}], ids=str
+)
+def test_hostile_metadata_of_png_files_are_read_or_refused(used, value) -> None:
+    def damage(output: Path) -> None:
+        for path in output.glob("metadata/*/*.json"):
+            content = json.loads(path.read_text())
+            for key in ("shape", "offset", "window_size"):
+                content[key] = value
+            path.write_text(json.dumps(content))
+            record_bytes(output, path)
+
+    used("png", "python", damage)
+    used("png", "verify", damage)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("command", ["verify", "repair", "merge", "watch", "split", "python"])
@@ -323,7 +433,7 @@ def test_a_damaged_text_of_an_output_is_read_or_refused(used, name, command, n) 
             if name == "slices.csv":  # not older than the journal, or that is read instead
                 os.utime(output / name)
 
-        endings[used(FORMATS[number % 2], command, damage)] += 1
+        endings[used(FORMATS[number % len(FORMATS)], command, damage)] += 1
     print(f"{name}, {command}: {dict(endings)}")  # noqa: T201  # pytest -rP
 
 
@@ -401,6 +511,9 @@ def record_bytes(output: Path, changed: Path) -> None:
         for written in record["slices"]:
             if changed.name == f"{record['case_id']}_{written[0]:03d}.npz":
                 written[1:3] = len(content), zlib.crc32(content)
+        for file in record.get("output_files", []):
+            if name == file[0]:
+                file[1:3] = len(content), zlib.crc32(content)
         for file in record["files"]:
             if name == f"slices.zarr/{record['split']}/{record['case_id']}/{file[0]}":
                 file[1:3] = len(content), zlib.crc32(content)

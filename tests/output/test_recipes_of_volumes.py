@@ -26,13 +26,16 @@ _CT_LIMITS = -160.0, 240.0
 _TOLERANCE = 2e-6
 
 
+Paths = dict[str, tuple[Path, Path]]  # image and label by case
+
+
 @pytest.fixture
 def sliced(dataset, invoke, tmp_path):
-    """Return a function that runs a recipe on `dataset`, or on copies of real scans."""
+    """Return a function that runs a recipe on `dataset`."""
 
-    def run(recipe: str, *options: object, scans: Path = dataset.root) -> Path:
+    def run(recipe: str, *options: object) -> Path:
         output = tmp_path / recipe
-        folders = "--input_dir", scans, "--output_dir", output
+        folders = "--input_dir", dataset.root, "--output_dir", output
         result = invoke("run", "--config", recipe, *folders, "--num_workers", 0, *options)
         assert result.exit_code == 0, result.output
         assert invoke("verify", output, "--deep", 1).exit_code == 0
@@ -42,14 +45,15 @@ def sliced(dataset, invoke, tmp_path):
 
 
 @pytest.fixture
-def real_cases(real_scans, tmp_path):
-    """Return a function that makes a dataset of links to real scans."""
+def real_cases(dataset, real_scans):
+    """Return a function that links real scans into `dataset`."""
 
-    def link(*names: str) -> Path:
+    def link(*names: str) -> Paths:
+        dataset.root.mkdir()
         for name in names:
-            (tmp_path / "real").mkdir(exist_ok=True)
-            (tmp_path / "real" / name).symlink_to(real_scans / name)
-        return tmp_path / "real"
+            (dataset.root / name).symlink_to(real_scans / name)
+        folders = {name: dataset.root / name for name in names}
+        return {n: (f / "image.nii.gz", f / "label.nii.gz") for n, f in folders.items()}
 
     return link
 
@@ -67,7 +71,7 @@ def write_ct(dataset, case_id: str, *, shape: tuple[int, int, int] = (60, 52, 7)
     dataset.add(case_id, image, label)
 
 
-def paths_of(dataset, *case_ids: str) -> dict[str, tuple[Path, Path]]:
+def paths_of(dataset, *case_ids: str) -> Paths:
     return {name: (dataset.image_path(name), dataset.label_path(name)) for name in case_ids}
 
 
@@ -142,9 +146,7 @@ def medsam_case(image: Path, label: Path, *, is_ct: bool) -> dict[int, tuple[Any
     return {k: (values[k], kept[k]) for k in range(len(kept)) if kept[k].any()}
 
 
-def check_medsam(
-    output: Path, scans: dict[str, tuple[Path, Path]], *, is_ct: bool, stride: int = 1
-) -> None:
+def check_medsam(output: Path, scans: Paths, *, is_ct: bool, stride: int = 1) -> None:
     splits = json.loads((output / "splits.json").read_text())
     assert splits["train"]
     for split, case_ids in splits.items():
@@ -172,19 +174,19 @@ def test_medsam_reads_slices_with_a_label(dataset, sliced) -> None:
     check_medsam(output, paths, is_ct=True)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "stride", "names"),
-    [
-        ("medsam", 10, ("ct_torso_3mm_totalseg", "ct_sts001_ibsi", "ct_torso_sm_totalseg")),
-        ("medsam_mr", 5, ("mr_brain1_pyradiomics", "mr_stroke_flair", "mr_abdomen_totalseg")),
-    ],
-    ids=["CT", "MR"],
-)
-def test_medsam_reads_slices_of_real_scans(real_cases, sliced, recipe, stride, names) -> None:
-    scans = real_cases(*names)
-    output = sliced(recipe, "--stride", stride, scans=scans)
-    paths = {name: (scans / name / "image.nii.gz", scans / name / "label.nii.gz") for name in names}
-    check_medsam(output, paths, is_ct=recipe == "medsam", stride=stride)
+@pytest.mark.slow
+def test_medsam_reads_slices_of_real_ct(real_cases, sliced) -> None:
+    paths = real_cases("ct_torso_3mm_totalseg", "ct_sts001_ibsi", "ct_torso_sm_totalseg")
+    check_medsam(sliced("medsam", "--stride", 10), paths, is_ct=True, stride=10)
+
+
+@pytest.mark.slow
+def test_medsam_reads_slices_of_real_mr(real_cases, sliced) -> None:
+    paths = real_cases("mr_brain1_pyradiomics", "mr_stroke_flair", "mr_abdomen_totalseg")
+    no_window = "--clip_min", "none", "--clip_max", "none"
+    percentiles = "--percentiles", "0.5,99.5", "--foreground", "positive"
+    output = sliced("medsam", "--stride", 5, *no_window, *percentiles)
+    check_medsam(output, paths, is_ct=False, stride=5)
 
 
 # -- MedSAM2 ---------------------------------------------------------------------------------------
@@ -211,7 +213,7 @@ def read_medsam2(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     return cases
 
 
-def check_medsam2(output: Path, scans: dict[str, tuple[Path, Path]], *, voxels: int = 1000) -> None:
+def check_medsam2(output: Path, scans: Paths, *, voxels: int = 1000) -> None:
     splits = json.loads((output / "splits.json").read_text())
     assert splits["train"]
     for split, case_ids in splits.items():
@@ -269,13 +271,11 @@ def test_medsam2_reads_volumes(dataset, sliced) -> None:
     check_medsam2(sliced("medsam2"), paths)
 
 
+@pytest.mark.slow
 def test_medsam2_reads_volumes_of_real_scans(real_cases, sliced) -> None:
-    names = "ct_chest_lung1_pyradiomics", "ct_sts001_ibsi", "ct_torso_3mm_totalseg"
-    scans = real_cases(*names)
-    paths = {name: (scans / name / "image.nii.gz", scans / name / "label.nii.gz") for name in names}
+    paths = real_cases("ct_chest_lung1_pyradiomics", "ct_sts001_ibsi", "ct_torso_3mm_totalseg")
     # The tumour of the first one has 837 voxels.
-    output = sliced("medsam2", "--min_component_voxels", 800, scans=scans)
-    check_medsam2(output, paths, voxels=800)
+    check_medsam2(sliced("medsam2", "--min_component_voxels", 800), paths, voxels=800)
 
 
 # -- BraTS in 2D -----------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ _MODALITIES = ("t1", "t1ce", "t2", "flair")
 _AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
-def write_brats(folder: Path, *, enhancing: int, names: tuple[str, ...] = _MODALITIES) -> None:
+def write_brats(dataset, case_id: str, *, enhancing: int, names: Sequence[str]) -> None:
     """Write a case as BraTS has it, with a brain in zeros, and 0 in the brain of one modality."""
     rng = np.random.default_rng(enhancing)
     axes = np.ogrid[-1:1:240j, -1:1:240j, -1:1:6j]
@@ -293,12 +293,11 @@ def write_brats(folder: Path, *, enhancing: int, names: tuple[str, ...] = _MODAL
     label = np.zeros(brain.shape, np.uint8)
     for value, half in ((2, 0.5), (1, 0.3), (enhancing, 0.2)):
         label[sum(axis**2 for axis in axes) < half**2] = value
-    folder.mkdir(parents=True)
     for number, name in enumerate(names):
         image = np.where(brain, rng.normal(500 * (number + 1), 90, brain.shape), 0).astype(np.int16)
         image[100:110, 100:110] = 0 if number == 2 else image[100:110, 100:110]
-        nib.save(nib.Nifti1Image(image, _AFFINE), folder / f"{folder.name}_{name}.nii.gz")
-    nib.save(nib.Nifti1Image(label, _AFFINE), folder / f"{folder.name}_seg.nii.gz")
+        dataset.write(dataset.root / case_id / f"{case_id}_{name}.nii.gz", image, _AFFINE)
+    dataset.write(dataset.root / case_id / f"{case_id}_seg.nii.gz", label, _AFFINE)
 
 
 def read_brats(output: Path, split: str) -> dict[tuple[str, int], tuple[np.ndarray, np.ndarray]]:
@@ -361,29 +360,26 @@ def check_brats(output: Path, cases: dict[str, Sequence[Path]]) -> None:
 
 @pytest.mark.parametrize("names", [_MODALITIES, ("t1n", "t1c", "t2w", "t2f")], ids=["2020", "2023"])
 @pytest.mark.parametrize("enhancing", [3, 4])
-def test_slices_of_brats(sliced, tmp_path, names, enhancing) -> None:
-    scans = tmp_path / "scans"
+def test_slices_of_brats(dataset, sliced, names, enhancing) -> None:
     for number in range(3):
-        write_brats(scans / f"BraTS_{number}", enhancing=enhancing, names=names)
+        write_brats(dataset, f"BraTS_{number}", enhancing=enhancing, names=names)
     options = [] if names == _MODALITIES else ["--modalities", ",".join(names)]
     cases = {
         folder.name: [folder / f"{folder.name}_{name}.nii.gz" for name in (*names, "seg")]
-        for folder in sorted(scans.iterdir())
+        for folder in sorted(dataset.root.iterdir())
     }
-    check_brats(sliced("brats_2d", *options, scans=scans), cases)
+    check_brats(sliced("brats_2d", *options), cases)
 
 
-def test_slices_of_brats_from_real_scans(real_scans, sliced, tmp_path) -> None:
-    """One MR scan as four modalities, which is smaller than 224 × 224."""
-    scans, cases = tmp_path / "scans", {}
-    scan = nib.load(real_scans / "mr_stroke_flair" / "image.nii.gz")
+def test_slices_of_brats_from_a_real_scan(dataset, real_scans, sliced) -> None:
+    """MR as four modalities, smaller than 224 × 224."""
+    folder, cases = real_scans / "mr_stroke_flair", {}
+    scan, label = (nib.load(folder / f"{name}.nii.gz") for name in ("image", "label"))
     for case_id in ("a", "b", "c"):
-        (scans / case_id).mkdir(parents=True)
-        cases[case_id] = [scans / case_id / f"{n}.nii.gz" for n in (*_MODALITIES, "seg")]
-        for number, path in enumerate(cases[case_id][:4]):
-            values = np.asanyarray(scan.dataobj)[..., 60:75].astype(np.int16) * (number + 1)
-            nib.save(nib.Nifti1Image(values, scan.affine), path)
-        label = nib.load(real_scans / "mr_stroke_flair" / "label.nii.gz")
+        cases[case_id] = [dataset.root / case_id / f"{n}.nii.gz" for n in (*_MODALITIES, "seg")]
+        for number, path in enumerate(cases[case_id][:4], start=1):
+            values = np.asanyarray(scan.dataobj)[..., 60:75].astype(np.int16) * number
+            dataset.write(path, values, scan.affine)
         values = np.asanyarray(label.dataobj)[..., 60:75].astype(np.uint8)
-        nib.save(nib.Nifti1Image(values, label.affine), cases[case_id][4])
-    check_brats(sliced("brats_2d", scans=scans), cases)
+        dataset.write(cases[case_id][4], values, label.affine)
+    check_brats(sliced("brats_2d"), cases)

@@ -230,7 +230,9 @@ def test_names_and_messages_are_escaped(dataset, slice_dataset, tmp_path) -> Non
     assert "<title>a&lt;b&gt;&amp;&#39;c" in html
 
 
-@pytest.mark.parametrize("settings", [{}, {"format": "zarr", "window_size": 0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"format": "zarr", "window_size": 0}, {"format": "png", "bits": 16}], ids=str
+)
 def test_the_page_is_self_contained(dataset, slice_dataset, settings) -> None:
     for name in ("a", "b"):
         dataset.add(name)

@@ -10,7 +10,7 @@ import pytest
 from affines import oblique
 from report_page import facts_of, page_of, text_of
 
-FORMATS = pytest.mark.parametrize("format_", ["npz", "zarr"])
+FORMATS = pytest.mark.parametrize("format_", ["npz", "zarr", "png"])
 SPACING = (2.0, 1.5, 3.0)
 
 

@@ -98,13 +98,14 @@ def test_an_axial_slice_is_shown_as_simpleitk_has_it(dataset, slice_dataset) -> 
         assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.999
 
 
-@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize("format_", ["npz", "zarr", "png"])
 def test_the_overlay_lies_on_the_labelled_pixels_and_on_no_other(
     dataset, slice_dataset, format_: str
 ) -> None:
     label = np.random.default_rng(5).choice([0, 0, 1, 2, 900], (10, 11, 7)).astype(np.int32)
     dataset.add("case", label=label, image=np.zeros(label.shape, np.int16))
-    output = slice_dataset(window_size=0, format=format_, label_dtype="int32")
+    label_dtype = "uint16" if format_ == "png" else "int32"
+    output = slice_dataset(window_size=0, format=format_, label_dtype=label_dtype)
     samples = {s["slice_index"]: s for s in dask_slicer.SliceDataset(output, None)}
     figure = dask_slicer.show_slices(output, n_slices=7)
     palette = {1: (230, 159, 0), 2: (86, 180, 233), 900: (0, 158, 115)}
@@ -177,22 +178,22 @@ def test_greys_are_the_same_whichever_slices_of_a_case_are_shown(dataset, slice_
 # -- windows, modalities, labels -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize(("format_", "reach"), [("npz", 2), ("zarr", 2), ("png", 1)])
 def test_a_window_is_shown_in_order_with_the_slice_itself_in_the_middle(
-    dataset, slice_dataset, format_: str
+    dataset, slice_dataset, format_: str, reach: int
 ) -> None:
     image = np.multiply.outer(np.ones((9, 9)), np.arange(10) * 100).astype(np.int16)
     image[0] = 3000  # so that no slice is constant
     dataset.add("case", image, None, np.eye(4))
-    output = slice_dataset(window_size=2, format=format_, allow_missing_labels=True)
+    output = slice_dataset(window_size=reach, format=format_, allow_missing_labels=True)
     figure = dask_slicer.show_slices(output, slices=[5])
     shown = _shown(figure)
-    tile = (shown.shape[1] + 2) / 5
-    middles = [int(shown[shown.shape[0] // 2, int((n + 0.4) * tile), 0]) for n in range(5)]
+    offsets = ["-2", "-1", "0", "+1", "+2"][2 - reach : 3 + reach]
+    n_tiles = len(offsets)
+    tile = (shown.shape[1] + 2) / n_tiles
+    middles = [int(shown[shown.shape[0] // 2, int((n + 0.4) * tile), 0]) for n in range(n_tiles)]
     assert middles == sorted(set(middles))
-    assert [text for text in _texts(figure) if text in ("-2", "-1", "0", "+1", "+2")] == [
-        "-2", "-1", "0", "+1", "+2",
-    ]  # fmt: skip
+    assert [text for text in _texts(figure) if text in ("-2", "-1", "0", "+1", "+2")] == offsets
 
 
 def test_modalities_have_rows_of_their_own_and_greys_of_their_own(dataset, slice_dataset) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from slice_formats import FILES, options
 from step_settings import EVERY_STEP_TWICE, as_options
 
 import dask_slicer
@@ -25,6 +26,8 @@ MOST_KILLS = 3
 SETTINGS = {
     "npz": {"format": "npz"},
     "zarr": {"format": "zarr"},
+    "png": {"format": "png"},
+    "files": FILES,
     "npz, every step": EVERY_STEP_TWICE | {"format": "npz"},
     "zarr, every step": EVERY_STEP_TWICE | {"format": "zarr"},
 }
@@ -78,8 +81,8 @@ def test_runs_killed_repeatedly_complete(scans, undisturbed, tmp_path, number) -
     name = [*SETTINGS][number % len(SETTINGS)]
     command = [
         sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans, "--output_dir",
-        tmp_path / "out", *as_options(SETTINGS[name]), "--num_workers", "2", "--quiet",
-        "--dashboard_address", "none",
+        tmp_path / "out", "--num_workers", "2", "--quiet", "--dashboard_address", "none",
+        *(options(name, scans) if name in ("png", "files") else as_options(SETTINGS[name])),
     ]  # fmt: skip
     for n_kills in range(MOST_KILLS + 1):
         process = subprocess.Popen([str(part) for part in command])
@@ -143,10 +146,12 @@ print(number)
 """
 
 
-@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize("format_", ["npz", "zarr", "png", "files"])
 def test_a_run_killed_at_any_place_completes(tmp_path, format_) -> None:
     write_dataset(tmp_path / "scans", n_cases=3, shape=(24, 20, 8), seed=5)
-    settings = EVERY_STEP_TWICE | {"format": format_, "train_ratio": 0.67, "context_mm": 20.0}
+    settings = EVERY_STEP_TWICE | SETTINGS[format_] | {"train_ratio": 0.67, "context_mm": 20.0}
+    if format_ == "png":  # whose limits are not those of statistics
+        settings |= {"normalize": "none"}
     settings |= {"input_dir": str(tmp_path / "scans"), "drop_blank": False, "stride": 1}
     program = [sys.executable, "-c", KILLED_EVERYWHERE, tmp_path, json.dumps(settings)]
     result = subprocess.run(program, capture_output=True, text=True, check=False)
@@ -154,12 +159,12 @@ def test_a_run_killed_at_any_place_completes(tmp_path, format_) -> None:
     n_kills = int(result.stdout.split()[-1])
     assert n_kills > 12
     undisturbed = contents_of(tmp_path / f"{n_kills:03d}")
-    assert "statistics.json" in undisturbed
+    assert ("statistics.json" in undisturbed) == (format_ != "png")
     for number in range(n_kills):
         assert contents_of(tmp_path / f"{number:03d}") == undisturbed, number
 
 
-@pytest.mark.parametrize("format_", ["npz", "zarr"])
+@pytest.mark.parametrize("format_", ["npz", "zarr", "png", "files"])
 def test_a_disk_that_is_full_is_named_and_the_run_completes_with_room(
     scans, undisturbed, tmp_path, format_
 ) -> None:
@@ -176,7 +181,8 @@ def test_a_disk_that_is_full_is_named_and_the_run_completes_with_room(
         output = disk / "out"
         command = [
             sys.executable, "-m", "dask_slicer", "run", "--input_dir", scans, "--output_dir",
-            output, "--format", format_, "--num_workers", "2", "--dashboard_address", "none",
+            output, *options(format_, tmp_path), "--num_workers", "2",
+            "--dashboard_address", "none",
         ]  # fmt: skip
         command = [str(part) for part in command]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -185,7 +191,7 @@ def test_a_disk_that_is_full_is_named_and_the_run_completes_with_room(
         assert "not written, which need about" in result.stdout
         assert not (output / ".dask_slicer.tmp").exists()
         whole = contents_of(output)
-        kept = [name for name in whole if name.endswith((".npz", "/0"))]
+        kept = [name for name in whole if name.endswith((".npz", "/0", ".png", ".h5"))]
         assert kept
         for name in kept:
             assert whole[name] == undisturbed[format_][name], name
@@ -197,4 +203,4 @@ def test_a_disk_that_is_full_is_named_and_the_run_completes_with_room(
 
 
 # Less than the slices take, and more than half.
-_SMALL = {"npz": "20m", "zarr": "6m"}
+_SMALL = {"npz": "20m", "zarr": "6m", "png": "2m", "files": "5m"}

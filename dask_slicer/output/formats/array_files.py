@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +20,18 @@ if TYPE_CHECKING:
 Volume = tuple[tuple[int, ...], Any, Iterable[NDArray[Any]]]
 
 
-def write_h5(path: Path, contents: dict[str, Volume], *, level: int, fsync: bool) -> None:
-    """Write arrays to a new HDF5 file, in chunks of their parts: planes, or the array itself."""
+def h5_bytes(contents: dict[str, Volume], *, level: int) -> bytes:
+    """Return an HDF5 file of arrays, in chunks of their parts: planes, or the array itself.
+
+    It is made in memory: HDF5 crashes the process if it cannot write to a disk that is full.
+    """
     options = {"compression": "gzip", "compression_opts": level} if level else {}
-    with import_h5py().File(path, "x") as file:
+    h5py = import_h5py()
+    with h5py.File("slices.h5", "w", driver="core", backing_store=False) as file:
         for name, content in contents.items():
             _write_dataset(file, name, content, options)
-    if fsync:
-        with path.open("rb+") as written:
-            os.fsync(written.fileno())
+        file.flush()
+        return bytes(file.id.get_file_image())
 
 
 def _write_dataset(file: h5py.File, name: str, content: Volume, options: dict[str, Any]) -> None:

@@ -24,9 +24,8 @@ from dask_slicer.config.file_settings import Content, FileTemplate, stem_digits
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.windows import ZERO_SLICE
-from dask_slicer.inputs.readers.files import checksum
 from dask_slicer.output.formats import png
-from dask_slicer.output.formats.array_files import Volume, write_h5
+from dask_slicer.output.formats.array_files import Volume, h5_bytes
 from dask_slicer.output.formats.base import case_metadata, grid_array, step_of
 from dask_slicer.output.formats.npz import NpzWriter
 from dask_slicer.output.formats.npz_archive import (
@@ -292,8 +291,7 @@ class _Writer:
     # -- writing -----------------------------------------------------------------------------------
 
     def _write_h5(self, path: str, contents: dict[str, Volume]) -> tuple[int, int]:
-        write_h5(Path(path), contents, level=self._level, fsync=self.fsync)
-        return os.stat(path).st_size, checksum(path)  # noqa: PTH116, a Path takes longer
+        return self._write(path, [h5_bytes(contents, level=self._level)])
 
     def _write(self, path: str, parts: Iterable[Any]) -> tuple[int, int]:
         size = crc32 = 0

@@ -118,7 +118,7 @@ def decode(data: bytes) -> NDArray[Any]:
         raise ValueError(f"it holds less or more than {shape[1]} × {shape[0]} pixels")
     content = np.frombuffer(inflated, np.uint8).reshape(shape[0], -1)
     rows = _unfiltered(content, shape[2] * dtype.itemsize)
-    pixels = rows.view(dtype).astype(dtype.newbyteorder("="), copy=False)
+    pixels = rows.view(dtype).astype(dtype.newbyteorder("="), copy=not rows.flags.writeable)
     return pixels.reshape(shape if shape[2] > 1 else shape[:2])
 
 
