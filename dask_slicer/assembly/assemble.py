@@ -32,6 +32,7 @@ from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.config.assembly_settings import AssemblySettings
 from dask_slicer.config.loader import build_settings
 from dask_slicer.config.run_settings import JobSettings, LocalSettings, SchedulerSettings
+from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CaseError, OutputError
 from dask_slicer.execution.graph import assembly_graph, compute_here
 from dask_slicer.execution.workers import workers
@@ -229,6 +230,7 @@ def assembly_target(output: Output, settings: AssemblySettings, held: HeldLock) 
         output_dir=str(settings.output_dir),
         planes=output.config.planes,
         kind=settings.kind,
+        transposed=tuple(filter(output.config.is_transposed, SPLITS)),
         threshold=settings.threshold,
         keep_probabilities=settings.keep_probabilities,
         fill=settings.fill,

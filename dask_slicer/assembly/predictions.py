@@ -218,7 +218,8 @@ class PredictedSlices:
         else:
             path = f"{self._path}, slice {slice_index}"
             array = self._volume[..., self._places[slice_index], :, :]
-        array = checked(array, self._grid.shape[1:], self._kind, path)
+        size, transposed = self._grid.shape[1:], self._grid.transposed
+        array = checked(array, size, self._kind, path, transposed=transposed)
         if self._kind != "labels":
             self._n_classes = self._n_classes or len(array)
             if len(array) != self._n_classes:
@@ -244,11 +245,16 @@ def _whole(path: str, grid: SliceGrid, kind: Kind) -> tuple[NDArray[Any], dict[i
     )
 
 
-def checked(array: NDArray[Any], size: tuple[int, int], kind: Kind, name: str) -> NDArray[Any]:
+def checked(
+    array: NDArray[Any], size: tuple[int, int], kind: Kind, name: str, *, transposed: bool = False
+) -> NDArray[Any]:
     """Return the labels of a slice in the smallest dtype, or probabilities with a class axis.
 
-    Raise a CaseError, which begins with `name`, if an array is something else.
+    `transposed` arrays have the rows as columns. Raise a CaseError, which begins with `name`, if an
+    array is something else.
     """
+    if transposed:
+        return checked(array, size[::-1], kind, name).swapaxes(-2, -1)
     if array.dtype.kind not in "buif":
         raise UnsupportedImage(f"{name} holds {array.dtype}, expected numbers")
     wanted = format_shape(size)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -35,6 +35,8 @@ class SliceGrid:
         From the axes of the file to (slice, row, column).
     steps : GridSteps
         From the scan in the order of the plane to the slices.
+    transposed : bool
+        Whether files, and so predictions, have the rows of the slices as columns.
     """
 
     plane: str
@@ -43,6 +45,7 @@ class SliceGrid:
     stored: tuple[int, int, int]
     orientation: NDArray[np.float64]
     steps: GridSteps
+    transposed: bool = False
 
     def empty(self, fill: float, dtype: np.dtype[_Number]) -> NDArray[_Number]:
         """Return an array of the scan, in the order in which NIfTI files lie in memory."""
@@ -83,12 +86,20 @@ class SliceGrid:
 
 
 def slice_grids(
-    record: CommittedCase, grid: SourceGrid, planes: Iterable[str]
+    record: CommittedCase,
+    grid: SourceGrid,
+    planes: Iterable[str],
+    *,
+    transposed: Collection[str] = (),
 ) -> tuple[SliceGrid, ...]:
-    """Return the grid of each plane of a case; raise CorruptFile if they do not fit its scan."""
-    return tuple(
+    """Return the grid of each plane of a case; raise CorruptFile if they do not fit its scan.
+
+    Files of the splits `transposed` have the rows of the slices as columns.
+    """
+    grids = [
         _slice_grid(part, grid, plane) for part, plane in zip(record.parts, planes, strict=True)
-    )
+    ]
+    return tuple(replace(each, transposed=record.split in transposed) for each in grids)
 
 
 def _slice_grid(part: CommittedCase, grid: SourceGrid, plane: str) -> SliceGrid:

@@ -94,6 +94,7 @@ class AssemblyTarget:
     output_dir: str
     planes: tuple[str, ...]
     kind: Kind
+    transposed: tuple[str, ...] = ()  # splits whose files have rows as columns
     threshold: float | None = None
     keep_probabilities: bool = False
     fill: int = 0
@@ -117,7 +118,9 @@ class Assembled:
 def assemble_case(case: AssemblyCase, target: AssemblyTarget) -> Assembled:
     """Return the volume that the files of predictions of a case make, and its metrics."""
     with timed_step("load", {}, target.run_id) as seconds:
-        grids = {grid.plane: grid for grid in slice_grids(case.record, case.grid, target.planes)}
+        record, grid = case.record, case.grid
+        all_grids = slice_grids(record, grid, target.planes, transposed=target.transposed)
+        grids = {each.plane: each for each in all_grids}
         sources = [
             (
                 grids[source.plane],

@@ -227,7 +227,9 @@ class _OpenCase:
         self._case, self._target = case, target
         self._planes: dict[str, tuple[SliceGrid, _Arrays]] = {
             grid.plane: (grid, _Arrays())
-            for grid in slice_grids(case.record, case.grid, target.planes)
+            for grid in slice_grids(
+                case.record, case.grid, target.planes, transposed=target.transposed
+            )
         }
         self._left = {(grid.plane, n) for grid, _ in self._planes.values() for n in grid.kept}
         self._n_kept, self._added = len(self._left), set[tuple[str, int]]()
@@ -254,7 +256,8 @@ class _OpenCase:
             raise UsageError(f"{name}: the case has slices 0 to {grid.shape[0] - 1}")
         if (plane, index) in self._added:
             raise UsageError(f"{name} was added before")
-        values = checked(array, grid.shape[1:], self._target.kind, name)
+        size, transposed = grid.shape[1:], grid.transposed
+        values = checked(array, size, self._target.kind, name, transposed=transposed)
         if self._target.kind != "labels":
             self._n_classes = self._n_classes or len(values)
             if len(values) != self._n_classes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dask_slicer.config.dataset_settings import SplitSettings
-from dask_slicer.config.file_settings import UNUSED_BY_FORMAT
+from dask_slicer.config.file_settings import FORMAT_OF, UNUSED_BY_FORMAT
 from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.utils.formatting import format_value
 
@@ -23,7 +23,10 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     >>> changed_settings(old, old.model_copy(update={"window_size": 1}))
     ['window_size was 2, is now 1']
     """
-    unused = {UNUSED_BY_FORMAT[new.format]} if old.format == new.format else set()
+    unused = {
+        name for name, format_ in FORMAT_OF.items() if format_ not in (old.format, new.format)
+    }
+    unused |= {UNUSED_BY_FORMAT[new.format]} if old.format == new.format else set()
     # With `only`, other modalities would give cases of one output other channels.
     kept = (*SliceSettings.model_fields, *SplitSettings.model_fields, "modalities")
     names = [*(name for name in kept if name not in _MAY_CHANGE | unused), *also]

@@ -285,6 +285,8 @@ UNUSED_BY_FORMAT = {
     **dict.fromkeys(("npz", "png", "files"), "compression"),
     "zarr": "compression_level",
 }
+# By setting, the only format that it has an effect with.
+FORMAT_OF = {"bits": "png", "files": "files", "file_lists": "files"}
 _OF_FORMAT: dict[str, tuple[FileTemplate, ...]] = {"npz": (NPZ,), "png": PNG, "zarr": ()}
 
 
@@ -347,6 +349,11 @@ class FileSettings(fields.Frozen):
         return self.files if self.format == "files" else _OF_FORMAT[self.format]
 
     @property
+    def lists(self) -> tuple[ListTemplate, ...]:
+        """Return the text files that list cases or slices."""
+        return self.file_lists if self.format == "files" else ()
+
+    @property
     def is_readable(self) -> bool:
         """Return whether this package reads the slices: other layouts are for other projects."""
         return self.format in ("zarr", "png") or all(
@@ -386,3 +393,8 @@ class FileSettings(fields.Frozen):
         """Return the file that holds the image of slices of a split: a readable one if any is."""
         images = [each for each in self.templates_of(split) if "image" in each.contents]
         return min(images, key=lambda template: not template.is_readable)
+
+    def is_transposed(self, split: str) -> bool:
+        """Return whether images of a split have the rows of the slices as columns."""
+        images = [each for each in self.templates_of(split) if "image" in each.contents]
+        return bool(images) and self.image_template(split).transpose

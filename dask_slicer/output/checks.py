@@ -152,7 +152,7 @@ def check_whole(
     checks = {layout.INDEX: list(_check_lines(output_dir, layout.INDEX, lines))}
     for _ in lines:  # of the index, only lines up to the first difference were compared
         pass
-    for template in config.file_lists:
+    for template in config.lists:
         lines = list_lines(records, template)
         checks[template.path] = list(_check_lines(output_dir, template.path, lines))
     checks[layout.SPLITS_FILE] = list(_check_splits(output_dir, inventory))

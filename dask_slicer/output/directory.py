@@ -300,7 +300,7 @@ def clear(output_dir: Path) -> None:
         for entries in layout.find_entries(output_dir, old).values():
             still_held()
             layout.remove_entries(output_dir, entries)
-        for template in old.file_lists:
+        for template in old.lists:
             (output_dir / template.path).unlink(missing_ok=True)
         layout.remove_empty_folders(output_dir, old)
     # In a store, the folder of a plane is an entry here, with all cases in it.

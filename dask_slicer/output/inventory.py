@@ -80,7 +80,7 @@ class Inventory:
                     return True
             return name in layout.zarr_groups(self.settings.plane_folders)
         return any(self._is_of(name, template) for template in self.settings.templates) or any(
-            name == template.path for template in self.settings.file_lists
+            name == template.path for template in self.settings.lists
         )
 
     def _is_of(self, name: str, template: FileTemplate) -> bool:

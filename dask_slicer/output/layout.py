@@ -323,7 +323,7 @@ def remove_entries(output_dir: Path, entries: Iterable[str], *, temporary: str =
 def remove_empty_folders(output_dir: Path, settings: SliceSettings) -> None:
     """Remove the folders of files by templates, and of lists, that are empty."""
     folders = [name for each in settings.templates for name in template_folders(each)]
-    folders += [template.path.rpartition("/")[0] for template in settings.file_lists]
+    folders += [template.path.rpartition("/")[0] for template in settings.lists]
     names = {parent for name in folders if name for parent in (name, *map(str, Path(name).parents))}
     for name in sorted(names - {"."}, reverse=True):  # contents before their folder
         with suppress(OSError):  # missing, or not empty

@@ -183,7 +183,7 @@ def finalize(
             for paths in layout.find_entries(output_dir, config, of=stopped).values():
                 directory.remove_case_files(output_dir, paths)
         directory.write_lines(output_dir, layout.FAILURES, _failure_lines(failures))
-        for template in config.file_lists:
+        for template in config.lists:
             records = last_records(output_dir / layout.JOURNAL)
             directory.write_lines(output_dir, template.path, list_lines(records, template))
         if config.format == "zarr":

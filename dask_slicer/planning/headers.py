@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dask_slicer.config.file_settings import UNUSED_BY_FORMAT
+from dask_slicer.config.file_settings import FORMAT_OF, UNUSED_BY_FORMAT
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.config.step_settings import StepSettings
 from dask_slicer.core.geometry import align, axis_codes, orientation_of_codes
@@ -312,9 +312,8 @@ def _settings_in_digest(config: RunConfig) -> dict[str, object]:
     # `offset` is a fact of the dataset.
     unused = {"nonfinite", "offset", "statistics", UNUSED_BY_FORMAT[config.format]}
     unused.update(StepSettings.model_fields)  # see `in_digest`
-    # Settings that earlier versions did not have; text files that list cases change no case.
-    unused.update(name for name in ("bits", "files") if not getattr(config, name))
-    unused.add("file_lists")
+    unused.update(name for name, format_ in FORMAT_OF.items() if config.format != format_)
+    unused.add("file_lists")  # text files, which change no case
     return config.slice_settings.model_dump(mode="json", exclude=unused)
 
 

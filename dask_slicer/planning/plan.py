@@ -174,24 +174,25 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
 
     All planes of a case are views of one volume, until they get their in-plane size.
     """
-    parts = case.parts
+    parts, templates = case.parts, settings.templates_of(case.split)
     voxels, sliced = prod(case.shape), sum(prod(part.slice_shape) for part in parts)
     in_plane = max(prod(part.slice_shape[1:]) for part in parts)
     wanted = settings.spacing
     resampled = prod(resampled_shape(case.shape, case.spacing, wanted)) if wanted else 0
-    planes = 2 * settings.window_size + 1 if settings.format != "zarr" else 1
+    planes = (2 * settings.window_size + 1) * max((t.copies for t in templates), default=0) or 1
     copies = len(parts) > 1 or settings.resamples  # of the label: before and after
     label = max(voxels, resampled) + sliced if copies else max(voxels, sliced)
     label *= np.dtype(settings.label_dtype).itemsize * case.has_label
     # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
-    window = planes * len(case.case.images) * in_plane * 4
+    saved = 3 * planes * len(case.case.images) * in_plane * 4
     sorts = settings.percentiles or "percentile" in for_each_modality(settings.normalize, 1)
     statistics = voxels * 8 if sorts else 0
     if settings.foreground not in ("min", "all"):  # a mask, and a copy of one modality
         statistics += voxels + case.voxel_bytes // len(case.case.images)
     n_channels = len(case.case.images) * settings.n_windows
-    sized = 0 if settings.size is None else sliced
-    changed = 0
+    if any(each.suffix == ".npz" and not each.is_per_slice for each in templates):
+        saved += 4 * sliced * (n_channels * planes + case.has_label)  # made in memory
+    sized, changed = 0 if settings.size is None else sliced, 0
     if settings.resamples:  # one channel normalised, all of them on their new grid
         on_grid = max(resampled, sized) if len(parts) == 1 else resampled + sized
         changed = 4 * (voxels + n_channels * on_grid)
@@ -199,7 +200,7 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
         changed = sized * settings.n_windows * case.voxel_bytes // max(voxels, 1)
     if settings.label_map is not None or settings.removes_components:
         changed += 8 * voxels  # of int32 before and after, or numbers of components
-    return case.voxel_bytes + label + changed + max(3 * window, statistics)
+    return case.voxel_bytes + label + changed + max(saved, statistics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,6 +43,29 @@ def dice(one: np.ndarray, other: np.ndarray, label: int) -> float:
 BOXES = {"5:40,3:39,2:18": [(5, 40), (3, 39), (2, 18)]}
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_predictions_of_transposed_files_are_turned_back(scans, tmp_path, whole) -> None:
+    files = [{"path": "a/{stem}.npz", "holds": {"x": "image", "y": "label"}, "transpose": True}]
+    output = run(scans, tmp_path / "out", format="files", files=files, plane="k", window_size=0)
+    (tmp_path / "predictions").mkdir()
+    for case_id in open_output(output).cases:
+        paths = sorted((output / "a").glob(f"{case_id}_*.npz"))
+        labels = {path.stem: np.load(path)["y"] for path in paths}
+        predicted = {case_id: np.stack([*labels.values()])} if whole else labels
+        for name, label in predicted.items():
+            np.save(tmp_path / "predictions" / f"{name}.npy", label)
+    report = assemble(output, tmp_path / "predictions", tmp_path / "volumes")
+    assert not report.failures, report.failures
+    with dask_slicer.VolumeWriter(output, tmp_path / "again") as writer:
+        for path in sorted((output / "a").iterdir()):
+            case_id, _, index = path.stem.rpartition("_")
+            writer.add([case_id], [int(index)], np.load(path)["y"][None])
+    for case_id in open_output(output).cases:
+        for folder in ("volumes", "again"):
+            volume = volume_of(tmp_path / folder, case_id)
+            np.testing.assert_array_equal(volume, label_of(scans, case_id))
+
+
 @pytest.mark.parametrize("format_", ["npz", "zarr", "png"])
 @pytest.mark.parametrize(
     "steps",

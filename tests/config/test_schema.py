@@ -11,6 +11,7 @@ from pydantic import ByteSize, ValidationError
 
 from dask_slicer.config.changes import changed_settings
 from dask_slicer.config.dataset_settings import SplitSettings
+from dask_slicer.config.file_settings import FORMAT_OF
 from dask_slicer.config.loader import build_config, json_schema, to_yaml
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.config.step_settings import StepSettings
@@ -301,9 +302,15 @@ def test_the_schema_describes_every_setting() -> None:
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_what_changed_is_named_where_it_would_change_the_slices(name) -> None:
-    new = DEFAULT.model_copy(update={name: CHANGED[name]})
-    said = [line for line in changed_settings(DEFAULT, new) if line.startswith(f"{name} was ")]
+    old = DEFAULT.model_copy(update={"format": FORMAT_OF.get(name, DEFAULT.format)})
+    new = old.model_copy(update={name: CHANGED[name]})
+    said = [line for line in changed_settings(old, new) if line.startswith(f"{name} was ")]
     assert len(said) == (name in DECISIVE)
+
+
+@pytest.mark.parametrize("name", FORMAT_OF)
+def test_settings_of_another_format_are_no_change(name) -> None:
+    assert not changed_settings(DEFAULT, DEFAULT.model_copy(update={name: CHANGED[name]}))
 
 
 def test_a_default_given_explicitly_is_no_change() -> None:

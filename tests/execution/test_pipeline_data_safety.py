@@ -159,6 +159,15 @@ def test_pruning_removes_the_files_of_a_case_at_the_top_of_the_output(scans, tmp
     assert stems == {"phantom_000", "phantom_002", "phantom_009"}
 
 
+def test_files_and_lists_of_a_recipe_are_ignored_with_another_format(scans, tmp_path) -> None:
+    place = {"input_dir": scans, "output_dir": tmp_path / "out", "num_workers": 0}
+    dask_slicer.run({**place, **FORMATS["files"], "format": "npz"})
+    assert not (tmp_path / "out" / "lists").exists()
+    assert verify(tmp_path / "out", num_workers=0).issues == ()
+    again = dask_slicer.run(**place, format="npz", window_size=0)
+    assert again.n_skipped == 3
+
+
 def test_slices_in_files_of_several_kinds_are_checked_in_those_that_can_be_read(
     scans, tmp_path
 ) -> None:

@@ -16,6 +16,7 @@ from dask_slicer.core.slices import slice_volume
 from dask_slicer.core.steps import operators
 from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.inputs.case import Case
+from dask_slicer.output.formats import write_case
 from dask_slicer.planning.plan import CasePlan, peak_bytes
 from dask_slicer.planning.steps import common_steps, n_selected
 
@@ -74,6 +75,41 @@ def test_steps_take_no_more_memory_than_planned(monkeypatch, settings, dtype) ->
         new_shape=stack.shape,
         voxel_bytes=image.nbytes + label.nbytes,
     )
+    assert peak <= peak_bytes(case, config) - case.voxel_bytes + 1e6
+
+
+@pytest.mark.parametrize(
+    ("suffix", "settings", "copies"),
+    [(".npz", {}, 1), (".npz", {"compression_level": 0}, 3), (".npy", {}, 3), (".h5", {}, 1)],
+)
+def test_files_of_whole_cases_take_no_more_memory_than_planned(
+    tmp_path, suffix, settings, copies
+) -> None:
+    if suffix == ".h5":
+        pytest.importorskip("h5py")
+    image = np.random.default_rng(1).integers(0, 1000, (64, 100, 90)).astype(np.int16)
+    volume = Volume(image=(Voxels(stored=image),), label=None, affine=np.diag([1, 1, 1, 1.0]))
+    holds = "image" if suffix == ".npy" else {"image": "image"}
+    files = [{"path": f"a/{{case_id}}{suffix}", "holds": holds, "copies": copies}]
+    place = {"input_dir": "a", "output_dir": "b", "format": "files", "window_size": 0}
+    config = dask_slicer.RunConfig(**place, files=files, **settings)
+    stack = slice_volume(volume)
+    case = CasePlan(
+        case=Case(case_id="ct", images=("ct.nii",)),
+        split="train",
+        shape=image.shape,
+        spacing=(1.0, 1.0, 1.0),
+        new_shape=stack.shape,
+        voxel_bytes=image.nbytes,
+    )
+    for name in ("first", "second"):  # the first imports what it needs
+        (tmp_path / name).mkdir()
+        tracemalloc.start()
+        try:
+            write_case([stack], case, config.slice_settings, [tmp_path / name], fsync=False)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
     assert peak <= peak_bytes(case, config) - case.voxel_bytes + 1e6
 
 

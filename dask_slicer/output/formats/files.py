@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ class _Writer:
             return self._write_h5(path, self._contents())
         if suffix == ".npy":
             ((shape, dtype, parts),) = self._contents().values()
-            return self._write(path, [npy_header(shape, dtype), *parts])
+            return self._write(path, chain([npy_header(shape, dtype)], parts))
         members = []
         for name, (shape, dtype, parts) in self._contents().items():
             if np.dtype(dtype).kind == "U":
