@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dask_slicer.config.fields import WITHOUT_OPTION
 from dask_slicer.config.file_settings import UNUSED_BY_FORMAT
 from dask_slicer.config.run_settings import JobSettings
 from dask_slicer.config.schema import RunConfig
@@ -217,7 +218,8 @@ def effects_note(config: RunConfig, dataset: DatasetFacts) -> str:
     """
     names_of: dict[str, list[str]] = {}
     for name, otherwise in without_effect(config, dataset):
-        names_of.setdefault(otherwise, []).append(f"--{name}")
+        spelled = name if name in WITHOUT_OPTION else f"--{name}"
+        names_of.setdefault(otherwise, []).append(spelled)
     return "; ".join(
         f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect{otherwise}"
         for otherwise, names in names_of.items()

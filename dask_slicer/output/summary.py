@@ -278,7 +278,8 @@ def _pixels(config: RunConfig) -> dict[str, Any]:
     if config.format != "png":
         return {}
     offset = config.offset if config.is_exact else None
-    return {"bits": config.bits, "offset": offset, "exact": config.is_exact}
+    is_exact = config.is_exact and not config.resamples
+    return {"bits": config.bits, "offset": offset, "exact": is_exact}
 
 
 def dataset_info(

@@ -33,9 +33,9 @@ _DEFLATE_EXPANSION = 1.01
 # and MR; an estimate, not a bound.
 _FLOAT_OVER_GZIP = 1.5
 _TYPICAL_GZIP_RATIO = 2.0
-_UINT8_OVER_GZIP = 0.6
+_INTEGERS_OVER_GZIP = {"uint8": 0.6, "uint16": 0.85}
 # In Zarr, which shuffles bytes before it compresses them.
-_SHUFFLED_OVER_GZIP = {"source": 1.2, "float16": 1.1, "uint8": _UINT8_OVER_GZIP}
+_SHUFFLED_OVER_GZIP = {"source": 1.2, "float16": 1.1, "uint8": 0.6}
 # Files of a case in a Zarr store: the group's metadata, and metadata and shard of image, label and
 # slice_index. Bytes of these files without the shards.
 _ZARR_FILES = 7
@@ -93,7 +93,6 @@ def _template_bytes(
     overhead = _FILE_HEADERS + 4 * n_characters
     if not template.is_per_slice:
         overhead = overhead // max(n_slices, 1) + 1
-    whole = settings.dtype in ("uint8", "uint16")
     return _stored_bytes(
         case,
         n_slices=n_slices,
@@ -101,7 +100,7 @@ def _template_bytes(
         pixel_bytes=n_planes * _itemsize(settings.dtype) + label,
         overhead=overhead,
         is_raw=settings.compression_level == 0 or template.suffix == ".npy",
-        over_gzip=_UINT8_OVER_GZIP if whole else _FLOAT_OVER_GZIP,
+        over_gzip=_INTEGERS_OVER_GZIP.get(settings.dtype, _FLOAT_OVER_GZIP),
     )
 
 

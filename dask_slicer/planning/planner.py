@@ -355,6 +355,13 @@ def _notes(
         )
     if not has_labels:
         yield "no case has a label; slices will hold images only"
+    elif config.format == "files" and (
+        bare := [case.case_id for case in cases if not case.has_label]
+    ):
+        yield (
+            f"{plural(len(bare), 'case')} without a label ({first_few(bare)}): their files hold "
+            "images only, which loaders for training may not read"
+        )
     yield from _empty_splits(cases, config)
     facts = _dataset_facts(dataset, has_labels=has_labels)
     if config.for_inference:

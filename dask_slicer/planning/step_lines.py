@@ -95,7 +95,9 @@ def _intensity_lines(config: RunConfig) -> Iterator[str]:
         yield f"normalise by the statistics {in_file or of_cases}"
     elif config.is_exact:
         plus = f" plus {config.offset}" if config.offset else ""
-        yield f"16 bit: the integers of the file{plus}"
+        rounded = ", rounded where they are resampled" if config.resamples else ""
+        clipped = ", clipped" if _has_limits(config) else ""
+        yield f"16 bit: the integers of the file{clipped}{plus}{rounded}"
     elif config.dtype in _LARGEST and not config.ct_windows:
         limits = "the limits" if _has_limits(config) else f"the 0.5 and 99.5 percentiles{over}"
         yield f"{limits} become 0 and {_LARGEST[config.dtype]}"
