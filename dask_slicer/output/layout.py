@@ -75,7 +75,6 @@ _JOURNAL = re.compile(r"journal\.([1-9][0-9]*)of([1-9][0-9]*)\.jsonl")
 _LOCK = re.compile(r"\.dask_slicer\.([1-9][0-9]*)of([1-9][0-9]*)\.lock")
 _TEMPORARY = re.compile(r"\.dask_slicer\.([0-9]+of[0-9]+\.)?tmp")
 _UNFINISHED = re.compile(r"\.dask_slicer\.(.+\.)?(lock|json)(\.[0-9a-f]{8}){1,2}")
-_SLICE = re.compile(r"(?P<case_id>.+)_(?P<index>[0-9]{3,10})\.npz", re.DOTALL)
 
 
 # -- the top of the output -------------------------------------------------------------------------
@@ -143,16 +142,6 @@ def slice_name(case_id: str, slice_index: int, n_slices: int) -> str:
     ('liver_007_012.npz', 'liver_007_0012.npz')
     """
     return f"{case_id}_{slice_index:0{stem_digits(n_slices)}d}.npz"
-
-
-def parse_slice_name(name: str) -> tuple[str, int] | None:
-    """Return the case id and the slice index in the file name of a slice; None for other names.
-
-    >>> parse_slice_name("liver_007_012.npz"), parse_slice_name("liver_007.nii")
-    (('liver_007', 12), None)
-    """
-    match = _SLICE.fullmatch(name)
-    return (match["case_id"], int(match["index"])) if match else None
 
 
 def section(split: str, plane: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tracemalloc
 import zipfile
 import zlib
 from io import BytesIO
@@ -136,6 +137,18 @@ def test_parts_are_written_whole_however_many(tmp_path, n_parts) -> None:
     size = npz_archive.write_parts(tmp_path / "file", parts, fsync=True)
     assert (tmp_path / "file").read_bytes() == b"".join(parts)
     assert size == len(b"".join(parts))
+
+
+def test_many_parts_are_not_joined_in_memory(tmp_path) -> None:
+    parts = [bytes([number % 256]) * 2000 for number in range(3000)]
+    tracemalloc.start()
+    try:
+        npz_archive.write_parts(tmp_path / "file", parts, fsync=False)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e6
+    assert (tmp_path / "file").read_bytes() == b"".join(parts)
 
 
 @pytest.mark.skipif(not hasattr(os, "writev"), reason="no writev on this system")

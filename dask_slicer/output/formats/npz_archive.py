@@ -143,10 +143,12 @@ def write_parts(path: Path, parts: list[bytes], *, fsync: bool) -> int:
     size = sum(map(len, parts))
     with open(path, "xb") as file:
         written = 0
-        if hasattr(os, "writev") and len(parts) <= _MOST_PARTS:
-            written = os.writev(file.fileno(), parts)
-        if written < size:  # over 2 GiB, or a disk that is nearly full
-            file.write(memoryview(b"".join(parts))[written:])
+        if hasattr(os, "writev") and (first := parts[:_MOST_PARTS]):
+            written = os.writev(file.fileno(), first)
+        # More parts, over 2 GiB, or a disk that is nearly full.
+        for part in parts if written < size else ():
+            file.write(part[written:])
+            written = max(written - len(part), 0)
         if fsync:
             file.flush()
             os.fsync(file.fileno())
