@@ -190,8 +190,8 @@ def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
     if settings.foreground not in ("min", "all"):  # a mask, and a copy of one modality
         statistics += voxels + case.voxel_bytes // len(case.case.images)
     n_channels = len(case.case.images) * settings.n_windows
-    if any(each.suffix in (".npz", ".h5") and not each.is_per_slice for each in templates):
-        saved += 4 * sliced * (n_channels * planes + case.has_label)  # made in memory
+    held = {t.suffix for t in templates if not t.is_per_slice} & {".npz", ".h5"}  # .h5 twice
+    saved += 4 * sliced * (n_channels * planes + case.has_label) * (len(held) + (".h5" in held))
     sized, changed = 0 if settings.size is None else sliced, 0
     if settings.resamples:  # one channel normalised, all of them on their new grid
         on_grid = max(resampled, sized) if len(parts) == 1 else resampled + sized
