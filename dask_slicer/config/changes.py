@@ -33,7 +33,7 @@ def changed_settings(old: RunConfig, new: RunConfig, *, also: Sequence[str] = ()
     before = {name: getattr(old, name) for name in names} | {"val_ratio": old.ratios()["val"]}
     after = {name: getattr(new, name) for name in names} | {"val_ratio": new.ratios()["val"]}
     return [
-        f"{name} are others"
+        f"{name} was different"
         if name in ("files", "file_lists")  # long
         else f"{name} was {format_value(before[name]) or 'none'}, is now "
         f"{format_value(after[name]) or 'none'}"

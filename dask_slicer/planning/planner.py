@@ -355,13 +355,9 @@ def _notes(
         )
     if not has_labels:
         yield "no case has a label; slices will hold images only"
-    elif config.format == "files" and (
-        bare := [case.case_id for case in cases if not case.has_label]
-    ):
-        yield (
-            f"{plural(len(bare), 'case')} without a label ({first_few(bare)}): their files hold "
-            "images only, which loaders for training may not read"
-        )
+    bare = [case.case_id for case in cases if has_labels and not case.has_label]
+    if bare and config.format == "files" and config.allow_missing_labels:
+        yield f"files without a label, which loaders may not read: those of {first_few(bare)}"
     yield from _empty_splits(cases, config)
     facts = _dataset_facts(dataset, has_labels=has_labels)
     if config.for_inference:

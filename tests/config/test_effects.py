@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dask_slicer.config.effects import EFFECTS, DatasetFacts, effects_note, without_effect
+from dask_slicer.config.fields import WITHOUT_OPTION
 from dask_slicer.config.loader import build_config
 from dask_slicer.config.schema import RunConfig
 
@@ -87,7 +88,7 @@ DATASETS = [
 @pytest.mark.parametrize(("given", "without", "with_", "words"), SETTINGS)
 def test_settings_without_effect_are_named_in_one_note(given, without, with_, words) -> None:
     note = effects_note(RunConfig(**BOTH, **given | without), DatasetFacts())
-    assert all(f"--{name}" in note for name in given)
+    assert all(("" if name in WITHOUT_OPTION else "--") + name in note for name in given)
     assert words in note
     assert not effects_note(RunConfig(**BOTH, **given | with_), DatasetFacts())
 
