@@ -170,7 +170,7 @@ class _Run:
                     f"--overwrite removed {plural(len(lost), 'case')} that this command does not "
                     "write"
                 )
-            directory.clear(config.output_dir)
+            directory.clear(config.output_dir, known=known)
         elif self.partition is None and layout.partition_journals(config.output_dir):
             merge_journals(config.output_dir, config)
             self.publisher.observer.note("merged the partitions that earlier runs left unmerged")

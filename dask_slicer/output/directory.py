@@ -289,15 +289,18 @@ def _encode(text: str) -> bytes:
 # -- removal ---------------------------------------------------------------------------------------
 
 
-def clear(output_dir: Path) -> None:
-    """Remove everything that earlier runs wrote, config.yaml last; other files stay."""
+def clear(output_dir: Path, *, known: Iterable[str] = ()) -> None:
+    """Remove everything that earlier runs wrote, config.yaml last; other files stay.
+
+    `known` are cases of its journals, see `layout.find_entries`.
+    """
     # Index and journals first: no process shall read a directory that is half removed.
     still_held(now=True)
     for path in (output_dir / layout.INDEX, *layout.journals(output_dir)):
         path.unlink(missing_ok=True)
     with suppress(OutputError):  # of a newer version, or damaged: files by templates stay
         old = output_config(output_dir)
-        for entries in layout.find_entries(output_dir, old).values():
+        for entries in layout.find_entries(output_dir, old, known=known).values():
             still_held()
             layout.remove_entries(output_dir, entries)
         for template in old.lists:

@@ -159,6 +159,18 @@ def test_pruning_removes_the_files_of_a_case_at_the_top_of_the_output(scans, tmp
     assert stems == {"phantom_000", "phantom_002", "phantom_009"}
 
 
+def test_overwriting_removes_files_at_the_top_also_without_splits(scans, tmp_path) -> None:
+    output = tmp_path / "out"
+    top = [{"path": "{stem}.npz", "holds": {"image": "image"}}]
+    chosen = {"format": "files", "files": top, "num_workers": 0}
+    dask_slicer.run(input_dir=scans, output_dir=output, **chosen)
+    (output / "splits.json").unlink()
+    for path in scans.glob("*/phantom_001*"):
+        path.unlink()
+    dask_slicer.run(input_dir=scans, output_dir=output, overwrite=True, **chosen)
+    assert not [*output.glob("phantom_001*")]
+
+
 def test_files_and_lists_of_a_recipe_are_ignored_with_another_format(scans, tmp_path) -> None:
     place = {"input_dir": scans, "output_dir": tmp_path / "out", "num_workers": 0}
     dask_slicer.run({**place, **FORMATS["files"], "format": "npz"})
