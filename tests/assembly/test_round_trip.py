@@ -86,7 +86,11 @@ def check_all(scans: Path, volumes: Path, report) -> None:
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize(
     ("format_", "window_size"),
-    [("npz", 0), pytest.param("npz", 2, marks=pytest.mark.slow), ("zarr", 0)],
+    [
+        ("npz", 0),
+        pytest.param("npz", 2, marks=pytest.mark.slow),
+        pytest.param("zarr", 0, marks=pytest.mark.slow),
+    ],
 )
 def test_labels_in_48_orders_come_back(scans, tmp_path, plane, format_, window_size) -> None:
     settings = {"plane": plane, "format": format_, "window_size": window_size}

@@ -133,7 +133,11 @@ def test_prune_removes_the_files_of_cases_that_left(slice_again, dataset, output
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [pair for pair in itertools.permutations(FORMATS, 2) if {*pair} & {*KINDS}],
+    [
+        pytest.param(*pair, marks=() if "npz" in pair else pytest.mark.slow)
+        for pair in itertools.permutations(FORMATS, 2)
+        if {*pair} & {*KINDS}
+    ],
 )
 def test_overwrite_with_another_format_leaves_no_file_of_the_old_one(
     slice_again, output, invoke, tmp_path, old, new

@@ -165,6 +165,7 @@ def check_medsam(output: Path, scans: Paths, *, is_ct: bool, stride: int = 1) ->
             np.testing.assert_array_equal(mask, resized_label(label, 1024))
 
 
+@pytest.mark.slow
 def test_medsam_reads_slices_with_a_label(dataset, sliced) -> None:
     case_ids = "a", "bb", "ccc"
     for case_id in case_ids:
@@ -264,6 +265,7 @@ def check_medsam2_case(
     assert np.abs(difference).max() < 0.51
 
 
+@pytest.mark.slow
 def test_medsam2_reads_volumes(dataset, sliced) -> None:
     for case_id, shape in (("a", (60, 52, 9)), ("bb", (512, 512, 10)), ("ccc", (64, 300, 9))):
         write_ct(dataset, case_id, shape=shape)
@@ -358,8 +360,14 @@ def check_brats(output: Path, cases: dict[str, Sequence[Path]]) -> None:
     assert loaded[0]["image"].shape == (4, 224, 224)
 
 
-@pytest.mark.parametrize("names", [_MODALITIES, ("t1n", "t1c", "t2w", "t2f")], ids=["2020", "2023"])
-@pytest.mark.parametrize("enhancing", [3, 4])
+@pytest.mark.parametrize(
+    ("names", "enhancing"),
+    [
+        pytest.param(_MODALITIES, 4, id="2020"),
+        pytest.param(_MODALITIES, 3, id="2020-3", marks=pytest.mark.slow),
+        pytest.param(("t1n", "t1c", "t2w", "t2f"), 3, id="2023", marks=pytest.mark.slow),
+    ],
+)
 def test_slices_of_brats(dataset, sliced, names, enhancing) -> None:
     for number in range(3):
         write_brats(dataset, f"BraTS_{number}", enhancing=enhancing, names=names)
@@ -371,6 +379,7 @@ def test_slices_of_brats(dataset, sliced, names, enhancing) -> None:
     check_brats(sliced("brats_2d", *options), cases)
 
 
+@pytest.mark.slow
 def test_slices_of_brats_from_a_real_scan(dataset, real_scans, sliced) -> None:
     """MR as four modalities, smaller than 224 × 224."""
     folder, cases = real_scans / "mr_stroke_flair", {}
