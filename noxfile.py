@@ -94,13 +94,16 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session
 def training(session: nox.Session) -> None:
-    """Run the examples and readers that need torch, MONAI, pandas and xarray."""
-    session.install(".[test,train]", TORCH)
+    """Run the examples and readers that need torch, MONAI, pandas, xarray and OpenCV."""
+    session.install(".[test,train]", TORCH, "opencv-python-headless>=4.10")
     files = (
         "assembly/test_metrics.py",
+        "core/test_sixteen_bit.py",
         "docs/test_docs.py",
+        "output/test_png.py",
         "output/test_zarr_writer.py",
         "training/test_dataset.py",
+        "training/test_png.py",
     )
     pytest(session, *(f"tests/{file}" for file in files))
 
