@@ -114,7 +114,9 @@ def decode(data: bytes) -> NDArray[Any]:
         inflated = inflater.decompress(deflated, n_bytes + 1)
     except igzip_lib.IsalError as error:  # type: ignore[misc]
         raise ValueError(f"its pixels cannot be inflated ({error})") from None
-    if len(inflated) != n_bytes or not inflater.eof or inflater.unused_data:
+    # Not all versions of ISA-L say that the checksum at the end is cut, or that bytes follow it.
+    is_whole = deflated.endswith(struct.pack(">L", isal_zlib.adler32(inflated)))
+    if len(inflated) != n_bytes or not (inflater.eof and is_whole) or inflater.unused_data:
         raise ValueError(f"it holds less or more than {shape[1]} × {shape[0]} pixels")
     content = np.frombuffer(inflated, np.uint8).reshape(shape[0], -1)
     rows = _unfiltered(content, shape[2] * dtype.itemsize)
