@@ -191,10 +191,10 @@ def test_only_planes_that_a_window_still_needs_stay_in_memory(
     stack = stack_of((20, 4, 3), kept=kept)
     chosen = SliceSettings(window_size=window_size, padding_mode=padding_mode)
     writer = npz.NpzWriter(stack, plan_of(stack), chosen)
-    writer._pieces = Held()
+    writer._windows._made = Held()
     for slice_index in stack.kept:
         writer.archive(slice_index)
-    assert writer._pieces.most <= 2 * window_size + 1
+    assert writer._windows._made.most <= 2 * window_size + 1
 
 
 def test_every_plane_is_deflated_once(tmp_path, monkeypatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
+from math import ceil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.geometry import itk_grid, spacing
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.statistics import Statistics
-from dask_slicer.core.windows import context_step
+from dask_slicer.core.windows import ZERO_SLICE, context_step
 from dask_slicer.errors import CaseError, CorruptFile, UsageError
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import CasePlan
@@ -28,6 +30,7 @@ _REPAIR = "to repair the output, run `dask-slicer verify --repair`, then the sam
 # What metadata of the wrong type or size can raise where it is used.
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
+T = TypeVar("T")
 Slice = tuple[NDArray[np.float32], NDArray[np.integer] | None]
 
 
@@ -149,6 +152,54 @@ def step_of(metadata: Mapping[str, Any]) -> float:
         step=metadata.get("context_step", 1),
         mm=metadata.get("context_mm"),
     )
+
+
+class Windows(Generic[T]):
+    """Planes of windows, made into a `T` once each; slices are asked for in ascending order.
+
+    Only what later windows need stays in memory.
+
+    Parameters
+    ----------
+    step : float
+        Slices between neighbours, see `step_of`.
+    make : callable
+        Turns a normalised plane into a `T`.
+    zeros : T
+        For a plane outside the volume.
+    """
+
+    def __init__(
+        self,
+        stack: SliceStack,
+        settings: SliceSettings,
+        *,
+        step: float,
+        make: Callable[[NDArray[np.float32]], T],
+        zeros: T,
+    ) -> None:
+        self._windows = stack.windows(
+            window_size=settings.window_size, padding_mode=settings.padding_mode, step=step
+        )
+        self._reach = ceil(settings.window_size * step)
+        self._planes = stack.planes(set(chain.from_iterable(self._windows.values())))
+        self._make, self._zeros = make, [zeros] * len(stack.image)
+        self._made: dict[int, list[T]] = {}
+
+    def of(self, slice_index: int) -> list[T]:
+        """Return the planes of a window, by offset and then image."""
+        # No later window needs planes before this one's first.
+        for index in [i for i in self._made if i < slice_index - self._reach]:
+            del self._made[index]
+        return [plane for index in self._windows[slice_index] for plane in self._at(index)]
+
+    def _at(self, index: int) -> list[T]:
+        if index == ZERO_SLICE:
+            return self._zeros
+        while index not in self._made:
+            next_index, planes = next(self._planes)
+            self._made[next_index] = list(map(self._make, planes))
+        return self._made[index]
 
 
 def is_normalized(settings: SliceSettings) -> bool | list[bool]:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,9 @@ from numpy.typing import NDArray
 from dask_slicer.config.file_settings import Content, FileTemplate, stem_digits
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
-from dask_slicer.core.windows import ZERO_SLICE
 from dask_slicer.output.formats import png
 from dask_slicer.output.formats.array_files import Volume, h5_bytes
-from dask_slicer.output.formats.base import case_metadata, grid_array, step_of
+from dask_slicer.output.formats.base import Windows, case_metadata, grid_array, step_of
 from dask_slicer.output.formats.npz import NpzWriter
 from dask_slicer.output.formats.npz_archive import (
     Piece,
@@ -158,55 +156,23 @@ class _Writer:
         """Return what a file of a slice holds; None if there is no label."""
         match content:
             case "image":
-                planes = self._window(slice_index)
+                planes = self._windows.of(slice_index)
                 return np.ascontiguousarray(self._laid_out(planes), dtype=self.settings.dtype)
             case "label":
                 if self.stack.label is None:
                     return None
                 return np.ascontiguousarray(self._turned(self.stack.label[slice_index]))
             case "metadata":
-                return np.array(json.dumps({"slice_index": slice_index} | self._metadata))
+                metadata = {"slice_index": slice_index} | self._metadata
+                return np.array(json.dumps(metadata, ensure_ascii=False))
         return grid_array(self.stack, content, transpose=self.template.transpose)
 
-    def _window(self, slice_index: int) -> list[_Array]:
-        """Return the planes of a window, by offset and then image; slices come in order."""
-        window = self._windows[slice_index]
-        for index in [i for i in self._kept_planes if i < slice_index - self._reach]:
-            del self._kept_planes[index]
-        planes: list[_Array] = []
-        for index in window:
-            while index != ZERO_SLICE and index not in self._kept_planes:
-                next_index, own = next(self._planes)
-                self._kept_planes[next_index] = [self._turned(plane) for plane in own]
-            planes += self._zeros if index == ZERO_SLICE else self._kept_planes[index]
-        return planes
-
     @cached_property
-    def _kept_planes(self) -> dict[int, list[_Array]]:
-        return {}
-
-    @cached_property
-    def _windows(self) -> dict[int, list[int]]:
-        settings = self.settings
-        return self.stack.windows(
-            window_size=settings.window_size,
-            padding_mode=settings.padding_mode,
-            step=step_of(self._metadata),
-        )
-
-    @cached_property
-    def _reach(self) -> int:
-        return ceil(self.settings.window_size * step_of(self._metadata))
-
-    @cached_property
-    def _planes(self) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
-        return self.stack.planes({i for window in self._windows.values() for i in window})
-
-    @cached_property
-    def _zeros(self) -> list[_Array]:
+    def _windows(self) -> Windows[_Array]:
         zero = self.settings.offset or 0 if self.settings.is_exact else 0
-        plane = np.full(self.stack.shape[1:], zero, np.float32)
-        return [self._turned(plane)] * len(self.stack.image)
+        zeros = self._turned(np.full(self.stack.shape[1:], zero, np.float32))
+        step = step_of(self._metadata)
+        return Windows(self.stack, self.settings, step=step, make=self._turned, zeros=zeros)
 
     def _turned(self, plane: _Array) -> _Array:
         return plane.T if self.template.transpose else plane

@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
-from itertools import chain
-from math import ceil
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
@@ -19,9 +17,8 @@ from numpy.typing import NDArray
 from dask_slicer.config.file_settings import NPZ, Content, FileTemplate
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
-from dask_slicer.core.windows import ZERO_SLICE
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, case_metadata, grid_array, step_of
+from dask_slicer.output.formats.base import Slice, Windows, case_metadata, grid_array, step_of
 from dask_slicer.output.formats.npz_archive import (
     MOST_DEFLATED,
     Piece,
@@ -65,7 +62,7 @@ def write_slices(
 
 
 class NpzWriter:
-    """Makes archives of ascending slices; keeps the deflated planes that later windows need.
+    """Makes archives of ascending slices, from planes that are deflated once.
 
     `template` says which contents have which names. The channels of an image come first, or there
     is only one.
@@ -84,13 +81,6 @@ class NpzWriter:
         self._settings = settings
         self._piece = partial(piece, level=settings.compression_level)
         self._metadata = case_metadata(stack, case, settings, names)
-        step = step_of(self._metadata)
-        self._windows = stack.windows(
-            window_size=settings.window_size, padding_mode=settings.padding_mode, step=step
-        )
-        self._reach = ceil(settings.window_size * step)
-        self._planes = stack.planes(set(chain.from_iterable(self._windows.values())))
-        self._pieces: dict[int, list[Piece]] = {}
         self._template = template
         _, height, width = stack.shape
         if template.transpose:
@@ -98,8 +88,13 @@ class NpzWriter:
         channels = self._metadata["num_channels"] * template.copies
         shape = (height, width) if template.channels == "none" else (channels, height, width)
         self._image_header = self._piece(npy_header(shape, settings.dtype))
-        zeros = self._piece(np.zeros((height, width), dtype=settings.dtype))
-        self._zeros = [zeros] * len(stack.image)
+        self._windows = Windows(
+            stack,
+            settings,
+            step=step_of(self._metadata),
+            make=self._plane,
+            zeros=self._piece(np.zeros((height, width), dtype=settings.dtype)),
+        )
         self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
 
     def archive(self, slice_index: int) -> tuple[list[bytes], int]:
@@ -125,14 +120,7 @@ class NpzWriter:
         return [self._piece(npy_header(values.shape, "<f8") + values.tobytes())]
 
     def _image(self, slice_index: int) -> list[Piece]:
-        window = self._windows[slice_index] * self._template.copies
-        # No later window needs planes before this one's first.
-        for index in [i for i in self._pieces if i < slice_index - self._reach]:
-            del self._pieces[index]
-        image = [self._image_header]
-        for index in window:
-            image += self._plane(index)
-        return image
+        return [self._image_header, *self._windows.of(slice_index) * self._template.copies]
 
     def _label(self, slice_index: int) -> list[Piece] | None:
         if self._stack.label is None:
@@ -149,16 +137,8 @@ class NpzWriter:
     def _empty_label(self) -> Piece:
         return self._piece(np.zeros(self._stack.shape[1:], dtype=self._settings.label_dtype))
 
-    def _plane(self, index: int) -> list[Piece]:
-        if index == ZERO_SLICE:
-            return self._zeros
-        while index not in self._pieces:
-            next_index, planes = next(self._planes)
-            self._pieces[next_index] = [
-                self._piece(np.ascontiguousarray(self._turned(plane), dtype=self._settings.dtype))
-                for plane in planes
-            ]
-        return self._pieces[index]
+    def _plane(self, plane: NDArray[np.float32]) -> Piece:
+        return self._piece(np.ascontiguousarray(self._turned(plane), dtype=self._settings.dtype))
 
 
 class NpzReader:
