@@ -57,19 +57,16 @@ def format_template(
     >>> format_template("{stem}.npz", case_id="liver_7", split="train", slice_index=12)
     'liver_7_012.npz'
     """
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] in ("slice_index", "slice_number"):
-            return f"{slice_index + (match[1] == 'slice_number'):0{match[2] or 1}d}"
-        stem = f"{case_id}_{slice_index:0{digits}d}"
-        return {"case_id": case_id, "stem": stem, "split": split}[match[1]]
-
-    return _FIELD.sub(value, template)
+    # Templates are checked: they have no other fields, and nothing else in braces.
+    of_slice = {"slice_index": slice_index, "slice_number": slice_index + 1, "digits": digits}
+    text = template.replace("{stem}", "{case_id}_{slice_index:0{digits}d}")
+    return text.format(case_id=case_id, split=split, **of_slice)
 
 
 def _template(text: str, *, is_path: bool) -> str:
     names = [match[1] for match in _FIELD.finditer(text)]
-    wrong = [name for name in names if name not in _FIELDS]
+    numbers = [match[1] for match in _FIELD.finditer(text) if match[2]]
+    wrong = {*names} - {*_FIELDS} or {*numbers} - {"slice_index", "slice_number"}
     if wrong or "{" in _FIELD.sub("", text) or "}" in _FIELD.sub("", text):
         raise ValueError(f"must have fields {{{'}, {'.join(_FIELDS)}}} only")
     of_slice = [name for name in names if name != "split"]

@@ -180,10 +180,10 @@ def _index(rows: Iterable[Iterable[Any]], settings: SliceSettings) -> SliceIndex
     for case_id, split, plane, index, path, row, share, labels in rows:
         number = numbers.setdefault((case_id, split, plane), len(cases))
         if number == len(cases):
-            case_ = _indexed_case(case_id, split, plane, path, int(index), settings)
-            if (str(row) != "") != case_.is_shared:
+            indexed = _indexed_case(case_id, split, plane, path, int(index), settings)
+            if (str(row) != "") != indexed.is_shared:
                 raise ValueError(f"{path!r} has row {row!r}")
-            cases.append(case_)
+            cases.append(indexed)
         case.append(number)
         slice_index.append(int(index))
         foreground.append(float(share) if share else np.nan)

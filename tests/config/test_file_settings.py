@@ -226,6 +226,7 @@ def test_a_list_is_refused_with_its_rule(path, words) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        ("a{split:02d}/{stem}.npz", FIELDS),
         ("{case}", FIELDS),
         ("{case_id}\n{split}", "must be one line"),
         ("{case_id}\r", "must be one line"),
