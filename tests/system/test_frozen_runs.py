@@ -14,6 +14,8 @@ import psutil
 import pytest
 from linked_phantoms import write_many
 
+from dask_slicer.output.lock_owner import read_owner
+
 N_CASES = 12
 PATIENCE = 120
 # Seconds until a lock is stale; long enough for a run to start on a busy machine.
@@ -41,6 +43,11 @@ def command(scans: Path, output: Path, n_workers: int) -> list[str]:
     places = ["--input_dir", str(scans), "--output_dir", str(output)]
     workers = ["--num_workers", str(n_workers), "--dashboard_address", "none"]
     return [sys.executable, "-c", RUN, "run", *places, *workers]
+
+
+def is_overdue(lock: Path) -> bool:
+    _, owner = read_owner(lock)
+    return owner is not None and owner.is_overdue
 
 
 def contents(output: Path) -> dict[str, bytes]:
@@ -74,6 +81,10 @@ def test_a_frozen_run_that_wakes_up_leaves_the_output_to_its_successor(
         processes = psutil.Process(frozen.pid).children(recursive=True)
         for process in processes:
             process.send_signal(signal.SIGSTOP)
+        # A run that starts at once is refused: the lock may have been touched just before.
+        while not is_overdue(output / ".dask_slicer.lock"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         next_run = subprocess.run(
             command(scans, output, n_workers), check=False, capture_output=True, text=True
         )
