@@ -21,16 +21,18 @@ from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack, slice_volume
 from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.inputs.case import Case
+from dask_slicer.output.formats.files import write_files
 from dask_slicer.output.formats.npz import write_slices
-from dask_slicer.output.formats.npz_archive import write_parts
 from dask_slicer.output.formats.png import decode, encode
+from dask_slicer.planning.names import NO_NAMES
 from dask_slicer.planning.plan import CasePlan
 
 _Plane = NDArray[np.uint8 | np.uint16]
 _LEVEL = SliceSettings().compression_level
 # Limits of intensity for 8 bit, in HU.
 _LOW, _HIGH = -160, 240
-# 16 bit holds all intensities.
+# What 16 bit adds to signed intensities, all of which it holds.
+_OFFSET = 32768
 _NPZ_WITH_THE_SAME_VALUES = {
     "8 bit": "npz, clipped",
     "16 bit": "npz",
@@ -63,7 +65,7 @@ def png(
     }
     windows = np.lib.stride_tricks.sliding_window_view(np.stack(of_kind["8 bit"]), 3, axis=0)
     of_kind["RGB, 8 bit"] = list(windows)
-    writers = _writers(volume, image, label)
+    writers = _writers(volume, label)
     shutil.rmtree(work / "png", ignore_errors=True)
     turns = []
     for number in range(repeats):
@@ -111,33 +113,38 @@ def _planes(stack: SliceStack) -> Iterator[_Plane]:
 
 def _offset(image: NDArray[np.integer]) -> Iterator[_Plane]:
     for plane in image:
-        yield (plane.astype(np.int32) + 32768).astype(np.uint16)
+        yield (plane.astype(np.int32) + _OFFSET).astype(np.uint16)
 
 
-def _writers(
-    volume: Volume, image: NDArray[np.integer], label: NDArray[np.uint8]
-) -> dict[str, Callable[[Path], object]]:
+def _writers(volume: Volume, label: NDArray[np.uint8]) -> dict[str, Callable[[Path], object]]:
     """Return what normalises, encodes and writes all slices with their masks, by format."""
     case = CasePlan(case=Case(case_id="ct", images=("ct",)), split="train", sources=("ct",))
-    settings = SliceSettings(window_size=0)
-    eight = slice_volume(volume, dtype="uint8", clip_min=_LOW, clip_max=_HIGH)
-    clipped = slice_volume(volume, clip_min=_LOW, clip_max=_HIGH)
-    whole = slice_volume(volume)
+    limits = {"clip_min": _LOW, "clip_max": _HIGH}
+    eight = slice_volume(volume, dtype="uint8", **limits)
+    offset = slice_volume(volume, offset=_OFFSET, dtype="uint16")
+    clipped, whole = slice_volume(volume, **limits), slice_volume(volume)
 
-    def write(folder: Path, planes: Iterator[_Plane], encode: Callable[[_Plane], bytes]) -> None:
-        for number, plane in enumerate(planes):
+    def npz(stack: SliceStack) -> Callable[[Path], object]:
+        settings = SliceSettings(window_size=0)
+        return lambda folder: write_slices(stack, case, settings, folder, fsync=False)
+
+    def ours(stack: SliceStack, **settings: Any) -> Callable[[Path], object]:
+        of_png = SliceSettings(format="png", **settings)
+        return lambda folder: write_files(
+            stack, case, of_png, folder, names=NO_NAMES, fsync=False, section="train"
+        )
+
+    def pillow(folder: Path) -> None:
+        for number, plane in enumerate(_planes(eight)):
             for kind, pixels in (("image", plane), ("mask", label[number])):
-                write_parts(folder / f"{kind}_{number}.png", [encode(pixels)], fsync=False)
-
-    def ours(plane: _Plane) -> bytes:
-        return encode(plane, level=_LEVEL)
+                (folder / f"{kind}_{number}.png").write_bytes(_pillow(pixels))
 
     return {
-        "npz, clipped": lambda folder: write_slices(clipped, case, settings, folder, fsync=False),
-        "8 bit": lambda folder: write(folder, _planes(eight), ours),
-        "npz": lambda folder: write_slices(whole, case, settings, folder, fsync=False),
-        "16 bit": lambda folder: write(folder, _offset(image), ours),
-        "Pillow, 8 bit": lambda folder: write(folder, _planes(eight), _pillow),
+        "npz, clipped": npz(clipped),
+        "8 bit": ours(eight, **limits),
+        "npz": npz(whole),
+        "16 bit": ours(offset, bits=16, offset=_OFFSET),
+        "Pillow, 8 bit": pillow,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import PurePosixPath
@@ -179,7 +179,7 @@ class FileTemplate(fields.Frozen):
     def __hash__(self) -> int:  # that of pydantic cannot hash a mapping
         return hash((self.path, *self.holds.items()))
 
-    @property
+    @cached_property
     def suffix(self) -> str:
         """Return the ending of the file's name."""
         return PurePosixPath(self.path).suffix

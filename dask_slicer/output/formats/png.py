@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -22,17 +22,14 @@ _HEADER = struct.Struct(">2L5B")
 _CHANNELS_OF_COLOUR_TYPE = {0: 1, 2: 3}
 # Filters of a row.
 _NONE, _SUB, _UP, _AVERAGE, _PAETH = range(5)
-# Those tried for each row. Average makes the least sums of differences in rows that were
-# interpolated, but not the smallest files. For 16 bit, the first alone is about as good.
-_TRIED = (_PAETH, _SUB, _UP, _NONE)
 # A row of a mask is runs of one value: fewer pixels than this share differ from the one before
 # them (at most 7 % in label maps of 62 structures, at least 15 % in windowed scans).
 _CHANGES_OF_MASKS = 1 / 8
-# Images of at most so many bytes take little time: the filter is chosen for each row, not for the
-# rows of a group, and masks are deflated by zlib, which needs less for the beginning (if a pixel
-# is one byte: zlib's runs are of one).
+# Masks of at most so many bytes are deflated by zlib, which needs less for the beginning (if a
+# pixel is one byte: zlib's runs are of one). In larger images, one row of so many is looked at to
+# tell a mask from an image.
 _SMALL = 1 << 16
-_GROUP = 4
+_SAMPLED = 4
 _MOST_ISAL = 2  # of the levels of the product; higher ones are zlib's
 # Over slices of 12 scans (CT, MR, PET), files of level 1 are 0.97 to 1.04 times as large as
 # Pillow's, and those of masks 0.72 to 1.03 times. ISA-L's shortest history leaves repeated pixels
@@ -71,13 +68,10 @@ def encode(pixels: NDArray[np.uint8 | np.uint16], *, level: int) -> bytes:
     stored = pixels.astype(pixels.dtype.newbyteorder(">"), order="C", copy=False)
     rows = stored.reshape(height, -1).view(np.uint8)
     step = stored[0, 0].nbytes
-    sampled = pixels[:: _GROUP if rows.size > _SMALL else 1]
+    sampled = pixels[:: _SAMPLED if rows.size > _SMALL else 1]
     n_changes = np.count_nonzero(sampled[:, 1:] != sampled[:, :-1])
     is_mask = n_changes < _CHANGES_OF_MASKS * sampled.size
-    if level == 0 or is_mask:
-        filtered = _unchanged(rows)
-    else:
-        filtered = _filtered(rows, step, _TRIED if depth == 8 else _TRIED[:1])
+    filtered = _unchanged(rows) if level == 0 or is_mask else _filtered(rows, step)
     has_runs = is_mask and step == 1
     if 0 < level <= _MOST_ISAL and not (has_runs and rows.size <= _SMALL):
         is_fast = depth == 8 or is_mask or rows.size > _LARGE
@@ -175,46 +169,16 @@ def _unchanged(rows: _Bytes) -> _Bytes:
     return filtered
 
 
-def _filtered(rows: _Bytes, step: int, filters: Sequence[int]) -> _Bytes:
-    """Return rows with the filter before each: that with the least sum of absolute differences.
-
-    `step` is the number of bytes of a pixel. In large images, one row decides for its neighbours.
-    """
+def _filtered(rows: _Bytes, step: int) -> _Bytes:
+    """Return rows with Paeth's filter before each; `step` is the number of bytes of a pixel."""
     n_rows, n_bytes = rows.shape
     padded = np.zeros((n_rows + 1, step + n_bytes), np.uint8)  # outside, values are 0
     padded[1:, step:] = rows
     filtered = np.empty((n_rows, 1 + n_bytes), np.uint8)
-    if len(filters) == 1:
-        filtered[:, 0] = filters
-        filtered[:, 1:] = _differences(padded[1:], padded[:-1], step, filters[0])
-        return filtered
-    group = 1 if rows.size <= _SMALL else _GROUP
-    sampled = np.arange(0, n_rows, group)
-    sampled = np.minimum(sampled + group // 2, n_rows - 1)
-    here, above = padded[sampled + 1], padded[sampled]
-    tried = np.stack([_differences(here, above, step, filter_) for filter_ in filters])
-    sizes = np.abs(tried.view(np.int8)).view(np.uint8)  # 128 for -128
-    best = sizes.sum(axis=2, dtype=np.uint32).argmin(axis=0)
-    filtered[:, 0] = np.array(filters)[best].repeat(group)[:n_rows]
-    if group == 1:
-        filtered[:, 1:] = tried[best, sampled]
-        return filtered
-    for filter_ in filters:
-        index = np.flatnonzero(filtered[:, 0] == filter_)
-        filtered[index, 1:] = _differences(padded[index + 1], padded[index], step, filter_)
+    filtered[:, 0] = _PAETH
+    predicted = _paeth(padded[1:, :-step], padded[:-1, step:], padded[:-1, :-step])
+    np.subtract(rows, predicted, out=filtered[:, 1:])
     return filtered
-
-
-def _differences(rows: _Bytes, above: _Bytes, step: int, filter_: int) -> _Bytes:
-    """Return what a filter makes of rows; they and those above begin with a pixel of zeros."""
-    predicted: _Bytes | int = 0
-    if filter_ == _SUB:
-        predicted = rows[:, :-step]
-    elif filter_ == _UP:
-        predicted = above[:, step:]
-    elif filter_ == _PAETH:
-        predicted = _paeth(rows[:, :-step], above[:, step:], above[:, :-step])
-    return np.subtract(rows[:, step:], predicted, dtype=np.uint8)
 
 
 def _isal_deflated(filtered: _Bytes, level: int) -> bytes:
