@@ -15,7 +15,7 @@ from datasets import ct
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from dask_slicer.output.formats.zarr_reader import one_thread
+from dask_slicer.output.formats.zarr_planes import one_thread
 
 _Plane = NDArray[np.generic]
 _SHUFFLES = {

@@ -51,9 +51,14 @@ class Normalization:
     largest: int = 0  # of whole numbers, from 0 on, half to even; 0: they are not whole
     background: str = ""  # voxels outside this foreground, nonzero or positive, become 0
 
-    def apply(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Return one plane (or any array) of stored numbers as a new C-ordered float32 array."""
-        values = self._applied(stored)
+    def apply(
+        self, stored: NDArray[np.generic], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return one plane (or any array) of stored numbers as float32.
+
+        The result is `out`, of the same shape, or else a new C-ordered array.
+        """
+        values = self._applied(stored, np.empty(stored.shape, np.float32) if out is None else out)
         if self.largest:
             return np.rint(values, out=values).clip(0.0, self.largest, out=values)
         if self.background:
@@ -105,13 +110,15 @@ class Normalization:
         with np.errstate(over="ignore"):  # Inf, which counts as 0
             return np.asarray(-self.intercept / self.slope, dtype=dtype)
 
-    def _applied(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+    def _applied(
+        self, stored: NDArray[np.generic], out: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         narrow = stored.dtype.itemsize <= 2 or stored.dtype.newbyteorder("=") == np.float32
         # All differences, and the scale, fit float32 with all digits.
         small = abs(self.center) < 1e31 and 1e-30 < self.scale < 1e38 / self.levels
         unscaled = (self.slope, self.intercept) == (1.0, 0.0)
         if narrow and small and unscaled and self._is_exact_in_float32(stored.dtype):
-            return self._apply_float32(stored)
+            return self._apply_float32(stored, out)
         values = stored.astype(np.float64, order="C")
         with np.errstate(over="ignore", invalid="ignore"):
             values *= self.slope
@@ -128,7 +135,8 @@ class Normalization:
         if self.largest > _MOST_IN_FLOAT32:
             np.rint(values, out=values)
         with np.errstate(over="ignore"):  # `check_fits` reports it from the statistics
-            return values.astype(np.float32)
+            out[...] = values
+        return out
 
     def _is_exact_in_float32(self, dtype: np.dtype[Any]) -> bool:
         """Return whether float32 has enough digits before numbers are rounded."""
@@ -138,16 +146,16 @@ class Normalization:
         is_whole = dtype.kind in "iu" and (self.levels, self.center % 1) == (1, 0)
         return is_whole and all(abs(end) > 2**20 or end.is_integer() for end in ends)
 
-    def _apply_float32(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
+    def _apply_float32(
+        self, stored: NDArray[np.generic], values: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         # Stored numbers are exact in float32. The center is subtracted in two parts, and before
         # clipping: rounding of center and clip loses nothing where they are large against the std.
         center = np.float32(self.center)
+        values[...] = stored
         if self.zero_nonfinite:
-            values = stored.astype(np.float32, order="C")
             values[~np.isfinite(values)] = 0
-            values -= center
-        else:  # read, converted and shifted in one pass
-            values = np.subtract(stored, center, dtype=np.float32, order="C")
+        values -= center
         values -= np.float32(self.center - float(center))
         if np.isfinite(self.low) or np.isfinite(self.high):
             largest = float(np.finfo(np.float32).max)

@@ -283,7 +283,7 @@ def _resampled(
     first, then = how.halves()
     values = np.empty(part.stored.shape, dtype=np.float32)
     for plane, stored in zip(values, iterate_planes(part.stored), strict=True):
-        plane[...] = first.apply(stored)
+        first.apply(stored, out=plane)
     lowest = 0.0 if how.background else float(values.min())
     stored = grid.resampled_image(values, order=order)
     return Voxels(stored=stored, source=part.source), then, lowest

@@ -14,7 +14,7 @@ import pytest
 from dask_slicer.errors import CorruptFile
 from dask_slicer.output.checks import check_case
 from dask_slicer.output.directory import output_config
-from dask_slicer.output.formats import zarr_reader
+from dask_slicer.output.formats import zarr_planes
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.journal import last_records
 
@@ -163,14 +163,14 @@ def test_sizes_on_which_all_metadata_agree_are_checked_against_the_chunks(store,
 def test_chunks_declare_the_size_of_their_planes(n_bytes) -> None:
     plane = np.random.default_rng(0).integers(0, 9, n_bytes).astype(np.uint8)
     for encode, size in (
-        (numcodecs.Zstd(level=3).encode, zarr_reader._zstd_size),
-        (lambda content: numcodecs.blosc.compress(content, b"lz4", 5, 1), zarr_reader._blosc_size),
+        (numcodecs.Zstd(level=3).encode, zarr_planes._zstd_size),
+        (lambda content: numcodecs.blosc.compress(content, b"lz4", 5, 1), zarr_planes._blosc_size),
     ):
         chunk = np.frombuffer(encode(plane), np.uint8)
         assert size(chunk) == n_bytes
         for n_kept in range(8):  # what is cut may have any size, but is no error
             assert size(chunk[:n_kept]) >= 0
-    assert zarr_reader._blosc_size(chunk[:-1]) == 0  # more would be read than there is
+    assert zarr_planes._blosc_size(chunk[:-1]) == 0  # more would be read than there is
 
 
 @pytest.mark.parametrize("settings", [STORES["float32"]], ids=["float32"])

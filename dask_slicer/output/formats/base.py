@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import ceil
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,86 @@ _REPAIR = "to repair the output, run `dask-slicer verify --repair`, then the sam
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
 T = TypeVar("T")
+# Planes of a case that windows share, (modality, row, column), by slice, once they are decoded.
+Planes = dict[int, NDArray[Any]]
 Slice = tuple[NDArray[np.float32], NDArray[np.integer] | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """What turns the stored numbers of a window into those that `CaseReader.read` returns.
+
+    ``clip(stored, *clip_range) * scale + offset`` for each channel, and 0 where `plane_mask` is
+    False: such a plane is padding.
+
+    Parameters
+    ----------
+    scale, offset : (channel,) ndarray of float64
+    clip_range : (channel, 2) ndarray of float64
+        Least and greatest stored number that count; an open end is infinite.
+    plane_mask : (channel,) ndarray of bool
+    """
+
+    scale: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    clip_range: NDArray[np.float64]
+    plane_mask: NDArray[np.bool_]
+
+    @classmethod
+    def of_intensities(cls, n_channels: int, *, offset: float = 0.0) -> Self:
+        """Return that of numbers which are intensities, but for an offset."""
+        return cls(
+            scale=np.ones(n_channels),
+            offset=np.full(n_channels, offset),
+            clip_range=np.tile((-np.inf, np.inf), (n_channels, 1)),
+            plane_mask=np.ones(n_channels, dtype=bool),
+        )
+
+
+class Window(Protocol):
+    """A slice with its neighbours and its label, before they are decoded.
+
+    Methods raise CorruptFile or OSError, which name the file.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (channel, row, column)."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the dtype of the stored numbers."""
+        ...
+
+    @property
+    def label_dtype(self) -> np.dtype[Any] | None:
+        """Return the dtype of the label map, None without one."""
+        ...
+
+    def read_image(self, out: NDArray[np.float32], planes: Planes) -> None:
+        """Read what `CaseReader.read` returns into (channel, row, column)."""
+        ...
+
+    def read_stored(self, out: NDArray[Any], planes: Planes) -> None:
+        """Read the stored numbers into (channel, row, column); padding is 0."""
+        ...
+
+    def read_label(self, out: NDArray[Any]) -> None:
+        """Read the label map into (row, column)."""
+        ...
+
+    def scaling(self) -> Scaling:
+        """Return what turns the stored numbers into those of `read_image`."""
+        ...
 
 
 class CaseReader(Protocol):
     """Reads slices of one case."""
+
+    def window(self, slice_index: int, window_size: int | None) -> Window:
+        """Return a window that is yet to be decoded; a window_size of None is that of `read`."""
+        ...
 
     def read(self, slice_index: int, window_size: int | None) -> Slice:
         """Return a normalised window, (channel, row, column), and its label, (row, column).

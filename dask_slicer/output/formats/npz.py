@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -18,7 +19,15 @@ from dask_slicer.config.file_settings import NPZ, Content, FileTemplate
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, Windows, case_metadata, grid_array, step_of
+from dask_slicer.output.formats.base import (
+    Planes,
+    Scaling,
+    Slice,
+    Windows,
+    case_metadata,
+    grid_array,
+    step_of,
+)
 from dask_slicer.output.formats.npz_archive import (
     MOST_DEFLATED,
     Piece,
@@ -147,7 +156,7 @@ class NpzReader:
     def __init__(self, path_of: Callable[[int], Path]) -> None:
         self._path_of = path_of
 
-    def read(self, slice_index: int, window_size: int | None) -> Slice:
+    def window(self, slice_index: int, window_size: int | None) -> ArrayWindow:
         """Return a window, or its middle part, and its label."""
         members = self._members(slice_index)
         image = members.image
@@ -155,7 +164,20 @@ class NpzReader:
             written = members.metadata["window_size"]
             outside = max(written - window_size, 0) * (len(image) // (2 * written + 1))
             image = image[outside : len(image) - outside]
-        return image.astype(np.float32, copy=False), members.label
+        return ArrayWindow(image, members.label, self._offset)
+
+    def read(self, slice_index: int, window_size: int | None) -> Slice:
+        """Return a window, or its middle part, and its label."""
+        window = self.window(slice_index, window_size)
+        image = window.image.astype(np.float32, copy=False)
+        if window.offset:
+            image = image - np.float32(window.offset)
+        return image, window.label
+
+    @property
+    def _offset(self) -> int:
+        """Return what was added to intensities."""
+        return 0
 
     def stored(self, slice_index: int) -> tuple[str, NDArray[np.integer] | None]:
         """Return dtype and shape of the image, which is not inflated, and the label."""
@@ -177,6 +199,51 @@ class NpzReader:
             if type(w) is not int or w < 0 or not len(image) or len(image) % (2 * w + 1):
                 raise ValueError(f"{len(image)} channels are no window of {w} neighbours")
             return Members(image, _label(archive, image.shape), metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayWindow:
+    """A window that is decoded, see `base.Window`; `offset` was added to intensities."""
+
+    image: NDArray[Any]
+    label: NDArray[np.integer] | None
+    offset: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (channel, row, column)."""
+        n_channels, height, width = self.image.shape
+        return n_channels, height, width
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the dtype of the stored numbers."""
+        return self.image.dtype
+
+    @property
+    def label_dtype(self) -> np.dtype[Any] | None:
+        """Return the dtype of the label map, None without one."""
+        return None if self.label is None else self.label.dtype
+
+    def read_image(self, out: NDArray[np.float32], _: Planes) -> None:
+        """Read the intensities."""
+        out[...] = self.image
+        if self.offset:
+            out -= np.float32(self.offset)
+
+    def read_stored(self, out: NDArray[Any], _: Planes) -> None:
+        """Read the stored numbers."""
+        out[...] = self.image
+
+    def read_label(self, out: NDArray[Any]) -> None:
+        """Read the label map."""
+        if self.label is None:
+            raise LookupError("the slice has no label")
+        out[...] = self.label
+
+    def scaling(self) -> Scaling:
+        """Return what turns the stored numbers into intensities."""
+        return Scaling.of_intensities(len(self.image), offset=-float(self.offset))
 
 
 class Members(NamedTuple):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dask_slicer.errors import CorruptFile
 from dask_slicer.output.formats import png
-from dask_slicer.output.formats.base import Slice, read_json
+from dask_slicer.output.formats.base import read_json
 from dask_slicer.output.formats.npz import Members, NpzReader
 from dask_slicer.utils.files import read_bytes
 
@@ -30,11 +30,10 @@ class PngReader(NpzReader):
         self._mask_of = mask_of
         self._metadata_path = metadata_path
 
-    def read(self, slice_index: int, window_size: int | None) -> Slice:
-        """Return a window, or its middle part, without the offset; and its label."""
-        image, label = super().read(slice_index, window_size)
-        offset = self._case.get("offset", 0)
-        return (image - np.float32(offset) if offset else image), label
+    @property
+    def _offset(self) -> int:
+        """Return what was added to intensities."""
+        return int(self._case.get("offset", 0))
 
     def stored(self, slice_index: int) -> tuple[str, NDArray[np.integer] | None]:
         """Return dtype and shape of the image, and the label."""

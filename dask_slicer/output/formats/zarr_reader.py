@@ -1,21 +1,14 @@
-"""Slices of a Zarr store, read without zarr-python.
-
-The event loop of zarr-python, and the thread pools of compiled readers, do not survive a fork, and
-torch's DataLoader forks its workers.
-"""
+"""Slices of a case in a Zarr store: windows, normalised or as stored."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numcodecs
 import numpy as np
-from numcodecs import blosc
 from numpy.typing import NDArray
 
 from dask_slicer.core.geometry import spacing
@@ -23,8 +16,8 @@ from dask_slicer.core.intensity import Normalization
 from dask_slicer.core.labels import LABEL_DTYPES
 from dask_slicer.core.windows import PADDING_MODES, ZERO_SLICE, window_indices
 from dask_slicer.errors import CorruptFile
-from dask_slicer.output.formats.base import Slice, read_json, step_of
-from dask_slicer.output.formats.zarr_shards import ShardReader, shard_path
+from dask_slicer.output.formats.base import Planes, Scaling, Slice, read_json, step_of
+from dask_slicer.output.formats.zarr_planes import DAMAGE, PlaneReader, whole_number
 from dask_slicer.output.layout import ZARR_METADATA
 
 # Slices between neighbours of a window: more is damage.
@@ -36,8 +29,6 @@ _SOURCE = (
     "float64",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
-# What the use of damaged metadata raises.
-_DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 class ZarrReader:
@@ -49,12 +40,12 @@ class ZarrReader:
         try:
             with np.errstate(all="ignore"):
                 shape, has_label = self._parse(self._attributes)
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise CorruptFile(f"{path} is damaged ({error!r})") from None
-        self._image = _Planes(folder / "image", shape, _SOURCE)
-        self._label = None
+        self._image = PlaneReader(folder / "image", shape, _SOURCE)
+        self._label, self._is_size_known = None, False
         if has_label:
-            self._label = _Planes(folder / "label", (shape[0], *shape[2:]), LABEL_DTYPES)
+            self._label = PlaneReader(folder / "label", (shape[0], *shape[2:]), LABEL_DTYPES)
         elif (folder / "label").exists():
             raise CorruptFile(f"{path} has no label, but its case has one")
         dtype = self._image.dtype
@@ -66,14 +57,14 @@ class ZarrReader:
 
     def _parse(self, attributes: dict[str, Any]) -> tuple[tuple[int, ...], bool]:
         """Return the shape of the image, and if there is a label; raise if attributes are wrong."""
-        self._window_size = _whole(attributes["window_size"], least=0)
+        self._window_size = whole_number(attributes["window_size"], least=0)
         self._padding_mode: str = attributes["padding_mode"]
         self.affine = np.array(attributes["affine"], dtype=np.float64)
         self._step = step_of(attributes)
         self._normalization = [_normalization(n) for n in attributes.get("normalization", [])]
         own = attributes.get("stored_dtype", [])  # which stores of earlier versions lack
         self._stored_dtypes = [np.dtype(name) for name in own]
-        channels, height, width = map(_whole, attributes["shape"]["image"])
+        channels, height, width = map(whole_number, attributes["shape"]["image"])
         label = attributes["shape"]["label"]
         n_modalities, rest = divmod(channels, 2 * self._window_size + 1)
         expected: dict[str, Any] = {"num_channels": channels}
@@ -93,13 +84,23 @@ class ZarrReader:
             or not np.allclose(spacing(self.affine), attributes["spacing"], rtol=1e-9, atol=0)
         ):
             raise ValueError("its attributes contradict each other")
-        n_slices = _whole(attributes["total_slices"])
+        n_slices = whole_number(attributes["total_slices"])
         return (n_slices, n_modalities, height, width), label is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Return (n_slices, modality, row, column), including dropped slices."""
         return self._image.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the dtype of the stored numbers."""
+        return self._image.dtype
+
+    @property
+    def label_dtype(self) -> np.dtype[Any] | None:
+        """Return the dtype of label maps, None without them."""
+        return None if self._label is None else self._label.dtype
 
     def metadata(self, slice_index: int) -> dict[str, Any]:
         """Return the metadata of a slice."""
@@ -113,8 +114,8 @@ class ZarrReader:
         dtype = "source" if self._normalization else self._image.dtype
         return f"{dtype} {(channels, height, width)}", label
 
-    def read(self, slice_index: int, window_size: int | None) -> Slice:
-        """Return a window and its label."""
+    def window(self, slice_index: int, window_size: int | None) -> ZarrWindow:
+        """Return a window that is yet to be decoded."""
         indices = window_indices(
             slice_index,
             n_slices=self.shape[0],
@@ -122,28 +123,64 @@ class ZarrReader:
             padding_mode=self._padding_mode,
             step=self._step,
         )
-        image = self.planes(indices.tolist()).reshape(-1, *self.shape[2:])
-        return image, None if self._label is None else self._label.read(slice_index)
+        self._check_size(indices[indices != ZERO_SLICE][0])
+        return ZarrWindow(self, indices.tolist(), slice_index)
+
+    def read(self, slice_index: int, window_size: int | None) -> Slice:
+        """Return a window and its label."""
+        window, label = self.window(slice_index, window_size), None
+        image = np.empty(window.shape, dtype=np.float32)
+        window.read_image(image, {})
+        if self._label is not None:
+            label = self._label.read(slice_index)
+        return image, label
 
     def planes(self, indices: list[int]) -> NDArray[np.float32]:
-        """Return slices, (n, modality, row, column); zeros for `ZERO_SLICE`."""
-        for index in indices:
-            if index != ZERO_SLICE:
-                self._image.chunk(index)  # confirms the size of a plane before memory is taken
-                break
+        """Return slices, (n, modality, row, column)."""
+        for index in indices[:1]:
+            self._check_size(index)
         planes = np.empty((len(indices), *self.shape[1:]), dtype=np.float32)
-        for place, index in enumerate(indices):
-            if index == ZERO_SLICE:
-                planes[place] = 0
-            elif index in indices[:place]:  # repeated at an edge
-                planes[place] = planes[indices.index(index)]
-            elif self._normalization:
-                for modality, stored in enumerate(self._image.read(index)):
-                    own = self._own_dtype(stored, modality)
-                    planes[place, modality] = self._normalization[modality].apply(own)
-            else:
-                self._image.read_into(planes[place], index)
+        for plane, index in zip(planes, indices, strict=True):
+            self.read_plane(plane, index)
         return planes
+
+    def _check_size(self, slice_index: int) -> None:
+        """Raise CorruptFile if planes have another size than metadata say, which takes memory."""
+        if not self._is_size_known:
+            self._image.chunk(slice_index)
+            self._is_size_known = True
+
+    def read_plane(self, out: NDArray[np.float32], slice_index: int) -> None:
+        """Read a slice into (modality, row, column)."""
+        if not self._normalization:
+            self._image.read_into(out, slice_index)
+            return
+        stored = self._image.read_scratch(slice_index)
+        for modality, how in enumerate(self._normalization):
+            how.apply(self._own_dtype(stored[modality], modality), out=out[modality])
+
+    def read_stored_plane(self, out: NDArray[Any], slice_index: int) -> None:
+        """Read the stored numbers of a slice into (modality, row, column)."""
+        self._image.read_into(out, slice_index)
+
+    def read_label(self, out: NDArray[Any], slice_index: int) -> None:
+        """Read the label map of a slice into (row, column)."""
+        if self._label is None:
+            raise LookupError("the case has no label")
+        self._label.read_into(out, slice_index)
+
+    def scaling(self, indices: list[int]) -> Scaling:
+        """Return what turns the stored numbers of a window into normalised ones."""
+        is_plane = np.array(indices) != ZERO_SLICE
+        n_modalities = self.shape[1]
+        if not self._normalization:
+            of_window = Scaling.of_intensities(len(indices) * n_modalities)
+            return replace(of_window, plane_mask=is_plane.repeat(n_modalities))
+        each = _linear(self._normalization)
+        return Scaling(
+            **{key: np.concatenate([values] * len(indices)) for key, values in each.items()},
+            plane_mask=is_plane.repeat(n_modalities),
+        )
 
     def _own_dtype(self, stored: NDArray[Any], modality: int) -> NDArray[Any]:
         """Return a plane in the dtype of its file, by which `apply` chooses its arithmetic."""
@@ -151,115 +188,57 @@ class ZarrReader:
         return stored.astype(own) if own.itemsize < stored.dtype.itemsize else stored
 
 
-class _Planes:
-    """An array of a store, read plane by plane; its shape is that of its case."""
+@dataclass(frozen=True, slots=True)
+class ZarrWindow:
+    """A slice and its neighbours, see `base.Window`; `indices` are the slices of the window."""
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], dtypes: Collection[str]) -> None:
-        self._folder, self.shape = folder, shape
-        self.path = folder / ZARR_METADATA
-        metadata = read_json(self.path)
-        try:
-            dtype, found = metadata["data_type"], metadata["shape"]
-            per_shard, *shard = metadata["chunk_grid"]["configuration"]["chunk_shape"]
-            sharding = metadata["codecs"][0]["configuration"]
-            codecs = " ".join(codec["name"] for codec in sharding["codecs"])
-            self._per_shard = _whole(per_shard)
-            is_known, is_chunked = dtype in dtypes, sharding["chunk_shape"] == [1, *shape[1:]]
-        except _DAMAGE as error:
-            raise CorruptFile(f"{self.path} is damaged ({error!r})") from None
-        if found != list(shape) or shard != list(shape[1:]) or not is_chunked:
-            raise CorruptFile(f"{self.path} has another shape than its case")
-        if not is_known or codecs not in _CODECS:
-            raise CorruptFile(
-                f"{self.path} has a dtype or codecs that dask-slicer does not write: "
-                f"{dtype}, {codecs}"
-            )
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        self._plane_bytes = math.prod(shape[1:]) * self.dtype.itemsize
-        self._size, self._decode = _CODECS[codecs]
-        self._shards: dict[int, ShardReader] = {}
+    reader: ZarrReader
+    indices: list[int]
+    slice_index: int
 
-    def read(self, index: int) -> NDArray[Any]:
-        """Return one plane."""
-        chunk = self.chunk(index)  # which fills the whole plane
-        plane = np.empty(self.shape[1:], dtype=self.dtype)
-        self._decode_into(plane, chunk, index)
-        return plane
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (channel, row, column)."""
+        _, n_modalities, height, width = self.reader.shape
+        return len(self.indices) * n_modalities, height, width
 
-    def read_into(self, out: NDArray[np.float32], index: int) -> None:
-        """Read one plane of floats into an array."""
-        if self.dtype == out.dtype:
-            self._decode_into(out, self.chunk(index), index)
-        else:
-            out[...] = self.read(index)
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the dtype of the stored numbers."""
+        return self.reader.dtype
 
-    def chunk(self, index: int) -> NDArray[np.uint8]:
-        """Return the encoded bytes of a plane; raise CorruptFile if they do not make one."""
-        number, position = divmod(index, self._per_shard)
-        if number not in self._shards:
-            path = shard_path(self._folder, number, len(self.shape))
-            self._shards[number] = ShardReader(path, self._per_shard)
-        chunk = self._shards[number].chunk(position)
-        n_bytes = self._size(chunk)
-        if n_bytes != self._plane_bytes:
-            raise self._damaged(
-                index, f"it holds {n_bytes} bytes, a plane takes {self._plane_bytes}"
-            )
-        return chunk
+    @property
+    def label_dtype(self) -> np.dtype[Any] | None:
+        """Return the dtype of the label map, None without one."""
+        return self.reader.label_dtype
 
-    def _decode_into(self, out: NDArray[Any], chunk: NDArray[np.uint8], index: int) -> None:
-        try:
-            with one_thread():
-                self._decode(chunk, out)
-        except (RuntimeError, ValueError) as error:
-            raise self._damaged(index, str(error)) from None
+    def read_image(self, out: NDArray[np.float32], planes: Planes) -> None:
+        """Read the normalised window."""
+        self._fill(out, planes, self.reader.read_plane)
 
-    def _damaged(self, index: int, reason: str) -> CorruptFile:
-        return CorruptFile(f"{self._folder}: slice {index} is damaged ({reason})")
+    def read_stored(self, out: NDArray[Any], planes: Planes) -> None:
+        """Read the stored numbers of the window."""
+        self._fill(out, planes, self.reader.read_stored_plane)
 
+    def _fill(
+        self, out: NDArray[Any], planes: Planes, read: Callable[[NDArray[Any], int], None]
+    ) -> None:
+        for plane, index in zip(out.reshape(-1, *self.reader.shape[1:]), self.indices, strict=True):
+            if index == ZERO_SLICE:
+                plane[...] = 0
+            elif index in planes:
+                plane[...] = planes[index]
+            else:
+                read(plane, index)
+                planes[index] = plane
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Make Blosc use one thread: several write blocks in any order, and do not survive a fork."""
-    before, blosc.use_threads = blosc.use_threads, False
-    try:
-        yield
-    finally:
-        blosc.use_threads = before
+    def read_label(self, out: NDArray[Any]) -> None:
+        """Read the label map."""
+        self.reader.read_label(out, self.slice_index)
 
-
-# -- chunks ----------------------------------------------------------------------------------------
-
-
-def _copy(chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
-    out[...] = chunk.view(out.dtype).reshape(out.shape)
-
-
-def _blosc_size(chunk: NDArray[np.uint8]) -> int:
-    # Header of a Blosc 1 buffer: version, codec, flags, typesize, then three sizes of 32 bits.
-    n_bytes, _, n_encoded = np.frombuffer(chunk[4:16].tobytes().ljust(12, b"\0"), "<u4").tolist()
-    return int(n_bytes) if n_encoded == len(chunk) else 0
-
-
-def _zstd_size(chunk: NDArray[np.uint8]) -> int:
-    # Header of a frame: magic, descriptor, window if it is no single segment, dictionary, size.
-    head = chunk[:18].tobytes().ljust(18, b"\0")
-    size_flag, is_single, dictionary_flag = head[4] >> 6, head[4] >> 5 & 1, head[4] & 3
-    start = 6 - is_single + (0, 1, 2, 4)[dictionary_flag]
-    length = (is_single, 2, 4, 8)[size_flag]
-    size = int.from_bytes(head[start : start + length], "little")
-    return size + 256 if length == 2 else size
-
-
-# Size of the decoded bytes as a chunk declares it, and decoding, by the names of its codecs.
-_CODECS: dict[
-    str,
-    tuple[Callable[[NDArray[np.uint8]], int], Callable[[NDArray[np.uint8], NDArray[Any]], object]],
-] = {
-    "bytes zstd crc32c": (_zstd_size, numcodecs.zstd.decompress),
-    "bytes blosc crc32c": (_blosc_size, blosc.decompress),
-    "bytes crc32c": (len, _copy),
-}
+    def scaling(self) -> Scaling:
+        """Return what turns the stored numbers into normalised ones."""
+        return self.reader.scaling(self.indices)
 
 
 # -- attributes ------------------------------------------------------------------------------------
@@ -275,13 +254,22 @@ def source_attributes(each: Sequence[Normalization]) -> dict[str, Any]:
     Our own readers use `normalization`, which is complete; others clip to `clip_range` (None is an
     open end), multiply by `scale`, and add `offset`.
     """
-    ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
     fields = [{key: v for key, v in asdict(n).items() if key not in _UNUSED} for n in each]
+    linear = {key: values.tolist() for key, values in _linear(each).items()}
     return {
         "normalization": [{key: _finite(value) for key, value in n.items()} for n in fields],
-        "scale": [n.slope / n.scale for n in each],
-        "offset": [(n.intercept - n.center) / n.scale for n in each],
-        "clip_range": [[_finite(end) for end in pair] for pair in ends],
+        **linear,
+        "clip_range": [[_finite(end) for end in pair] for pair in linear["clip_range"]],
+    }
+
+
+def _linear(each: Sequence[Normalization]) -> dict[str, NDArray[np.float64]]:
+    """Return scale and offset (modality,) and clip_range (modality, 2), for stored numbers."""
+    ends = [sorted((end - n.intercept) / n.slope for end in (n.low, n.high)) for n in each]
+    return {
+        "scale": np.array([n.slope / n.scale for n in each]),
+        "offset": np.array([(n.intercept - n.center) / n.scale for n in each]),
+        "clip_range": np.array(ends),
     }
 
 
@@ -296,10 +284,3 @@ def _normalization(fields: dict[str, Any]) -> Normalization:
         **fields
         | {"low": -math.inf if low is None else low, "high": math.inf if high is None else high}
     )
-
-
-def _whole(number: Any, *, least: int = 1) -> int:
-    """Return a number of metadata; raise ValueError unless it is an integer, `least` or more."""
-    if type(number) is not int or number < least:
-        raise ValueError(f"{number!r} is no number of slices, rows or columns")
-    return number

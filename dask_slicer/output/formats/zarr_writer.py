@@ -35,7 +35,8 @@ from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
 from dask_slicer.output.formats.base import case_metadata, read_json
-from dask_slicer.output.formats.zarr_reader import one_thread, source_attributes
+from dask_slicer.output.formats.zarr_planes import one_thread
+from dask_slicer.output.formats.zarr_reader import source_attributes
 from dask_slicer.output.formats.zarr_shards import ShardWriter, shard_path
 from dask_slicer.output.layout import ZARR_METADATA, section
 from dask_slicer.planning.names import NO_NAMES, Names
