@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dask_slicer.planning.plan import RunPlan
     from dask_slicer.report.preview import show_slices
     from dask_slicer.training.dataset import SliceDataset
+    from dask_slicer.training.loader import SliceLoader
+    from dask_slicer.training.normalization import normalize_batch
 
 __all__ = [
     "AssemblyReport",
@@ -30,10 +32,12 @@ __all__ = [
     "RunPlan",
     "RunReport",
     "SliceDataset",
+    "SliceLoader",
     "VolumeWriter",
     "__version__",
     "assemble",
     "build_graphs",
+    "normalize_batch",
     "open_output",
     "plan",
     "run",
@@ -51,9 +55,11 @@ _MODULES = {
     "RunPlan": "dask_slicer.planning.plan",
     "RunReport": "dask_slicer.monitoring.observer",
     "SliceDataset": "dask_slicer.training.dataset",
+    "SliceLoader": "dask_slicer.training.loader",
     "VolumeWriter": "dask_slicer.assembly.volume_writer",
     "assemble": "dask_slicer.assembly.assemble",
     "build_graphs": "dask_slicer.execution.graph",
+    "normalize_batch": "dask_slicer.training.normalization",
     "open_output": "dask_slicer.output.output",
     "plan": "dask_slicer.api",
     "run": "dask_slicer.api",

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import operator
-import random
-import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import UsageError
-from dask_slicer.output.folds import fold_cases
 from dask_slicer.output.formats import npz, png_reader, zarr_reader  # noqa: F401, before loaders are forked
 from dask_slicer.output.formats.base import CaseReader, damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
-from dask_slicer.output.output import Output, check_cases, check_plane, open_output
+from dask_slicer.output.output import open_output
+from dask_slicer.training import batches
+from dask_slicer.training.batches import Allocate, OpenedSlice, Sample
+from dask_slicer.training.batches import Output as ImageOutput
+from dask_slicer.training.loader import SliceLoader
+from dask_slicer.training.memory import ArrayPool, is_in_worker, shared_empty
+from dask_slicer.training.selection import Selection
+from dask_slicer.training.shuffled import ShuffledSlices
+from dask_slicer.training.weights import sampling_weights
 from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-Sample = dict[str, Any]
 
 
 class _Default:
@@ -41,6 +41,8 @@ class _Default:
 _TRAIN: Any = _Default()
 # Cases that stay open; a case in a Zarr store has two mapped files.
 _MOST_OPEN = 64
+# Pieces of memory of batches that wait for the next: images and labels of two.
+_MOST_KEPT = 4
 
 
 class SliceDataset:
@@ -75,6 +77,11 @@ class SliceDataset:
     plane : str, optional
         Only slices of this plane, such as "coronal". By default those of all planes: then samples
         have their `plane`, if it is not one for all. A window holds slices of one plane.
+    output : {"float32", "source"}
+        "source": images as the integers that are stored, which is several times faster, and with
+        them `scale`, `offset`, `clip_range` and `plane_mask`, with which `normalize_batch`
+        normalises a batch where it is wanted, such as on a GPU. Of an output that holds integers:
+        of ``--dtype source`` or ``uint8``, or PNG.
 
     Raises
     ------
@@ -99,53 +106,55 @@ class SliceDataset:
         fold: int | None = None,
         part: Literal["train", "val"] | None = None,
         plane: str | None = None,
+        output: ImageOutput = "float32",
     ) -> None:
-        if fold is not None and split is not _TRAIN:
+        if split is _TRAIN:
+            split = "train" if fold is None else None
+        elif fold is not None:
             raise UsageError(
                 f"fold and split both choose cases, got {fold} and {split}; give fold alone, with "
                 "part='val' for its cases for validation"
             )
-        if fold is None and part is not None:
-            raise UsageError(f"part needs fold, the number of a fold, got part {part}")
-        if split is _TRAIN:
-            split = "train" if fold is None else None
-        if split is not None and split not in SPLITS:
-            raise UsageError(f"split must be one of {', '.join(SPLITS)} or None, got {split}")
+        selection = Selection(
+            split=split,
+            cases=cases,
+            labels=labels,
+            min_foreground=min_foreground,
+            fold=fold,
+            part=part,
+            plane=plane,
+        )
         if channels not in ("window", "center"):
             raise UsageError(f"channels must be window or center, got {channels}")
         if window_size is not None and (int(window_size) != window_size or window_size < 0):
             raise UsageError(f"window_size must be an integer from 0 up, got {window_size}")
-        for name, wanted in (("cases", cases), ("labels", labels)):
-            if isinstance(wanted, str | int):
-                raise UsageError(f"{name} must be a list, got {wanted!r}")
-        if labels is not None and 0 in labels:
-            raise UsageError("labels are values other than 0, which is background")
-        output = open_output(output_dir)
-        self.output_dir = output.path
-        self.transform = transform
-        self._channel_names, self._label_names = output.channel_names, output.label_names
-        self._window_size = 0 if channels == "center" else window_size
-        written = output.config.window_size
-        if output.config.format != "zarr" and (self._window_size or 0) > written:
+        if output not in ("float32", "source"):
+            raise UsageError(f"output must be float32 or source, got {output}")
+        opened = open_output(output_dir)
+        if output == "source" and opened.config.dtype in ("float32", "float16"):
             raise UsageError(
-                f"{output.path} was written with --window_size {written}, so window_size "
+                f"{opened.path} holds no integers, but {opened.config.dtype}, so output cannot be "
+                "source; make the slices again with --format zarr --dtype source"
+            )
+        self.output_dir = opened.path
+        self._output = output
+        self.transform = transform
+        self._channel_names, self._label_names = opened.channel_names, opened.label_names
+        self._window_size = 0 if channels == "center" else window_size
+        written = opened.config.window_size
+        if opened.config.format != "zarr" and (self._window_size or 0) > written:
+            raise UsageError(
+                f"{opened.path} was written with --window_size {written}, so window_size "
                 f"{window_size} is too large; make the slices again with --window_size "
                 f"{window_size}, or with --format zarr"
             )
-        check_plane(output, plane)
-        self._index = _select(output, split, cases, labels, min_foreground)
-        if plane is not None and output.config.plane_folders:
-            self._index = self._index.of_cases(lambda case: case.plane == plane)
-        if fold is not None:
-            in_fold = fold_cases(output, fold, part or "train")
-            if apart := sorted(set(cases or ()) - in_fold):
-                raise UsageError(f"{apart[0]} is not in {part or 'train'} of fold {fold}")
-            self._index = self._index.of_cases(lambda case: case.case_id in in_fold)
+        self._index = selection.of(opened)
         self._readers: OrderedDict[int, CaseReader] = OrderedDict()
-        if output.shortfall:
-            warnings.warn(output.shortfall, stacklevel=2)
+        self._pool = ArrayPool(_MOST_KEPT)
+        if opened.shortfall:
+            warnings.warn(opened.shortfall, stacklevel=2)
         if not len(self._index):
-            warnings.warn(f"no slice of {output.path} matches the selection", stacklevel=2)
+            warnings.warn(f"no slice of {opened.path} matches the selection", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -166,6 +175,53 @@ class SliceDataset:
         CorruptFile
             If the slice cannot be read; names case, slice and file.
         """
+        slices = [self._opened(number)]
+        return self._samples(slices, np.empty)[0]
+
+    def __getitems__(self, numbers: Iterable[int]) -> list[Any]:
+        """Return samples, as `[i]` does, whose arrays are views into one array of the batch.
+
+        Each plane is decoded once, however many windows hold it. Torch's DataLoader reads batches
+        with it; its `collate_fn=dataset.collate` spares a copy.
+
+        Raises
+        ------
+        IndexError
+        CorruptFile
+        UsageError
+            If the slices have several sizes, and there is no `transform`.
+        """
+        slices = [self._opened(number) for number in numbers]
+        sizes = {each.window.shape for each in slices}
+        if self.transform is not None and len(sizes) > 1:  # which may make them equal
+            return [self._samples([each], np.empty)[0] for each in slices]
+        allocate = shared_empty if is_in_worker() else self._pool.empty
+        return self._samples(slices, allocate) if slices else []
+
+    def _samples(self, slices: Sequence[OpenedSlice], allocate: Allocate) -> list[Any]:
+        arrays = batches.read_arrays(slices, output=self._output, allocate=allocate)
+        samples = batches.samples_of(slices, arrays)
+        return samples if self.transform is None else [self.transform(each) for each in samples]
+
+    def read_batch(self, numbers: Iterable[int], allocate: Allocate = np.empty) -> dict[str, Any]:
+        """Return slices as one batch, as the batches of `loader`.
+
+        Parameters
+        ----------
+        numbers : iterable of int
+        allocate : callable
+            Makes an array of a shape and a dtype.
+        """
+        slices = [self._opened(number) for number in numbers]
+        if self.transform is not None:
+            return batches.collate(self._samples(slices, allocate))
+        arrays = batches.read_arrays(slices, output=self._output, allocate=allocate)
+        return batches.batch_of(slices, arrays)
+
+    collate = staticmethod(batches.collate)
+
+    def _opened(self, number: int) -> OpenedSlice:
+        """Return a slice that is yet to be decoded."""
         n, number = len(self), operator.index(number)
         if not -n <= number < n:
             raise IndexError(f"there are {n} slices, got index {number}")
@@ -173,14 +229,14 @@ class SliceDataset:
         case_number, slice_index = int(self._index.case[row]), int(self._index.slice_index[row])
         case = self._index.cases[case_number]
         with damage_named(case.case_id, slice_index):
-            image, label = self._reader(case_number).read(slice_index, self._window_size)
-        sample: Sample = {"image": image}
-        if label is not None:
-            sample["label"] = label
-        sample |= {"case_id": case.case_id, "slice_index": slice_index}
-        if case.plane:
-            sample["plane"] = case.plane
-        return sample if self.transform is None else self.transform(sample)
+            window = self._reader(case_number).window(slice_index, self._window_size)
+        return OpenedSlice(
+            case_number=case_number,
+            case_id=case.case_id,
+            slice_index=slice_index,
+            plane=case.plane,
+            window=window,
+        )
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))
@@ -245,34 +301,9 @@ class SliceDataset:
         UsageError
             If both `foreground` and `balanced` are given, or no slice matches.
         """
-        if foreground is not None and balanced:
-            raise UsageError("set foreground or balanced, not both")
-        if labels is not None and foreground is None:
-            raise UsageError(
-                "labels needs foreground, the share of draws with these labels, such as 0.5"
-            )
-        if balanced:
-            return self._index.balanced_weights()
-        if foreground is None:
-            return np.full(len(self), 1.0 / max(len(self), 1))
-        if not 0 <= foreground <= 1:
-            raise UsageError(f"foreground must be between 0 and 1, got {foreground:g}")
-        index = self._index
-        has_foreground = (
-            np.diff(index.label_ends) > 0 if labels is None else index.rows_with(labels)
+        return sampling_weights(
+            self._index, foreground=foreground, labels=labels, balanced=balanced
         )
-        weights = np.zeros(len(self))
-        for kind, share, rows in (
-            ("with", foreground, has_foreground),
-            ("without", 1 - foreground, ~has_foreground),
-        ):
-            if share and not rows.any():
-                raise UsageError(
-                    f"{share:.0%} of the draws should be slices {kind} foreground, but there are "
-                    "none"
-                )
-            weights[rows] = share / max(int(rows.sum()), 1)
-        return weights
 
     def shuffled(self, *, buffer_size: int = 256, seed: int = 0) -> ShuffledSlices:
         """Return the samples as a stream that reads case after case, for network disks.
@@ -285,6 +316,37 @@ class SliceDataset:
             For the order of cases and the draws.
         """
         return ShuffledSlices(self, buffer_size=buffer_size, seed=seed)
+
+    def loader(
+        self,
+        batch_size: int = 1,
+        *,
+        threads: int = 2,
+        shuffle: bool = False,
+        seed: int = 0,
+        sampler: Collection[int] | None = None,
+        drop_last: bool = False,
+        pin_memory: bool = False,
+        rank: int | None = None,
+        num_replicas: int | None = None,
+    ) -> SliceLoader:
+        """Return an iterable of batches that threads of this process fill ahead.
+
+        There is no process boundary that batches are copied through, as in torch's DataLoader, and
+        decoding releases Python's lock; see `SliceLoader`.
+        """
+        return SliceLoader(
+            self,
+            batch_size,
+            threads=threads,
+            shuffle=shuffle,
+            seed=seed,
+            sampler=sampler,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+            rank=rank,
+            num_replicas=num_replicas,
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the columns of slices.csv for the selected slices, as a pandas data frame.
@@ -327,72 +389,3 @@ class SliceDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_readers": OrderedDict()}
-
-
-class ShuffledSlices:
-    """Samples as a stream: cases in random order, slices of a few of them mixed in a buffer.
-
-    Each case is read from front to back, once per epoch; every iteration is one epoch. In torch's
-    DataLoader, every worker reads a part of the cases, and torch's seed changes the order. Import
-    torch before you create the stream with `SliceDataset.shuffled`.
-    """
-
-    def __init__(self, dataset: SliceDataset, *, buffer_size: int, seed: int) -> None:
-        if buffer_size < 1:
-            raise UsageError(f"buffer_size must be 1 or more, got {buffer_size}")
-        self.dataset = dataset
-        self.buffer_size = buffer_size
-        self.seed = seed
-        self.epoch = 0
-        torch_data = sys.modules.get("torch.utils.data")
-        if torch_data is not None:  # DataLoader recognises streams by this class
-            torch_data.IterableDataset.register(ShuffledSlices)
-
-    def __iter__(self) -> Iterator[Any]:
-        worker, n_workers, torch_seed = _torch_worker()
-        order = random.Random(f"{self.seed} {torch_seed} {self.epoch}")  # noqa: S311  # no secret
-        self.epoch += 1
-        index = self.dataset._index
-        cases = list(range(len(index.cases)))
-        order.shuffle(cases)
-        rows = np.argsort(index.case, kind="stable")
-        ends = [0, *np.bincount(index.case, minlength=len(cases)).cumsum().tolist()]
-        samples = (
-            self.dataset[int(row)]
-            for case in cases[worker::n_workers]
-            for row in rows[ends[case] : ends[case + 1]]
-        )
-        buffer = list(islice(samples, self.buffer_size))
-        for sample in samples:
-            place = order.randrange(len(buffer))
-            yield buffer[place]
-            buffer[place] = sample
-        order.shuffle(buffer)
-        yield from buffer
-
-
-def _torch_worker() -> tuple[int, int, int]:
-    """Return the number of this DataLoader worker, of how many, and their seed; else 0, 1, 0."""
-    torch_data = sys.modules.get("torch.utils.data")
-    info = None if torch_data is None else torch_data.get_worker_info()
-    return (0, 1, 0) if info is None else (info.id, info.num_workers, info.seed - info.id)
-
-
-def _select(
-    output: Output,
-    split: str | None,
-    cases: Collection[str] | None,
-    labels: Collection[int] | None,
-    min_foreground: float | None,
-) -> SliceIndex:
-    index = output.index.of_cases(lambda case: split in (None, case.split))
-    if cases is not None:
-        wanted = set(cases)
-        check_cases(output, wanted, split=split)
-        index = index.of_cases(lambda case: case.case_id in wanted)
-    rows = np.ones(len(index), dtype=bool)
-    if labels is not None:
-        rows &= index.rows_with(labels)
-    if min_foreground is not None:
-        rows &= index.foreground >= min_foreground
-    return index.select(rows)

@@ -1,0 +1,195 @@
+"""Batches of slices: many windows read into one array."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dask_slicer.errors import UsageError
+from dask_slicer.output.formats.base import Planes, Scaling, Window, damage_named
+from dask_slicer.training.memory import as_tensor, joined
+
+Sample = dict[str, Any]
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+Output = Literal["float32", "source"]
+_SCALING = tuple(field.name for field in fields(Scaling))
+# Stored integers, and what they become: torch has no arithmetic for the others.
+_TENSOR_DTYPES = {
+    "int8": "int8",
+    "uint8": "uint8",
+    "int16": "int16",
+    "uint16": "int32",
+    "int32": "int32",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedSlice:
+    """A slice that was asked for, opened and not yet decoded; `case_number` is that of its case."""
+
+    case_number: int
+    case_id: str
+    slice_index: int
+    plane: str
+    window: Window
+
+    def source(self) -> Sample:
+        """Return where the slice comes from, as part of a sample."""
+        source = {"case_id": self.case_id, "slice_index": self.slice_index}
+        return source | {"plane": self.plane} if self.plane else source
+
+
+def read_arrays(
+    slices: Sequence[OpenedSlice], *, output: Output, allocate: Allocate
+) -> dict[str, NDArray[Any]]:
+    """Read slices of one size into arrays of a batch; each plane is decoded once.
+
+    Returns
+    -------
+    dict
+        `image` (slice, channel, row, column), `label` (slice, row, column) if all have one, and
+        with output "source", the fields of `Scaling`.
+
+    Raises
+    ------
+    UsageError
+        If the sizes differ, or `output` is "source" and a case holds no integers.
+    CorruptFile
+    """
+    first = slices[0]
+    for other in slices:
+        if other.window.shape != first.window.shape:
+            raise UsageError(_unequal(first, other))
+    dtype = np.dtype(np.float32)
+    if output == "source":
+        dtype = np.result_type(*(_tensor_dtype(each) for each in slices))
+    image = allocate((len(slices), *first.window.shape), dtype)
+    planes: dict[int, Planes] = {}
+    for place, each in zip(image, slices, strict=True):
+        read = each.window.read_stored if output == "source" else each.window.read_image
+        with damage_named(each.case_id, each.slice_index):
+            read(place, planes.setdefault(each.case_number, {}))
+    arrays = {"image": image}
+    label_dtypes = [each.window.label_dtype for each in slices]
+    if None not in label_dtypes:
+        size = first.window.shape[1:]
+        label = arrays["label"] = allocate((len(slices), *size), np.result_type(*label_dtypes))
+        for place, each in zip(label, slices, strict=True):
+            with damage_named(each.case_id, each.slice_index):
+                each.window.read_label(place)
+    if output == "source":
+        scalings = [each.window.scaling() for each in slices]
+        for name in _SCALING:
+            arrays[name] = np.stack([getattr(scaling, name) for scaling in scalings])
+    return arrays
+
+
+def samples_of(slices: Sequence[OpenedSlice], arrays: Mapping[str, NDArray[Any]]) -> list[Sample]:
+    """Return a sample for each slice, whose arrays are views into those of the batch."""
+    return [
+        {name: array[number] for name, array in arrays.items()} | each.source()
+        for number, each in enumerate(slices)
+    ]
+
+
+def batch_of(slices: Sequence[OpenedSlice], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Return a batch: arrays, or tensors where torch is imported, and lists of sources."""
+    sources = [each.source() for each in slices]
+    batch: dict[str, Any] = {name: _tensor(array) for name, array in arrays.items()}
+    return batch | _collated_sources(sources)
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return samples as a batch; arrays that lie in one batch already are not copied.
+
+    Arrays and numbers become tensors where torch is imported, else arrays; other values, lists.
+
+    Raises
+    ------
+    UsageError
+        If samples have unequal sizes or keys.
+    """
+    first = samples[0]
+    for sample in samples:
+        if sample.keys() != first.keys():
+            raise UsageError(_without_label(samples))
+    batch: dict[str, Any] = {}
+    for name, value in first.items():
+        values = [sample[name] for sample in samples]
+        if isinstance(value, np.ndarray):
+            if any(array.shape != value.shape for array in values):
+                raise UsageError(_unequal_arrays(name, samples))
+            together = joined(values)
+            batch[name] = _tensor(np.stack(values) if together is None else together)
+        elif name in ("case_id", "plane"):
+            batch[name] = values
+        elif name == "slice_index":
+            batch[name] = _tensor(np.array(values))
+        else:
+            batch[name] = _collated(values)
+    return batch
+
+
+def _collated(values: list[Any]) -> Any:
+    """Return what a transform made of samples, collated by torch where it is imported."""
+    torch_data = sys.modules.get("torch.utils.data")
+    return values if torch_data is None else torch_data.default_collate(values)
+
+
+def _collated_sources(sources: Sequence[Sample]) -> dict[str, Any]:
+    batch = {name: [source[name] for source in sources] for name in sources[0]}
+    return batch | {"slice_index": _tensor(np.array(batch["slice_index"]))}
+
+
+def _tensor(array: NDArray[Any]) -> Any:
+    return as_tensor(array) if "torch" in sys.modules else array
+
+
+def _tensor_dtype(each: OpenedSlice) -> np.dtype[Any]:
+    name = each.window.dtype.newbyteorder("=").name
+    if name not in _TENSOR_DTYPES:
+        raise UsageError(
+            f"case {each.case_id} is stored as {name}, and output='source' gives integers of at "
+            "most 32 bit, signed; read it without output='source', or make the slices again with "
+            "--dtype source from scans of integers"
+        )
+    return np.dtype(_TENSOR_DTYPES[name])
+
+
+_REMEDY = "make the slices again with --size, or choose slices of one size with `cases` or `plane`"
+
+
+def _unequal(first: OpenedSlice, other: OpenedSlice) -> str:
+    return (
+        f"a batch needs slices of one size, but {first.case_id} has "
+        f"{_size(first.window.shape)} and {other.case_id} {_size(other.window.shape)} (channels, "
+        f"rows, columns); {_REMEDY}"
+    )
+
+
+def _unequal_arrays(name: str, samples: Sequence[Sample]) -> str:
+    first = samples[0]
+    other = next(each for each in samples if each[name].shape != first[name].shape)
+    where = (
+        f"{each.get('case_id', name)} has {_size(each[name].shape)}" for each in (first, other)
+    )
+    return f"a batch needs slices of one size, but {' and '.join(where)}; {_REMEDY}"
+
+
+def _without_label(samples: Sequence[Sample]) -> str:
+    first = samples[0]
+    other = next(each for each in samples if each.keys() != first.keys())
+    names = " and ".join(sorted(first.keys() ^ other.keys()))
+    return (
+        f"{first.get('case_id')} and {other.get('case_id')} differ in {names}; choose cases that "
+        "all have a label, or none, with `cases`"
+    )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))

@@ -1,0 +1,197 @@
+"""Batches that threads fill ahead of the training loop."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from math import ceil
+from typing import Any, Protocol
+
+import numpy as np
+
+from dask_slicer.errors import UsageError
+from dask_slicer.training.batches import Allocate
+from dask_slicer.training.memory import ArrayPool, pinned_empty
+
+Batch = dict[str, Any]
+# Batches that are ready or being filled for each thread, beside the one it fills.
+_AHEAD = 1
+
+
+class BatchSource(Protocol):
+    """Slices that can be read as batches; a `SliceDataset`."""
+
+    def __len__(self) -> int: ...
+
+    def read_batch(self, numbers: Sequence[int], allocate: Allocate) -> Batch:
+        """Return slices as a batch, in arrays that `allocate` makes."""
+        ...
+
+
+class SliceLoader:
+    """Batches of a dataset, epoch after epoch, in an order that seed and epoch decide.
+
+    A batch is a dict: `image` (slice, channel, row, column), `label` (slice, row, column) where the
+    cases have one, `case_id`, a list, `slice_index` (slice,), and with ``output="source"`` what
+    `normalize_batch` needs. Arrays are torch tensors where torch is imported. The memory of a batch
+    is used again when nothing on it is left, so a batch may be kept.
+
+    The next iteration is the next epoch. An error is raised at the batch it belongs to; the next
+    batch can still be asked for.
+
+    Parameters
+    ----------
+    dataset : SliceDataset
+        Its `transform`, if any, runs in the threads.
+    batch_size : int
+    threads : int
+        0 reads each batch when it is asked for.
+    shuffle : bool
+    seed : int
+        For the order of slices.
+    sampler : collection of int, optional
+        Numbers of slices in the order of an epoch, iterated over in each: any sampler of torch's.
+        Then `shuffle`, `rank` and `num_replicas` are its own task.
+    drop_last : bool
+        Leave out what does not fill a batch.
+    pin_memory : bool
+        Put batches into page-locked memory, for fast copies to a GPU. Needs torch with CUDA.
+    rank, num_replicas : int, optional
+        Of the processes of a distributed training, this one's number, and how many there are; by
+        default those of `torch.distributed`. Each process has the same number of slices: the first
+        ones are repeated, or the last ones left out with `drop_last`.
+
+    Raises
+    ------
+    UsageError
+        If an argument is wrong, or arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        dataset: BatchSource,
+        batch_size: int = 1,
+        *,
+        threads: int = 2,
+        shuffle: bool = False,
+        seed: int = 0,
+        sampler: Collection[int] | None = None,
+        drop_last: bool = False,
+        pin_memory: bool = False,
+        rank: int | None = None,
+        num_replicas: int | None = None,
+    ) -> None:
+        for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 0)):
+            if int(value) != value or value < least:
+                raise UsageError(f"{name} must be an integer from {least} up, got {value}")
+        if sampler is not None and (shuffle or rank is not None or num_replicas is not None):
+            raise UsageError("sampler decides the order: leave out shuffle, rank and num_replicas")
+        if (rank is None) != (num_replicas is None):
+            raise UsageError("rank and num_replicas need each other")
+        if rank is None and sampler is None:
+            rank, num_replicas = _distributed()
+        if rank is not None and num_replicas is not None and not 0 <= rank < num_replicas:
+            raise UsageError(f"rank must be from 0 to {num_replicas - 1}, got {rank}")
+        self.dataset = dataset
+        self.batch_size, self.threads = int(batch_size), int(threads)
+        self.shuffle, self.seed, self.sampler = shuffle, seed, sampler
+        self.drop_last, self.pin_memory = drop_last, pin_memory
+        self._rank, self._num_replicas = rank or 0, num_replicas or 1
+        self.epoch = 0
+        self._pool = ArrayPool(most_kept=2 * (_n_ahead(self.threads) + 2))
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        n_slices = len(self._slices_of_rank()) if self.sampler is None else len(self.sampler)
+        return n_slices // self.batch_size if self.drop_last else ceil(n_slices / self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        numbers: Sequence[int]
+        if self.sampler is None:
+            rows = np.arange(len(self.dataset))
+            if self.shuffle:
+                rows = np.random.default_rng((self.seed, self.epoch)).permutation(rows)
+            numbers = rows[self._slices_of_rank()].tolist()
+        else:
+            numbers = [int(number) for number in self.sampler]
+        self.epoch += 1
+        starts = range(0, len(numbers), self.batch_size)
+        of_batches = [numbers[start : start + self.batch_size] for start in starts]
+        if self.drop_last and of_batches and len(of_batches[-1]) < self.batch_size:
+            of_batches.pop()
+        allocate: Allocate = pinned_empty if self.pin_memory else self._pool.empty
+        return _Batches(self.dataset, of_batches, threads=self.threads, allocate=allocate)
+
+    def _slices_of_rank(self) -> Sequence[int]:
+        """Return the places of this process in the order of an epoch."""
+        n, n_replicas = len(self.dataset), self._num_replicas
+        n_each = n // n_replicas if self.drop_last else ceil(n / n_replicas)
+        places = range(self._rank, n_each * n_replicas, n_replicas)
+        return places if n_each * n_replicas <= n else [place % n for place in places]
+
+
+class _Batches:
+    """One pass over batches, filled ahead by threads, in order."""
+
+    def __init__(
+        self,
+        dataset: BatchSource,
+        of_batches: list[Sequence[int]],
+        *,
+        threads: int,
+        allocate: Allocate,
+    ) -> None:
+        self._read = partial(dataset.read_batch, allocate=allocate)
+        self._remaining = iter(of_batches)
+        self._n_ahead = _n_ahead(threads)
+        self._futures: deque[Future[Batch]] = deque()
+        self._executor: ThreadPoolExecutor | None = None
+        if threads:
+            self._executor = ThreadPoolExecutor(threads, thread_name_prefix="SliceLoader")
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        executor = self._executor
+        if executor is None:
+            return self._read(next(self._remaining))
+        while len(self._futures) < self._n_ahead:
+            numbers = next(self._remaining, None)
+            if numbers is None:
+                break
+            self._futures.append(executor.submit(self._read, numbers))
+        if not self._futures:
+            self.close()
+            raise StopIteration
+        return self._futures.popleft().result()
+
+    def close(self) -> None:
+        """End the threads, after the batches they are filling."""
+        self._remaining = iter(())
+        self._futures.clear()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_executor"):
+            self.close()
+
+
+def _n_ahead(threads: int) -> int:
+    return threads * (1 + _AHEAD)
+
+
+def _distributed() -> tuple[int | None, int | None]:
+    """Return rank and number of processes of torch.distributed, None if it is not in use."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        return None, None
+    return distributed.get_rank(), distributed.get_world_size()

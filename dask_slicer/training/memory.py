@@ -1,0 +1,132 @@
+"""Memory of batches, used again once no array on it is left."""
+
+from __future__ import annotations
+
+import math
+import sys
+import weakref
+from collections import deque
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+class ArrayPool:
+    """Arrays whose memory is kept for the next ones, because new memory is slow to write to.
+
+    Memory comes back when the last array, view or tensor on it is gone, and not before. Threads may
+    share a pool.
+
+    Parameters
+    ----------
+    most_kept : int
+        Pieces of memory that wait for use; with more, the oldest is freed.
+    """
+
+    def __init__(self, most_kept: int | None) -> None:
+        self._free: deque[NDArray[np.uint8]] = deque(maxlen=most_kept)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Return an array of any content, as `numpy.empty` does."""
+        n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if not n_bytes:
+            return np.empty(shape, dtype)
+        memory = self._taken(n_bytes)
+        if memory is None:
+            memory = np.empty(n_bytes, np.uint8)
+        # All views keep this array alive: its base is no array, which they would refer to instead.
+        root = np.frombuffer(memory.data, np.uint8, n_bytes)
+        weakref.finalize(root, self._free.append, memory).atexit = False
+        array: NDArray[Any] = root.view(dtype).reshape(shape)
+        return array
+
+    def __reduce__(self) -> tuple[type[ArrayPool], tuple[int | None]]:
+        return ArrayPool, (self._free.maxlen,)  # without the memory
+
+    def _taken(self, n_bytes: int) -> NDArray[np.uint8] | None:
+        """Return free memory of at least so many bytes, and at most twice as many."""
+        for _ in range(len(self._free)):
+            try:
+                memory = self._free.popleft()
+            except IndexError:  # another thread took the last
+                return None
+            if n_bytes <= memory.size <= 2 * n_bytes:
+                return memory
+            self._free.append(memory)
+        return None
+
+
+def is_in_worker() -> bool:
+    """Return whether this is a worker process of torch's DataLoader."""
+    torch_data = sys.modules.get("torch.utils.data")
+    return torch_data is not None and torch_data.get_worker_info() is not None
+
+
+def shared_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array in memory that processes share, for workers of torch's DataLoader.
+
+    Its base is the tensor, which goes to the main process without a copy.
+    """
+    import torch
+
+    like = torch.from_numpy(np.empty(0, dtype))
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        # What torch's own collation calls; the public way copies memory that is empty.
+        storage = torch.UntypedStorage._new_shared(n_bytes)
+    except AttributeError:
+        tensor = like.new_empty(shape).share_memory_()
+    else:
+        tensor = like.new_empty(0).set_(storage, 0, shape)
+    array: NDArray[Any] = tensor.numpy()
+    return array
+
+
+def pinned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array in page-locked memory of torch's; its base is the tensor.
+
+    Torch does not give this memory to others before copies to a device have ended, which our pool
+    could not know.
+    """
+    import torch
+
+    like = torch.from_numpy(np.empty(0, dtype))
+    array: NDArray[Any] = torch.empty(shape, dtype=like.dtype, pin_memory=True).numpy()
+    return array
+
+
+def joined(arrays: list[NDArray[Any]]) -> NDArray[Any] | None:
+    """Return arrays that lie one after another in one piece of memory as one array, else None.
+
+    >>> batch = np.zeros((2, 3))
+    >>> joined([*batch]).shape, joined([batch[1], batch[0]]), joined([np.zeros(3), np.zeros(3)])
+    ((2, 3), None, None)
+    """
+    first, root = arrays[0], arrays[0].base
+    if root is None or not first.flags.c_contiguous:
+        return None
+    start = first.ctypes.data
+    for number, array in enumerate(arrays):
+        same = (array.base is root, array.shape == first.shape, array.dtype == first.dtype)
+        if not all(same) or array.strides != first.strides:
+            return None
+        if array.ctypes.data != start + number * first.nbytes:
+            return None
+    shape, strides = (len(arrays), *first.shape), (first.nbytes, *first.strides)
+    return np.lib.stride_tricks.as_strided(first, shape, strides)
+
+
+def as_tensor(array: NDArray[Any]) -> Any:
+    """Return a tensor on the same memory: that of `shared_empty` or `pinned_empty` where it is."""
+    import torch
+
+    base: Any = array.base
+    while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
+        base = base.base
+    tensor = base.base if isinstance(base, np.ndarray) else base
+    if isinstance(tensor, torch.Tensor) and tuple(tensor.shape) == array.shape:
+        same = tensor.data_ptr() == array.ctypes.data
+        if same and tensor.dtype == torch.from_numpy(array[:0]).dtype:
+            return tensor
+    return torch.from_numpy(array)
