@@ -15,7 +15,11 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    TypeAdapter,
+    ValidationError,
 )
+
+from dask_slicer.errors import UsageError
 
 
 class Frozen(BaseModel):
@@ -278,3 +282,15 @@ def walltime_seconds(walltime: str) -> int:
     days, _, clock = walltime.rpartition("-")
     hours, minutes, seconds = map(int, clock.split(":"))
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def number_of_bytes(size: int | str, *, name: str) -> int:
+    """Return a size in bytes; raise UsageError, with the name of its argument, if it is none.
+
+    >>> number_of_bytes("8GB", name="cache")
+    8000000000
+    """
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(size))
+    except ValidationError:
+        raise UsageError(f"{name} must be a size such as 8GB, got {size}") from None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dask_slicer.errors import UsageError
 from dask_slicer.output.formats.base import Planes, Scaling, Window, damage_named
+from dask_slicer.training.cache import PlaneCache
 from dask_slicer.training.memory import as_tensor, joined
 
 Sample = dict[str, Any]
@@ -45,7 +46,11 @@ class OpenedSlice:
 
 
 def read_arrays(
-    slices: Sequence[OpenedSlice], *, output: Output, allocate: Allocate
+    slices: Sequence[OpenedSlice],
+    *,
+    output: Output,
+    allocate: Allocate,
+    cache: PlaneCache | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Read slices of one size into arrays of a batch; each plane is decoded once.
 
@@ -70,10 +75,12 @@ def read_arrays(
         dtype = np.result_type(*(_tensor_dtype(each) for each in slices))
     image = allocate((len(slices), *first.window.shape), dtype)
     planes: dict[int, Planes] = {}
+    for case_number in {each.case_number for each in slices}:
+        planes[case_number] = {} if cache is None else cache.planes_of(case_number)
     for place, each in zip(image, slices, strict=True):
         read = each.window.read_stored if output == "source" else each.window.read_image
         with damage_named(each.case_id, each.slice_index):
-            read(place, planes.setdefault(each.case_number, {}))
+            read(place, planes[each.case_number])
     arrays = {"image": image}
     label_dtypes = [each.window.label_dtype for each in slices]
     if None not in label_dtypes:

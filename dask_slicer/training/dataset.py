@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,16 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_slicer.config.fields import number_of_bytes
 from dask_slicer.errors import UsageError
 from dask_slicer.output.formats import npz, png_reader, zarr_reader  # noqa: F401, before loaders are forked
-from dask_slicer.output.formats.base import CaseReader, damage_named
-from dask_slicer.output.index import SliceIndex, case_reader
+from dask_slicer.output.formats.base import damage_named
+from dask_slicer.output.index import SliceIndex
 from dask_slicer.output.output import open_output
 from dask_slicer.training import batches
 from dask_slicer.training.batches import Allocate, OpenedSlice, Sample
 from dask_slicer.training.batches import Output as ImageOutput
+from dask_slicer.training.cache import PlaneCache
 from dask_slicer.training.loader import SliceLoader
 from dask_slicer.training.memory import ArrayPool, is_in_worker, shared_empty
+from dask_slicer.training.open_cases import OpenCases
 from dask_slicer.training.selection import Selection
 from dask_slicer.training.shuffled import ShuffledSlices
 from dask_slicer.training.weights import sampling_weights
@@ -39,8 +41,6 @@ class _Default:
 
 
 _TRAIN: Any = _Default()
-# Cases that stay open; a case in a Zarr store has two mapped files.
-_MOST_OPEN = 64
 # Pieces of memory of batches that wait for the next: images and labels of two.
 _MOST_KEPT = 4
 
@@ -82,6 +82,9 @@ class SliceDataset:
         them `scale`, `offset`, `clip_range` and `plane_mask`, with which `normalize_batch`
         normalises a batch where it is wanted, such as on a GPU. Of an output that holds integers:
         of ``--dtype source`` or ``uint8``, or PNG.
+    cache : int or str, optional
+        Bytes of memory, such as ``"8GB"``, for decoded planes of a Zarr store, which threads share;
+        each worker process has its own.
 
     Raises
     ------
@@ -107,6 +110,7 @@ class SliceDataset:
         part: Literal["train", "val"] | None = None,
         plane: str | None = None,
         output: ImageOutput = "float32",
+        cache: int | str | None = None,
     ) -> None:
         if split is _TRAIN:
             split = "train" if fold is None else None
@@ -136,6 +140,11 @@ class SliceDataset:
                 f"{opened.path} holds no integers, but {opened.config.dtype}, so output cannot be "
                 "source; make the slices again with --format zarr --dtype source"
             )
+        if cache is not None and opened.config.format != "zarr":
+            raise UsageError(
+                f"cache needs an output with --format zarr, {opened.path} is {opened.config.format}"
+            )
+        self._cache = None if cache is None else PlaneCache(number_of_bytes(cache, name="cache"))
         self.output_dir = opened.path
         self._output = output
         self.transform = transform
@@ -149,7 +158,7 @@ class SliceDataset:
                 f"{window_size}, or with --format zarr"
             )
         self._index = selection.of(opened)
-        self._readers: OrderedDict[int, CaseReader] = OrderedDict()
+        self._open_cases = OpenCases(opened.path, self._index)
         self._pool = ArrayPool(_MOST_KEPT)
         if opened.shortfall:
             warnings.warn(opened.shortfall, stacklevel=2)
@@ -199,9 +208,16 @@ class SliceDataset:
         return self._samples(slices, allocate) if slices else []
 
     def _samples(self, slices: Sequence[OpenedSlice], allocate: Allocate) -> list[Any]:
-        arrays = batches.read_arrays(slices, output=self._output, allocate=allocate)
+        arrays = batches.read_arrays(
+            slices, output=self._output, allocate=allocate, cache=self._cache
+        )
         samples = batches.samples_of(slices, arrays)
         return samples if self.transform is None else [self.transform(each) for each in samples]
+
+    def _arrays(self, slices: Sequence[OpenedSlice], allocate: Allocate) -> dict[str, Any]:
+        return batches.read_arrays(
+            slices, output=self._output, allocate=allocate, cache=self._cache
+        )
 
     def read_batch(self, numbers: Iterable[int], allocate: Allocate = np.empty) -> dict[str, Any]:
         """Return slices as one batch, as the batches of `loader`.
@@ -215,8 +231,7 @@ class SliceDataset:
         slices = [self._opened(number) for number in numbers]
         if self.transform is not None:
             return batches.collate(self._samples(slices, allocate))
-        arrays = batches.read_arrays(slices, output=self._output, allocate=allocate)
-        return batches.batch_of(slices, arrays)
+        return batches.batch_of(slices, self._arrays(slices, allocate))
 
     collate = staticmethod(batches.collate)
 
@@ -229,7 +244,7 @@ class SliceDataset:
         case_number, slice_index = int(self._index.case[row]), int(self._index.slice_index[row])
         case = self._index.cases[case_number]
         with damage_named(case.case_id, slice_index):
-            window = self._reader(case_number).window(slice_index, self._window_size)
+            window = self._open_cases[case_number].window(slice_index, self._window_size)
         return OpenedSlice(
             case_number=case_number,
             case_id=case.case_id,
@@ -375,17 +390,3 @@ class SliceDataset:
                 "labels": [index.labels(row) for row in range(len(index))],
             }
         )
-
-    def _reader(self, case_number: int) -> CaseReader:
-        reader = self._readers.get(case_number)
-        if reader is None:
-            reader = case_reader(self.output_dir, self._index.cases[case_number])
-            self._readers[case_number] = reader
-            if len(self._readers) > _MOST_OPEN:
-                self._readers.popitem(last=False)
-        if case_number in self._readers:  # unless another thread just closed it
-            self._readers.move_to_end(case_number)
-        return reader
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_readers": OrderedDict()}

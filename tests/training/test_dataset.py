@@ -190,11 +190,11 @@ def output(request, cases, slice_dataset: Slice) -> Path:
 
 def test_few_cases_stay_open_and_all_can_be_read(output, monkeypatch):
     expected = [s["image"] for s in SliceDataset(output)]
-    monkeypatch.setattr("dask_slicer.training.dataset._MOST_OPEN", 1)
+    monkeypatch.setattr("dask_slicer.training.open_cases._most_open", lambda: 1)
     dataset = SliceDataset(output)
     for number in (0, 7, 1, 8, 0):
         np.testing.assert_array_equal(dataset[number]["image"], expected[number])
-        assert list(dataset._readers) == [int(dataset._index.case[number])]
+        assert list(dataset._open_cases._readers) == [int(dataset._index.case[number])]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux does")
@@ -404,7 +404,7 @@ class TestProcesses:
         before = pickle.dumps(dataset)
         list(dataset)
         assert len(pickle.dumps(dataset)) == len(before) < 4_000
-        assert not pickle.loads(before)._readers
+        assert not pickle.loads(before)._open_cases._readers
 
     @pytest.mark.parametrize("method", ["fork", "spawn"])
     @pytest.mark.parametrize("num_workers", [0, 2])

@@ -31,8 +31,6 @@ _REPAIR = "to repair the output, run `dask-slicer verify --repair`, then the sam
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
 T = TypeVar("T")
-# Planes of a case that windows share, (modality, row, column), by slice, once they are decoded.
-Planes = dict[int, NDArray[Any]]
 Slice = tuple[NDArray[np.float32], NDArray[np.integer] | None]
 
 
@@ -65,6 +63,16 @@ class Scaling:
             clip_range=np.tile((-np.inf, np.inf), (n_channels, 1)),
             plane_mask=np.ones(n_channels, dtype=bool),
         )
+
+
+class Planes(Protocol):
+    """Planes of a case that windows share, (modality, row, column), by slice; a dict is one."""
+
+    def __contains__(self, slice_index: object, /) -> bool: ...
+
+    def __getitem__(self, slice_index: int, /) -> NDArray[Any]: ...
+
+    def __setitem__(self, slice_index: int, plane: NDArray[Any], /) -> None: ...
 
 
 class Window(Protocol):
