@@ -14,7 +14,7 @@ import numpy as np
 
 from dask_slicer.errors import UsageError
 from dask_slicer.training.batches import Allocate
-from dask_slicer.training.memory import ArrayPool, pinned_empty
+from dask_slicer.training.memory import ArrayPool, can_pin, pinned_empty
 
 Batch = dict[str, Any]
 # Batches that are ready or being filled for each thread, beside the one it fills.
@@ -84,17 +84,25 @@ class SliceLoader:
         rank: int | None = None,
         num_replicas: int | None = None,
     ) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 0)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("threads", threads, 0),
+            ("seed", seed, 0),
+        ):
             if int(value) != value or value < least:
                 raise UsageError(f"{name} must be an integer from {least} up, got {value}")
         if sampler is not None and (shuffle or rank is not None or num_replicas is not None):
             raise UsageError("sampler decides the order: leave out shuffle, rank and num_replicas")
         if (rank is None) != (num_replicas is None):
-            raise UsageError("rank and num_replicas need each other")
+            raise UsageError("rank and num_replicas need each other: set both or none")
         if rank is None and sampler is None:
             rank, num_replicas = _distributed()
         if rank is not None and num_replicas is not None and not 0 <= rank < num_replicas:
             raise UsageError(f"rank must be from 0 to {num_replicas - 1}, got {rank}")
+        if pin_memory and not can_pin():
+            raise UsageError(
+                "pin_memory needs torch and a GPU that it can use, and there is none; leave it out"
+            )
         self.dataset = dataset
         self.batch_size, self.threads = int(batch_size), int(threads)
         self.shuffle, self.seed, self.sampler = shuffle, seed, sampler

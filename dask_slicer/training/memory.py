@@ -83,6 +83,15 @@ def shared_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
+def can_pin() -> bool:
+    """Return whether torch is installed, and finds a GPU for which memory can be page-locked."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
 def pinned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Return an array in page-locked memory of torch's; its base is the tensor.
 
