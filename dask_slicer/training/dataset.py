@@ -6,6 +6,7 @@ import operator
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -383,7 +384,7 @@ class SliceDataset:
             self._readers[case_number] = reader
             if len(self._readers) > _MOST_OPEN:
                 self._readers.popitem(last=False)
-        if case_number in self._readers:  # unless another thread just closed it
+        with suppress(KeyError):  # another thread just closed it
             self._readers.move_to_end(case_number)
         return reader
 
