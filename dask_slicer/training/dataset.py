@@ -19,8 +19,7 @@ from dask_slicer.output.formats.base import CaseReader, damage_named
 from dask_slicer.output.index import SliceIndex, case_reader
 from dask_slicer.output.output import open_output
 from dask_slicer.training import batches
-from dask_slicer.training.batches import Allocate, OpenedSlice, Sample
-from dask_slicer.training.batches import Output as ImageOutput
+from dask_slicer.training.batches import Allocate, ImageOutput, OpenedSlice, Sample
 from dask_slicer.training.loader import SliceLoader
 from dask_slicer.training.memory import ArrayPool, is_in_worker, shared_empty
 from dask_slicer.training.selection import Selection
@@ -204,8 +203,8 @@ class SliceDataset:
         samples = batches.samples_of(slices, arrays)
         return samples if self.transform is None else [self.transform(each) for each in samples]
 
-    def read_batch(self, numbers: Iterable[int], allocate: Allocate = np.empty) -> dict[str, Any]:
-        """Return slices as one batch, as the batches of `loader`.
+    def read_batch(self, numbers: Iterable[int], allocate: Allocate = np.empty) -> Any:
+        """Return slices as one batch, as those of `loader`.
 
         Parameters
         ----------
