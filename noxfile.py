@@ -110,7 +110,7 @@ def training(session: nox.Session) -> None:
         "training/test_torch.py",
     )
     pytest(session, *(f"tests/{file}" for file in files))
-    # Workers that import torch anew; `slow` runs without it.
+    # Workers that start without torch in memory; the session `slow` has no torch.
     pytest(session, "-m", "slow", "--numprocesses=2", "tests/training/test_torch.py")
 
 

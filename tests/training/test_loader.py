@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -345,6 +346,7 @@ class TestForks:
         with one_thread():  # as the threads do now and then
             child = os.fork()
             if child == 0:
+                signal.alarm(30)  # ends it where it waits for ever
                 in_order = [float(batch["image"].sum()) for batch in slices.loader(1, threads=2)]
                 del batches
                 os._exit(in_order != expected or one_thread._n_users)
@@ -363,6 +365,7 @@ class TestForks:
         is_held.wait(20)
         child = os.fork()
         if child == 0:
+            signal.alarm(30)  # ends it where it waits for ever
             with one_thread():
                 os._exit(0)
         may_end.set()

@@ -268,7 +268,7 @@ class TestWorkers:
         assert sum(len(batch["case_id"]) for batch in batches) == N_SLICES - 9
 
     @pytest.mark.slow  # torch waits for the other worker
-    def test_a_worker_that_is_killed_is_told(self, store, method):
+    def test_a_worker_that_is_killed_is_reported(self, store, method):
         slices = SliceDataset(store("zarr"), transform=Killed())
         with pytest.raises(RuntimeError, match=r"worker \(pid.*\)"):
             list(loader_of(slices, multiprocessing_context=method, collate_fn=slices.collate))
