@@ -136,22 +136,54 @@ class TestLoader:
         assert drawn == {4, 5}
 
     def test_the_processes_of_a_distributed_training_share_an_epoch(self, slices, monkeypatch):
-        distributed = torch.distributed
-        monkeypatch.setattr(distributed, "is_initialized", lambda: True, raising=False)
-        monkeypatch.setattr(distributed, "get_world_size", lambda: 3, raising=False)
+        loader = slices.loader(7, shuffle=True)  # made before the processes know each other
+        names = {"is_initialized": True, "get_world_size": 3}
         drawn = []
         for rank in range(3):
-            monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank, raising=False)
-            batches = list(slices.loader(7, shuffle=True))
-            drawn.append(
-                {
-                    (name, int(i))
-                    for b in batches
-                    for name, i in zip(b["case_id"], b["slice_index"], strict=True)
-                }
-            )
+            for name, value in (names | {"get_rank": rank}).items():
+                monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+            loader.set_epoch(0)
+            assert len(loader) == 1
+            (batch,) = loader
+            drawn.append({*zip(batch["case_id"], batch["slice_index"].tolist(), strict=True)})
         assert [len(each) for each in drawn] == [7, 7, 7]
         assert len(set.union(*drawn)) == N_SLICES
+
+    @pytest.mark.filterwarnings("default")  # Lightning's own
+    def test_lightning_takes_the_loader(self, slices, tmp_path):
+        lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+
+        class Model(lightning.LightningModule):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = torch.nn.Conv2d(5, 1, 1)
+                self.drawn: list[tuple[str, int]] = []
+
+            def training_step(self, batch: dict[str, Any], _: int) -> Any:
+                self.drawn += zip(batch["case_id"], batch["slice_index"].tolist(), strict=True)
+                return self.layer(batch["image"]).mean()
+
+            def validation_step(self, batch: dict[str, Any], _: int) -> None:
+                self.log("loss", self.layer(batch["image"]).mean(), batch_size=len(batch["image"]))
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), 0.1)
+
+        model = Model()
+        trainer = lightning.Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, slices.loader(4, shuffle=True), slices.loader(4, sampler=range(6)))
+        epochs = model.drawn[:N_SLICES], model.drawn[N_SLICES:]
+        in_order = [(sample["case_id"], sample["slice_index"]) for sample in slices]
+        assert sorted(epochs[0]) == sorted(epochs[1]) == in_order
+        assert epochs[0] != epochs[1]
 
     def test_pinned_memory_needs_a_gpu(self, slices):
         if torch.cuda.is_available():
