@@ -102,10 +102,16 @@ def training(session: nox.Session) -> None:
         "docs/test_docs.py",
         "output/test_png.py",
         "output/test_zarr_writer.py",
+        "training/test_batches.py",
         "training/test_dataset.py",
+        "training/test_loader.py",
+        "training/test_normalization.py",
         "training/test_png.py",
+        "training/test_torch.py",
     )
     pytest(session, *(f"tests/{file}" for file in files))
+    # Workers that start without torch in memory; the session `slow` has no torch.
+    pytest(session, "-m", "slow", "--numprocesses=2", "tests/training/test_torch.py")
 
 
 @nox.session

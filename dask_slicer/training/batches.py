@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.errors import UsageError
-from dask_slicer.output.formats.base import Planes, Scaling, Window, damage_named
+from dask_slicer.output.formats.base import Planes, Window, damage_named
 from dask_slicer.training.cache import PlaneCache
 from dask_slicer.training.memory import as_tensor, joined
+from dask_slicer.training.normalization import SCALING
 
 Sample = dict[str, Any]
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
-Output = Literal["float32", "source"]
-_SCALING = tuple(field.name for field in fields(Scaling))
+ImageOutput = Literal["float32", "source"]
 # Stored integers, and what they become: torch has no arithmetic for the others.
 _TENSOR_DTYPES = {
     "int8": "int8",
@@ -39,6 +39,11 @@ class OpenedSlice:
     plane: str
     window: Window
 
+    @property
+    def has_label(self) -> bool:
+        """Return whether the case has a label map."""
+        return self.window.label_dtype is not None
+
     def source(self) -> Sample:
         """Return where the slice comes from, as part of a sample."""
         source = {"case_id": self.case_id, "slice_index": self.slice_index}
@@ -48,7 +53,7 @@ class OpenedSlice:
 def read_arrays(
     slices: Sequence[OpenedSlice],
     *,
-    output: Output,
+    output: ImageOutput,
     allocate: Allocate,
     cache: PlaneCache | None = None,
 ) -> dict[str, NDArray[Any]]:
@@ -57,8 +62,8 @@ def read_arrays(
     Returns
     -------
     dict
-        `image` (slice, channel, row, column), `label` (slice, row, column) if all have one, and
-        with output "source", the fields of `Scaling`.
+        `image` (slice, channel, row, column); `label` (slice, row, column), of any content for a
+        slice without one, if any has one; with output "source", the fields of `Scaling`.
 
     Raises
     ------
@@ -82,16 +87,17 @@ def read_arrays(
         with damage_named(each.case_id, each.slice_index):
             read(place, planes[each.case_number])
     arrays = {"image": image}
-    label_dtypes = [each.window.label_dtype for each in slices]
-    if None not in label_dtypes:
+    if labelled := [each for each in slices if each.has_label]:
         size = first.window.shape[1:]
-        label = arrays["label"] = allocate((len(slices), *size), np.result_type(*label_dtypes))
+        dtype = np.result_type(*(each.window.label_dtype for each in labelled))
+        label = arrays["label"] = allocate((len(slices), *size), dtype)
         for place, each in zip(label, slices, strict=True):
-            with damage_named(each.case_id, each.slice_index):
-                each.window.read_label(place)
+            if each.has_label:
+                with damage_named(each.case_id, each.slice_index):
+                    each.window.read_label(place)
     if output == "source":
         scalings = [each.window.scaling() for each in slices]
-        for name in _SCALING:
+        for name in SCALING:
             arrays[name] = np.stack([getattr(scaling, name) for scaling in scalings])
     return arrays
 
@@ -99,22 +105,30 @@ def read_arrays(
 def samples_of(slices: Sequence[OpenedSlice], arrays: Mapping[str, NDArray[Any]]) -> list[Sample]:
     """Return a sample for each slice, whose arrays are views into those of the batch."""
     return [
-        {name: array[number] for name, array in arrays.items()} | each.source()
+        {name: array[number] for name, array in arrays.items() if name != "label" or each.has_label}
+        | each.source()
         for number, each in enumerate(slices)
     ]
 
 
 def batch_of(slices: Sequence[OpenedSlice], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Return a batch: arrays, or tensors where torch is imported, and lists of sources."""
-    sources = [each.source() for each in slices]
-    batch: dict[str, Any] = {name: _tensor(array) for name, array in arrays.items()}
-    return batch | _collated_sources(sources)
+    """Return a batch: arrays, or tensors where torch is imported, and lists of text."""
+    samples = samples_of(slices, arrays)
+    _check_keys(samples)
+    return {
+        name: _tensor(arrays[name])
+        if name in arrays
+        else _collated([sample[name] for sample in samples])
+        for name in samples[0]
+    }
 
 
-def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Return samples as a batch; arrays that lie in one batch already are not copied.
+def collate(samples: Sequence[Any]) -> Any:
+    """Return samples as a batch; arrays that are one batch already are not copied.
 
-    Arrays and numbers become tensors where torch is imported, else arrays; other values, lists.
+    Arrays and numbers become tensors where torch is imported, else arrays, and text a list. Other
+    values, and samples that are no dicts, become what torch's own collation makes of them; lists
+    without torch.
 
     Raises
     ------
@@ -122,39 +136,30 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         If samples have unequal sizes or keys.
     """
     first = samples[0]
-    for sample in samples:
-        if sample.keys() != first.keys():
-            raise UsageError(_without_label(samples))
-    batch: dict[str, Any] = {}
+    if not isinstance(first, dict):
+        return _collated(list(samples))
+    _check_keys(samples)
     for name, value in first.items():
-        values = [sample[name] for sample in samples]
-        if isinstance(value, np.ndarray):
-            if any(array.shape != value.shape for array in values):
-                raise UsageError(_unequal_arrays(name, samples))
-            together = joined(values)
-            batch[name] = _tensor(np.stack(values) if together is None else together)
-        elif name in ("case_id", "plane"):
-            batch[name] = values
-        elif name == "slice_index":
-            batch[name] = _tensor(np.array(values))
-        else:
-            batch[name] = _collated(values)
-    return batch
+        if isinstance(value, np.ndarray) and any(s[name].shape != value.shape for s in samples):
+            raise UsageError(_unequal_arrays(name, samples))
+    return {name: _collated([sample[name] for sample in samples]) for name in first}
 
 
 def _collated(values: list[Any]) -> Any:
-    """Return what a transform made of samples, collated by torch where it is imported."""
+    match values[0]:
+        case np.ndarray():
+            batch = joined(values)
+            return _tensor(np.stack(values) if batch is None else batch)
+        case int() | float() | np.number() | np.bool():
+            return _tensor(np.array(values))
+        case str():
+            return values
     torch_data = sys.modules.get("torch.utils.data")
     return values if torch_data is None else torch_data.default_collate(values)
 
 
-def _collated_sources(sources: Sequence[Sample]) -> dict[str, Any]:
-    batch = {name: [source[name] for source in sources] for name in sources[0]}
-    return batch | {"slice_index": _tensor(np.array(batch["slice_index"]))}
-
-
 def _tensor(array: NDArray[Any]) -> Any:
-    return as_tensor(array) if "torch" in sys.modules else array
+    return array if sys.modules.get("torch") is None else as_tensor(array)
 
 
 def _tensor_dtype(each: OpenedSlice) -> np.dtype[Any]:
@@ -188,14 +193,15 @@ def _unequal_arrays(name: str, samples: Sequence[Sample]) -> str:
     return f"a batch needs slices of one size, but {' and '.join(where)}; {_REMEDY}"
 
 
-def _without_label(samples: Sequence[Sample]) -> str:
+def _check_keys(samples: Sequence[Sample]) -> None:
+    """Raise UsageError if some samples lack what others have."""
     first = samples[0]
-    other = next(each for each in samples if each.keys() != first.keys())
-    names = " and ".join(sorted(first.keys() ^ other.keys()))
-    return (
-        f"{first.get('case_id')} and {other.get('case_id')} differ in {names}; choose cases that "
-        "all have a label, or none, with `cases`"
-    )
+    for other in samples:
+        if names := sorted(first.keys() ^ other.keys()):
+            raise UsageError(
+                f"{first.get('case_id')} and {other.get('case_id')} differ in "
+                f"{' and '.join(names)}; choose cases that all have a label, or none, with `cases`"
+            )
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -18,8 +18,7 @@ from dask_slicer.output.formats.base import damage_named
 from dask_slicer.output.index import SliceIndex
 from dask_slicer.output.output import open_output
 from dask_slicer.training import batches
-from dask_slicer.training.batches import Allocate, OpenedSlice, Sample
-from dask_slicer.training.batches import Output as ImageOutput
+from dask_slicer.training.batches import Allocate, ImageOutput, OpenedSlice, Sample
 from dask_slicer.training.cache import PlaneCache
 from dask_slicer.training.loader import SliceLoader
 from dask_slicer.training.memory import ArrayPool, is_in_worker, shared_empty
@@ -219,8 +218,8 @@ class SliceDataset:
             slices, output=self._output, allocate=allocate, cache=self._cache
         )
 
-    def read_batch(self, numbers: Iterable[int], allocate: Allocate = np.empty) -> dict[str, Any]:
-        """Return slices as one batch, as the batches of `loader`.
+    def read_batch(self, numbers: Iterable[int], allocate: Allocate = np.empty) -> Any:
+        """Return slices as one batch, as those of `loader`.
 
         Parameters
         ----------

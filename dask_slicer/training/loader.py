@@ -14,7 +14,7 @@ import numpy as np
 
 from dask_slicer.errors import UsageError
 from dask_slicer.training.batches import Allocate
-from dask_slicer.training.memory import ArrayPool, pinned_empty
+from dask_slicer.training.memory import ArrayPool, can_pin, pinned_empty
 
 Batch = dict[str, Any]
 # Batches that are ready or being filled for each thread, beside the one it fills.
@@ -61,8 +61,8 @@ class SliceLoader:
         Put batches into page-locked memory, for fast copies to a GPU. Needs torch with CUDA.
     rank, num_replicas : int, optional
         Of the processes of a distributed training, this one's number, and how many there are; by
-        default those of `torch.distributed`. Each process has the same number of slices: the first
-        ones are repeated, or the last ones left out with `drop_last`.
+        default those of `torch.distributed` when an epoch begins. Each process has the same number
+        of slices: the first ones are repeated, or the last ones left out with `drop_last`.
 
     Raises
     ------
@@ -84,22 +84,29 @@ class SliceLoader:
         rank: int | None = None,
         num_replicas: int | None = None,
     ) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("threads", threads, 0)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("threads", threads, 0),
+            ("seed", seed, 0),
+        ):
             if int(value) != value or value < least:
                 raise UsageError(f"{name} must be an integer from {least} up, got {value}")
         if sampler is not None and (shuffle or rank is not None or num_replicas is not None):
             raise UsageError("sampler decides the order: leave out shuffle, rank and num_replicas")
         if (rank is None) != (num_replicas is None):
-            raise UsageError("rank and num_replicas need each other")
-        if rank is None and sampler is None:
-            rank, num_replicas = _distributed()
+            raise UsageError("rank and num_replicas need each other: set both or none")
         if rank is not None and num_replicas is not None and not 0 <= rank < num_replicas:
             raise UsageError(f"rank must be from 0 to {num_replicas - 1}, got {rank}")
+        if pin_memory and not can_pin():
+            raise UsageError(
+                "pin_memory needs torch and a GPU that it can use, and there is none; leave it out"
+            )
         self.dataset = dataset
         self.batch_size, self.threads = int(batch_size), int(threads)
         self.shuffle, self.seed, self.sampler = shuffle, seed, sampler
         self.drop_last, self.pin_memory = drop_last, pin_memory
-        self._rank, self._num_replicas = rank or 0, num_replicas or 1
+        self.batch_sampler = None  # which Lightning looks for beside a sampler
+        self._rank, self._num_replicas = rank, num_replicas
         self.epoch = 0
         self._pool = ArrayPool(most_kept=2 * (_n_ahead(self.threads) + 2))
 
@@ -131,9 +138,12 @@ class SliceLoader:
 
     def _slices_of_rank(self) -> Sequence[int]:
         """Return the places of this process in the order of an epoch."""
-        n, n_replicas = len(self.dataset), self._num_replicas
+        rank, n_replicas = self._rank, self._num_replicas
+        if rank is None or n_replicas is None:
+            rank, n_replicas = _distributed()
+        n = len(self.dataset)
         n_each = n // n_replicas if self.drop_last else ceil(n / n_replicas)
-        places = range(self._rank, n_each * n_replicas, n_replicas)
+        places = range(rank, n_each * n_replicas, n_replicas)
         return places if n_each * n_replicas <= n else [place % n for place in places]
 
 
@@ -189,9 +199,9 @@ def _n_ahead(threads: int) -> int:
     return threads * (1 + _AHEAD)
 
 
-def _distributed() -> tuple[int | None, int | None]:
-    """Return rank and number of processes of torch.distributed, None if it is not in use."""
+def _distributed() -> tuple[int, int]:
+    """Return rank and number of processes of torch.distributed; 0 and 1 if it is not in use."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
-        return None, None
+        return 0, 1
     return distributed.get_rank(), distributed.get_world_size()

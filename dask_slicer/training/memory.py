@@ -24,7 +24,7 @@ class ArrayPool:
         Pieces of memory that wait for use; with more, the oldest is freed.
     """
 
-    def __init__(self, most_kept: int | None) -> None:
+    def __init__(self, most_kept: int) -> None:
         self._free: deque[NDArray[np.uint8]] = deque(maxlen=most_kept)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
@@ -83,6 +83,15 @@ def shared_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
+def can_pin() -> bool:
+    """Return whether torch is installed, and finds a GPU for which memory can be page-locked."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
 def pinned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """Return an array in page-locked memory of torch's; its base is the tensor.
 
@@ -97,34 +106,34 @@ def pinned_empty(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 
 
 def joined(arrays: list[NDArray[Any]]) -> NDArray[Any] | None:
-    """Return arrays that lie one after another in one piece of memory as one array, else None.
+    """Return the array of a batch whose parts these are, all of them in order; else None.
 
-    >>> batch = np.zeros((2, 3))
-    >>> joined([*batch]).shape, joined([batch[1], batch[0]]), joined([np.zeros(3), np.zeros(3)])
+    Arrays that the user made are never taken for a batch: they own their memory.
+
+    >>> batch = ArrayPool(1).empty((2, 3), "f4")
+    >>> joined([*batch]).shape, joined([batch[1], batch[0]]), joined([*batch[:1]])
     ((2, 3), None, None)
     """
     first, root = arrays[0], arrays[0].base
-    if root is None or not first.flags.c_contiguous:
+    if not isinstance(root, np.ndarray) or root.base is None:
         return None
-    start = first.ctypes.data
+    if root.nbytes != len(arrays) * first.nbytes or not root.flags.c_contiguous:
+        return None
     for number, array in enumerate(arrays):
         same = (array.base is root, array.shape == first.shape, array.dtype == first.dtype)
-        if not all(same) or array.strides != first.strides:
+        start = root.ctypes.data + number * first.nbytes
+        if not all(same) or not array.flags.c_contiguous or array.ctypes.data != start:
             return None
-        if array.ctypes.data != start + number * first.nbytes:
-            return None
-    shape, strides = (len(arrays), *first.shape), (first.nbytes, *first.strides)
-    return np.lib.stride_tricks.as_strided(first, shape, strides)
+    return root.reshape(-1).view(first.dtype).reshape(len(arrays), *first.shape)
 
 
 def as_tensor(array: NDArray[Any]) -> Any:
     """Return a tensor on the same memory: that of `shared_empty` or `pinned_empty` where it is."""
     import torch
 
-    base: Any = array.base
-    while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
-        base = base.base
-    tensor = base.base if isinstance(base, np.ndarray) else base
+    tensor: Any = array
+    while isinstance(tensor, np.ndarray):
+        tensor = tensor.base
     if isinstance(tensor, torch.Tensor) and tuple(tensor.shape) == array.shape:
         same = tensor.data_ptr() == array.ctypes.data
         if same and tensor.dtype == torch.from_numpy(array[:0]).dtype:

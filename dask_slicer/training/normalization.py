@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-_SCALING = ("scale", "offset", "clip_range", "plane_mask")
+# Fields of `Scaling` in a batch.
+SCALING = ("scale", "offset", "clip_range", "plane_mask")
 
 
 def normalize_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,39 +43,27 @@ def normalize_batch(batch: Mapping[str, Any]) -> dict[str, Any]:
     [[[1.0, 6.0]], [[0.0, 0.0]]]
     """
     image = batch["image"]
-    scale, offset, clip_range, is_plane = (batch[name] for name in _SCALING)
-    rest = {name: value for name, value in batch.items() if name not in _SCALING}
-    # Numbers less their center are exact or small; scale and offset alone would lose digits.
+    scale, offset, clip_range, is_plane = (batch[name] for name in SCALING)
+    rest = {name: value for name, value in batch.items() if name not in SCALING}
+    xp: Any = np
+    cast: Any = partial(np.ndarray.astype, copy=False)
+    if not isinstance(image, np.ndarray):
+        import torch
+
+        xp, cast = torch, torch.Tensor.to
+    dtype = xp.float64 if image.itemsize > 2 else xp.float32
+
+    def of_planes(numbers: Any) -> Any:
+        with np.errstate(over="ignore"):  # a range that no number of the image leaves
+            return cast(numbers, dtype)[..., None, None]
+
+    # Numbers less their center are exact or small; scale and offset alone would lose digits, and so
+    # would a center in one part.
     center = -offset / scale
-    ends = clip_range - center[..., None]
-    scale = scale * is_plane
-    if isinstance(image, np.ndarray):
-        return rest | {"image": _normalized(image, center, ends, scale)}
-    return rest | {"image": _normalized_tensor(image, center, ends, scale)}
-
-
-def _normalized(image: Any, center: Any, ends: Any, scale: Any) -> Any:
-    dtype = np.float64 if image.dtype.itemsize > 2 else np.float32
-    first = center.astype(dtype)
-    ends = np.clip(ends, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
-    values = image.astype(dtype)
-    values -= first[..., None, None]
-    values -= (center - first).astype(dtype)[..., None, None]
-    np.clip(values, ends[..., 0, None, None], ends[..., 1, None, None], out=values)
-    values *= scale.astype(dtype)[..., None, None]
-    return values.astype(np.float32, copy=False)
-
-
-def _normalized_tensor(image: Any, center: Any, ends: Any, scale: Any) -> Any:
-    import torch
-
-    dtype = torch.float64 if image.element_size() > 2 else torch.float32
-    first = center.to(dtype)
-    rest = (center - first).to(dtype)
-    values = image.to(dtype)
-    values -= first[..., None, None]
-    values -= rest[..., None, None]
-    low, high = ends.to(dtype).unbind(-1)
-    values.clamp_(low[..., None, None], high[..., None, None])
-    values *= scale.to(dtype)[..., None, None]
-    return values.to(torch.float32)
+    values = cast(image, dtype)
+    values -= of_planes(center)
+    values -= of_planes(center - cast(center, dtype))
+    low, high = (of_planes(clip_range[..., end] - center) for end in (0, 1))
+    values = xp.clip(values, low, high, out=values)
+    values *= of_planes(scale * is_plane)
+    return rest | {"image": cast(values, xp.float32)}
