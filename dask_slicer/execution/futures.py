@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dask_slicer.cluster.client import count_threads
@@ -31,6 +32,10 @@ _GRAPHS_PER_THREAD = 4
 _FORGET_SECONDS = 3
 # Each result takes a round trip to the scheduler, and one from there to the worker.
 _FETCHED_AT_ONCE = 8
+# Results that were late, as those of a worker that does not answer: each question about one keeps a
+# connection of the scheduler until the worker answers or is lost.
+_LATE_AT_ONCE = 2
+_POLL_SECONDS = 0.1
 # How long a stopped run waits for cases on workers that it did not start.
 _LEAVE_SECONDS = 5
 # The last failures stay in Dask's pages: each is a task with a traceback, up to 20 kB, on a
@@ -62,7 +67,7 @@ def run_graphs(
     # Not with_results=True, which never yields a graph whose result is lost and that then fails.
     ended = as_completed(loop=client.loop)
     watchdog = Watchdog(client, timeout)
-    fetchers = ThreadPoolExecutor(_FETCHED_AT_ONCE, thread_name_prefix="dask-slicer-fetch")
+    results = _Results(ended, watchdog)
     errors = _ErrorsInDask(client)
     try:
         while True:
@@ -80,19 +85,17 @@ def run_graphs(
             if not in_flight:
                 return
             watchdog.poll(in_flight)
-            while not ended.has_ready():
-                with ended.thread_condition:
-                    ended.thread_condition.wait(timeout=0.1)
+            while not (fetched := results.poll()):
                 signals.raise_if_interrupted()
                 watchdog.poll(in_flight)
-            for future, result in _fetched(ended, watchdog, fetchers):
+            for future, result in fetched:
                 outcome = watchdog.resolve(future, result)
                 batch = in_flight.pop(future)
                 if isinstance(outcome, CaseError):
                     errors.add(names_of(batch), future)
                 yield batch, outcome
     finally:
-        fetchers.shutdown(wait=False, cancel_futures=True)
+        results.close()
         errors.release_all()
         if in_flight:
             _cancel(client, list(in_flight))
@@ -105,25 +108,60 @@ def _take(next_batch: Callable[[int], B | None], n_in_flight: int, most: int) ->
     return batches
 
 
-def _fetched(
-    ended: as_completed, watchdog: Watchdog, fetchers: Executor
-) -> list[tuple[Future[Any], Any]]:
-    """Return some graphs that have ended, and their results.
+class _Results:
+    """Fetches results of graphs that have ended, several at once; a late one holds up no other."""
 
-    A result is released at once: a held one would be computed again when its worker dies.
-    """
-    ready = [next(ended)]
-    while ended.has_ready() and len(ready) < _FETCHED_AT_ONCE:
-        ready.append(next(ended))
-    fetched = []
-    for future, result in zip(ready, fetchers.map(watchdog.result, ready), strict=True):
-        if result is LOST:  # with its worker; Dask computes it again
-            ended.add(future)
-            continue
-        if future.status != "error":
+    def __init__(self, ended: as_completed, watchdog: Watchdog) -> None:
+        self._ended = ended
+        self._watchdog = watchdog
+        self._late: deque[Future[Any]] = deque()
+        self._fetches: dict[concurrent.futures.Future[Any], Future[Any]] = {}
+        self._late_fetches: dict[concurrent.futures.Future[Any], Future[Any]] = {}
+        self._threads = concurrent.futures.ThreadPoolExecutor(
+            _FETCHED_AT_ONCE + _LATE_AT_ONCE, thread_name_prefix="dask-slicer-fetch"
+        )
+
+    def poll(self) -> list[tuple[Future[Any], Any]]:
+        """Return some graphs that have ended, and their results; none if none comes soon."""
+        while self._ended.has_ready() and len(self._fetches) < _FETCHED_AT_ONCE:
+            self._start(next(self._ended), self._fetches)
+        while self._late and len(self._late_fetches) < _LATE_AT_ONCE:
+            self._start(self._late.popleft(), self._late_fetches)
+        running = [*self._fetches, *self._late_fetches]
+        if not running:
+            with self._ended.thread_condition:
+                self._ended.thread_condition.wait(timeout=_POLL_SECONDS)
+            return []
+        concurrent.futures.wait(
+            running, timeout=_POLL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        fetched = []
+        for fetch in [fetch for fetch in running if fetch.done()]:
+            future = (self._fetches if fetch in self._fetches else self._late_fetches).pop(fetch)
+            result = fetch.result()
+            if result is not LOST:
+                fetched.append((future, result))
+            elif future.status == "finished":
+                self._late.append(future)
+            else:  # it was lost with its worker, and Dask computes it again
+                self._ended.add(future)
+        return fetched
+
+    def close(self) -> None:
+        """Fetch no more; do not wait for a result that is late."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _start(
+        self, future: Future[Any], fetches: dict[concurrent.futures.Future[Any], Future[Any]]
+    ) -> None:
+        fetches[self._threads.submit(self._fetch, future)] = future
+
+    def _fetch(self, future: Future[Any]) -> Any:
+        result = self._watchdog.result(future)
+        # At once: a held result would be computed again when its worker dies.
+        if result is not LOST and future.status != "error":
             future.release()
-        fetched.append((future, result))
-    return fetched
+        return result
 
 
 class _ErrorsInDask:

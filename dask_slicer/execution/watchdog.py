@@ -124,7 +124,7 @@ class Watchdog:
         if future.key in self.stopped:
             return None
         try:
-            return future.result(timeout=_RESULT_SECONDS)
+            return self._fetch(future)
         except Exception as raised:
             if future.status == "cancelled":  # a lost scheduler cancels all of them
                 lost = self._scheduler_lost()
@@ -141,6 +141,18 @@ class Watchdog:
             if isinstance(raised, TimeoutError | CancelledError | OSError | UnboundLocalError):
                 return LOST
             return raised
+
+    def _fetch(self, future: Future[Any]) -> Any:
+        """Return the result of a graph, or raise its error."""
+        # The client fetches results that are asked for at the same time together: a worker that
+        # does not answer would hold up those of all others. So each is first asked for by itself.
+        if future.status == "finished" and (scheduler := self.client.scheduler) is not None:
+            answer = self.client.sync(
+                scheduler.gather, keys=[future.key], callback_timeout=_RESULT_SECONDS
+            )
+            if answer["status"] == "OK":
+                return answer["data"][future.key]
+        return future.result(timeout=_RESULT_SECONDS)
 
     def resolve(self, future: Future[Any], result: Any) -> Any:
         """Turn what `result` returned for a graph into its outcome: a result or a CaseError."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
 import cloudpickle
+import dask
+import psutil
 import pytest
 from dask.delayed import Delayed, delayed
 
@@ -124,6 +126,53 @@ def test_a_result_that_is_late_is_asked_for_again(monkeypatch) -> None:
     assert outcomes == {"stuck": "sent"} | dict.fromkeys(names[1:])
 
 
+class _FreezesWhenSent:
+    """A result that stops its worker when it is first sent, until the worker is told to go on."""
+
+    def __reduce__(self):
+        if not getattr(self, "was_sent", False):
+            self.was_sent = True
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return str, ("sent",)
+
+
+def _wait_until_stopped(process: int) -> None:
+    while psutil.Process(process).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.timeout(60)
+def test_a_worker_that_does_not_answer_holds_up_no_result_of_another(monkeypatch) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    # Longer than the test may take: what waits for the frozen worker waits until the end.
+    monkeypatch.setattr(watchdog, "_RESULT_SECONDS", 90)
+    names = ["frozen", *map(str, range(40))]  # several times what may be in flight
+    queue = deque(names)
+    outcomes = {}
+    with local.local_client(2, memory_limit=2**30, dashboard_address="none") as client:
+        client.wait_for_workers(2)
+        (frozen, process), (other, _) = client.run(os.getpid).items()
+
+        def graph_of(name: str) -> Delayed:
+            made, worker = partial(_wait_until_stopped, process), other
+            if name == "frozen":
+                made, worker = _FreezesWhenSent, frozen
+            with dask.annotate(workers=[worker]):
+                return delayed(made, pure=False)(dask_key_name=("save", name))
+
+        for name, outcome in futures_module.run_graphs(
+            client, lambda _: queue.popleft() if queue else None, graph_of
+        ):
+            outcomes[name] = outcome
+            if set(names) - set(outcomes) == {"frozen"}:
+                os.kill(process, signal.SIGCONT)
+        events = [event for _, event in client.get_events("all")]
+    assert outcomes == {"frozen": "sent"} | dict.fromkeys(names[1:])
+    # Dask would wait for all results that it fetches together.
+    assert {event["count"] for event in events if event["action"] == "gather"} == {1}
+
+
 @pytest.mark.timeout(60)
 def test_graphs_run_in_about_the_order_of_their_submission() -> None:
     # Named so that no order of names is that in which they are dealt.
@@ -149,6 +198,7 @@ def test_graphs_run_in_about_the_order_of_their_submission() -> None:
 class _Ended(deque):
     """Graphs that have ended, as `as_completed` has them."""
 
+    thread_condition = threading.Condition()
     has_ready = deque.__len__
     __next__ = deque.popleft
     add = deque.append
@@ -156,18 +206,28 @@ class _Ended(deque):
 
 def test_results_of_graphs_that_have_ended_are_fetched_together_and_lost_ones_again() -> None:
     all_are_asked_for = threading.Barrier(4, timeout=60)  # one by one, the second would never be
-    futures = [Mock(key=("save", str(number))) for number in range(4)]
+    futures = [Mock(key=("save", str(number)), status="finished") for number in range(4)]
+    # What becomes of them when they are first asked for: the second is lost, the third only late.
+    statuses = dict(zip(futures, ("finished", "lost", "finished", "finished"), strict=True))
+    missing = {futures[1], futures[2]}
 
     def result(future: Mock) -> object:
-        all_are_asked_for.wait()
-        return watchdog.LOST if future is futures[1] else future.key[1]
+        if future in statuses:
+            future.status = statuses.pop(future)
+            all_are_asked_for.wait()
+            if future in missing:
+                return watchdog.LOST
+        return future.key[1]
 
-    ended = _Ended(futures)
-    with ThreadPoolExecutor(4) as fetchers:
-        fetched = futures_module._fetched(ended, Mock(result=result), fetchers)
-    assert fetched == [(futures[number], str(number)) for number in (0, 2, 3)]
-    assert list(ended) == [futures[1]]
-    assert [future.release.call_count for future in futures] == [1, 0, 1, 1]
+    results = futures_module._Results(_Ended(futures), Mock(result=result))
+    fetched = []
+    try:
+        while len(fetched) < len(futures):
+            fetched += results.poll()
+    finally:
+        results.close()
+    assert dict(fetched) == {future: future.key[1] for future in futures}
+    assert [future.release.call_count for future in futures] == [1, 1, 1, 1]
 
 
 @pytest.mark.slow
