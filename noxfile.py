@@ -103,6 +103,7 @@ def training(session: nox.Session) -> None:
         "output/test_png.py",
         "output/test_zarr_writer.py",
         "training/test_dataset.py",
+        "training/test_loader_benchmark.py",
         "training/test_png.py",
     )
     pytest(session, *(f"tests/{file}" for file in files))

@@ -82,6 +82,30 @@ def test_every_way_is_measured_once_in_each_round(
     assert (table[0].way, table[0].is_first) == (first.way, True)
 
 
+@pytest.mark.parametrize(("settings", "outputs"), FORMATS)
+def test_the_system_is_asked_to_forget_the_images_before_the_first_pass(
+    dataset, slice_dataset, monkeypatch, settings, outputs
+) -> None:
+    dataset.add("a")
+    output = slice_dataset(**settings)
+    forgotten: list[Path] = []
+    monkeypatch.setattr(loader_benchmark, "drop_from_cache", forgotten.extend)
+    first_pass(choose_slices(output), batch_size=2, threads=0, seconds=0.001)
+    folder = {"zarr": "slices.zarr/train/a", "png": "images", "npz": "train"}[settings["format"]]
+    images = {path for path in (output / folder).rglob("*") if path.is_file()}
+    assert images
+    assert set(forgotten) == images
+
+
+def test_a_first_pass_ends_in_time_and_gives_what_it_has_read(dataset, slice_dataset) -> None:
+    for case_id in "abc":
+        dataset.add(case_id)
+    workload = choose_slices(slice_dataset())
+    reading, read = first_pass(workload, batch_size=2, threads=1, seconds=1e-6)
+    assert len(read) == reading.windows == 8  # four batches at least
+    assert set(read) <= set(workload.rows)
+
+
 def test_workers_are_tried_where_torch_is_and_0_is_no_number_of_them() -> None:
     workload = replace(WORKLOAD, outputs=("float32", "source"))
     ways = ways_to_read(workload, (0, 2), has_torch=True, device="cuda")
