@@ -33,6 +33,8 @@ _LIKE_CT: dict[str, Any] = {
 _FEWEST_CASES, _CASES_PER_WORKER = 16, 4
 # Of all CPUs before the first run: more than this disturbs the times.
 _MOST_IN_USE = 0.2
+# A fourth of the memory for decoded planes, at most.
+_SHARE_OF_CACHE = 4
 RESULTS, PLOT, LOADER = "results.json", "speedup.png", "loader.json"
 # Of each column of the table: its heading, the field of a row, and how that is shown.
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -162,7 +164,10 @@ def run_loader_benchmark(
     numbers = benchmark.default_workers(n_cpus) if numbers is None else numbers
     device = loader_benchmark.torch_device()
     ways = loader_benchmark.ways_to_read(
-        workload, numbers, has_torch=device is not None, device=device or "cpu"
+        *(workload, numbers),
+        has_torch=device is not None,
+        device=device or "cpu",
+        cache=machine["memory_bytes"] // _SHARE_OF_CACHE,
     )
     n, size = len(workload.rows), format_shape(workload.shape)
     slices = f"{plural(n, 'slice')} of {size} (channels, rows, columns)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from dask_slicer.training.loader_benchmark import Pass, Way, Workload
@@ -80,16 +80,16 @@ def rows(passes: Iterable[Pass]) -> list[Row]:
 
 
 def _base(rate_of: Mapping[tuple[Way, bool], float], way: Way) -> float:
-    """Return the rate of one thread, or of the fewest, that give the same as a way."""
+    """Return the rate of one thread, or of the fewest, that give the same, without a cache."""
     later = {
         other.number: rate
         for (other, is_first), rate in rate_of.items()
         if other.kind == "threads"
         and (other.output, other.device) == (way.output, way.device)
-        and not is_first
+        and not (is_first or other.cache)
     }
-    if not later:  # the first pass alone
-        return rate_of[way, True]
+    if not later:  # a first pass, or a cache, alone
+        return next(rate for (other, _), rate in rate_of.items() if other == way)
     return later.get(1) or later[min(later)]
 
 
@@ -107,7 +107,7 @@ def recommend(
     DataLoader if it is faster than all threads, and no thread if nothing else was tried: batches
     would not be read while the network computes.
     """
-    later = [row for row in table if not row.is_first]
+    later = [row for row in table if not (row.is_first or row.way.cache)]
     first = next((row for row in table if row.is_first), None)
     normalized = [row for row in later if row.way.device]
     floats = [row for row in later if row.way.output == "float32"]
@@ -125,6 +125,7 @@ def recommend(
             bottleneck, reason = "disk", "files do not stay in memory from one epoch to the next"
     remarks += _processes_remark(integers or floats)
     remarks += _integers_remark(floats, integers, normalized)
+    remarks += _cache_remark(table, workload, memory_bytes=memory_bytes)
     return Advice(
         way=best.way,
         call=_call(best.way, workload, batch_size=batch_size),
@@ -238,6 +239,22 @@ def _integers_remark(
     if ratio < _WORTH:
         text += ": they are for training on a GPU"
     return [text]
+
+
+def _cache_remark(table: Sequence[Row], workload: Workload, *, memory_bytes: int) -> list[str]:
+    """Return how a cache of decoded planes compares with decoding; empty if it was not measured."""
+    rate_of = {row.way: row.windows_per_second for row in table if not row.is_first}
+    way = next((way for way in rate_of if way.cache), None)
+    if way is None or workload.decoded_bytes is None:
+        return []
+    without = rate_of.get(replace(way, cache=None))
+    if without is None:
+        return []
+    return [
+        f"With decoded planes in memory (cache=...), {replace(way, cache=None)}: "
+        f"{rate_of[way] / without:.1f} times as fast; all planes would take about "
+        f"{format_bytes(workload.decoded_bytes)}, this machine has {format_bytes(memory_bytes)}"
+    ]
 
 
 def _call(way: Way, workload: Workload, *, batch_size: int) -> str:

@@ -35,11 +35,11 @@ def test_the_command_prints_a_table_and_a_call_and_saves_both(slices, tmp_path, 
     assert result.exit_code == 0, result.output
     saved = json.loads((folder / "loader.json").read_text())
     lines = [line for line in result.stdout.splitlines() if line.startswith(("float32", "source"))]
-    # Float32 and integers with 0, 1 and 2 threads, normalised with 1 and 2; before, the first pass.
-    assert len(lines) == len(saved["rows"]) == 9
+    # The first pass; float32 and integers with 0, 1 and 2 threads; normalised with 1 and 2; a cache.
+    assert len(lines) == len(saved["rows"]) == 10
     assert "2 threads, first pass" in lines[0]
     assert sum("normalised" in line for line in lines) == 2
-    assert len(saved["passes"]) == 1 + 2 * 8
+    assert len(saved["passes"]) == 1 + 2 * 9
     assert (saved["batch_size"], saved["shape"][0]) == (4, 3)
     assert result.stdout.splitlines()[-1].startswith(f"Use {saved['call']}: ")
     assert saved["call"].startswith(f"SliceDataset({str(slices)!r}, window_size=1")

@@ -43,7 +43,11 @@ WORKLOAD = Workload(
     n_other=0,
     n_sizes=1,
     bytes_on_disk=1000,
+    decoded_bytes=None,
 )
+
+
+HERE = {"has_torch": False, "device": "cpu", "cache": 10**6}
 
 
 def no_note(text: str) -> None:
@@ -59,9 +63,12 @@ def test_every_way_is_measured_once_in_each_round(
     workload = choose_slices(slice_dataset(**settings))
     assert workload.outputs == outputs
     assert len(workload.rows) == len(SliceDataset(workload.output_dir, split=None))
-    ways = ways_to_read(workload, (0, 1, 2), has_torch=False, device="cpu")
+    ways = ways_to_read(workload, (0, 1, 2), **HERE)
     normalized = [way for way in ways if way.device]
-    assert len(ways) == 3 * len(outputs) + len(normalized)
+    cached = [way for way in ways if way.cache]
+    assert len(ways) == 3 * len(outputs) + len(normalized) + len(cached)
+    is_zarr = settings["format"] == "zarr"
+    assert [(way.number, way.output) for way in cached] == [(2, outputs[-1])] * is_zarr
     assert [way.number for way in normalized] == [1, 2] * (len(outputs) - 1)
     first, read = first_pass(workload, batch_size=3, threads=2, seconds=9.0)
     assert sorted(read) == list(workload.rows)
@@ -108,7 +115,7 @@ def test_a_first_pass_ends_in_time_and_gives_what_it_has_read(dataset, slice_dat
 
 def test_workers_are_tried_where_torch_is_and_0_is_no_number_of_them() -> None:
     workload = replace(WORKLOAD, outputs=("float32", "source"))
-    ways = ways_to_read(workload, (0, 2), has_torch=True, device="cuda")
+    ways = ways_to_read(workload, (0, 2), has_torch=True, device="cuda", cache=10**6)
     assert [(way.output, way.kind, way.number, way.device) for way in ways] == [
         ("float32", "threads", 0, ""),
         ("float32", "threads", 2, ""),
@@ -135,7 +142,7 @@ def test_without_torch_nothing_asks_for_it(dataset, slice_dataset, monkeypatch) 
     dataset.add("a")
     workload = choose_slices(slice_dataset())
     assert loader_benchmark.torch_device() is None
-    ways = ways_to_read(workload, (1,), has_torch=False, device="cpu")
+    ways = ways_to_read(workload, (1,), **HERE)
     assert [way.kind for way in ways] == ["threads"]
 
 
@@ -158,7 +165,7 @@ def test_workers_of_dataloader_read_what_threads_read(
     assert device is not None
     ways = [
         way
-        for way in ways_to_read(workload, (0, 1, 2), has_torch=True, device=device)
+        for way in ways_to_read(workload, (0, 1, 2), has_torch=True, device=device, cache=10**6)
         if way.kind == "workers"
     ]
     assert [(way.output, way.number) for way in ways] == [
@@ -339,6 +346,31 @@ def test_remarks_compare_workers_with_threads_and_integers_with_floats() -> None
     assert "2 workers of DataLoader read 0.80 times as fast as 2 threads: batches go" in text
     assert "Integers are read 3.0 times as fast as float32, and with normalize_batch on" in text
     assert "0.9 times: they are for training on a GPU" in text
+
+
+def test_a_cache_is_no_advice_but_a_remark_with_what_it_would_take() -> None:
+    cached = replace(TWO, cache=10**6)
+    table = [row(ONE, 60), row(TWO, 100), row(cached, 350)]
+    advice = recommend(table, replace(WORKLOAD, decoded_bytes=2 * 10**9), **MEMORY)
+    assert advice.way == TWO
+    assert advice.remarks[-1] == (
+        "With decoded planes in memory (cache=...), 2 threads: 3.5 times as fast; all planes would "
+        "take about 2.0 GB, this machine has 1.0 GB"
+    )
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("source", 2), ("float32", 4)])
+def test_decoded_planes_take_a_plane_for_each_slice(
+    dataset, slice_dataset, dtype, itemsize
+) -> None:
+    dataset.add("a")
+    output = slice_dataset(format="zarr", dtype=dtype, plane="k")
+    for window_size in (None, 1):
+        workload = choose_slices(output, window_size=window_size)
+        assert workload.decoded_bytes == 8 * 9 * 10 * itemsize
+    kept = workload.dataset(workload.outputs[-1], cache=10**6)
+    kept.read_batch(workload.rows)
+    assert kept._cache.n_used == workload.decoded_bytes
 
 
 def test_speed_up_is_against_one_thread_that_gives_the_same() -> None:
