@@ -35,7 +35,7 @@ def test_the_command_prints_a_table_and_a_call_and_saves_both(slices, tmp_path, 
     assert result.exit_code == 0, result.output
     saved = json.loads((folder / "loader.json").read_text())
     lines = [line for line in result.stdout.splitlines() if line.startswith(("float32", "source"))]
-    # The first pass; float32 and integers with 0, 1 and 2 threads; normalised with 1 and 2; a cache.
+    # A first pass; float32 and integers with 0, 1 and 2 threads; normalised with 1 and 2; a cache.
     assert len(lines) == len(saved["rows"]) == 10
     assert "2 threads, first pass" in lines[0]
     assert sum("normalised" in line for line in lines) == 2
