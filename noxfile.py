@@ -105,6 +105,7 @@ def training(session: nox.Session) -> None:
         "training/test_batches.py",
         "training/test_dataset.py",
         "training/test_loader.py",
+        "training/test_loader_benchmark.py",
         "training/test_normalization.py",
         "training/test_png.py",
         "training/test_torch.py",

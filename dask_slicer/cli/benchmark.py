@@ -1,4 +1,4 @@
-"""The benchmark command: table, results.json and speed-up plot."""
+"""The benchmark command: tables, results.json, loader.json and speed-up plot."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from dask_slicer.errors import UsageError
 from dask_slicer.execution import benchmark
 from dask_slicer.inputs.phantom import ensure_dataset
 from dask_slicer.monitoring.terminal import plain_table
+from dask_slicer.training import loader_advice, loader_benchmark
 from dask_slicer.utils import system
-from dask_slicer.utils.formatting import first_few, format_bytes, plural
+from dask_slicer.utils.files import is_same_folder
+from dask_slicer.utils.formatting import first_few, format_bytes, format_shape, plural
 
 PHANTOMS = "phantoms"
 # Like abdominal CT, whose noise lets it be deflated about 2.3 : 1.
@@ -31,7 +33,9 @@ _LIKE_CT: dict[str, Any] = {
 _FEWEST_CASES, _CASES_PER_WORKER = 16, 4
 # Of all CPUs before the first run: more than this disturbs the times.
 _MOST_IN_USE = 0.2
-RESULTS, PLOT = "results.json", "speedup.png"
+# A fourth of the memory for decoded planes, at most.
+_SHARE_OF_CACHE = 4
+RESULTS, PLOT, LOADER = "results.json", "speedup.png", "loader.json"
 # Of each column of the table: its heading, the field of a row, and how that is shown.
 _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("workers", "n_workers", str),
@@ -42,6 +46,12 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("MB/s in", "megabytes_in_per_second", "{:.1f}".format),
     ("MB/s out", "megabytes_out_per_second", "{:.1f}".format),
     ("peak RSS", "peak_rss", format_bytes),
+)
+_LOADER_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("windows/s", "windows_per_second", "{:.0f}".format),
+    ("speed-up", "speedup", "{:.2f}".format),
+    ("CPUs", "cpus", "{:.1f}".format),
+    ("MB/s", "megabytes_per_second", "{:.0f}".format),
 )
 
 
@@ -61,14 +71,7 @@ def run_benchmark(
         raise UsageError("benchmark starts workers of its own; leave out --scheduler")
     if config.cluster is not None:
         raise UsageError("benchmark starts workers on this machine; leave out --cluster")
-    n_cpus = system.cpu_count()
-    in_use = system.cpu_share_in_use()
-    if in_use > _MOST_IN_USE:
-        load = psutil.getloadavg()[0]
-        say(
-            f"Note: other programs use {in_use:.0%} of the CPUs (load average {load:.1f}); times "
-            "will vary, measure again when the machine is idle"
-        )
+    n_cpus, machine = _machine(say)
     numbers = benchmark.default_workers(n_cpus) if workers is None else workers
     # Fewer would say little: with a case each, all but one worker wait for the slowest.
     n_cases = n_cases or max(_FEWEST_CASES, _CASES_PER_WORKER * max(numbers))
@@ -90,11 +93,7 @@ def run_benchmark(
     recommendation = benchmark.recommend(table, n_cpus=n_cpus)
     first = runs[0]  # all have the same cases
     results = {
-        "machine": {
-            "cpus": n_cpus,
-            "memory_bytes": system.memory_bytes(),
-            "cpu_share_in_use_before": round(in_use, 3),
-        },
+        "machine": machine,
         "config": config.model_dump(mode="json", exclude={"num_workers", "output_dir"}),
         "cases": first.n_cases,
         "slices": first.n_slices,
@@ -123,6 +122,105 @@ def run_benchmark(
     if repeats == 1:
         say("Note: one run with each number of workers does not show how much times vary")
     return recommendation
+
+
+def _machine(say: Callable[[RenderableType], None]) -> tuple[int, dict[str, Any]]:
+    """Return the number of CPUs, and what the results say of the machine; note if it is busy."""
+    n_cpus, in_use = system.cpu_count(), system.cpu_share_in_use()
+    if in_use > _MOST_IN_USE:
+        load = psutil.getloadavg()[0]
+        say(
+            f"Note: other programs use {in_use:.0%} of the CPUs (load average {load:.1f}); times "
+            "will vary, measure again when the machine is idle"
+        )
+    return n_cpus, {
+        "cpus": n_cpus,
+        "memory_bytes": system.memory_bytes(),
+        "cpu_share_in_use_before": round(in_use, 3),
+    }
+
+
+def run_loader_benchmark(
+    output_dir: Path,
+    *,
+    folder: Path,
+    numbers: Sequence[int] | None,
+    window_size: int | None,
+    plane: str | None,
+    batch_size: int,
+    repeats: int,
+    seconds: float,
+    say: Callable[[RenderableType], None],
+) -> loader_advice.Advice:
+    """Read slices of an output with several loaders; print the results, and save them in a folder.
+
+    It gets `LOADER`.
+    """
+    if is_same_folder(folder, output_dir):
+        raise UsageError("--output_dir is where results are written; name another than of --loader")
+    workload = loader_benchmark.choose_slices(output_dir, window_size=window_size, plane=plane)
+    n_cpus, machine = _machine(say)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = benchmark.default_workers(n_cpus) if numbers is None else numbers
+    device = loader_benchmark.torch_device()
+    ways = loader_benchmark.ways_to_read(
+        *(workload, numbers),
+        has_torch=device is not None,
+        device=device or "cpu",
+        cache=machine["memory_bytes"] // _SHARE_OF_CACHE,
+    )
+    n, size = len(workload.rows), format_shape(workload.shape)
+    slices = f"{plural(n, 'slice')} of {size} (channels, rows, columns)"
+    if workload.n_other:
+        say(
+            f"Note: slices have {workload.n_sizes} sizes, but a batch needs one. Only the {slices} "
+            "are read; for training, make slices with --size, or choose `cases` or `plane`"
+        )
+    if device is None:
+        say("Note: DataLoader is not measured without torch")
+    say(f"Measuring {plural(len(ways), 'way')} to read, {seconds:g} s each")
+    first, read = loader_benchmark.first_pass(
+        workload, batch_size=batch_size, threads=max(numbers), seconds=seconds
+    )
+    passes = [first]
+    passes += loader_benchmark.sweep(
+        *(workload, read, ways),
+        batch_size=batch_size,
+        repeats=repeats,
+        seconds=seconds,
+        note=lambda text: say(f"Note: {text}"),
+    )
+    table = loader_advice.rows(passes)
+    advice = loader_advice.recommend(
+        *(table, workload),
+        batch_size=batch_size,
+        n_cpus=n_cpus,
+        memory_bytes=machine["memory_bytes"],
+    )
+    results = {
+        "machine": machine,
+        "output_dir": str(workload.output_dir),
+        "slices": n,
+        "shape": workload.shape,
+        "batch_size": batch_size,
+        "passes": [asdict(reading) for reading in passes],
+        "rows": [asdict(row) for row in table],
+    } | asdict(advice)
+    (folder / LOADER).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    say(f"{slices}, batches of {batch_size}, {plural(n_cpus, 'CPU')}, medians of {repeats}")
+    numbers_of = [heading for heading, _, _ in _LOADER_COLUMNS]
+    numbers_of.insert(1, "from - to")
+    cells = []
+    for row in table:
+        line = [show(getattr(row, field)) for _, field, show in _LOADER_COLUMNS]
+        line.insert(1, f"{row.slowest:.0f} - {row.fastest:.0f}")
+        pass_words = ", first pass" if row.is_first else ""
+        cells.append([row.way.output, f"{row.way}{pass_words}", *line])
+    say(plain_table(["output", "read by", *numbers_of], cells, right=numbers_of))
+    for remark in advice.remarks:
+        say(remark)
+    say(f"Results: {folder / LOADER}")
+    return advice
 
 
 def _write_plot(table: Sequence[benchmark.Row], path: Path, *, title: str) -> None:

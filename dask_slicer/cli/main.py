@@ -12,8 +12,9 @@ from itertools import chain
 
 import click
 
+from dask_slicer.cli.benchmark_command import benchmark
 from dask_slicer.cli.output_commands import assemble, preview, report, split, verify, watch
-from dask_slicer.cli.run_commands import benchmark, configs, demo, merge, plan, run, statistics
+from dask_slicer.cli.run_commands import configs, demo, merge, plan, run, statistics
 from dask_slicer.errors import DaskSlicerError, PreflightError, UsageError
 from dask_slicer.utils.formatting import escape_line
 from dask_slicer.utils.signals import Terminated

@@ -1,4 +1,4 @@
-"""Commands that make slices: run, plan, demo, configs, merge, benchmark."""
+"""Commands that make slices: run, plan, demo, configs, merge."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dask_slicer.cli.options import (
 )
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import configure_logging
-from dask_slicer.utils.formatting import escape_line, first_few, plural
+from dask_slicer.utils.formatting import escape_line, plural
 from dask_slicer.utils.signals import interrupt_once
 
 if TYPE_CHECKING:
@@ -243,76 +243,6 @@ def configs(name: str | None) -> None:
     width = max(map(len, purposes))
     for config, purpose in purposes.items():
         click.echo(f"{config:{width}}  {purpose}")
-
-
-@click.command(cls=ConfigCommand, required=())
-@click.option(
-    "--workers",
-    metavar="N,N...",
-    help="Numbers of workers to try, such as 0,1,2,4. [default: 0, powers of 2, all CPUs]",
-)
-@click.option(
-    "--repeats",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Runs with each number of workers.",
-)
-@click.option(
-    "--cases",
-    type=click.IntRange(1),
-    help="Maximum number of cases. [default: 4 for each worker, at least 16]",
-)
-@verbosity_options
-def benchmark(
-    workers: str | None, repeats: int, cases: int | None, verbose: int, quiet: bool, **options: Any
-) -> None:
-    """Find the number of workers that suits your scans and machine.
-
-    Without --input_dir it slices phantoms. Slices go to temporary directories in --output_dir
-    [default: dask_slicer_benchmark], where results.json and speedup.png are written.
-    """
-    if options["num_workers"] is not None:
-        raise UsageError("benchmark takes --workers N,N... instead of --num_workers")
-    from dask_slicer.cli.benchmark import PHANTOMS, run_benchmark
-    from dask_slicer.cli.display import make_console
-
-    options["output_dir"] = options["output_dir"] or "dask_slicer_benchmark"
-    if options["input_dir"] is None and options["config"] is None:
-        options["input_dir"] = Path(options["output_dir"], PHANTOMS)
-    numbers = None if workers is None else _numbers(workers)
-    config = build_config_of(options)
-    if config.shard is not None:
-        raise UsageError("benchmark measures whole runs; do not give --shard")
-    configure_logging(verbose, config.log_file)
-    console = make_console()
-    with interrupt_once():
-        advice = run_benchmark(
-            config,
-            workers=numbers,
-            repeats=repeats,
-            n_cases=cases,
-            say=lambda what: None if quiet else console.print(what, markup=False),
-        )
-    unclear = ""
-    if advice.as_fast:
-        others = first_few([str(number) for number in advice.as_fast])
-        unclear = f"No clear winner: its times and those of --num_workers {others} overlap. "
-    click.echo(
-        f"Use --num_workers {advice.num_workers}. {unclear}Bottleneck: {advice.bottleneck} "
-        f"({advice.reason})"
-    )
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Return the numbers in a text, each once, in their order."""
-    try:
-        numbers = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 0:
-        raise UsageError(f"--workers must be numbers such as 0,1,2,4, got {text}")
-    return numbers
 
 
 def _splits_with_slices(output_dir: Path) -> list[str]:

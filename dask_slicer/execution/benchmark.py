@@ -24,7 +24,9 @@ from dask_slicer.monitoring.observer import Observer
 from dask_slicer.monitoring.state import RunState
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, FailedCase
+from dask_slicer.utils.files import drop_from_cache
 from dask_slicer.utils.formatting import plural
+from dask_slicer.utils.system import cpu_wait_seconds
 
 # Seconds. Sampling all processes costs milliseconds of CPU, which the workers would lack.
 _SAMPLE_EVERY = 0.25
@@ -156,18 +158,9 @@ class _Meter(Observer):
                 times = process.cpu_times()
                 self._cpu[process.pid] = times.user + times.system
                 # A thread that has ended takes its time with it.
-                waited = max(_cpu_wait(process.pid), self._wait[process.pid])
+                waited = max(cpu_wait_seconds(process.pid), self._wait[process.pid])
                 self._wait[process.pid] = waited
                 self.peak_rss = max(self.peak_rss, peak_rss(process))
-
-
-def _cpu_wait(pid: int) -> float:
-    """Return the seconds for which threads of a process were ready but had no CPU; 0 if unknown."""
-    waited = 0
-    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        with suppress(OSError, ValueError, IndexError):
-            waited += int(path.read_text(encoding="ascii").split()[1])
-    return waited / 1e9
 
 
 def peak_rss(process: psutil.Process) -> int:
@@ -289,7 +282,7 @@ def sweep(
         with tempfile.TemporaryDirectory(
             prefix="scratch_", dir=config.output_dir, ignore_cleanup_errors=True
         ) as scratch:
-            _drop_from_cache(files)
+            drop_from_cache(files)
             changes = {"num_workers": n_workers, "output_dir": Path(scratch, "slices")}
             measured = measure(config.model_copy(update=changes))
         if measured.n_failed:
@@ -298,12 +291,3 @@ def sweep(
                 "choose other cases with --only"
             )
         yield measured
-
-
-def _drop_from_cache(files: Iterable[str]) -> None:
-    """Ask the system, where it can be asked, to read files from the disk the next time."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for path in files:
-        with open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

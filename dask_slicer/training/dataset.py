@@ -200,17 +200,14 @@ class SliceDataset:
             If the slices have several sizes, and there is no `transform`.
         """
         slices = [self._opened(number) for number in numbers]
-        sizes = {each.window.shape for each in slices}
-        if self.transform is not None and len(sizes) > 1:  # which may make them equal
-            return [self._samples([each], np.empty)[0] for each in slices]
         allocate = shared_empty if is_in_worker() else self._pool.empty
         return self._samples(slices, allocate) if slices else []
 
     def _samples(self, slices: Sequence[OpenedSlice], allocate: Allocate) -> list[Any]:
-        arrays = batches.read_arrays(
-            slices, output=self._output, allocate=allocate, cache=self._cache
-        )
-        samples = batches.samples_of(slices, arrays)
+        sizes = {each.window.shape for each in slices}
+        if self.transform is not None and len(sizes) > 1:  # which may make them equal
+            return [self._samples([each], allocate)[0] for each in slices]
+        samples = batches.samples_of(slices, self._arrays(slices, allocate))
         return samples if self.transform is None else [self.transform(each) for each in samples]
 
     def _arrays(self, slices: Sequence[OpenedSlice], allocate: Allocate) -> dict[str, Any]:
@@ -347,7 +344,17 @@ class SliceDataset:
         """Return an iterable of batches that threads of this process fill ahead.
 
         There is no process boundary that batches are copied through, as in torch's DataLoader, and
-        decoding releases Python's lock; see `SliceLoader`.
+        decoding releases Python's lock.
+
+        Parameters
+        ----------
+        batch_size, threads, shuffle, seed, sampler, drop_last, pin_memory, rank, num_replicas
+            See `SliceLoader`.
+
+        Raises
+        ------
+        UsageError
+            If an argument is wrong, or arguments contradict each other.
         """
         return SliceLoader(
             self,

@@ -116,7 +116,13 @@ class SliceLoader:
         return n_slices // self.batch_size if self.drop_last else ceil(n_slices / self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iteration."""
+        """Choose the order of the next iteration.
+
+        Parameters
+        ----------
+        epoch : int
+            From 0; each iteration adds 1.
+        """
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,6 +52,15 @@ def parse_json(text: str) -> Any:
     if level:
         raise ValueError("it nests too deep")
     return value
+
+
+def drop_from_cache(paths: Iterable[str | Path]) -> None:
+    """Ask the system, where it can be asked, to read files from the disk the next time."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in paths:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def is_same_folder(path: Path, other: Path) -> bool:

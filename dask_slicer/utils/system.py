@@ -24,6 +24,15 @@ def cpu_share_in_use(seconds: float = 1.0) -> float:
     return float(psutil.cpu_percent(seconds)) / 100
 
 
+def cpu_wait_seconds(pid: int) -> float:
+    """Return the seconds for which threads of a process were ready but had no CPU; 0 if unknown."""
+    waited = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError, ValueError, IndexError):
+            waited += int(path.read_text(encoding="ascii").split()[1])
+    return waited / 1e9
+
+
 def memory_bytes() -> int:
     """Return the memory that this process may use: the machine's, or the cgroup's limit."""
     limit = int(psutil.virtual_memory().total)

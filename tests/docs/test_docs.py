@@ -292,9 +292,22 @@ def test_the_site_is_built_without_a_broken_link(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "index.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("heading", ["numpy alone", "torch", "MONAI"])
+_OF_NUMPY = [
+    "Choose slices without reading them",
+    "Cross-validation",
+    "Statistics, and new scans",
+    "Read a whole output",
+]
+
+
+@pytest.mark.parametrize("heading", ["numpy alone", "torch", "Feed a GPU", "MONAI"])
 def test_the_examples_of_training_run(tmp_path: Path, heading: str) -> None:
-    needed = {"torch": ["torch"], "MONAI": ["torch", "monai"]}.get(heading, [])
+    # The packages of a section, and the sections that belong to it.
+    needed, others = {
+        "torch": (["torch"], []),
+        "Feed a GPU": (["torch"], ["Which loader"]),
+        "MONAI": (["torch", "monai"], ["Feed a GPU"]),
+    }.get(heading, ([], _OF_NUMPY))
     for package in needed:
         pytest.importorskip(package, reason=f"{package} is not installed")
     demo = [sys.executable, "-m", "dask_slicer", "demo", "--num_workers", "0", "--quiet"]
@@ -302,20 +315,12 @@ def test_the_examples_of_training_run(tmp_path: Path, heading: str) -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, flags=re.DOTALL | re.M))
     start = page[: page.index("## ")]
-    whole = [
-        "Choose slices without reading them",
-        "Cross-validation",
-        "Statistics, and new scans",
-        "Read a whole output",
-    ]
-    others = [] if needed else whole
     if heading == "MONAI":
         start += "```python\nfrom torch.utils.data import DataLoader\n```"
-    code = "\n".join(
-        block
-        for text in (start, *(sections[name] for name in (heading, *others)))
-        for block in _blocks("python", text)
-    )
+    wanted = {heading, *others}
+    assert wanted <= sections.keys()
+    texts = (start, *(text for name, text in sections.items() if name in wanted))
+    code = "\n".join(block for text in texts for block in _blocks("python", text))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
 
 

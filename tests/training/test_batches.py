@@ -359,7 +359,8 @@ class TestThreads:
         slices = SliceDataset(store("zarr"))
         closed = []
 
-        class Readers(type(slices._open_cases._readers)):  # the worst moment: it is open, and then it is not
+        # The worst moment: it is open, and then it is not.
+        class Readers(type(slices._open_cases._readers)):
             def move_to_end(self, key: int, last: bool = True) -> None:
                 closed.append(self.pop(key))
                 super().move_to_end(key, last)
