@@ -223,6 +223,11 @@ class SliceDataset:
         numbers : iterable of int
         allocate : callable
             Makes an array of a shape and a dtype.
+
+        Raises
+        ------
+        UsageError
+            If the slices have several sizes, or only some of the cases have a label.
         """
         slices = [self._opened(number) for number in numbers]
         if self.transform is not None:

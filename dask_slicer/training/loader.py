@@ -17,8 +17,8 @@ from dask_slicer.training.batches import Allocate
 from dask_slicer.training.memory import ArrayPool, can_pin, pinned_empty
 
 Batch = dict[str, Any]
-# Batches that are ready or being filled for each thread, beside the one it fills.
-_AHEAD = 1
+# Batches for each thread: the one that it fills, and one that waits.
+_PER_THREAD = 2
 
 
 class BatchSource(Protocol):
@@ -108,7 +108,7 @@ class SliceLoader:
         self.batch_sampler = None  # which Lightning looks for beside a sampler
         self._rank, self._num_replicas = rank, num_replicas
         self.epoch = 0
-        self._pool = ArrayPool(most_kept=2 * (_n_ahead(self.threads) + 2))
+        self._pool = ArrayPool(most_kept=2 * (_PER_THREAD * self.threads + 2))
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
@@ -136,11 +136,11 @@ class SliceLoader:
             numbers = [int(number) for number in self.sampler]
         self.epoch += 1
         starts = range(0, len(numbers), self.batch_size)
-        of_batches = [numbers[start : start + self.batch_size] for start in starts]
-        if self.drop_last and of_batches and len(of_batches[-1]) < self.batch_size:
-            of_batches.pop()
+        batches = [numbers[start : start + self.batch_size] for start in starts]
+        if self.drop_last and batches and len(batches[-1]) < self.batch_size:
+            batches.pop()
         allocate: Allocate = pinned_empty if self.pin_memory else self._pool.empty
-        return _Batches(self.dataset, of_batches, threads=self.threads, allocate=allocate)
+        return _Batches(self.dataset, batches, threads=self.threads, allocate=allocate)
 
     def _slices_of_rank(self) -> Sequence[int]:
         """Return the places of this process in the order of an epoch."""
@@ -159,18 +159,18 @@ class _Batches:
     def __init__(
         self,
         dataset: BatchSource,
-        of_batches: list[Sequence[int]],
+        batches: list[Sequence[int]],
         *,
         threads: int,
         allocate: Allocate,
     ) -> None:
-        self._read = partial(dataset.read_batch, allocate=allocate)
-        self._remaining = iter(of_batches)
-        self._n_ahead = _n_ahead(threads)
+        self._remaining = iter(batches)
+        self._n_ahead = _PER_THREAD * threads
         self._futures: deque[Future[Batch]] = deque()
         self._executor: ThreadPoolExecutor | None = None
         if threads:
             self._executor = ThreadPoolExecutor(threads, thread_name_prefix="SliceLoader")
+        self._read = partial(dataset.read_batch, allocate=allocate)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -197,12 +197,7 @@ class _Batches:
             self._executor.shutdown(wait=False, cancel_futures=True)
 
     def __del__(self) -> None:
-        if hasattr(self, "_executor"):
-            self.close()
-
-
-def _n_ahead(threads: int) -> int:
-    return threads * (1 + _AHEAD)
+        self.close()
 
 
 def _distributed() -> tuple[int, int]:

@@ -213,6 +213,12 @@ class TestCollate:
             else:
                 assert ours[name] == value
 
+    def test_batches_of_this_process_that_are_kept_stay_as_they_are(self, slices):
+        options = {"num_workers": 0, "multiprocessing_context": None}
+        kept = list(loader_of(slices, collate_fn=slices.collate, **options))
+        assert_is_epoch(list(loader_of(slices, collate_fn=slices.collate, **options)), slices)
+        assert_is_epoch(kept, slices)
+
     def test_a_batch_becomes_tensors_on_its_own_memory(self, slices):
         samples = slices.__getitems__([3, 14, 3])
         batch = slices.collate(samples)
