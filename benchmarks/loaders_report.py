@@ -33,7 +33,7 @@ def loaders_section(results: dict[str, Any]) -> str:
         repeats=phantoms["repeats"],
         cases=phantoms["cases"],
         shape=_shape(phantoms),
-        scans=f" and, for real scans, from {_cases(scans)} of {_shape(scans)}" if scans else "",
+        scans=f"; of real scans, from {_cases(scans)} of {_shape(scans)}" if scans else "",
         table=table(tuple(head), _rows(phantoms, scans)),
         behind=_behind(phantoms),
         ratios_table=table(
