@@ -29,8 +29,8 @@ from measure import slicer
 from dask_slicer import SliceDataset
 from dask_slicer.inputs.discovery import find_cases
 
-# What the turns may take.
-_SECONDS = 120.0
+# What the turns of phantoms may take; those of other scans, a third of it.
+_SECONDS = 100.0
 _ONE, _WORKERS, _THREADS = "1 process", f"{N_WORKERS} workers", f"{N_WORKERS} threads"
 _BEFORE = "the version before, `DataLoader`"
 _LOADER, _OLD = f"`loader(threads={N_WORKERS})`", (_BEFORE, "float32", _WORKERS)
@@ -93,7 +93,7 @@ def loaders(
     n_batches : int
         Batches of a turn; a third as many for `scans`.
     repeats : int
-        Turns, after one that does not count; fewer where they take longer than two minutes.
+        Turns, after one that does not count; fewer where they take longer than `_SECONDS`.
     pool : int
         Windows that batches are drawn from.
     scans : Path, optional
