@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from loaders_report import loaders_section
+from tables import Rows, table, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PARTS = {
     *("compare", "overhead", "memory", "startup", "scaling", "formats", "compressors"),
-    *("assembling", "many_workers", "pages", "png", "resampling"),
+    *("assembling", "loaders", "many_workers", "pages", "png", "resampling"),
 }
 _BLUE, _GREY = "tab:blue", "0.65"
-_Rows = Iterable[tuple[str, ...]]
 
 
 def write_report(results: Path, root: Path) -> None:
@@ -47,53 +48,54 @@ def _page(found: dict[str, Any]) -> str:
         repeats=compare["repeats"],
         cases=compare["cases"],
         twice_the_cases=2 * compare["cases"],
-        shape=_times(compare["shape"]),
+        shape=times(compare["shape"]),
         workers=compare["workers"],
-        compare_table=_table(("", "ratio"), _compare_rows(compare)),
+        compare_table=table(("", "ratio"), _compare_rows(compare)),
         ours_cpu=f"{ratios['ours, CPU seconds a case, excluded']:.2f}",
         difference=f"{compare['largest_difference']:.1g}",
         overhead_workers=overhead["workers"],
-        overhead_table=_table(("", "figure"), _overhead_rows(overhead)),
-        memory_table=_table(("volume", "largest worker", "allowed"), _memory_rows(found["memory"])),
+        overhead_table=table(("", "figure"), _overhead_rows(overhead)),
+        memory_table=table(("volume", "largest worker", "allowed"), _memory_rows(found["memory"])),
         first_case=f"{startup['first_case_seconds']:.1f}",
         startup_workers=startup["workers"],
         help=f"{startup['help_seconds']:.2f}",
         startup_repeats=startup["repeats"],
         scaling_cases=scaling["cases"],
-        scaling_table=_table(
+        scaling_table=table(
             ("workers", "seconds", "speed-up", "slices/s", "MB/s out", "peak RSS"),
             _scaling_rows(scaling),
         ),
-        many_workers_table=_table(*_many_workers_rows(found["many_workers"])),
+        many_workers_table=table(*_many_workers_rows(found["many_workers"])),
         many_workers_repeats=found["many_workers"]["repeats"],
         many_workers_seconds=found["many_workers"]["seconds"],
         many_workers_slices=found["many_workers"]["slices_a_case"],
         cores=found["many_workers"]["machine"]["cores"],
         **_milliseconds_a_case(found["many_workers"]),
         **_pages(found["pages"]),
-        resampling_table=_table(
+        resampling_table=table(
             ("", "CPU", "times ours", "memory"), _resampling_rows(found["resampling"])
         ),
-        assembling_shape=_times(found["assembling"]["shape"]),
-        assembling_table=_table(
+        assembling_shape=times(found["assembling"]["shape"]),
+        assembling_table=table(
             ("", "time", "times nibabel", "memory"), _assembling_rows(found["assembling"])
         ),
         assembling_volume=f"{found['assembling']['mb_of_the_volume']:.0f}",
         assembling_repeats=found["assembling"]["repeats"],
-        resampling_shape=_times(found["resampling"]["shape"]),
+        resampling_shape=times(found["resampling"]["shape"]),
         resampling_repeats=found["resampling"]["repeats"],
-        png_shape=_times(found["png"]["shape"]),
+        png_shape=times(found["png"]["shape"]),
         png_repeats=found["png"]["repeats"],
-        png_table=_table(
+        png_table=table(
             ("", "size, times Pillow's", "CPU of a slice", "times `.npz`", "read"),
             _png_rows(found["png"]),
         ),
         formats=_formats(found["formats"], found["compressors"]),
+        loaders=loaders_section(found["loaders"]),
         uncompressed_bytes=f"{ratios['uncompressed / ours, bytes']:.1f}",
     )
 
 
-def _compare_rows(found: dict[str, Any]) -> _Rows:
+def _compare_rows(found: dict[str, Any]) -> Rows:
     ratios, medians = found["ratios"], found["medians"]
     said = {
         "usual / ours, wall, included": "the usual script takes longer, start-up included",
@@ -116,7 +118,7 @@ def _compare_rows(found: dict[str, Any]) -> _Rows:
     yield "files of the usual script (zlib, level 6) against ours (ISA-L)", f"{smaller:.2f} ×"
 
 
-def _overhead_rows(found: dict[str, Any]) -> _Rows:
+def _overhead_rows(found: dict[str, Any]) -> Rows:
     few, some, many = found["counts"]
     yield f"Dask alone, {some:,} cases", f"{found['ms_per_case_of_raw_dask']:.1f} ms a case"
     yield f"dask_slicer, {some:,} cases", f"{found['ms_per_case']:.1f} ms a case"
@@ -140,7 +142,7 @@ def _pages(found: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _assembling_rows(found: dict[str, Any]) -> _Rows:
+def _assembling_rows(found: dict[str, Any]) -> Rows:
     names = {"files": "`dask-slicer assemble`", "writer": "`VolumeWriter`"}
     for method, name in names.items():
         yield (
@@ -151,7 +153,7 @@ def _assembling_rows(found: dict[str, Any]) -> _Rows:
         )
 
 
-def _resampling_rows(found: dict[str, Any]) -> _Rows:
+def _resampling_rows(found: dict[str, Any]) -> Rows:
     names = {"ours": "dask_slicer", "scipy": "`scipy.ndimage.zoom`", "SimpleITK": "SimpleITK"}
     for method, name in names.items():
         yield (
@@ -162,7 +164,7 @@ def _resampling_rows(found: dict[str, Any]) -> _Rows:
         )
 
 
-def _png_rows(found: dict[str, Any]) -> _Rows:
+def _png_rows(found: dict[str, Any]) -> Rows:
     for kind, size in found["size_of_pillow"].items():
         taken = found["milliseconds_a_slice"].get(kind)
         yield (
@@ -177,13 +179,13 @@ def _png_rows(found: dict[str, Any]) -> _Rows:
     yield name, "1.00 ×", f"{taken:.1f} ms", f"{found['times_npz'][name]:.2f} ×", ""
 
 
-def _memory_rows(found: dict[str, Any]) -> _Rows:
+def _memory_rows(found: dict[str, Any]) -> Rows:
     for run in found["runs"]:
-        shape = _times([*found["shape"], run["depth"]])
+        shape = times([*found["shape"], run["depth"]])
         yield shape, f"{run['peak_rss_mb']:.0f} MB", f"{run['allowed_mb']:.0f} MB"
 
 
-def _scaling_rows(found: dict[str, Any]) -> _Rows:
+def _scaling_rows(found: dict[str, Any]) -> Rows:
     for row in found["rows"]:
         yield (
             f"{row['n_workers']}" if row["n_workers"] else "0 (in this process)",
@@ -195,7 +197,7 @@ def _scaling_rows(found: dict[str, Any]) -> _Rows:
         )
 
 
-def _many_workers_rows(found: dict[str, Any]) -> tuple[tuple[str, ...], _Rows]:
+def _many_workers_rows(found: dict[str, Any]) -> tuple[tuple[str, ...], Rows]:
     """Return head and rows: lengths of a case downwards, numbers of workers across."""
     shares = {(row["seconds_a_case"], row["workers"]): row["busy_share"] for row in found["runs"]}
     lengths, counts = (sorted(set(numbers)) for numbers in zip(*shares, strict=True))
@@ -218,19 +220,19 @@ def _milliseconds_a_case(found: dict[str, Any]) -> dict[str, str]:
 def _formats(found: dict[str, Any], compressors: dict[str, Any]) -> str:
     template = Path(__file__).with_name("formats.md.in").read_text(encoding="utf-8")
     return template.format(
-        formats_table=_table(
+        formats_table=table(
             ("format", "MB a case", "CPU a case, written", "read a window", "DataLoader"),
             _formats_rows(found),
         ),
-        windows_table=_table(("read at random", "a window"), _windows_rows(found)),
-        planes=_times(compressors["shape"][:2]),
-        compressors_table=_table(
+        windows_table=table(("read at random", "a window"), _windows_rows(found)),
+        planes=times(compressors["shape"][:2]),
+        compressors_table=table(
             ("codec", *next(iter(compressors["codecs"].values()))), _compressors_rows(compressors)
         ),
     )
 
 
-def _formats_rows(found: dict[str, Any]) -> _Rows:
+def _formats_rows(found: dict[str, Any]) -> Rows:
     for name, n_bytes in found["bytes_a_case"].items():
         delivered = found["dataloader_samples_per_second"][name]
         yield (
@@ -242,12 +244,12 @@ def _formats_rows(found: dict[str, Any]) -> _Rows:
         )
 
 
-def _windows_rows(found: dict[str, Any]) -> _Rows:
+def _windows_rows(found: dict[str, Any]) -> Rows:
     for name, milliseconds in found["milliseconds_a_window"].items():
         yield name, f"{milliseconds:.1f} ms"
 
 
-def _compressors_rows(found: dict[str, Any]) -> _Rows:
+def _compressors_rows(found: dict[str, Any]) -> Rows:
     for codec, of_kind in found["codecs"].items():
         yield (
             codec,
@@ -260,7 +262,7 @@ def _compressors_rows(found: dict[str, Any]) -> _Rows:
 
 def _short_table(found: dict[str, Any]) -> str:
     ratios, overhead = found["compare"]["ratios"], found["overhead"]
-    return _table(
+    return table(
         ("compared", "ratio"),
         [
             (
@@ -288,19 +290,9 @@ def _short_table(found: dict[str, Any]) -> str:
     )
 
 
-def _table(head: tuple[str, ...], rows: _Rows) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
 def _machine(found: dict[str, Any]) -> str:
     machine = found["machine"]
     return f"Measured on {machine['cores']} cores with {machine['memory_gb']} GB of memory"
-
-
-def _times(lengths: Iterable[int]) -> str:
-    return "×".join(map(str, lengths))
 
 
 def _plot(found: dict[str, Any], path: Path) -> None:
@@ -325,7 +317,7 @@ def _plot_cpu(axes: Axes, found: dict[str, Any]) -> None:
     }
     _bars(axes, seconds, "{:.2g} s")
     axes.set_xscale("log")
-    axes.set_title(f"CPU time a case of {_times(found['shape'])}", fontsize=10)
+    axes.set_title(f"CPU time a case of {times(found['shape'])}", fontsize=10)
 
 
 def _plot_overhead(axes: Axes, found: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from assembling import assembling
 from compare import compare
 from compressors import compressors
 from formats import formats
+from loaders import loaders
 from many_workers import many_workers
 from measure import settle
 from overhead import overhead
@@ -62,8 +63,11 @@ def _as_it_is() -> None:
     """Leave the machine alone: what is measured in small, to see it work, nobody reads."""
 
 
-def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
-    """Return what can be measured, by name."""
+def parts(
+    work: Path, *, quick: bool, scans: Path | None = None, before: Path | None = None
+) -> dict[str, Callable[[], Any]]:
+    """Return what can be measured, by name; `scans` and `before` are for the loaders."""
+    of_loaders = {"scans": scans, "before": before}
     settled = partial(settle, work)
     if quick:
         shape = (64, 64, 8)
@@ -85,6 +89,9 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
             "resampling": lambda: resampling(work, shape=(8, 64, 64), repeats=1, before=_as_it_is),
             "assembling": lambda: assembling(work, shape=shape, repeats=1, before=_as_it_is),
             "png": lambda: png(work, shape=shape, repeats=1, before=_as_it_is),
+            "loaders": lambda: loaders(
+                work, n_cases=2, shape=shape, n_batches=2, repeats=1, pool=8, **of_loaders
+            ),
             "many_workers": lambda: many_workers(
                 work, counts=(2, 4), lengths=(0.1,), seconds=1, repeats=1, before=_as_it_is
             ),
@@ -107,6 +114,9 @@ def parts(work: Path, *, quick: bool) -> dict[str, Callable[[], Any]]:
         "resampling": lambda: resampling(work, shape=(100, 512, 512), repeats=5, before=_as_it_is),
         "assembling": lambda: assembling(work, shape=(512, 512, 1000), repeats=3, before=_as_it_is),
         "png": lambda: png(work, shape=_CT, repeats=9, before=_as_it_is),
+        "loaders": lambda: loaders(
+            work, n_cases=8, shape=(512, 512, 100), n_batches=12, repeats=7, pool=256, **of_loaders
+        ),
         "many_workers": lambda: many_workers(
             work,
             counts=(16, 32, 64, 128),
@@ -129,6 +139,10 @@ def main() -> None:
         "--work", type=Path, required=True, help="scratch folder, on the disk to be measured"
     )
     parser.add_argument("--results", type=Path, default=_HERE / "results")
+    parser.add_argument("--scans", type=Path, help="a dataset that `loaders` reads, too")
+    parser.add_argument(
+        "--before", type=Path, help="a wheel, or a folder to import from, that `loaders` compares"
+    )
     parser.add_argument("--quick", action="store_true", help="in small; reports nothing")
     options = parser.parse_args()
     # Each run reads its headers, as the first run of a dataset does.
@@ -139,7 +153,8 @@ def main() -> None:
         "cores": system.cpu_count(),
         "memory_gb": round(system.memory_bytes() / 1e9),
     }
-    for name, run in parts(options.work, quick=options.quick).items():
+    of_loaders = {"scans": options.scans, "before": options.before}
+    for name, run in parts(options.work, quick=options.quick, **of_loaders).items():
         if options.part and name not in options.part:
             continue
         found = {"machine": this_machine, **run()}
