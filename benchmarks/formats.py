@@ -84,8 +84,8 @@ def _reading(work: Path, scans: Path, n_windows: int) -> dict[str, Any]:
     volumes = _blosc2_volumes(work / "blosc2", outputs["npz"])
 
     def with_numpy(number: int) -> None:
-        with np.load(npz[number]) as members:
-            members["image"], members["label"]
+        with np.load(npz[number]) as members:  # all that SliceDataset reads
+            members["image"], members["label"], members["metadata"]
 
     def with_blosc2(number: int) -> None:
         case, index = divmod(number, len(npz) // len(volumes))
@@ -101,6 +101,8 @@ def _reading(work: Path, scans: Path, n_windows: int) -> dict[str, Any]:
         "numpy.load of npz": with_numpy,
         "blosc2, float32": with_blosc2,
     } | {f"SliceDataset, {name}": dataset.__getitem__ for name, dataset in datasets.items()}
+    center = SliceDataset(outputs["npz"], channels="center")
+    readers["SliceDataset, npz, channels='center'"] = center.__getitem__
     order = np.random.default_rng(0).integers(0, len(npz), (8, max(n_windows // 8, 1)))
     taken: dict[str, list[float]] = {name: [] for name in readers}
     for numbers in order:

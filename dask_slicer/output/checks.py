@@ -33,7 +33,7 @@ from dask_slicer.output.directory import (
 )
 from dask_slicer.output.folds import recorded_settings
 from dask_slicer.output.formats.base import DAMAGE
-from dask_slicer.output.formats.npz import NpzReader
+from dask_slicer.output.formats.npz_reader import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import index_lines, list_lines
 from dask_slicer.output.inventory import Inventory

@@ -11,7 +11,7 @@ from dask_slicer.config.file_settings import stem_digits
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.output import layout
 from dask_slicer.output.formats.base import CaseReader
-from dask_slicer.output.formats.npz import NpzReader
+from dask_slicer.output.formats.npz_reader import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import IndexedCase, case_reader
 from dask_slicer.records import CommittedCase

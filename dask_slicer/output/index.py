@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,20 +27,21 @@ from dask_slicer.core.slices import foreground_share
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import OutputError, UsageError
 from dask_slicer.inputs.case import case_id_problem
-from dask_slicer.output.journal import last_records
+from dask_slicer.output.journal import committed_case, last_records
 from dask_slicer.output.layout import (
     COLUMNS,
     COLUMNS_OF_PLANES,
     INDEX,
     JOURNAL,
     ZARR,
+    case_files,
     section,
 )
 from dask_slicer.records import CaseRecord, CommittedCase
 from dask_slicer.utils.files import open_file
 
 if TYPE_CHECKING:
-    from dask_slicer.output.formats.npz import NpzReader
+    from dask_slicer.output.formats.npz_reader import NpzReader
     from dask_slicer.output.formats.zarr_reader import ZarrReader
 
 
@@ -280,6 +282,35 @@ def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
         yield text.getvalue()
 
 
+class _Checksums:
+    """CRC-32 of the files of a case, as the journal has them, which is read when one is asked for.
+
+    None if it has none, as without a journal. A file that was written since has another.
+    """
+
+    def __init__(self, output_dir: Path, case: IndexedCase) -> None:
+        self._output_dir, self._case = output_dir, case
+
+    def __call__(self, slice_index: int) -> int | None:
+        slices, crc32 = self._columns
+        row = int(np.searchsorted(slices, slice_index))
+        return int(crc32[row]) if slice_index in slices[row : row + 1] else None
+
+    @cached_property
+    def _columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return slices, ascending, and their CRC-32; a dict would take ten times the memory."""
+        rows = []
+        case, record = self._case, committed_case(self._output_dir / JOURNAL, self._case.case_id)
+        for part in () if record is None else record.parts:
+            files = case_files(part) if part.plane == case.plane else {}
+            paths = (
+                (written.slice_index, case.path_of(written.slice_index)) for written in part.slices
+            )
+            rows += [(index, files[path][1]) for index, path in paths if path in files]
+        slices, crc32 = np.array(rows, dtype=np.int64).reshape(-1, 2).T
+        return slices, crc32
+
+
 def case_reader(output_dir: Path, case: IndexedCase) -> NpzReader | ZarrReader:
     """Return a reader of a case; raise CorruptFile or OSError if it is damaged or missing.
 
@@ -296,9 +327,10 @@ def case_reader(output_dir: Path, case: IndexedCase) -> NpzReader | ZarrReader:
 
         return ZarrReader(output_dir / case.path_of(0))
     if template.is_readable:
-        from dask_slicer.output.formats.npz import NpzReader
+        from dask_slicer.output.formats.npz_reader import NpzReader
 
-        return NpzReader(lambda slice_index: output_dir / case.path_of(slice_index))
+        checksums = _Checksums(output_dir, case)
+        return NpzReader(lambda slice_index: output_dir / case.path_of(slice_index), checksums)
     if template == PNG[0]:
         from dask_slicer.output.formats.png_reader import PngReader
 

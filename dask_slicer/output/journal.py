@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby, pairwise, takewhile
 from math import isfinite
 from pathlib import Path
@@ -39,6 +40,8 @@ from dask_slicer.utils.files import open_file
 _LINE: TypeAdapter[CaseRecord] = TypeAdapter(Annotated[CaseRecord, Field(discriminator="status")])
 # A file below the Zarr group of a case.
 _FILE = re.compile(r"zarr\.json|(image|label|slice_index)/(zarr\.json|c(/[0-9]{1,10}){1,4})")
+# What a line begins with; a case id needs no escapes in JSON.
+_CASE_ID = re.compile(rb'\{"case_id": ?"([^"\\]+)"')
 # More is damage: seconds since 1970, voxels along an axis, and pixels of a slice.
 _MOST_HEADER = 720  # base64 of the header of NIfTI-2
 _MOST_SECONDS, _MOST_LENGTH, _MOST_COUNT = 1e11, 2**31, 2**62
@@ -156,6 +159,32 @@ def last_records(path: Path) -> LastRecords:
     """Return the last record of every case; the journal may be missing."""
     last = {case_id: offset for case_id, offset, _ in _lines(path)}
     return LastRecords(path, tuple(offset for _, offset in sorted(last.items())))
+
+
+def committed_case(path: Path, case_id: str) -> CommittedCase | None:
+    """Return the record of a case if its last line is one of a commit; the journal may be missing.
+
+    Only this line is parsed; where it begins is remembered until the journal changes.
+    """
+    with suppress(FileNotFoundError), open_file(path) as journal:
+        status = path.stat()
+        offset = _last_lines(path, status.st_mtime_ns, status.st_size).get(case_id)
+        record = None if offset is None else read_line(journal, offset)
+        if isinstance(record, CommittedCase) and record.case_id == case_id:
+            return record
+    return None
+
+
+@lru_cache(maxsize=8)
+def _last_lines(path: Path, _mtime_ns: int, _size: int) -> dict[str, int]:
+    """Return where the last line of each case begins, be it damaged behind the case id."""
+    offset, last = 0, {}
+    with open_file(path) as file:
+        for line in file:
+            if start := _CASE_ID.match(line):
+                last[start[1].decode("utf-8", "replace")] = offset
+            offset += len(line)
+    return last
 
 
 def histories(journals: Sequence[Path]) -> Iterator[History]:

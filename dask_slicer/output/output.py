@@ -20,7 +20,7 @@ from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import atomic_write
 from dask_slicer.output.directory import existing_folds, existing_splits, output_config
 from dask_slicer.output.formats.base import damage_named, read_json, step_of
-from dask_slicer.output.formats.npz import NpzReader
+from dask_slicer.output.formats.npz_reader import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
 from dask_slicer.output.index import SliceIndex, case_reader, read_index
 from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dask_slicer.config.fields import number_of_bytes
 from dask_slicer.errors import UsageError
-from dask_slicer.output.formats import npz, png_reader, zarr_reader  # noqa: F401, before loaders are forked
+from dask_slicer.output.formats import npz_reader, png_reader, zarr_reader  # noqa: F401, before loaders are forked
 from dask_slicer.output.formats.base import damage_named
 from dask_slicer.output.index import SliceIndex
 from dask_slicer.output.output import open_output

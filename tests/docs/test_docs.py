@@ -64,6 +64,7 @@ _RUN = {
 }
 # conda-forge calls these otherwise.
 _CONDA_NAMES = {"dask": "dask-core", "isal": "python-isal"}
+_NOT_ON_CONDA_FORGE = {"deflate"}
 
 
 def _blocks(language: str, text: str) -> list[str]:
@@ -327,12 +328,16 @@ def test_the_examples_of_training_run(tmp_path: Path, heading: str) -> None:
 def test_environment_yml_asks_for_what_pyproject_asks_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    wanted = {f"python{project['requires-python']}"}
+    wanted, wanted_of_pip = {f"python{project['requires-python']}"}, {"."}
     for requirement in project["dependencies"]:
         name, version = re.fullmatch(r"([\w-]+)(.*)", requirement).groups()
-        wanted.add(_CONDA_NAMES.get(name, name) + version)
-    listed = {entry for entry in conda["dependencies"] if isinstance(entry, str)}
-    assert listed - {"pip"} == wanted
+        if name in _NOT_ON_CONDA_FORGE:
+            wanted_of_pip.add(name + version)
+        else:
+            wanted.add(_CONDA_NAMES.get(name, name) + version)
+    *listed, of_pip = conda["dependencies"]
+    assert {*listed} - {"pip"} == wanted
+    assert {*of_pip["pip"]} == wanted_of_pip
 
 
 def test_the_page_of_measurements_is_what_was_measured(

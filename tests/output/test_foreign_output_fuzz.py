@@ -23,6 +23,7 @@ import slice_formats
 import dask_slicer
 from dask_slicer.errors import DaskSlicerError
 from dask_slicer.inputs.phantom import write_dataset
+from dask_slicer.output.formats.npz_archive import archive, piece
 from dask_slicer.output.lock_owner import lock_text
 
 # A dataset warns of cases that are missing.
@@ -445,6 +446,17 @@ def npz_with(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED)
     return file.getvalue()
 
 
+def npz_of_ours_with(members: dict[str, bytes], plane_bytes: int) -> bytes:
+    """Return a file whose archive is as we write it, whatever is in it."""
+    pieces = {}
+    for name, content in members.items():
+        n_bytes = max(plane_bytes if name == "image" else len(content), 1)
+        parts = [content[:128]]
+        parts += [content[at : at + n_bytes] for at in range(128, len(content), n_bytes)]
+        pieces[f"{name}.npy"] = [piece(part, level=1) for part in parts]
+    return b"".join(archive(pieces.items(), level=1)[0])
+
+
 def npy(array: np.ndarray, shape: tuple[int, ...] | None = None, descr: str = "") -> bytes:
     """Return an .npy file; `shape` and `descr` are what its header claims."""
     file = io.BytesIO()
@@ -498,6 +510,8 @@ def hostile_npz(rng: random.Random, path: Path) -> bytes:
         case _:
             values = np.full_like(members["image"], rng.choice([np.nan, np.inf, 3e38, 0, 1e30]))
             made["image"] = npy(values)
+    if rng.random() < 0.5:
+        return npz_of_ours_with(made, members["image"][0].nbytes)
     return npz_with(made)
 
 

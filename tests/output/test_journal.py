@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.inputs.case import case_id_problem
-from dask_slicer.output.journal import Journal, histories, last_records
+from dask_slicer.output.journal import Journal, committed_case, histories, last_records
 from dask_slicer.records import (
     CaseRecord,
     CommittedCase,
@@ -69,6 +69,30 @@ def test_records_are_read_back_equal_and_by_case_id(tmp_path) -> None:
     assert read(path) == [COMMITTED, FAILED, REMOVED]
     assert content.count(b"\n") == 3
     assert content.endswith(b"\n")
+
+
+def test_one_committed_case_is_read_by_its_last_line(tmp_path) -> None:
+    path = tmp_path / "journal.jsonl"
+    assert committed_case(path, "a") is None
+    odd = replace(COMMITTED, case_id="肝_b", digest="1" * 16)
+    journal_of(path, REMOVED, FAILED, COMMITTED, odd)
+    assert committed_case(path, "a") == COMMITTED
+    assert committed_case(path, odd.case_id) == odd
+    assert [committed_case(path, case_id) for case_id in ("b", "c", "d")] == [None] * 3
+    again = replace(COMMITTED, digest="2" * 16)
+    journal_of(path, again)
+    assert committed_case(path, "a") == again
+    journal_of(path, RemovedCase(case_id="a"))
+    assert committed_case(path, "a") is None
+
+
+def test_a_case_whose_last_line_is_damaged_is_not_known_as_committed(tmp_path) -> None:
+    path = tmp_path / "journal.jsonl"
+    content = journal_of(path, COMMITTED)
+    path.write_bytes(content + content.replace(b'"digest"', b'"dig'))
+    assert committed_case(path, "a") is None
+    path.write_bytes(content + content[:9])
+    assert committed_case(path, "a") == COMMITTED
 
 
 def test_a_missing_journal_is_empty(tmp_path) -> None:

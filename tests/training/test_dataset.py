@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import deflate
 import numpy as np
 import pytest
 
@@ -207,13 +208,40 @@ def test_reading_starts_no_thread(dataset, slice_dataset):
     assert len(os.listdir("/proc/self/task")) == before
 
 
-def test_each_array_of_an_npz_file_is_opened_once(cases, slice_dataset, monkeypatch):
-    opened, read_magic = [], np.lib.format.read_magic
+@pytest.fixture
+def inflated(monkeypatch) -> list[int]:
+    """Return a list that gets the number of bytes of each array of .npz files that is inflated."""
+    lengths, inflate = [], deflate.deflate_decompress
     monkeypatch.setattr(
-        np.lib.format, "read_magic", lambda file: opened.append(file.name) or read_magic(file)
+        deflate, "deflate_decompress", lambda data, n: lengths.append(n) or inflate(data, n)
     )
-    SliceDataset(slice_dataset(), None)[0]
-    assert sorted(opened) == ["image.npy", "label.npy", "metadata.npy"]
+    return lengths
+
+
+def test_each_array_of_an_npz_file_is_inflated_once(cases, slice_dataset, inflated):
+    sample = SliceDataset(slice_dataset(), None)[0]
+    metadata_bytes, *others = inflated
+    assert others == [128 + sample[name].nbytes for name in ("label", "image")]
+    assert metadata_bytes not in others
+
+
+@pytest.mark.parametrize("planes", ["axial", "axial,coronal"])
+def test_of_an_npz_file_only_planes_that_are_wanted_are_inflated(
+    cases, slice_dataset, inflated, planes
+):
+    output = slice_dataset(window_size=2, plane=planes)
+    for has_journal in (True, False):
+        for window_size in range(3):
+            for sample in SliceDataset(output, None, window_size=window_size):
+                plane_bytes = sample["image"][0].nbytes
+                _, _, *of_image = inflated
+                inflated.clear()
+                if has_journal and window_size < 2:
+                    assert of_image == [plane_bytes] * (2 * window_size + 1)
+                else:
+                    assert of_image == [128 + 5 * plane_bytes]
+        if has_journal:  # with the checksums of the files
+            (output / JOURNAL).unlink()
 
 
 class TestAsASequence:

@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 # The greatest ratio by which deflate can compress.
 MOST_DEFLATED = 1032
 # The end of a deflate stream: an empty last block.
-_LAST_BLOCK = b"\x03\x00"
+LAST_BLOCK = b"\x03\x00"
 _RAW = -15
 _STORED, _DEFLATED = 0, 8
 # The highest level of ISA-L; higher levels are zlib's.
@@ -41,6 +41,10 @@ _REGULAR_FILE = 0o100644 << 16
 _MOST_PARTS = 1024
 # Sizes and offsets from this one on need the zip64 fields.
 _ZIP64_FROM = 0xFFFFFFFF
+# Local header, entry of the directory, and end of the directory, before names and extra fields.
+_LOCAL, _ENTRY = struct.Struct("<4s5H3L2H"), struct.Struct("<4s6H3L5H2L")
+_END = struct.Struct("<4s4H2LH")
+END_BYTES = _END.size
 
 
 class Part(NamedTuple):
@@ -161,39 +165,53 @@ class _Member:
     def __init__(self, name: str, pieces: Sequence[Piece], offset: int, *, deflated: bool) -> None:
         content = [piece.stored for piece in pieces]
         if deflated:
-            content.append(_part(_LAST_BLOCK))
-        size = sum(piece.length for piece in pieces)
-        stored = sum(len(part.data) for part in content)
-        crc32 = _combine((piece.crc32, piece.length) for piece in pieces)
-        encoded = name.encode("ascii")
-        method = _DEFLATED if deflated else _STORED
-        large = max(size, stored) >= _ZIP64_FROM
-        far = offset >= _ZIP64_FROM
-        version = 45 if large or far else 20
-        sizes = struct.pack("<QQ", size, stored) if large else b""
-        shown = (_ZIP64_FROM, _ZIP64_FROM) if large else (stored, size)
-        common = (0, method, _DOS_TIME, _DOS_DATE, crc32, *shown, len(encoded))
-        extra = _zip64_extra(sizes)
-        local = struct.pack("<4s5H3L2H", b"PK\x03\x04", version, *common, len(extra))
-        self.parts = [_part(local + encoded + extra), *content]
-        extra = _zip64_extra(sizes + (struct.pack("<Q", offset) if far else b""))
-        self.directory_entry = (
-            struct.pack(
-                "<4s6H3L5H2L",
-                b"PK\x01\x02",
-                _UNIX | version,
-                version,
-                *common,
-                len(extra),
-                0,
-                0,
-                0,
-                _REGULAR_FILE,
-                _ZIP64_FROM if far else offset,
-            )
-            + encoded
-            + extra
+            content.append(_part(LAST_BLOCK))
+        facts = _Facts(
+            name=name.encode("ascii"),
+            method=_DEFLATED if deflated else _STORED,
+            crc32=_combine((piece.crc32, piece.length) for piece in pieces),
+            stored=sum(len(part.data) for part in content),
+            size=sum(piece.length for piece in pieces),
         )
+        header, self.directory_entry = _headers(facts, offset)
+        self.parts = [_part(header), *content]
+
+
+class _Facts(NamedTuple):
+    """What the headers of a member say: name, method, CRC-32, and bytes stored and inflated."""
+
+    name: bytes
+    method: int
+    crc32: int
+    stored: int
+    size: int
+
+
+def _headers(facts: _Facts, offset: int) -> tuple[bytes, bytes]:
+    """Return the local header and the directory entry of a member, both with its name."""
+    name, method, crc32, stored, size = facts
+    large = max(size, stored) >= _ZIP64_FROM
+    far = offset >= _ZIP64_FROM
+    version = 45 if large or far else 20
+    sizes = struct.pack("<QQ", size, stored) if large else b""
+    shown = (_ZIP64_FROM, _ZIP64_FROM) if large else (stored, size)
+    common = (0, method, _DOS_TIME, _DOS_DATE, crc32, *shown, len(name))
+    extra = _zip64_extra(sizes)
+    local = _LOCAL.pack(b"PK\x03\x04", version, *common, len(extra))
+    directory_extra = _zip64_extra(sizes + (struct.pack("<Q", offset) if far else b""))
+    entry = _ENTRY.pack(
+        b"PK\x01\x02",
+        _UNIX | version,
+        version,
+        *common,
+        len(directory_extra),
+        0,
+        0,
+        0,
+        _REGULAR_FILE,
+        _ZIP64_FROM if far else offset,
+    )
+    return local + name + extra, entry + name + directory_extra
 
 
 def _zip64_extra(fields: bytes) -> bytes:
@@ -208,9 +226,55 @@ def _end(n_members: int, directory_size: int, offset: int) -> bytes:
             directory_size, offset,
         ) + struct.pack("<4sLQL", b"PK\x06\x07", 0, offset + directory_size, 1)  # fmt: skip
     shown = min(offset, _ZIP64_FROM)
-    return zip64 + struct.pack(
-        "<4s4H2LH", b"PK\x05\x06", 0, 0, n_members, n_members, directory_size, shown, 0
+    return zip64 + _END.pack(b"PK\x05\x06", 0, 0, n_members, n_members, directory_size, shown, 0)
+
+
+class StoredMember(NamedTuple):
+    """A member as it lies in an archive; `size` and `crc32` are of its content."""
+
+    data: memoryview
+    deflated: bool
+    size: int
+    crc32: int
+
+
+def ends_archive(end: bytes, n_bytes: int) -> bool:
+    """Return whether the last `END_BYTES` of a file of n bytes could be those of `archive`."""
+    *_, n_members, directory_size, offset, _ = _END.unpack(end)
+    return n_bytes == offset + directory_size + END_BYTES and end == _end(
+        n_members, directory_size, offset
     )
+
+
+def stored_members(data: bytes) -> dict[str, StoredMember]:
+    """Return the members of an archive by name, without `.npy`.
+
+    Raise ValueError or struct.error unless `archive` could have written every byte outside of
+    members: no other header, order, gap, comment or zip64 field.
+    """
+    n_members, _, directory, _ = _END.unpack_from(data, len(data) - END_BYTES)[4:]
+    members: dict[str, StoredMember] = {}
+    view = memoryview(data)
+    offset, at = 0, directory
+    for _ in range(n_members):
+        fields = _ENTRY.unpack_from(data, at)
+        name_at = at + _ENTRY.size
+        facts = _Facts(data[name_at : name_at + fields[10]], fields[4], *fields[7:10])
+        header, entry = _headers(facts, offset)
+        start = offset + len(header)
+        if data[offset:start] != header or data[at : at + len(entry)] != entry:
+            raise ValueError("a header is not as it is written")
+        offset, at = start + facts.stored, at + len(entry)
+        name, ending = facts.name[:-4].decode("ascii"), facts.name[-4:]
+        if name in members or not name.isidentifier() or ending != b".npy":
+            raise ValueError(f"no array is called {facts.name!r}")
+        if facts.method not in (_STORED, _DEFLATED):
+            raise ValueError(f"{name} is neither stored nor deflated")
+        deflated = facts.method == _DEFLATED
+        members[name] = StoredMember(view[start:offset], deflated, facts.size, facts.crc32)
+    if offset != directory or data[at:] != _end(n_members, at - directory, directory):
+        raise ValueError("there are bytes between or after members")
+    return members
 
 
 def _part(data: bytes) -> Part:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dask_slicer.errors import CorruptFile
 from dask_slicer.output.formats import png
 from dask_slicer.output.formats.base import read_json
-from dask_slicer.output.formats.npz import Members, NpzReader
+from dask_slicer.output.formats.npz_reader import ArrayWindow, Members, NpzReader, middle
 from dask_slicer.utils.files import read_bytes
 
 
@@ -30,10 +30,10 @@ class PngReader(NpzReader):
         self._mask_of = mask_of
         self._metadata_path = metadata_path
 
-    @property
-    def _offset(self) -> int:
-        """Return what was added to intensities."""
-        return int(self._case.get("offset", 0))
+    def window(self, slice_index: int, window_size: int | None) -> ArrayWindow:
+        """Return a window, or its middle part, and its label."""
+        image, label, _ = self._members(slice_index, window_size)
+        return ArrayWindow(image, label, offset=int(self._case.get("offset", 0)))
 
     def stored(self, slice_index: int) -> tuple[str, NDArray[np.integer] | None]:
         """Return dtype and shape of the image, and the label."""
@@ -48,7 +48,7 @@ class PngReader(NpzReader):
     def _case(self) -> dict[str, Any]:
         return read_json(self._metadata_path)
 
-    def _members(self, slice_index: int) -> Members:
+    def _members(self, slice_index: int, window_size: int | None = None) -> Members:
         channels, height, width = self._case["shape"]["image"]
         image = _pixels(self._path_of(slice_index))
         image = np.moveaxis(image, -1, 0) if image.ndim == 3 else image[None]
@@ -59,7 +59,8 @@ class PngReader(NpzReader):
             label = _pixels(self._mask_of(slice_index))
             if label.shape != (height, width):
                 raise CorruptFile(f"{self._mask_of(slice_index)} has shape {label.shape}")
-        return Members(np.ascontiguousarray(image), label, self.metadata(slice_index))
+        wanted = middle(channels, self._case["window_size"], window_size)
+        return Members(np.ascontiguousarray(image[wanted]), label, self.metadata(slice_index))
 
 
 def _pixels(path: Path) -> NDArray[Any]:
