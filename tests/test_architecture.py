@@ -270,7 +270,7 @@ OTHER_PRIVATE_NAMES = {
     "cluster/forkserver.py": {
         *("_concrete_contexts", "_launch", "_forkserver", "_forkserver_pid", "_fd", "_pid"),
     },
-    "training/memory.py": {"_new_shared"},
+    "training/memory.py": {"_new_shared", "_share_fd_cpu_"},
 }
 
 

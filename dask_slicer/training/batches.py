@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dask_slicer.errors import UsageError
 from dask_slicer.output.formats.base import Planes, Window, damage_named
 from dask_slicer.training.cache import PlaneCache
-from dask_slicer.training.memory import as_tensor, joined
+from dask_slicer.training.memory import as_tensor, is_in_worker, joined, shared_tensor
 from dask_slicer.training.normalization import SCALING
 
 Sample = dict[str, Any]
@@ -159,7 +159,9 @@ def _collated(values: list[Any]) -> Any:
 
 
 def _tensor(array: NDArray[Any]) -> Any:
-    return array if sys.modules.get("torch") is None else as_tensor(array)
+    if sys.modules.get("torch") is None:
+        return array
+    return shared_tensor(array) if is_in_worker() else as_tensor(array)
 
 
 def _tensor_dtype(each: OpenedSlice) -> np.dtype[Any]:

@@ -21,7 +21,7 @@ from dask_slicer.training import batches
 from dask_slicer.training.batches import Allocate, ImageOutput, OpenedSlice, Sample
 from dask_slicer.training.cache import PlaneCache
 from dask_slicer.training.loader import SliceLoader
-from dask_slicer.training.memory import ArrayPool, is_in_worker, shared_empty
+from dask_slicer.training.memory import ArrayPool
 from dask_slicer.training.open_cases import OpenCases
 from dask_slicer.training.selection import Selection
 from dask_slicer.training.shuffled import ShuffledSlices
@@ -200,8 +200,7 @@ class SliceDataset:
             If the slices have several sizes, and there is no `transform`.
         """
         slices = [self._opened(number) for number in numbers]
-        allocate = shared_empty if is_in_worker() else self._pool.empty
-        return self._samples(slices, allocate) if slices else []
+        return self._samples(slices, self._pool.empty) if slices else []
 
     def _samples(self, slices: Sequence[OpenedSlice], allocate: Allocate) -> list[Any]:
         sizes = {each.window.shape for each in slices}

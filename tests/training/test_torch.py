@@ -16,7 +16,7 @@ import pytest
 
 from dask_slicer import SliceDataset, normalize_batch
 from dask_slicer.errors import CorruptFile, UsageError
-from dask_slicer.training.memory import shared_empty
+from dask_slicer.training.memory import shared_tensor
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
@@ -226,26 +226,36 @@ class TestCollate:
             assert batch[name].data_ptr() == samples[0][name].ctypes.data
 
     @pytest.mark.parametrize("dtype", ["f4", "u1", "i2", "<u2", "i4"])
-    def test_memory_that_processes_share_is_known_to_torch(self, slices, dtype):
-        array = shared_empty((4, 2, 3), np.dtype(dtype))
-        array[...] = np.arange(24).reshape(4, 2, 3)
-        batch = slices.collate([{"image": part} for part in array])["image"]
-        assert batch.is_shared()
-        assert batch.data_ptr() == array.ctypes.data
-        np.testing.assert_array_equal(batch.numpy(), np.arange(24).reshape(4, 2, 3))
+    @pytest.mark.parametrize("strategy", sorted(torch.multiprocessing.get_all_sharing_strategies()))
+    def test_a_tensor_in_memory_that_processes_share_holds_the_array(self, dtype, strategy):
+        before = torch.multiprocessing.get_sharing_strategy()
+        torch.multiprocessing.set_sharing_strategy(strategy)
+        try:
+            array = np.arange(24).reshape(4, 2, 3).astype(dtype)[::-1]
+            tensor = shared_tensor(array)
+        finally:
+            torch.multiprocessing.set_sharing_strategy(before)
+        assert tensor.is_shared()
+        np.testing.assert_array_equal(tensor.numpy(), array)
 
-    def test_torch_still_makes_shared_memory_without_a_copy(self):
-        # A private name of torch's, which `shared_empty` calls; without it, memory is copied once.
+    def test_torch_still_makes_shared_memory_with_a_descriptor(self):
+        # Private names of torch's; without them, `shared_tensor` gives memory that torch copies.
         storage = torch.UntypedStorage._new_shared(64)
         assert storage.is_shared()
-        assert storage.nbytes() == 64
+        descriptor, n_bytes = storage._share_fd_cpu_()
+        assert (os.fstat(descriptor).st_size, n_bytes) == (64, 64)
 
-    def test_shared_memory_is_made_without_the_private_name_too(self, monkeypatch):
-        (owner,) = (each for each in torch.UntypedStorage.__mro__ if "_new_shared" in vars(each))
-        monkeypatch.delattr(owner, "_new_shared")
-        array = shared_empty((4, 3), np.float32)
-        assert isinstance(array.base, torch.Tensor)
-        assert array.base.is_shared()
+    @pytest.mark.parametrize("name", ["_new_shared", "_share_fd_cpu_"])
+    def test_an_array_is_copied_without_the_private_names(self, monkeypatch, name):
+        class Missing:
+            def __get__(self, *_: object) -> None:
+                raise AttributeError(name)
+
+        monkeypatch.setattr(torch.UntypedStorage, name, Missing(), raising=False)
+        array = np.arange(12, dtype=np.float32)
+        tensor = shared_tensor(array)
+        array[:] = 0
+        assert tensor.tolist() == list(range(12))
 
 
 def n_open() -> int:
@@ -321,12 +331,10 @@ class TestWorkers:
 
 
 class TestSharedMemory:
-    def test_workers_hand_batches_on_without_a_copy(self, slices):
+    def test_what_workers_hand_on_is_in_shared_memory(self, slices):
         def collate(samples: list[Any]) -> dict[str, Any]:
             batch = slices.collate(samples)
-            addresses = [samples[0][name].ctypes.data for name in ("image", "label")]
-            same = addresses == [batch[name].data_ptr() for name in ("image", "label")]
-            return batch | {"is_shared": same and batch["image"].is_shared()}
+            return batch | {"is_shared": all(batch[key].is_shared() for key in ("image", "label"))}
 
         assert all(batch["is_shared"] for batch in loader_of(slices, collate_fn=collate))
 
