@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,18 +22,17 @@ class OpenCases:
 
     def __init__(self, output_dir: Path, index: SliceIndex) -> None:
         self._output_dir, self._index = output_dir, index
-        self._readers: OrderedDict[int, CaseReader] = OrderedDict()
+        self._readers: dict[int, CaseReader] = {}
 
     def __getitem__(self, case_number: int) -> CaseReader:
         """Return the reader of a case; raise CorruptFile or OSError if it cannot be opened."""
-        reader = self._readers.get(case_number)
+        reader = self._readers.pop(case_number, None)
         if reader is None:
             reader = case_reader(self._output_dir, self._index.cases[case_number])
-            self._readers[case_number] = reader
-            if len(self._readers) > _most_open():
-                self._readers.popitem(last=False)
-        with suppress(KeyError):  # another thread just closed it
-            self._readers.move_to_end(case_number)
+        self._readers[case_number] = reader  # at the end: the one that was used last
+        while len(self._readers) > _most_open():
+            with suppress(KeyError, RuntimeError):  # another thread closes one, too
+                del self._readers[next(iter(self._readers), -1)]
         return reader
 
     def __reduce__(self) -> tuple[type[OpenCases], tuple[Path, SliceIndex]]:

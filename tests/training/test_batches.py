@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -347,7 +347,7 @@ class TestThreads:
         expected = [slices[number] for number in range(20)]
 
         def read(start: int) -> None:
-            for number in range(start, start + 60):
+            for number in range(start, start + 25):
                 numbers = [number % 20, (number + 10) % 20]
                 for sample, place in zip(slices.__getitems__(numbers), numbers, strict=True):
                     assert_same(sample, expected[place])
@@ -355,19 +355,22 @@ class TestThreads:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(read, range(8)))
 
-    def test_a_case_that_another_thread_closes_meanwhile_is_read(self, store, monkeypatch):
+    def test_a_case_that_another_thread_closes_meanwhile_is_closed(self, store, monkeypatch):
+        monkeypatch.setattr("dask_slicer.training.open_cases._most_open", lambda: 1)
         slices = SliceDataset(store("zarr"))
         closed = []
 
-        # The worst moment: it is open, and then it is not.
-        class Readers(type(slices._open_cases._readers)):
-            def move_to_end(self, key: int, last: bool = True) -> None:
-                closed.append(self.pop(key))
-                super().move_to_end(key, last)
+        class Readers(dict):  # the worst moment: the first is looked up, and then it is not there
+            def __iter__(self) -> Iterator[int]:
+                first = next(super().__iter__())
+                closed.append(self.pop(first))
+                return iter([first])
 
         slices._open_cases._readers = Readers()
-        assert_same(slices[3], SliceDataset(slices.output_dir)[3])
-        assert closed
+        expected = SliceDataset(slices.output_dir)
+        for number in (3, 13, 4, 5):
+            assert_same(slices[number], expected[number])
+        assert len(closed) == 2
 
 
 class TestMemory:
