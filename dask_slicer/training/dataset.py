@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -145,7 +146,7 @@ class SliceDataset:
             )
         self._cache = None if cache is None else PlaneCache(number_of_bytes(cache, name="cache"))
         self.output_dir = opened.path
-        self._output = output
+        self._read_arrays = partial(batches.read_arrays, output=output, cache=self._cache)
         self.transform = transform
         self._channel_names, self._label_names = opened.channel_names, opened.label_names
         self._window_size = 0 if channels == "center" else window_size
@@ -183,8 +184,7 @@ class SliceDataset:
         CorruptFile
             If the slice cannot be read; names case, slice and file.
         """
-        slices = [self._opened(number)]
-        return self._samples(slices, np.empty)[0]
+        return self._samples([self._opened(number)], np.empty)[0]
 
     def __getitems__(self, numbers: Iterable[int]) -> list[Any]:
         """Return samples, as `[i]` does, whose arrays are views into one array of the batch.
@@ -206,13 +206,8 @@ class SliceDataset:
         sizes = {each.window.shape for each in slices}
         if self.transform is not None and len(sizes) > 1:  # which may make them equal
             return [self._samples([each], allocate)[0] for each in slices]
-        samples = batches.samples_of(slices, self._arrays(slices, allocate))
+        samples = batches.samples_of(slices, self._read_arrays(slices, allocate=allocate))
         return samples if self.transform is None else [self.transform(each) for each in samples]
-
-    def _arrays(self, slices: Sequence[OpenedSlice], allocate: Allocate) -> dict[str, Any]:
-        return batches.read_arrays(
-            slices, output=self._output, allocate=allocate, cache=self._cache
-        )
 
     def read_batch(self, numbers: Iterable[int], allocate: Allocate = np.empty) -> Any:
         """Return slices as one batch, as those of `loader`.
@@ -231,7 +226,7 @@ class SliceDataset:
         slices = [self._opened(number) for number in numbers]
         if self.transform is not None:
             return batches.collate(self._samples(slices, allocate))
-        return batches.batch_of(slices, self._arrays(slices, allocate))
+        return batches.batch_of(slices, self._read_arrays(slices, allocate=allocate))
 
     collate = staticmethod(batches.collate)
 
