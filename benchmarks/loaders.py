@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +60,10 @@ _RATIOS: dict[str, tuple[_Key, _Key]] = {
     ),
     "loader of integers / mapped integers, 1 process": (
         (_LOADER, "integers", _THREADS),
+        (_MAPPED, "integers", _ONE),
+    ),
+    "loader of integers with a cache / mapped integers, 1 process": (
+        (f"`loader(threads={N_WORKERS})`, cache", "integers", _THREADS),
         (_MAPPED, "integers", _ONE),
     ),
     "loader of float32 / DataLoader of the version before": ((_LOADER, "float32", _THREADS), _OLD),
@@ -111,7 +114,7 @@ def loaders(
     }  # fmt: skip
     if scans is not None:
         measured["scans"] = _measured(
-            scans, work / "loaders_scans", n_batches=ceil(n_batches / 3), seconds=_SECONDS / 3,
+            scans, work / "loaders_scans", n_batches=n_batches, seconds=_SECONDS / 3,
             **options,
         )  # fmt: skip
     return {

@@ -21,9 +21,11 @@ from loading import (
 from numpy.typing import NDArray
 
 from dask_slicer import SliceDataset
-from dask_slicer.training.memory import as_tensor, shared_empty
+from dask_slicer.training.memory import shared_tensor
+from dask_slicer.utils.array_pool import ArrayPool
 
 _OUTPUTS = {"float32": "float32", "integers": "source"}
+_CACHE = "2GB"
 _STORE = "from a Zarr store of `--dtype source`"
 
 
@@ -81,6 +83,14 @@ def ours_in_this_process(scans: Scans) -> Iterator[Method]:
                 load=_threads(SliceDataset(scans.store, output=output), threads),
                 **of_store,
             )
+        yield Method(
+            name=f"`loader(threads={N_WORKERS})`, cache",
+            values=values,
+            processes=f"{N_WORKERS} threads",
+            how=f"`SliceDataset(…, cache={_CACHE!r})`, which holds all planes that are drawn",
+            load=_threads(SliceDataset(scans.store, output=output, cache=_CACHE), N_WORKERS),
+            **of_store,
+        )
     yield Method(
         name=f"`loader(threads={N_WORKERS})`, npz",
         group="ours",
@@ -110,7 +120,8 @@ def mapped_in_workers(scans: Scans, arrays: Path) -> Iterator[Method]:
             group="limit",
             values=values,
             processes=f"{N_WORKERS} workers",
-            how="`__getitems__` copies the windows of a batch into one shared tensor, as ours",
+            how="`__getitems__` copies the windows of a batch into memory that is used again, and "
+            "`shared_tensor` copies that into shared memory, as ours",
             load=in_workers(MappedBatches(scans, arrays, values), _tensors),
             files=files_of(arrays),
         )
@@ -182,17 +193,19 @@ class MappedWindows:
 
 
 class MappedBatches(MappedWindows):
-    """Windows of mapped integers, as batches in memory that processes share."""
+    """Windows of mapped integers, as batches that `_tensors` hands on as ours."""
+
+    pool = ArrayPool(4)
 
     def __getitems__(self, numbers: list[int]) -> dict[str, NDArray[Any]]:
         """Return a batch, which `_tensors` makes one of tensors."""
-        batch = self.empty(len(numbers), shared_empty)
+        batch = self.empty(len(numbers), self.pool.empty)
         self.fill(batch, numbers)
         return batch
 
 
 def _tensors(batch: dict[str, NDArray[Any]]) -> Batch:
-    return {name: as_tensor(array) for name, array in batch.items()}
+    return {name: shared_tensor(array) for name, array in batch.items()}
 
 
 def _collated(dataset: SliceDataset) -> Callable[[Batches], Iterable[Batch]]:

@@ -22,11 +22,11 @@ from dask_slicer.training import batches
 from dask_slicer.training.batches import Allocate, ImageOutput, OpenedSlice, Sample
 from dask_slicer.training.cache import PlaneCache
 from dask_slicer.training.loader import SliceLoader
-from dask_slicer.training.memory import ArrayPool
 from dask_slicer.training.open_cases import OpenCases
 from dask_slicer.training.selection import Selection
 from dask_slicer.training.shuffled import ShuffledSlices
 from dask_slicer.training.weights import sampling_weights
+from dask_slicer.utils.array_pool import ArrayPool
 from dask_slicer.utils.formatting import plural
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class SliceDataset:
         CorruptFile
             If the slice cannot be read; names case, slice and file.
         """
-        return self._samples([self._opened(number)], np.empty)[0]
+        return self._samples([self._opened(number)], self._pool.empty)[0]
 
     def __getitems__(self, numbers: Iterable[int]) -> list[Any]:
         """Return samples, as `[i]` does, whose arrays are views into one array of the batch.

@@ -14,7 +14,8 @@ import numpy as np
 
 from dask_slicer.errors import UsageError
 from dask_slicer.training.batches import Allocate
-from dask_slicer.training.memory import ArrayPool, can_pin, pinned_empty
+from dask_slicer.training.memory import can_pin, pinned_empty
+from dask_slicer.utils.array_pool import ArrayPool
 
 Batch = dict[str, Any]
 # Batches for each thread: the one that it fills, and one that waits.

@@ -8,14 +8,15 @@ import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 # Levels of objects and lists: our files have five.
 _MOST_DEPTH = 50
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a regular file for reading; raise OSError for others, which could block or never end."""
     mode = os.stat(path).st_mode  # noqa: PTH116, a Path takes longer than the system's call
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

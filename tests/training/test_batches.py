@@ -15,7 +15,8 @@ import pytest
 from dask_slicer import SliceDataset
 from dask_slicer.errors import CorruptFile, UsageError
 from dask_slicer.output.formats.zarr_planes import PlaneReader
-from dask_slicer.training.memory import ArrayPool, joined
+from dask_slicer.training.memory import joined
+from dask_slicer.utils.array_pool import ArrayPool
 
 # Names of outputs, see conftest.py.
 STORES = (

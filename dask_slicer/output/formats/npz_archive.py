@@ -246,7 +246,7 @@ def ends_archive(end: bytes, n_bytes: int) -> bool:
     )
 
 
-def stored_members(data: bytes) -> dict[str, StoredMember]:
+def stored_members(data: memoryview) -> dict[str, StoredMember]:
     """Return the members of an archive by name, without `.npy`.
 
     Raise ValueError or struct.error unless `archive` could have written every byte outside of
@@ -254,12 +254,11 @@ def stored_members(data: bytes) -> dict[str, StoredMember]:
     """
     n_members, _, directory, _ = _END.unpack_from(data, len(data) - END_BYTES)[4:]
     members: dict[str, StoredMember] = {}
-    view = memoryview(data)
     offset, at = 0, directory
     for _ in range(n_members):
         fields = _ENTRY.unpack_from(data, at)
         name_at = at + _ENTRY.size
-        facts = _Facts(data[name_at : name_at + fields[10]], fields[4], *fields[7:10])
+        facts = _Facts(bytes(data[name_at : name_at + fields[10]]), fields[4], *fields[7:10])
         header, entry = _headers(facts, offset)
         start = offset + len(header)
         if data[offset:start] != header or data[at : at + len(entry)] != entry:
@@ -271,7 +270,7 @@ def stored_members(data: bytes) -> dict[str, StoredMember]:
         if facts.method not in (_STORED, _DEFLATED):
             raise ValueError(f"{name} is neither stored nor deflated")
         deflated = facts.method == _DEFLATED
-        members[name] = StoredMember(view[start:offset], deflated, facts.size, facts.crc32)
+        members[name] = StoredMember(data[start:offset], deflated, facts.size, facts.crc32)
     if offset != directory or data[at:] != _end(n_members, at - directory, directory):
         raise ValueError("there are bytes between or after members")
     return members

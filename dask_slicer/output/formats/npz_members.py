@@ -31,11 +31,14 @@ from dask_slicer.output.formats.npz_archive import (
     ends_archive,
     stored_members,
 )
+from dask_slicer.utils.array_pool import ArrayPool
 from dask_slicer.utils.files import open_file
 
 _PIECE_BYTES = 1 << 18
 # Number of axes and kinds of dtype of each array.
 _ARRAYS = {"image": (3, "fiu"), "label": (2, "iu"), "metadata": (0, "U")}
+# Of files; new memory takes as long to fill as inflating a tenth of a window.
+_memory = ArrayPool(16)
 # Bytes, inflated and deflated, that hold the header of any image of ours.
 _BEGINNING = 256
 
@@ -90,8 +93,10 @@ class WrittenArrays:
             if not ends_archive(file.read(), n_bytes):
                 raise ValueError("it does not end as an archive of ours")
             file.seek(0)
-            self._data = file.read()
-        self._members = stored_members(self._data)
+            self._data = _memory.empty((n_bytes,), np.uint8)
+            if file.readinto(self._data.data) != n_bytes:
+                raise ValueError("it is shorter than it was")
+        self._members = stored_members(self._data.data)
         self._crc32 = crc32
 
     def __contains__(self, name: str) -> bool:
