@@ -78,10 +78,10 @@ class SliceDataset:
         Only slices of this plane, such as "coronal". By default those of all planes: then samples
         have their `plane`, if it is not one for all. A window holds slices of one plane.
     output : {"float32", "source"}
-        "source": images as the integers that are stored, which is several times faster, and with
-        them `scale`, `offset`, `clip_range` and `plane_mask`, with which `normalize_batch`
-        normalises a batch where it is wanted, such as on a GPU. Of an output that holds integers:
-        of ``--dtype source`` or ``uint8``, or PNG.
+        "source": images as the integers that are stored, which are read faster, and with them
+        `scale`, `offset`, `clip_range` and `plane_mask`, with which `normalize_batch` normalises a
+        batch where it is wanted, such as on a GPU. Of an output that holds integers: of
+        ``--dtype source`` or ``uint8``, or PNG.
     cache : int or str, optional
         Bytes of memory, such as ``"8GB"``, for decoded planes of a Zarr store, which threads share;
         each worker process has its own.
