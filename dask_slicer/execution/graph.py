@@ -10,13 +10,14 @@ from typing import Any
 import dask.local
 from dask.delayed import Delayed, delayed
 
+from dask_slicer.config.partition import parse_partition
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.steps.steps import NO_STEPS, Steps
 from dask_slicer.errors import UsageError
 from dask_slicer.execution import tasks
 from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.names import NO_NAMES, Names
-from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition
+from dask_slicer.planning.plan import CasePlan, RunPlan
 
 _STEPS: tuple[Callable[..., Any], ...] = (tasks.load_case, tasks.slice_case, tasks.save_case)
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from dask_slicer.config.partition import Partition, parse_partition
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import (
     CaseError,
@@ -37,7 +38,7 @@ from dask_slicer.output.journal import Journal
 from dask_slicer.output.lock import locked, still_held
 from dask_slicer.output.summary import UNCONSOLIDATED, finalize
 from dask_slicer.planning.estimate import output_bytes
-from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, parse_partition
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, clip_note
 from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import first_few, format_bytes, plural

@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from dask_slicer.config.dataset_settings import BY_LABEL
+from dask_slicer.config.partition import Partition
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.errors import CaseError, DatasetError, OutputError, UsageError
@@ -24,7 +25,7 @@ from dask_slicer.output.properties import read_properties
 from dask_slicer.output.summary import existing_names
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.headers import case_digest
-from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase, SourceFile
 from dask_slicer.utils import signals

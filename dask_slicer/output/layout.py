@@ -22,10 +22,11 @@ from typing import NamedTuple
 
 from dask_slicer.config.fields import PLANES
 from dask_slicer.config.file_settings import NPZ, FileTemplate, stem_digits
+from dask_slicer.config.partition import Partition
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.output.atomic import remove_whole
-from dask_slicer.planning.plan import CasePlan, Partition
+from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase, WrittenPlane
 from dask_slicer.utils.files import parse_json, read_text
 

@@ -1,15 +1,16 @@
-"""Plans of runs and cases, and partitions of a run: integer arithmetic, no I/O."""
+"""Plans of runs and cases: integer arithmetic, no I/O."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from dask_slicer.config.partition import parse_partition
 from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.core.splits import SPLITS
@@ -17,6 +18,7 @@ from dask_slicer.core.steps.resampling import resampled_shape
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
+from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds
 from dask_slicer.planning.names import Names
@@ -24,6 +26,7 @@ from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import format_shape, plural
 from dask_slicer.utils.modalities import for_each_modality
+from dask_slicer.utils.packed import quick_to_pack
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
 if TYPE_CHECKING:  # they import nibabel
@@ -62,6 +65,7 @@ class PlanePlan:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
+@quick_to_pack
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CasePlan:
     """A case with its split and the facts in its headers, which a case with a problem may lack.
@@ -214,14 +218,14 @@ class RunPlan:
         The recognised layout of the dataset.
     reason : str
         Why it was recognised.
-    cases : tuple of CasePlan
+    cases : sequence of CasePlan
         All planned cases, including those with a problem, sorted by case id.
     splits : dict of split to list of str
         The content of splits.json: planned cases, and cases of earlier runs.
     notes : tuple of str
     problems : tuple of str
         Why the whole dataset is refused.
-    files : tuple of FileRole
+    files : sequence of FileRole
         What every volume of the dataset is used for.
     channel_names : tuple of str
         As the dataset has them, one for each modality, such as T1w; empty where unknown.
@@ -240,17 +244,21 @@ class RunPlan:
     config: RunConfig
     layout: str
     reason: str
-    cases: tuple[CasePlan, ...]
+    cases: Sequence[CasePlan]
     splits: dict[str, list[str]]
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
-    files: tuple[FileRole, ...] = ()
+    files: Sequence[FileRole] = ()
     channel_names: tuple[str, ...] = ()
     label_names: dict[int, str] = field(default_factory=dict)
     structures: Mapping[str, int] = field(default_factory=dict)
     label_values: Mapping[int, int] | None = None
     properties: tuple[IntensityProperties, ...] = ()
     folds: Folds | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cases, CasePlans):
+            object.__setattr__(self, "cases", CasePlans(self.cases))
 
     def __repr__(self) -> str:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""
@@ -261,24 +269,33 @@ class RunPlan:
         )
 
     @property
-    def selected(self) -> tuple[CasePlan, ...]:
+    def case_ids(self) -> Sequence[str]:
+        """Return the ids of all planned cases, sorted."""
+        return self._cases.ids
+
+    @property
+    def selected(self) -> Sequence[CasePlan]:
         """Return the cases to run: all, or those selected by `shard` and `only`."""
-        wanted = {case.case_id for case in self.cases}
+        wanted = set(self.case_ids)
         if (partition := parse_partition(self.config.shard)) is not None:
             wanted.intersection_update(partition.cases(wanted))
         if self.config.only:
             wanted.intersection_update(self.config.only)
-        return tuple(case for case in self.cases if case.case_id in wanted)
+        return self._cases.of_ids(wanted)
 
     @property
-    def runnable(self) -> tuple[CasePlan, ...]:
+    def runnable(self) -> Sequence[CasePlan]:
         """Return the cases whose headers show no problem."""
-        return tuple(case for case in self.cases if case.problem is None)
+        return self._cases.runnable
 
     @property
     def failures(self) -> tuple[FailedCase, ...]:
         """Return the problems of single cases that their headers show."""
-        return tuple(case.problem for case in self.cases if case.problem is not None)
+        return tuple(self._cases.problems.values())
+
+    @property
+    def _cases(self) -> CasePlans[CasePlan]:
+        return cast(CasePlans[CasePlan], self.cases)  # see __post_init__
 
     @property
     def n_modalities(self) -> int:
@@ -375,26 +392,3 @@ def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
     for case_id, split in sorted(assignment.items()):
         splits[split].append(case_id)
     return splits
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Partition:
-    """Partition `number`, counted from 1, `of` a run's partitions."""
-
-    number: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    def cases(self, case_ids: Iterable[str]) -> list[str]:
-        """Return every `of`-th of the sorted case ids: neighbours often have equal sizes."""
-        return sorted(case_ids)[self.number - 1 :: self.of]
-
-
-def parse_partition(setting: str | None) -> Partition | None:
-    """Return the partition of the setting `shard`, I/N, which was checked before; None for None."""
-    if setting is None:
-        return None
-    number, _, of = setting.partition("/")
-    return Partition(int(number), int(of))
