@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -21,6 +21,7 @@ from dask_slicer.errors import (
     as_case_error,
 )
 from dask_slicer.execution import graph
+from dask_slicer.execution.case_queue import CaseQueue
 from dask_slicer.execution.tasks import CaseBatch, Target
 from dask_slicer.execution.workers import workers
 from dask_slicer.inputs.readers.base import split_volume
@@ -45,7 +46,7 @@ Execute = Callable[[RunPlan], Outcomes]
 @contextmanager
 def executor(
     plan: RunPlan,
-    queue: deque[CasePlan],
+    queue: CaseQueue,
     *,
     n_todo: int,
     run_id: str,
@@ -104,11 +105,14 @@ def executor(
 
 
 def _requirements(plan: RunPlan, target: Target) -> Requirements:
-    cases = [case for case in plan.selected if case.problem is None]
-    peaks = [peak_bytes(case, plan.config) for case in cases]
+    input_file, peaks = "", array("q")
+    for case in plan.selected:
+        if case.problem is None:
+            input_file = input_file or split_volume(case.case.image_files[0])[0]
+            peaks.append(peak_bytes(case, plan.config))
     return Requirements(
         output_dir=plan.config.output_dir,
-        input_file=split_volume(cases[0].case.image_files[0])[0] if cases else "",
+        input_file=input_file,
         least_bytes=min(peaks, default=0),
         most_bytes=max(peaks, default=0),
         timeout=plan.config.timeout,
@@ -131,7 +135,7 @@ def check_report_place(path: Path | None) -> None:
 
 
 def _execute_on(
-    client: Client, queue: deque[CasePlan], target: Target, timeout: float | None
+    client: Client, queue: CaseQueue, target: Target, timeout: float | None
 ) -> Outcomes:
     from dask_slicer.execution import futures
 
@@ -159,7 +163,7 @@ def _execute_on(
                 batcher.retry_unbatched(case)  # before it counts as failed
 
 
-def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:
+def _execute_here(queue: CaseQueue, target: Target) -> Outcomes:
     yield from _too_large(queue, target.settings, system.memory_bytes())
     while queue:
         case = queue.popleft()
@@ -170,16 +174,12 @@ def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:
         yield case, _outcomes((case,), result)[0]
 
 
-def _too_large(queue: deque[CasePlan], settings: SliceSettings, limit: int | None) -> Outcomes:
+def _too_large(queue: CaseQueue, settings: SliceSettings, limit: int | None) -> Outcomes:
     """Take the cases out of the queue that need more than `limit` bytes, and yield their errors."""
     if limit is None:
         return
-    for _ in range(len(queue)):
-        case = queue.popleft()
+    for case in queue.take(lambda case: peak_bytes(case, settings) > limit):
         needed = peak_bytes(case, settings)
-        if needed <= limit:
-            queue.append(case)
-            continue
         failure = OutOfMemory(
             f"needs {format_bytes(needed)} of memory, a worker may use {format_bytes(limit)}; "
             "use fewer workers, or a machine with more memory"

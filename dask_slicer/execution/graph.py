@@ -15,6 +15,7 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.steps.steps import NO_STEPS, Steps
 from dask_slicer.errors import UsageError
 from dask_slicer.execution import tasks
+from dask_slicer.execution.case_queue import CaseQueue
 from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan, RunPlan
@@ -156,7 +157,7 @@ class Batcher:
     """
 
     def __init__(
-        self, queue: deque[CasePlan], *, n_threads: int, enough: int = _LEAST_WORK
+        self, queue: CaseQueue | deque[CasePlan], *, n_threads: int, enough: int = _LEAST_WORK
     ) -> None:
         self._queue = queue
         self._enough = enough

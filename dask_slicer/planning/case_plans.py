@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from dask_slicer.records import FailedCase
@@ -30,6 +30,7 @@ class CasePlans(PackedList[P]):
     def __init__(self, cases: Iterable[P] = ()) -> None:
         self.ids: list[str] = []
         self.problems: dict[int, FailedCase] = {}  # by number
+        self._numbers: dict[str, int] = {}  # by id, made on use
         super().__init__(cases)
 
     def append(self, record: P) -> None:
@@ -46,6 +47,12 @@ class CasePlans(PackedList[P]):
             return self
         return self.select([n for n in range(len(self)) if n not in self.problems])
 
-    def of_ids(self, wanted: Collection[str]) -> Sequence[P]:
+    def of_id(self, case_id: str) -> P:
+        """Return the case with an id; raise KeyError if there is none."""
+        if len(self._numbers) < len(self):
+            self._numbers = {name: number for number, name in enumerate(self.ids)}
+        return self[self._numbers[case_id]]
+
+    def of_ids(self, wanted: set[str]) -> Sequence[P]:
         """Return the cases with these ids."""
         return self.select([n for n, case_id in enumerate(self.ids) if case_id in wanted])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +13,6 @@ import numpy as np
 from dask_slicer.config.partition import parse_partition
 from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.core.splits import SPLITS
 from dask_slicer.core.steps.resampling import resampled_shape
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
@@ -274,14 +273,25 @@ class RunPlan:
         return self._cases.ids
 
     @property
-    def selected(self) -> Sequence[CasePlan]:
-        """Return the cases to run: all, or those selected by `shard` and `only`."""
-        wanted = set(self.case_ids)
+    def selected_ids(self) -> Sequence[str]:
+        """Return the ids of the cases to run: all, or those selected by `shard` and `only`."""
+        selected, only = self.case_ids, self.config.only
         if (partition := parse_partition(self.config.shard)) is not None:
-            wanted.intersection_update(partition.cases(wanted))
-        if self.config.only:
-            wanted.intersection_update(self.config.only)
-        return self._cases.of_ids(wanted)
+            selected = partition.cases(selected)
+        return [case_id for case_id in selected if case_id in only] if only else selected
+
+    @property
+    def selected(self) -> Sequence[CasePlan]:
+        """Return the cases to run."""
+        return self.of_ids(self.selected_ids)
+
+    def of_id(self, case_id: str) -> CasePlan:
+        """Return a case by its id."""
+        return self._cases.of_id(case_id)
+
+    def of_ids(self, case_ids: Collection[str]) -> Sequence[CasePlan]:
+        """Return the cases with these ids, in the order of all cases."""
+        return self._cases.of_ids(set(case_ids))
 
     @property
     def runnable(self) -> Sequence[CasePlan]:
@@ -384,11 +394,3 @@ def case_rows(
         facts = ("", "cannot be run", "", "", "") if part.problem else part.described()
         rows.append((part.case_id, part.split, *((part.plane,) if folders else ()), *facts))
     return ("case", "split", *(("plane",) if folders else ()), *HEADER_FACTS), rows
-
-
-def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the cases of each split, sorted, from the split of each case; no split is left out."""
-    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for case_id, split in sorted(assignment.items()):
-        splits[split].append(case_id)
-    return splits

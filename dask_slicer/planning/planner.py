@@ -9,7 +9,7 @@ from functools import partial
 
 from dask_slicer.config.effects import DatasetFacts, effects_note
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.splits import SPLITS, by_split
 from dask_slicer.errors import (
     CaseError,
     DatasetError,
@@ -36,7 +36,7 @@ from dask_slicer.planning.headers import (
     with_headers,
     with_offset,
 )
-from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.plan_cache import PlanCache
 from dask_slicer.planning.steps import (
     in_effect,
