@@ -19,6 +19,7 @@ from dask_slicer.execution.case_queue import CaseQueue
 from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.utils.packed import Packed
 
 _STEPS: tuple[Callable[..., Any], ...] = (tasks.load_case, tasks.slice_case, tasks.save_case)
 
@@ -104,7 +105,8 @@ def batch_graph(cases: tasks.CaseBatch, target: tasks.Target) -> Delayed:
     if len(cases) == 1:
         return case_graph(cases[0], target)
     name = f"{cases[0].case_id} / {len(cases) - 1} more"  # no case id holds a slash
-    return _chain(name, cases, [partial(tasks.run_batch, step) for step in _STEPS], target)
+    steps = [partial(tasks.run_batch, step) for step in _STEPS]
+    return _chain(name, Packed(cases), steps, target)
 
 
 def sample_graph(name: str, case: CasePlan, target: tasks.Target, n_voxels: int) -> Delayed:
@@ -129,7 +131,7 @@ def assembly_graph(name: str, case: object, steps: Sequence[Callable[[Any], Any]
 
 def _chain(
     name: str,
-    first_input: CasePlan | tasks.CaseBatch,
+    first_input: CasePlan | Packed[CasePlan],
     steps: Sequence[Callable[..., object]],
     target: tasks.Target,
     names: Sequence[str] = ("load", "slice", "save"),

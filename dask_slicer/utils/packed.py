@@ -109,8 +109,7 @@ class PackedList(Sequence[T]):
         """Return a block of records, which is open then."""
         block = self._open.get(number)
         if block is None:
-            pickled = zlib.decompress(self._packed[number])
-            block = self._open[number] = pickle.loads(pickled)  # noqa: S301, by this process
+            block = self._open[number] = _unpack(self._packed[number])
             self._pack_oldest()
         return block
 
@@ -120,8 +119,25 @@ class PackedList(Sequence[T]):
             number = next(iter(self._open))
             block = self._open.pop(number)
             if not self._packed[number]:
-                pickled = pickle.dumps(block, pickle.HIGHEST_PROTOCOL)
-                self._packed[number] = zlib.compress(pickled, 1)
+                self._packed[number] = _pack(block)
+
+
+class Packed(Iterable[T]):
+    """Records that travel between processes in one piece, and are made again where they are used.
+
+    A scheduler then neither makes them nor keeps them with its last messages.
+
+    >>> list(Packed(["a", "b"]))
+    ['a', 'b']
+    """
+
+    __slots__ = ("_content",)
+
+    def __init__(self, records: Iterable[T]) -> None:
+        self._content = _pack(list(records))
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(_unpack(self._content))
 
 
 class Selection(Sequence[T]):
@@ -161,3 +177,11 @@ def _are_equal(records: Sequence[object], other: object) -> bool:
     return len(records) == len(other) and all(
         own == their for own, their in zip(records, other, strict=True)
     )
+
+
+def _pack(records: list[Any]) -> bytes:
+    return zlib.compress(pickle.dumps(records, pickle.HIGHEST_PROTOCOL), 1)
+
+
+def _unpack(content: bytes) -> list[Any]:
+    return list(pickle.loads(zlib.decompress(content)))  # noqa: S301, by a process of the run

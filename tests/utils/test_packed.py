@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError, dataclass, field
 import pytest
 
 from dask_slicer.utils import packed
-from dask_slicer.utils.packed import PackedList, Selection, quick_to_pack
+from dask_slicer.utils.packed import Packed, PackedList, Selection, quick_to_pack
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +86,10 @@ def test_most_records_are_in_memory_packed() -> None:
         return n_bytes
 
     assert held(PackedList) < held(list) / 4
+
+
+def test_packed_records_travel_in_little_space() -> None:
+    records = [_Record(name=f"case {number}", more={"x": number}) for number in range(66)]
+    sent = pickle.dumps(Packed(records))
+    assert [*pickle.loads(sent)] == records
+    assert len(sent) < len(pickle.dumps(records)) / 3
