@@ -27,7 +27,7 @@ from dask_slicer.inputs.cache_files import cache_file, read_cache, write_cache
 from dask_slicer.inputs.case import Case, Mask
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import FileRole
-from dask_slicer.inputs.tree import FileTree
+from dask_slicer.inputs.tree import FileTree, Progress, counted, no_progress
 from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.plan import CasePlan, PlanePlan, RunPlan
 from dask_slicer.records import FailedCase
@@ -57,6 +57,7 @@ class PlanCache:
         The configuration of the output.
     headers : HeaderCache
         It gets what the files of a folder were like before they were read.
+    progress : callable, optional
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class PlanCache:
         structures: Mapping[str, int] | None,
         earlier: RunConfig | None,
         headers: HeaderCache,
+        progress: Progress = no_progress,
     ) -> None:
         self._config = config
-        self._headers = headers
+        self._headers, self._progress = headers, progress
         self._file = cache_file(config.input_dir, "plan")
         self._started = time.time_ns()
         offset = [] if earlier is None else [earlier.offset]
@@ -81,14 +83,14 @@ class PlanCache:
 
     def recall(self) -> RunPlan | None:
         """Return the plan, None if it must be made."""
-        if self._file is None:
-            return None
         with _no_collection():
             return self._recall(self._file)
 
-    def _recall(self, file: Path) -> RunPlan | None:
+    def _recall(self, file: Path | None) -> RunPlan | None:
         try:
             self._look()
+            if file is None:
+                return None
             records = ((name, text) for name, texts in read_cache(file) for text in texts)
             _, text = next(records, ("", "{}"))
             state = json.loads(text)
@@ -129,9 +131,12 @@ class PlanCache:
         config = self._config
         named = [os.fspath(path) for path in (config.splits, config.slice_list) if path is not None]
         if config.input_dir.is_dir():
-            self.tree = FileTree.scan(config.input_dir, skip=config.output_dir)
+            self.tree = FileTree.scan(
+                config.input_dir, skip=config.output_dir, progress=self._progress
+            )
             folder, paths = os.path.join(config.input_dir, ""), self.tree.paths
             stamps = iter_files(lambda path: _stamp_of(folder + path), paths)
+            stamps = counted(stamps, "looking at files", len(paths), self._progress)
             for path, stamp in zip(paths, stamps, strict=True):
                 self._headers.stamps[path] = stamp
             self._n_listed = len(paths)
