@@ -74,10 +74,11 @@ class PlanCache:
         self._file = cache_file(config.input_dir, "plan")
         self._started = time.time_ns()
         offset = [] if earlier is None else [earlier.offset]
-        known = [assigned, structures, offset, config.like is not None]
-        self._earlier = json.dumps(known, sort_keys=True)
+        self._known = self._known_text(assigned, structures or {}, offset)
+        self._is_first = earlier is None and not assigned
         self._named: list[_Stamp] = []
         self._n_listed = 0
+        self._digest = hashlib.sha256()  # of settings and files
         self._key = ""
         self.tree: FileTree | None = None  # of a folder, once it is listed
 
@@ -95,7 +96,7 @@ class PlanCache:
             _, text = next(records, ("", "{}"))
             state = json.loads(text)
             others = [tuple(stamp) for stamp in state.get("others", ())]
-            if state.get("key") != self._key or _stamps(s[0] for s in others) != others:
+            if self._key not in state.get("keys", ()) or _stamps(s[0] for s in others) != others:
                 return None
             return _unpacked(records, self._config)
         except FileNotFoundError:
@@ -121,7 +122,7 @@ class PlanCache:
                 return
             records = ((name, text) for name, texts in _packed(plan).items() for text in texts)
             if _unpacked(records, self._config) == plan:
-                state = json.dumps({"key": self._key, "others": others})
+                state = json.dumps({"keys": self._keys(plan), "others": others})
                 write_cache(self._file, {"state": [state], **_packed(plan)})
         except Exception as error:  # any error: a plan needs no cache
             _LOG.debug("The plan is not cached: %s", error)
@@ -144,11 +145,30 @@ class PlanCache:
             named.append(os.fspath(config.input_dir))
         self._named = _stamps(named)
         stamped = chain(self._headers.stamps.items(), ((path, own) for path, *own in self._named))
-        digest = hashlib.sha256(f"{config.model_dump_json()}\n{self._earlier}".encode())
+        digest = hashlib.sha256(config.model_dump_json().encode())
         for path, (size, mtime, ctime) in stamped:
             line = f"\n{path}\0{size} {mtime} {ctime}"
             digest.update(line.encode(errors="surrogatepass"))
-        self._key = digest.hexdigest()
+        self._digest = digest
+        self._key = self._key_of(self._known)
+
+    def _keys(self, plan: RunPlan) -> list[str]:
+        """Return the keys of a plan: when it was made, and when a first run has started with it."""
+        assigned = {case_id: split for split, ids in plan.splits.items() for case_id in ids}
+        after = self._known_text(assigned, plan.structures, [plan.config.offset])
+        return [self._key, *([self._key_of(after)] if self._is_first else [])]
+
+    def _known_text(
+        self, assigned: Mapping[str, str], structures: Mapping[str, int], offset: list[int | None]
+    ) -> str:
+        """Return what earlier runs decide."""
+        known = [assigned, structures, offset, self._config.like is not None]
+        return json.dumps(known, sort_keys=True)
+
+    def _key_of(self, known: str) -> str:
+        digest = self._digest.copy()
+        digest.update(f"\n{known}".encode())
+        return digest.hexdigest()
 
 
 @contextmanager

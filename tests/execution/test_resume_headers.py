@@ -13,7 +13,7 @@ from dask_slicer.inputs import header_cache
 from dask_slicer.inputs.cache_files import CACHE_DIR
 from dask_slicer.monitoring import terminal
 from dask_slicer.output import layout
-from dask_slicer.planning import headers
+from dask_slicer.planning import headers, planner
 
 
 @pytest.fixture
@@ -93,6 +93,21 @@ def test_overwrite_removes_and_writes_them_again(run, tmp_path) -> None:
     before = file.read_bytes()
     assert run(overwrite=True) == 0
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("settings", [{}, {"folds": 2}, {"seed": 7, "normalize": "dataset"}])
+def test_the_plan_of_a_first_run_serves_the_run_after_it(
+    run, dataset, monkeypatch, tmp_path, settings
+) -> None:
+    monkeypatch.setenv(CACHE_DIR, str(tmp_path / "cache"))
+    run(**settings)
+    settings |= {"num_workers": 0}
+    config = {"input_dir": dataset.root, "output_dir": tmp_path / "out", **settings}
+    with monkeypatch.context() as patch:
+        patch.setenv(CACHE_DIR, "none")
+        made = dask_slicer.plan(**config)
+    monkeypatch.setattr(planner, "_make_plan", None)
+    assert dask_slicer.plan(**config) == made
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
