@@ -1,0 +1,205 @@
+"""Arrays in mapped files: of inputs, and of scratch files that hold what memory does not.
+
+The system reads pages of a mapped file when they are used, and drops them when it needs memory.
+Until then they count as memory of the process, unless it gives them back (`release`).
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Written at once where room cannot be reserved.
+_PIECE = 1 << 20
+# File systems that cannot reserve room say one of these.
+_CANNOT_RESERVE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+_PREFIX = "volume_"
+
+
+class MappedFile(mmap.mmap):
+    """A file in memory, which the base of every array on it leads to.
+
+    Attributes
+    ----------
+    path : str
+        Empty if the file has no name.
+    is_transient : bool
+        Its pages are to be given back after they were read, since memory does not hold them all.
+    """
+
+    path: str
+    is_transient: bool
+
+    @classmethod
+    def of(cls, descriptor: int, path: str, *, access: int, is_transient: bool) -> Self:
+        """Return the whole of an open file that is not empty."""
+        mapped = cls(descriptor, 0, access=access)
+        mapped.path, mapped.is_transient = path, is_transient
+        return mapped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reference:
+    """An array in a mapped file, for other processes: it takes no memory when it is sent.
+
+    Attributes
+    ----------
+    path : str
+    dtype : dtype
+    offset : int
+        Byte of the file at which the first element is.
+    shape, strides : tuple of int
+        Strides are in bytes, and may be negative.
+    is_transient : bool
+    """
+
+    path: str
+    dtype: np.dtype[Any]
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    is_transient: bool
+
+    def open(self) -> NDArray[Any]:
+        """Return the array, read-only; raise ValueError if the file has become too short."""
+        data = map_file(self.path, is_transient=self.is_transient)
+        try:
+            array: NDArray[Any] = np.ndarray(
+                self.shape, self.dtype, buffer=data, offset=self.offset, strides=self.strides
+            )
+        except (TypeError, ValueError):  # numpy's ways to say so
+            raise ValueError(f"{self.path} is shorter than when it was first read") from None
+        return array
+
+
+def map_file(path: str, *, is_transient: bool = False) -> NDArray[np.uint8]:
+    """Return the bytes of a file, read-only; empty for an empty file."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
+            return np.empty(0, np.uint8)
+        mapped = MappedFile.of(
+            file.fileno(), path, access=mmap.ACCESS_READ, is_transient=is_transient
+        )
+    return np.frombuffer(mapped, np.uint8)
+
+
+def scratch_file(n_bytes: int, folder: str, *, named: bool = False) -> NDArray[np.uint8]:
+    """Return writable bytes, all zero, in a new file of a folder.
+
+    The file has no name: it is gone when the last array on it is, also if the process is killed.
+
+    Parameters
+    ----------
+    n_bytes : int
+    folder : str
+    named : bool
+        Give it a name, so that other processes can open it; the caller removes it.
+
+    Raises
+    ------
+    OSError
+        With ENOSPC if the disk has no room for it: it is reserved now, since a process that writes
+        to pages without room is killed.
+    """
+    if n_bytes == 0:
+        return np.empty(0, np.uint8)
+    if not named:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            return _reserved(file.fileno(), n_bytes, "", folder)
+    descriptor, path = tempfile.mkstemp(prefix=_PREFIX, dir=folder)
+    try:
+        return _reserved(descriptor, n_bytes, path, folder)
+    except BaseException:
+        Path(path).unlink()
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def mapping_of(array: NDArray[Any]) -> MappedFile | None:
+    """Return the mapped file that an array is a view of; None for other arrays."""
+    owner: object = array
+    while not isinstance(owner, MappedFile):
+        if isinstance(owner, np.ndarray):
+            owner = owner.base
+        elif isinstance(owner, memoryview):
+            owner = owner.obj
+        else:
+            return None
+    return owner
+
+
+def release(array: NDArray[Any]) -> None:
+    """Give back the pages that an array has of a mapped file; its content stays the same.
+
+    They are read again when they are used. For arrays in memory, nothing is done, nor where the
+    system cannot do it.
+    """
+    mapped = mapping_of(array)
+    if mapped is None or array.size == 0 or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    first, last = _ends(array, mapped)
+    first -= first % mmap.PAGESIZE
+    mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def reference(array: NDArray[Any]) -> Reference | None:
+    """Return where an array is in a file that has a name; None for other arrays."""
+    mapped = mapping_of(array)
+    if mapped is None or not mapped.path:
+        return None
+    return Reference(
+        path=mapped.path,
+        dtype=array.dtype,
+        offset=_address(array) - _address(np.frombuffer(mapped, np.uint8)),
+        shape=array.shape,
+        strides=array.strides,
+        is_transient=mapped.is_transient,
+    )
+
+
+def _reserved(descriptor: int, n_bytes: int, path: str, folder: str) -> NDArray[np.uint8]:
+    """Return the bytes of an empty file, after room for them is reserved."""
+    try:
+        _reserve(descriptor, n_bytes)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), folder) from None
+    mapped = MappedFile.of(descriptor, path, access=mmap.ACCESS_WRITE, is_transient=True)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def _reserve(descriptor: int, n_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, n_bytes)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise
+    zeros = bytes(_PIECE)
+    written = 0
+    while written < n_bytes:
+        written += os.write(descriptor, zeros[: n_bytes - written])
+
+
+def _ends(array: NDArray[Any], mapped: MappedFile) -> tuple[int, int]:
+    """Return the first byte of a mapped file that an array has, and the one after the last."""
+    steps = [(n - 1) * step for n, step in zip(array.shape, array.strides, strict=True)]
+    first = _address(array) - _address(np.frombuffer(mapped, np.uint8))
+    below, above = (sum(f(step, 0) for step in steps) for f in (min, max))
+    return first + below, first + above + array.itemsize
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
