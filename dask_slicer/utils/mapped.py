@@ -10,12 +10,14 @@ import errno
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 # Written at once where room cannot be reserved.
 _PIECE = 1 << 20
@@ -31,18 +33,19 @@ class MappedFile(mmap.mmap):
     ----------
     path : str
         Empty if the file has no name.
-    is_transient : bool
-        Its pages are to be given back after they were read, since memory does not hold them all.
+    scratch_dir : str
+        Where arrays that are made of it have their files, since memory does not hold them all; its
+        pages are given back after they were read. Empty if memory does.
     """
 
     path: str
-    is_transient: bool
+    scratch_dir: str
 
     @classmethod
-    def of(cls, descriptor: int, path: str, *, access: int, is_transient: bool) -> Self:
+    def of(cls, descriptor: int, path: str, *, access: int, scratch_dir: str) -> Self:
         """Return the whole of an open file that is not empty."""
         mapped = cls(descriptor, 0, access=access)
-        mapped.path, mapped.is_transient = path, is_transient
+        mapped.path, mapped.scratch_dir = path, scratch_dir
         return mapped
 
 
@@ -58,7 +61,8 @@ class Reference:
         Byte of the file at which the first element is.
     shape, strides : tuple of int
         Strides are in bytes, and may be negative.
-    is_transient : bool
+    scratch_dir : str
+        As in `MappedFile`.
     """
 
     path: str
@@ -66,11 +70,11 @@ class Reference:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    is_transient: bool
+    scratch_dir: str
 
     def open(self) -> NDArray[Any]:
         """Return the array, read-only; raise ValueError if the file has become too short."""
-        data = map_file(self.path, is_transient=self.is_transient)
+        data = map_file(self.path, scratch_dir=self.scratch_dir)
         try:
             array: NDArray[Any] = np.ndarray(
                 self.shape, self.dtype, buffer=data, offset=self.offset, strides=self.strides
@@ -80,13 +84,16 @@ class Reference:
         return array
 
 
-def map_file(path: str, *, is_transient: bool = False) -> NDArray[np.uint8]:
-    """Return the bytes of a file, read-only; empty for an empty file."""
+def map_file(path: str, *, scratch_dir: str = "") -> NDArray[np.uint8]:
+    """Return the bytes of a file, read-only; empty for an empty file.
+
+    With `scratch_dir`, pages are given back, and other arrays are in files, too: see `MappedFile`.
+    """
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:  # which cannot be mapped
             return np.empty(0, np.uint8)
         mapped = MappedFile.of(
-            file.fileno(), path, access=mmap.ACCESS_READ, is_transient=is_transient
+            file.fileno(), path, access=mmap.ACCESS_READ, scratch_dir=scratch_dir
         )
     return np.frombuffer(mapped, np.uint8)
 
@@ -137,6 +144,31 @@ def mapping_of(array: NDArray[Any]) -> MappedFile | None:
     return owner
 
 
+def scratch_dir_of(array: NDArray[Any]) -> str:
+    """Return the folder for what is made of an array that memory does not hold; else empty."""
+    mapped = mapping_of(array)
+    return "" if mapped is None else mapped.scratch_dir
+
+
+def empty_beside(array: NDArray[Any], shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array to be filled: in memory, or in a scratch file if `array` is too large.
+
+    Too large is what was opened with a `scratch_dir`, and all that was made of it.
+    """
+    folder = scratch_dir_of(array)
+    if not folder:
+        return np.empty(tuple(shape), dtype)
+    n_bytes = prod(shape) * np.dtype(dtype).itemsize
+    return scratch_file(n_bytes, folder).view(dtype).reshape(tuple(shape))
+
+
+def zeros_beside(array: NDArray[Any], shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """Return an array of zeros where `empty_beside` returns one."""
+    if scratch_dir_of(array):
+        return empty_beside(array, shape, dtype)  # a new file is all zero
+    return np.zeros(tuple(shape), dtype)
+
+
 def release(array: NDArray[Any]) -> None:
     """Give back the pages that an array has of a mapped file; its content stays the same.
 
@@ -162,7 +194,7 @@ def reference(array: NDArray[Any]) -> Reference | None:
         offset=_address(array) - _address(np.frombuffer(mapped, np.uint8)),
         shape=array.shape,
         strides=array.strides,
-        is_transient=mapped.is_transient,
+        scratch_dir=mapped.scratch_dir,
     )
 
 
@@ -174,7 +206,7 @@ def _reserved(descriptor: int, n_bytes: int, path: str, folder: str) -> NDArray[
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), folder) from None
-    mapped = MappedFile.of(descriptor, path, access=mmap.ACCESS_WRITE, is_transient=True)
+    mapped = MappedFile.of(descriptor, path, access=mmap.ACCESS_WRITE, scratch_dir=folder)
     return np.frombuffer(mapped, np.uint8)
 
 

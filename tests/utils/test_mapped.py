@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from dask_slicer.errors import DiskFull, as_case_error
 from dask_slicer.utils import mapped
-from dask_slicer.utils.mapped import map_file, mapping_of, reference, release, scratch_file
+from dask_slicer.utils.mapped import (
+    empty_beside,
+    map_file,
+    mapping_of,
+    reference,
+    release,
+    scratch_dir_of,
+    scratch_file,
+    zeros_beside,
+)
 
 Array = NDArray[Any]
 MB = 1 << 20
@@ -62,14 +71,14 @@ def test_a_view_leads_to_its_file(path: str, view: Callable[[Array], Array]) -> 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_a_reference_opens_the_same_view(path: str, view: Callable[[Array], Array]) -> None:
-    array = view(volume_of(map_file(path, is_transient=True)))
+    array = view(volume_of(map_file(path, scratch_dir="/scratch")))
     sent = pickle.dumps(reference(array))
     assert len(sent) < 1000
     opened = pickle.loads(sent).open()
     assert (opened.dtype, opened.shape, opened.strides) == (array.dtype, array.shape, array.strides)
     assert opened.tobytes() == array.tobytes()
     assert not opened.flags.writeable
-    assert mapping_of(opened).is_transient
+    assert scratch_dir_of(opened) == "/scratch"
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
@@ -210,3 +219,24 @@ def test_where_room_cannot_be_reserved_it_is_written(
     (file,) = tmp_path.iterdir()
     assert scratch.shape == (2500,)
     assert file.stat().st_blocks * 512 >= 2500
+
+
+@pytest.mark.parametrize("make", [empty_beside, zeros_beside])
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_an_array_is_in_a_file_if_the_one_it_is_made_of_is_too_large(
+    path: str, tmp_path: Path, view: Callable[[Array], Array], make: Callable[..., Array]
+) -> None:
+    large = view(volume_of(map_file(path, scratch_dir=str(tmp_path))))
+    array = make(large, (3, 4), np.float32)
+    assert (array.shape, array.dtype) == ((3, 4), np.float32)
+    assert scratch_dir_of(array) == scratch_dir_of(large[::-1]) == str(tmp_path)
+    assert scratch_dir_of(make(array, (5,), bool)) == str(tmp_path)
+    array[...] = 2
+    small = make(view(volume_of(map_file(path))), (3, 4), np.float32)
+    assert (small.shape, small.dtype, scratch_dir_of(small)) == ((3, 4), np.float32, "")
+    assert mapping_of(small) is None
+
+
+def test_zeros_are_zero(path: str, tmp_path: Path) -> None:
+    for scratch_dir in ("", str(tmp_path)):
+        assert not zeros_beside(map_file(path, scratch_dir=scratch_dir), (900, 9), np.int16).any()
