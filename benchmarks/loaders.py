@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from measure import slicer
 from dask_slicer import SliceDataset
 from dask_slicer.inputs.discovery import find_cases
 
-# What the turns of phantoms may take; those of other scans, a third of it.
-_SECONDS = 100.0
+# What all turns may take, and what a method should load in one of them at least.
+_SECONDS, _SECONDS_IN_A_TURN = 120.0, 0.25
 _ONE, _WORKERS, _THREADS = "1 process", f"{N_WORKERS} workers", f"{N_WORKERS} threads"
 _BEFORE = "the version before, `DataLoader`"
 _LOADER, _OLD = f"`loader(threads={N_WORKERS})`", (_BEFORE, "float32", _WORKERS)
@@ -52,6 +53,10 @@ _RATIOS: dict[str, tuple[_Key, _Key]] = {
     ),
     "DataLoader / mapped integers in DataLoader, float32": (
         ("`DataLoader`, `collate`", "float32", _WORKERS),
+        (_MAPPED, "float32", _WORKERS),
+    ),
+    "DataLoader with a cache / mapped integers in DataLoader, float32": (
+        ("`DataLoader`, `collate`, cache", "float32", _WORKERS),
         (_MAPPED, "float32", _WORKERS),
     ),
     "loader of integers / DataLoader of the version before": (
@@ -94,7 +99,7 @@ def loaders(
     n_cases, shape
         Of CT phantoms.
     n_batches : int
-        Batches of a turn; a third as many for `scans`.
+        Batches that a method loads in a turn; fast ones load more, for some `_SECONDS_IN_A_TURN`.
     repeats : int
         Turns, after one that does not count; fewer where they take longer than `_SECONDS`.
     pool : int
@@ -105,18 +110,11 @@ def loaders(
     before : Path, optional
         A wheel of another version of the package, or a folder to import it from.
     """
-    options = {"repeats": repeats, "pool": pool, "before": before}
-    measured = {
-        "phantoms": _measured(
-            ct(work, n_cases, shape), work / "loaders_phantoms",
-            n_batches=n_batches, seconds=_SECONDS, **options,
-        )
-    }  # fmt: skip
+    options = {"n_batches": n_batches, "repeats": repeats, "pool": pool, "before": before}
+    phantoms = ct(work, n_cases, shape)
+    measured = {"phantoms": _measured(phantoms, work / "loaders_phantoms", **options)}
     if scans is not None:
-        measured["scans"] = _measured(
-            scans, work / "loaders_scans", n_batches=n_batches, seconds=_SECONDS / 3,
-            **options,
-        )  # fmt: skip
+        measured["scans"] = _measured(scans, work / "loaders_scans", **options)
     return {
         "batch_size": BATCH_SIZE,
         "pool": pool,
@@ -131,21 +129,28 @@ def _measured(
     *,
     n_batches: int,
     repeats: int,
-    seconds: float,
     pool: int,
     before: Path | None,
 ) -> dict[str, Any]:
     scans = _sliced(folder, work, pool)
     with _methods(scans, work, n_batches * BATCH_SIZE, before) as methods:
-        _warm(methods)
+        _warm(methods, scans)
         _check(methods, scans)
+        n_batches_of = dict.fromkeys(methods, n_batches)
         turns: list[dict[_Key, float]] = []
         started = time.monotonic()
         for number in range(repeats + 1):
-            if number > 1 and time.monotonic() - started > seconds:
+            if number > 1 and time.monotonic() - started > _SECONDS:
                 break
-            batches = scans.draw(number, n_batches)
-            turns.append({key: method.rate(batches) for key, method in methods.items()})
+            turns.append({
+                key: method.rate(scans.draw(number, n_batches_of[key]))
+                for key, method in methods.items()
+            })  # fmt: skip
+            if number == 0 and repeats > 1:
+                for key, rate in turns[0].items():
+                    enough = ceil(rate * _SECONDS_IN_A_TURN / BATCH_SIZE)
+                    if methods[key].drawn:
+                        n_batches_of[key] = max(enough, n_batches)
             rates = ", ".join(f"{name} {rate:.0f}" for (name, *_), rate in turns[-1].items())
             print(f"{number}/{repeats} {rates}", file=sys.stderr, flush=True)
     del turns[0]
@@ -346,10 +351,14 @@ def _asked(process: Any) -> Callable[[list[list[int]]], Iterator[Any]]:
     return load
 
 
-def _warm(methods: dict[_Key, Method]) -> None:
-    """Bring all files into the system's cache."""
+def _warm(methods: dict[_Key, Method], scans: Scans) -> None:
+    """Bring all files into the system's cache, and what is drawn into those of methods."""
     for path in {path for method in methods.values() for path in method.files}:
         path.read_bytes()
+    n_batches = ceil(len(scans.pool) / BATCH_SIZE)
+    for method in methods.values():
+        if method.passes_before:
+            method.rate(scans.draw(0, method.passes_before * n_batches))
 
 
 def _check(methods: dict[_Key, Method], scans: Scans) -> None:

@@ -43,6 +43,17 @@ def ours_in_workers(scans: Scans) -> Iterator[Method]:
                 load=in_workers(dataset, collate),
                 files=files_of(scans.store),
             )
+        dataset = SliceDataset(scans.store, output=output, cache=_CACHE)
+        yield Method(
+            name="`DataLoader`, `collate`, cache",
+            group="ours",
+            values=values,
+            processes=f"{N_WORKERS} workers",
+            how=f"`SliceDataset(…, cache={_CACHE!r})`; each worker holds all planes that are drawn",
+            load=in_workers(dataset, dataset.collate),
+            files=files_of(scans.store),
+            passes_before=2 * N_WORKERS,  # so that each worker is given most of the windows
+        )
 
 
 def ours_in_this_process(scans: Scans) -> Iterator[Method]:
@@ -89,6 +100,7 @@ def ours_in_this_process(scans: Scans) -> Iterator[Method]:
             processes=f"{N_WORKERS} threads",
             how=f"`SliceDataset(…, cache={_CACHE!r})`, which holds all planes that are drawn",
             load=_threads(SliceDataset(scans.store, output=output, cache=_CACHE), N_WORKERS),
+            passes_before=1,
             **of_store,
         )
     yield Method(

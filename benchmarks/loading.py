@@ -94,6 +94,8 @@ class Method:
         Whether it loads the windows asked for, and not as many that it draws by itself.
     pool_only : bool
         Whether there are only files of the windows that are drawn from.
+    passes_before : int
+        How often all windows are loaded before the first turn: what fills a cache.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Method:
     files: Sequence[Path] = ()
     drawn: bool = True
     pool_only: bool = False
+    passes_before: int = 0
 
     def rate(self, batches: Batches) -> float:
         """Return windows a second; each batch is dropped when the next is there."""

@@ -135,7 +135,7 @@ def _write_array(
     for number in range(math.ceil(shape[0] / per_shard)):
         path = shard_path(folder, number, len(shape))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file, one_thread():
+        with path.open("xb") as file, one_thread:
             shard = ShardWriter(file, per_shard)
             for _ in range(min(per_shard, shape[0] - number * per_shard)):
                 shard.append(codec.encode(np.ascontiguousarray(next(remaining), dtype=dtype)))
