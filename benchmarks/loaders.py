@@ -35,7 +35,7 @@ _ONE, _WORKERS, _THREADS = "1 process", f"{N_WORKERS} workers", f"{N_WORKERS} th
 _BEFORE = "the version before, `DataLoader`"
 _LOADER, _OLD = f"`loader(threads={N_WORKERS})`", (_BEFORE, "float32", _WORKERS)
 _SAMPLES = ("samples, stacked", "float32", _ONE)
-_MAPPED = "mapped `.npy`, whole batches"
+_MAPPED, _MAPPED_SAMPLES = "mapped `.npy`, whole batches", "mapped `.npy`, default collation"
 _Key = tuple[str, str, str]
 # What is compared with what; with what of ours every other method is compared, see `_reference`.
 _RATIOS: dict[str, tuple[_Key, _Key]] = {
@@ -47,30 +47,32 @@ _RATIOS: dict[str, tuple[_Key, _Key]] = {
         ("`__getitems__` and `collate`", "float32", _ONE),
         _SAMPLES,
     ),
-    "DataLoader / mapped integers in DataLoader, integers": (
-        ("`DataLoader`, `collate`", "integers", _WORKERS),
-        (_MAPPED, "integers", _WORKERS),
-    ),
-    "DataLoader / mapped integers in DataLoader, float32": (
-        ("`DataLoader`, `collate`", "float32", _WORKERS),
-        (_MAPPED, "float32", _WORKERS),
-    ),
-    "DataLoader with a cache / mapped integers in DataLoader, float32": (
-        ("`DataLoader`, `collate`, cache", "float32", _WORKERS),
-        (_MAPPED, "float32", _WORKERS),
-    ),
+    **{
+        f"DataLoader / mapped integers in DataLoader, {collation}, {values}": (
+            ("`DataLoader`, `collate`", values, _WORKERS),
+            (mapped, values, _WORKERS),
+        )
+        for values in ("integers", "float32")
+        for collation, mapped in (
+            ("torch's collation", _MAPPED_SAMPLES),
+            ("into shared memory as ours", _MAPPED),
+        )
+    },
     "loader of integers / DataLoader of the version before": (
         (_LOADER, "integers", _THREADS),
         _OLD,
     ),
-    "loader of integers / mapped integers, 1 process": (
-        (_LOADER, "integers", _THREADS),
-        (_MAPPED, "integers", _ONE),
-    ),
-    "loader of integers with a cache / mapped integers, 1 process": (
-        (f"`loader(threads={N_WORKERS})`, cache", "integers", _THREADS),
-        (_MAPPED, "integers", _ONE),
-    ),
+    **{
+        f"loader of integers{cache} / mapped integers in 1 process, {how}": (
+            (_LOADER + (cache and ", cache"), "integers", _THREADS),
+            (mapped, "integers", _ONE),
+        )
+        for cache in ("", " with a cache")
+        for how, mapped in (
+            ("`DataLoader`", f"{_MAPPED}, `DataLoader`"),
+            ("always into one array", _MAPPED),
+        )
+    },
     "loader of float32 / DataLoader of the version before": ((_LOADER, "float32", _THREADS), _OLD),
 }
 
@@ -267,7 +269,7 @@ def _methods(
     methods: list[Method] = []
     if _installed("torch"):
         methods += own.ours_in_workers(scans)
-        methods += own.mapped_in_workers(scans, arrays)
+        methods += own.mapped_by_torch(scans, arrays)
         methods += others.numpy_files(scans, written("npy", others.write_npy))
         if _installed("nnunetv2"):
             methods += others.nnunet(scans, written("nnunet", others.write_nnunet))
