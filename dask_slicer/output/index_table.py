@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from math import nan
 from pathlib import Path
@@ -227,7 +228,7 @@ def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
 # -- reading ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredIndex:
     """The index of an output, which can be read part by part, again and again.
 
@@ -250,6 +251,14 @@ class StoredIndex:
     def __iter__(self) -> Iterator[SliceIndex]:
         """Yield the index of some cases at a time."""
         return iter(self._parts())
+
+    @cached_property
+    def label_values(self) -> list[int]:
+        """Return the label values that any slice holds, ascending."""
+        values = np.zeros(0, np.int32)
+        for part in self:
+            values = np.union1d(values, part.label_values)
+        return values.tolist()
 
     def whole(self) -> SliceIndex:
         """Return the index of all slices."""
