@@ -28,14 +28,6 @@ if TYPE_CHECKING:
 
 # The field of a template that says which slice it is, and its digits.
 _OF_SLICE = re.compile(r"\{(stem|slice_index|slice_number)(?::0([0-9]+)d)?\}")
-_COLUMNS = {
-    "case": np.int32,
-    "slice_index": np.int32,
-    "foreground": np.float32,
-    "n_labels": np.int32,
-    "label_values": np.int32,
-    "label_counts": np.int32,
-}
 _LARGEST = np.iinfo(np.int32).max
 _ROWS_AT_ONCE = 1 << 18
 
@@ -195,22 +187,39 @@ def narrowed(numbers: NDArray[np.int64]) -> NDArray[Any]:
     return numbers.astype(np.int32)
 
 
-def joined(parts: Iterable[SliceIndex]) -> SliceIndex:
-    """Return the indices of different cases as one."""
+def joined(parts: Iterable[SliceIndex], *, most_rows: int, most_labels: int) -> SliceIndex:
+    """Return the indices of different cases as one, of at most so many rows and label values.
+
+    Parts are not kept: memory that is not filled is not taken, and then returned.
+    """
     cases: list[IndexedCase] = []
-    columns: dict[str, list[NDArray[Any]]] = {
-        name: [np.zeros(0, dtype)] for name, dtype in _COLUMNS.items()
+    rows: dict[str, Any] = {
+        name: np.empty(most_rows, dtype)
+        for name, dtype in (("case", "i4"), ("slice_index", "i4"), ("foreground", "f4"))
     }
+    labels: dict[str, Any] = {
+        name: np.empty(most_labels, np.int32) for name in ("label_values", "label_counts")
+    }
+    ends: NDArray[Any] = np.zeros(most_rows + 1, np.int32 if most_labels <= _LARGEST else np.int64)
+    n_rows = n_labels = 0
     for part in parts:
-        columns["case"].append(part.case + len(cases))
-        columns["n_labels"].append(np.diff(part.label_ends))
-        for name in ("slice_index", "foreground", "label_values", "label_counts"):
-            columns[name].append(getattr(part, name))
+        own, own_labels = len(part), len(part.label_values)
+        rows["case"][n_rows : n_rows + own] = part.case + len(cases)
+        for name in ("slice_index", "foreground"):
+            rows[name][n_rows : n_rows + own] = getattr(part, name)
+        for name, column in labels.items():
+            numbers = getattr(part, name)
+            if numbers.dtype != column.dtype:
+                labels[name] = column = column.astype(np.int64)
+            column[n_labels : n_labels + own_labels] = numbers
+        ends[n_rows + 1 : n_rows + own + 1] = part.label_ends[1:] + n_labels
         cases += part.cases
-    # The pieces of a column are freed before the next one is joined.
-    whole: dict[str, Any] = {name: np.concatenate(columns.pop(name)) for name in _COLUMNS}
-    ends = ends_of(whole.pop("n_labels"))
-    return SliceIndex(cases=tuple(cases), label_ends=ends, **whole)
+        n_rows, n_labels = n_rows + own, n_labels + own_labels
+    ends.resize(n_rows + 1, refcheck=False)
+    for columns, n in ((rows, n_rows), (labels, n_labels)):
+        for column in columns.values():
+            column.resize(n, refcheck=False)
+    return SliceIndex(cases=tuple(cases), label_ends=ends, **rows, **labels)
 
 
 def indexed_case(

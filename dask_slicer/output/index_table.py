@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from math import nan
 from pathlib import Path
 from zipfile import ZipFile
@@ -235,18 +235,23 @@ class StoredIndex:
     Attributes
     ----------
     cases : tuple of IndexedCase
+    n_rows, n_labels : int
+        Number of slices, and of label values in them.
     n_committed : int or None
         See `SliceIndex`.
     """
 
     cases: tuple[IndexedCase, ...]
+    n_rows: int
+    n_labels: int
     n_committed: int | None
     _parts: Callable[[], Iterable[SliceIndex]]
 
     @classmethod
     def of(cls, index: SliceIndex) -> StoredIndex:
         """Return an index that is in memory."""
-        return cls(index.cases, index.n_committed, lambda: [index])
+        n_labels = len(index.label_values)
+        return cls(index.cases, len(index), n_labels, index.n_committed, lambda: [index])
 
     def __iter__(self) -> Iterator[SliceIndex]:
         """Yield the index of some cases at a time."""
@@ -260,9 +265,17 @@ class StoredIndex:
             values = np.union1d(values, part.label_values)
         return values.tolist()
 
+    def selected(self, select: Callable[[SliceIndex], SliceIndex]) -> SliceIndex:
+        """Return the index of slices that are selected from each part; others are not kept."""
+        parts = map(select, self)
+        first = [*islice(parts, 2)]
+        if len(first) == 1:
+            return first[0]
+        return joined(chain(first, parts), most_rows=self.n_rows, most_labels=self.n_labels)
+
     def whole(self) -> SliceIndex:
         """Return the index of all slices."""
-        return replace(joined(self), n_committed=self.n_committed)
+        return replace(self.selected(lambda part: part), n_committed=self.n_committed)
 
 
 def open_index(output_dir: Path, settings: SliceSettings) -> StoredIndex:
@@ -296,10 +309,11 @@ def _of_journal(journal: Path, settings: SliceSettings) -> SliceIndex:
 
 def _of_columns(path: Path, settings: SliceSettings) -> StoredIndex:
     """Return the index in a file of columns; raise one of `UNREADABLE` if it is damaged."""
-    of_blocks = [
-        tuple(_parsed_case(cells, settings) for cells in block.cases)
-        for block in columns.blocks(path)
-    ]
+    of_blocks = []
+    n_rows = n_labels = 0
+    for block in columns.blocks(path):
+        of_blocks.append(tuple(_parsed_case(cells, settings) for cells in block.cases))
+        n_rows, n_labels = n_rows + len(block.rows), n_labels + len(block.labels)
     cases = tuple(chain.from_iterable(of_blocks))
     if len({(case.case_id, case.split, case.plane) for case in cases}) < len(cases):
         raise ValueError("a case is in several blocks")
@@ -313,7 +327,7 @@ def _of_columns(path: Path, settings: SliceSettings) -> StoredIndex:
                 f"{path} changed while it was read ({error}); open it again"
             ) from None
 
-    return StoredIndex(cases, None, parts)
+    return StoredIndex(cases, n_rows, n_labels, None, parts)
 
 
 def _index_of(block: Block, cases: tuple[IndexedCase, ...]) -> SliceIndex:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import UsageError
 from dask_slicer.output.formats.base import damage_named
-from dask_slicer.output.index import IndexedCase, SliceIndex, case_reader, joined
+from dask_slicer.output.index import IndexedCase, SliceIndex, case_reader
 from dask_slicer.output.output import Output, check_cases
 from dask_slicer.utils.formatting import first_few, plural
 
@@ -121,8 +121,8 @@ def choose_few(output: Output, *, n: int) -> tuple[SliceIndex, list[int]]:
     n_of = np.concatenate([np.bincount(part.case, minlength=len(part.cases)) for part in stored])
     chosen = _spread_over_splits(stored.cases, list(range(len(n_of))), n_of, n)
     names = {(case.case_id, case.plane) for case in map(stored.cases.__getitem__, chosen)}
-    index = joined(
-        part.of_cases(lambda case: (case.case_id, case.plane) in names) for part in stored
+    index = stored.selected(
+        lambda part: part.of_cases(lambda case: (case.case_id, case.plane) in names)
     )
     own_number = {number: place for place, number in enumerate(sorted(chosen))}
     return index, _rows_of_cases(index, {own_number[key]: n for key, n in chosen.items()})

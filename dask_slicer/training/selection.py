@@ -11,7 +11,7 @@ import numpy as np
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import UsageError
 from dask_slicer.output.folds import fold_cases
-from dask_slicer.output.index import IndexedCase, SliceIndex, joined
+from dask_slicer.output.index import IndexedCase, SliceIndex
 from dask_slicer.output.output import Output, check_cases, check_plane
 
 
@@ -67,7 +67,7 @@ class Selection:
             )
 
         # Part by part: all slices would take memory beside the selected ones.
-        return joined(self._rows(index.of_cases(is_wanted)) for index in output.stored_index)
+        return output.stored_index.selected(lambda index: self._rows(index.of_cases(is_wanted)))
 
     def _rows(self, index: SliceIndex) -> SliceIndex:
         rows = np.ones(len(index), dtype=bool)
