@@ -443,3 +443,28 @@ def test_slices_csv_alone_takes_few_bytes_for_each_row(peaks) -> None:
 
     fewer, more = peaks(use)
     assert more - fewer < 20_000 * 70, (fewer, more)
+
+
+def test_memory_does_not_grow_with_files(dataset, slice_dataset) -> None:
+    dataset.add("a")
+    output = slice_dataset()
+    config = directory.output_config(output)
+    found = []
+    for n_cases in (20, 40):
+        multiply(output, n_cases, 100)
+        records = last_records(output / layout.JOURNAL)
+        for record in committed(output):
+            for path in layout.case_files(record):
+                (output / path).parent.mkdir(exist_ok=True)
+                (output / path).touch()
+        inventory, _ = checks.check_whole(output, config, records)
+        tracemalloc.start()
+        try:
+            strays = [issue.path for issue in checks._strays(output, inventory)]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        found.append(peak)
+        assert len(strays) == 10  # of the case that the journal had before
+    fewer, more = found
+    assert more - fewer < 2000 * 20, found
