@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import shutil
 import tracemalloc
 import warnings
@@ -434,6 +435,16 @@ def test_a_dataset_takes_few_bytes_for_each_row(peaks) -> None:
     fewer, more = peaks(lambda output: SliceDataset(output, None))
     # Four columns of four bytes, and two for the labels in two of three rows; one column twice.
     assert more - fewer < 20_000 * (16 + 8 * 2 / 3 + 8), (fewer, more)
+
+
+def test_a_dataset_is_pickled_in_few_bytes_for_each_row(dataset, slice_dataset) -> None:
+    dataset.add("a")
+    output, sizes = slice_dataset(), []
+    for n_slices in (1000, 2000):
+        multiply(output, 20, n_slices)
+        sizes.append(len(pickle.dumps(SliceDataset(output, None))))
+    fewer, more = sizes
+    assert more - fewer < 20_000 * (16 + 8 * 2 / 3 + 1), sizes
 
 
 def test_slices_csv_alone_takes_few_bytes_for_each_row(peaks) -> None:
