@@ -33,6 +33,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.volume import iterate_planes
 from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
 from dask_slicer.output.formats.base import case_metadata, read_json
 from dask_slicer.output.formats.zarr_planes import one_thread
@@ -85,7 +86,7 @@ def write_group(
             folder / "label",
             stack.shape,
             stack.label.dtype.newbyteorder("<"),
-            stack.label,
+            iterate_planes(stack.label),
             label_codec(settings.compression),
             ("slice", "row", "column"),
             fsync=fsync,
@@ -135,7 +136,7 @@ def _write_array(
     for number in range(math.ceil(shape[0] / per_shard)):
         path = shard_path(folder, number, len(shape))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file, one_thread():
+        with path.open("xb") as file, one_thread:
             shard = ShardWriter(file, per_shard)
             for _ in range(min(per_shard, shape[0] - number * per_shard)):
                 shard.append(codec.encode(np.ascontiguousarray(next(remaining), dtype=dtype)))
