@@ -72,14 +72,19 @@ class SliceStack:
 
     def planes(self, wanted: Collection[int]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
         """Yield the index and the normalised planes, one per `image`, of the wanted slices."""
-        for slice_index, planes in enumerate(self.stored_planes()):
+        # Among the wanted may be `ZERO_SLICE`, which is none.
+        first, stop = max(min(wanted, default=0), 0), max(wanted, default=-1) + 1
+        for slice_index, planes in enumerate(self.stored_planes(first, stop), first):
             if slice_index in wanted:
                 modalities = zip(self.normalization, planes, strict=True)
                 yield slice_index, [modality.apply(plane) for modality, plane in modalities]
 
-    def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
-        """Yield every slice as stored, one plane per `image`."""
-        return zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
+    def stored_planes(
+        self, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[NDArray[np.generic], ...]]:
+        """Yield the slices from `first` to before `stop` as stored, one plane per `image`."""
+        parts = (iterate_planes(voxels.stored[first:stop]) for voxels in self.image)
+        return zip(*parts, strict=True)
 
     def changes(self) -> dict[str, Any]:
         """Return what the steps made of grid and label, as JSON values; nothing without steps."""

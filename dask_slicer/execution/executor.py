@@ -8,7 +8,12 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_slicer.cluster.client import address, count_threads, memory_limit
+from dask_slicer.cluster.client import (
+    address,
+    count_threads,
+    memory_limit,
+    thread_addresses,
+)
 from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.errors import (
@@ -33,6 +38,7 @@ from dask_slicer.utils import system
 from dask_slicer.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
+    from dask.delayed import Delayed
     from distributed import Client
 
 
@@ -63,6 +69,7 @@ def executor(
             workers(
                 plan.config,
                 len(queue),
+                n_useful=graph.n_useful_threads(queue, plan.config),
                 peak_bytes=plan.peak_bytes,
                 needs=_requirements(plan, target),
                 client=client,
@@ -142,10 +149,18 @@ def _execute_on(
     n_served = n_threads if timeout is None and client.nthreads() else 1
     enough = graph.batch_work(n_served, memory_limit(client, of=min))
     batcher = graph.Batcher(queue, n_threads=n_threads, enough=enough)
+
+    def graph_of(batch: CaseBatch) -> Delayed:
+        if batcher.in_parts(batch) and graph.is_in_parts(batch[0], target.settings):
+            addresses = thread_addresses(client)
+            if len(addresses) > 1:
+                return graph.parts_graph(batch[0], target, addresses)
+        return graph.batch_graph(batch, target)
+
     results = futures.run_graphs(
         client,
         batcher.next,
-        lambda batch: graph.batch_graph(batch, target),
+        graph_of,
         timeout=timeout,
         names_of=lambda batch: [case.case_id for case in batch],
     )
