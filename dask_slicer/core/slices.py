@@ -37,11 +37,13 @@ from dask_slicer.core.steps.steps import (
 from dask_slicer.core.volume import (
     Volume,
     Voxels,
-    in_memory_order,
+    extremes,
     iterate_planes,
-    planes_lie_apart,
+    laid_out,
+    planes_to_write,
 )
 from dask_slicer.core.windows import window_indices
+from dask_slicer.utils.mapped import empty_beside, release, scratch_dir_of
 from dask_slicer.utils.modalities import for_each_modality
 
 
@@ -86,6 +88,15 @@ class SliceStack:
         parts = (iterate_planes(voxels.stored[first:stop]) for voxels in self.image)
         return zip(*parts, strict=True)
 
+    def label_plane(self, slice_index: int) -> NDArray[np.integer]:
+        """Return the label of a slice, which there is."""
+        assert self.label is not None  # noqa: S101
+        plane: NDArray[np.integer] = self.label[slice_index]
+        if scratch_dir_of(plane):
+            plane = plane.copy()
+            release(self.label[slice_index])
+        return plane
+
     def changes(self) -> dict[str, Any]:
         """Return what the steps made of grid and label, as JSON values; nothing without steps."""
         content: dict[str, Any] = {}
@@ -103,11 +114,12 @@ class SliceStack:
         """Return whether all pixels of each image have one intensity, or had before the steps."""
         if slice_index in self.blank:
             return True
-        ends = (
-            _ends(voxels.stored[slice_index], how)
-            for voxels, how in zip(self.image, self.normalization, strict=True)
-        )
-        return all(lowest == highest for lowest, highest in ends)
+        for voxels, how in zip(self.image, self.normalization, strict=True):
+            lowest, highest = _ends(voxels.stored[slice_index], how)
+            release(voxels.stored[slice_index])
+            if lowest != highest:
+                return False
+        return True
 
     def windows(
         self, *, window_size: int, padding_mode: str, step: float = 1
@@ -233,7 +245,7 @@ def slice_views(
             normalization=tuple(how for _, how in channels),
             statistics=tuple(statistics),
             label=own_label,
-            label_counts=() if own_label is None else tuple(map(count_labels, own_label)),
+            label_counts=() if own_label is None else _label_counts(own_label),
             kept=(),
             blank=frozenset(np.flatnonzero(flags).tolist() if steps.drop_blank else ()),
             affine=own.affine(view.affine),
@@ -286,10 +298,10 @@ def _resampled(
 ) -> tuple[Voxels, Normalization, float]:
     """Return normalised intensities at the new spacing, what follows, and what to pad with."""
     first, then = how.halves()
-    values = np.empty(part.stored.shape, dtype=np.float32)
-    for plane, stored in zip(values, iterate_planes(part.stored), strict=True):
+    values = empty_beside(part.stored, part.stored.shape, np.float32)
+    for plane, stored in zip(planes_to_write(values), iterate_planes(part.stored), strict=True):
         first.apply(stored, out=plane)
-    lowest = 0.0 if how.background else float(values.min())
+    lowest = 0.0 if how.background else float(extremes(values)[0])
     stored = grid.resampled_image(values, order=order)
     return Voxels(stored=stored, source=part.source), then, lowest
 
@@ -303,7 +315,10 @@ def _sized(
     order: int,
 ) -> tuple[Voxels, Normalization]:
     """Return voxels in the frame with the axes and the in-plane size of a view."""
-    stored = grid.sized_image(reorient(voxels.stored, turn), fill=fill, order=order)
+    turned = reorient(voxels.stored, turn)
+    if scratch_dir_of(turned):  # to read it once, not for each block of slices
+        turned = laid_out(turned)
+    stored = grid.sized_image(turned, fill=fill, order=order)
     return replace(voxels, stored=stored), how
 
 
@@ -318,17 +333,12 @@ def _sized_label(
         return None, changes
     sized, cut = grid.sized_label(reorient(label, turn))
     lost = Counter(changes.lost) + Counter(cut)
-    return _apart(sized), replace(changes, lost=dict(sorted(lost.items())))
+    # Each slice is read several times.
+    return laid_out(sized), replace(changes, lost=dict(sorted(lost.items())))
 
 
-def _apart(label: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Return a label whose slices are not interleaved in memory: each is read several times."""
-    if planes_lie_apart(label):
-        return label
-    copied = np.empty(label.shape, label.dtype)
-    for plane, stored in zip(copied, iterate_planes(label), strict=True):
-        plane[...] = stored
-    return copied
+def _label_counts(label: NDArray[np.integer]) -> tuple[dict[int, int], ...]:
+    return tuple(map(count_labels, iterate_planes(label)))
 
 
 def _selected(stack: SliceStack, steps: Steps, min_foreground: float) -> SliceStack:
@@ -383,8 +393,8 @@ def _lowest(voxels: Voxels, how: Normalization, stats: Statistics) -> Any:
         return zero
     if voxels.stored.dtype.kind == "f" and stats.n_nonfinite:
         return (stats.min - voxels.intercept) / voxels.slope
-    ends = in_memory_order(voxels.stored)
-    return ends.min() if voxels.slope > 0 else ends.max()
+    lowest, highest = extremes(voxels.stored)
+    return lowest if voxels.slope > 0 else highest
 
 
 def foreground_share(counts: dict[int, int], n_pixels: int) -> float:

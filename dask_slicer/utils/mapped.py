@@ -170,17 +170,18 @@ def zeros_beside(array: NDArray[Any], shape: Sequence[int], dtype: DTypeLike) ->
 
 
 def release(array: NDArray[Any]) -> None:
-    """Give back the pages that an array has of a mapped file; its content stays the same.
+    """Give back the pages of an array that memory does not hold; its content stays the same.
 
-    They are read again when they are used. For arrays in memory, nothing is done, nor where the
-    system cannot do it.
+    They are read again when they are used. For other arrays, nothing is done, nor where the system
+    cannot do it.
     """
     mapped = mapping_of(array)
-    if mapped is None or array.size == 0 or not hasattr(mmap, "MADV_DONTNEED"):
+    if mapped is None or not mapped.scratch_dir or array.size == 0:
         return
-    first, last = _ends(array, mapped)
-    first -= first % mmap.PAGESIZE
-    mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+    if hasattr(mmap, "MADV_DONTNEED"):
+        first, last = _ends(array, mapped)
+        first -= first % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def reference(array: NDArray[Any]) -> Reference | None:

@@ -85,7 +85,7 @@ def test_a_reference_opens_the_same_view(path: str, view: Callable[[Array], Arra
 def test_pages_that_are_given_back_are_read_again(
     path: str, view: Callable[[Array], Array]
 ) -> None:
-    array = view(volume_of(map_file(path)))
+    array = view(volume_of(map_file(path, scratch_dir="/scratch")))
     before = array.tobytes()
     release(array)
     assert array.tobytes() == before
@@ -174,9 +174,23 @@ def test_pages_that_are_given_back_are_no_memory_of_the_process(
     assert 28 * MB < before - process.memory_info().rss < 36 * MB
 
 
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="no madvise")
+def test_pages_of_a_file_that_memory_holds_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "volume.raw"
+    file.write_bytes(bytes(64 * MB))
+    kept, large = map_file(str(file)), map_file(str(file), scratch_dir=str(tmp_path))
+    process = psutil.Process()
+    assert kept.max() == large.max() == 0
+    before = process.memory_info().rss
+    release(kept)
+    assert before - process.memory_info().rss < 4 * MB
+    release(large)
+    assert before - process.memory_info().rss > 60 * MB
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_process_that_is_forked_has_the_same_files(path: str, tmp_path: Path) -> None:
-    volume = volume_of(map_file(path))
+    volume = volume_of(map_file(path, scratch_dir="/scratch"))
     scratch = scratch_file(4, str(tmp_path))
     child = os.fork()
     if child == 0:

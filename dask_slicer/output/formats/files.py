@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dask_slicer.config.file_settings import Content, FileTemplate, stem_digits
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
+from dask_slicer.core.volume import iterate_planes
 from dask_slicer.output.formats import png
 from dask_slicer.output.formats.array_files import Volume, h5_bytes
 from dask_slicer.output.formats.base import (
@@ -189,7 +190,7 @@ class _Writer:
             case "label":
                 if self.stack.label is None:
                     return None
-                return np.ascontiguousarray(self._turned(self.stack.label[slice_index]))
+                return np.ascontiguousarray(self._turned(self.stack.label_plane(slice_index)))
             case "metadata":
                 metadata = {"slice_index": slice_index} | self._metadata
                 return np.array(json.dumps(metadata, ensure_ascii=False))
@@ -262,7 +263,10 @@ class _Writer:
             case "label":
                 if self.stack.label is None:
                     return None
-                planes = (np.ascontiguousarray(self._turned(p)) for p in self.stack.label)
+                planes = (
+                    np.ascontiguousarray(self._turned(plane))
+                    for plane in iterate_planes(self.stack.label)
+                )
                 return (n_slices, height, width), self.stack.label.dtype, planes
             case "metadata":
                 return (), "<U1", ()

@@ -116,7 +116,7 @@ class NpzWriter:
             return None
         if not self._stack.label_counts[slice_index]:
             return [self._label_header, self._empty_label]
-        plane = np.ascontiguousarray(self._turned(self._stack.label[slice_index]))
+        plane = np.ascontiguousarray(self._turned(self._stack.label_plane(slice_index)))
         return [self._label_header, self._piece(plane)]
 
     def _turned(self, plane: NDArray[Any]) -> NDArray[Any]:

@@ -34,6 +34,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.volume import iterate_planes
 from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
 from dask_slicer.output.formats.base import case_metadata, read_json, unsized_slices
 from dask_slicer.output.formats.zarr_planes import one_thread
@@ -128,7 +129,7 @@ def arrays_of(stack: SliceStack, settings: SliceSettings) -> list[ShardedArray]:
             dtype=label.dtype.newbyteorder("<"),
             codec=label_codec(settings.compression),
             dimension_names=("slice", "row", "column"),
-            planes=lambda first, stop: label[first:stop],
+            planes=lambda first, stop: iterate_planes(label[first:stop]),
         ),
     ]
 
