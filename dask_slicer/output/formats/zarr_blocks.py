@@ -34,7 +34,7 @@ def write_block(
     """Write the chunks of slices from `first` to before `stop` into files of an empty folder."""
     pieces = {}
     for array in arrays_of(stack, settings):
-        with open(folder / array.name, "xb") as file, one_thread():
+        with open(folder / array.name, "xb") as file, one_thread:
             writer = ShardWriter(file, array.per_shard)
             for chunk in array.chunks(first, stop):
                 writer.append(chunk)

@@ -141,7 +141,7 @@ def _write_array(array: ShardedArray, folder: Path, *, fsync: bool) -> dict[str,
     for number, (first, stop) in enumerate(array.shards):
         path = shard_path(folder / array.name, number, len(array.shape))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file, one_thread():
+        with path.open("xb") as file, one_thread:
             shard = ShardWriter(file, array.per_shard)
             for chunk in islice(chunks, stop - first):
                 shard.append(chunk)
