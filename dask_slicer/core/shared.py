@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.slices import SliceStack
-from dask_slicer.utils.mapped import Reference, map_file, reference
+from dask_slicer.core.volume import planes_to_write
+from dask_slicer.utils.mapped import Reference, map_file, reference, scratch_dir_of
 
 _NONE: NDArray[Any] = np.empty((0, 0, 0), np.uint8)
 
@@ -80,7 +81,8 @@ class _Copies:
             path = f"{self._folder}/array_{len(self._copied)}"
             # Written, not mapped: on a network disk, other hosts see it when it is closed.
             with open(path, "xb") as file:
-                for part in source:
+                for part in planes_to_write(source):
                     file.write(np.ascontiguousarray(part).data)
-            self._copied[key] = map_file(path).view(source.dtype).reshape(source.shape)
+            data = map_file(path, scratch_dir=scratch_dir_of(array))
+            self._copied[key] = data.view(source.dtype).reshape(source.shape)
         return self._copied[key].transpose(np.argsort(order))[forwards]

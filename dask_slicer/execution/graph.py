@@ -32,11 +32,10 @@ _WORK_PER_THREAD, _MOST_WORK = 4_000_000, 256_000_000
 # All cases of a batch are in memory at once, perhaps in a wider dtype than the file's.
 _PART_OF_MEMORY = 16
 # A case of this work may be written in parts; a whole-body CT is so large. Each thread gets a few
-# parts: slices of some take longer than those of others.
-LEAST_IN_PARTS = 256_000_000
+# parts: slices of some take longer than those of others. A thread is started for so much of it.
+LEAST_IN_PARTS, _LEAST_PER_THREAD = 256_000_000, 64_000_000
 _PARTS_PER_THREAD = 4
-# For which a thread is started.
-_LEAST_OF_THREAD = 64_000_000
+_FEWEST_SLICES = 8
 # Each thread gets at least this many batches, so that the run does not wait for the last one.
 _BATCHES_PER_THREAD = 4
 
@@ -118,7 +117,7 @@ def parts_graph(case: CasePlan, target: tasks.Target, addresses: Sequence[str]) 
     which it may leave if that is lost. `addresses` has one for each thread.
     """
     n_parts = len(addresses) * _PARTS_PER_THREAD
-    slice_to_share = partial(parts.slice_to_share, n_parts=n_parts)
+    slice_to_share = partial(parts.slice_to_share, n_parts=n_parts, fewest=_FEWEST_SLICES)
     sliced = _chain(
         case.case_id,
         case,
@@ -193,7 +192,7 @@ def is_in_parts(case: CasePlan, settings: SliceSettings) -> bool:
 def n_useful_threads(cases: Iterable[CasePlan], settings: SliceSettings) -> int:
     """Return how many threads have something to do: one for each case, more for large ones."""
     return sum(
-        case.work // _LEAST_OF_THREAD if is_in_parts(case, settings) else 1 for case in cases
+        case.work // _LEAST_PER_THREAD if is_in_parts(case, settings) else 1 for case in cases
     )
 
 

@@ -58,12 +58,12 @@ class WrittenPart:
 
 
 def slice_to_share(
-    loaded: StepResult[Volume], target: Target, *, n_parts: int
+    loaded: StepResult[Volume], target: Target, *, n_parts: int, fewest: int
 ) -> StepResult[SharedCase] | CommittedCase:
-    """Return a case's slices for other workers; the case is saved at once if it cannot be shared.
+    """Return a case's slices, in blocks for other workers, `fewest` slices in each at least.
 
-    Arrays in memory are written to files for this: the disk may have no room for them, but for the
-    slices.
+    Arrays in memory are written to files for this. If the disk has no room for these, the case is
+    saved at once.
     """
     sliced = slice_case(loaded, target)
     folder = temporary_folder(target) / uuid.uuid4().hex
@@ -77,7 +77,7 @@ def slice_to_share(
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    blocks = tuple(blocks_of(sliced.result, target.settings, n_parts))
+    blocks = tuple(blocks_of(sliced.result, target.settings, n_parts, fewest=fewest))
     return StepResult(
         case=sliced.case,
         result=SharedCase(stacks=stacks, blocks=blocks, folder=str(folder)),

@@ -30,9 +30,6 @@ from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import OutputFile, WrittenPlane
 
-# A block has at least so many slices, and as many for each that it reads for its windows alone.
-_FEWEST_SLICES = 16
-
 
 class Block(NamedTuple):
     """Slices of a plane, given by its number, from `first` to before `stop`."""
@@ -69,21 +66,28 @@ def is_divisible(settings: SliceSettings, split: str) -> bool:
     )
 
 
-def blocks_of(stacks: Sequence[SliceStack], settings: SliceSettings, n_blocks: int) -> list[Block]:
-    """Return about `n_blocks` blocks of a case, alternately of each plane; fewer if it is small."""
+def blocks_of(
+    stacks: Sequence[SliceStack], settings: SliceSettings, n_blocks: int, *, fewest: int
+) -> list[Block]:
+    """Return about `n_blocks` blocks of a case, alternately of each plane.
+
+    They are fewer if they would have less than `fewest` slices, and as many again for each slice
+    that is read for their windows alone.
+    """
     per_plane = max(n_blocks // len(stacks), 1)
     planes = [
-        [Block(number, *ends) for ends in _ranges(stack, settings, per_plane)]
+        [Block(number, *ends) for ends in _ranges(stack, settings, per_plane, fewest)]
         for number, stack in enumerate(stacks)
     ]
     longest = max(map(len, planes))
     return [plane[i] for i in range(longest) for plane in planes if i < len(plane)]
 
 
-def _ranges(stack: SliceStack, settings: SliceSettings, n_blocks: int) -> Iterable[tuple[int, int]]:
+def _ranges(
+    stack: SliceStack, settings: SliceSettings, n_blocks: int, fewest: int
+) -> Iterable[tuple[int, int]]:
     if settings.format == "zarr":  # which has all slices, and each once
         slices: Sequence[int] = range(stack.shape[0])
-        least = 1
     else:
         slices = stack.kept
         step = context_step(
@@ -91,8 +95,8 @@ def _ranges(stack: SliceStack, settings: SliceSettings, n_blocks: int) -> Iterab
             step=settings.context_step,
             mm=settings.context_mm,
         )
-        least = 1 + 2 * ceil(settings.window_size * step)
-    n_blocks = max(min(n_blocks, len(slices) // (_FEWEST_SLICES * least)), 1)
+        fewest *= 1 + 2 * ceil(settings.window_size * step)
+    n_blocks = max(min(n_blocks, len(slices) // fewest), 1)
     ends = (
         {slices[len(slices) * number // n_blocks] for number in range(n_blocks)} if slices else {0}
     )
