@@ -66,9 +66,10 @@ def slice_to_share(
     saved at once.
     """
     sliced = slice_case(loaded, target)
-    folder = temporary_folder(target) / uuid.uuid4().hex
+    folder = Path(target.output_dir, target.temporary, uuid.uuid4().hex)
     try:
         with timed_step("slice", sliced.seconds, target.run_id) as seconds:
+            temporary_folder(target)
             folder.mkdir(parents=True)
             stacks = share(sliced.result, str(folder))
     except DiskFull:
@@ -131,7 +132,7 @@ def save_parts(
             folder = Path(shared.folder, uuid.uuid4().hex)
             folders = plane_folders_in(folder, settings)
             stacks = [stack.open() for stack in shared.stacks]
-            joined = _format(sliced, target).join(stacks, _claimed(written, folder), folders)
+            joined = _format(sliced, target).join(stacks, _claimed(written, shared), folders)
             files = (
                 (plane.places.get(source) or own / source, entry)
                 for plane, own in zip(joined, folders, strict=True)
@@ -152,10 +153,12 @@ def _format(sliced: StepResult[SharedCase], target: Target) -> BlockFormat:
     )
 
 
-def _claimed(parts: Sequence[WrittenPart], folder: Path) -> Iterator[tuple[Path, WrittenBlock]]:
+def _claimed(
+    parts: Sequence[WrittenPart], shared: SharedCase
+) -> Iterator[tuple[Path, WrittenBlock]]:
     """Yield blocks and the folders they are in, which no other task can find from now on."""
-    for number, part in enumerate(parts):
-        own = folder / f"part_{number}"
+    for part in parts:
+        own = Path(shared.folder, uuid.uuid4().hex)
         try:
             Path(part.folder).rename(own)
         except FileNotFoundError:
