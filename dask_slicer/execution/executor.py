@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output.lock import name_scheduler
 from dask_slicer.output.lock_owner import IN_PROCESS
-from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
+from dask_slicer.planning.memory import least_limit, peak_bytes
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import format_bytes
@@ -112,12 +114,12 @@ def executor(
 
 def _requirements(plan: RunPlan, target: Target) -> Requirements:
     cases = [case for case in plan.selected if case.problem is None]
-    peaks = [peak_bytes(case, plan.config) for case in cases]
+    needed = [least_limit(case, plan.config) for case in cases]
     return Requirements(
         output_dir=plan.config.output_dir,
         input_file=split_volume(cases[0].case.image_files[0])[0] if cases else "",
-        least_bytes=min(peaks, default=0),
-        most_bytes=max(peaks, default=0),
+        least_bytes=min(needed, default=0),
+        most_bytes=max(needed, default=0),
         timeout=plan.config.timeout,
         temporary=target.temporary,
     )
@@ -143,6 +145,7 @@ def _execute_on(
     from dask_slicer.execution import futures
 
     yield from _too_large(queue, target.settings, memory_limit(client))
+    target = _limited(target, memory_limit(client, of=min))
     n_threads = count_threads(client)
     # Batches stay small with a timeout, which is for one case but stops a whole graph, and before
     # the first worker is there, since the memory of workers is then unknown.
@@ -176,6 +179,7 @@ def _execute_on(
 
 def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:
     yield from _too_large(queue, target.settings, system.memory_bytes())
+    target = _limited(target, system.memory_bytes())
     while queue:
         case = queue.popleft()
         try:
@@ -185,19 +189,24 @@ def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:
         yield case, _outcomes((case,), result)[0]
 
 
+def _limited(target: Target, limit: int | None) -> Target:
+    return target if limit is None else replace(target, memory_limit=limit)
+
+
 def _too_large(queue: deque[CasePlan], settings: SliceSettings, limit: int | None) -> Outcomes:
     """Take the cases out of the queue that need more than `limit` bytes, and yield their errors."""
     if limit is None:
         return
     for _ in range(len(queue)):
         case = queue.popleft()
-        needed = peak_bytes(case, settings)
-        if needed <= limit:
+        needed, least = peak_bytes(case, settings), least_limit(case, settings)
+        if least <= limit:
             queue.append(case)
             continue
+        or_least = f", or {format_bytes(least)} with its voxels in files" if least < needed else ""
         failure = OutOfMemory(
-            f"needs {format_bytes(needed)} of memory, a worker may use {format_bytes(limit)}; "
-            "use fewer workers, or a machine with more memory"
+            f"needs {format_bytes(needed)} of memory{or_least}, a worker may use "
+            f"{format_bytes(limit)}; use fewer workers, or a machine with more memory"
         )
         yield case, as_case_error(failure, step="load")
 

@@ -85,6 +85,7 @@ def target_of(
         names=names,
         steps=steps,
         input_root=str(config.input_root),
+        scratch_dir="" if config.scratch_dir is None else str(config.scratch_dir),
     )
 
 

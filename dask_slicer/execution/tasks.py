@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import traceback
@@ -35,6 +36,7 @@ from dask_slicer.output.atomic import fsync_folder, move, remove_whole
 from dask_slicer.output.formats import write_case
 from dask_slicer.output.layout import case_entries
 from dask_slicer.output.lock import check_held
+from dask_slicer.planning.memory import needs_scratch
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.planning.steps import steps_of
@@ -50,7 +52,11 @@ Stacks = tuple[SliceStack, ...]  # one for each plane
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where and how slices are written: the same for all cases of a run."""
+    """Where and how slices are written: the same for all cases of a run.
+
+    Of a case that needs more than `memory_limit` bytes, arrays are in files in `scratch_dir`, or by
+    default among the temporary files.
+    """
 
     output_dir: str
     settings: SliceSettings
@@ -61,6 +67,8 @@ class Target:
     input_root: str = ""
     names: Names = NO_NAMES
     steps: Steps = NO_STEPS
+    memory_limit: int | None = None
+    scratch_dir: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +85,9 @@ class StepResult(Generic[T]):
 def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     """Return a case's voxels as stored, with the axes in the order of the first plane."""
     with timed_step("load", {}, target.run_id) as seconds:
-        volume = load_volume(case.case, target.settings.planes[0])
+        volume = load_volume(
+            case.case, target.settings.planes[0], scratch_dir=_scratch_dir(case, target)
+        )
         sources = _sources(case, target.input_root)
         grid = _source_grid(case, volume)
     return StepResult(case=case, result=volume, seconds=seconds, sources=sources, grid=grid)
@@ -126,6 +136,20 @@ def sample_case(
             n_voxels=n_voxels,
             nonfinite=settings.nonfinite,
         )
+
+
+def _scratch_dir(case: CasePlan, target: Target) -> str:
+    """Return the folder for the arrays of a case; empty if memory holds them."""
+    if not needs_scratch(case, target.settings, target.memory_limit):
+        return ""
+    if target.scratch_dir:
+        Path(target.scratch_dir).mkdir(parents=True, exist_ok=True)
+        return target.scratch_dir
+    if not Path(target.output_dir).is_dir():  # statistics have no output
+        return tempfile.gettempdir()
+    folder = Path(target.output_dir, target.temporary)
+    folder.mkdir(exist_ok=True)
+    return str(folder)
 
 
 def _steps(case: CasePlan, target: Target) -> Steps:

@@ -64,9 +64,9 @@ class _Finder(MetaPathFinder):
 def _break(tasks: ModuleType) -> None:
     load_volume, save_case = tasks.load_volume, tasks.save_case
 
-    def load(case, *arguments):
+    def load(case, *arguments, **options):
         _BY_NAME.get(_faults().get(case.case_id), lambda: None)()
-        return load_volume(case, *arguments)
+        return load_volume(case, *arguments, **options)
 
     def save(sliced, target):
         record = save_case(sliced, target)
