@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from dask_slicer.cluster.client import (
     thread_addresses,
 )
 from dask_slicer.cluster.preflight import Requirements
-from dask_slicer.config.schema import SliceSettings
+from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.errors import (
     CaseError,
     DiskFull,
@@ -33,7 +33,7 @@ from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output.lock import name_scheduler
 from dask_slicer.output.lock_owner import IN_PROCESS
-from dask_slicer.planning.memory import least_limit, peak_bytes
+from dask_slicer.planning.memory import WORKER_BASE_BYTES, least_limit, peak_bytes
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils import system
@@ -71,7 +71,7 @@ def executor(
             workers(
                 plan.config,
                 len(queue),
-                n_useful=graph.n_useful_threads(queue, plan.config),
+                n_useful=_n_useful_workers(queue, plan.config),
                 peak_bytes=plan.peak_bytes,
                 needs=_requirements(plan, target),
                 client=client,
@@ -123,6 +123,24 @@ def _requirements(plan: RunPlan, target: Target) -> Requirements:
         timeout=plan.config.timeout,
         temporary=target.temporary,
     )
+
+
+def _n_useful_workers(cases: Collection[CasePlan], config: RunConfig) -> int:
+    """Return how many workers have something to do: one for each case, more for large ones.
+
+    On this machine, no more are started for large ones than have room: those that are mapped need
+    little, those that are inflated stay in memory if they can.
+    """
+    n_useful = graph.n_useful_threads(cases, config)
+    if config.cluster is None and n_useful > len(cases):
+        needed = max(
+            least_limit(case, config)
+            if case.file_bytes >= case.voxel_bytes
+            else WORKER_BASE_BYTES + peak_bytes(case, config)
+            for case in cases
+        )
+        n_useful = min(n_useful, system.memory_bytes() // needed)
+    return max(n_useful, len(cases))
 
 
 def check_report_place(path: Path | None) -> None:

@@ -71,7 +71,7 @@ def workers(
         elif in_jobs:
             client, where = _in_jobs(stack, config, n_useful, peak_bytes, observer)
         else:
-            client, where = _here(stack, config, n_cases, n_useful, peak_bytes, observer)
+            client, where = _here(stack, config, n_useful, peak_bytes, observer)
         dashboard = ""
         if in_jobs:
             dashboard = jobqueue.dashboard_link(client, config.dashboard_address)
@@ -133,18 +133,10 @@ def _in_jobs(
 
 
 def _here(
-    stack: ExitStack,
-    config: RunConfig,
-    n_cases: int,
-    n_useful: int,
-    peak_bytes: int,
-    observer: Observer,
+    stack: ExitStack, config: RunConfig, n_useful: int, peak_bytes: int, observer: Observer
 ) -> tuple[Client, str]:
     from dask_slicer.cluster import local
 
-    # Beyond one for each case, as many as the memory has room for.
-    fitting = system.memory_bytes() // max(peak_bytes, 1)
-    n_useful = max(n_cases, min(n_useful, fitting))
     n_workers = _n_workers(config, n_useful, peak_bytes, observer)
     client = stack.enter_context(
         local.local_client(
