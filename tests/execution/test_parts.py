@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -17,9 +18,10 @@ import pytest
 from slice_formats import FILES
 
 import dask_slicer
+from dask_slicer.cluster.client import thread_addresses
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import CaseError, DiskFull, WorkerLost
-from dask_slicer.execution import graph, parts, tasks
+from dask_slicer.execution import executor, graph, parts, tasks
 from dask_slicer.execution.graph import (
     Batcher,
     case_graph,
@@ -350,6 +352,32 @@ def test_workers_are_started_for_parts(settings, expected) -> None:
     large, small = case_of(2000 * MB), case_of(9 * MB)
     cases = [replace(case, split=split) for case in (large, small)]
     assert n_useful_threads(cases, config) == expected + 1
+
+
+@pytest.mark.parametrize(
+    ("file_bytes", "memory", "expected"),
+    [
+        pytest.param(2000 * MB, 64_000 * MB, 31, id="mapped"),
+        # A part of a mapped volume needs little memory.
+        pytest.param(2000 * MB, 2_000 * MB, 8, id="mapped_in_little_memory"),
+        pytest.param(700 * MB, 8_000 * MB, 3, id="inflated"),
+        pytest.param(700 * MB, 1_000 * MB, 1, id="inflated_in_little_memory"),
+    ],
+)
+def test_workers_are_started_for_parts_as_far_as_memory_allows(
+    monkeypatch, file_bytes, memory, expected
+) -> None:
+    monkeypatch.setattr("dask_slicer.utils.system.memory_bytes", lambda: memory)
+    config = RunConfig(input_dir="scans", output_dir="out")
+    case = replace(case_of(2000 * MB), file_bytes=file_bytes)
+    assert executor._n_useful_workers([case], config) == expected
+    in_jobs = config.model_copy(update={"cluster": "slurm"})
+    assert executor._n_useful_workers([case], in_jobs) == 31
+
+
+def test_threads_take_turns_by_their_workers() -> None:
+    client: Any = SimpleNamespace(nthreads=lambda: {"b": 1, "a": 3, "c": 2})
+    assert thread_addresses(client) == ["a", "b", "c", "a", "c", "a"]
 
 
 # -- with workers ----------------------------------------------------------------------------------
