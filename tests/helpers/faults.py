@@ -81,7 +81,8 @@ def _break_parts(parts: ModuleType) -> None:
     save_part = parts.save_part
 
     def save(sliced, target, *, number, n_parts):
-        name = _faults().get(sliced.case.case_id, "")
+        case = getattr(sliced, "case", None)  # not of an error, or of a case that is saved
+        name = "" if case is None else _faults().get(case.case_id, "")
         if name.startswith(_IN_PART) and number == 1:
             name = name.removeprefix(_IN_PART)
             if not name.startswith(_ONCE) or _is_first(target.output_dir):

@@ -86,25 +86,32 @@ def blocks_of(
 def _ranges(
     stack: SliceStack, settings: SliceSettings, n_blocks: int, fewest: int
 ) -> Iterable[tuple[int, int]]:
-    if settings.format == "zarr":  # which has all slices, and each once
-        slices: Sequence[int] = range(stack.shape[0])
-    else:
-        slices = stack.kept
-        step = context_step(
-            spacing=spacing(stack.affine)[0],
-            step=settings.context_step,
-            mm=settings.context_mm,
-        )
-        fewest *= 1 + 2 * ceil(settings.window_size * step)
-    n_blocks = max(min(n_blocks, len(slices) // fewest), 1)
-    ends = (
-        {slices[len(slices) * number // n_blocks] for number in range(n_blocks)} if slices else {0}
-    )
-    if settings.format == "zarr":
+    n_slices = stack.shape[0]
+    if settings.format == "zarr":  # all slices, and none for the windows of others
         from dask_slicer.output.formats.zarr_blocks import shard_ends
 
-        ends |= shard_ends(stack, settings)
-    return pairwise([*sorted(ends), stack.shape[0]])
+        return _even(sorted(shard_ends(stack, settings)), n_slices, n_blocks, fewest)
+    step = context_step(
+        spacing=spacing(stack.affine)[0], step=settings.context_step, mm=settings.context_mm
+    )
+    fewest *= 1 + 2 * ceil(settings.window_size * step)
+    numbers = _even([0], len(stack.kept), n_blocks, fewest)
+    ends = [*stack.kept, n_slices]
+    return [(ends[first], ends[stop]) for first, stop in numbers]
+
+
+def _even(starts: Sequence[int], stop: int, n_ranges: int, fewest: int) -> list[tuple[int, int]]:
+    """Return about `n_ranges` ranges up to `stop`, of about one length; some begin at `starts`.
+
+    >>> _even([0, 30, 60], 66, 5, 1)
+    [(0, 15), (15, 30), (30, 45), (45, 60), (60, 66)]
+    """
+    length = max(stop / n_ranges, fewest)
+    ends: list[int] = []
+    for first, last in pairwise([*starts, stop]):
+        n_here = max(round((last - first) / length), 1)
+        ends += [first + (last - first) * number // n_here for number in range(n_here)]
+    return list(pairwise([*ends, stop]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
