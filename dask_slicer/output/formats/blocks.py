@@ -60,7 +60,7 @@ def is_divisible(settings: SliceSettings, split: str) -> bool:
     """Return whether a case can be written in blocks: no file holds a volume of it."""
     if settings.format in ("npz", "zarr"):
         return True
-    return all(
+    return settings.format in ("png", "files") and all(
         template.is_per_slice or {*template.contents} == {"metadata"}
         for template in settings.templates_of(split)
     )
