@@ -12,11 +12,12 @@ from numpy.typing import DTypeLike, NDArray
 from dask_slicer.core.volume import (
     Voxels,
     iterate_planes,
+    laid_out,
     planes_lie_apart,
     planes_to_write,
 )
 from dask_slicer.errors import LabelValues
-from dask_slicer.utils.mapped import empty_beside
+from dask_slicer.utils.mapped import empty_beside, scratch_dir_of
 
 LABEL_DTYPES = ("uint8", "uint16", "int32")
 
@@ -64,7 +65,10 @@ def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
         return cast("NDArray[np.integer]", voxels.stored)
     label: NDArray[np.integer] = empty_beside(voxels.stored, voxels.stored.shape, target)
     is_integer = voxels.stored.dtype.kind in "iu" and not voxels.scaled
-    for new, stored in zip(planes_to_write(label), iterate_planes(voxels.stored), strict=True):
+    source = voxels.stored
+    if scratch_dir_of(source):  # to read it once, not for each block of slices
+        source = laid_out(source)
+    for new, stored in zip(planes_to_write(label), iterate_planes(source), strict=True):
         plane = stored if is_integer else _rounded(stored, voxels)
         _check_range(plane, target, voxels)
         new[...] = plane
