@@ -9,9 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_slicer.cluster.client import address, count_threads, memory_limit
+from dask_slicer.cluster.client import (
+    address,
+    count_threads,
+    memory_limit,
+    thread_addresses,
+)
 from dask_slicer.cluster.preflight import Requirements
-from dask_slicer.config.schema import SliceSettings
+from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.errors import (
     CaseError,
     DiskFull,
@@ -29,13 +34,14 @@ from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output.lock import name_scheduler
 from dask_slicer.output.lock_owner import IN_PROCESS
-from dask_slicer.planning.memory import least_limit, peak_bytes
+from dask_slicer.planning.memory import WORKER_BASE_BYTES, least_limit, peak_bytes
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
+    from dask.delayed import Delayed
     from distributed import Client
 
 
@@ -66,6 +72,7 @@ def executor(
             workers(
                 plan.config,
                 len(queue),
+                n_useful=_n_useful_workers(queue, plan.config),
                 peak_bytes=plan.peak_bytes,
                 needs=_requirements(plan, target),
                 client=client,
@@ -122,6 +129,26 @@ def _requirements(plan: RunPlan, target: Target) -> Requirements:
     )
 
 
+def _n_useful_workers(cases: CaseQueue, config: RunConfig) -> int:
+    """Return how many workers have something to do: one for each case, more for large ones.
+
+    On this machine, no more are started for large ones than have room: those that are mapped need
+    little, those that are inflated stay in memory if they can.
+    """
+    if not cases or cases[0].work < graph.LEAST_IN_PARTS:  # the largest is the first
+        return len(cases)
+    n_useful = graph.n_useful_threads(cases, config)
+    if config.cluster is None and n_useful > len(cases):
+        needed = max(
+            least_limit(case, config)
+            if case.file_bytes >= case.voxel_bytes
+            else WORKER_BASE_BYTES + peak_bytes(case, config)
+            for case in cases
+        )
+        n_useful = min(n_useful, system.memory_bytes() // needed)
+    return max(n_useful, len(cases))
+
+
 def check_report_place(path: Path | None) -> None:
     """Raise UsageError now, not after hours, if the performance report cannot be written."""
     if path is not None:
@@ -149,10 +176,18 @@ def _execute_on(
     n_served = n_threads if timeout is None and client.nthreads() else 1
     enough = graph.batch_work(n_served, memory_limit(client, of=min))
     batcher = graph.Batcher(queue, n_threads=n_threads, enough=enough)
+
+    def graph_of(batch: CaseBatch) -> Delayed:
+        if batcher.in_parts(batch) and graph.is_in_parts(batch[0], target.settings):
+            addresses = thread_addresses(client)
+            if len(addresses) > 1:
+                return graph.parts_graph(batch[0], target, addresses)
+        return graph.batch_graph(batch, target)
+
     results = futures.run_graphs(
         client,
         batcher.next,
-        lambda batch: graph.batch_graph(batch, target),
+        graph_of,
         timeout=timeout,
         names_of=lambda batch: [case.case_id for case in batch],
     )
