@@ -24,6 +24,8 @@ LABEL_DTYPES = ("uint8", "uint16", "int32")
 # Integer labels that were saved as floats, or scaled, differ from an integer by less than this.
 _NEAR_AN_INTEGER = 1e-3
 
+_WORD = np.dtype(np.uint64)
+
 # Planes that are looked at: spread over those that hold more than one value.
 _MOST_PLANES = 16
 # So few values has no image; a label map with more is constant in pieces.
@@ -81,14 +83,27 @@ def count_labels(plane: NDArray[np.integer]) -> dict[int, int]:
     >>> count_labels(np.array([[0, 2], [2, 7]], dtype=np.uint8))
     {2: 2, 7: 1}
     """
-    labelled = plane[plane != 0]
+    labelled = _near_labels(plane)
     if plane.dtype.itemsize <= 2:
         counts = np.bincount(labelled)
         values = np.flatnonzero(counts)
         counts = counts[values]
     else:
         values, counts = np.unique(labelled, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+    pairs = zip(values.tolist(), counts.tolist(), strict=True)
+    return {value: count for value, count in pairs if value != 0}
+
+
+def _near_labels(plane: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return the pixels of a slice other than 0, and some of the others; in no order.
+
+    Pixels are left out by 8 bytes: in a label map, most neighbours of background are background.
+    """
+    flat = plane.ravel(order="K")  # contiguous
+    n_whole = flat.nbytes // _WORD.itemsize * _WORD.itemsize // flat.itemsize
+    words = flat[:n_whole].view(_WORD)
+    near: NDArray[np.integer] = words[words != 0].view(flat.dtype)
+    return np.concatenate([near, flat[n_whole:]])
 
 
 def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]:

@@ -76,14 +76,15 @@ class SliceStack:
 
     def planes(self, wanted: Collection[int]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
         """Yield the index and the normalised planes, one per `image`, of the wanted slices."""
-        for slice_index, planes in enumerate(self.stored_planes()):
+        first, stop = max(min(wanted, default=0), 0), max(wanted, default=-1) + 1  # no ZERO_SLICE
+        for slice_index, planes in enumerate(self.stored_planes(first, stop), first):
             if slice_index in wanted:
                 modalities = zip(self.normalization, planes, strict=True)
                 yield slice_index, [modality.apply(plane) for modality, plane in modalities]
 
-    def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
-        """Yield every slice as stored, one plane per `image`."""
-        return zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
+    def stored_planes(self, first: int, stop: int) -> Iterator[tuple[NDArray[np.generic], ...]]:
+        """Yield the slices from `first` to before `stop` as stored, one plane per `image`."""
+        return zip(*(iterate_planes(each.stored[first:stop]) for each in self.image), strict=True)
 
     def label_plane(self, slice_index: int) -> NDArray[np.integer]:
         """Return the label of a slice, which there is."""

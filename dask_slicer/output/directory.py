@@ -15,7 +15,7 @@ from dask_slicer.config.fields import PLANES
 from dask_slicer.config.loader import build_config, to_yaml
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.splits import SPLITS, by_split
 from dask_slicer.errors import CaseError, ConfigError, DatasetError, OutputError, as_case_error
 from dask_slicer.output import layout
 from dask_slicer.output.atomic import atomic_write
@@ -23,7 +23,7 @@ from dask_slicer.output.lock import still_held
 from dask_slicer.output.properties import properties_text, read_properties
 from dask_slicer.planning.case_table import NO_TABLE, CaseTable
 from dask_slicer.planning.folds import FoldList, parse_folds
-from dask_slicer.planning.plan import FORMAT_VERSION, by_split
+from dask_slicer.planning.plan import FORMAT_VERSION
 from dask_slicer.utils.files import parse_json, read_bytes, read_text
 from dask_slicer.utils.formatting import first_few
 
@@ -269,19 +269,20 @@ def write_lines(
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, temporary=output_dir / temporary, fsync=fsync) as file:
-        file.writelines(map(_encode, lines))
+        file.writelines(map(encode, lines))
         still_held()
 
 
 def holds(path: Path, text: str) -> bool:
     """Return whether a file can be read and has this content."""
     try:
-        return read_bytes(path) == _encode(text)
+        return read_bytes(path) == encode(text)
     except OSError:
         return False
 
 
-def _encode(text: str) -> bytes:
+def encode(text: str) -> bytes:
+    """Return a text as bytes of a file of the output."""
     # File names may have any encoding, or none; these files are UTF-8.
     return text.encode("utf-8", "backslashreplace")
 
