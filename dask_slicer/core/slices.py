@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,10 @@ from dask_slicer.core.steps.steps import (
     NO_STEPS,
     LabelChanges,
     Steps,
-    changed_label,
     grid_of,
     kept_box,
     kept_slices,
+    label_in_frame,
 )
 from dask_slicer.core.volume import (
     Volume,
@@ -45,6 +45,8 @@ from dask_slicer.core.volume import (
 from dask_slicer.core.windows import window_indices
 from dask_slicer.utils.mapped import empty_beside, release, scratch_dir_of
 from dask_slicer.utils.modalities import for_each_modality
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,14 +76,15 @@ class SliceStack:
 
     def planes(self, wanted: Collection[int]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
         """Yield the index and the normalised planes, one per `image`, of the wanted slices."""
-        for slice_index, planes in enumerate(self.stored_planes()):
+        first, stop = max(min(wanted, default=0), 0), max(wanted, default=-1) + 1  # no ZERO_SLICE
+        for slice_index, planes in enumerate(self.stored_planes(first, stop), first):
             if slice_index in wanted:
                 modalities = zip(self.normalization, planes, strict=True)
                 yield slice_index, [modality.apply(plane) for modality, plane in modalities]
 
-    def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
-        """Yield every slice as stored, one plane per `image`."""
-        return zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
+    def stored_planes(self, first: int, stop: int) -> Iterator[tuple[NDArray[np.generic], ...]]:
+        """Yield the slices from `first` to before `stop` as stored, one plane per `image`."""
+        return zip(*(iterate_planes(each.stored[first:stop]) for each in self.image), strict=True)
 
     def label_plane(self, slice_index: int) -> NDArray[np.integer]:
         """Return the label of a slice, which there is."""
@@ -181,10 +184,7 @@ def slice_views(
     """
     frame = in_memory(views[0])
     changes = LabelChanges()
-    label = None
-    if (stored := views[0].label) is not None:
-        label = changed_label(stored, label_dtype, steps, changes)
-        label = reorient(label, change_of_axes(views[0], frame))
+    label = label_in_frame(views[0], frame, label_dtype, steps, changes)
     # The grids of the views before their in-plane size are one: that of the frame.
     box = kept_box(frame, label, steps)
     cropped = None if label is None else crop(label, box)
@@ -221,7 +221,7 @@ def slice_views(
         statistics.append(stats)
         if steps.drop_blank:
             for flags, turn in zip(blank, turns, strict=True):
-                flags &= _between_blank(reorient(part.stored, turn), how, len(flags))
+                flags &= _between_blank(_turned(part.stored, turn), how, len(flags))
         interpolates = any(own.interpolates for own in grids)
         resampled = _resampled(part, how, grid, steps.resample_order) if interpolates else None
         for channels, own, turn in zip(images, grids, turns, strict=True):
@@ -310,11 +310,14 @@ def _sized(
     order: int,
 ) -> tuple[Voxels, Normalization]:
     """Return voxels in the frame with the axes and the in-plane size of a view."""
-    turned = reorient(voxels.stored, turn)
-    if scratch_dir_of(turned):  # to read it once, not for each block of slices
-        turned = laid_out(turned)
-    stored = grid.sized_image(turned, fill=fill, order=order)
+    stored = grid.sized_image(_turned(voxels.stored, turn), fill=fill, order=order)
     return replace(voxels, stored=stored), how
+
+
+def _turned(stored: NDArray[_Number], turn: NDArray[np.float64]) -> NDArray[_Number]:
+    """Return an array with other axes, slice by slice if it would be read for each block."""
+    turned = reorient(stored, turn)
+    return laid_out(turned) if scratch_dir_of(turned) else turned
 
 
 def _sized_label(
@@ -326,7 +329,7 @@ def _sized_label(
     """Return a label in the frame with the axes and the in-plane size of a view; what changed."""
     if label is None:
         return None, changes
-    sized, cut = grid.sized_label(reorient(label, turn))
+    sized, cut = grid.sized_label(_turned(label, turn))
     lost = Counter(changes.lost) + Counter(cut)
     # Each slice is read several times.
     return laid_out(sized), replace(changes, lost=dict(sorted(lost.items())))

@@ -143,10 +143,13 @@ def _check_differs(label: Voxels, image: Voxels) -> None:
     """Raise LabelValues if a label is a copy of an image; constant ones may well be equal."""
     if (label.slope, label.intercept) != (image.slope, image.intercept):
         return
-    middle = label.stored.shape[0] // 2
-    if not np.array_equal(label.stored[middle], image.stored[middle]):
+    # Planes that follow each other in the file.
+    slowest = int(np.argmax(np.abs(image.stored.strides)))
+    planes, same = (np.moveaxis(voxels.stored, slowest, 0) for voxels in (label, image))
+    middle = len(planes) // 2
+    if not np.array_equal(planes[middle], same[middle]):
         return  # as nearly always
-    pairs = zip(iterate_planes(label.stored), iterate_planes(image.stored), strict=True)
+    pairs = zip(iterate_planes(planes), iterate_planes(same), strict=True)
     if not all(np.array_equal(of_label, of_image) for of_label, of_image in pairs):
         return
     lowest, highest = extremes(label.stored)

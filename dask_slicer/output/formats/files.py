@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.volume import iterate_planes
 from dask_slicer.output.formats import png
 from dask_slicer.output.formats.array_files import Volume, h5_bytes
-from dask_slicer.output.formats.base import Windows, case_metadata, grid_array, step_of
+from dask_slicer.output.formats.base import (
+    Windows,
+    case_metadata,
+    grid_array,
+    step_of,
+    unsized_slices,
+)
 from dask_slicer.output.formats.npz import NpzWriter
 from dask_slicer.output.formats.npz_archive import (
     Piece,
@@ -56,23 +62,45 @@ def write_files(
 
     A case without a kept slice has no files.
     """
+    templates = case_templates(stack, case, settings)
+    write = partial(
+        write_template, stack, case, settings, folder, names=names, fsync=fsync, section=section
+    )
+    return unsized_slices(stack), tuple(chain.from_iterable(map(write, templates)))
+
+
+def case_templates(
+    stack: SliceStack, case: CasePlan, settings: SliceSettings
+) -> tuple[FileTemplate, ...]:
+    """Return the templates of which a case has files, those with images first."""
     templates = settings.templates_of(case.split) if stack.kept else ()
     if stack.label is None:
         templates = tuple(each for each in templates if {*each.contents} != {"label"})
-    templates = tuple(sorted(templates, key=lambda template: "image" not in template.contents))
+    return tuple(sorted(templates, key=lambda template: "image" not in template.contents))
+
+
+def write_template(
+    stack: SliceStack,
+    case: CasePlan,
+    settings: SliceSettings,
+    folder: Path,
+    template: FileTemplate,
+    *,
+    names: Names,
+    fsync: bool,
+    section: str,
+) -> tuple[OutputFile, ...]:
+    """Write the files of one template, of each kept slice or of the case; return them."""
     digits = stem_digits(stack.shape[0])
+    (folder / template.folder(section)).mkdir(parents=True, exist_ok=True)
+    writer = _Writer(stack, case, settings, names, template, fsync)
+    write = writer.slices if template.is_per_slice else writer.volume
     files = []
-    for template in templates:
-        (folder / template.folder(section)).mkdir(parents=True, exist_ok=True)
-        writer = _Writer(stack, case, settings, names, template, fsync)
-        write = writer.slices if template.is_per_slice else writer.volume
-        for slice_index in stack.kept if template.is_per_slice else (0,):
-            path = template.file(case.case_id, section, slice_index, digits=digits)
-            size, crc32 = write(os.path.join(folder, path), slice_index)
-            files.append(OutputFile(path, size, crc32))
-    labels = stack.label_counts
-    slices = (WrittenSlice(i, 0, 0, labels[i] if labels else None) for i in stack.kept)
-    return tuple(slices), tuple(files)
+    for slice_index in stack.kept if template.is_per_slice else (0,):
+        path = template.file(case.case_id, section, slice_index, digits=digits)
+        size, crc32 = write(os.path.join(folder, path), slice_index)
+        files.append(OutputFile(path, size, crc32))
+    return tuple(files)
 
 
 @dataclass
