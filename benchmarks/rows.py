@@ -24,11 +24,11 @@ from datasets import ct
 from measure import peak_rss
 
 import dask_slicer
+from dask_slicer.core.splits import by_split
 from dask_slicer.output import checks, directory, layout
 from dask_slicer.output.journal import Journal, last_records
 from dask_slicer.output.split import split_output
 from dask_slicer.output.summary import finalize
-from dask_slicer.planning.plan import by_split
 from dask_slicer.records import CommittedCase, WrittenSlice
 from dask_slicer.report.html_report import write_report
 

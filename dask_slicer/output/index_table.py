@@ -7,7 +7,7 @@ import io
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -117,10 +117,20 @@ def write_index(
 ) -> None:
     """Write slices.csv, and its columns as numbers; cases come in the order of their ids."""
     path, temporary = output_dir / INDEX_COLUMNS, output_dir / TEMPORARY
-    with atomic_write(path, temporary=temporary) as file, ZipFile(file, "w") as archive:
-        lines = index_text(committed, settings, columns.put_into(archive))
-        directory.write_lines(output_dir, INDEX, lines)
+    archive: ZipFile | None = None
+    with ExitStack() as stack:
+
+        def put(name: str, content: bytes) -> None:
+            nonlocal archive
+            if archive is None:
+                file = stack.enter_context(atomic_write(path, temporary=temporary))
+                archive = stack.enter_context(ZipFile(file, "w"))
+            columns.put_into(archive)(name, content)
+
+        directory.write_lines(output_dir, INDEX, index_text(committed, settings, put))
         still_held()
+    if archive is None and path.is_file():  # of a run with more cases
+        path.unlink()
 
 
 def index_text(
@@ -129,6 +139,7 @@ def index_text(
     """Yield the text of slices.csv, case after case, and hand its columns on to `put`.
 
     Cases come in the order of their ids. The column `plane` is there only with several planes.
+    Less than a block has no columns: slices.csv itself is read at once.
     """
     has_plane = bool(settings.plane_folders)
     n_blocks, rows, total = 0, _Rows(), _Counted()
@@ -141,9 +152,10 @@ def index_text(
         if len(rows) >= _ROWS_OF_BLOCK:
             columns.put_block(put, n_blocks, rows.block())
             n_blocks, rows = n_blocks + 1, _Rows()
-    if len(rows):
+    if n_blocks and len(rows):
         columns.put_block(put, n_blocks, rows.block())
-    columns.put_table(put, total.size, total.crc32)
+    if n_blocks:
+        columns.put_table(put, total.size, total.crc32)
 
 
 class _Counted:
