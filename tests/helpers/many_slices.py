@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dask_slicer.core.splits import by_split
 from dask_slicer.output import directory, layout
 from dask_slicer.output.index_table import write_index
 from dask_slicer.output.journal import Journal, last_records
-from dask_slicer.planning.plan import by_split
 from dask_slicer.records import CommittedCase, WrittenSlice
 
 
