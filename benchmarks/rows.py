@@ -50,7 +50,7 @@ def rows(work: Path, *, n_cases: int, n_slices: int) -> dict[str, Any]:
         Of a case.
     """
     found: dict[str, Any] = {}
-    outputs = [_output(work, n, n_slices) for n in (max(n_cases // _FEWER, 1), n_cases)]
+    outputs = [_output(work, n, n_slices) for n in (n_cases // _FEWER, n_cases)]
     for step in STEPS:
         few, many = (_measured(output, step) for output in outputs)
         found[step] = many | {"peak_mb_of_few": few["peak_mb"]}
