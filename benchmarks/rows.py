@@ -25,8 +25,10 @@ from measure import peak_rss
 
 import dask_slicer
 from dask_slicer.core.splits import by_split
-from dask_slicer.output import checks, directory, layout
+from dask_slicer.output.checks import check_whole
+from dask_slicer.output.directory import existing_splits, output_config, splits_text, write_lines
 from dask_slicer.output.journal import Journal, last_records
+from dask_slicer.output.layout import INDEX, INDEX_COLUMNS, JOURNAL, SPLITS_FILE
 from dask_slicer.output.split import split_output
 from dask_slicer.output.summary import finalize
 from dask_slicer.records import CommittedCase, WrittenSlice
@@ -48,14 +50,13 @@ def rows(work: Path, *, n_cases: int, n_slices: int) -> dict[str, Any]:
         Of a case.
     """
     found: dict[str, Any] = {}
-    outputs = [_output(work, n, n_slices) for n in (max(n_cases // _FEWER, 1), n_cases)]
+    outputs = [_output(work, n, n_slices) for n in (n_cases // _FEWER, n_cases)]
     for step in STEPS:
         few, many = (_measured(output, step) for output in outputs)
         found[step] = many | {"peak_mb_of_few": few["peak_mb"]}
         print(step, found[step], file=sys.stderr, flush=True)
     sizes = {
-        name: (outputs[1] / name).stat().st_size / 1e6
-        for name in (layout.INDEX, layout.INDEX_COLUMNS, layout.JOURNAL)
+        name: (outputs[1] / name).stat().st_size / 1e6 for name in (INDEX, INDEX_COLUMNS, JOURNAL)
     }
     return {"cases": n_cases, "slices": n_cases * n_slices, "fewer": _FEWER} | {
         "mb": sizes,
@@ -71,10 +72,10 @@ def _output(work: Path, n_cases: int, n_slices: int) -> Path:
     )
     dask_slicer.run(config, progress=False)
     (first,) = _committed(output)
-    (output / layout.JOURNAL).unlink()
+    (output / JOURNAL).unlink()
     rng = random.Random(0)  # noqa: S311  # no secret
     splits = {}
-    with Journal(output / layout.JOURNAL) as journal:
+    with Journal(output / JOURNAL) as journal:
         for number in range(n_cases):
             case_id = f"case_{number:06d}"
             splits[case_id] = _SPLITS[number % len(_SPLITS)]
@@ -84,8 +85,8 @@ def _output(work: Path, n_cases: int, n_slices: int) -> Path:
             )
             own = {"case_id": case_id, "split": splits[case_id], "slices": slices, "group": ""}
             journal.append(replace(first, shape=(1, n_slices, 16, 16), **own))
-    text = directory.splits_text(by_split(splits))
-    directory.write_lines(output, layout.SPLITS_FILE, [text])
+    text = splits_text(by_split(splits))
+    write_lines(output, SPLITS_FILE, [text])
     return output
 
 
@@ -101,7 +102,7 @@ def _labels(rng: random.Random, number: int, n_slices: int) -> Iterator[dict[int
 
 
 def _committed(output: Path) -> list[CommittedCase]:
-    records = last_records(output / layout.JOURNAL)
+    records = last_records(output / JOURNAL)
     return [record for record in records if isinstance(record, CommittedCase)]
 
 
@@ -117,8 +118,8 @@ Run = Callable[[], Any]
 
 
 def _finalize(output: Path) -> Run:
-    config = directory.output_config(output)
-    planned = set(directory.existing_splits(output))
+    config = output_config(output)
+    planned = set(existing_splits(output))
     return lambda: finalize(
         config,
         [],
@@ -132,7 +133,7 @@ def _finalize(output: Path) -> Run:
 
 
 def _without_columns(output: Path) -> Run:
-    path = output / layout.INDEX_COLUMNS
+    path = output / INDEX_COLUMNS
     kept = path.with_suffix(".kept")
 
     def run() -> None:
@@ -156,8 +157,8 @@ def _opened(output: Path, use: Callable[[dask_slicer.SliceDataset], Any]) -> Run
 
 
 def _verify(output: Path) -> Run:
-    config, records = directory.output_config(output), last_records(output / layout.JOURNAL)
-    return lambda: checks.check_whole(output, config, records)
+    config, records = output_config(output), last_records(output / JOURNAL)
+    return lambda: check_whole(output, config, records)
 
 
 STEPS: dict[str, Callable[[Path], Run]] = {

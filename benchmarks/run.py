@@ -87,7 +87,7 @@ def parts(
             ),
             "compressors": lambda: compressors(work, shape=shape, repeats=1),
             "pages": lambda: pages(work, n_cases=4, n_slices=10, repeats=1),
-            "rows": lambda: rows(work, n_cases=200, n_slices=10),
+            "rows": lambda: rows(work, n_cases=2000, n_slices=10),
             "resampling": lambda: resampling(work, shape=(8, 64, 64), repeats=1, before=_as_it_is),
             "assembling": lambda: assembling(work, shape=shape, repeats=1, before=_as_it_is),
             "png": lambda: png(work, shape=shape, repeats=1, before=_as_it_is),
