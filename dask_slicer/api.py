@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from dask_slicer.config.keywords import RunKeywords
 from dask_slicer.config.loader import PLACES, build_config
+from dask_slicer.config.partition import parse_partition
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
 from dask_slicer.execution.logs import logged_to
 from dask_slicer.monitoring.observer import Observer, RunReport
 from dask_slicer.output.lock import check_free
-from dask_slicer.planning.plan import RunPlan, parse_partition
+from dask_slicer.planning.plan import RunPlan
 from dask_slicer.utils import signals
 
 if TYPE_CHECKING:

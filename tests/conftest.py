@@ -25,7 +25,7 @@ from slurm import slurm  # noqa: F401, a fixture
 import dask_slicer
 from dask_slicer.cli.main import main
 from dask_slicer.execution import resume
-from dask_slicer.inputs.header_cache import CACHE_DIR
+from dask_slicer.inputs.cache_files import CACHE_DIR
 from dask_slicer.planning.plan import RunPlan
 
 # Programs that tests start in other folders use the checkout too, not a package that is installed.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 # Bits below those that were counted, after each pass.
 _SHIFTS = (45, 27, 12, 0)
 # Values that are sorted at once, at most.
-_FEW = 1 << 21
+_FEW = 1 << 19
 _SIGN = np.uint64(1 << 63)
 
 

@@ -234,3 +234,11 @@ class _Strata(Generic[Part]):
         part = min(candidates, key=excess)
         self._in_part[part].update(counts)
         return part
+
+
+def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the cases of each split, sorted, from the split of each case; no split is left out."""
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for case_id, split in sorted(assignment.items()):
+        splits[split].append(case_id)
+    return splits

@@ -239,6 +239,7 @@ def _copy(source: NDArray[_Number], target: NDArray[_Number]) -> None:
     for first in range(0, len(source), n_rows):
         part, copied = source[first : first + n_rows], target[first : first + n_rows]
         for row in range(0, part.shape[1], _BLOCK):
-            copied[:, row : row + _BLOCK] = part[:, row : row + _BLOCK]
+            for plane, copy in zip(part, copied, strict=True):
+                copy[row : row + _BLOCK] = plane[row : row + _BLOCK]
         release(part)
         release(target)

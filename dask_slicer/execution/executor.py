@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator
+from array import array
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from dask_slicer.errors import (
     as_case_error,
 )
 from dask_slicer.execution import graph
+from dask_slicer.execution.case_queue import CaseQueue
 from dask_slicer.execution.tasks import CaseBatch, Target
 from dask_slicer.execution.workers import workers
 from dask_slicer.inputs.readers.base import split_volume
@@ -53,7 +54,7 @@ Execute = Callable[[RunPlan], Outcomes]
 @contextmanager
 def executor(
     plan: RunPlan,
-    queue: deque[CasePlan],
+    queue: CaseQueue,
     *,
     n_todo: int,
     run_id: str,
@@ -113,11 +114,14 @@ def executor(
 
 
 def _requirements(plan: RunPlan, target: Target) -> Requirements:
-    cases = [case for case in plan.selected if case.problem is None]
-    needed = [least_limit(case, plan.config) for case in cases]
+    input_file, needed = "", array("q")
+    for case in plan.selected:
+        if case.problem is None:
+            input_file = input_file or split_volume(case.case.image_files[0])[0]
+            needed.append(least_limit(case, plan.config))
     return Requirements(
         output_dir=plan.config.output_dir,
-        input_file=split_volume(cases[0].case.image_files[0])[0] if cases else "",
+        input_file=input_file,
         least_bytes=min(needed, default=0),
         most_bytes=max(needed, default=0),
         timeout=plan.config.timeout,
@@ -125,12 +129,14 @@ def _requirements(plan: RunPlan, target: Target) -> Requirements:
     )
 
 
-def _n_useful_workers(cases: Collection[CasePlan], config: RunConfig) -> int:
+def _n_useful_workers(cases: CaseQueue, config: RunConfig) -> int:
     """Return how many workers have something to do: one for each case, more for large ones.
 
     On this machine, no more are started for large ones than have room: those that are mapped need
     little, those that are inflated stay in memory if they can.
     """
+    if not cases or cases[0].work < graph.LEAST_IN_PARTS:  # the largest is the first
+        return len(cases)
     n_useful = graph.n_useful_threads(cases, config)
     if config.cluster is None and n_useful > len(cases):
         needed = max(
@@ -158,7 +164,7 @@ def check_report_place(path: Path | None) -> None:
 
 
 def _execute_on(
-    client: Client, queue: deque[CasePlan], target: Target, timeout: float | None
+    client: Client, queue: CaseQueue, target: Target, timeout: float | None
 ) -> Outcomes:
     from dask_slicer.execution import futures
 
@@ -195,7 +201,7 @@ def _execute_on(
                 batcher.retry_unbatched(case)  # before it counts as failed
 
 
-def _execute_here(queue: deque[CasePlan], target: Target) -> Outcomes:
+def _execute_here(queue: CaseQueue, target: Target) -> Outcomes:
     yield from _too_large(queue, target.settings, system.memory_bytes())
     target = _limited(target, system.memory_bytes())
     while queue:
@@ -211,16 +217,12 @@ def _limited(target: Target, limit: int | None) -> Target:
     return target if limit is None else replace(target, memory_limit=limit)
 
 
-def _too_large(queue: deque[CasePlan], settings: SliceSettings, limit: int | None) -> Outcomes:
+def _too_large(queue: CaseQueue, settings: SliceSettings, limit: int | None) -> Outcomes:
     """Take the cases out of the queue that need more than `limit` bytes, and yield their errors."""
     if limit is None:
         return
-    for _ in range(len(queue)):
-        case = queue.popleft()
+    for case in queue.take(lambda case: least_limit(case, settings) > limit):
         needed, least = peak_bytes(case, settings), least_limit(case, settings)
-        if least <= limit:
-            queue.append(case)
-            continue
         or_least = f", or {format_bytes(least)} with its voxels in files" if least < needed else ""
         failure = OutOfMemory(
             f"needs {format_bytes(needed)} of memory{or_least}, a worker may use "

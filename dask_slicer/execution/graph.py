@@ -11,14 +11,17 @@ import dask.local
 from dask.base import annotate
 from dask.delayed import Delayed, delayed
 
+from dask_slicer.config.partition import parse_partition
 from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.steps.steps import NO_STEPS, Steps
 from dask_slicer.errors import UsageError
 from dask_slicer.execution import parts, tasks
+from dask_slicer.execution.case_queue import CaseQueue
 from dask_slicer.output.formats.blocks import is_divisible
 from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.names import NO_NAMES, Names
-from dask_slicer.planning.plan import CasePlan, RunPlan, parse_partition
+from dask_slicer.planning.plan import CasePlan, RunPlan
+from dask_slicer.utils.packed import Packed
 
 _STEPS: tuple[Callable[..., Any], ...] = (tasks.load_case, tasks.slice_case, tasks.save_case)
 
@@ -144,7 +147,8 @@ def batch_graph(cases: tasks.CaseBatch, target: tasks.Target) -> Delayed:
     if len(cases) == 1:
         return case_graph(cases[0], target)
     name = f"{cases[0].case_id} / {len(cases) - 1} more"  # no case id holds a slash
-    return _chain(name, cases, [partial(tasks.run_batch, step) for step in _STEPS], target)
+    steps = [partial(tasks.run_batch, step) for step in _STEPS]
+    return _chain(name, Packed(cases), steps, target)
 
 
 def sample_graph(name: str, case: CasePlan, target: tasks.Target, n_voxels: int) -> Delayed:
@@ -169,7 +173,7 @@ def assembly_graph(name: str, case: object, steps: Sequence[Callable[[Any], Any]
 
 def _chain(
     name: str,
-    first_input: CasePlan | tasks.CaseBatch,
+    first_input: CasePlan | Packed[CasePlan],
     steps: Sequence[Callable[..., object]],
     target: tasks.Target,
     names: Sequence[str] = ("load", "slice", "save"),
@@ -209,7 +213,7 @@ class Batcher:
     """
 
     def __init__(
-        self, queue: deque[CasePlan], *, n_threads: int, enough: int = _LEAST_WORK
+        self, queue: CaseQueue | deque[CasePlan], *, n_threads: int, enough: int = _LEAST_WORK
     ) -> None:
         self._queue = queue
         self._enough = enough

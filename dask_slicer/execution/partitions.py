@@ -110,12 +110,12 @@ def merge_journals(output_dir: Path, config: RunConfig) -> list[FailedCase]:
         return []
     failures = []
     layout.refresh_listing(output_dir, config)
-    on_disk = layout.find_entries(output_dir, config)
+    on_disk = layout.digests_of_entries(output_dir, config)
     with Journal(output_dir / layout.JOURNAL) as journal:
         for history in histories(layout.journals(output_dir)):
             if history.records == (history.own,):  # in no partition's journal
                 continue
-            record = _valid_record(history, output_dir, on_disk.get(history.case_id, {}))
+            record = _valid_record(history, output_dir, on_disk.get(history.case_id, 0))
             if record is not None and record != history.own:
                 journal.append(record)
             if isinstance(record, CommittedCase) and history.failure is not None:
@@ -132,7 +132,7 @@ def remove_partition_files(output_dir: Path) -> None:
     remove_stale_locks(output_dir)
 
 
-def _valid_record(history: History, output_dir: Path, entries: dict[str, int]) -> CaseRecord | None:
+def _valid_record(history: History, output_dir: Path, entries: int) -> CaseRecord | None:
     """Return the newest record whose files are on disk, else the last failure."""
     for record in history.committed:
         if layout.is_whole(output_dir, record, entries):
@@ -147,7 +147,7 @@ def record_plan(plan: RunPlan) -> PartitionPlan:
     """Write the plan of all partitions; raise OutputError if another one wrote a different plan."""
     content = {
         "config": lasting_settings(plan.config),
-        "cases": [case.case_id for case in plan.cases],
+        "cases": list(plan.case_ids),
         "splits": plan.splits,
         "n_modalities": plan.n_modalities,
         "structures": dict(plan.structures),
@@ -204,7 +204,7 @@ def check_partition_plan(plan: RunPlan) -> PartitionPlan | None:
             f"other partitions in {output_dir} have other settings: {'; '.join(changed)}; "
             f"use the same settings, or run dask-slicer merge {output_dir} first"
         )
-    cases, shared_cases = {case.case_id for case in plan.cases}, set(shared_plan.cases)
+    cases, shared_cases = set(plan.case_ids), set(shared_plan.cases)
     differences = []
     if more := sorted(cases - shared_cases):
         differences.append(f"{plural(len(more), 'case')} more ({first_few(more)})")

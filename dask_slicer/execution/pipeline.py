@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections import Counter, deque
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
+from dask_slicer.config.partition import Partition, parse_partition
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import (
     CaseError,
@@ -20,6 +23,7 @@ from dask_slicer.errors import (
     as_case_error,
     shared_scheduler_error,
 )
+from dask_slicer.execution.case_queue import CaseQueue
 from dask_slicer.execution.dataset_statistics import dataset_properties, with_properties
 from dask_slicer.execution.executor import Outcomes, check_report_place, executor
 from dask_slicer.execution.partitions import (
@@ -37,7 +41,7 @@ from dask_slicer.output.journal import Journal
 from dask_slicer.output.lock import locked, still_held
 from dask_slicer.output.summary import UNCONSOLIDATED, finalize
 from dask_slicer.planning.estimate import output_bytes
-from dask_slicer.planning.plan import CasePlan, Partition, RunPlan, parse_partition
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase, FailedCase, clip_note
 from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import first_few, format_bytes, plural
@@ -117,12 +121,9 @@ class _Run:
         if self.partition is not None:
             check_partition_plan(self.plan)
         done = {} if config.overwrite else self.earlier.completed(self.publisher.observer)
-        todo = [case for case in self.plan.selected if case.case_id not in done]
-        self.n_skipped = len(self.plan.selected) - len(todo)
-        # The largest first, so that the run does not wait for one of them at the end.
-        queue = deque(
-            sorted((case for case in todo if case.problem is None), key=lambda case: -case.work)
-        )
+        todo = self.plan.of_ids([name for name in self.plan.selected_ids if name not in done])
+        self.n_skipped = len(self.plan.selected_ids) - len(todo)
+        queue = CaseQueue.largest_first(todo)
         # The workers come first: without them, earlier runs must stay as they are.
         with executor(
             self.plan,
@@ -143,17 +144,15 @@ class _Run:
                 self._run_cases(queue, execute(self.plan), journal)
 
     def _find_properties(
-        self, client: Client | None, todo: list[CasePlan], queue: deque[CasePlan]
-    ) -> list[CasePlan]:
+        self, client: Client | None, todo: Sequence[CasePlan], queue: CaseQueue
+    ) -> Sequence[CasePlan]:
         """Compute the properties of the dataset, and add them to the plan of each case."""
         observer = self.publisher.observer
         self.plan = with_properties(self.plan, dataset_properties(self.plan, client, observer))
         self.earlier = EarlierRuns(self.plan, self.partition)
-        planned = {case.case_id: case for case in self.plan.cases}
-        cases = [planned[case.case_id] for case in queue]
-        queue.clear()
-        queue.extend(cases)
-        return [planned[case.case_id] for case in todo]
+        todo = self.plan.of_ids([case.case_id for case in todo])
+        queue.renew(todo)
+        return todo
 
     def _prepare_output(self) -> None:
         """Clear the output directory, or merge what is left there; write its first files."""
@@ -165,7 +164,7 @@ class _Run:
         if config.overwrite:
             known = self.earlier.journaled()
             written = {case_id for case_id, is_written in known.items() if is_written}
-            if lost := written - {case.case_id for case in self.plan.selected}:
+            if lost := written.difference(self.plan.selected_ids):
                 self.publisher.observer.note(
                     f"--overwrite removed {plural(len(lost), 'case')} that this command does not "
                     "write"
@@ -188,9 +187,7 @@ class _Run:
             temporary=temporary,
         )
 
-    def _prepare_cases(
-        self, todo: list[CasePlan], queue: deque[CasePlan], journal: Journal
-    ) -> None:
+    def _prepare_cases(self, todo: Sequence[CasePlan], queue: CaseQueue, journal: Journal) -> None:
         """Remove outdated files of the cases to run; record cases that cannot be run."""
         self.earlier.note_other_names(self.publisher.observer)
         unreadable, unremoved = self.earlier.remove_outdated(todo, journal, self.publisher.observer)
@@ -198,7 +195,7 @@ class _Run:
         for case in todo:
             if case.problem is not None:
                 stays_valid = self.partition is None and case.case_id in unreadable
-                self._record(case.problem, None if stays_valid else journal)
+                self._record(case, case.problem, None if stays_valid else journal)
             elif case.case_id in unremoved:
                 queue.remove(case)
                 self._fail(case, unremoved[case.case_id], journal)
@@ -208,11 +205,11 @@ class _Run:
                 queue.clear()
                 return
 
-    def _run_cases(self, queue: deque[CasePlan], outcomes: Outcomes, journal: Journal) -> None:
+    def _run_cases(self, queue: CaseQueue, outcomes: Outcomes, journal: Journal) -> None:
         """Run the cases of the queue, and write a journal record of each."""
         config = self.plan.config
         attempts: Counter[str] = Counter()
-        unwritten: list[CasePlan] = []
+        n_unwritten, needed = 0, 0
         for case, outcome in outcomes:
             # An error that no task raised, such as that of a lost worker, names no run.
             names_run = outcome.run_id or isinstance(outcome, CommittedCase)
@@ -224,7 +221,7 @@ class _Run:
                 except OSError as error:  # without a record it is not committed
                     outcome = as_case_error(error, step="save")
                 else:
-                    self._announce(outcome)
+                    self._announce(case, outcome)
                     continue
             still_held(now=True)  # if not, its worker could not write
             attempts[case.case_id] += 1
@@ -242,12 +239,12 @@ class _Run:
             if config.fail_fast:
                 return
             if isinstance(outcome, DiskFull):
-                unwritten += [case, *queue]
+                n_unwritten += 1 + len(queue)
+                needed += sum(output_bytes(case, config)[1] for case in chain([case], queue))
                 queue.clear()
-        if unwritten:
-            needed = sum(output_bytes(case, config)[1] for case in unwritten)
+        if n_unwritten:
             self.publisher.observer.note(
-                f"the disk is full: {plural(len(unwritten), 'case')} not written, which need "
+                f"the disk is full: {plural(n_unwritten, 'case')} not written, which need "
                 f"about {format_bytes(needed)}; free some space, then run the same command again"
             )
 
@@ -268,9 +265,9 @@ class _Run:
             message=failure.one_line,
             details=failure.details,
         )
-        self._record(record, journal)
+        self._record(case, record, journal)
 
-    def _record(self, record: FailedCase, journal: Journal | None) -> None:
+    def _record(self, case: CasePlan, record: FailedCase, journal: Journal | None) -> None:
         """Write the record of a failed case; without a journal, its earlier record stays valid."""
         is_read_back = journal is not None and self.partition is None
         if journal is not None:
@@ -283,10 +280,10 @@ class _Run:
                 is_read_back = False
         if not is_read_back:
             self.failures.append(record)
-        self._announce(record)
+        self._announce(case, record)
 
-    def _announce(self, record: CommittedCase | FailedCase) -> None:
-        self.publisher.case_finished(record)  # first: a Ctrl-C may come with any line below
+    def _announce(self, case: CasePlan, record: CommittedCase | FailedCase) -> None:
+        self.publisher.case_finished(case, record)  # first: a Ctrl-C may come with any line below
         if isinstance(record, CommittedCase):
             if record.n_overlapping:
                 self.overlaps.append(record.n_overlapping)
@@ -320,14 +317,14 @@ class _Run:
             notes.append(f"lost {plural(n_lost, 'worker')} that had a case; such cases ran again")
         failures = list(self.failures)  # `finalize` adds those in the journal
         elapsed = time.monotonic() - self.started
-        remaining = len(self.plan.selected) - self.n_skipped - state.n_done
+        remaining = len(self.plan.selected_ids) - self.n_skipped - state.n_done
         if self.has_started and (config.output_dir / layout.CONFIG).exists():
             try:
                 if self.partition is None:
                     totals = finalize(
                         config,
                         failures,
-                        planned={case.case_id for case in self.plan.cases},
+                        planned={*self.plan.case_ids},
                         n_modalities=self.plan.n_modalities,
                         names=self.plan.names,
                         elapsed_seconds=elapsed,

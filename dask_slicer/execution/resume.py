@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
 from dask_slicer.config.dataset_settings import BY_LABEL
+from dask_slicer.config.partition import Partition
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.errors import CaseError, DatasetError, OutputError, UsageError
@@ -24,7 +25,7 @@ from dask_slicer.output.properties import read_properties
 from dask_slicer.output.summary import existing_names
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.headers import case_digest
-from dask_slicer.planning.plan import CasePlan, Partition, RunPlan
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.planner import make_plan
 from dask_slicer.records import CommittedCase, RemovedCase, SourceFile
 from dask_slicer.utils import signals
@@ -155,6 +156,8 @@ class EarlierRuns:
 
     plan: RunPlan
     partition: Partition | None
+    # What `journaled` returned, by the state of the journals, which take long to read.
+    _known: dict[object, dict[str, bool]] = field(default_factory=dict)
 
     def completed(self, observer: Observer) -> dict[str, CommittedCase | None]:
         """Return the cases that are already written as this plan would write them.
@@ -162,41 +165,56 @@ class EarlierRuns:
         The value is None, or a record to be journaled again: if the case failed later, or if the
         times of its scans are others now, but `--trust_size` accepts them.
         """
-        planned = {case.case_id: case for case in self.plan.selected}
-        on_disk = self._on_disk()
+        # In the order of a journal, plans that are packed take long to look at.
+        digests = {case.case_id: case.digest for case in self.plan.selected}
+        on_disk = self._digests_on_disk()
         done: dict[str, CommittedCase | None] = {}
         retimed: dict[str, CommittedCase] = {}
         unsized: set[str] = set()
+        known: dict[str, bool] = {}
         for history in self._histories():
-            if (case := planned.get(history.case_id)) is None:
+            case_id = history.case_id
+            if not isinstance(history.records[0], RemovedCase):
+                known[case_id] = bool(history.committed)
+            if (digest := digests.get(case_id)) is None:
                 continue
-            entries = on_disk.get(case.case_id, {})
+            entries = on_disk.get(case_id, 0)
             for record in history.committed:
-                if self._is_current(record, case, entries):
-                    done[case.case_id] = None if history.failure is None else record
+                if self._is_current(record, digest, entries):
+                    done[case_id] = None if history.failure is None else record
                     break
                 if not record.sources:
-                    unsized.add(case.case_id)
-                with_times = self._with_present_times(record, case)
-                if with_times is not None and self._is_current(with_times, case, entries):
+                    unsized.add(case_id)
+                with_times = self._with_present_times(record, self.plan.of_id(case_id))
+                if with_times is not None and self._is_current(with_times, digest, entries):
                     if not self.plan.config.trust_size:  # else it is journaled again
                         with_times = with_times.without_slices()  # they take memory
-                    retimed.setdefault(case.case_id, with_times)
+                    retimed.setdefault(case_id, with_times)
+        self._known[self._journals()] = known
         retimed = {name: record for name, record in retimed.items() if name not in done}
         if self.plan.config.trust_size and (unknown := unsized - done.keys()):
             observer.note(
                 f"no sizes of scans in the journal, from an earlier version: "
                 f"{plural(len(unknown), 'case')} ({first_few(sorted(unknown))}), written again"
             )
-        return done | self._trusted(retimed, planned, observer)
+        return done | self._trusted(retimed, observer)
 
     def journaled(self) -> dict[str, bool]:
         """Return the cases in the journals, and whether they are written."""
-        return {
-            history.case_id: bool(history.committed)
-            for history in self._histories()
-            if not isinstance(history.records[0], RemovedCase)
-        }
+        state = self._journals()
+        if state not in self._known:
+            self._known[state] = {
+                history.case_id: bool(history.committed)
+                for history in self._histories()
+                if not isinstance(history.records[0], RemovedCase)
+            }
+        return self._known[state]
+
+    def _journals(self) -> tuple[tuple[str, int, int], ...]:
+        """Return what tells that no journal has changed: names, sizes and times."""
+        paths = layout.journals(self.plan.config.output_dir)
+        stamps = ((path.name, path.stat()) for path in paths if path.exists())
+        return tuple((name, stamp.st_size, stamp.st_mtime_ns) for name, stamp in stamps)
 
     def remove_outdated(
         self, todo: Collection[CasePlan], journal: Journal, observer: Observer
@@ -212,13 +230,13 @@ class EarlierRuns:
             if known.get(case.case_id) and case.problem and case.problem.kind in _OUT_OF_REACH
         }
         removed = {case.case_id for case in todo} - unreadable
-        planned = {case.case_id for case in self.plan.cases}
+        planned = set(self.plan.case_ids)
         written = {case_id for case_id, is_written in known.items() if is_written}
-        on_disk = self._on_disk(known)  # those to be pruned are no longer in splits.json
         left_over = sorted(written - planned)
         if self.plan.config.prune and left_over:
             # A killed run may have left files of a case that no journal knows.
-            removed |= set(left_over) | (on_disk.keys() - planned)
+            # Those to be pruned are no longer in splits.json.
+            removed |= set(left_over) | (self._digests_on_disk(known).keys() - planned)
             observer.note(f"removed {plural(len(left_over), 'case')} not in the dataset")
         elif left_over and self.partition is None:
             observer.note(
@@ -230,7 +248,8 @@ class EarlierRuns:
             journaled |= known.keys() - planned  # failed cases too
         for case_id in sorted(journaled):
             journal.append(RemovedCase(case_id=case_id))
-        errors = {case_id: self.remove(on_disk[case_id]) for case_id in removed & on_disk.keys()}
+        on_disk = self._on_disk(removed) if removed else {}
+        errors = {case_id: self.remove(entries) for case_id, entries in on_disk.items()}
         return unreadable, {case_id: error for case_id, error in errors.items() if error}
 
     def note_other_names(self, observer: Observer) -> None:
@@ -251,9 +270,9 @@ class EarlierRuns:
     def remove_uncommitted(self) -> None:
         """Remove files of this partition's cases that were stopped before they were committed."""
         known = self.journaled()
-        for case_id, entries in self._on_disk().items():
-            if not known.get(case_id):
-                self.remove(entries)
+        uncommitted = {name for name in self.plan.selected_ids if not known.get(name)}
+        for entries in self._on_disk(uncommitted).values():
+            self.remove(entries)
 
     def remove(self, entries: Iterable[str]) -> CaseError | None:
         """Delete the files of a case; return the error, if any."""
@@ -265,11 +284,18 @@ class EarlierRuns:
     def _histories(self) -> Iterator[History]:
         return histories(layout.journals(self.plan.config.output_dir))
 
-    def _on_disk(self, known: Iterable[str] = ()) -> dict[str, dict[str, int]]:
-        """Return the files of each case, or of the cases of this partition; see `find_entries`."""
-        own = None if self.partition is None else {case.case_id for case in self.plan.selected}
+    def _on_disk(self, of: set[str]) -> dict[str, dict[str, int]]:
+        """Return the files of some cases, which a partition must own; see `find_entries`."""
         config = self.plan.config
-        return layout.find_entries(config.output_dir, config, of=own, known=known)
+        if self.partition is not None:
+            of = of.intersection(self.plan.selected_ids)
+        return layout.find_entries(config.output_dir, config, of=of)
+
+    def _digests_on_disk(self, known: Iterable[str] = ()) -> dict[str, int]:
+        """Return digests of the files of each case, or of the cases of this partition."""
+        config = self.plan.config
+        own = None if self.partition is None else set(self.plan.selected_ids)
+        return layout.digests_of_entries(config.output_dir, config, of=own, known=known)
 
     def _with_present_times(self, record: CommittedCase, case: CasePlan) -> CommittedCase | None:
         """Return a record with the present times of its scans, if nothing else has changed."""
@@ -288,7 +314,7 @@ class EarlierRuns:
         return replace(record, digest=case.digest, sources=tuple(sources))
 
     def _trusted(
-        self, retimed: dict[str, CommittedCase], planned: dict[str, CasePlan], observer: Observer
+        self, retimed: dict[str, CommittedCase], observer: Observer
     ) -> dict[str, CommittedCase]:
         """Return the records, whose scans have other times, that `--trust_size` accepts."""
         if not retimed:
@@ -303,6 +329,7 @@ class EarlierRuns:
         n_bytes = sum(source.size for record in retimed.values() for source in record.sources)
         observer.note(f"{same}; comparing {format_bytes(n_bytes)} of scans with their checksums")
         root = str(self.plan.config.input_root)
+        planned = {case.case_id: case for case in self.plan.of_ids(retimed)}
 
         def is_equal(name: str) -> bool:
             return _has_contents(retimed[name], planned[name], root)
@@ -325,10 +352,10 @@ class EarlierRuns:
             )
         return {name: record for name, record in retimed.items() if equal[name]}
 
-    def _is_current(self, record: CommittedCase, case: CasePlan, entries: dict[str, int]) -> bool:
+    def _is_current(self, record: CommittedCase, digest: str, entries: int) -> bool:
         """Return whether a case is written as this plan would write it."""
         config = self.plan.config
         has_nonfinite = any(stats.n_nonfinite for stats in record.statistics)
-        if record.digest != case.digest or (has_nonfinite and config.nonfinite == "error"):
+        if record.digest != digest or (has_nonfinite and config.nonfinite == "error"):
             return False
         return layout.is_whole(config.output_dir, record, entries)

@@ -11,6 +11,7 @@ from dask_slicer.inputs.layouts.manifest import NO_FILE
 from dask_slicer.inputs.tree import FileTree, relative_to
 from dask_slicer.inputs.unread import is_picture, kinds_of, unread_files
 from dask_slicer.utils.formatting import first_few
+from dask_slicer.utils.packed import PackedList
 
 # Structures of labels that have a row each; of more, a single row counts the files.
 _MOST_STRUCTURES = 4
@@ -19,7 +20,7 @@ FILE_COLUMNS = ("files", "number", "such as")
 _ORDER = ("image", "label", "left out", "not read")
 
 
-def account(tree: FileTree, match: LayoutMatch) -> tuple[FileRole, ...]:
+def account(tree: FileTree, match: LayoutMatch) -> Sequence[FileRole]:
     """Return the role of every volume of a dataset, by path; a file of two cases is there twice."""
     roles = list(_used(tree.root, match))
     used = {role.path for role in roles}
@@ -37,7 +38,7 @@ def account(tree: FileTree, match: LayoutMatch) -> tuple[FileRole, ...]:
         for path, why in unread_files(tree).items()
         if path not in used
     ]
-    return tuple(sorted(roles, key=lambda role: (role.path, role.case_id)))
+    return PackedList(sorted(roles, key=lambda role: (role.path, role.case_id)))
 
 
 def _used(root: Path, match: LayoutMatch) -> Iterable[FileRole]:

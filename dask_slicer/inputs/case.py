@@ -9,10 +9,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import le
 from pathlib import Path
 from typing import Any
 
 from dask_slicer.utils.formatting import first_few
+from dask_slicer.utils.packed import PackedList, quick_to_pack
 
 _CHANNEL = re.compile(r"(?P<case_id>.+)_(?P<channel>\d{4})")
 # Names that Windows reserves for devices, with any suffix.
@@ -32,6 +35,7 @@ class Mask:
     value: int = 0  # of the structure in the label of all cases, once the plan has numbered them
 
 
+@quick_to_pack
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """One scan: images of one grid, and the label map if there is one.
@@ -78,6 +82,13 @@ class Case:
     def files(self) -> tuple[str, ...]:
         """Return every file of the case, images first."""
         return (*self.image_files, *self.label_files)
+
+
+def sorted_cases(cases: PackedList[Case]) -> PackedList[Case]:
+    """Return cases sorted by id, which they mostly are."""
+    ids = [case.case_id for case in cases]
+    is_sorted = all(map(le, ids, islice(ids, 1, None)))
+    return cases if is_sorted else PackedList(sorted(cases, key=lambda case: case.case_id))
 
 
 def given_cells(row: Mapping[Any, Any]) -> dict[str, str]:

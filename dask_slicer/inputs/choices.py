@@ -7,6 +7,7 @@ from dataclasses import replace
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch, unknown_name
 from dask_slicer.inputs.pairing import choose_name
 from dask_slicer.inputs.tree import FileTree, relative_to
+from dask_slicer.utils.packed import PackedList
 
 # Layouts, by their names in messages, in which a case may have several labels.
 _CHOOSE_LABELS = {"BIDS", "a folder a case", "images/ and labels/", "one folder"}
@@ -51,14 +52,17 @@ def _select_modalities(tree: FileTree, match: LayoutMatch, options: InputOptions
         )
         return
     volumes = set(tree.volumes)
-    for index, case in enumerate(match.cases):
+    cases = match.cases
+    match.cases = PackedList()
+    for case in cases:
         if match.volumes == "channels" and len(case.images) == 1:
             images = tuple(f"{case.images[0]}[{number}]" for number in numbers)
         elif len(case.images) == len(known):
             images = tuple(case.images[number] for number in numbers)
         else:
-            continue  # planning says how many it lacks
-        match.cases[index] = replace(case, images=images)
+            match.cases.append(case)  # planning says how many it lacks
+            continue
+        match.cases.append(replace(case, images=images))
         unused = {relative_to(tree.root, path) for path in set(case.images) - set(images)}
         match.left_out.update(dict.fromkeys(unused & volumes, "not in --modalities"))
     match.channel_names = tuple(known[number] for number in numbers)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.accounting import account, unread_notes
-from dask_slicer.inputs.case import case_id_problems
+from dask_slicer.inputs.case import case_id_problems, sorted_cases
 from dask_slicer.inputs.choices import apply_choices
 from dask_slicer.inputs.label_check import check_labels
 from dask_slicer.inputs.layouts import LAYOUTS, dataset_json, manifest, patterns
@@ -45,7 +45,7 @@ def find_cases(
     problems = case_id_problems(case.case_id for case in match.cases)
     match.problems = list(dict.fromkeys(match.problems + problems))
     apply_choices(tree, match, options)
-    match.cases.sort(key=lambda case: case.case_id)
+    match.cases = sorted_cases(match.cases)
     match.files = account(tree, match)
     match.notes += unread_notes(match.files)
     check_labels(tree, match, allow_missing=allow_missing_labels, label_name=options.label_name)

@@ -11,31 +11,27 @@ import hashlib
 import json
 import logging
 import os
-import re
-import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from dask_slicer.inputs.cache_files import cache_file, read_cache, remove_old, write_cache
 from dask_slicer.inputs.case import Case, relative_path
 from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
-from dask_slicer.utils.threads import map_files
-
-# The environment variable that names a folder for the cache, or switches it off.
-CACHE_DIR, OFF = "DASK_SLICER_CACHE_DIR", "none"
+from dask_slicer.utils.packed import PackedList
+from dask_slicer.utils.stamps import NO_FILE, Stamp, Stamps
+from dask_slicer.utils.threads import iter_files
 
 # A file that changes twice within this time may keep its mtime: FAT counts in steps of 2 s.
 RACY_NS = 2_000_000_000
-_MOST_DAYS, _MOST_BYTES = 90, 500_000_000  # of all datasets
-# Of a dataset, and of one that is being written.
-_FILE_NAME = re.compile(r"[0-9a-f]{32}\.json|\.[0-9a-f]{32}\..*")
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,17 +53,41 @@ class HeaderCache:
         The folder that paths are relative to.
     plane : str
         For which `facts` are computed.
+    beside : Path, optional
+        A file for the headers in the output of a run, for other machines, and for users without a
+        cache.
     """
 
-    def __init__(self, input_dir: Path, root: Path, *, plane: str) -> None:
+    def __init__(
+        self, input_dir: Path, root: Path, *, plane: str, beside: Path | None = None
+    ) -> None:
         self._root = os.path.abspath(root)
         self._prefix = os.path.join(self._root, "")
+        self._plane = plane
         self._started = time.time_ns()
-        self._stamps: dict[str, _Stamp] = {}
-        self._file = cache_file(input_dir)
-        self._tables = {name: _Table(text) for name, text in read_tables(self._file)}
-        self._headers = self._tables.setdefault("headers", _Table())
-        self._facts = self._tables.setdefault(plane, _Table())
+        # What files were like when they were looked at first, by path relative to the root.
+        self.stamps = Stamps()
+        self._file, self._beside = cache_file(input_dir), beside
+        self._read_from: Path | None = None
+
+    @cached_property
+    def _tables(self) -> dict[str, _Table]:
+        """Return the tables of an earlier plan; a plan that is recalled as a whole needs none."""
+        tables: dict[str, _Table] = {}
+        for file in (self._file, self._beside):
+            if file is not None and not tables:
+                tables, self._read_from = _read_tables(file), file
+        for name in ("headers", self._plane):
+            tables.setdefault(name, _Table())
+        return tables
+
+    @property
+    def _headers(self) -> _Table:
+        return self._tables["headers"]
+
+    @property
+    def _facts(self) -> _Table:
+        return self._tables[self._plane]
 
     def stat_all(self, paths: Iterable[str]) -> None:
         """Look at sizes and times of many files at once, since a network disk is slow to answer."""
@@ -76,7 +96,8 @@ class HeaderCache:
             with suppress(OSError, ValueError):  # the reader shows it again, and names the file
                 self._stamp(path)
 
-        map_files(stat, list(paths))
+        for _ in iter_files(stat, paths):
+            pass
 
     def facts(
         self,
@@ -91,8 +112,9 @@ class HeaderCache:
         depend on nothing but the headers, the plane, and what the case says of its files. Headers
         are what `read` returns of a path and the keywords.
         """
-        # The text of a case holds all that it says of its files.
-        key = hashlib.sha256(repr(case).encode(errors="surrogatepass")).hexdigest()[:24]
+        # The text of a case holds all that it says of its files; elsewhere, they have another root.
+        text = repr(case).replace(self._prefix, "")
+        key = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:24]
         stamps = self._stamps_before(case.files)
         entry = self._recall(self._facts, key, stamps)
         if entry is None:
@@ -106,27 +128,35 @@ class HeaderCache:
             files, facts = entry
         return [(path, size, mtime) for path, size, mtime, _ in files], facts
 
-    @property
-    def seen(self) -> dict[str, tuple[int, int, int]]:
-        """Return size, mtime and ctime of the files of the plan, as they were before it."""
-        return {
-            split_volume(path)[0]: (size, mtime, ctime)
-            for path, (_, size, mtime, ctime) in self._stamps.items()
-        }
-
     def save(self) -> None:
-        """Keep what was read for the next plan."""
-        if self._file is None or not (self._headers.new or self._facts.new):
+        """Keep what was read for the next plan of this user."""
+        if self._headers.n_new or self._facts.n_new:
+            self._write(self._file)
+
+    def save_beside(self) -> None:
+        """Keep what was read beside the output, unless it is there already."""
+        if self._beside is None:
+            return
+        # A plan that was recalled as a whole has looked at no table.
+        is_loaded = "_tables" in self.__dict__
+        if not self._beside.exists() or (
+            is_loaded
+            and (self._headers.n_new or self._facts.n_new or self._read_from != self._beside)
+        ):
+            self._write(self._beside)
+
+    def _write(self, file: Path | None) -> None:
+        if file is None:
             return
         try:
-            current = {stamp[0]: stamp for stamp in self._stamps.values()}
             in_use = (self._headers, self._facts)
             texts = {
-                name: table.text(current if table in in_use else None)
+                name: table.texts(self.stamps if table in in_use and len(self.stamps) else None)
                 for name, table in self._tables.items()
             }
-            write_tables(self._file, texts)
-            _remove_old(self._file.parent)
+            write_cache(file, texts)
+            if file == self._file:
+                remove_old(file.parent)
         except Exception as error:  # any error: a plan needs no cache
             _LOG.debug("Headers are not cached: %s", error)
 
@@ -138,7 +168,7 @@ class HeaderCache:
             others = (os.path.join(self._root, stamp[0]) for stamp in entry[0][1:])
             return _header_of(entry[1], path, others)
         header = read(path, **keywords)
-        if self._file is None:
+        if self._file is None and self._beside is None:
             return header
         more = self._stamps_before(_data_files(header))
         if stamps is not None and more is not None:
@@ -153,12 +183,12 @@ class HeaderCache:
 
     def _stamp(self, path: str) -> _Stamp:
         """Return what a file was like when the plan saw it first, before it was read."""
-        stamp = self._stamps.get(path)
-        if stamp is None:
-            status = os.stat(split_volume(path)[0])  # noqa: PTH116, a Path takes longer than the system's call
-            times = (status.st_mtime_ns, status.st_ctime_ns)
-            stamp = self._stamps[path] = [self.relative(path), status.st_size, *times]
-        return stamp
+        relative = self.relative(path)
+        file = split_volume(relative)[0]
+        stamp = self.stamps.get(file)
+        if stamp is None or stamp == NO_FILE:
+            stamp = self.stamps[file] = Stamp.of(split_volume(path)[0])
+        return [relative, *stamp]
 
     def relative(self, path: str) -> str:
         """Return a path relative to the dataset, with forward slashes."""
@@ -166,11 +196,15 @@ class HeaderCache:
             return path[len(self._prefix) :].replace(os.sep, "/")
         return relative_path(path, self._root)
 
+    def absolute(self, relative: str) -> str:
+        """Return the path of a file by its path relative to the dataset."""
+        return os.path.normpath(os.path.join(self._root, relative))
+
     def _recall(
         self, table: _Table, key: str, stamps: list[_Stamp] | None
     ) -> tuple[list[_Stamp], Any] | None:
         """Return stamps and value of an entry if its files are as before."""
-        entry = table.old.get(key)
+        entry = table.get(key)
         if entry is None or stamps is None:
             return None
         files, value = entry
@@ -185,7 +219,9 @@ class HeaderCache:
         self, table: _Table, key: str, files: list[_Stamp], value: Any, *, is_plain: bool = False
     ) -> None:
         """Add an entry, unless a file changed just now or JSON does not hold the value."""
-        if self._file is None or any(max(stamp[2:]) > self._started - RACY_NS for stamp in files):
+        if self._file is None and self._beside is None:
+            return
+        if any(max(stamp[2:]) > self._started - RACY_NS for stamp in files):
             return
         try:
             text = json.dumps([files, value])
@@ -193,37 +229,82 @@ class HeaderCache:
             _LOG.debug("%s is not cached: %s", key, error)
         else:
             if is_plain or _with_tuples(json.loads(text)[1]) == value:
-                table.new[key] = text
+                table.add(key, text)
 
 
 class _Table:
-    """Entries by key: the stamps of the files that a value was read from, and the value."""
+    """Entries by key: the stamps of the files that a value was read from, and the value, as JSON.
 
-    def __init__(self, text: str = "{}") -> None:
-        self._text = text
-        self._old: dict[str, Any] | None = None
+    Of a dataset of many cases, they are in memory packed.
+    """
+
+    def __init__(self) -> None:
+        self._texts: PackedList[str] = PackedList()  # key, tab, entry
+        self._n_old = 0  # of an earlier plan, which come first
+        self._numbers: dict[int, int] | None = None  # of these, by hash of the key, made on use
         self._lock = Lock()
-        self.new: dict[str, str] = {}  # as JSON
 
     @property
-    def old(self) -> dict[str, Any]:
-        """Return the entries of an earlier plan; parsed on first use, which often never comes."""
-        with self._lock:
-            if self._old is None:
-                self._old = json.loads(self._text)
-            return self._old
+    def n_new(self) -> int:
+        """Return how many entries were added."""
+        return len(self._texts) - self._n_old
 
-    def text(self, current: Mapping[str, _Stamp] | None = None) -> str:
-        """Return the table as JSON; with `current`, only entries whose files are like that now."""
-        if current is None:
-            return self._text
-        kept = {
-            key: json.dumps(entry)
-            for key, entry in self.old.items()
-            if all(current.get(stamp[0]) == stamp for stamp in entry[0])
-        }
-        entries = (f"{json.dumps(key)}: {entry}" for key, entry in (kept | self.new).items())
-        return f"{{{', '.join(entries)}}}"
+    def load(self, texts: Iterable[str]) -> None:
+        """Add entries of an earlier plan, as `texts` returned them."""
+        for text in texts:
+            self._texts.append(text)
+        self._n_old = len(self._texts)
+
+    def get(self, key: str) -> tuple[list[_Stamp], Any] | None:
+        """Return stamps and value of an entry of an earlier plan, None if there is none."""
+        with self._lock:
+            if self._numbers is None:
+                keys = (text.partition("\t")[0] for text in self._texts)
+                old = islice(keys, self._n_old)
+                self._numbers = {hash(name): number for number, name in enumerate(old)}
+        name = json.dumps(key)
+        number = self._numbers.get(hash(name))
+        if number is None:
+            return None
+        found_name, _, entry = self._texts[number].partition("\t")
+        if found_name != name:
+            return None
+        files, value = json.loads(entry)
+        return files, value
+
+    def add(self, key: str, entry: str) -> None:
+        """Add an entry of this plan, as JSON; it takes the place of an earlier one."""
+        self._texts.append(f"{json.dumps(key)}\t{entry}")
+
+    def texts(self, current: Stamps | None = None) -> Iterator[str]:
+        """Yield the entries; with `current`, only those whose files are like that now."""
+        new = range(self._n_old, len(self._texts))
+        replaced = {self._texts[number].partition("\t")[0] for number in new}
+        for number, text in enumerate(self._texts):
+            if number < self._n_old:
+                name, _, entry = text.partition("\t")
+                if name in replaced:
+                    continue
+                if current is not None and not all(
+                    current.get(split_volume(path)[0]) == tuple(stamp)
+                    for path, *stamp in json.loads(entry)[0]
+                ):
+                    continue
+            yield text
+
+
+def _read_tables(file: Path) -> dict[str, _Table]:
+    """Return the tables in a file, none if it cannot be used."""
+    tables: dict[str, _Table] = {}
+    try:
+        for name, texts in read_cache(file):
+            tables.setdefault(name, _Table()).load(texts)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # any error: a plan needs no cache
+        _LOG.debug("Cached headers cannot be used: %s", error)
+        return {}
+    return tables
 
 
 def _content_of(header: VolumeHeader) -> dict[str, Any]:
@@ -274,85 +355,3 @@ def _data_files(header: VolumeHeader) -> tuple[str, ...]:
     """Return the files beside the header's own that it was read from, or that hold the voxels."""
     own = split_volume(header.path)[0]
     return tuple(path for path in header.data_files if path != own)
-
-
-def cache_file(input_dir: Path, kind: str = "headers") -> Path | None:
-    """Return the file for the headers or the plan of a dataset, None if nothing is cached."""
-    folder = os.environ.get(CACHE_DIR, "")
-    if not folder:
-        from platformdirs import user_cache_dir
-
-        folder = user_cache_dir("dask_slicer", appauthor=False)
-    # A home folder that is not known is left as "~".
-    if folder == OFF or folder.startswith("~"):
-        return None
-    text = f"{kind} {os.path.abspath(input_dir)}"
-    name = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
-    return Path(folder, "headers", f"{name}.json")
-
-
-def _program() -> str:
-    """Return a digest of the code that the cached values depend on."""
-    import nibabel as nib
-
-    digest = hashlib.sha256(f"{nib.__version__} {np.__version__}".encode())
-    package = Path(__file__).parents[1]
-    for folder in ("config", "core", "inputs", "planning", "utils"):
-        for path in sorted((package / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    for path in sorted(package.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def read_tables(file: Path | None) -> list[tuple[str, str]]:
-    """Return names and JSON texts of the tables in a file, nothing if it cannot be used."""
-    if file is None:
-        return []
-    try:
-        if file.stat().st_size > _MOST_BYTES:
-            return []
-        content = file.read_bytes()
-        os.utime(file)  # for _remove_old
-        first, _, rest = content.partition(b"\n")
-        about = json.loads(first)
-        if about["program"] != _program() or about["crc32"] != zlib.crc32(rest):
-            return []
-        return list(zip(about["tables"], rest.decode().split("\n"), strict=True))
-    except FileNotFoundError:
-        return []
-    except Exception as error:  # any error: a plan needs no cache
-        _LOG.debug("Cached headers cannot be used: %s", error)
-        return []
-
-
-def write_tables(file: Path, tables: Mapping[str, str]) -> None:
-    """Replace a file of the cache; tables are JSON texts of one line, by name."""
-    rest = "\n".join(tables.values()).encode()
-    about = {"program": _program(), "crc32": zlib.crc32(rest), "tables": list(tables)}
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(prefix=f".{file.stem}.", dir=file.parent)  # mode 600
-    try:
-        with open(handle, "wb") as stream:
-            stream.write(json.dumps(about).encode() + b"\n" + rest)
-        os.replace(unfinished, file)
-    except BaseException:
-        with suppress(OSError):
-            Path(unfinished).unlink()
-        raise
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove the files of datasets that were not planned for long, and the oldest of too many."""
-    now = time.time()
-    left = _MOST_BYTES
-    files = [
-        (entry.stat(), entry.path)
-        for entry in os.scandir(folder)
-        if _FILE_NAME.fullmatch(entry.name)
-    ]
-    for status, path in sorted(files, key=lambda file: -file[0].st_mtime):
-        left -= status.st_size
-        if left < 0 or now - status.st_mtime > _MOST_DAYS * 86_400:
-            with suppress(OSError):
-                Path(path).unlink()

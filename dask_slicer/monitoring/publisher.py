@@ -42,7 +42,6 @@ class ProgressPublisher:
         self.n_lost_workers = 0  # that had a case when they were lost
         self._state = RunState()
         self._began: float | None = None
-        self._todo: dict[str, CasePlan] = {}
         self._over = threading.Event()
 
     @property
@@ -77,19 +76,18 @@ class ProgressPublisher:
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Start counting cases and time, and pass it on."""
-        self._todo = {case.case_id: case for case in todo}
-        self._state = self._state.with_plan(
-            Counter(case.split for case in todo),
-            n_skipped=skipped,
-            work=sum(case.work for case in todo),
-        )
+        n_todo: Counter[str] = Counter()
+        work = 0
+        for case in todo:
+            n_todo[case.split] += 1
+            work += case.work
+        self._state = self._state.with_plan(n_todo, n_skipped=skipped, work=work)
         self._began = time.monotonic()
         self.observer.progress(self.state)
         self.observer.planned(plan, todo=todo, skipped=skipped)
 
-    def case_finished(self, record: CommittedCase | FailedCase) -> None:
-        """Count a case, and pass it on."""
-        case = self._todo[record.case_id]
+    def case_finished(self, case: CasePlan, record: CommittedCase | FailedCase) -> None:
+        """Count a case, and pass its record on."""
         if isinstance(record, CommittedCase):
             self._state = self._state.with_written(
                 record, work=case.work, n_bytes_in=case.file_bytes

@@ -353,18 +353,27 @@ def _strays(output_dir: Path, inventory: Inventory) -> Iterator[Issue]:
         *layout.temporary_folders(output_dir),
     ]
     for top in folders:
-        for folder, _, files in os.walk(top):
-            names = (Path(folder, file).relative_to(output_dir).as_posix() for file in files)
-            for name in names:
-                if name in inventory:
-                    continue
-                _, _, *below = (*Path(name).parts, "", "", "")
-                case_id = below[below[0] in inventory.settings.plane_folders]
-                is_of_case = top.name == layout.ZARR and case_id in inventory.totals.split_of
-                yield Issue(
-                    path=name,
-                    message="is not in the journal; remove it",
-                    case_id=case_id if is_of_case else "",
-                    is_damage=False,
-                    is_stray=True,
-                )
+        for path in _files_below(top):
+            name = path.relative_to(output_dir).as_posix()
+            if name in inventory:
+                continue
+            _, _, *below = (*Path(name).parts, "", "", "")
+            case_id = below[below[0] in inventory.settings.plane_folders]
+            is_of_case = top.name == layout.ZARR and case_id in inventory.totals.split_of
+            yield Issue(
+                path=name,
+                message="is not in the journal; remove it",
+                case_id=case_id if is_of_case else "",
+                is_damage=False,
+                is_stray=True,
+            )
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and those below it; a folder may have millions."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                yield folder / entry.name
+            elif not entry.is_symlink():
+                yield from _files_below(folder / entry.name)

@@ -15,7 +15,7 @@ from dask_slicer.config.fields import PLANES
 from dask_slicer.config.loader import build_config, to_yaml
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.splits import SPLITS, by_split
 from dask_slicer.errors import CaseError, ConfigError, DatasetError, OutputError, as_case_error
 from dask_slicer.output import layout
 from dask_slicer.output.atomic import atomic_write
@@ -23,7 +23,7 @@ from dask_slicer.output.lock import still_held
 from dask_slicer.output.properties import properties_text, read_properties
 from dask_slicer.planning.case_table import NO_TABLE, CaseTable
 from dask_slicer.planning.folds import FoldList, parse_folds
-from dask_slicer.planning.plan import FORMAT_VERSION, by_split
+from dask_slicer.planning.plan import FORMAT_VERSION
 from dask_slicer.utils.files import parse_json, read_bytes, read_text
 from dask_slicer.utils.formatting import first_few
 

@@ -43,6 +43,7 @@ from dask_slicer.output.layout import (
     TEMPORARY,
     section,
 )
+from dask_slicer.output.lock import still_held
 from dask_slicer.records import CaseRecord, CommittedCase
 from dask_slicer.utils.files import open_file
 
@@ -119,6 +120,7 @@ def write_index(
     with atomic_write(path, temporary=temporary) as file, ZipFile(file, "w") as archive:
         lines = index_text(committed, settings, columns.put_into(archive))
         directory.write_lines(output_dir, INDEX, lines)
+        still_held()
 
 
 def index_text(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -144,7 +145,7 @@ class LastRecords:
     """
 
     path: Path
-    offsets: tuple[int, ...]
+    offsets: Sequence[int]
 
     def __iter__(self) -> Iterator[CaseRecord]:
         if self.offsets:
@@ -157,8 +158,40 @@ class LastRecords:
 
 def last_records(path: Path) -> LastRecords:
     """Return the last record of every case; the journal may be missing."""
-    last = {case_id: offset for case_id, offset, _ in _lines(path)}
-    return LastRecords(path, tuple(offset for _, offset in sorted(last.items())))
+    last = _last_lines_of_cases(path)
+    return LastRecords(path, array("q", (last[case_id] for case_id in sorted(last))))
+
+
+def _last_lines_of_cases(path: Path) -> dict[str, int]:
+    """Return where the last undamaged line of each case begins; if it has one, it may be damaged.
+
+    Most cases have one line, which is parsed when it is read. The journal may be missing.
+    """
+    last: dict[str, int] = {}
+    others: defaultdict[str, list[int]] = defaultdict(list)  # before the last line
+    offset = 0
+    with suppress(FileNotFoundError), open_file(path) as file:
+        for line in file:
+            start = _CASE_ID.match(line)
+            if start is not None:
+                case_id = start[1].decode("utf-8", "replace")
+            elif (record := _parse(line)) is not None:
+                case_id = record.case_id
+            else:
+                offset += len(line)
+                continue
+            if case_id in last:
+                others[case_id].append(last[case_id])
+            last[case_id] = offset
+            offset += len(line)
+        for case_id, earlier in others.items():
+            while earlier and not _is_of(read_line(file, last[case_id]), case_id):
+                last[case_id] = earlier.pop()
+    return last
+
+
+def _is_of(record: CaseRecord | None, case_id: str) -> bool:
+    return record is not None and record.case_id == case_id
 
 
 def committed_case(path: Path, case_id: str) -> CommittedCase | None:
@@ -189,6 +222,9 @@ def _last_lines(path: Path, _mtime_ns: int, _size: int) -> dict[str, int]:
 
 def histories(journals: Sequence[Path]) -> Iterator[History]:
     """Yield the history of each case; the output's own journal comes first. They may be missing."""
+    if len(journals) == 1:
+        yield from _own_histories(journals[0])
+        return
     places: defaultdict[str, list[_Place]] = defaultdict(list)
     for number, path in enumerate(journals):
         for case_id, offset, at in _lines(path):
@@ -212,6 +248,13 @@ def histories(journals: Sequence[Path]) -> Iterator[History]:
                     records=tuple(record for record in records if record is not None),
                     own=None if newest_first[-1].is_of_partition else records[-1],
                 )
+
+
+def _own_histories(journal: Path) -> Iterator[History]:
+    """Yield the history of each case in an output's own journal, in its order."""
+    offsets = array("q", sorted(_last_lines_of_cases(journal).values()))
+    for record in LastRecords(journal, offsets):
+        yield History(records=(record,), own=record)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int, float]]:

@@ -15,17 +15,18 @@ import os
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from dask_slicer.config.fields import PLANES
 from dask_slicer.config.file_settings import NPZ, FileTemplate, stem_digits
+from dask_slicer.config.partition import Partition
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.output.atomic import remove_whole
-from dask_slicer.planning.plan import CasePlan, Partition
+from dask_slicer.planning.plan import CasePlan
 from dask_slicer.records import CommittedCase, WrittenPlane
 from dask_slicer.utils.files import parse_json, read_text
 
@@ -70,6 +71,8 @@ TOP_FILES = (
     *(STATISTICS_FILE, INDEX_COLUMNS),
     CONFIG,
 )
+# Digests of entries are below this.
+_DIGESTS = 2**64
 # Holds unfinished files; on the same file system as their places.
 TEMPORARY = WHOLE.temporary
 
@@ -251,8 +254,43 @@ def find_entries(
     be, entries are of cases in splits.json, and of `known` ones, alone. `of` selects cases, because
     other partitions of the run may be writing the rest.
     """
-    planes = () if settings is None else settings.plane_folders
     entries: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for case_id, path, size in _entries(output_dir, settings, of=of, known=known):
+        entries[case_id][path] = size
+    return dict(entries)
+
+
+def digests_of_entries(
+    output_dir: Path,
+    settings: SliceSettings | None = None,
+    *,
+    of: Collection[str] | None = None,
+    known: Iterable[str] = (),
+) -> dict[str, int]:
+    """Return a digest of the entries of each case on disk, as `find_entries` has them.
+
+    A case may have hundreds of files, and a dataset 100,000 cases.
+    """
+    digests: defaultdict[str, int] = defaultdict(int)
+    for case_id, path, size in _entries(output_dir, settings, of=of, known=known):
+        digests[case_id] = (digests[case_id] + hash((path, size))) % _DIGESTS
+    return dict(digests)
+
+
+def _digest(entries: Mapping[str, int]) -> int:
+    """Return the digest of a case's entries in this process, in whatever order; 0 for none."""
+    return sum(map(hash, entries.items())) % _DIGESTS
+
+
+def _entries(
+    output_dir: Path,
+    settings: SliceSettings | None,
+    *,
+    of: Collection[str] | None,
+    known: Iterable[str],
+) -> Iterator[tuple[str, str, int]]:
+    """Yield case id, path and size of the entries that `find_entries` returns."""
+    planes = () if settings is None else settings.plane_folders
     for template in _templates(settings):
         for folder in template_folders(template):
             names = of if of is not None or folder else _planned(output_dir).union(known)
@@ -261,15 +299,14 @@ def find_entries(
                 if parsed and (names is None or parsed.case_id in names) and not entry.is_dir():
                     size = entry.stat(follow_symlinks=False).st_size
                     path = f"{folder}/{entry.name}" if folder else entry.name
-                    entries[parsed.case_id][path] = size
+                    yield parsed.case_id, path, size
     for split in SPLITS:
         for plane in ("", *planes):
             folder = f"{ZARR}/{section(split, plane)}"
             for entry in _scan(output_dir / folder):
                 is_plane = not plane and entry.name in planes
                 if not is_plane and (of is None or entry.name in of) and entry.is_dir():
-                    entries[entry.name][f"{folder}/{entry.name}"] = 0
-    return dict(entries)
+                    yield entry.name, f"{folder}/{entry.name}", 0
 
 
 def _planned(output_dir: Path) -> set[str]:
@@ -321,9 +358,12 @@ def remove_empty_folders(output_dir: Path, settings: SliceSettings) -> None:
             (output_dir / name).rmdir()
 
 
-def is_whole(output_dir: Path, record: CommittedCase, entries: dict[str, int]) -> bool:
-    """Return whether a case's entries are those recorded, each file with the recorded size."""
-    if entries_of(record) != entries:
+def is_whole(output_dir: Path, record: CommittedCase, digest: int) -> bool:
+    """Return whether a case's entries are those recorded, each file with the recorded size.
+
+    `digest` is that of its entries on disk, see `digests_of_entries`.
+    """
+    if _digest(entries_of(record)) != digest:
         return False
     try:
         return all(
@@ -349,9 +389,6 @@ def refresh_listing(output_dir: Path, settings: SliceSettings) -> None:
             probe.unlink()
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        yield from entries

@@ -21,12 +21,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from dask_slicer.config.partition import Partition
 from dask_slicer.errors import LockLost, OutputError
 from dask_slicer.output import lock_owner
 from dask_slicer.output.atomic import atomic_write, link, temporary_name
 from dask_slicer.output.layout import locked_partitions, partition_files, unfinished_locks
 from dask_slicer.output.lock_owner import GONE, LockOwner, read_lock, read_owner, run_of, run_text
-from dask_slicer.planning.plan import Partition
 from dask_slicer.utils import signals
 from dask_slicer.utils.formatting import first_few, format_time
 

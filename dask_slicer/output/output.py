@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.schema import RunConfig
+from dask_slicer.core.splits import by_split
 from dask_slicer.core.windows import ZERO_SLICE, window_indices
 from dask_slicer.errors import CorruptFile, OutputError, UsageError
 from dask_slicer.output.atomic import atomic_write
@@ -26,7 +27,6 @@ from dask_slicer.output.index import SliceIndex, case_reader
 from dask_slicer.output.index_table import StoredIndex, open_index
 from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals
 from dask_slicer.planning.names import Names
-from dask_slicer.planning.plan import by_split
 from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.records import why_not_written
 from dask_slicer.utils.files import open_file

@@ -15,6 +15,7 @@ from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import LayoutMatch, read_json
 from dask_slicer.planning.case_table import CaseTable, column_classes
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
+from dask_slicer.utils.packed import PackedList
 
 
 def case_groups(dataset: LayoutMatch, config: RunConfig, notes: list[str]) -> dict[str, str]:
@@ -77,7 +78,7 @@ def case_splits(
     notes: list[str],
     *,
     frames: Mapping[str, Sequence[str]],
-) -> tuple[list[Case], dict[str, str]]:
+) -> tuple[Sequence[Case], dict[str, str]]:
     """Return the cases of the run, and the split of each of them and of earlier cases.
 
     A file of splits may name all `frames` of a case by its id.
@@ -95,7 +96,7 @@ def case_splits(
                 f"{len(left_out)} cases that {config.splits.name} does not name are left out: "
                 f"{first_few(left_out, most=20)}"
             )
-        cases = [case for case in cases if case.case_id in given]
+        cases = PackedList(case for case in cases if case.case_id in given)
         if not cases:
             raise DatasetError(f"{config.splits} names none of the cases")
     check_groups_whole(given, groups)
@@ -123,7 +124,7 @@ def case_splits(
         )
     elif config.folds is None and config.stratify is not None:
         notes.append("--stratify has no effect: the splits are given, and there are no folds")
-    return list(cases), splits
+    return cases, splits
 
 
 def _read_splits(

@@ -17,7 +17,7 @@ from dask_slicer.config.file_settings import FileTemplate
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.planning.case_table import class_counts, column_classes
-from dask_slicer.planning.memory import peak_bytes, scratch_lines
+from dask_slicer.planning.memory import least_limit, peak_bytes, scratch_lines
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.utils import system
@@ -317,6 +317,7 @@ def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
         "orientation": case.orientation or None,
         "dtypes": list(case.dtypes),
         "peak_bytes": peak_bytes(case, plan.config) if sound else None,
+        "least_bytes": least_limit(case, plan.config) if sound else None,
     }
 
 

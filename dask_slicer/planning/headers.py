@@ -26,6 +26,7 @@ from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
 from dask_slicer.inputs.readers.base import CONVERTED, VolumeHeader, split_volume
+from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.plan import FORMAT_VERSION, CasePlan, PlanePlan
 from dask_slicer.planning.steps import in_digest, n_selected, sliced_grid
 from dask_slicer.utils.formatting import as_utf8, first_few, plural
@@ -204,8 +205,8 @@ def grouped_notes(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def with_offset(
-    config: RunConfig, cases: tuple[CasePlan, ...], earlier: RunConfig | None, notes: list[str]
-) -> tuple[RunConfig, tuple[CasePlan, ...]]:
+    config: RunConfig, cases: Sequence[CasePlan], earlier: RunConfig | None, notes: list[str]
+) -> tuple[RunConfig, Sequence[CasePlan]]:
     """Return settings and cases with one offset for all images, if intensities are integers.
 
     Without an offset, 16-bit images are scaled by limits, and there is a note. An output that is
@@ -243,7 +244,7 @@ def with_offset(
         )
     if offset is not None:
         config = config.model_copy(update={"offset": offset})
-        return config, tuple(digest_with(case, {"offset": offset}) for case in cases)
+        return config, CasePlans(digest_with(case, {"offset": offset}) for case in cases)
     more = f" (as {plural(len(inexact) - 1, 'more image')})" if inexact[1:] else ""
     limits = (for_each_modality(value, 1) for value in (config.clip_min, config.clip_max))
     is_same = config.percentiles is None and None not in chain.from_iterable(limits)

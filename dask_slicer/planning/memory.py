@@ -31,7 +31,7 @@ _PLANES_OF_A_STEP = 8
 # slice that is resampled at once.
 _RESAMPLING_BUFFERS, _BUFFER, _ROW = 7, 1 << 22, 1 << 13
 # Tables and values of `core.ranks`.
-_RANKS_BYTES = 100_000_000
+_RANKS_BYTES = 50_000_000
 
 _Shape = tuple[int, int, int]
 

@@ -1,18 +1,19 @@
-"""Plans of runs and cases, and partitions of a run: integer arithmetic, no I/O."""
+"""Plans of runs and cases: integer arithmetic, no I/O."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from dask_slicer.config.partition import parse_partition
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.core.splits import SPLITS
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
+from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds
 from dask_slicer.planning.memory import WORKER_BASE_BYTES, peak_bytes
@@ -20,6 +21,7 @@ from dask_slicer.planning.names import Names
 from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import format_shape, plural
+from dask_slicer.utils.packed import quick_to_pack
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
 if TYPE_CHECKING:  # they import nibabel
@@ -55,6 +57,7 @@ class PlanePlan:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
+@quick_to_pack
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CasePlan:
     """A case with its split and the facts in its headers, which a case with a problem may lack.
@@ -173,14 +176,14 @@ class RunPlan:
         The recognised layout of the dataset.
     reason : str
         Why it was recognised.
-    cases : tuple of CasePlan
+    cases : sequence of CasePlan
         All planned cases, including those with a problem, sorted by case id.
     splits : dict of split to list of str
         The content of splits.json: planned cases, and cases of earlier runs.
     notes : tuple of str
     problems : tuple of str
         Why the whole dataset is refused.
-    files : tuple of FileRole
+    files : sequence of FileRole
         What every volume of the dataset is used for.
     channel_names : tuple of str
         As the dataset has them, one for each modality, such as T1w; empty where unknown.
@@ -199,17 +202,21 @@ class RunPlan:
     config: RunConfig
     layout: str
     reason: str
-    cases: tuple[CasePlan, ...]
+    cases: Sequence[CasePlan]
     splits: dict[str, list[str]]
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
-    files: tuple[FileRole, ...] = ()
+    files: Sequence[FileRole] = ()
     channel_names: tuple[str, ...] = ()
     label_names: dict[int, str] = field(default_factory=dict)
     structures: Mapping[str, int] = field(default_factory=dict)
     label_values: Mapping[int, int] | None = None
     properties: tuple[IntensityProperties, ...] = ()
     folds: Folds | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cases, CasePlans):
+            object.__setattr__(self, "cases", CasePlans(self.cases))
 
     def __repr__(self) -> str:
         bad = f", {plural(len(self.failures), 'case')} cannot be run" if self.failures else ""
@@ -220,24 +227,44 @@ class RunPlan:
         )
 
     @property
-    def selected(self) -> tuple[CasePlan, ...]:
-        """Return the cases to run: all, or those selected by `shard` and `only`."""
-        wanted = {case.case_id for case in self.cases}
-        if (partition := parse_partition(self.config.shard)) is not None:
-            wanted.intersection_update(partition.cases(wanted))
-        if self.config.only:
-            wanted.intersection_update(self.config.only)
-        return tuple(case for case in self.cases if case.case_id in wanted)
+    def case_ids(self) -> Sequence[str]:
+        """Return the ids of all planned cases, sorted."""
+        return self._cases.ids
 
     @property
-    def runnable(self) -> tuple[CasePlan, ...]:
+    def selected_ids(self) -> Sequence[str]:
+        """Return the ids of the cases to run: all, or those selected by `shard` and `only`."""
+        selected, only = self.case_ids, self.config.only
+        if (partition := parse_partition(self.config.shard)) is not None:
+            selected = partition.cases(selected)
+        return [case_id for case_id in selected if case_id in only] if only else selected
+
+    @property
+    def selected(self) -> Sequence[CasePlan]:
+        """Return the cases to run."""
+        return self.of_ids(self.selected_ids)
+
+    def of_id(self, case_id: str) -> CasePlan:
+        """Return a case by its id."""
+        return self._cases.of_id(case_id)
+
+    def of_ids(self, case_ids: Collection[str]) -> Sequence[CasePlan]:
+        """Return the cases with these ids, in the order of all cases."""
+        return self._cases.of_ids(set(case_ids))
+
+    @property
+    def runnable(self) -> Sequence[CasePlan]:
         """Return the cases whose headers show no problem."""
-        return tuple(case for case in self.cases if case.problem is None)
+        return self._cases.runnable
 
     @property
     def failures(self) -> tuple[FailedCase, ...]:
         """Return the problems of single cases that their headers show."""
-        return tuple(case.problem for case in self.cases if case.problem is not None)
+        return tuple(self._cases.problems.values())
+
+    @property
+    def _cases(self) -> CasePlans[CasePlan]:
+        return cast(CasePlans[CasePlan], self.cases)  # see __post_init__
 
     @property
     def n_modalities(self) -> int:
@@ -326,34 +353,3 @@ def case_rows(
         facts = ("", "cannot be run", "", "", "") if part.problem else part.described()
         rows.append((part.case_id, part.split, *((part.plane,) if folders else ()), *facts))
     return ("case", "split", *(("plane",) if folders else ()), *HEADER_FACTS), rows
-
-
-def by_split(assignment: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the cases of each split, sorted, from the split of each case; no split is left out."""
-    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for case_id, split in sorted(assignment.items()):
-        splits[split].append(case_id)
-    return splits
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Partition:
-    """Partition `number`, counted from 1, `of` a run's partitions."""
-
-    number: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    def cases(self, case_ids: Iterable[str]) -> list[str]:
-        """Return every `of`-th of the sorted case ids: neighbours often have equal sizes."""
-        return sorted(case_ids)[self.number - 1 :: self.of]
-
-
-def parse_partition(setting: str | None) -> Partition | None:
-    """Return the partition of the setting `shard`, I/N, which was checked before; None for None."""
-    if setting is None:
-        return None
-    number, _, of = setting.partition("/")
-    return Partition(int(number), int(of))

@@ -17,17 +17,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.inputs import header_cache
+from dask_slicer.inputs.cache_files import cache_file, read_cache, write_cache
 from dask_slicer.inputs.case import Case, Mask
+from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.inputs.tree import FileTree
+from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.plan import CasePlan, PlanePlan, RunPlan
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.threads import map_files
+from dask_slicer.utils.packed import PackedList
+from dask_slicer.utils.stamps import NO_FILE, Stamp
+from dask_slicer.utils.threads import iter_files
 
 # Failures that another look at the same files may not show.
 _PASSING = {"MissingFile", "PermissionDenied", "Unexpected"}
@@ -47,8 +53,10 @@ class PlanCache:
         From earlier runs into the output.
     structures : mapping of str to int, optional
         From the same.
-    earlier : RunConfig, optional
+    earlier : RunConfig or None
         The configuration of the output.
+    headers : HeaderCache
+        It gets what the files of a folder were like before they were read.
     """
 
     def __init__(
@@ -56,15 +64,18 @@ class PlanCache:
         config: RunConfig,
         assigned: Mapping[str, str],
         structures: Mapping[str, int] | None,
-        earlier: RunConfig | None = None,
+        earlier: RunConfig | None,
+        headers: HeaderCache,
     ) -> None:
         self._config = config
-        self._file = header_cache.cache_file(config.input_dir, "plan")
+        self._headers = headers
+        self._file = cache_file(config.input_dir, "plan")
         self._started = time.time_ns()
         offset = [] if earlier is None else [earlier.offset]
         known = [assigned, structures, offset, config.like is not None]
         self._earlier = json.dumps(known, sort_keys=True)
-        self._stamps: list[_Stamp] = []
+        self._named: list[_Stamp] = []
+        self._n_listed = 0
         self._key = ""
         self.tree: FileTree | None = None  # of a folder, once it is listed
 
@@ -78,50 +89,61 @@ class PlanCache:
     def _recall(self, file: Path) -> RunPlan | None:
         try:
             self._look()
-            tables = dict(header_cache.read_tables(file))
-            state = json.loads(tables.get("state", "{}"))
+            records = ((name, text) for name, texts in read_cache(file) for text in texts)
+            _, text = next(records, ("", "{}"))
+            state = json.loads(text)
             others = [tuple(stamp) for stamp in state.get("others", ())]
             if state.get("key") != self._key or _stamps(s[0] for s in others) != others:
                 return None
-            return _unpacked(json.loads(tables["plan"]), self._config)
+            return _unpacked(records, self._config)
+        except FileNotFoundError:
+            return None
         except Exception as error:  # any error: a plan needs no cache
             _LOG.debug("The cached plan cannot be used: %s", error)
             return None
 
-    def keep(self, plan: RunPlan, seen: Mapping[str, tuple[int, int, int]]) -> None:
-        """Keep a plan that has just been made of files, with what these were like before."""
+    def keep(self, plan: RunPlan) -> None:
+        """Keep a plan that has just been made."""
         if self._file is None or not self._key or not _can_be_kept(plan):
             return
         try:
-            root = os.path.join(self._config.input_dir, "")
-            listed = {os.path.normpath(root + stamp[0]) for stamp in self._stamps}
-            outside = {path: stamp for path, stamp in seen.items() if path not in listed}
-            others = [(path, *stamp) for path, stamp in outside.items()]
-            others += _stamps(sorted(_folders(outside, self._config.input_dir.parent)))
-            newest = max((max(stamp[2:]) for stamp in (*self._stamps, *others)), default=0)
+            newest, others = 0, []
+            for number, (path, stamp) in enumerate(self._headers.stamps.items()):
+                newest = max(newest, *stamp[1:])
+                if number >= self._n_listed:
+                    others.append((self._headers.absolute(path), *stamp))
+            paths = [path for path, *_ in others]
+            others += _stamps(sorted(_folders(paths, self._config.input_dir.parent)))
+            newest = max(newest, *(max(stamp[2:]) for stamp in (*self._named, *others)), 0)
             if newest > self._started - header_cache.RACY_NS:
                 return
-            text = json.dumps(_packed(plan))
-            if _unpacked(json.loads(text), self._config) == plan:
+            records = ((name, text) for name, texts in _packed(plan).items() for text in texts)
+            if _unpacked(records, self._config) == plan:
                 state = json.dumps({"key": self._key, "others": others})
-                header_cache.write_tables(self._file, {"state": state, "plan": text})
+                write_cache(self._file, {"state": [state], **_packed(plan)})
         except Exception as error:  # any error: a plan needs no cache
             _LOG.debug("The plan is not cached: %s", error)
 
     def _look(self) -> None:
         """List the files under the input as they are now, before they are read."""
         config = self._config
-        paths: tuple[str, ...] = ()
         named = [os.fspath(path) for path in (config.splits, config.slice_list) if path is not None]
         if config.input_dir.is_dir():
             self.tree = FileTree.scan(config.input_dir, skip=config.output_dir)
-            paths = self.tree.paths
+            folder, paths = os.path.join(config.input_dir, ""), self.tree.paths
+            stamps = iter_files(lambda path: _stamp_of(folder + path), paths)
+            for path, stamp in zip(paths, stamps, strict=True):
+                self._headers.stamps[path] = stamp
+            self._n_listed = len(paths)
         else:
             named.append(os.fspath(config.input_dir))
-        self._stamps = _stamps(paths, folder=os.path.join(config.input_dir, "")) + _stamps(named)
-        lines = [f"{path}\0{size} {mtime} {ctime}" for path, size, mtime, ctime in self._stamps]
-        text = "\n".join([config.model_dump_json(), self._earlier, *lines])
-        self._key = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+        self._named = _stamps(named)
+        stamped = chain(self._headers.stamps.items(), ((path, own) for path, *own in self._named))
+        digest = hashlib.sha256(f"{config.model_dump_json()}\n{self._earlier}".encode())
+        for path, (size, mtime, ctime) in stamped:
+            line = f"\n{path}\0{size} {mtime} {ctime}"
+            digest.update(line.encode(errors="surrogatepass"))
+        self._key = digest.hexdigest()
 
 
 @contextmanager
@@ -136,17 +158,16 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _stamps(paths: Iterable[str], *, folder: str = "") -> list[_Stamp]:
+def _stamps(paths: Iterable[str]) -> list[_Stamp]:
     """Return what files are like now."""
+    return list(iter_files(lambda path: (path, *_stamp_of(path)), paths))
 
-    def stamp(path: str) -> _Stamp:
-        try:
-            status = os.stat(folder + path)  # noqa: PTH116, as in HeaderCache
-        except (OSError, ValueError):
-            return path, -1, 0, 0
-        return path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
-    return map_files(stamp, list(paths))
+def _stamp_of(path: str) -> Stamp:
+    try:
+        return Stamp.of(path)
+    except (OSError, ValueError):
+        return NO_FILE
 
 
 def _folders(paths: Iterable[str], root: Path) -> set[str]:
@@ -171,17 +192,21 @@ def _can_be_kept(plan: RunPlan) -> bool:
 # -- as JSON ---------------------------------------------------------------------------------------
 
 
-def _packed(plan: RunPlan) -> dict[str, Any]:
-    """Return a plan, without its settings, as JSON can hold it."""
+def _packed(plan: RunPlan) -> dict[str, Iterable[str]]:
+    """Return a plan, without its settings, as JSON texts by names of tables; each is read once."""
     content = _given(plan)
-    del content["config"]
+    del content["config"], content["cases"]
+    content.pop("files", None)
     content["offset"] = plan.config.offset
-    content["cases"] = [_packed_case(case) for case in plan.cases]
-    content["files"] = [(role.path, role.role, role.detail, role.case_id) for role in plan.files]
     content["label_names"] = list(plan.label_names.items())
     if plan.label_values is not None:
         content["label_values"] = list(plan.label_values.items())
-    return content
+    roles = ((role.path, role.role, role.detail, role.case_id) for role in plan.files)
+    return {
+        "plan": [json.dumps(content)],
+        "cases": (json.dumps(_packed_case(case)) for case in plan.cases),
+        "files": map(json.dumps, roles),
+    }
 
 
 def _packed_case(plan: CasePlan) -> dict[str, Any]:
@@ -198,20 +223,24 @@ def _packed_case(plan: CasePlan) -> dict[str, Any]:
     return content
 
 
-def _unpacked(content: dict[str, Any], config: RunConfig) -> RunPlan:
-    """Return the plan that `_packed` returned as JSON, with these settings."""
-    content["cases"] = tuple([_unpacked_case(case) for case in content["cases"]])
-    content["files"] = tuple(
-        [
-            FileRole(path=path, role=role, detail=detail, case_id=case_id)
-            for path, role, detail, case_id in content["files"]
-        ]
-    )
+def _unpacked(records: Iterable[tuple[str, str]], config: RunConfig) -> RunPlan:
+    """Return the plan of texts that `_packed` returned, with these settings."""
+    content: dict[str, Any] = {}
+    cases, files = CasePlans[CasePlan](), PackedList[FileRole]()
+    for name, text in records:
+        value = json.loads(text)
+        if name == "cases":
+            cases.append(_unpacked_case(value))
+        elif name == "files":
+            path, role, detail, case_id = value
+            files.append(FileRole(path=path, role=role, detail=detail, case_id=case_id))
+        else:
+            content = value
     content["label_names"] = dict(content["label_names"])
     if "label_values" in content:
         content["label_values"] = dict(content["label_values"])
     config = config.model_copy(update={"offset": content.pop("offset")})
-    return RunPlan(config=config, **_with_tuples(content))
+    return RunPlan(config=config, cases=cases, files=files, **_with_tuples(content))
 
 
 def _unpacked_case(content: dict[str, Any]) -> CasePlan:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 from dask_slicer.config.effects import DatasetFacts, effects_note
-from dask_slicer.config.fields import PER_MODALITY
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.splits import SPLITS, by_split
 from dask_slicer.errors import (
     CaseError,
     DatasetError,
@@ -19,7 +18,7 @@ from dask_slicer.errors import (
     UnsupportedImage,
     as_case_error,
 )
-from dask_slicer.inputs.case import Case, case_id_problems
+from dask_slicer.inputs.case import Case, case_id_problems, sorted_cases
 from dask_slicer.inputs.discovery import find_cases
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
@@ -27,6 +26,7 @@ from dask_slicer.inputs.listed_paths import exists
 from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
 from dask_slicer.inputs.tree import FileTree
 from dask_slicer.planning.assignment import case_groups, case_splits
+from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.content import label_like_images, with_unnamed
 from dask_slicer.planning.headers import (
     digest_with,
@@ -36,7 +36,7 @@ from dask_slicer.planning.headers import (
     with_headers,
     with_offset,
 )
-from dask_slicer.planning.plan import CasePlan, RunPlan, by_split
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.plan_cache import PlanCache
 from dask_slicer.planning.steps import (
     in_effect,
@@ -51,10 +51,17 @@ from dask_slicer.planning.structures import (
     structures_of,
     with_values,
 )
-from dask_slicer.planning.volumes import expand, filled_note, names_of_volumes, without_missing
+from dask_slicer.planning.volumes import (
+    check_modalities,
+    expand,
+    filled_note,
+    names_of_volumes,
+    without_missing,
+)
 from dask_slicer.records import FailedCase
-from dask_slicer.utils.formatting import did_you_mean, first_few, format_value, plural
-from dask_slicer.utils.threads import map_files
+from dask_slicer.utils.formatting import did_you_mean, first_few, plural
+from dask_slicer.utils.packed import PackedList
+from dask_slicer.utils.threads import iter_files
 
 
 @dataclass(slots=True)
@@ -73,6 +80,7 @@ def make_plan(
     assigned_groups: Callable[[], Mapping[str, str]] = dict,
     structures: Mapping[str, int] | None = None,
     earlier: RunConfig | None = None,
+    headers: HeaderCache | None = None,
 ) -> RunPlan:
     """Return the plan of a run; reads headers that are not cached, writes only the cache.
 
@@ -88,14 +96,16 @@ def make_plan(
         needs_groups = True
         return assigned_groups()
 
-    plans = PlanCache(config, assigned or {}, structures, earlier)
+    if headers is None:
+        headers = HeaderCache(config.input_dir, config.input_root, plane=config.planes[0])
+    plans = PlanCache(config, assigned or {}, structures, earlier, headers)
     if (plan := plans.recall()) is not None:
         return plan
-    plan, files = _make_plan(
-        config, plans.tree, assigned or {}, groups_of_assigned, structures, earlier
+    plan = _make_plan(
+        config, plans.tree, assigned or {}, groups_of_assigned, structures, earlier, headers
     )
     if not needs_groups:  # which are in another file
-        plans.keep(plan, files)
+        plans.keep(plan)
     return plan
 
 
@@ -106,8 +116,8 @@ def _make_plan(
     assigned_groups: Callable[[], Mapping[str, str]],
     structures: Mapping[str, int] | None,
     earlier: RunConfig | None,
-) -> tuple[RunPlan, dict[str, tuple[int, int, int]]]:
-    """Return the plan, and its files with size, mtime and ctime before they were read."""
+    cache: HeaderCache,
+) -> RunPlan:
     root = config.input_root
     dataset = _find_cases(config, tree)
     has_labels = any(case.has_label for case in dataset.cases)
@@ -118,10 +128,9 @@ def _make_plan(
         frozen=structures,
     )
     check_label_values(config, numbers)
-    dataset.cases = [_with_settings(case, config, numbers) for case in dataset.cases]
+    dataset.cases = PackedList(_with_settings(case, config, numbers) for case in dataset.cases)
     notes = dataset.notes
     groups = case_groups(dataset, config, notes)
-    cache = HeaderCache(config.input_dir, root, plane=config.planes[0])
     cache.stat_all(path for case in dataset.cases for path in case.files)
     series = _expand_series(dataset, config, groups, cache)
     if config.prune:
@@ -139,15 +148,16 @@ def _make_plan(
     if len(cases) < len(dataset.cases) and config.splits is not None:
         used = {case.case_id for case in cases}
         used |= {name for name, frames in series.frames.items() if used.intersection(frames)}
-        dataset.files = tuple(
-            replace(role, role="left out", detail=f"not in {config.splits.name}", case_id="")
+        why = f"not in {config.splits.name}"
+        dataset.files = PackedList(
+            replace(role, role="left out", detail=why, case_id="")
             if role.case_id and role.case_id not in used
             else role
             for role in dataset.files
         )
     _check_only(config, {case.case_id for case in cases})
     n_modalities = Counter(len(case.images) for case in cases).most_common(1)[0][0]
-    _check_modalities(config, n_modalities, splits.values())
+    check_modalities(config, n_modalities, splits.values())
     plan_case = partial(
         _with_facts,
         config=config,
@@ -157,7 +167,7 @@ def _make_plan(
         needs_label=has_labels and not config.allow_missing_labels,
     )
     listed = listed_slices(config, {case.case_id for case in cases})
-    unread = [
+    unread = (
         CasePlan(
             case=with_unnamed(case, root),
             split=splits[case.case_id],
@@ -165,8 +175,8 @@ def _make_plan(
             listed=listed(case.case_id),
         )
         for case in cases
-    ]
-    plans = tuple(map_files(plan_case, unread))
+    )
+    plans: Sequence[CasePlan] = CasePlans(iter_files(plan_case, unread))
     cache.save()
     if not dataset.problems and config.volumes is None:
         _refuse_series(plans, cache)
@@ -178,8 +188,9 @@ def _make_plan(
     label_names = label_names | {value: name for name, value in numbers.items()}
     new_values = label_values(config, label_names) if has_labels else None
     if names_labels(config) and has_labels:
-        plans = tuple(digest_with(plan, sorted((new_values or {}).items())) for plan in plans)
-    plan = RunPlan(
+        fact = sorted((new_values or {}).items())
+        plans = CasePlans(digest_with(plan, fact) for plan in plans)
+    return RunPlan(
         config=config,
         layout=dataset.layout,
         reason=dataset.reason,
@@ -193,27 +204,12 @@ def _make_plan(
         label_values=new_values,
         structures=numbers,
     )
-    return plan, cache.seen
 
 
 def _needing_labels(config: RunConfig) -> list[str]:
     """Return the settings that have no meaning for a case without a label."""
     names = ("crop", "center", "foreground")
     return [f"{name} label" for name in names if in_effect(config, name) == "label"]
-
-
-def _check_modalities(config: RunConfig, n_modalities: int, splits: Iterable[str]) -> None:
-    """Raise a DatasetError unless settings and files suit the number of modalities, and splits."""
-    if problem := config.problem_of_files(n_modalities, config.n_channels(n_modalities), {*splits}):
-        raise DatasetError(problem)
-    for name in PER_MODALITY:
-        value = getattr(config, name)
-        if isinstance(value, tuple) and len(value) != n_modalities:
-            has = "1 modality" if n_modalities == 1 else f"{n_modalities} modalities"
-            raise DatasetError(
-                f"{name} has {plural(len(value), 'value')} ({format_value(value)}), but a case of "
-                f"this dataset has {has}; give one value for all, or one each"
-            )
 
 
 def _find_cases(config: RunConfig, tree: FileTree | None) -> LayoutMatch:
@@ -298,7 +294,7 @@ def _expand_series(
     volumes = config.volumes or dataset.volumes
     if volumes is None:
         return series
-    for headers in map_files(partial(first_volumes, cache=cache), dataset.cases):
+    for headers in iter_files(partial(first_volumes, cache=cache), dataset.cases):
         series.headers |= headers
     n_volumes = {path: header.n_volumes for path, header in series.headers.items()}
     is_4d = any(count > 1 for count in n_volumes.values()) or any(
@@ -306,7 +302,7 @@ def _expand_series(
     )
     if config.volumes is not None and not is_4d:
         dataset.notes.append("--volumes has no effect: no image is 4D")
-    expanded: list[Case] = []
+    expanded: PackedList[Case] = PackedList()
     group_of = dict(groups)
     groups.clear()
     for case in dataset.cases:
@@ -317,13 +313,14 @@ def _expand_series(
         if len(own) > 1:
             series.frames[case.case_id] = [frame.case_id for frame in own]
         groups.update(dict.fromkeys((each.case_id for each in own), group_of[case.case_id]))
-        expanded += own
+        for each in own:
+            expanded.append(each)
     if volumes == "channels" and any(count > 1 for count in n_volumes.values()):
         dataset.channel_names = names_of_volumes(expanded, dataset.channel_names)
     if len(expanded) > len(dataset.cases):
         problems = case_id_problems(case.case_id for case in expanded)
         dataset.problems = list(dict.fromkeys(dataset.problems + problems))
-    dataset.cases = sorted(expanded, key=lambda case: case.case_id)
+    dataset.cases = sorted_cases(expanded)
     return series
 
 
@@ -344,7 +341,7 @@ def _notes(
     cases: Sequence[CasePlan], config: RunConfig, dataset: LayoutMatch, *, has_labels: bool
 ) -> Iterator[str]:
     """Yield notes on a plan whose headers have been read."""
-    zeros = filled_note([plan.case for plan in cases], dataset.channel_names)
+    zeros = filled_note((plan.case for plan in cases), dataset.channel_names)
     yield from [] if zeros is None else [zeros]
     yield from grouped_notes(note for case in cases for note in case.header_notes)
     unknown = [case.case_id for case in cases if not case.oriented]

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dask_slicer.config.fields import PER_MODALITY
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import DatasetError, UnsupportedImage
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.readers.base import split_volume
-from dask_slicer.utils.formatting import first_few, plural
+from dask_slicer.utils.formatting import first_few, format_value, plural
 
 
 def expand(case: Case, volumes: str, n_volumes: Mapping[str, int]) -> list[Case]:
@@ -124,3 +126,17 @@ def filled_note(cases: Iterable[Case], names: Sequence[str]) -> str | None:
         f"{plural(len(filled), 'case')} without all images, zeros in their place ({channels}): "
         f"{first_few([case.case_id for case in filled])}"
     )
+
+
+def check_modalities(config: RunConfig, n_modalities: int, splits: Iterable[str]) -> None:
+    """Raise a DatasetError unless settings and files suit the number of modalities, and splits."""
+    if problem := config.problem_of_files(n_modalities, config.n_channels(n_modalities), {*splits}):
+        raise DatasetError(problem)
+    for name in PER_MODALITY:
+        value = getattr(config, name)
+        if isinstance(value, tuple) and len(value) != n_modalities:
+            has = "1 modality" if n_modalities == 1 else f"{n_modalities} modalities"
+            raise DatasetError(
+                f"{name} has {plural(len(value), 'value')} ({format_value(value)}), but a case of "
+                f"this dataset has {has}; give one value for all, or one each"
+            )

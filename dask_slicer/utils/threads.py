@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from statistics import median
 from typing import TypeVar
 
@@ -24,17 +25,21 @@ def map_files(function: Callable[[Item], Result], items: Sequence[Item]) -> list
     >>> map_files(len, ["a", "bc"])
     [1, 2]
     """
-    results: list[Result] = []
+    return list(iter_files(function, items))
+
+
+def iter_files(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield what a function that reads files returns of each item, in order, a thousand at once."""
+    items = iter(items)
     with ThreadPoolExecutor(_THREADS) as threads:  # which start on use
-        for first in range(0, len(items), _BATCH):
-            batch = items[first : first + _BATCH]
+        while batch := list(islice(items, _BATCH)):
             waits = []
             for item in batch[:_TRIED]:
                 began, cpu_began = time.perf_counter(), time.thread_time()
-                results.append(function(item))
+                result = function(item)
                 cpu = time.thread_time() - cpu_began
                 waits.append(time.perf_counter() - began - cpu)
+                yield result
             rest = batch[_TRIED:]
             is_slow = bool(rest) and median(waits) > _SLOW_SECONDS
-            results += threads.map(function, rest) if is_slow else map(function, rest)
-    return results
+            yield from threads.map(function, rest) if is_slow else map(function, rest)

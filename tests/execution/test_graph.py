@@ -14,6 +14,7 @@ import pytest
 import dask_slicer
 from dask_slicer.errors import DiskFull
 from dask_slicer.execution import executor, futures
+from dask_slicer.execution.case_queue import CaseQueue
 from dask_slicer.execution.graph import Batcher, batch_graph, batch_work, target_of
 from dask_slicer.execution.tasks import Target
 from dask_slicer.inputs.case import Case
@@ -111,9 +112,13 @@ def _execute(monkeypatch, client: _Client, outcome_of, *, timeout: float | None 
             yield batch, outcome_of(batch)
 
     monkeypatch.setattr(futures, "run_graphs", execute)
-    queue = deque(
-        CasePlan(case=Case(case_id=str(number), images=()), voxel_bytes=MEDIUM, shape=(8, 16, 16))
-        for number in range(30_000)
+    queue = CaseQueue(
+        [
+            CasePlan(
+                case=Case(case_id=str(number), images=()), voxel_bytes=MEDIUM, shape=(8, 16, 16)
+            )
+            for number in range(30_000)
+        ]
     )
     target = Target(
         output_dir="",

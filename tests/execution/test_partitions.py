@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dask_slicer
+from dask_slicer.config.partition import Partition, parse_partition
 from dask_slicer.errors import OutputError
 from dask_slicer.execution import partitions
 from dask_slicer.execution.partitions import record_plan
@@ -31,7 +32,6 @@ from dask_slicer.output import atomic, directory, layout, lock
 from dask_slicer.output.journal import Journal, histories, last_records
 from dask_slicer.output.layout import journals, partition_files, temporary_folders
 from dask_slicer.output.lock import locked
-from dask_slicer.planning.plan import Partition, parse_partition
 from dask_slicer.records import RemovedCase
 
 CASES = ("a", "b", "c", "d", "e", "f", "g")

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ import pytest
 
 import dask_slicer
 from dask_slicer.config.schema import RunConfig
-from dask_slicer.inputs import header_cache, readers
-from dask_slicer.inputs.header_cache import CACHE_DIR, RACY_NS, HeaderCache
+from dask_slicer.inputs import cache_files, header_cache, readers
+from dask_slicer.inputs.cache_files import CACHE_DIR
+from dask_slicer.inputs.header_cache import RACY_NS, HeaderCache
 from dask_slicer.inputs.layouts.base import InputOptions
 from dask_slicer.inputs.readers import READERS, read_header
 from dask_slicer.inputs.readers.base import VolumeHeader
@@ -296,16 +296,20 @@ def _of_another_version(content: bytes) -> bytes:
     return json.dumps(json.loads(about) | {"program": "0"}).encode() + b"\n" + rest
 
 
-def _digit_flipped(content: bytes) -> bytes:
-    at = content.index(b'"shape": [') + len(b'"shape": [')
-    return content[:at] + b"7" + content[at + 1 :]
+def _bit_flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def _end_missing(content: bytes) -> bytes:
+    return content.removesuffix(b'"end"\n')
 
 
 def _nested(content: bytes) -> bytes:
     return b"[" * 100_000
 
 
-DAMAGES = [_cut, _empty, _noise, _of_another_version, _digit_flipped, _nested]
+DAMAGES = [_cut, _empty, _noise, _of_another_version, _bit_flipped, _end_missing, _nested]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__[1:])
@@ -447,8 +451,9 @@ def test_only_the_user_can_read_it_and_it_names_no_folder(plan, cache_dir, datas
     if os.name == "posix":
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert stat.S_IMODE(cache_dir.stat().st_mode) == 0o700
-    assert str(dataset.root).encode() not in file.read_bytes()
-    assert b'"imagesTr/a_0000.nii.gz"' in file.read_bytes()
+    content = " ".join(_texts(file))
+    assert str(dataset.root) not in content
+    assert '"imagesTr/a_0000.nii.gz"' in content
 
 
 def test_files_of_cases_that_are_gone_are_forgotten(plan, cache_dir, dataset) -> None:
@@ -458,8 +463,9 @@ def test_files_of_cases_that_are_gone_are_forgotten(plan, cache_dir, dataset) ->
     dataset.add("c")
     plan()
     (file,) = cache_dir.iterdir()
-    assert b"a_0000" not in file.read_bytes()
-    assert b"b_0000" in file.read_bytes()
+    content = " ".join(_texts(file))
+    assert "a_0000" not in content
+    assert "b_0000" in content
     assert plan().n_read == 0
 
 
@@ -492,7 +498,7 @@ def test_the_oldest_caches_are_removed_when_all_are_too_large(plan, cache_dir, m
     for number, name in enumerate("abc"):
         (cache_dir / f"{name * 32}.json").write_bytes(bytes(40_000))
         os.utime(cache_dir / f"{name * 32}.json", (time.time() - number - 1,) * 2)
-    monkeypatch.setattr(header_cache, "_MOST_BYTES", 100_000)
+    monkeypatch.setattr(cache_files, "_MOST_BYTES", 100_000)
     plan()
     assert {"a" * 32, "b" * 32} == {path.stem for path in cache_dir.iterdir()} & {
         name * 32 for name in "abc"
@@ -534,17 +540,21 @@ def test_processes_at_the_same_time_share_a_cache(dataset, cache_dir, tmp_path, 
 
 def _believe(file: Path, root: Path) -> None:
     """Let a cache take the files of now for those of which it holds the headers."""
-    about, *tables = file.read_bytes().split(b"\n")
-    texts = []
-    for table in map(json.loads, tables):
-        for stamps, _ in table.values():
+    tables: dict[str, list[str]] = {}
+    for name, texts in cache_files.read_cache(file):
+        for text in texts:
+            key, _, entry = text.partition("\t")
+            stamps, value = json.loads(entry)
             for stamp in stamps:
                 status = (root / stamp[0]).stat()
                 stamp[1:] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        texts.append(json.dumps(table))
-    rest = "\n".join(texts).encode()
-    about = json.dumps(json.loads(about) | {"crc32": zlib.crc32(rest)}).encode()
-    file.write_bytes(about + b"\n" + rest)
+            tables.setdefault(name, []).append(f"{key}\t{json.dumps([stamps, value])}")
+    cache_files.write_cache(file, tables)
+
+
+def _texts(file: Path) -> list[str]:
+    """Return the entries of a cache."""
+    return [text for _, texts in cache_files.read_cache(file) for text in texts]
 
 
 def _written(output: Path) -> dict[str, bytes]:

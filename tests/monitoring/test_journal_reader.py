@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dask_slicer.config.partition import Partition
 from dask_slicer.monitoring.journal_reader import JournalReader
 from dask_slicer.output.journal import Journal
 from dask_slicer.output.layout import WHOLE, partition_files
 from dask_slicer.output.lock_owner import lock_text
-from dask_slicer.planning.plan import Partition
 from dask_slicer.records import CommittedCase, FailedCase, RemovedCase, WrittenSlice
 
 NOW = time.time()

@@ -92,7 +92,7 @@ def test_the_publisher_forwards_every_call_to_its_observer() -> None:
     telling.observer.connected("here")
     telling.planned(plan, todo=cases("a"), skipped=0)
     telling.observer.note("a note")
-    telling.case_finished(failed)
+    telling.case_finished(*cases("a"), failed)
     telling.observer.finished(report)
     public = [name for name in vars(Observer) if not name.startswith("_")]
     # The state comes with the plan, and with each case.
@@ -115,7 +115,8 @@ def _run_through(client: _Client) -> None:
         telling.planned(plan, todo=cases("abc"), skipped=1)
         for case_id in "abc":
             telling.case_finished(
-                FailedCase(case_id=case_id, step="load", kind="CorruptFile", message="cut")
+                *cases(case_id),
+                FailedCase(case_id=case_id, step="load", kind="CorruptFile", message="cut"),
             )
 
 
@@ -146,7 +147,7 @@ def test_the_next_event_makes_up_for_a_lost_one() -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         telling.case_finished(
-            FailedCase(case_id="a", step="plan", kind="CorruptFile", message="cut")
+            *cases("a"), FailedCase(case_id="a", step="plan", kind="CorruptFile", message="cut")
         )
     (begun, last) = heard
     assert (begun.n_cases, begun.n_skipped, begun.n_ended, begun.ending) == (4, 1, 0, "")
@@ -166,6 +167,6 @@ def test_a_case_that_is_written_counts_with_its_slices() -> None:
     client = _Client(lambda topic, event: heard.append(from_event(event)))
     with suppress(KeyboardInterrupt), telling.publishing_to(client, run_id="1f", output_dir="/out"):
         telling.planned(plan, todo=cases("a"), skipped=0)
-        telling.case_finished(case)
+        telling.case_finished(*cases("a"), case)
         raise KeyboardInterrupt
     assert (heard[-1].n_done, heard[-1].n_bytes, heard[-1].ending) == (1, case.n_bytes, "stopped")

@@ -65,8 +65,9 @@ TO_RUN = [case("whole_body", 399), case("head", 99), case("bad", 0, problem=fail
 def test_time_left_weighs_cases_by_their_work(ended, part) -> None:
     publisher = ProgressPublisher(Observer())
     publisher.planned(PLAN, todo=TO_RUN, skipped=2)
+    to_run = {case.case_id: case for case in TO_RUN}
     for record in ended:
-        publisher.case_finished(record)
+        publisher.case_finished(to_run[record.case_id], record)
     run = publisher.state
     assert (run.n_cases, run.n_skipped, run.n_todo, run.n_ended) == (5, 2, 3, len(ended))
     assert run.work_done / run.work == pytest.approx(part, abs=0.004)
@@ -83,10 +84,11 @@ def test_the_progress_line_gives_counts_and_time_left(monkeypatch) -> None:
     shown = terminal.RunDisplay(Console(file=io.StringIO()), quiet=True)
     publisher = ProgressPublisher(shown)
     publisher.planned(PLAN, todo=TO_RUN, skipped=0)
-    publisher.case_finished(failed("bad", "plan"))
+    to_run = {case.case_id: case for case in TO_RUN}
+    publisher.case_finished(to_run["bad"], failed("bad", "plan"))
     clock[0] = 110.0
     assert shown._words() == "1 of 3 cases, 1 failed, unknown time left, 0 slices/s, 10.0 s so far"
-    publisher.case_finished(written("whole_body"))
+    publisher.case_finished(to_run["whole_body"], written("whole_body"))
     assert shown._words() == "2 of 3 cases, 1 failed, about 2.5 s left, 0 slices/s, 10.0 s so far"
 
 
@@ -114,7 +116,7 @@ def test_the_progress_bar_takes_one_terminal_line_and_gives_the_time_left(
         publisher = ProgressPublisher(shown)
         publisher.planned(PLAN, todo=todo, skipped=0)
         for one in todo[:300]:
-            publisher.case_finished(written(one.case_id))
+            publisher.case_finished(one, written(one.case_id))
         clock[0] = 854.0
         shown._bar.refresh()
         drawn = screen.getvalue().splitlines()[-1].rpartition("\r")[2].replace("\x1b[2K", "")

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import shutil
 import tracemalloc
 import warnings
@@ -436,6 +437,16 @@ def test_a_dataset_takes_few_bytes_for_each_row(peaks) -> None:
     assert more - fewer < 20_000 * (16 + 8 * 2 / 3 + 8), (fewer, more)
 
 
+def test_a_dataset_is_pickled_in_few_bytes_for_each_row(dataset, slice_dataset) -> None:
+    dataset.add("a")
+    output, sizes = slice_dataset(), []
+    for n_slices in (1000, 2000):
+        multiply(output, 20, n_slices)
+        sizes.append(len(pickle.dumps(SliceDataset(output, None))))
+    fewer, more = sizes
+    assert more - fewer < 20_000 * (16 + 8 * 2 / 3 + 1), sizes
+
+
 def test_slices_csv_alone_takes_few_bytes_for_each_row(peaks) -> None:
     def use(output: Path) -> SliceDataset:
         (output / layout.INDEX_COLUMNS).unlink(missing_ok=True)
@@ -443,3 +454,28 @@ def test_slices_csv_alone_takes_few_bytes_for_each_row(peaks) -> None:
 
     fewer, more = peaks(use)
     assert more - fewer < 20_000 * 70, (fewer, more)
+
+
+def test_memory_does_not_grow_with_files(dataset, slice_dataset) -> None:
+    dataset.add("a")
+    output = slice_dataset()
+    config = directory.output_config(output)
+    found = []
+    for n_cases in (20, 40):
+        multiply(output, n_cases, 100)
+        records = last_records(output / layout.JOURNAL)
+        for record in committed(output):
+            for path in layout.case_files(record):
+                (output / path).parent.mkdir(exist_ok=True)
+                (output / path).touch()
+        inventory, _ = checks.check_whole(output, config, records)
+        tracemalloc.start()
+        try:
+            strays = [issue.path for issue in checks._strays(output, inventory)]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        found.append(peak)
+        assert len(strays) == 10  # of the case that the journal had before
+    fewer, more = found
+    assert more - fewer < 2000 * 20, found

@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dask_slicer.config.partition import Partition
 from dask_slicer.errors import LockLost, OutputError
 from dask_slicer.execution import tasks
 from dask_slicer.output import journal, lock, lock_owner
 from dask_slicer.output.lock import check_held, locked, still_held
 from dask_slicer.output.lock_owner import read_owner
-from dask_slicer.planning.plan import Partition
 
 LOCK = ".dask_slicer.lock"
 # With process ids of its own, as in a container on the same host.

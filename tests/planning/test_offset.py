@@ -18,7 +18,7 @@ from dask_slicer.errors import ConfigError, DatasetError, OutputError
 from dask_slicer.execution.partitions import record_plan
 from dask_slicer.execution.resume import prepare_plan
 from dask_slicer.inputs import header_cache
-from dask_slicer.inputs.header_cache import CACHE_DIR
+from dask_slicer.inputs.cache_files import CACHE_DIR
 from dask_slicer.output import directory
 from dask_slicer.output.formats.base import case_metadata
 from dask_slicer.output.summary import DatasetTotals, dataset_info

@@ -15,8 +15,8 @@ import pytest
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.inputs import header_cache
+from dask_slicer.inputs.cache_files import CACHE_DIR
 from dask_slicer.inputs.case import Case, Mask
-from dask_slicer.inputs.header_cache import CACHE_DIR
 from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.planning import plan_cache, planner
 from dask_slicer.planning.plan import CasePlan, RunPlan
@@ -292,8 +292,8 @@ def test_every_field_of_a_plan_survives_json(tmp_path) -> None:
         label_names={1: "liver"},
         structures={"liver": 3},
     )
-    text = json.dumps(plan_cache._packed(run_plan))
-    again = plan_cache._unpacked(json.loads(text), config)
+    packed = plan_cache._packed(run_plan)
+    again = plan_cache._unpacked(((name, t) for name in packed for t in packed[name]), config)
     assert again == run_plan
     assert repr(again.cases) == repr(run_plan.cases)
     for name in plan_cache._given(planned):

@@ -22,6 +22,7 @@ N_CASES = 40
 SETTINGS = ("--compression_level", "9", "--window_size", "1")
 EXPECTED = {
     *("config.yaml", "dataset_info.json", "journal.jsonl", "slices.csv", "splits.json"),
+    "slices.columns",
     *("train", "val", "test"),
 }
 

@@ -13,6 +13,7 @@ from dask_slicer.inputs.case import Case, Mask, name_of, stem_of
 from dask_slicer.inputs.role_words import label_words, plain, without, words_of
 from dask_slicer.inputs.tree import FileTree, relative_to
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
+from dask_slicer.utils.packed import PackedList, quick_to_pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class InputOptions:
     splits: Path | None = None  # a file of splits, which win over those of the dataset
 
 
+@quick_to_pack
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRole:
     """A volume of a dataset, and what it is used for."""
@@ -48,7 +50,7 @@ class LayoutMatch:
 
     layout: str  # its name in messages
     reason: str = ""  # by what it was recognised
-    cases: list[Case] = field(default_factory=list)  # in any order
+    cases: PackedList[Case] = field(default_factory=PackedList)  # in any order
     notes: list[str] = field(default_factory=list)  # oddities that stop no run
     problems: list[str] = field(default_factory=list)  # reasons to refuse the run
     # Volumes that are not used, and why: paths relative to the dataset. The caller adds those that
@@ -64,7 +66,7 @@ class LayoutMatch:
     # Empty where unknown: a name for each modality, in order, and for label values other than 0.
     channel_names: tuple[str, ...] = ()
     label_names: dict[int, str] = field(default_factory=dict)
-    files: tuple[FileRole, ...] = ()  # of all volumes; filled in by the caller
+    files: Sequence[FileRole] = ()  # of all volumes; filled in by the caller
     volumes: str | None = None  # "channels" if the dataset says that those of 4D images are
     structures: tuple[str, ...] = ()  # of masks, in the order that the dataset gives, if it does
 

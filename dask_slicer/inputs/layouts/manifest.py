@@ -17,6 +17,7 @@ from dask_slicer.inputs.layouts.manifest_table import IMAGE, Table, header_of, r
 from dask_slicer.inputs.listed_paths import ListedPaths
 from dask_slicer.inputs.role_words import label_words, words_of
 from dask_slicer.inputs.tree import FileTree
+from dask_slicer.utils.packed import PackedList
 
 NO_FILE = "(no file in the column"
 _NAMES = ("manifest.csv", "manifest.tsv", "manifest.json")
@@ -84,7 +85,8 @@ def read_manifest(path: Path) -> LayoutMatch:
             f"the manifest {path} gives a split to some cases but not to {without[0]}"
             f" ({len(without)} in all); give every case one, or none"
         )
-    result = LayoutMatch("manifest", f"{path.name} has the columns case_id and image", cases, notes)
+    result = LayoutMatch("manifest", f"{path.name} has the columns case_id and image", notes=notes)
+    result.cases = PackedList(cases)
     if images[0].startswith("image:"):
         result.channel_names = tuple(name.partition(":")[2] for name in images)
     result.structures = tuple(name.partition(":")[2] for name in masks)

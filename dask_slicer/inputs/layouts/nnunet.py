@@ -188,8 +188,8 @@ def _refuse_named_modalities(images: list[str], labels: list[str]) -> None:
 
 def _doubt_one_case(result: LayoutMatch) -> None:
     """Note a single case without a label, whose channels may be patients; many are a problem."""
-    case, *others = result.cases
-    if len(case.images) > 1 and not (others or case.has_label):
+    case = result.cases[0]
+    if len(case.images) > 1 and not (len(result.cases) > 1 or case.has_label):
         (result.problems if len(case.images) > _USUAL_CHANNELS else result.notes).append(
             f"{first_few([Path(path).name for path in case.images])}: channels of one case "
             "(--layout nnunet), or a case each (--images 'imagesTr/*')?"

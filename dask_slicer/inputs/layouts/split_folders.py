@@ -51,7 +51,8 @@ def match_splits(
     is_stated = len({split_of[name] for name in matches}) > 1
     for name, match in matches.items():
         split = split_of[name] if is_stated else None
-        result.cases += [replace(case, split=case.split or split) for case in match.cases]
+        for case in match.cases:
+            result.cases.append(replace(case, split=case.split or split))
         result.notes += [f"in {name}/: {note}" for note in match.notes]
         result.problems += [f"in {name}/, with paths from there: {p}" for p in match.problems]
         result.left_out |= {f"{name}/{path}": why for path, why in match.left_out.items()}
