@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import pickle
 import shutil
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import nibabel as nib
 import numpy as np
 import pytest
@@ -410,17 +411,24 @@ def test_two_workers_write_what_this_process_does(scans, tmp_path, monkeypatch, 
     assert verify(tmp_path / "2", num_workers=0).issues == ()
 
 
-def test_parts_of_a_worker_that_is_gone_are_written_by_another(scans, tmp_path) -> None:
+@pytest.mark.parametrize("n_gone", [0, 1], ids=["two", "one_that_is_gone"])
+def test_each_worker_gets_its_parts_or_another_one_if_it_is_gone(scans, tmp_path, n_gone) -> None:
     from distributed import Client, LocalCluster
 
     whole = compute_here(case_graph(*planned(scans, tmp_path / "whole")))
     case, target = planned(scans, tmp_path / "parts")
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        dask.config.set({"distributed.scheduler.work-stealing": False}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
-        gone = "tcp://127.0.0.1:1"
-        graph_of_parts = parts_graph(case, target, [gone, *client.nthreads()])
-        record = client.compute(graph_of_parts).result(60)
+        client.get_task_stream()
+        addresses = [*thread_addresses(client), *["tcp://127.0.0.1:1"] * n_gone][n_gone:]
+        record = client.compute(parts_graph(case, target, addresses)).result(60)
+        stream = client.get_task_stream()
     assert without_times(record) == without_times(whole)
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    parts_of = Counter(task["worker"] for task in stream if len(task["key"]) == 3)
+    assert parts_of.total() == N_PARTS
+    if not n_gone:
+        assert sorted(parts_of.values()) == [N_PARTS // 2] * 2
