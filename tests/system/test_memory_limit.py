@@ -24,7 +24,7 @@ MB = 1_000_000
 ROOM = 60 * MB
 # Sets the limit once everything is imported, and makes the program believe it has little memory.
 PROGRAM = """
-import resource, sys, threading
+import atexit, resource, sys, threading
 threading.stack_size(1 << 20)  # of threads that zarr-python starts
 import cc3d, numpy, dask, dask.delayed
 from dask_slicer.cli.main import main
@@ -32,12 +32,16 @@ from dask_slicer.utils import system
 import dask_slicer.execution.pipeline, dask_slicer.inputs.phantom
 import dask_slicer.output.formats.zarr_writer, dask_slicer.core.steps.label_map
 room, limit = map(int, sys.argv[1:3])
+
+def in_status(name):
+    return int(open("/proc/self/status").read().split(name + ":")[1].split()[0]) * 1024
+
+before = in_status("VmRSS")
+atexit.register(lambda: print("grown by", in_status("VmHWM") - before))
 if limit:
     system.memory_bytes = lambda: limit
 if room:
-    status = open("/proc/self/status").read()
-    taken = int(status.split("VmData:")[1].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (taken + room,) * 2)
+    resource.setrlimit(resource.RLIMIT_DATA, (in_status("VmData") + room,) * 2)
 main(sys.argv[3:])
 """
 
@@ -70,15 +74,20 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             path.unlink()
 
 
-def run(scans: Path, output: Path, *options: str, room: int, limit: int) -> int:
-    return subprocess.run(
+def run(scans: Path, output: Path, *options: str, room: int, limit: int) -> tuple[int, int]:
+    """Return the exit status, and the bytes by which the process grew, with mapped pages."""
+    result = subprocess.run(
         [
             *(sys.executable, "-c", PROGRAM, str(room), str(limit), "run", "--quiet"),
             *("--input_dir", str(scans), "--output_dir", str(output), "--num_workers", "0"),
             *("--train_ratio", "1", "--val_ratio", "0", "--window_size", "0", *options),
         ],
         check=False,
-    ).returncode
+        capture_output=True,
+        text=True,
+    )
+    print(result.stdout, result.stderr)  # noqa: T201, for a test that fails
+    return result.returncode, int(result.stdout.rpartition("grown by")[2])
 
 
 def slices_of(output: Path) -> dict[str, bytes]:
@@ -110,8 +119,10 @@ def test_slices_are_the_same_bytes_with_a_quarter_of_the_memory(
 
     arguments = shlex.split(options)
     limited, free = tmp_path / "limited", tmp_path / "free"
-    assert run(scans / kind, limited, *arguments, room=ROOM, limit=420 * MB) == 0
-    assert run(scans / kind, free, *arguments, room=0, limit=0) == 0
+    status, growth = run(scans / kind, limited, *arguments, room=ROOM, limit=420 * MB)
+    assert (status, growth < 150 * MB) == (0, True)
+    status, growth = run(scans / kind, free, *arguments, room=0, limit=0)
+    assert (status, growth > 200 * MB) == (0, True)
     expected = slices_of(free)
     assert len(expected) >= 10
     assert slices_of(limited) == expected
@@ -125,13 +136,14 @@ def test_volumes_are_resampled_within_the_memory_that_is_planned(
 ) -> None:
     """Buffers of splines take more than planes do."""
     kind, arguments = scans / "int16.nii.gz", options.split()
-    assert run(kind, tmp_path / "limited", *arguments, room=220 * MB, limit=600 * MB) == 0
-    assert run(kind, tmp_path / "free", *arguments, room=0, limit=0) == 0
+    status, growth = run(kind, tmp_path / "limited", *arguments, room=220 * MB, limit=600 * MB)
+    assert (status, growth < 350 * MB) == (0, True)
+    assert run(kind, tmp_path / "free", *arguments, room=0, limit=0)[0] == 0
     assert slices_of(tmp_path / "limited") == slices_of(tmp_path / "free")
 
 
 def test_without_files_the_memory_would_not_be_enough(scans: Path, tmp_path: Path) -> None:
-    assert run(scans / "int16.nii.gz", tmp_path / "out", room=ROOM, limit=0) == 1
+    assert run(scans / "int16.nii.gz", tmp_path / "out", room=ROOM, limit=0)[0] == 1
     with open(tmp_path / "out" / "failures.csv", encoding="utf-8", newline="") as lines:
         (row,) = csv.DictReader(lines)
     assert row["kind"] == "OutOfMemory"

@@ -201,6 +201,21 @@ def test_a_process_that_is_forked_has_the_same_files(path: str, tmp_path: Path) 
     assert scratch.tobytes() == volume[::-1].tobytes()[:4]
 
 
+KILLED = """
+import os, signal, sys
+from dask_slicer.utils.mapped import scratch_file
+scratch_file(1 << 20, sys.argv[1])[:] = 7
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_nothing_is_left_of_a_process_that_is_killed(tmp_path: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert killed.returncode == -9
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_full_disk_is_an_error_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
