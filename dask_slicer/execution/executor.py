@@ -28,7 +28,7 @@ from dask_slicer.errors import (
 )
 from dask_slicer.execution import graph
 from dask_slicer.execution.case_queue import CaseQueue
-from dask_slicer.execution.tasks import CaseBatch, Target
+from dask_slicer.execution.tasks import CaseBatch, Target, without_frames
 from dask_slicer.execution.workers import workers
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.monitoring.publisher import ProgressPublisher
@@ -209,7 +209,7 @@ def _execute_here(queue: CaseQueue, target: Target) -> Outcomes:
         try:
             result: object = graph.compute_here(graph.case_graph(case, target))
         except CaseError as error:
-            result = error
+            result = without_frames(error)
         yield case, _outcomes((case,), result)[0]
 
 

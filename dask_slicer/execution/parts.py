@@ -27,6 +27,7 @@ from dask_slicer.execution.tasks import (
     slice_case,
     temporary_folder,
     timed_step,
+    without_frames,
 )
 from dask_slicer.output.formats.blocks import Block, BlockFormat, WrittenBlock, blocks_of
 from dask_slicer.records import CommittedCase
@@ -110,7 +111,7 @@ def save_part(
             written = tuple(form.write(stacks[block.plane], block, folder) for block in blocks)
     except CaseError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        return error
+        return without_frames(error)
     return WrittenPart(blocks=written, folder=str(folder), seconds=seconds["save"])
 
 

@@ -291,7 +291,16 @@ def run_early(step: Callable[[S, Target], T], item: S | CaseError, target: Targe
     try:
         return item if isinstance(item, CaseError) else step(item, target)
     except CaseError as error:
-        return error
+        return without_frames(error)
+
+
+def without_frames(error: CaseError) -> CaseError:
+    """Return an error without the frames of its traceback, which hold the arrays of the case.
+
+    Their text is in its details.
+    """
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def run_last(step: Callable[[S, Target], T], item: S | CaseError, target: Target) -> T:

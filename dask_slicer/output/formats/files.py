@@ -32,7 +32,7 @@ from dask_slicer.output.formats.base import (
     step_of,
     unsized_slices,
 )
-from dask_slicer.output.formats.npz import NpzWriter
+from dask_slicer.output.formats.npz import NpzWriter, turned
 from dask_slicer.output.formats.npz_archive import (
     Piece,
     archive,
@@ -151,7 +151,7 @@ class _Writer:
         (content,) = self.template.contents
         dtype = self.settings.dtype if content == "image" else self.settings.label_dtype
         height, width = self.stack.shape[1:]
-        zeros = self._turned(np.zeros((height, width), dtype))
+        zeros = turned(np.zeros((height, width), dtype), self.template)
         return png.encode(zeros, level=self._level)
 
     @property
@@ -190,7 +190,9 @@ class _Writer:
             case "label":
                 if self.stack.label is None:
                     return None
-                return np.ascontiguousarray(self._turned(self.stack.label_plane(slice_index)))
+                return np.ascontiguousarray(
+                    turned(self.stack.label_plane(slice_index), self.template)
+                )
             case "metadata":
                 metadata = {"slice_index": slice_index} | self._metadata
                 return np.array(json.dumps(metadata, ensure_ascii=False))
@@ -199,12 +201,11 @@ class _Writer:
     @cached_property
     def _windows(self) -> Windows[_Array]:
         zero = self.settings.offset or 0 if self.settings.is_exact else 0
-        zeros = self._turned(np.full(self.stack.shape[1:], zero, np.float32))
+        zeros = turned(np.full(self.stack.shape[1:], zero, np.float32), self.template)
         step = step_of(self._metadata)
-        return Windows(self.stack, self.settings, step=step, make=self._turned, zeros=zeros)
-
-    def _turned(self, plane: _Array) -> _Array:
-        return plane.T if self.template.transpose else plane
+        # No method: the writer would refer to itself, and the volume stay in memory for a while.
+        make = partial(turned, template=self.template)
+        return Windows(self.stack, self.settings, step=step, make=make, zeros=zeros)
 
     def _laid_out(self, planes: list[_Array]) -> _Array:
         """Return planes as one array, with channels where the template has them."""
@@ -264,7 +265,7 @@ class _Writer:
                 if self.stack.label is None:
                     return None
                 planes = (
-                    np.ascontiguousarray(self._turned(plane))
+                    np.ascontiguousarray(turned(plane, self.template))
                     for plane in iterate_planes(self.stack.label)
                 )
                 return (n_slices, height, width), self.stack.label.dtype, planes
@@ -278,10 +279,10 @@ class _Writer:
         if self.template.channels == "first":
             for number in [*range(len(self.stack.image))] * self.template.copies:
                 for _, planes in self.stack.planes(wanted):
-                    yield self._stored(self._turned(planes[number]))
+                    yield self._stored(turned(planes[number], self.template))
             return
         for _, planes in self.stack.planes(wanted):
-            yield self._stored(self._laid_out([self._turned(plane) for plane in planes]))
+            yield self._stored(self._laid_out([turned(plane, self.template) for plane in planes]))
 
     def _stored(self, array: _Array) -> _Array:
         return np.ascontiguousarray(array, dtype=self.settings.dtype)
