@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from measure import slicer
 from dask_slicer import SliceDataset
 from dask_slicer.inputs.discovery import find_cases
 
-# What the turns of phantoms may take; those of other scans, a third of it.
-_SECONDS = 100.0
+# What all turns may take, and what a method should load in one of them at least.
+_SECONDS, _SECONDS_IN_A_TURN = 120.0, 0.25
 _ONE, _WORKERS, _THREADS = "1 process", f"{N_WORKERS} workers", f"{N_WORKERS} threads"
 _BEFORE = "the version before, `DataLoader`"
 _LOADER, _OLD = f"`loader(threads={N_WORKERS})`", (_BEFORE, "float32", _WORKERS)
 _SAMPLES = ("samples, stacked", "float32", _ONE)
-_MAPPED = "mapped `.npy`, whole batches"
+_MAPPED, _MAPPED_SAMPLES = "mapped `.npy`, whole batches", "mapped `.npy`, default collation"
 _Key = tuple[str, str, str]
 # What is compared with what; with what of ours every other method is compared, see `_reference`.
 _RATIOS: dict[str, tuple[_Key, _Key]] = {
@@ -46,26 +47,32 @@ _RATIOS: dict[str, tuple[_Key, _Key]] = {
         ("`__getitems__` and `collate`", "float32", _ONE),
         _SAMPLES,
     ),
-    "DataLoader / mapped integers in DataLoader, integers": (
-        ("`DataLoader`, `collate`", "integers", _WORKERS),
-        (_MAPPED, "integers", _WORKERS),
-    ),
-    "DataLoader / mapped integers in DataLoader, float32": (
-        ("`DataLoader`, `collate`", "float32", _WORKERS),
-        (_MAPPED, "float32", _WORKERS),
-    ),
+    **{
+        f"DataLoader / mapped integers in DataLoader, {collation}, {values}": (
+            ("`DataLoader`, `collate`", values, _WORKERS),
+            (mapped, values, _WORKERS),
+        )
+        for values in ("integers", "float32")
+        for collation, mapped in (
+            ("torch's collation", _MAPPED_SAMPLES),
+            ("into shared memory as ours", _MAPPED),
+        )
+    },
     "loader of integers / DataLoader of the version before": (
         (_LOADER, "integers", _THREADS),
         _OLD,
     ),
-    "loader of integers / mapped integers, 1 process": (
-        (_LOADER, "integers", _THREADS),
-        (_MAPPED, "integers", _ONE),
-    ),
-    "loader of integers with a cache / mapped integers, 1 process": (
-        (f"`loader(threads={N_WORKERS})`, cache", "integers", _THREADS),
-        (_MAPPED, "integers", _ONE),
-    ),
+    **{
+        f"loader of integers{cache} / mapped integers in 1 process, {how}": (
+            (_LOADER + (cache and ", cache"), "integers", _THREADS),
+            (mapped, "integers", _ONE),
+        )
+        for cache in ("", " with a cache")
+        for how, mapped in (
+            ("`DataLoader`", f"{_MAPPED}, `DataLoader`"),
+            ("always into one array", _MAPPED),
+        )
+    },
     "loader of float32 / DataLoader of the version before": ((_LOADER, "float32", _THREADS), _OLD),
 }
 
@@ -94,7 +101,7 @@ def loaders(
     n_cases, shape
         Of CT phantoms.
     n_batches : int
-        Batches of a turn; a third as many for `scans`.
+        Batches that a method loads in a turn; fast ones load more, for some `_SECONDS_IN_A_TURN`.
     repeats : int
         Turns, after one that does not count; fewer where they take longer than `_SECONDS`.
     pool : int
@@ -105,18 +112,11 @@ def loaders(
     before : Path, optional
         A wheel of another version of the package, or a folder to import it from.
     """
-    options = {"repeats": repeats, "pool": pool, "before": before}
-    measured = {
-        "phantoms": _measured(
-            ct(work, n_cases, shape), work / "loaders_phantoms",
-            n_batches=n_batches, seconds=_SECONDS, **options,
-        )
-    }  # fmt: skip
+    options = {"n_batches": n_batches, "repeats": repeats, "pool": pool, "before": before}
+    phantoms = ct(work, n_cases, shape)
+    measured = {"phantoms": _measured(phantoms, work / "loaders_phantoms", **options)}
     if scans is not None:
-        measured["scans"] = _measured(
-            scans, work / "loaders_scans", n_batches=n_batches, seconds=_SECONDS / 3,
-            **options,
-        )  # fmt: skip
+        measured["scans"] = _measured(scans, work / "loaders_scans", **options)
     return {
         "batch_size": BATCH_SIZE,
         "pool": pool,
@@ -131,21 +131,28 @@ def _measured(
     *,
     n_batches: int,
     repeats: int,
-    seconds: float,
     pool: int,
     before: Path | None,
 ) -> dict[str, Any]:
     scans = _sliced(folder, work, pool)
     with _methods(scans, work, n_batches * BATCH_SIZE, before) as methods:
-        _warm(methods)
+        _warm(methods, scans)
         _check(methods, scans)
+        n_batches_of = dict.fromkeys(methods, n_batches)
         turns: list[dict[_Key, float]] = []
         started = time.monotonic()
         for number in range(repeats + 1):
-            if number > 1 and time.monotonic() - started > seconds:
+            if number > 1 and time.monotonic() - started > _SECONDS:
                 break
-            batches = scans.draw(number, n_batches)
-            turns.append({key: method.rate(batches) for key, method in methods.items()})
+            turns.append({
+                key: method.rate(scans.draw(number, n_batches_of[key]))
+                for key, method in methods.items()
+            })  # fmt: skip
+            if number == 0 and repeats > 1:
+                for key, rate in turns[0].items():
+                    enough = ceil(rate * _SECONDS_IN_A_TURN / BATCH_SIZE)
+                    if methods[key].drawn:
+                        n_batches_of[key] = max(enough, n_batches)
             rates = ", ".join(f"{name} {rate:.0f}" for (name, *_), rate in turns[-1].items())
             print(f"{number}/{repeats} {rates}", file=sys.stderr, flush=True)
     del turns[0]
@@ -262,7 +269,7 @@ def _methods(
     methods: list[Method] = []
     if _installed("torch"):
         methods += own.ours_in_workers(scans)
-        methods += own.mapped_in_workers(scans, arrays)
+        methods += own.mapped_by_torch(scans, arrays)
         methods += others.numpy_files(scans, written("npy", others.write_npy))
         if _installed("nnunetv2"):
             methods += others.nnunet(scans, written("nnunet", others.write_nnunet))
@@ -346,10 +353,14 @@ def _asked(process: Any) -> Callable[[list[list[int]]], Iterator[Any]]:
     return load
 
 
-def _warm(methods: dict[_Key, Method]) -> None:
-    """Bring all files into the system's cache."""
+def _warm(methods: dict[_Key, Method], scans: Scans) -> None:
+    """Bring all files into the system's cache, and what is drawn into those of methods."""
     for path in {path for method in methods.values() for path in method.files}:
         path.read_bytes()
+    n_batches = ceil(len(scans.pool) / BATCH_SIZE)
+    for method in methods.values():
+        if method.passes_before:
+            method.rate(scans.draw(0, method.passes_before * n_batches))
 
 
 def _check(methods: dict[_Key, Method], scans: Scans) -> None:

@@ -43,6 +43,17 @@ def ours_in_workers(scans: Scans) -> Iterator[Method]:
                 load=in_workers(dataset, collate),
                 files=files_of(scans.store),
             )
+        dataset = SliceDataset(scans.store, output=output, cache=_CACHE)
+        yield Method(
+            name="`DataLoader`, `collate`, cache",
+            group="ours",
+            values=values,
+            processes=f"{N_WORKERS} workers",
+            how=f"`SliceDataset(…, cache={_CACHE!r})`; each worker holds all planes that are drawn",
+            load=in_workers(dataset, dataset.collate),
+            files=files_of(scans.store),
+            passes_before=2 * N_WORKERS,  # so that each worker is given most of the windows
+        )
 
 
 def ours_in_this_process(scans: Scans) -> Iterator[Method]:
@@ -89,6 +100,7 @@ def ours_in_this_process(scans: Scans) -> Iterator[Method]:
             processes=f"{N_WORKERS} threads",
             how=f"`SliceDataset(…, cache={_CACHE!r})`, which holds all planes that are drawn",
             load=_threads(SliceDataset(scans.store, output=output, cache=_CACHE), N_WORKERS),
+            passes_before=1,
             **of_store,
         )
     yield Method(
@@ -102,8 +114,8 @@ def ours_in_this_process(scans: Scans) -> Iterator[Method]:
     )
 
 
-def mapped_in_workers(scans: Scans, arrays: Path) -> Iterator[Method]:
-    """Yield what copies windows of mapped integers in workers of torch's DataLoader."""
+def mapped_by_torch(scans: Scans, arrays: Path) -> Iterator[Method]:
+    """Yield what copies windows of mapped integers for torch's DataLoader."""
     for values in _OUTPUTS:
         mapped = MappedWindows(scans, arrays, values)
         yield Method(
@@ -122,7 +134,17 @@ def mapped_in_workers(scans: Scans, arrays: Path) -> Iterator[Method]:
             processes=f"{N_WORKERS} workers",
             how="`__getitems__` copies the windows of a batch into memory that is used again, and "
             "`shared_tensor` copies that into shared memory, as ours",
-            load=in_workers(MappedBatches(scans, arrays, values), _tensors),
+            load=in_workers(MappedBatches(scans, arrays, values), _shared_tensors),
+            files=files_of(arrays),
+        )
+        yield Method(
+            name="mapped `.npy`, whole batches, `DataLoader`",
+            group="limit",
+            values=values,
+            processes="1 process",
+            how='`np.load(mmap_mode="r")`; `__getitems__` copies the windows of a batch into new '
+            "arrays",
+            load=in_workers(MappedBatches(scans, arrays, values, np.empty), _tensors, n_workers=0),
             files=files_of(arrays),
         )
 
@@ -193,19 +215,33 @@ class MappedWindows:
 
 
 class MappedBatches(MappedWindows):
-    """Windows of mapped integers, as batches that `_tensors` hands on as ours."""
+    """Windows of mapped integers, as batches in arrays that `allocate` makes."""
 
-    pool = ArrayPool(4)
+    def __init__(
+        self,
+        scans: Scans,
+        arrays: Path,
+        values: str,
+        allocate: Callable[..., NDArray[Any]] | None = None,
+    ) -> None:
+        super().__init__(scans, arrays, values)
+        self.allocate = ArrayPool(4).empty if allocate is None else allocate
 
     def __getitems__(self, numbers: list[int]) -> dict[str, NDArray[Any]]:
         """Return a batch, which `_tensors` makes one of tensors."""
-        batch = self.empty(len(numbers), self.pool.empty)
+        batch = self.empty(len(numbers), self.allocate)
         self.fill(batch, numbers)
         return batch
 
 
-def _tensors(batch: dict[str, NDArray[Any]]) -> Batch:
+def _shared_tensors(batch: dict[str, NDArray[Any]]) -> Batch:
     return {name: shared_tensor(array) for name, array in batch.items()}
+
+
+def _tensors(batch: dict[str, NDArray[Any]]) -> Batch:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def _collated(dataset: SliceDataset) -> Callable[[Batches], Iterable[Batch]]:

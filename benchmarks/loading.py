@@ -94,6 +94,8 @@ class Method:
         Whether it loads the windows asked for, and not as many that it draws by itself.
     pool_only : bool
         Whether there are only files of the windows that are drawn from.
+    passes_before : int
+        How often all windows are loaded before the first turn: what fills a cache.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Method:
     files: Sequence[Path] = ()
     drawn: bool = True
     pool_only: bool = False
+    passes_before: int = 0
 
     def rate(self, batches: Batches) -> float:
         """Return windows a second; each batch is dropped when the next is there."""
@@ -122,7 +125,11 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def in_workers(
-    dataset: Any, collate: Callable[[Any], Batch] | None = None, loader: Any = None
+    dataset: Any,
+    collate: Callable[[Any], Batch] | None = None,
+    loader: Any = None,
+    *,
+    n_workers: int = N_WORKERS,
 ) -> Callable[[Batches], Iterable[Batch]]:
     """Return what loads batches through torch's DataLoader, whose workers stay between epochs.
 
@@ -132,6 +139,8 @@ def in_workers(
     collate : callable, optional
     loader : type, optional
         A DataLoader of another package.
+    n_workers : int
+        0 loads in this process.
     """
     if loader is None:
         from torch.utils.data import DataLoader
@@ -139,15 +148,10 @@ def in_workers(
         loader = DataLoader
 
     wanted: Batches = []
-    collation = {} if collate is None else {"collate_fn": collate}
-    data_loader = loader(
-        dataset,
-        batch_sampler=wanted,
-        num_workers=N_WORKERS,
-        persistent_workers=True,
-        multiprocessing_context="fork",
-        **collation,
-    )
+    options: dict[str, Any] = {} if collate is None else {"collate_fn": collate}
+    if n_workers:
+        options |= {"persistent_workers": True, "multiprocessing_context": "fork"}
+    data_loader = loader(dataset, batch_sampler=wanted, num_workers=n_workers, **options)
 
     def load(batches: Batches) -> Iterable[Batch]:
         wanted[:] = batches

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loaders_report import loaders_section
+from rows_report import rows_of_page
 from tables import Rows, table, times
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _PARTS = {
     *("compare", "overhead", "memory", "startup", "scaling", "formats", "compressors"),
-    *("assembling", "loaders", "many_workers", "pages", "png", "resampling"),
+    *("assembling", "loaders", "many_workers", "pages", "png", "resampling", "rows"),
 }
 _BLUE, _GREY = "tab:blue", "0.65"
 
@@ -72,6 +73,7 @@ def _page(found: dict[str, Any]) -> str:
         cores=found["many_workers"]["machine"]["cores"],
         **_milliseconds_a_case(found["many_workers"]),
         **_pages(found["pages"]),
+        **rows_of_page(found["rows"]),
         resampling_table=table(
             ("", "CPU", "times ours", "memory"), _resampling_rows(found["resampling"])
         ),

@@ -33,6 +33,7 @@ from png import png
 from report import write_report
 from resampling import resampling
 from resources import memory, startup
+from rows import rows
 
 from dask_slicer.utils import system
 
@@ -86,6 +87,7 @@ def parts(
             ),
             "compressors": lambda: compressors(work, shape=shape, repeats=1),
             "pages": lambda: pages(work, n_cases=4, n_slices=10, repeats=1),
+            "rows": lambda: rows(work, n_cases=2000, n_slices=10),
             "resampling": lambda: resampling(work, shape=(8, 64, 64), repeats=1, before=_as_it_is),
             "assembling": lambda: assembling(work, shape=shape, repeats=1, before=_as_it_is),
             "png": lambda: png(work, shape=shape, repeats=1, before=_as_it_is),
@@ -111,6 +113,7 @@ def parts(
         ),
         "compressors": lambda: compressors(work, shape=_CT, repeats=5),
         "pages": lambda: pages(work, n_cases=500, n_slices=200, repeats=3),
+        "rows": lambda: rows(work, n_cases=100_000, n_slices=100),
         "resampling": lambda: resampling(work, shape=(100, 512, 512), repeats=5, before=_as_it_is),
         "assembling": lambda: assembling(work, shape=(512, 512, 1000), repeats=3, before=_as_it_is),
         "png": lambda: png(work, shape=_CT, repeats=9, before=_as_it_is),

@@ -17,7 +17,7 @@ from dask_slicer.config.loader import PLACES, build_config
 from dask_slicer.config.partition import parse_partition
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import UsageError
-from dask_slicer.execution.logs import logged_to
+from dask_slicer.monitoring.logs import logged_to
 from dask_slicer.monitoring.observer import Observer, RunReport
 from dask_slicer.output.lock import check_free
 from dask_slicer.planning.plan import RunPlan

@@ -10,7 +10,7 @@ import click
 
 from dask_slicer.cli.options import ConfigCommand, build_config_of, verbosity_options
 from dask_slicer.errors import UsageError
-from dask_slicer.execution.logs import configure_logging
+from dask_slicer.monitoring.logs import configure_logging
 from dask_slicer.utils.formatting import first_few
 from dask_slicer.utils.signals import interrupt_once
 

@@ -19,7 +19,7 @@ from dask_slicer.cli.options import (
     verbosity_options,
 )
 from dask_slicer.errors import UsageError
-from dask_slicer.execution.logs import configure_logging
+from dask_slicer.monitoring.logs import configure_logging
 from dask_slicer.utils.formatting import escape_line, plural
 from dask_slicer.utils.signals import interrupt_once
 

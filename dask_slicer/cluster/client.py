@@ -191,6 +191,16 @@ def count_threads(client: Client) -> int:
     return max(int(sum(client.nthreads().values())), planned)
 
 
+def thread_addresses(client: Client) -> list[str]:
+    """Return the address of the worker of each thread, alternately of all workers."""
+    threads = [
+        (number, worker)
+        for worker, n_threads in client.nthreads().items()
+        for number in range(n_threads)
+    ]
+    return [worker for _, worker in sorted(threads)]
+
+
 def address(client: Client) -> str:
     """Return the address of a client's scheduler."""
     return str(client.scheduler_info(n_workers=0)["address"])

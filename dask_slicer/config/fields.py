@@ -248,7 +248,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("offset", "files", "file_lists"),
         *("overwrite", "prune", "trust_size", "fsync"),
     ),
-    "Workers": ("num_workers", "dashboard_address", "shard"),
+    "Workers": ("num_workers", "dashboard_address", "scratch_dir", "shard"),
     "Running scheduler": (
         *("scheduler", "scheduler_file", "tls_ca", "tls_cert", "tls_key"),
         *("wait_workers", "wait_timeout", "upload_code"),

@@ -103,6 +103,7 @@ class OptionalKeywords(TypedDict, Generic[NotGiven], total=False):
 
     num_workers: int | NotGiven
     dashboard_address: str | NotGiven
+    scratch_dir: StrPath | None
     shard: str | None
 
     scheduler: str | None

@@ -94,6 +94,11 @@ class JobSettings(fields.Frozen):
 class RunSettings(JobSettings, SchedulerSettings, LocalSettings):
     """Settings for how and where a run executes; they never change the slices."""
 
+    scratch_dir: fields.AbsolutePath | None = Field(
+        None,
+        description="Directory for voxels that the memory of a worker does not hold. [default: a "
+        "temporary folder of output_dir]",
+    )
     shard: fields.Shard | None = Field(
         None, description="I/N: run only partition I of N of the cases; `merge` when all are done."
     )

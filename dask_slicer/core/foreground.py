@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.statistics import Statistics, statistics
-from dask_slicer.core.volume import Voxels, iterate_planes, nonzero_mask, positive_mask
+from dask_slicer.core.volume import (
+    Voxels,
+    iterate_planes,
+    nonzero_mask,
+    positive_mask,
+)
 from dask_slicer.errors import MissingLabel, NonFinite
+from dask_slicer.utils.mapped import empty_beside, release, scratch_dir_of
 
 FOREGROUNDS = ("min", "all", "nonzero", "positive", "label", "otsu")
 # By foreground that intensities of 0 are no part of, the voxels that are.
@@ -43,25 +50,28 @@ def foreground_mask(
     MissingLabel
         If `which` is label, and there is none.
     """
-    stored = voxels.stored
+    masks: Iterable[NDArray[np.bool_]]
     match which:
         case "nonzero" | "positive":
-            return MASKS[which](stored, voxels)
+            masks = (MASKS[which](plane, voxels) for plane in iterate_planes(voxels.stored))
         case "label" if label is None:
             raise MissingLabel(
                 f"the foreground is the label, and {voxels.source} has none; give one, or use "
                 "another --foreground"
             )
-        case "label":
-            return np.asarray(label != 0)
+        case "label" if label is not None:
+            masks = (np.asarray(plane != 0) for plane in iterate_planes(label))
         case "otsu":
-            mask = np.empty_like(stored, dtype=bool)
             planes = _Planes(voxels, low, high)
             threshold = otsu_threshold(planes)
-            for index, plane in enumerate(planes):
-                mask[index] = plane > threshold
-            return mask
-    raise ValueError(f"foreground must be one of {', '.join(FOREGROUNDS)}, got {which}")
+            masks = (plane > threshold for plane in planes)
+        case _:
+            raise ValueError(f"foreground must be one of {', '.join(FOREGROUNDS)}, got {which}")
+    mask = empty_beside(voxels.stored, voxels.stored.shape, bool)
+    for index, of_plane in enumerate(masks):
+        mask[index] = of_plane
+        release(mask[index])
+    return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,7 @@ def foreground_statistics(
     Parameters are those of `statistics`.
     """
     whole = statistics(voxels, **clip)
-    stored = voxels.stored[mask] if mask.any() else voxels.stored
+    stored = _inside(voxels.stored, mask)
     inside = statistics(
         replace(voxels, stored=stored), **clip, percentiles=percentiles, all_voxels=True
     )
@@ -103,6 +113,23 @@ def foreground_statistics(
         max=min(max(whole.max, low), high),
         n_foreground=inside.n_foreground,
     )
+
+
+def _inside(stored: NDArray[np.generic], mask: NDArray[np.bool_]) -> NDArray[np.generic]:
+    """Return the numbers in a mask; all, if it is empty."""
+    if not scratch_dir_of(stored):
+        return stored[mask] if mask.any() else stored
+    n = sum(int(np.count_nonzero(plane)) for plane in iterate_planes(mask))
+    if n == 0:
+        return stored
+    inside = empty_beside(stored, (n,), stored.dtype)
+    first = 0
+    for plane, of_plane in zip(iterate_planes(stored), iterate_planes(mask), strict=True):
+        numbers = plane[of_plane]
+        inside[first : first + numbers.size] = numbers
+        release(inside[first : first + numbers.size])
+        first += numbers.size
+    return inside
 
 
 def otsu_threshold(planes: Iterable[NDArray[np.floating]]) -> float:
@@ -195,24 +222,52 @@ def sample_intensities(
     NonFinite
         If a drawn intensity is NaN or Inf, unless `zero_nonfinite`: it is 0 then.
     """
-    labelled = np.flatnonzero(label)
-    if not labelled.size:
+    counts = np.array([np.count_nonzero(plane) for plane in iterate_planes(label)])
+    n_labelled = int(counts.sum())
+    if not n_labelled:
         return np.empty((len(image), 0), dtype=np.float32)
     digest = hashlib.sha256(case_id.encode("utf-8", "surrogateescape")).digest()
     # PCG64 and this use of it are the same in all versions of numpy.
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "little")))
-    places = np.unravel_index(
-        labelled[(rng.random(n) * labelled.size).astype(np.intp)], label.shape
-    )
+    drawn = (rng.random(n) * n_labelled).astype(np.intp)  # of the labelled voxels, in order
+    numbers = _drawn_numbers(image, label, counts, drawn)
     samples = np.empty((len(image), n), dtype=np.float32)
-    for voxels, sample in zip(image, samples, strict=True):
-        values = voxels.stored[places].astype(np.float64) * voxels.slope + voxels.intercept
+    for voxels, own, sample in zip(image, numbers, samples, strict=True):
+        values = own * voxels.slope + voxels.intercept
         if zero_nonfinite:
             values[~np.isfinite(values)] = 0
         if not np.isfinite(values).all():
             raise NonFinite(f"labelled voxels of {voxels.source} are NaN or Inf")
         sample[:] = values
     return samples
+
+
+def _drawn_numbers(
+    image: Sequence[Voxels],
+    label: NDArray[np.integer],
+    counts: NDArray[np.intp],
+    drawn: NDArray[np.intp],
+) -> NDArray[np.float64]:
+    """Return stored numbers, (n_modalities, n), of labelled voxels that are given by their ranks.
+
+    `counts` are the labelled voxels of each slice.
+    """
+    numbers = np.empty((len(image), drawn.size))
+    ends = counts.cumsum()
+    order = drawn.argsort(kind="stable")
+    bounds = drawn[order].searchsorted(ends).tolist()
+    # Slice by slice: random places all over a file would have all of it read.
+    for index, (first, last) in enumerate(pairwise([0, *bounds])):
+        chosen = order[first:last]
+        if chosen.size:
+            labelled = np.flatnonzero(label[index])
+            places = labelled[drawn[chosen] - (ends[index] - counts[index])]
+            in_plane = np.unravel_index(places, label.shape[1:])
+            for voxels, own in zip(image, numbers, strict=True):
+                own[chosen] = voxels.stored[index][in_plane]
+                release(voxels.stored[index])
+            release(label[index])
+    return numbers
 
 
 def pool_samples(samples: Iterable[NDArray[np.float32]]) -> tuple[IntensityProperties, ...]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dask_slicer.core.volume import Voxels, iterate_planes, planes_lie_apart
+from dask_slicer.core.volume import (
+    Voxels,
+    iterate_planes,
+    laid_out,
+    planes_lie_apart,
+    planes_to_write,
+)
 from dask_slicer.errors import LabelValues
+from dask_slicer.utils.mapped import empty_beside, scratch_dir_of
 
 LABEL_DTYPES = ("uint8", "uint16", "int32")
 
 # Integer labels that were saved as floats, or scaled, differ from an integer by less than this.
 _NEAR_AN_INTEGER = 1e-3
+
+_WORD = np.dtype(np.uint64)
 
 # Planes that are looked at: spread over those that hold more than one value.
 _MOST_PLANES = 16
@@ -52,12 +63,15 @@ def convert_label(voxels: Voxels, dtype: DTypeLike) -> NDArray[np.integer]:
     target = np.dtype(dtype)
     if voxels.stored.dtype == target and not voxels.scaled and planes_lie_apart(voxels.stored):
         return cast("NDArray[np.integer]", voxels.stored)
-    label = np.empty(voxels.stored.shape, dtype=target)
+    label: NDArray[np.integer] = empty_beside(voxels.stored, voxels.stored.shape, target)
     is_integer = voxels.stored.dtype.kind in "iu" and not voxels.scaled
-    for slice_index, stored in enumerate(iterate_planes(voxels.stored)):
+    source = voxels.stored
+    if scratch_dir_of(source):  # to read it once, not for each block of slices
+        source = laid_out(source)
+    for new, stored in zip(planes_to_write(label), iterate_planes(source), strict=True):
         plane = stored if is_integer else _rounded(stored, voxels)
         _check_range(plane, target, voxels)
-        label[slice_index] = plane
+        new[...] = plane
     return label
 
 
@@ -69,14 +83,27 @@ def count_labels(plane: NDArray[np.integer]) -> dict[int, int]:
     >>> count_labels(np.array([[0, 2], [2, 7]], dtype=np.uint8))
     {2: 2, 7: 1}
     """
-    labelled = plane[plane != 0]
+    labelled = _near_labels(plane)
     if plane.dtype.itemsize <= 2:
         counts = np.bincount(labelled)
         values = np.flatnonzero(counts)
         counts = counts[values]
     else:
         values, counts = np.unique(labelled, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+    pairs = zip(values.tolist(), counts.tolist(), strict=True)
+    return {value: count for value, count in pairs if value != 0}
+
+
+def _near_labels(plane: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return the pixels of a slice other than 0, and some of the others; in no order.
+
+    Pixels are left out by 8 bytes: in a label map, most neighbours of background are background.
+    """
+    flat = plane.ravel(order="K")  # contiguous
+    n_whole = flat.nbytes // _WORD.itemsize * _WORD.itemsize // flat.itemsize
+    words = flat[:n_whole].view(_WORD)
+    near: NDArray[np.integer] = words[words != 0].view(flat.dtype)
+    return np.concatenate([near, flat[n_whole:]])
 
 
 def _rounded(stored: NDArray[np.generic], voxels: Voxels) -> NDArray[np.float64]:
@@ -136,29 +163,47 @@ def looks_like_labels(stored: NDArray[np.generic]) -> bool:
     middle = planes[len(planes) // 2]
     if not _integers(middle) or len(np.unique(middle)) > _MOST_VALUES:
         return False  # as of nearly all images, at once
-    varied = [number for number, plane in enumerate(planes) if plane.min() != plane.max()]
+    varied = [
+        number for number, plane in enumerate(planes_to_write(planes)) if plane.min() != plane.max()
+    ]
     if not varied:
         values = np.unique(planes[:, 0, 0])
         return _in_range(values) and len(values) in range(2, _FEW_VALUES + 1)
     step = max(len(varied) / _MOST_PLANES, 1.0)
     chosen = [varied[int(number * step)] for number in range(min(len(varied), _MOST_PLANES))]
-    sample = planes[chosen]
-    if not _integers(sample):
+    n_voxels: Counter[Any] = Counter()
+    for number in chosen:
+        if not _integers(planes[number]):
+            return False
+        n_voxels.update(dict(zip(*np.unique(planes[number], return_counts=True), strict=True)))
+    if not _in_range(np.array(list(n_voxels))):
         return False
-    values, counts = np.unique(sample, return_counts=True)
-    if not _in_range(values):
-        return False
-    if not _FEW_VALUES < len(values) <= _MOST_VALUES:
-        return len(values) <= _FEW_VALUES
-    background = values[counts.argmax()]
-    neighbours = [(sample[:, :-1], sample[:, 1:]), (sample[:, :, :-1], sample[:, :, 1:])]
-    if len(planes) > 1:
-        beside = [number + 1 if number + 1 < len(planes) else number - 1 for number in chosen]
-        neighbours.append((sample, planes[beside]))
-    return any(
-        _share_of_equal(here, there, background) >= _PIECEWISE_CONSTANT
-        for here, there in neighbours
-    )
+    if not _FEW_VALUES < len(n_voxels) <= _MOST_VALUES:
+        return len(n_voxels) <= _FEW_VALUES
+    background = min(n_voxels, key=lambda value: (-n_voxels[value], value))
+    return any(share >= _PIECEWISE_CONSTANT for share in _shares(planes, chosen, background))
+
+
+def _shares(
+    planes: NDArray[np.generic], chosen: Sequence[int], background: np.generic
+) -> Iterator[float]:
+    """Yield along each axis the share of foreground voxels of planes that equal their neighbours.
+
+    Those of the last plane are before it.
+    """
+    before = len(planes) - 2
+    beside = {number: number + 1 if number <= before else before for number in chosen}
+    for pairs in (
+        ((planes[number][:-1], planes[number][1:]) for number in chosen),
+        ((planes[number][:, :-1], planes[number][:, 1:]) for number in chosen),
+        ((planes[number], planes[other]) for number, other in beside.items() if other >= 0),
+    ):
+        n_equal = n_foreground = 0
+        for here, there in pairs:
+            foreground = here != background
+            n_foreground += int(np.count_nonzero(foreground))
+            n_equal += int(np.count_nonzero(foreground & (here == there)))
+        yield n_equal / n_foreground if n_foreground else 0.0
 
 
 def _in_range(values: NDArray[np.generic]) -> bool:
@@ -167,12 +212,3 @@ def _in_range(values: NDArray[np.generic]) -> bool:
 
 def _integers(voxels: NDArray[np.generic]) -> bool:
     return voxels.dtype.kind in "iu" or bool((voxels == np.rint(voxels)).all())
-
-
-def _share_of_equal(
-    here: NDArray[np.generic], there: NDArray[np.generic], background: np.generic
-) -> float:
-    """Return the share of foreground voxels that equal their neighbours."""
-    foreground = here != background
-    n_voxels = int(np.count_nonzero(foreground))
-    return np.count_nonzero(foreground & (here == there)) / n_voxels if n_voxels else 0.0

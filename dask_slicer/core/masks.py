@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.labels import count_labels
-from dask_slicer.core.volume import Voxels
+from dask_slicer.core.volume import Voxels, iterate_planes, planes_to_write, zeros_like
 from dask_slicer.errors import LabelValues
 
 # Values of a mask that is not binary, in the message.
@@ -50,7 +50,7 @@ def merge_masks(
     >>> label.tolist(), dict(overlaps)
     ([[[2, 1, 1]]], {(1, 2): 1})
     """
-    label = np.zeros_like(like, dtype=np.min_scalar_type(largest), subok=False)
+    label = zeros_like(like, np.min_scalar_type(largest))
     overlaps: Counter[tuple[int, int]] = Counter()
     for value, mask in masks:
         _add(mask, value, label, overlaps)
@@ -69,7 +69,9 @@ def _add(
     slowest = int(np.argmax(np.abs(mask.stored.strides)))
     foreground: np.generic | None = None
     for all_stored, all_label in zip(
-        np.moveaxis(mask.stored, slowest, 0), np.moveaxis(label, slowest, 0), strict=True
+        planes_to_write(np.moveaxis(mask.stored, slowest, 0)),
+        planes_to_write(np.moveaxis(label, slowest, 0)),
+        strict=True,
     ):
         inside = _is_foreground(all_stored, mask)
         box = _box(inside)
@@ -104,7 +106,8 @@ def _is_foreground(stored: NDArray[np.generic], mask: Voxels) -> NDArray[np.bool
 
 
 def _not_binary(mask: Voxels) -> str:
-    values = np.unique(mask.stored).astype(np.float64) * mask.slope + mask.intercept
+    parts = [np.unique(plane) for plane in iterate_planes(mask.stored)]
+    values = np.unique(np.concatenate(parts)).astype(np.float64) * mask.slope + mask.intercept
     shown = ", ".join(f"{value:g}" for value in values[:_MOST_SHOWN])
     more = ", …" if len(values) > _MOST_SHOWN else ""
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,20 +29,24 @@ from dask_slicer.core.steps.steps import (
     NO_STEPS,
     LabelChanges,
     Steps,
-    changed_label,
     grid_of,
     kept_box,
     kept_slices,
+    label_in_frame,
 )
 from dask_slicer.core.volume import (
     Volume,
     Voxels,
-    in_memory_order,
+    extremes,
     iterate_planes,
-    planes_lie_apart,
+    laid_out,
+    planes_to_write,
 )
 from dask_slicer.core.windows import window_indices
+from dask_slicer.utils.mapped import empty_beside, release, scratch_dir_of
 from dask_slicer.utils.modalities import for_each_modality
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,14 +76,24 @@ class SliceStack:
 
     def planes(self, wanted: Collection[int]) -> Iterator[tuple[int, list[NDArray[np.float32]]]]:
         """Yield the index and the normalised planes, one per `image`, of the wanted slices."""
-        for slice_index, planes in enumerate(self.stored_planes()):
+        first, stop = max(min(wanted, default=0), 0), max(wanted, default=-1) + 1  # no ZERO_SLICE
+        for slice_index, planes in enumerate(self.stored_planes(first, stop), first):
             if slice_index in wanted:
                 modalities = zip(self.normalization, planes, strict=True)
                 yield slice_index, [modality.apply(plane) for modality, plane in modalities]
 
-    def stored_planes(self) -> Iterator[tuple[NDArray[np.generic], ...]]:
-        """Yield every slice as stored, one plane per `image`."""
-        return zip(*(iterate_planes(voxels.stored) for voxels in self.image), strict=True)
+    def stored_planes(self, first: int, stop: int) -> Iterator[tuple[NDArray[np.generic], ...]]:
+        """Yield the slices from `first` to before `stop` as stored, one plane per `image`."""
+        return zip(*(iterate_planes(each.stored[first:stop]) for each in self.image), strict=True)
+
+    def label_plane(self, slice_index: int) -> NDArray[np.integer]:
+        """Return the label of a slice, which there is."""
+        assert self.label is not None  # noqa: S101
+        plane: NDArray[np.integer] = self.label[slice_index]
+        if scratch_dir_of(plane):
+            plane = plane.copy()
+            release(self.label[slice_index])
+        return plane
 
     def changes(self) -> dict[str, Any]:
         """Return what the steps made of grid and label, as JSON values; nothing without steps."""
@@ -98,11 +112,12 @@ class SliceStack:
         """Return whether all pixels of each image have one intensity, or had before the steps."""
         if slice_index in self.blank:
             return True
-        ends = (
-            _ends(voxels.stored[slice_index], how)
-            for voxels, how in zip(self.image, self.normalization, strict=True)
-        )
-        return all(lowest == highest for lowest, highest in ends)
+        for voxels, how in zip(self.image, self.normalization, strict=True):
+            lowest, highest = _ends(voxels.stored[slice_index], how)
+            release(voxels.stored[slice_index])
+            if lowest != highest:
+                return False
+        return True
 
     def windows(
         self, *, window_size: int, padding_mode: str, step: float = 1
@@ -169,10 +184,7 @@ def slice_views(
     """
     frame = in_memory(views[0])
     changes = LabelChanges()
-    label = None
-    if (stored := views[0].label) is not None:
-        label = changed_label(stored, label_dtype, steps, changes)
-        label = reorient(label, change_of_axes(views[0], frame))
+    label = label_in_frame(views[0], frame, label_dtype, steps, changes)
     # The grids of the views before their in-plane size are one: that of the frame.
     box = kept_box(frame, label, steps)
     cropped = None if label is None else crop(label, box)
@@ -209,7 +221,7 @@ def slice_views(
         statistics.append(stats)
         if steps.drop_blank:
             for flags, turn in zip(blank, turns, strict=True):
-                flags &= _between_blank(reorient(part.stored, turn), how, len(flags))
+                flags &= _between_blank(_turned(part.stored, turn), how, len(flags))
         interpolates = any(own.interpolates for own in grids)
         resampled = _resampled(part, how, grid, steps.resample_order) if interpolates else None
         for channels, own, turn in zip(images, grids, turns, strict=True):
@@ -228,7 +240,7 @@ def slice_views(
             normalization=tuple(how for _, how in channels),
             statistics=tuple(statistics),
             label=own_label,
-            label_counts=() if own_label is None else tuple(map(count_labels, own_label)),
+            label_counts=() if own_label is None else _label_counts(own_label),
             kept=(),
             blank=frozenset(np.flatnonzero(flags).tolist() if steps.drop_blank else ()),
             affine=own.affine(view.affine),
@@ -281,10 +293,10 @@ def _resampled(
 ) -> tuple[Voxels, Normalization, float]:
     """Return normalised intensities at the new spacing, what follows, and what to pad with."""
     first, then = how.halves()
-    values = np.empty(part.stored.shape, dtype=np.float32)
-    for plane, stored in zip(values, iterate_planes(part.stored), strict=True):
+    values = empty_beside(part.stored, part.stored.shape, np.float32)
+    for plane, stored in zip(planes_to_write(values), iterate_planes(part.stored), strict=True):
         first.apply(stored, out=plane)
-    lowest = 0.0 if how.background else float(values.min())
+    lowest = 0.0 if how.background else float(extremes(values)[0])
     stored = grid.resampled_image(values, order=order)
     return Voxels(stored=stored, source=part.source), then, lowest
 
@@ -298,8 +310,14 @@ def _sized(
     order: int,
 ) -> tuple[Voxels, Normalization]:
     """Return voxels in the frame with the axes and the in-plane size of a view."""
-    stored = grid.sized_image(reorient(voxels.stored, turn), fill=fill, order=order)
+    stored = grid.sized_image(_turned(voxels.stored, turn), fill=fill, order=order)
     return replace(voxels, stored=stored), how
+
+
+def _turned(stored: NDArray[_Number], turn: NDArray[np.float64]) -> NDArray[_Number]:
+    """Return an array with other axes, slice by slice if it would be read for each block."""
+    turned = reorient(stored, turn)
+    return laid_out(turned) if scratch_dir_of(turned) else turned
 
 
 def _sized_label(
@@ -311,19 +329,14 @@ def _sized_label(
     """Return a label in the frame with the axes and the in-plane size of a view; what changed."""
     if label is None:
         return None, changes
-    sized, cut = grid.sized_label(reorient(label, turn))
+    sized, cut = grid.sized_label(_turned(label, turn))
     lost = Counter(changes.lost) + Counter(cut)
-    return _apart(sized), replace(changes, lost=dict(sorted(lost.items())))
+    # Each slice is read several times.
+    return laid_out(sized), replace(changes, lost=dict(sorted(lost.items())))
 
 
-def _apart(label: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Return a label whose slices are not interleaved in memory: each is read several times."""
-    if planes_lie_apart(label):
-        return label
-    copied = np.empty(label.shape, label.dtype)
-    for plane, stored in zip(copied, iterate_planes(label), strict=True):
-        plane[...] = stored
-    return copied
+def _label_counts(label: NDArray[np.integer]) -> tuple[dict[int, int], ...]:
+    return tuple(map(count_labels, iterate_planes(label)))
 
 
 def _selected(stack: SliceStack, steps: Steps, min_foreground: float) -> SliceStack:
@@ -378,8 +391,8 @@ def _lowest(voxels: Voxels, how: Normalization, stats: Statistics) -> Any:
         return zero
     if voxels.stored.dtype.kind == "f" and stats.n_nonfinite:
         return (stats.min - voxels.intercept) / voxels.slope
-    ends = in_memory_order(voxels.stored)
-    return ends.min() if voxels.slope > 0 else ends.max()
+    lowest, highest = extremes(voxels.stored)
+    return lowest if voxels.slope > 0 else highest
 
 
 def foreground_share(counts: dict[int, int], n_pixels: int) -> float:

@@ -6,16 +6,17 @@ The foreground is every voxel above the volume's minimum: the background adds no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.core.moments import RunningSums, moments, moments_within
-from dask_slicer.core.volume import Voxels, in_memory_order
+from dask_slicer.core.ranks import values_at
+from dask_slicer.core.volume import Voxels, slabs
 from dask_slicer.errors import NonFinite
+from dask_slicer.utils.mapped import scratch_dir_of
 
 # Sums are numpy's own, never a BLAS product, whose last digits depend on the number of threads: the
 # same input must give the same bytes in this process and in a worker.
@@ -135,7 +136,7 @@ def statistics(
     """
     low = -np.inf if clip_min is None else float(clip_min)
     high = np.inf if clip_max is None else float(clip_max)
-    stored = in_memory_order(voxels.stored)
+    stored = voxels.stored
     if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
         stats = _statistics_by_slabs(
             stored, voxels, low, high, percentiles, zero_nonfinite, all_voxels
@@ -162,8 +163,8 @@ def _statistics_by_integer_sums(
     native = stored.dtype.newbyteorder("=")
     # Background is the stored value with the lowest intensity.
     darkest = np.min if voxels.slope > 0 else np.max
-    background, n_background = stored[0], 0
-    ends = [stored[0], stored[0]]
+    background, n_background = stored[(0,) * stored.ndim], 0
+    ends = [background, background]
     first = second = 0
     for slab in _slabs(stored):
         values = slab.astype(native, copy=False)
@@ -308,11 +309,15 @@ def _statistics_by_slabs(
     n_foreground = sums.n if all_voxels else sums.n - sums.n_low
     clipped = intensities
     if percentiles is not None and n_foreground:
-        values = np.empty(stored.size)
-        for part, slab in zip(_slabs(values), _slabs(stored), strict=True):
-            part[:] = intensities(slab)
-        minimum, maximum = _percentiles_above(values, sums.n - n_foreground, percentiles)
-        del values
+        n_low = sums.n - n_foreground
+        ranks = sorted({n_low + rank for q in percentiles for rank in _ranks(q, n_foreground)})
+        if scratch_dir_of(stored):
+            ordered = values_at(lambda: map(intensities, _slabs(stored)), ranks)
+        else:
+            ordered = _sorted_at(map(intensities, _slabs(stored)), stored.size, ranks)
+        minimum, maximum = (
+            _percentile(q, n_foreground, lambda rank: ordered[n_low + rank]) for q in percentiles
+        )
 
         def clipped(slab: NDArray[np.generic]) -> NDArray[np.float64]:
             return intensities(slab).clip(minimum, maximum)
@@ -337,23 +342,22 @@ def _statistics_by_slabs(
     )
 
 
-def _percentiles_above(
-    values: NDArray[np.float64], n_low: int, percentiles: tuple[float, float]
-) -> tuple[float, float]:
-    """Return percentiles of all values but the n_low lowest; reorders `values`."""
-    n = values.size - n_low
-    ranks = {rank for q in percentiles for rank in _ranks(q, n)}
-    values.partition(sorted(n_low + rank for rank in ranks))
-    low, high = (_percentile(q, n, lambda rank: values[n_low + rank]) for q in percentiles)
-    return low, high
+def _sorted_at(
+    slabs_of_values: Iterator[NDArray[np.float64]], n: int, ranks: Sequence[int]
+) -> dict[int, np.float64]:
+    """Return what `values_at` returns, faster, but with all n values in memory."""
+    values = np.empty(n)
+    for part, slab in zip(_slabs(values), slabs_of_values, strict=True):
+        part[:] = slab
+    values.partition(ranks)
+    return {rank: values[rank] + 0.0 for rank in ranks}  # no negative zero
 
 
 # -- shared --------------------------------------------------------------------------------------
 
 
 def _slabs(stored: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    bounds = [*range(0, stored.size, _SLAB), stored.size]
-    return (stored[start:stop] for start, stop in pairwise(bounds))
+    return slabs(stored, _SLAB)
 
 
 def _ranks(q: float, n: int) -> tuple[int, int]:

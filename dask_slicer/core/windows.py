@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,9 +77,7 @@ def window_indices(
     >>> window_indices(4, n_slices=9, window_size=1, step=2.5).tolist()
     [1, 4, 7]
     """
-    neighbours = np.arange(1, window_size + 1)
-    after = np.floor(neighbours * step + 0.5).astype(np.intp)
-    wanted: NDArray[np.intp] = slice_index + np.concatenate([-after[::-1], [0], after])
+    wanted = slice_index + _offsets(window_size, step)
     last = n_slices - 1
     match padding_mode:
         case "zero":
@@ -91,3 +91,11 @@ def window_indices(
             folded = wanted % (2 * last)
             return np.minimum(folded, 2 * last - folded)
     raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode}")
+
+
+@lru_cache
+def _offsets(window_size: int, step: float) -> NDArray[np.intp]:
+    """Return the distances of the slices of a window from the one in the middle."""
+    after = np.floor(np.arange(1, window_size + 1) * step + 0.5).astype(np.intp)
+    offsets: NDArray[np.intp] = np.concatenate([-after[::-1], [0], after])
+    return offsets

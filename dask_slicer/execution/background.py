@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.errors import OutputError
-from dask_slicer.execution.logs import logged_to
 from dask_slicer.execution.pipeline import run
+from dask_slicer.monitoring.logs import logged_to
 from dask_slicer.monitoring.notebook import RunProgress
 from dask_slicer.monitoring.observer import RunReport
 from dask_slicer.utils import repr_html, signals

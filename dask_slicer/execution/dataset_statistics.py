@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_slicer.cluster.client import memory_limit
 from dask_slicer.cluster.preflight import Requirements
 from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties, pool_samples
@@ -22,6 +23,7 @@ from dask_slicer.monitoring.observer import Observer
 from dask_slicer.planning.headers import digest_with
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.planner import make_plan
+from dask_slicer.utils import system
 from dask_slicer.utils.formatting import first_few, plural
 
 if TYPE_CHECKING:
@@ -94,7 +96,10 @@ def with_properties(plan: RunPlan, properties: Sequence[IntensityProperties]) ->
 def _samples(
     plan: RunPlan, cases: Sequence[CasePlan], n_voxels: int, client: Client | None
 ) -> Iterator[tuple[CasePlan, object]]:
-    target = graph.target_of(plan.config, names=plan.names, steps=plan.steps)
+    limit = system.memory_bytes() if client is None else memory_limit(client, of=min)
+    target = replace(
+        graph.target_of(plan.config, names=plan.names, steps=plan.steps), memory_limit=limit
+    )
     # Another run may sample cases of the same names, in another way, on the same scheduler.
     pass_id = uuid.uuid4().hex[:8]
 

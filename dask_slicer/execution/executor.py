@@ -5,12 +5,18 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dask_slicer.cluster.client import address, count_threads, memory_limit
+from dask_slicer.cluster.client import (
+    address,
+    count_threads,
+    memory_limit,
+    thread_addresses,
+)
 from dask_slicer.cluster.preflight import Requirements
-from dask_slicer.config.schema import SliceSettings
+from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.errors import (
     CaseError,
     DiskFull,
@@ -22,18 +28,20 @@ from dask_slicer.errors import (
 )
 from dask_slicer.execution import graph
 from dask_slicer.execution.case_queue import CaseQueue
-from dask_slicer.execution.tasks import CaseBatch, Target
+from dask_slicer.execution.tasks import CaseBatch, Target, without_frames
 from dask_slicer.execution.workers import workers
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output.lock import name_scheduler
 from dask_slicer.output.lock_owner import IN_PROCESS
-from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
+from dask_slicer.planning.memory import WORKER_BASE_BYTES, least_limit, peak_bytes
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.records import CommittedCase
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
+    from dask.delayed import Delayed
     from distributed import Client
 
 
@@ -64,6 +72,7 @@ def executor(
             workers(
                 plan.config,
                 len(queue),
+                n_useful=_n_useful_workers(queue, plan.config),
                 peak_bytes=plan.peak_bytes,
                 needs=_requirements(plan, target),
                 client=client,
@@ -105,19 +114,39 @@ def executor(
 
 
 def _requirements(plan: RunPlan, target: Target) -> Requirements:
-    input_file, peaks = "", array("q")
+    input_file, needed = "", array("q")
     for case in plan.selected:
         if case.problem is None:
             input_file = input_file or split_volume(case.case.image_files[0])[0]
-            peaks.append(peak_bytes(case, plan.config))
+            needed.append(least_limit(case, plan.config))
     return Requirements(
         output_dir=plan.config.output_dir,
         input_file=input_file,
-        least_bytes=min(peaks, default=0),
-        most_bytes=max(peaks, default=0),
+        least_bytes=min(needed, default=0),
+        most_bytes=max(needed, default=0),
         timeout=plan.config.timeout,
         temporary=target.temporary,
     )
+
+
+def _n_useful_workers(cases: CaseQueue, config: RunConfig) -> int:
+    """Return how many workers have something to do: one for each case, more for large ones.
+
+    On this machine, no more are started for large ones than have room: those that are mapped need
+    little, those that are inflated stay in memory if they can.
+    """
+    if not cases or cases[0].work < graph.LEAST_IN_PARTS:  # the largest is the first
+        return len(cases)
+    n_useful = graph.n_useful_threads(cases, config)
+    if config.cluster is None and n_useful > len(cases):
+        needed = max(
+            least_limit(case, config)
+            if case.file_bytes >= case.voxel_bytes
+            else WORKER_BASE_BYTES + peak_bytes(case, config)
+            for case in cases
+        )
+        n_useful = min(n_useful, system.memory_bytes() // needed)
+    return max(n_useful, len(cases))
 
 
 def check_report_place(path: Path | None) -> None:
@@ -140,16 +169,25 @@ def _execute_on(
     from dask_slicer.execution import futures
 
     yield from _too_large(queue, target.settings, memory_limit(client))
+    target = _limited(target, memory_limit(client, of=min))
     n_threads = count_threads(client)
     # Batches stay small with a timeout, which is for one case but stops a whole graph, and before
     # the first worker is there, since the memory of workers is then unknown.
     n_served = n_threads if timeout is None and client.nthreads() else 1
     enough = graph.batch_work(n_served, memory_limit(client, of=min))
     batcher = graph.Batcher(queue, n_threads=n_threads, enough=enough)
+
+    def graph_of(batch: CaseBatch) -> Delayed:
+        if batcher.in_parts(batch) and graph.is_in_parts(batch[0], target.settings):
+            addresses = thread_addresses(client)
+            if len(addresses) > 1:
+                return graph.parts_graph(batch[0], target, addresses)
+        return graph.batch_graph(batch, target)
+
     results = futures.run_graphs(
         client,
         batcher.next,
-        lambda batch: graph.batch_graph(batch, target),
+        graph_of,
         timeout=timeout,
         names_of=lambda batch: [case.case_id for case in batch],
     )
@@ -165,24 +203,30 @@ def _execute_on(
 
 def _execute_here(queue: CaseQueue, target: Target) -> Outcomes:
     yield from _too_large(queue, target.settings, system.memory_bytes())
+    target = _limited(target, system.memory_bytes())
     while queue:
         case = queue.popleft()
         try:
             result: object = graph.compute_here(graph.case_graph(case, target))
         except CaseError as error:
-            result = error
+            result = without_frames(error)
         yield case, _outcomes((case,), result)[0]
+
+
+def _limited(target: Target, limit: int | None) -> Target:
+    return target if limit is None else replace(target, memory_limit=limit)
 
 
 def _too_large(queue: CaseQueue, settings: SliceSettings, limit: int | None) -> Outcomes:
     """Take the cases out of the queue that need more than `limit` bytes, and yield their errors."""
     if limit is None:
         return
-    for case in queue.take(lambda case: peak_bytes(case, settings) > limit):
-        needed = peak_bytes(case, settings)
+    for case in queue.take(lambda case: least_limit(case, settings) > limit):
+        needed, least = peak_bytes(case, settings), least_limit(case, settings)
+        or_least = f", or {format_bytes(least)} with its voxels in files" if least < needed else ""
         failure = OutOfMemory(
-            f"needs {format_bytes(needed)} of memory, a worker may use {format_bytes(limit)}; "
-            "use fewer workers, or a machine with more memory"
+            f"needs {format_bytes(needed)} of memory{or_least}, a worker may use "
+            f"{format_bytes(limit)}; use fewer workers, or a machine with more memory"
         )
         yield case, as_case_error(failure, step="load")
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import dask.local
+from dask.base import annotate
 from dask.delayed import Delayed, delayed
 
 from dask_slicer.config.partition import parse_partition
-from dask_slicer.config.schema import RunConfig
+from dask_slicer.config.schema import RunConfig, SliceSettings
 from dask_slicer.core.steps.steps import NO_STEPS, Steps
 from dask_slicer.errors import UsageError
-from dask_slicer.execution import tasks
+from dask_slicer.execution import parts, tasks
 from dask_slicer.execution.case_queue import CaseQueue
+from dask_slicer.output.formats.blocks import is_divisible
 from dask_slicer.output.layout import partition_files
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan, RunPlan
@@ -32,6 +34,11 @@ _LEAST_WORK = 8_000_000
 _WORK_PER_THREAD, _MOST_WORK = 4_000_000, 256_000_000
 # All cases of a batch are in memory at once, perhaps in a wider dtype than the file's.
 _PART_OF_MEMORY = 16
+# A case of this work may be written in parts; a whole-body CT is so large. Each thread gets a few
+# parts: slices of some take longer than those of others. A thread is started for so much of it.
+LEAST_IN_PARTS, _LEAST_PER_THREAD = 256_000_000, 64_000_000
+_PARTS_PER_THREAD = 4
+_FEWEST_SLICES = 8
 # Each thread gets at least this many batches, so that the run does not wait for the last one.
 _BATCHES_PER_THREAD = 4
 
@@ -81,6 +88,7 @@ def target_of(
         names=names,
         steps=steps,
         input_root=str(config.input_root),
+        scratch_dir="" if config.scratch_dir is None else str(config.scratch_dir),
     )
 
 
@@ -98,6 +106,40 @@ def case_graph(case: CasePlan, target: tasks.Target) -> Delayed:
     *early, last = _STEPS
     steps = [partial(tasks.run_early, step) for step in early]
     return _chain(case.case_id, case, [*steps, partial(tasks.run_last, last)], target)
+
+
+def parts_graph(case: CasePlan, target: tasks.Target, addresses: Sequence[str]) -> Delayed:
+    """Return the graph of a large case that several workers write; it gives what others give.
+
+    ::
+
+                                                  ┌► ("save", case_id, 1) ─┐
+        ("load", case_id) ──► ("slice", case_id) ─┼► ("save", case_id, 2) ─┼► ("save", case_id)
+                                                  └► …                    ─┘
+
+    Dask would give all parts to the worker that has the slices: each has the address of a worker,
+    which it may leave if that is lost. `addresses` has one for each thread.
+    """
+    n_parts = len(addresses) * _PARTS_PER_THREAD
+    slice_to_share = partial(parts.slice_to_share, n_parts=n_parts, fewest=_FEWEST_SLICES)
+    sliced = _chain(
+        case.case_id,
+        case,
+        [partial(tasks.run_early, step) for step in (tasks.load_case, slice_to_share)],
+        target,
+        ("load", "slice"),
+    )
+    written = []
+    for number in range(n_parts):
+        save = partial(parts.save_part, target=target, number=number, n_parts=n_parts)
+        worker = addresses[number % len(addresses)]
+        with annotate(workers=[worker], allow_other_workers=True):
+            key = ("save", case.case_id, number + 1)
+            written.append(delayed(save, pure=False)(sliced, dask_key_name=key))
+    saved: Delayed = delayed(partial(parts.save_parts, target=target), pure=False)(
+        written, sliced, dask_key_name=("save", case.case_id)
+    )
+    return saved
 
 
 def batch_graph(cases: tasks.CaseBatch, target: tasks.Target) -> Delayed:
@@ -147,6 +189,18 @@ def _chain(
     return result
 
 
+def is_in_parts(case: CasePlan, settings: SliceSettings) -> bool:
+    """Return whether a case may be written in parts: it is large, and no file holds all of it."""
+    return case.work >= LEAST_IN_PARTS and is_divisible(settings, case.split)
+
+
+def n_useful_threads(cases: Iterable[CasePlan], settings: SliceSettings) -> int:
+    """Return how many threads have something to do: one for each case, more for large ones."""
+    return sum(
+        case.work // _LEAST_PER_THREAD if is_in_parts(case, settings) else 1 for case in cases
+    )
+
+
 def compute_here(graph: Delayed) -> Any:
     """Compute a graph in this thread, without importing `distributed`; raise what a task raised."""
     return graph.compute(scheduler=dask.local.get_sync)
@@ -164,6 +218,8 @@ class Batcher:
         self._queue = queue
         self._enough = enough
         self._most = max(len(queue) // (_BATCHES_PER_THREAD * max(n_threads, 1)), 1)
+        self._n_threads = n_threads
+        self._in_parts_ids: set[str] = set()
         self._unbatched_ids: set[str] = set()
         self._isolated: deque[CasePlan] = deque()
         self._isolated_ids: set[str] = set()
@@ -179,6 +235,13 @@ class Batcher:
         batch = self._next_batch()
         self._isolated_is_running = not batch and not n_in_flight and bool(self._isolated)
         return (self._isolated.popleft(),) if self._isolated_is_running else batch
+
+    def in_parts(self, batch: tasks.CaseBatch) -> bool:
+        """Return whether a batch that `next` returned is a case that several workers should write.
+
+        It is large, and the run would end later by an eighth of its time if one thread wrote it.
+        """
+        return batch[0].case_id in self._in_parts_ids and not self.ran_isolated(batch)
 
     def retry_unbatched(self, case: CasePlan) -> None:
         """Return a case again, in a graph of its own, now and in later attempts."""
@@ -206,7 +269,19 @@ class Batcher:
             if batch and work > self._enough:
                 break
             batch.append(self._queue.popleft())
+            if case.work >= LEAST_IN_PARTS:
+                self._in_parts_ids.discard(case.case_id)
+                if self._outweighs_others(case):
+                    self._in_parts_ids.add(case.case_id)
         return tuple(batch)
+
+    def _outweighs_others(self, case: CasePlan) -> bool:
+        # Its time in one thread, less an eighth, against that of all that is left in all threads.
+        left = case.work * (self._n_threads * 7 / 8 - 1)
+        others = iter(self._queue)
+        while left > 0 and (other := next(others, None)) is not None:
+            left -= other.work
+        return left > 0
 
 
 def batch_work(n_threads: int, memory_limit: int | None) -> int:

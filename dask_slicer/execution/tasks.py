@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import traceback
 import uuid
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,10 +36,11 @@ from dask_slicer.output.atomic import fsync_folder, move, remove_whole
 from dask_slicer.output.formats import write_case
 from dask_slicer.output.layout import case_entries
 from dask_slicer.output.lock import check_held
+from dask_slicer.planning.memory import needs_scratch
 from dask_slicer.planning.names import NO_NAMES, Names
 from dask_slicer.planning.plan import CasePlan
 from dask_slicer.planning.steps import steps_of
-from dask_slicer.records import CommittedCase, SourceFile, SourceGrid
+from dask_slicer.records import CommittedCase, SourceFile, SourceGrid, WrittenPlane
 from dask_slicer.utils.formatting import as_utf8
 
 S = TypeVar("S")
@@ -50,7 +52,11 @@ Stacks = tuple[SliceStack, ...]  # one for each plane
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where and how slices are written: the same for all cases of a run."""
+    """Where and how slices are written: the same for all cases of a run.
+
+    Of a case that needs more than `memory_limit` bytes, arrays are in files in `scratch_dir`, or by
+    default among the temporary files.
+    """
 
     output_dir: str
     settings: SliceSettings
@@ -61,6 +67,8 @@ class Target:
     input_root: str = ""
     names: Names = NO_NAMES
     steps: Steps = NO_STEPS
+    memory_limit: int | None = None
+    scratch_dir: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,7 +85,9 @@ class StepResult(Generic[T]):
 def load_case(case: CasePlan, target: Target) -> StepResult[Volume]:
     """Return a case's voxels as stored, with the axes in the order of the first plane."""
     with timed_step("load", {}, target.run_id) as seconds:
-        volume = load_volume(case.case, target.settings.planes[0])
+        volume = load_volume(
+            case.case, target.settings.planes[0], scratch_dir=_scratch_dir(case, target)
+        )
         sources = _sources(case, target.input_root)
         grid = _source_grid(case, volume)
     return StepResult(case=case, result=volume, seconds=seconds, sources=sources, grid=grid)
@@ -128,6 +138,20 @@ def sample_case(
         )
 
 
+def _scratch_dir(case: CasePlan, target: Target) -> str:
+    """Return the folder for the arrays of a case; empty if memory holds them."""
+    if not needs_scratch(case, target.settings, target.memory_limit):
+        return ""
+    if target.scratch_dir:
+        Path(target.scratch_dir).mkdir(parents=True, exist_ok=True)
+        return target.scratch_dir
+    if not Path(target.output_dir).is_dir():  # statistics have no output
+        return tempfile.gettempdir()
+    folder = Path(target.output_dir, target.temporary)
+    folder.mkdir(exist_ok=True)
+    return str(folder)
+
+
 def _steps(case: CasePlan, target: Target) -> Steps:
     return steps_of(
         target.steps, target.settings, case_id=case.case_id, split=case.split, listed=case.listed
@@ -140,58 +164,95 @@ def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
     All planes are written before the first is moved. Two workers that do this at the same time
     leave the same files.
     """
-    case = sliced.case
-    output_dir = Path(target.output_dir)
-    temporary = output_dir / target.temporary / _unique_name(os.getpid(), threading.get_ident())
-
-    def check_lock() -> None:
-        if target.lock:  # another run may have taken over while this process was frozen
-            check_held(output_dir / target.lock, target.run_id)
-
+    case, settings = sliced.case, target.settings
     with timed_step("save", sliced.seconds, target.run_id) as seconds:
-        if not output_dir.is_dir():
-            raise MissingFile(
-                f"{socket.gethostname()} cannot find the output directory {output_dir}; "
-                "it must be on a disk that all workers share"
-            )
-        check_lock()
-        folders = [temporary / plane for plane in target.settings.plane_folders] or [temporary]
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-        moved: list[Path] = []
+        temporary = temporary_folder(target) / _unique_name(os.getpid(), threading.get_ident())
+        folders = plane_folders_in(temporary, settings)
         try:
             written = write_case(
-                sliced.result,
-                case,
-                target.settings,
-                folders,
-                names=target.names,
-                fsync=target.fsync,
+                sliced.result, case, settings, folders, names=target.names, fsync=target.fsync
             )
-            for plane, folder in zip(written, folders, strict=True):
-                name = plane.plane if target.settings.plane_folders else ""
-                parent = None
-                for source, entry in case_entries(case, target.settings, plane, plane=name):
-                    path = output_dir / entry
-                    if entry.rpartition("/")[0] != parent:
-                        parent = entry.rpartition("/")[0]
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                    check_lock()
-                    moved.append(path)
-                    move(folder / source, path)
-            if not target.run_id:  # there is no run that tidies up later
-                shutil.rmtree(temporary, ignore_errors=True)
-                with suppress(OSError):
-                    temporary.parent.rmdir()
-            if target.fsync:
-                _fsync_names(moved, output_dir)
+            files = (
+                (folder / source, entry)
+                for plane, folder in zip(written, folders, strict=True)
+                for source, entry in entries_in(plane, case, settings)
+            )
+            move_into_place(files, temporary, target)
         except BaseException:  # Ctrl-C too
-            if not target.run_id:  # a run removes what is not in its journal
-                for path in moved:
-                    remove_whole(path, temporary)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    first, is_one = written[0], len(written) == 1
+    return committed_case(sliced, sliced.result[0], written, seconds, target)
+
+
+def temporary_folder(target: Target) -> Path:
+    """Return the folder of unfinished files; raise a CaseError if this run may not write there."""
+    output_dir = Path(target.output_dir)
+    if not output_dir.is_dir():
+        raise MissingFile(
+            f"{socket.gethostname()} cannot find the output directory {output_dir}; "
+            "it must be on a disk that all workers share"
+        )
+    _check_lock(target)
+    return output_dir / target.temporary
+
+
+def _check_lock(target: Target) -> None:
+    if target.lock:  # another run may have taken over while this process was frozen
+        check_held(Path(target.output_dir) / target.lock, target.run_id)
+
+
+def plane_folders_in(temporary: Path, settings: SliceSettings) -> list[Path]:
+    """Return the folder of each plane of a case in its temporary folder, created if missing."""
+    folders = [temporary / plane for plane in settings.plane_folders] or [temporary]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    return folders
+
+
+def entries_in(
+    written: WrittenPlane, case: CasePlan, settings: SliceSettings
+) -> list[tuple[str, str]]:
+    """Return what is to be moved: path below the temporary folder of a plane, and the output."""
+    name = written.plane if settings.plane_folders else ""
+    return case_entries(case, settings, written, plane=name)
+
+
+def move_into_place(files: Iterable[tuple[Path, str]], temporary: Path, target: Target) -> None:
+    """Move files and folders of a case to their entries in the output."""
+    output_dir = Path(target.output_dir)
+    parent: str | None = None
+    moved: list[Path] = []
+    try:
+        for source, entry in files:
+            path = output_dir / entry
+            if entry.rpartition("/")[0] != parent:
+                parent = entry.rpartition("/")[0]
+                path.parent.mkdir(parents=True, exist_ok=True)
+            _check_lock(target)
+            moved.append(path)
+            move(source, path)
+        if not target.run_id:  # there is no run that tidies up later
+            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                temporary.parent.rmdir()
+        if target.fsync:
+            _fsync_names(moved, output_dir)
+    except BaseException:
+        if not target.run_id:  # a run removes what is not in its journal
+            for path in moved:
+                remove_whole(path, temporary)
+        raise
+
+
+def committed_case(
+    sliced: StepResult[Any],
+    stack: SliceStack,
+    written: Sequence[WrittenPlane],
+    seconds: dict[str, float],
+    target: Target,
+) -> CommittedCase:
+    """Return the record of a case whose files are in their place; `stack` is its first plane."""
+    case, first, is_one = sliced.case, written[0], len(written) == 1
     return CommittedCase(
         case_id=case.case_id,
         split=case.split,
@@ -199,7 +260,7 @@ def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
         digest=case.digest,
         shape=first.shape,
         spacing=first.spacing,
-        statistics=sliced.result[0].statistics,
+        statistics=stack.statistics,
         slices=first.slices if is_one else (),
         files=first.files if is_one else (),
         output_files=first.output_files if is_one else (),
@@ -207,7 +268,7 @@ def save_case(sliced: StepResult[Stacks], target: Target) -> CommittedCase:
         planes=() if is_one else tuple(written),
         seconds=seconds,
         run_id=target.run_id,
-        n_overlapping=sliced.result[0].n_overlapping,
+        n_overlapping=stack.n_overlapping,
         header_notes=case.header_notes,
         structures={mask.structure: mask.value for mask in case.case.masks}
         if case.case.merges_masks
@@ -230,7 +291,16 @@ def run_early(step: Callable[[S, Target], T], item: S | CaseError, target: Targe
     try:
         return item if isinstance(item, CaseError) else step(item, target)
     except CaseError as error:
-        return error
+        return without_frames(error)
+
+
+def without_frames(error: CaseError) -> CaseError:
+    """Return an error without the frames of its traceback, which hold the arrays of the case.
+
+    Their text is in its details.
+    """
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def run_last(step: Callable[[S, Target], T], item: S | CaseError, target: Target) -> T:
@@ -285,7 +355,7 @@ def timed_step(name: str, before: dict[str, float], run_id: str) -> Iterator[dic
         failure.details = traceback.format_exc()
         failure.run_id = run_id
         raise failure from None
-    seconds[name] = round(time.perf_counter() - started, 4)
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 4)
 
 
 def _fsync_names(paths: Iterable[Path], output_dir: Path) -> None:

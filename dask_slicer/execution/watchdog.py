@@ -62,9 +62,11 @@ class _Running(NamedTuple):
     """A task of this run that is running; if not `is_certain`, it may still be waiting."""
 
     step: str
-    worker: str
     has_nanny: bool
     is_certain: bool
+
+
+_RunningTasks = dict[tuple[str, str], _Running]  # by the name in the key, and worker
 
 
 @dataclass(slots=True)
@@ -93,12 +95,12 @@ class Watchdog:
         interval = _LOOK_SECONDS if self.timeout is None else self.timeout / 4
         if now - self._last_look < min(max(interval, _SHORTEST_LOOK_SECONDS), _LOOK_SECONDS):
             return
-        running, is_busy = self._running_tasks()
+        running, is_busy = self._running_tasks()  # several of one name: parts of a large case
         now = self._last_look = time.monotonic()
         ours = {step_and_name(future.key)[1]: future for future in in_flight}
         self._began = {
-            (name, task.worker): self._began.get((name, task.worker), now)
-            for name, task in running.items()
+            (name, worker): self._began.get((name, worker), now)
+            for name, worker in running
             if name in ours
         }
         if is_busy or jobqueue.has_pending_jobs(self.client):
@@ -111,9 +113,10 @@ class Watchdog:
         if self.timeout is None:
             return
         late: defaultdict[str, list[tuple[Future[Any], _Running]]] = defaultdict(list)
-        for (name, worker), began in self._began.items():
-            if now - began > self.timeout and ours[name].key not in self.stopped:
-                late[worker].append((ours[name], running[name]))
+        late_names = {name for (name, _), at in self._began.items() if now - at > self.timeout}
+        for name, worker in self._began:
+            if name in late_names and ours[name].key not in self.stopped:
+                late[worker].append((ours[name], running[name, worker]))
         for worker, graphs in late.items():
             self._stop(worker, graphs)
 
@@ -251,9 +254,9 @@ class Watchdog:
         if has_nanny:
             self._try(self.client.run, _kill_worker, workers=[worker], nanny=True)
 
-    def _running_tasks(self) -> tuple[dict[str, _Running], bool]:
+    def _running_tasks(self) -> tuple[_RunningTasks, bool]:
         try:
-            running: tuple[dict[str, _Running], bool] = self.client.sync(
+            running: tuple[_RunningTasks, bool] = self.client.sync(
                 self.client.run_on_scheduler, _running_tasks, callback_timeout=_ANSWER_SECONDS
             )
         except TimeoutError:
@@ -311,8 +314,8 @@ def _how_it_ended(exitcode: int | None) -> str:
     return f"was killed by signal {-exitcode}{names.get(-exitcode, '')}"
 
 
-def _running_tasks(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool]:
-    """Return our running tasks by name, and whether any task runs; called on the scheduler."""
+def _running_tasks(dask_scheduler: Scheduler) -> tuple[_RunningTasks, bool]:
+    """Return our running tasks, and whether any task runs; called on the scheduler."""
     running = {}
     is_busy = False
     for worker in dask_scheduler.workers.values():
@@ -322,12 +325,12 @@ def _running_tasks(dask_scheduler: Scheduler) -> tuple[dict[str, _Running], bool
             # Some schedulers are configured to queue one more task on a busy worker. The worker
             # says which of its tasks run, unless it hangs.
             tasks = [task for task in tasks if task in worker.executing] or tasks
-        is_certain = len(tasks) <= worker.nthreads
+        is_certain = len({step_and_name(t.key)[1] or t.key for t in tasks}) <= worker.nthreads
         for task in tasks:
             step, name = step_and_name(task.key)
             if name:
                 has_nanny = worker.nanny is not None
-                running[name] = _Running(step, worker.address, has_nanny, is_certain)
+                running[name, worker.address] = _Running(step, has_nanny, is_certain)
     return running, is_busy
 
 

@@ -32,6 +32,7 @@ def workers(
     config: RunConfig,
     n_cases: int,
     *,
+    n_useful: int | None = None,
     peak_bytes: int,
     needs: Requirements,
     client: Client | None,
@@ -39,9 +40,11 @@ def workers(
 ) -> Iterator[Client | None]:
     """Start workers here or in jobs, or connect to a scheduler; yield the client, or None.
 
-    A given client wins over the configuration. At most `n_cases` workers are started, which may
-    need `peak_bytes` each; `needs` is checked where they are not processes of this machine.
+    A given client wins over the configuration. At most `n_useful` workers are started, or else one
+    a case, which may need `peak_bytes` each; `needs` is checked where they are not processes of
+    this machine.
     """
+    n_useful = n_cases if n_useful is None else n_useful
     is_given = client is not None
     is_remote = not is_given and bool(config.scheduler or config.scheduler_file)
     in_jobs = not is_given and config.cluster is not None
@@ -66,9 +69,9 @@ def workers(
             threads = plural(clients.count_threads(client), "thread")
             where = f"on {threads} of {clients.address(client)}"
         elif in_jobs:
-            client, where = _in_jobs(stack, config, n_cases, peak_bytes, observer)
+            client, where = _in_jobs(stack, config, n_useful, peak_bytes, observer)
         else:
-            client, where = _here(stack, config, n_cases, peak_bytes, observer)
+            client, where = _here(stack, config, n_useful, peak_bytes, observer)
         dashboard = ""
         if in_jobs:
             dashboard = jobqueue.dashboard_link(client, config.dashboard_address)
@@ -106,7 +109,7 @@ def _alone_on(client: Client) -> Iterator[None]:
 
 
 def _in_jobs(
-    stack: ExitStack, config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
+    stack: ExitStack, config: RunConfig, n_useful: int, peak_bytes: int, observer: Observer
 ) -> tuple[Client, str]:
     from dask_slicer.cluster import jobqueue
 
@@ -116,7 +119,7 @@ def _in_jobs(
             f"a case may need {format_bytes(peak_bytes)} of memory, but a worker has "
             f"{format_bytes(memory)}; use --memory {math.ceil(peak_bytes * config.cores / 1e9)}GB"
         )
-    n_jobs = min(config.jobs, math.ceil(n_cases / config.cores))
+    n_jobs = min(config.jobs, math.ceil(n_useful / config.cores))
     client = stack.enter_context(
         jobqueue.job_client(
             config,
@@ -130,11 +133,11 @@ def _in_jobs(
 
 
 def _here(
-    stack: ExitStack, config: RunConfig, n_cases: int, peak_bytes: int, observer: Observer
+    stack: ExitStack, config: RunConfig, n_useful: int, peak_bytes: int, observer: Observer
 ) -> tuple[Client, str]:
     from dask_slicer.cluster import local
 
-    n_workers = _n_workers(config, n_cases, peak_bytes, observer)
+    n_workers = _n_workers(config, n_useful, peak_bytes, observer)
     client = stack.enter_context(
         local.local_client(
             n_workers,
@@ -146,12 +149,12 @@ def _here(
     return client, f"on {plural(n_workers, 'worker')}"
 
 
-def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -> int:
-    """Return how many workers to start: at most one a case, and with -1 what fits into memory."""
+def _n_workers(config: RunConfig, n_useful: int, peak: int, observer: Observer) -> int:
+    """Return how many workers to start: at most `n_useful`, and with -1 what fits into memory."""
     n_workers, n_cpus = config.num_workers, system.cpu_count()
     if "num_workers" not in config.model_fields_set:
         n_workers = min(n_workers, n_cpus)
-    elif n_cpus < min(n_workers, n_cases):
+    elif n_cpus < min(n_workers, n_useful):
         observer.note(
             f"{n_workers} workers share {plural(n_cpus, 'CPU')}; --num_workers {n_cpus} takes less "
             "memory and about as long"
@@ -160,15 +163,15 @@ def _n_workers(config: RunConfig, n_cases: int, peak: int, observer: Observer) -
     fitting = max(memory // max(peak, 1), 1)  # without a case, it is 0
     if n_workers == -1:
         n_workers = n_cpus
-        if fitting < min(n_workers, n_cases):
+        if fitting < min(n_workers, n_useful):
             observer.note(
                 f"only {fitting} of {n_workers} CPUs are used: the memory, {format_bytes(memory)}, "
                 f"has no room for more cases, each up to {format_bytes(peak)}"
             )
             n_workers = fitting
-    elif fitting < min(n_workers, n_cases):
+    elif fitting < min(n_workers, n_useful):
         observer.note(
             f"{n_workers} workers may need {format_bytes(n_workers * peak)} of memory, but "
             f"there is only {format_bytes(memory)}; use --num_workers {fitting}"
         )
-    return max(min(n_workers, n_cases), 1)
+    return max(min(n_workers, n_useful), 1)

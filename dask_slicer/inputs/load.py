@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dask_slicer.core.geometry import Grid, align, reorient
 from dask_slicer.core.labels import looks_like_labels
 from dask_slicer.core.masks import merge_masks
-from dask_slicer.core.volume import Volume, Voxels
+from dask_slicer.core.volume import Volume, Voxels, extremes, iterate_planes, zeros_like
 from dask_slicer.errors import LabelValues, UnsupportedImage
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.readers import read_volumes, read_voxels
@@ -45,11 +45,14 @@ def grids_of(
     return grids
 
 
-def load_volume(case: Case, plane: str) -> Volume:
-    """Return the voxels of a case as stored, with axes in the order of a plane."""
+def load_volume(case: Case, plane: str, *, scratch_dir: str = "") -> Volume:
+    """Return the voxels of a case as stored, with axes in the order of a plane.
+
+    With `scratch_dir`, memory does not hold them, nor what is made of them: see `utils.mapped`.
+    """
     n_images = len(case.image_files)
     paths = case.image_files if case.label is None else (*case.image_files, case.label)
-    volumes = read_volumes(paths, orientation_from=case.orientation_from)
+    volumes = read_volumes(paths, orientation_from=case.orientation_from, scratch_dir=scratch_dir)
     headers = [header for header, _ in volumes]
     grids = grids_of(headers, n_images=n_images, label_grid=case.label_grid)
     orientations, grid = align(grids, plane)
@@ -64,7 +67,7 @@ def load_volume(case: Case, plane: str) -> Volume:
         for image in voxels:
             _check_differs(label, image)
     elif case.masks:
-        label, n_overlapping = _merged(case, voxels[0], headers[0], plane)
+        label, n_overlapping = _merged(case, voxels[0], headers[0], plane, scratch_dir)
     return Volume(
         image=_with_zeros(case, voxels),
         label=label,
@@ -102,18 +105,21 @@ def _with_zeros(case: Case, voxels: Sequence[Voxels]) -> tuple[Voxels, ...]:
     if "" not in case.images:
         return tuple(voxels)
     present = iter(voxels)
-    zeros = Voxels(stored=np.zeros_like(voxels[0].stored), source="a missing image")
+    first = voxels[0].stored
+    zeros = Voxels(stored=zeros_like(first, first.dtype), source="a missing image")
     return tuple(next(present) if path else zeros for path in case.images)
 
 
 def _merged(
-    case: Case, image: Voxels, image_header: VolumeHeader, plane: str
+    case: Case, image: Voxels, image_header: VolumeHeader, plane: str, scratch_dir: str
 ) -> tuple[Voxels, int]:
     """Return the label that the masks of a case make, and how many voxels two of them share."""
     masks = sorted(case.masks, key=lambda mask: mask.value)
 
     def read(path: str) -> Voxels:
-        header, array = read_voxels(path, orientation_from=case.orientation_from)
+        header, array = read_voxels(
+            path, orientation_from=case.orientation_from, scratch_dir=scratch_dir
+        )
         grids = grids_of([image_header, header], n_images=1, label_grid=case.label_grid)
         (_, orientation), _ = align(grids, plane)
         return _voxels(header, array, orientation)
@@ -137,10 +143,17 @@ def _check_differs(label: Voxels, image: Voxels) -> None:
     """Raise LabelValues if a label is a copy of an image; constant ones may well be equal."""
     if (label.slope, label.intercept) != (image.slope, image.intercept):
         return
-    middle = label.stored.shape[0] // 2
-    if not np.array_equal(label.stored[middle], image.stored[middle]):
+    # Planes that follow each other in the file.
+    slowest = int(np.argmax(np.abs(image.stored.strides)))
+    planes, same = (np.moveaxis(voxels.stored, slowest, 0) for voxels in (label, image))
+    middle = len(planes) // 2
+    if not np.array_equal(planes[middle], same[middle]):
         return  # as nearly always
-    if np.array_equal(label.stored, image.stored) and np.ptp(label.stored):
+    pairs = zip(iterate_planes(planes), iterate_planes(same), strict=True)
+    if not all(np.array_equal(of_label, of_image) for of_label, of_image in pairs):
+        return
+    lowest, highest = extremes(label.stored)
+    if lowest != highest:
         raise LabelValues(
             f"label {label.source} has the same voxels as image {image.source}; "
             "give the label of this case"

@@ -178,12 +178,19 @@ def _task_info(key: Any, seconds: float | None) -> TaskInfo:
     step, name = step_and_name(key)
     if step not in (*STEPS, "verify", "assemble"):
         step, name = "other", str(key)
+    match key:
+        case ("save", _, int() as part):
+            name += f", part {part}"
     return TaskInfo(step=step, name=escape_line(name), seconds=seconds)
 
 
 def step_and_name(key: Any) -> tuple[str, str]:
-    """Return the step and the name in a key of ours; empty for other keys."""
+    """Return the step and the name in a key of ours; empty for other keys.
+
+    >>> step_and_name(("slice", "liver_7")), step_and_name(("save", "liver_7", 3))
+    (('slice', 'liver_7'), ('save', 'liver_7'))
+    """
     match key:
-        case (step, name):
+        case (step, name) | ("save" as step, name, int()):
             return str(step), str(name)
     return "", ""

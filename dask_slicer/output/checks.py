@@ -33,9 +33,10 @@ from dask_slicer.output.directory import (
 )
 from dask_slicer.output.folds import recorded_settings
 from dask_slicer.output.formats.base import DAMAGE
+from dask_slicer.output.formats.columns import Expected
 from dask_slicer.output.formats.npz_reader import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
-from dask_slicer.output.index import index_lines, list_lines
+from dask_slicer.output.index_table import index_text, list_lines
 from dask_slicer.output.inventory import Inventory
 from dask_slicer.output.properties import properties_text
 from dask_slicer.output.summary import DatasetTotals, dataset_info
@@ -49,6 +50,7 @@ from dask_slicer.utils.formatting import escape_line, first_few
 _OF_ONE_RUN = {
     "elapsed_seconds", "slices_per_second", "versions", "config", "failures", "num_failed",
 }  # fmt: skip
+_REWRITES = "the same run command writes it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +150,19 @@ def check_whole(
     """
     planes = config.plane_folders
     inventory = Inventory(config)
-    lines = index_lines(inventory.committed(records), config)
+    columns = Expected()
+    pieces = index_text(inventory.committed(records), config, columns.put)
+    lines = (f"{line}\n" for piece in pieces for line in piece.split("\n")[:-1])
     checks = {layout.INDEX: list(_check_lines(output_dir, layout.INDEX, lines))}
     for _ in lines:  # of the index, only lines up to the first difference were compared
         pass
+    # Earlier versions wrote none.
+    path = output_dir / layout.INDEX_COLUMNS
+    if path.exists() and columns.differs(path):
+        checks[layout.INDEX_COLUMNS] = [f"differs from the journal; {_REWRITES}"]
     for template in config.lists:
-        lines = list_lines(records, template)
-        checks[template.path] = list(_check_lines(output_dir, template.path, lines))
+        expected = list_lines(records, template)
+        checks[template.path] = list(_check_lines(output_dir, template.path, expected))
     checks[layout.SPLITS_FILE] = list(_check_splits(output_dir, inventory))
     checks[layout.SUMMARY] = list(_check_summary(output_dir, config, inventory.totals))
     if (output_dir / layout.CASES_FILE).exists():
@@ -295,7 +303,7 @@ def _check_lines(output_dir: Path, name: str, expected_lines: Iterable[str]) -> 
     try:
         table = open_file(output_dir / name)
     except OSError:
-        yield "is missing; the same run command writes it"
+        yield f"is missing; {_REWRITES}"
         return
     with io.TextIOWrapper(table, encoding="utf-8", newline="") as lines:
         try:
@@ -345,18 +353,27 @@ def _strays(output_dir: Path, inventory: Inventory) -> Iterator[Issue]:
         *layout.temporary_folders(output_dir),
     ]
     for top in folders:
-        for folder, _, files in os.walk(top):
-            names = (Path(folder, file).relative_to(output_dir).as_posix() for file in files)
-            for name in names:
-                if name in inventory:
-                    continue
-                _, _, *below = (*Path(name).parts, "", "", "")
-                case_id = below[below[0] in inventory.settings.plane_folders]
-                is_of_case = top.name == layout.ZARR and case_id in inventory.totals.split_of
-                yield Issue(
-                    path=name,
-                    message="is not in the journal; remove it",
-                    case_id=case_id if is_of_case else "",
-                    is_damage=False,
-                    is_stray=True,
-                )
+        for path in _files_below(top):
+            name = path.relative_to(output_dir).as_posix()
+            if name in inventory:
+                continue
+            _, _, *below = (*Path(name).parts, "", "", "")
+            case_id = below[below[0] in inventory.settings.plane_folders]
+            is_of_case = top.name == layout.ZARR and case_id in inventory.totals.split_of
+            yield Issue(
+                path=name,
+                message="is not in the journal; remove it",
+                case_id=case_id if is_of_case else "",
+                is_damage=False,
+                is_stray=True,
+            )
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and those below it; a folder may have millions."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                yield folder / entry.name
+            elif not entry.is_symlink():
+                yield from _files_below(folder / entry.name)

@@ -269,19 +269,20 @@ def write_lines(
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, temporary=output_dir / temporary, fsync=fsync) as file:
-        file.writelines(map(_encode, lines))
+        file.writelines(map(encode, lines))
         still_held()
 
 
 def holds(path: Path, text: str) -> bool:
     """Return whether a file can be read and has this content."""
     try:
-        return read_bytes(path) == _encode(text)
+        return read_bytes(path) == encode(text)
     except OSError:
         return False
 
 
-def _encode(text: str) -> bytes:
+def encode(text: str) -> bytes:
+    """Return a text as bytes of a file of the output."""
     # File names may have any encoding, or none; these files are UTF-8.
     return text.encode("utf-8", "backslashreplace")
 

@@ -1,13 +1,12 @@
-"""The slice index, slices.csv: reading, writing, filtering and weights."""
+"""The slices of an output, as columns: filtering and weights; readers of their cases."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Collection, Iterable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,34 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dask_slicer.config.fields import PLANES
-from dask_slicer.config.file_settings import (
-    PNG,
-    FileTemplate,
-    ListTemplate,
-    format_template,
-    stem_digits,
-)
+from dask_slicer.config.file_settings import PNG, FileTemplate
 from dask_slicer.config.schema import SliceSettings
-from dask_slicer.core.slices import foreground_share
 from dask_slicer.core.splits import SPLITS
-from dask_slicer.errors import OutputError, UsageError
+from dask_slicer.errors import UsageError
 from dask_slicer.inputs.case import case_id_problem
-from dask_slicer.output.journal import committed_case, last_records
-from dask_slicer.output.layout import (
-    COLUMNS,
-    COLUMNS_OF_PLANES,
-    INDEX,
-    JOURNAL,
-    ZARR,
-    case_files,
-    section,
-)
-from dask_slicer.records import CaseRecord, CommittedCase
-from dask_slicer.utils.files import open_file
+from dask_slicer.output.journal import committed_case
+from dask_slicer.output.layout import JOURNAL, ZARR, case_files, section
 
 if TYPE_CHECKING:
     from dask_slicer.output.formats.npz_reader import NpzReader
     from dask_slicer.output.formats.zarr_reader import ZarrReader
+
+# The field of a template that says which slice it is, and its digits.
+_OF_SLICE = re.compile(r"\{(stem|slice_index|slice_number)(?::0([0-9]+)d)?\}")
+_LARGEST = np.iinfo(np.int32).max
+_ROWS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +54,18 @@ class IndexedCase:
             return f"{ZARR}/{place}/{self.case_id}"
         return self.template.file(self.case_id, place, slice_index, digits=self.digits)
 
+    def paths_of(self, slice_indices: Sequence[int]) -> list[str]:
+        """Return `path_of` for many slices, of which each takes a tenth of the time."""
+        if self.template is None or not self.template.is_per_slice:
+            return [self.path_of(0)] * len(slice_indices)
+        before, name, digits, after = _OF_SLICE.split(self.template.path)
+        first, n_digits = int(name == "slice_number"), int(digits or 1)
+        if name == "stem":
+            before, n_digits = before + "{case_id}_", self.digits
+        fields = {"case_id": self.case_id, "split": section(self.split, self.plane)}
+        before, after = before.format(**fields), after.format(**fields)
+        return [f"{before}{index + first:0{n_digits}d}{after}" for index in slice_indices]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SliceIndex:
@@ -81,9 +80,9 @@ class SliceIndex:
     slice_index : (n,) ndarray of int32
     foreground : (n,) ndarray of float32
         Share of labelled pixels; NaN without a label.
-    label_ends : (n + 1,) ndarray of int64
+    label_ends : (n + 1,) ndarray of int32, or int64 if there are more
         Label values of slice i are `label_values[label_ends[i] : label_ends[i + 1]]`.
-    label_values, label_counts : (m,) ndarray of int64
+    label_values, label_counts : (m,) ndarray of int32, or int64 if numbers are larger
         Values other than 0, and their pixels.
     n_committed : int or None
         Number of cases written, including cases without a kept slice; None if unknown, which it is
@@ -94,9 +93,9 @@ class SliceIndex:
     case: NDArray[np.int32]
     slice_index: NDArray[np.int32]
     foreground: NDArray[np.float32]
-    label_ends: NDArray[np.int64]
-    label_values: NDArray[np.int64]
-    label_counts: NDArray[np.int64]
+    label_ends: NDArray[np.int32 | np.int64]
+    label_values: NDArray[np.int32 | np.int64]
+    label_counts: NDArray[np.int32 | np.int64]
     n_committed: int | None = None
 
     @property
@@ -116,18 +115,34 @@ class SliceIndex:
 
     def rows_with(self, values: Collection[int]) -> NDArray[np.bool_]:
         """Return a mask of the slices that hold at least one of some label values."""
-        wanted = np.isin(self.label_values, list(values))
-        return np.diff(np.concatenate(([0], wanted.cumsum()))[self.label_ends]) > 0
+        wanted = np.array(list(values))
+        mask = np.zeros(len(self), dtype=bool)
+        for rows, labels in self._pieces():
+            own = np.isin(self.label_values[labels], wanted)
+            mask[rows][self._rows_of_labels(rows)[own]] = True
+        return mask
 
     def balanced_weights(self) -> NDArray[np.float64]:
         """Return weights, of sum 1, that give each value, and no label, the same total weight."""
-        n_values = np.diff(self.label_ends)
-        empty = n_values == 0
-        _, value, n_slices = np.unique(self.label_values, return_inverse=True, return_counts=True)
+        empty = self.label_ends[1:] == self.label_ends[:-1]
+        values, n_slices = np.unique(self.label_values, return_counts=True)
         # Each value divides 1 among its slices; so do the slices without labels.
         weights = np.where(empty, 1.0 / max(int(empty.sum()), 1), 0.0)
-        np.add.at(weights, np.repeat(np.arange(len(self)), n_values), 1.0 / n_slices[value])
+        for rows, labels in self._pieces():
+            value = np.searchsorted(values, self.label_values[labels])
+            np.add.at(weights[rows], self._rows_of_labels(rows), 1.0 / n_slices[value])
         return np.asarray(weights / weights.sum())
+
+    def _pieces(self) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and their labels, piece by piece: arrays of all would take more memory."""
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            end = min(start + _ROWS_AT_ONCE, len(self))
+            yield slice(start, end), slice(int(self.label_ends[start]), int(self.label_ends[end]))
+
+    def _rows_of_labels(self, rows: slice) -> NDArray[np.intp]:
+        """Return the row of each label value, counted from the first of some rows."""
+        n_values = np.diff(self.label_ends[rows.start : rows.stop + 1])
+        return np.repeat(np.arange(len(n_values)), n_values)
 
     def of_cases(self, wanted: Callable[[IndexedCase], bool]) -> SliceIndex:
         """Return the index of the slices of some cases."""
@@ -135,79 +150,79 @@ class SliceIndex:
 
     def select(self, rows: NDArray[np.bool_]) -> SliceIndex:
         """Return the index of some rows, with the cases that they belong to."""
-        used, case = np.unique(self.case[rows], return_inverse=True)
+        if rows.all():
+            return replace(self, n_committed=None)
+        case = self.case[rows]
+        is_used = np.zeros(len(self.cases), dtype=bool)
+        is_used[case] = True
         lengths = np.diff(self.label_ends)
         labels = np.repeat(rows, lengths)
         return SliceIndex(
-            cases=tuple(self.cases[number] for number in used),
-            case=case.astype(np.int32),
+            cases=tuple(compress(self.cases, is_used.tolist())),
+            case=(is_used.cumsum(dtype=np.int32) - 1)[case],
             slice_index=self.slice_index[rows],
             foreground=self.foreground[rows],
-            label_ends=np.concatenate(([0], lengths[rows].cumsum())),
+            label_ends=ends_of(lengths[rows]),
             label_values=self.label_values[labels],
             label_counts=self.label_counts[labels],
         )
 
 
-def read_index(output_dir: Path, settings: SliceSettings) -> SliceIndex:
-    """Return the slices of an output, from slices.csv, or from the journal if that is newer."""
-    table, journal = output_dir / INDEX, output_dir / JOURNAL
-    if not table.exists() or (
-        journal.exists() and journal.stat().st_mtime_ns > table.stat().st_mtime_ns
-    ):
-        # A run is active, or was killed before it wrote slices.csv.
-        committed = [
-            record for record in last_records(journal) if isinstance(record, CommittedCase)
-        ]
-        index = _index(chain.from_iterable(_plane_rows(r, settings) for r in committed), settings)
-        return replace(index, n_committed=len(committed))
-    try:
-        with io.TextIOWrapper(open_file(table), encoding="utf-8", newline="") as lines:
-            rows = csv.reader(lines, strict=True)
-            if tuple(next(rows)) == COLUMNS_OF_PLANES:
-                return _index(rows, settings)
-            return _index(((case_id, split, "", *rest) for case_id, split, *rest in rows), settings)
-    except (ValueError, OverflowError, StopIteration, csv.Error) as error:
-        raise OutputError(
-            f"{table} is damaged ({error}); remove it: the journal has the same data"
-        ) from None
+def ends_of(lengths: NDArray[np.integer]) -> NDArray[Any]:
+    """Return where parts of some lengths end, behind 0.
+
+    >>> ends_of(np.array([2, 0, 1])).tolist()
+    [0, 2, 2, 3]
+    """
+    is_small = lengths.sum(dtype=np.int64) <= _LARGEST
+    ends = np.zeros(len(lengths) + 1, dtype=np.int32 if is_small else np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    return ends
 
 
-def _index(rows: Iterable[Iterable[Any]], settings: SliceSettings) -> SliceIndex:
+def narrowed(numbers: NDArray[np.int64]) -> NDArray[Any]:
+    """Return integers as int32 if all of them fit."""
+    if numbers.max(initial=0) > _LARGEST or numbers.min(initial=0) < -_LARGEST:
+        return numbers
+    return numbers.astype(np.int32)
+
+
+def joined(parts: Iterable[SliceIndex], *, most_rows: int, most_labels: int) -> SliceIndex:
+    """Return the indices of different cases as one, of at most so many rows and label values.
+
+    Parts are not kept: memory that is not filled is not taken, and then returned.
+    """
     cases: list[IndexedCase] = []
-    numbers: dict[tuple[str, str, str], int] = {}
-    case, slice_index, foreground, ends = [], [], [], [0]
-    values: list[int] = []
-    counts: list[int] = []
-    for case_id, split, plane, index, path, row, share, labels in rows:
-        number = numbers.setdefault((case_id, split, plane), len(cases))
-        if number == len(cases):
-            indexed = _indexed_case(case_id, split, plane, path, int(index), settings)
-            if (str(row) != "") != indexed.is_shared:
-                raise ValueError(f"{path!r} has row {row!r}")
-            cases.append(indexed)
-        case.append(number)
-        slice_index.append(int(index))
-        foreground.append(float(share) if share else np.nan)
-        for pair in labels.split(";") if labels else ():
-            value, _, count = pair.partition(":")
-            values.append(int(value))
-            counts.append(int(count))
-        ends.append(len(values))
-    if min(slice_index, default=0) < 0 or min(counts, default=0) < 0:
-        raise ValueError("a number is negative")
-    return SliceIndex(
-        cases=tuple(cases),
-        case=np.array(case, dtype=np.int32),
-        slice_index=np.array(slice_index, dtype=np.int32),
-        foreground=np.array(foreground, dtype=np.float32),
-        label_ends=np.array(ends, dtype=np.int64),
-        label_values=np.array(values, dtype=np.int64),
-        label_counts=np.array(counts, dtype=np.int64),
-    )
+    rows: dict[str, Any] = {
+        name: np.empty(most_rows, dtype)
+        for name, dtype in (("case", "i4"), ("slice_index", "i4"), ("foreground", "f4"))
+    }
+    labels: dict[str, Any] = {
+        name: np.empty(most_labels, np.int32) for name in ("label_values", "label_counts")
+    }
+    ends: NDArray[Any] = np.zeros(most_rows + 1, np.int32 if most_labels <= _LARGEST else np.int64)
+    n_rows = n_labels = 0
+    for part in parts:
+        own, own_labels = len(part), len(part.label_values)
+        rows["case"][n_rows : n_rows + own] = part.case + len(cases)
+        for name in ("slice_index", "foreground"):
+            rows[name][n_rows : n_rows + own] = getattr(part, name)
+        for name, column in labels.items():
+            numbers = getattr(part, name)
+            if numbers.dtype != column.dtype:
+                labels[name] = column = column.astype(np.int64)
+            column[n_labels : n_labels + own_labels] = numbers
+        ends[n_rows + 1 : n_rows + own + 1] = part.label_ends[1:] + n_labels
+        cases += part.cases
+        n_rows, n_labels = n_rows + own, n_labels + own_labels
+    ends.resize(n_rows + 1, refcheck=False)
+    for columns, n in ((rows, n_rows), (labels, n_labels)):
+        for column in columns.values():
+            column.resize(n, refcheck=False)
+    return SliceIndex(cases=tuple(cases), label_ends=ends, **rows, **labels)
 
 
-def _indexed_case(
+def indexed_case(
     case_id: str, split: str, plane: str, path: str, slice_index: int, settings: SliceSettings
 ) -> IndexedCase:
     """Return a case of the index; raise ValueError if its files are not where a run writes them."""
@@ -221,65 +236,6 @@ def _indexed_case(
             if case.path_of(slice_index) == path:
                 return case
     raise ValueError(f"{path!r} is not the file of slice {slice_index} of {case_id!r} in {split!r}")
-
-
-def _plane_rows(record: CommittedCase, settings: SliceSettings) -> Iterator[tuple[object, ...]]:
-    """Yield the rows of a case in slices.csv, with the column `plane`."""
-    is_zarr = settings.format == "zarr"
-    template = None if is_zarr else settings.image_template(record.split)
-    for part in record.parts:
-        n_pixels = part.shape[2] * part.shape[3]
-        digits = stem_digits(part.shape[1])
-        case = IndexedCase(part.case_id, part.split, digits, part.plane, template)
-        for written in part.slices:
-            foreground = labels = ""
-            if written.labels is not None:
-                foreground = f"{foreground_share(written.labels, n_pixels):.6g}"
-                labels = ";".join(f"{value}:{count}" for value, count in written.labels.items())
-            row = written.slice_index if case.is_shared else ""
-            place = part.case_id, part.split, part.plane, written.slice_index
-            yield *place, case.path_of(written.slice_index), row, foreground, labels
-
-
-def index_lines(committed: Iterable[CommittedCase], settings: SliceSettings) -> Iterator[str]:
-    """Yield the lines of slices.csv; cases come in the order of their ids.
-
-    The column `plane` is there only with several planes.
-    """
-    rows = chain.from_iterable(_plane_rows(record, settings) for record in committed)
-    if settings.plane_folders:
-        return csv_lines(chain([COLUMNS_OF_PLANES], rows))
-    return csv_lines(chain([COLUMNS], ((*row[:2], *row[3:]) for row in rows)))
-
-
-def list_lines(records: Iterable[CaseRecord], template: ListTemplate) -> Iterator[str]:
-    """Yield the lines of a list of cases or slices, in the order of slices.csv."""
-    for record in records:
-        if not isinstance(record, CommittedCase) or record.split not in template.splits:
-            continue
-        for part in record.parts:
-            place, digits = section(part.split, part.plane), stem_digits(part.shape[1])
-            indices = [written.slice_index for written in part.slices]
-            for slice_index in indices if template.is_per_slice else indices[:1]:
-                line = format_template(
-                    template.line,
-                    case_id=part.case_id,
-                    split=place,
-                    slice_index=slice_index,
-                    digits=digits,
-                )
-                yield f"{line}\n"
-
-
-def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
-    """Yield rows as lines of CSV."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        text.seek(0)
-        text.truncate()
-        writer.writerow(row)
-        yield text.getvalue()
 
 
 class _Checksums:

@@ -51,6 +51,8 @@ CASES_FILE = "cases.json"
 FOLDS = "splits_final.json"
 JOURNAL = WHOLE.journal
 INDEX = "slices.csv"
+# The same as numbers.
+INDEX_COLUMNS = "slices.columns"
 COLUMNS = ("case_id", "split", "slice_index", "path", "row", "foreground", "labels")
 COLUMNS_OF_PLANES = ("case_id", "split", "plane", *COLUMNS[2:])
 SUMMARY = "dataset_info.json"
@@ -68,8 +70,7 @@ PARTITION_PLAN = ".dask_slicer.shares.json"
 # Without index and journals; CONFIG last, because it marks the directory as an output.
 TOP_FILES = (
     *(SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, FOLDS, SPLITS_FILE, STRUCTURES_FILE, CASES_FILE),
-    STATISTICS_FILE,
-    HEADERS,
+    *(STATISTICS_FILE, INDEX_COLUMNS, HEADERS),
     CONFIG,
 )
 # Digests of entries are below this.

@@ -23,7 +23,8 @@ from dask_slicer.output.directory import existing_folds, existing_splits, output
 from dask_slicer.output.formats.base import damage_named, read_json, step_of
 from dask_slicer.output.formats.npz_reader import NpzReader
 from dask_slicer.output.formats.zarr_reader import ZarrReader
-from dask_slicer.output.index import SliceIndex, case_reader, read_index
+from dask_slicer.output.index import SliceIndex, case_reader
+from dask_slicer.output.index_table import StoredIndex, open_index
 from dask_slicer.output.layout import FAILURE_COLUMNS, FAILURES, SUMMARY, partition_journals
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.step_lines import step_lines
@@ -116,14 +117,19 @@ class Output:
         return failures
 
     @cached_property
+    def stored_index(self) -> StoredIndex:
+        """Return the slices, to be read part by part."""
+        return open_index(self.path, self.config)
+
+    @cached_property
     def index(self) -> SliceIndex:
         """Return the slices, as columns."""
-        return read_index(self.path, self.config)
+        return self.stored_index.whole()
 
     @cached_property
     def cases(self) -> list[str]:
         """Return the ids of the cases that have slices."""
-        return list(self.index.case_ids)
+        return list(dict.fromkeys(case.case_id for case in self.stored_index.cases))
 
     @property
     def shortfall(self) -> str:
@@ -132,7 +138,7 @@ class Output:
         # A case without a kept slice is written, but not in the index.
         listed = self.summary.get("num_cases", 0)
         listed = listed if isinstance(listed, int) else 0
-        written = self.index.n_committed or max(len(self.cases), listed)
+        written = self.stored_index.n_committed or max(len(self.cases), listed)
         if written >= planned:
             return ""
         failed = len(self.failures)
@@ -298,7 +304,7 @@ def open_output(output_dir: str | Path) -> Output:
 def check_cases(output: Output, wanted: Collection[str], *, split: str | None = None) -> None:
     """Raise UsageError if a case failed, is unknown, or is in another split than `split`."""
     splits = {case_id: name for name, ids in output.splits.items() for case_id in ids}
-    splits |= {case.case_id: case.split for case in output.index.cases}
+    splits |= {case.case_id: case.split for case in output.stored_index.cases}
     failed = {failure["case_id"] for failure in output.failures}
     for case_id in sorted(wanted):
         if case_id in failed:

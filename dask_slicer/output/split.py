@@ -57,14 +57,7 @@ def split_output(
     with locked(path, note=note):
         if not output.summary:
             raise OutputError(f"{path} has no {layout.SUMMARY}: run the same run command again")
-        records = list(last_records(path / layout.JOURNAL))
-        committed = [record for record in records if isinstance(record, CommittedCase)]
-        written = WrittenCases(
-            groups={record.case_id: record.group or record.case_id for record in committed},
-            labels={record.case_id: label_classes(record) for record in committed},
-            unfinished=directory.existing_splits(path).keys()
-            - {record.case_id for record in records if not isinstance(record, RemovedCase)},
-        )
+        written = _written_cases(path)
         before = directory.existing_table(path)
         table = _with_columns(before, output.config, settings, directory.existing_splits(path))
         made, problem = make_final(path, settings, written, table)
@@ -81,6 +74,20 @@ def split_output(
         write_folds(path, made)
         directory.remove_temporary(path)
     return made
+
+
+def _written_cases(path: Path) -> WrittenCases:
+    """Return what the journal has for folds; records are not kept, as they have all slices."""
+    groups: dict[str, str] = {}
+    labels: dict[str, tuple[str, ...]] = {}
+    unfinished = {*directory.existing_splits(path)}
+    for record in last_records(path / layout.JOURNAL):
+        if not isinstance(record, RemovedCase):
+            unfinished.discard(record.case_id)
+        if isinstance(record, CommittedCase):
+            groups[record.case_id] = record.group or record.case_id
+            labels[record.case_id] = label_classes(record)
+    return WrittenCases(groups=groups, labels=labels, unfinished=unfinished)
 
 
 def _with_columns(

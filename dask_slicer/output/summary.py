@@ -28,7 +28,7 @@ from dask_slicer.output.folds import (
     write_folds,
 )
 from dask_slicer.output.formats.base import is_normalized, read_json, statistics_by_name
-from dask_slicer.output.index import csv_lines, index_lines, list_lines
+from dask_slicer.output.index_table import csv_lines, list_lines, write_index
 from dask_slicer.output.journal import last_records
 from dask_slicer.output.properties import properties_json
 from dask_slicer.planning.folds import Folds, FoldSettings
@@ -175,8 +175,7 @@ def finalize(
 
     directory.remove_temporary(output_dir)
     try:
-        lines = index_lines(committed(), config)
-        directory.write_lines(output_dir, layout.INDEX, lines)
+        write_index(output_dir, committed(), config)
         if not is_complete:
             # Cases that were stopped before they could be committed.
             stopped = planned - totals.split_of.keys()

@@ -17,7 +17,8 @@ from dask_slicer.config.file_settings import FileTemplate
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.planning.case_table import class_counts, column_classes
-from dask_slicer.planning.plan import CasePlan, RunPlan, peak_bytes
+from dask_slicer.planning.memory import least_limit, peak_bytes, scratch_lines
+from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.utils import system
 from dask_slicer.utils.formatting import first_few, format_bytes, format_shape, plural
@@ -228,6 +229,7 @@ def plan_lines(plan: RunPlan, needs: Mapping[str, Any] | None = None) -> list[st
         )
         if free is not None and likely > free:
             lines.append(f"Note: only {format_bytes(free)} of disk space is free")
+        lines += scratch_lines(plan.runnable, plan.config, peak=plan.peak_bytes)
     return lines + [f"Note: {note}" for note in plan.notes]
 
 
@@ -315,6 +317,7 @@ def _case_json(case: CasePlan, plan: RunPlan) -> dict[str, Any]:
         "orientation": case.orientation or None,
         "dtypes": list(case.dtypes),
         "peak_bytes": peak_bytes(case, plan.config) if sound else None,
+        "least_bytes": least_limit(case, plan.config) if sound else None,
     }
 
 

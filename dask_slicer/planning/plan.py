@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from dask_slicer.config.partition import parse_partition
-from dask_slicer.config.schema import RunConfig, SliceSettings
+from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
-from dask_slicer.core.steps.resampling import resampled_shape
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds
+from dask_slicer.planning.memory import WORKER_BASE_BYTES, peak_bytes
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.step_lines import step_lines
 from dask_slicer.records import FailedCase, failure_table
 from dask_slicer.utils.formatting import format_shape, plural
-from dask_slicer.utils.modalities import for_each_modality
 from dask_slicer.utils.packed import quick_to_pack
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table
 
@@ -40,9 +36,6 @@ _WORK_PER_CASE, _WORK_PER_SLICE = 80_000, 20_000
 
 # Masks that take as long to merge as a volume takes to be sliced.
 _MASKS_PER_VOLUME = 8
-
-# Memory of a worker before its first case: Python, numpy, distributed.
-_WORKER_BASE_BYTES = 200_000_000
 
 # Names of what `CasePlan.described` returns, for tables.
 HEADER_FACTS = ("slices", "rows×columns", "spacing mm", "stored", "dtype")
@@ -170,40 +163,6 @@ def _changed(before: str, after: str) -> str:
 
 def _spacing_text(spacing: Iterable[float]) -> str:
     return " × ".join(f"{step:.3g}" for step in spacing)
-
-
-def peak_bytes(case: CasePlan, settings: SliceSettings) -> int:
-    """Return the memory that a case needs to be loaded, sliced and saved, in bytes.
-
-    All planes of a case are views of one volume, until they get their in-plane size.
-    """
-    parts, templates = case.parts, settings.templates_of(case.split)
-    voxels, sliced = prod(case.shape), sum(prod(part.slice_shape) for part in parts)
-    in_plane = max(prod(part.slice_shape[1:]) for part in parts)
-    wanted = settings.spacing
-    resampled = prod(resampled_shape(case.shape, case.spacing, wanted)) if wanted else 0
-    planes = (2 * settings.window_size + 1) * max((t.copies for t in templates), default=0) or 1
-    copies = len(parts) > 1 or settings.resamples  # of the label: before and after
-    label = max(voxels, resampled) + sliced if copies else max(voxels, sliced)
-    label *= np.dtype(settings.label_dtype).itemsize * case.has_label
-    # Planes of a window, raw and deflated. A percentile sorts a float64 copy of one modality.
-    saved = 3 * planes * len(case.case.images) * in_plane * 4
-    sorts = settings.percentiles or "percentile" in for_each_modality(settings.normalize, 1)
-    statistics = voxels * 8 if sorts else 0
-    if settings.foreground not in ("min", "all"):  # a mask, and a copy of one modality
-        statistics += voxels + case.voxel_bytes // len(case.case.images)
-    n_channels = len(case.case.images) * settings.n_windows
-    held = {t.suffix for t in templates if not t.is_per_slice} & {".npz", ".h5"}  # .h5 twice
-    saved += 4 * sliced * (n_channels * planes + case.has_label) * (len(held) + (".h5" in held))
-    sized, changed = 0 if settings.size is None else sliced, 0
-    if settings.resamples:  # one channel normalised, all of them on their new grid
-        on_grid = max(resampled, sized) if len(parts) == 1 else resampled + sized
-        changed = 4 * (voxels + n_channels * on_grid)
-    elif sized:
-        changed = sized * settings.n_windows * case.voxel_bytes // max(voxels, 1)
-    if settings.label_map is not None or settings.removes_components:
-        changed += 8 * voxels  # of int32 before and after, or numbers of components
-    return case.voxel_bytes + label + changed + max(saved, statistics)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,7 +316,7 @@ class RunPlan:
     def peak_bytes(self) -> int:
         """Return the memory that a worker needs for the largest case."""
         peaks = (peak_bytes(case, self.config) for case in self.runnable)
-        return _WORKER_BASE_BYTES + max(peaks, default=0)
+        return WORKER_BASE_BYTES + max(peaks, default=0)
 
     def _repr_html_(self) -> str:
         config = self.config

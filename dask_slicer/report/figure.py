@@ -217,7 +217,7 @@ def draw(
     """Return a figure of panels in rows, at most `width` pixels wide, with a legend."""
     theme = _DARK if dark else _LIGHT
     # The colours of an output do not depend on the slices that are shown.
-    palette = colours(np.unique(output.index.label_values).tolist()) if labels else {}
+    palette = colours(output.stored_index.label_values) if labels else {}
     layout = lay_out(panels, width=width // scale, scale=scale)
     room = layout.width - 2 * _MARGIN
     notes = [(line, theme.faint) for line in wrapped(_facts(output, panels), room)]

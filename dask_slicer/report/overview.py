@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,20 +14,19 @@ from dask_slicer.core.intensity import intensities
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CorruptFile, OutputError
 from dask_slicer.output.formats.base import check_finite, damage_named
-from dask_slicer.output.index import SliceIndex, case_reader
-from dask_slicer.output.journal import last_records
+from dask_slicer.output.index import case_reader
+from dask_slicer.output.journal import committed_case, last_records
 from dask_slicer.output.layout import CONFIG, JOURNAL
 from dask_slicer.output.lock_owner import lock_owners
 from dask_slicer.output.output import Output
-from dask_slicer.output.summary import LabelTotals
 from dask_slicer.planning.headers import grouped_notes
 from dask_slicer.records import CommittedCase, FailedCase
 from dask_slicer.report.histogram import Histogram, histogram
 from dask_slicer.report.selection import spread_rows
+from dask_slicer.report.tally import CaseTotals, SliceTotals, WrittenCase, slice_indices
 from dask_slicer.utils.modalities import for_each_modality
 
 _MOST_LABELS = 100
-_SLOWEST = 20
 _SPACING_BINS, _LABEL_BINS = 24, 16
 # Spacings are rounded to a micrometre; headers hold them as float32.
 _SPACING_DIGITS = 3
@@ -61,20 +60,6 @@ class LabelFacts:
     n_slices: int
     n_voxels: int
     volumes: Histogram | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenCase:
-    """The journal record of a case without its slices, of which large datasets have millions."""
-
-    record: CommittedCase
-    n_slices: int
-    n_bytes: int
-
-    @property
-    def total(self) -> float:
-        """Return the seconds of all steps."""
-        return sum(self.record.seconds.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,64 +112,49 @@ class Overview:
 
 def overview(output: Output) -> Overview:
     """Return the facts about an output, from its journal, its index and some of its slices."""
-    written, failures = _records(output)
-    index = output.index
-    if not (written or failures or len(index)):
+    written, failures = _written_and_failed(output)
+    slices = SliceTotals.of(output.stored_index)
+    if not (written.split_of or failures or slices.cases):
         raise OutputError(
             f"{output.path} has no slices yet; dask-slicer run --config {output.path / CONFIG} "
             "makes them"
         )
-    records = {case_id: case.record for case_id, case in written.items()}
     planned = {case_id for ids in output.splits.values() for case_id in ids}
     # Without a journal, the index is all there is.
-    split_of = {case.case_id: case.split for case in index.cases}
-    split_of |= {case_id: record.split for case_id, record in records.items()}
-    ended = [record.at for record in records.values() if record.at]
-    step_seconds: Counter[str] = Counter()
-    for record in records.values():
-        step_seconds.update(record.seconds)
-    n_labels, labels = _labels(index, records)
+    split_of = {case.case_id: case.split for case in slices.cases} | written.split_of
+    n_labels, labels = _labels(slices, written.voxel_ml)
     return Overview(
-        n_slices=len(index),
-        header_notes=tuple(
-            grouped_notes(note for record in records.values() for note in record.header_notes)
-        ),
-        n_overlapping=sum(record.n_overlapping for record in records.values()),
-        label_notes=tuple(_label_totals(records).notes(output.config)),
-        n_unlabelled=int(np.isnan(index.foreground).sum()),
-        n_bytes=sum(case.n_bytes for case in written.values()),
-        first_at=min(ended, default=None),
-        last_at=max(ended, default=None),
+        n_slices=int(slices.n_slices.sum()),
+        header_notes=tuple(grouped_notes(written.header_notes)),
+        n_overlapping=written.n_overlapping,
+        label_notes=tuple(written.label_changes.notes(output.config)),
+        n_unlabelled=slices.n_unlabelled,
+        n_bytes=written.n_bytes,
+        first_at=written.first_at,
+        last_at=written.last_at,
         is_in_use=any(owner.is_alive for owner in lock_owners(output.path)),
-        splits=_splits(output, split_of, failures),
+        splits=_splits(output, slices, split_of, failures),
         missing=tuple(sorted(planned - split_of.keys() - failures.keys())),
-        empty=tuple(sorted(id_ for id_, case in written.items() if not case.n_slices)),
-        clipped=tuple(sorted(id_ for id_, record in records.items() if not record.clip_fits)),
-        sample=_sample(output, {id_: r.statistics for id_, r in records.items()}),
-        spacings=_spacings(records.values()),
+        empty=tuple(written.empty),
+        clipped=tuple(written.clipped),
+        sample=_sample(output, slices, written.split_of.keys()),
+        spacings=_spacings(written.spacings),
         n_labels=n_labels,
         labels=labels,
         absent_labels=tuple(
             f"{value} {output.label_names[value]}"
-            for value in sorted(output.label_names.keys() - np.unique(index.label_values).tolist())
+            for value in sorted(output.label_names.keys() - np.unique(slices.value).tolist())
         ),
-        step_seconds=dict(step_seconds),
-        slowest=tuple(sorted(written.values(), key=lambda case: -case.total)[:_SLOWEST]),
+        step_seconds=dict(written.step_seconds),
+        slowest=written.slowest,
         failures=tuple(failure for _, failure in sorted(failures.items())),
     )
 
 
-def _label_totals(records: Mapping[str, CommittedCase]) -> LabelTotals:
-    totals = LabelTotals()
-    for _, record in sorted(records.items()):
-        totals.add(record)
-    return totals
-
-
-def _records(output: Output) -> tuple[dict[str, WrittenCase], dict[str, FailedCase]]:
-    """Return the written and the failed cases, by case id."""
+def _written_and_failed(output: Output) -> tuple[CaseTotals, dict[str, FailedCase]]:
+    """Return sums over the written cases, and the failed cases by their id."""
     planned = {case_id for ids in output.splits.values() for case_id in ids}
-    written: dict[str, WrittenCase] = {}
+    totals = CaseTotals()
     # Cases that failed in planning are not in the journal.
     failures = {
         row["case_id"]: FailedCase(
@@ -194,63 +164,63 @@ def _records(output: Output) -> tuple[dict[str, WrittenCase], dict[str, FailedCa
     }
     for record in last_records(output.path / JOURNAL):
         if isinstance(record, CommittedCase):
-            written[record.case_id] = WrittenCase(
-                record=record.without_slices(),
-                n_slices=record.n_slices,
-                n_bytes=record.n_bytes,
-            )
+            totals.add(record)
             failures.pop(record.case_id, None)
         elif isinstance(record, FailedCase) and record.case_id in planned:
             failures[record.case_id] = record
-    return written, failures
+    return totals, failures
 
 
 def _splits(
-    output: Output, split_of: Mapping[str, str], failures: Mapping[str, FailedCase]
+    output: Output,
+    slices: SliceTotals,
+    split_of: Mapping[str, str],
+    failures: Mapping[str, FailedCase],
 ) -> tuple[SplitFacts, ...]:
     """Return the counts of each split; `split_of` has the split of each written case."""
-    index = output.index
-    split_of_row = np.array([case.split for case in index.cases], dtype=str)[index.case]
-    is_labelled = np.diff(index.label_ends) > 0
+    split_of_case = np.array([case.split for case in slices.cases], dtype=str)
     facts = []
     for name, planned in output.splits.items():
         written = {case_id for case_id, split in split_of.items() if split == name}
-        rows = split_of_row == name
+        own = split_of_case == name
         facts.append(
             SplitFacts(
                 name=name,
                 n_planned=len(written.union(planned)),
                 n_written=len(written),
                 n_failed=sum(case_id in failures for case_id in planned),
-                n_slices=int(rows.sum()),
-                n_labelled=int((rows & is_labelled).sum()),
+                n_slices=int(slices.n_slices[own].sum()),
+                n_labelled=int(slices.n_labelled[own].sum()),
             )
         )
     return tuple(facts)
 
 
 def _labels(
-    index: SliceIndex, records: Mapping[str, CommittedCase]
+    slices: SliceTotals, voxel_ml: Mapping[tuple[str, str], float]
 ) -> tuple[int, tuple[LabelFacts, ...]]:
-    """Return the number of label values, and the facts of those that most cases hold."""
-    voxel_ml = np.array([_voxel_ml(records.get(case.case_id), case.plane) for case in index.cases])
-    values, which = np.unique(index.label_values, return_inverse=True)
-    case = np.repeat(index.case, np.diff(index.label_ends))
+    """Return the number of label values, and the facts of those that most cases hold.
+
+    `voxel_ml` is the volume of a voxel by case id and plane, as far as it is known.
+    """
+    cases = slices.cases
+    ml = np.array([voxel_ml.get((case.case_id, case.plane), math.nan) for case in cases])
+    values, which = np.unique(slices.value, return_inverse=True)
+    n_slices = np.bincount(which, weights=slices.value_slices, minlength=len(values))
     # One number for each pair of a value and a case that holds it, ordered by value.
-    n_cases = max(len(index.cases), 1)
-    pairs, pair = np.unique(which.astype(np.int64) * n_cases + case, return_inverse=True)
-    voxels: NDArray[np.float64]
-    voxels = np.bincount(pair, weights=index.label_counts, minlength=len(pairs)).astype(float)
-    volumes = voxels * voxel_ml[pairs % n_cases]
-    if len(index.case_ids) < len(index.cases):  # of several planes, take the one with most
-        number_of = {case_id: number for number, case_id in enumerate(index.case_ids)}
-        numbers = np.array([number_of[case.case_id] for case in index.cases])
+    n_cases = max(len(cases), 1)
+    pairs = which.astype(np.int64) * n_cases + slices.case
+    order = np.argsort(pairs)
+    pairs, voxels = pairs[order], slices.value_voxels[order]
+    volumes = voxels * ml[pairs % n_cases]
+    number_of = {case_id: n for n, case_id in enumerate(dict.fromkeys(c.case_id for c in cases))}
+    if len(number_of) < len(cases):  # of several planes, take the one with most
+        numbers = np.array([number_of[case.case_id] for case in cases])
         pairs, pair = np.unique(
             pairs // n_cases * n_cases + numbers[pairs % n_cases], return_inverse=True
         )
         voxels, volumes = _most(voxels, pair, len(pairs)), _most(volumes, pair, len(pairs))
     ends = np.searchsorted(pairs, np.arange(len(values) + 1) * n_cases)
-    n_slices = np.bincount(which, minlength=len(values))
     totals = np.bincount(pairs // n_cases, weights=voxels, minlength=len(values))
     shown = sorted(np.lexsort((-totals, -np.diff(ends)))[:_MOST_LABELS].tolist())
     facts = []
@@ -276,34 +246,29 @@ def _most(values: NDArray[np.float64], group: NDArray[np.intp], n: int) -> NDArr
     return most
 
 
-def _voxel_ml(record: CommittedCase | None, plane: str) -> float:
-    """Return the volume of a voxel in ml; NaN where the journal lacks the case, or its plane."""
-    for part in () if record is None else record.parts:
-        if part.plane == plane:
-            mm3 = part.voxel_volume
-            return (math.prod(part.spacing) if mm3 is None else mm3) / 1000
-    return math.nan
-
-
-def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) -> Sample:
+def _sample(output: Output, slices: SliceTotals, recorded: Collection[str]) -> Sample:
     """Return the intensities of some slices, spread over the cases.
 
-    `statistics`, by case id, undo the normalisation; cases without are left out if others have it.
+    Statistics of `recorded` cases undo the normalisation; cases without are left out if others have
+    it.
     """
-    index, normalize = output.index, output.config.normalize
+    config, normalize = output.config, output.config.normalize
     methods = {*for_each_modality(normalize, 1)}
-    config = output.config
     if config.maps_limits or config.zeroes_background or "dataset" in methods:
-        statistics = {}  # these do not undo it
-    known = np.array([case.case_id in statistics for case in index.cases], dtype=bool)
-    if known.any() and not known.all():
-        index = index.select(known[index.case])
+        recorded = ()  # their statistics do not undo it
+    known = np.array([case.case_id in recorded for case in slices.cases], dtype=bool)
+    numbers = np.flatnonzero(known if known.any() else ~known)
+    ends = [0, *slices.n_slices[numbers].cumsum().tolist()]
+    places = []  # of a slice: its case, and which of its slices it is
+    for row in spread_rows(ends, _SAMPLED_SLICES):
+        group = bisect_right(ends, row) - 1
+        places.append((int(numbers[group]), row - ends[group]))
+    indices = slice_indices(output.stored_index, places)
     values: list[list[NDArray[np.floating]]] = []  # by slice and modality
     problems: list[str] = []
     cases: set[str] = set()
-    ends = np.searchsorted(index.case, np.arange(len(index.cases) + 1)).tolist()
-    for row in spread_rows(ends, _SAMPLED_SLICES):
-        case, slice_index = index.cases[index.case[row]], int(index.slice_index[row])
+    for (number, _), slice_index in zip(places, indices, strict=True):
+        case = slices.cases[number]
         try:
             with damage_named(case.case_id, slice_index):
                 image, _ = case_reader(output.path, case).read(slice_index, 0)
@@ -315,7 +280,7 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
                         channels = [
                             intensities(channel, stats, method)
                             for channel, stats, method in zip(
-                                channels, statistics[case.case_id], each, strict=False
+                                channels, _statistics(output, case.case_id), each, strict=False
                             )
                         ]
                 for channel in channels:
@@ -337,18 +302,21 @@ def _sample(output: Output, statistics: Mapping[str, tuple[Statistics, ...]]) ->
     )
 
 
-def _spacings(records: Iterable[CommittedCase]) -> dict[str, Histogram]:
+def _statistics(output: Output, case_id: str) -> tuple[Statistics, ...]:
+    record = committed_case(output.path / JOURNAL, case_id)
+    if record is None:
+        raise CorruptFile(f"{case_id}: its last line in {JOURNAL} is damaged")
+    return record.statistics
+
+
+def _spacings(of_plane: Mapping[str, Sequence[float]]) -> dict[str, Histogram]:
     """Return spacings between slices, rows and columns; the last two as one where they agree.
 
     Of each plane, if there are several.
     """
-    of_plane: defaultdict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    for record in records:
-        for part in record.parts:
-            of_plane[part.plane].append(part.spacing)
     histograms = {}
     for plane, spacings in of_plane.items():
-        slices, rows, columns = np.round(spacings, _SPACING_DIGITS).T
+        slices, rows, columns = np.round(spacings, _SPACING_DIGITS).reshape(-1, 3).T
         if np.array_equal(rows, columns):
             axes = {"between slices": slices, "in plane": rows}
         else:

@@ -39,15 +39,23 @@ class Panel:
 
 
 def read_panels(
-    output: Output, index: SliceIndex, rows: Iterable[int], *, window_size: int | None
+    output: Output,
+    index: SliceIndex,
+    rows: Iterable[int],
+    *,
+    window_size: int | None,
+    whole: SliceIndex | None = None,
 ) -> list[Panel]:
-    """Read the slices in some rows of an index, those of a case together, as panels."""
+    """Read the slices in some rows of an index, those of a case together, as panels.
+
+    `whole` has all slices of these cases; by default, `index` has.
+    """
     panels = []
     for number, of_case in groupby(rows, key=lambda row: int(index.case[row])):
         case = index.cases[number]
         with damage_named(case.case_id, None):
             reader = case_reader(output.path, case)
-        black, white = _ranges(reader, case, output.index)[:, :, None, None]
+        black, white = _ranges(reader, case, index if whole is None else whole)[:, :, None, None]
         modalities = output.channel_names
         if len(modalities) != len(black):
             modalities = tuple(f"modality {number}" for number in range(len(black)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dask_slicer.errors import UsageError
 from dask_slicer.output.output import Output, open_output
 from dask_slicer.report.panels import Panel, read_panels
-from dask_slicer.report.selection import choose_rows
+from dask_slicer.report.selection import choose_few, choose_rows
 from dask_slicer.training.dataset import SliceDataset
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def show_slices(
     rows = choose_rows(output, index, cases=cases, split=split, slices=slices, n=n_slices)
     if len(rows) > _MOST_SLICES:
         raise UsageError(f"{len(rows)} slices are too many; choose at most {_MOST_SLICES}")
-    panels = read_panels(output, index, rows, window_size=window_size)
+    panels = read_panels(output, index, rows, window_size=window_size, whole=output.index)
     is_wide = max(panel.image.shape[1] for panel in panels) >= _MANY_SLICES
     width = _WIDTH_OF_MANY if is_wide else _WIDTH
     return _draw(output, panels, labels=labels, dark=dark, width=width, scale=_SCALE)
@@ -107,8 +107,8 @@ def picture(
     output: Output, *, n_slices: int, width: int, dark: bool, window_size: int | None = None
 ) -> bytes:
     """Return a PNG of slices of an output, about `width` pixels wide."""
-    rows = choose_rows(output, output.index, n=n_slices)
-    panels = read_panels(output, output.index, rows, window_size=window_size)
+    index, rows = choose_few(output, n=n_slices)
+    panels = read_panels(output, index, rows, window_size=window_size)
     return _draw(output, panels, dark=dark, width=width).to_bytes()
 
 

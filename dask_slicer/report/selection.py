@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import UsageError
 from dask_slicer.output.formats.base import damage_named
-from dask_slicer.output.index import SliceIndex, case_reader
+from dask_slicer.output.index import IndexedCase, SliceIndex, case_reader
 from dask_slicer.output.output import Output, check_cases
 from dask_slicer.utils.formatting import first_few, plural
 
@@ -106,7 +106,30 @@ def choose_rows(
         counts = shares(n_of[numbers].tolist(), max(n, len(numbers)))
         chosen = dict(zip(numbers, counts, strict=True))
     else:
-        chosen = _spread_over_splits(index, numbers, n_of, n)
+        chosen = _spread_over_splits(index.cases, numbers, n_of, n)
+    return _rows_of_cases(index, chosen)
+
+
+def choose_few(output: Output, *, n: int) -> tuple[SliceIndex, list[int]]:
+    """Return an index of a few cases with the rows that `choose_rows` gives of the whole index.
+
+    Only these cases are in memory.
+    """
+    stored = output.stored_index
+    if not stored.cases:
+        _check_split(output, output.index, None)
+    n_of = np.concatenate([np.bincount(part.case, minlength=len(part.cases)) for part in stored])
+    chosen = _spread_over_splits(stored.cases, list(range(len(n_of))), n_of, n)
+    names = {(case.case_id, case.plane) for case in map(stored.cases.__getitem__, chosen)}
+    index = stored.selected(
+        lambda part: part.of_cases(lambda case: (case.case_id, case.plane) in names)
+    )
+    own_number = {number: place for place, number in enumerate(sorted(chosen))}
+    return index, _rows_of_cases(index, {own_number[key]: n for key, n in chosen.items()})
+
+
+def _rows_of_cases(index: SliceIndex, chosen: Mapping[int, int]) -> list[int]:
+    """Return the rows of some slices of each case, from their number by the number of the case."""
     rows = []
     for number, wanted in chosen.items():
         of_case = np.flatnonzero(index.case == number)
@@ -150,22 +173,22 @@ def _numbers(
 
 
 def _spread_over_splits(
-    index: SliceIndex, numbers: list[int], n_of: NDArray[np.intp], n: int
+    cases: Sequence[IndexedCase], numbers: list[int], n_of: NDArray[np.intp], n: int
 ) -> dict[int, int]:
     """Return the number of slices to show of each case, by the number of the case."""
     # Plane after plane, each split from another one on, or all that are picked could be of one.
-    planes = list(dict.fromkeys(case.plane for case in index.cases))
+    planes = list(dict.fromkeys(case.plane for case in cases))
     of_split = [
         sorted(
-            (number for number in numbers if index.cases[number].split == split),
-            key=lambda number: (planes.index(index.cases[number].plane) - first) % len(planes),
+            (number for number in numbers if cases[number].split == split),
+            key=lambda number: (planes.index(cases[number].plane) - first) % len(planes),
         )
         for first, split in enumerate(SPLITS)
     ]
-    most = [sum(n_of[cases].tolist()) for cases in of_split]
+    most = [sum(n_of[own].tolist()) for own in of_split]
     chosen: dict[int, int] = {}
-    for cases, wanted in zip(of_split, shares(most, n, weights=[*map(len, of_split)]), strict=True):
-        shown = [cases[place] for place in spread(len(cases), wanted)]
+    for own, wanted in zip(of_split, shares(most, n, weights=[*map(len, of_split)]), strict=True):
+        shown = [own[place] for place in spread(len(own), wanted)]
         chosen |= dict(zip(shown, shares(n_of[shown].tolist(), wanted), strict=True))
     return chosen
 
@@ -193,7 +216,9 @@ def _rows_of(
         )
     if not named:
         # Count one slice for each case, so that enough cases are chosen.
-        chosen = _spread_over_splits(index, complete, n_found.clip(max=1), max(n // len(slices), 1))
+        chosen = _spread_over_splits(
+            index.cases, complete, n_found.clip(max=1), max(n // len(slices), 1)
+        )
         complete = sorted(chosen)
     return [int(row) for row in rows[np.isin(index.case[rows], complete)]]
 

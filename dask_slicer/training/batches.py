@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dask_slicer.errors import UsageError
 from dask_slicer.output.formats.base import Planes, Window, damage_named
-from dask_slicer.training.cache import PlaneCache
+from dask_slicer.training.cache import Content, PlaneCache
 from dask_slicer.training.memory import as_tensor, is_in_worker, joined, shared_tensor
 from dask_slicer.training.normalization import SCALING
 
@@ -79,9 +79,7 @@ def read_arrays(
     if output == "source":
         dtype = np.result_type(*(_tensor_dtype(each) for each in slices))
     image = allocate((len(slices), *first.window.shape), dtype)
-    planes: dict[int, Planes] = {}
-    for case_number in {each.case_number for each in slices}:
-        planes[case_number] = {} if cache is None else cache.planes_of(case_number)
+    planes = _planes_of("image", slices, cache)
     for place, each in zip(image, slices, strict=True):
         read = each.window.read_stored if output == "source" else each.window.read_image
         with damage_named(each.case_id, each.slice_index):
@@ -91,15 +89,32 @@ def read_arrays(
         size = first.window.shape[1:]
         dtype = np.result_type(*(each.window.label_dtype for each in labelled))
         label = arrays["label"] = allocate((len(slices), *size), dtype)
+        labels = _planes_of("label", slices, cache)
         for place, each in zip(label, slices, strict=True):
             if each.has_label:
                 with damage_named(each.case_id, each.slice_index):
-                    each.window.read_label(place)
+                    _read_label(each, place, labels[each.case_number])
     if output == "source":
         scalings = [each.window.scaling() for each in slices]
         for name in SCALING:
             arrays[name] = np.stack([getattr(scaling, name) for scaling in scalings])
     return arrays
+
+
+def _planes_of(
+    content: Content, slices: Sequence[OpenedSlice], cache: PlaneCache | None
+) -> dict[int, Planes]:
+    """Return the planes of each case that are decoded already, by its number."""
+    cases = {each.case_number for each in slices}
+    return {case: {} if cache is None else cache.planes_of(content, case) for case in cases}
+
+
+def _read_label(each: OpenedSlice, out: NDArray[Any], labels: Planes) -> None:
+    if each.slice_index in labels:
+        out[...] = labels[each.slice_index]
+    else:
+        each.window.read_label(out)
+        labels[each.slice_index] = out
 
 
 def samples_of(slices: Sequence[OpenedSlice], arrays: Mapping[str, NDArray[Any]]) -> list[Sample]:

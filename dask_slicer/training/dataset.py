@@ -83,8 +83,8 @@ class SliceDataset:
         batch where it is wanted, such as on a GPU. Of an output that holds integers: of
         ``--dtype source`` or ``uint8``, or PNG.
     cache : int or str, optional
-        Bytes of memory, such as ``"8GB"``, for decoded planes of a Zarr store, which threads share;
-        each worker process has its own.
+        Bytes of memory, such as ``"8GB"``, for decoded planes and label maps of a Zarr store,
+        which threads share; each worker process has its own.
 
     Raises
     ------

@@ -130,6 +130,7 @@ def choose_slices(
     cases_of: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     sizes: Counter[tuple[int, int, int]] = Counter()
     row_of_dtype: dict[Any, int] = {}
+    label_bytes = 0  # of a pixel
     for row in first_rows.tolist():
         number = int(index.case[row])
         case, slice_index = index.cases[number], int(index.slice_index[row])
@@ -140,6 +141,8 @@ def choose_slices(
         cases_of[shape].append(number)
         sizes[shape] += int(n_slices[number])
         row_of_dtype.setdefault(window.dtype, row)
+        if window.label_dtype is not None:
+            label_bytes = max(label_bytes, window.label_dtype.itemsize)
     shape, n = sizes.most_common(1)[0]
     rows = np.flatnonzero(np.isin(index.case, cases_of[shape]))
     outputs: list[ImageOutput] = ["float32"]
@@ -151,9 +154,9 @@ def choose_slices(
     decoded_bytes = None
     if opened.config.format == "zarr":
         w = opened.config.window_size if window_size is None else window_size
-        pixels = shape[0] // (2 * w + 1) * shape[1] * shape[2] * len(index)
         itemsize = max(dtype.itemsize for dtype in row_of_dtype) if "source" in outputs else 4
-        decoded_bytes = pixels * itemsize
+        slice_bytes = shape[0] // (2 * w + 1) * itemsize + label_bytes  # of one pixel
+        decoded_bytes = slice_bytes * shape[1] * shape[2] * len(index)
     return replace(
         whole,
         rows=tuple(rows.tolist()),

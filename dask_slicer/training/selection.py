@@ -11,7 +11,7 @@ import numpy as np
 from dask_slicer.core.splits import SPLITS
 from dask_slicer.errors import UsageError
 from dask_slicer.output.folds import fold_cases
-from dask_slicer.output.index import SliceIndex
+from dask_slicer.output.index import IndexedCase, SliceIndex
 from dask_slicer.output.output import Output, check_cases, check_plane
 
 
@@ -47,23 +47,32 @@ class Selection:
     def of(self, output: Output) -> SliceIndex:
         """Return the selected slices of an output; raise UsageError if it lacks what is named."""
         check_plane(output, self.plane)
-        index = output.index.of_cases(lambda case: self.split in (None, case.split))
-        if self.cases is not None:
-            wanted = set(self.cases)
+        wanted = None if self.cases is None else set(self.cases)
+        if wanted is not None:
             check_cases(output, wanted, split=self.split)
-            index = index.of_cases(lambda case: case.case_id in wanted)
+        in_fold = None
+        if self.fold is not None:
+            part = self.part or "train"
+            in_fold = fold_cases(output, self.fold, part)
+            if apart := sorted((wanted or set()) - in_fold):
+                raise UsageError(f"{apart[0]} is not in {part} of fold {self.fold}")
+        plane = self.plane if output.config.plane_folders else None
+
+        def is_wanted(case: IndexedCase) -> bool:
+            return (
+                self.split in (None, case.split)
+                and plane in (None, case.plane)
+                and (wanted is None or case.case_id in wanted)
+                and (in_fold is None or case.case_id in in_fold)
+            )
+
+        # Part by part: all slices would take memory beside the selected ones.
+        return output.stored_index.selected(lambda index: self._rows(index.of_cases(is_wanted)))
+
+    def _rows(self, index: SliceIndex) -> SliceIndex:
         rows = np.ones(len(index), dtype=bool)
         if self.labels is not None:
             rows &= index.rows_with(self.labels)
         if self.min_foreground is not None:
             rows &= index.foreground >= self.min_foreground
-        index = index.select(rows)
-        if self.plane is not None and output.config.plane_folders:
-            index = index.of_cases(lambda case: case.plane == self.plane)
-        if self.fold is not None:
-            part = self.part or "train"
-            in_fold = fold_cases(output, self.fold, part)
-            if apart := sorted(set(self.cases or ()) - in_fold):
-                raise UsageError(f"{apart[0]} is not in {part} of fold {self.fold}")
-            index = index.of_cases(lambda case: case.case_id in in_fold)
-        return index
+        return index.select(rows)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dask_slicer.errors import UsageError
 from dask_slicer.output.index import SliceIndex
@@ -51,7 +52,9 @@ class ShuffledSlices:
         index = self.dataset.index
         cases = list(range(len(index.cases)))
         order.shuffle(cases)
-        rows = np.argsort(index.case, kind="stable")
+        rows: Sequence[int] | NDArray[np.intp] = range(len(index.case))
+        if (index.case[1:] < index.case[:-1]).any():  # rows that the user put in another order
+            rows = np.argsort(index.case, kind="stable")
         ends = [0, *np.bincount(index.case, minlength=len(cases)).cumsum().tolist()]
         samples = (
             self.dataset[int(row)]

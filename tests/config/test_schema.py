@@ -105,6 +105,7 @@ CHANGED = {
     "job_extra": ("--qos=high", "--exclusive"),
     "lifetime": 3000.0,
     "interface": "ib0",
+    "scratch_dir": Path("/scratch"),
     "shard": "2/3",
     "fsync": True,
     "retries": 0,

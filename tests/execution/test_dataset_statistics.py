@@ -110,7 +110,7 @@ def test_a_case_that_cannot_be_read_at_once_is_tried_again(
     settings = {"train_ratio": 1.0, "retries": retries}
     load_volume, failures = tasks.load_volume, iter(range(2))
 
-    def load(case, plane):
+    def load(case, plane, **_):
         if case.case_id == "a" and next(failures, None) is not None:
             raise OSError(errno.EIO, "Input/output error")
         return load_volume(case, plane)

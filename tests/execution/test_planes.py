@@ -113,7 +113,7 @@ def test_a_scan_is_read_once(scans, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(
         tasks,
         "load_volume",
-        lambda case, plane: read.append(case.case_id) or load_volume(case, plane),
+        lambda case, plane, **_: read.append(case.case_id) or load_volume(case, plane),
     )
     run(scans, tmp_path / "out")
     assert sorted(read) == ["c0", "c1", "c2"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dask_slicer.execution.watchdog import count_lost_workers, last_event
+from dask_slicer.execution.watchdog import _running_tasks, count_lost_workers, last_event
 
 
 def client_of(events: list[tuple[float, dict[str, Any]]]) -> Any:
@@ -44,3 +44,34 @@ def test_a_worker_counts_as_lost_if_it_had_a_case(event, n_lost) -> None:
 def test_a_scheduler_that_does_not_answer_has_lost_no_worker() -> None:
     assert count_lost_workers(SimpleNamespace(), after=0.0) == 0
     assert last_event(SimpleNamespace()) == 0.0
+
+
+def worker_of(*keys: object, executing: int | None = None) -> Any:
+    tasks = [SimpleNamespace(key=key) for key in keys]
+    return SimpleNamespace(
+        address="tcp://w:1",
+        nthreads=1,
+        nanny="tcp://w:2",
+        processing=tasks,
+        executing=() if executing is None else (tasks[executing],),
+    )
+
+
+@pytest.mark.parametrize(
+    ("worker", "expected"),
+    [
+        (worker_of(("save", "a", 1)), {"a": True}),
+        # Several parts of a case wait for each other on a worker, and of none is it known to run.
+        (worker_of(("save", "a", 1), ("save", "a", 2)), {"a": True}),
+        (worker_of(("save", "a", 2), ("load", "b")), {"a": False, "b": False}),
+        (worker_of(("save", "a", 2), ("load", "b"), executing=1), {"b": True}),
+        (worker_of(("save", "a", 2), ("sum-123", 0, 1)), {"a": False}),
+    ],
+    ids=["one part", "parts", "another case", "which is known", "another program"],
+)
+def test_parts_of_a_case_count_as_the_case(worker, expected) -> None:
+    scheduler: Any = SimpleNamespace(workers={worker.address: worker})
+    running, is_busy = _running_tasks(scheduler)
+    assert is_busy
+    assert {name: task.is_certain for (name, _), task in running.items()} == expected
+    assert {address for _, address in running} == {worker.address}

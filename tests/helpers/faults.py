@@ -24,7 +24,9 @@ _HERE = Path(__file__).resolve().parent
 # For the environment variable PYTHONPATH.
 PATH = (str(_HERE / "startup"), str(_HERE))
 _FAULTS = "FAULTS_OF_TESTS"
-_TASKS = "dask_slicer.execution.tasks"
+_TASKS, _PARTS = "dask_slicer.execution.tasks", "dask_slicer.execution.parts"
+# What the name of a fault begins with that a part of a large case has: one, or one once.
+_IN_PART, _ONCE = "part ", "once "
 _FOR_EVER = 1_000_000
 
 
@@ -40,17 +42,20 @@ def wait_for_tasks() -> None:
 
 
 class _Finder(MetaPathFinder):
+    def __init__(self) -> None:
+        self._left = {_TASKS: _break, _PARTS: _break_parts}
+
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != _TASKS:
+        break_module = self._left.pop(fullname, None)
+        if break_module is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
         run_module = spec.loader.exec_module
 
         def run_and_break(module: ModuleType) -> None:
             run_module(module)
-            if module.__name__ == _TASKS:  # an archive has one loader for all its modules
-                _break(module)
+            if module.__name__ == fullname:  # an archive has one loader for all its modules
+                break_module(module)
 
         spec.loader.exec_module = run_and_break
         return spec
@@ -59,9 +64,9 @@ class _Finder(MetaPathFinder):
 def _break(tasks: ModuleType) -> None:
     load_volume, save_case = tasks.load_volume, tasks.save_case
 
-    def load(case, *arguments):
+    def load(case, *arguments, **options):
         _BY_NAME.get(_faults().get(case.case_id), lambda: None)()
-        return load_volume(case, *arguments)
+        return load_volume(case, *arguments, **options)
 
     def save(sliced, target):
         record = save_case(sliced, target)
@@ -70,6 +75,31 @@ def _break(tasks: ModuleType) -> None:
     # Dask finds the task by its name.
     save.__module__, save.__qualname__ = save_case.__module__, save_case.__qualname__
     tasks.load_volume, tasks.save_case = load, save
+
+
+def _break_parts(parts: ModuleType) -> None:
+    save_part = parts.save_part
+
+    def save(sliced, target, *, number, n_parts):
+        case = getattr(sliced, "case", None)  # not of an error, or of a case that is saved
+        name = "" if case is None else _faults().get(case.case_id, "")
+        if name.startswith(_IN_PART) and number == 1:
+            name = name.removeprefix(_IN_PART)
+            if not name.startswith(_ONCE) or _is_first(target.output_dir):
+                _BY_NAME[name.removeprefix(_ONCE)]()
+        return save_part(sliced, target, number=number, n_parts=n_parts)
+
+    save.__module__, save.__qualname__ = save_part.__module__, save_part.__qualname__
+    parts.save_part = save
+
+
+def _is_first(output_dir: str) -> bool:
+    """Return whether no process has asked this for an output before."""
+    try:
+        Path(f"{output_dir}.once").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 @cache

@@ -58,7 +58,7 @@ def npy_is_read(monkeypatch) -> None:
     reader = SimpleNamespace(
         SUFFIXES=(".np", ".vol.npy"),
         read_header=read_npy_header,
-        read_voxels=lambda headers: [np.load(header.path) for header in headers],
+        read_voxels=lambda headers, scratch_dir: [np.load(header.path) for header in headers],
     )
     monkeypatch.setattr(readers, "READERS", (*READERS, reader))
 

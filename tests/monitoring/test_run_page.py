@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -175,6 +176,29 @@ def test_each_event_is_read_once_however_often_the_page_is_loaded() -> None:
     known.update(scheduler_snapshot(known.last_event, scheduler))
     assert _Counting.n_told == 2
     assert known.runs["1f"] == (replace(RUN, n_done=9, seconds=4.0), 4.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (("save", "ct_7"), ("save", "ct_7")),
+        (("save", "ct_7", 3), ("save", "ct_7, part 3")),
+        (("sum-123", 0, 3), ("other", "('sum-123', 0, 3)")),
+        ("sum-of-many", ("other", "sum-of-many")),
+    ],
+)
+def test_workers_show_the_part_of_a_large_case(key, expected) -> None:
+    task = namedtuple("Task", ["key"])(key)  # hashable, as those of Dask
+    worker = SimpleNamespace(
+        **{"name": "0", "host": "node7", "metrics": {}, "memory_limit": 0, "last_seen": 0.0},
+        **{"processing": [task], "nthreads": 1, "executing": {task: 2.0}},
+        status=SimpleNamespace(name="running"),
+    )
+    scheduler = SimpleNamespace(
+        get_events=lambda _: (), clients=(), workers={"0": worker}, queued=(), unrunnable=()
+    )
+    (shown,) = scheduler_snapshot(0.0, scheduler)["workers"]
+    assert [(task.step, task.name) for task in shown.tasks] == [expected]
 
 
 def test_the_last_failures_of_a_run_are_kept_and_the_last_runs() -> None:

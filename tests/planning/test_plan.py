@@ -17,7 +17,8 @@ from dask_slicer.core.steps import operators
 from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.inputs.case import Case
 from dask_slicer.output.formats import write_case
-from dask_slicer.planning.plan import CasePlan, peak_bytes
+from dask_slicer.planning.memory import peak_bytes
+from dask_slicer.planning.plan import CasePlan
 from dask_slicer.planning.steps import common_steps, n_selected
 
 

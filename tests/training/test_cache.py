@@ -1,4 +1,4 @@
-"""The cache of decoded planes, alone and in a dataset."""
+"""The cache of decoded planes and label maps, alone and in a dataset."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ def test_planes_are_copied_until_the_bytes_are_used_up() -> None:
     cache = PlaneCache(2 * PLANE.nbytes + 1)
     memory = PLANE.copy()
     for index in range(4):
-        cache.planes_of(7)[index] = memory
+        cache.planes_of("image", 7)[index] = memory
     memory[...] = 0
     assert cache.n_used == 2 * PLANE.nbytes
-    later = cache.planes_of(7)
+    later = cache.planes_of("image", 7)
     assert [index in later for index in range(4)] == [True, True, False, False]
     np.testing.assert_array_equal(later[1], PLANE)
-    assert 1 not in cache.planes_of(8)
+    assert 1 not in cache.planes_of("image", 8)
+    assert 1 not in cache.planes_of("label", 7)
 
 
 def test_planes_of_a_batch_are_shared_without_room_in_the_cache() -> None:
-    planes = PlaneCache(0).planes_of(0)
+    planes = PlaneCache(0).planes_of("image", 0)
     planes[3] = PLANE
     assert 3 in planes
     assert planes[3] is PLANE
@@ -37,7 +38,7 @@ def test_planes_of_a_batch_are_shared_without_room_in_the_cache() -> None:
 
 def test_a_pickle_holds_no_planes() -> None:
     cache = PlaneCache(1_000_000)
-    cache.planes_of(0)[0] = PLANE
+    cache.planes_of("image", 0)[0] = PLANE
     copy = pickle.loads(pickle.dumps(cache))
     assert (copy.n_bytes, copy.planes) == (1_000_000, {})
 
@@ -57,7 +58,8 @@ def test_a_dataset_with_a_cache_reads_the_same(store, output, size) -> None:
     cached = SliceDataset(store, output=output, cache=size)
     for _ in range(2):
         for number in range(len(plain)):
-            np.testing.assert_array_equal(cached[number]["image"], plain[number]["image"])
+            for name in ("image", "label"):
+                np.testing.assert_array_equal(cached[number][name], plain[number][name])
     for batch in cached.loader(3, threads=2):
         for image, case_id, index in zip(
             batch["image"], batch["case_id"], batch["slice_index"], strict=True
@@ -77,11 +79,14 @@ def test_planes_in_the_cache_are_not_decoded_again(store, monkeypatch) -> None:
         lambda self, *rest: decoded.append(self.path.parent.name) or decode(self, *rest),
     )
     cached = SliceDataset(store, output="source", cache=10**6)
-    first = [sample["image"] for sample in cached]
-    assert decoded.count("image") == 2 * 7
-    again = [sample["image"] for sample in cached]
-    assert decoded.count("image") == 2 * 7
-    np.testing.assert_array_equal(first, again)
+    first = list(cached)
+    assert (decoded.count("image"), decoded.count("label")) == (2 * 7, 2 * 7)
+    again = list(cached)
+    assert (decoded.count("image"), decoded.count("label")) == (2 * 7, 2 * 7)
+    for name in ("image", "label"):
+        np.testing.assert_array_equal(
+            [sample[name] for sample in first], [sample[name] for sample in again]
+        )
 
 
 def test_a_cache_needs_a_size_and_a_zarr_store(store, slice_dataset) -> None:

@@ -344,7 +344,7 @@ class TestForks:
         expected = [float(sample["image"].sum()) for sample in slices]
         batches = iter(slices.loader(2, threads=3))
         next(batches)
-        with one_thread():  # as the threads do now and then
+        with one_thread:  # as the threads do now and then
             child = os.fork()
             if child == 0:
                 signal.alarm(30)  # ends it where it waits for ever
@@ -367,7 +367,7 @@ class TestForks:
         child = os.fork()
         if child == 0:
             signal.alarm(30)  # ends it where it waits for ever
-            with one_thread():
+            with one_thread:
                 os._exit(0)
         may_end.set()
         thread.join()

@@ -360,14 +360,14 @@ def test_a_cache_is_no_advice_but_a_remark_with_what_it_would_take() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "itemsize"), [("source", 2), ("float32", 4)])
-def test_decoded_planes_take_a_plane_for_each_slice(
+def test_decoded_planes_take_an_image_and_a_label_for_each_slice(
     dataset, slice_dataset, dtype, itemsize
 ) -> None:
     dataset.add("a")
     output = slice_dataset(format="zarr", dtype=dtype, plane="k")
     for window_size in (None, 1):
         workload = choose_slices(output, window_size=window_size)
-        assert workload.decoded_bytes == 8 * 9 * 10 * itemsize
+        assert workload.decoded_bytes == 8 * 9 * 10 * (itemsize + 1)
     kept = workload.dataset(workload.outputs[-1], cache=10**6)
     kept.read_batch(workload.rows)
     assert kept._cache.n_used == workload.decoded_bytes

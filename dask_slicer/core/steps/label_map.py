@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_slicer.core.volume import extremes, iterate_planes, planes_to_write
 from dask_slicer.errors import LabelValues
 from dask_slicer.utils.formatting import did_you_mean, first_few
+from dask_slicer.utils.mapped import empty_beside
 
 _FORM = (
     'must be pairs OLD:NEW with blanks between, such as "1,2:1 3:2", and *:0 or *:* for all others'
@@ -162,29 +165,36 @@ def map_labels(
         [new_of.get(old, old if keep or old == 0 else 0) for old in olds], dtype=np.int32
     )
     first, last = olds[0], olds[-1]
-    if last - first < _TABLE:
-        table = np.zeros(last - first + 1, dtype=np.int32)
+    is_narrow = last - first < _TABLE
+    table = np.zeros(last - first + 1 if is_narrow else 0, dtype=np.int32)
+    if is_narrow:
         table[np.subtract(olds, first)] = news
-        mapped = np.empty(label.shape, dtype=np.int32)
-        for plane, old in zip(mapped, label, strict=True):  # small temporary arrays
+    mapped = empty_beside(label, label.shape, np.int32)
+    # Small temporary arrays.
+    for plane, old in zip(planes_to_write(mapped), iterate_planes(label), strict=True):
+        if is_narrow:
             plane[...] = table[np.subtract(old, first, dtype=np.intp)]
-    else:
-        mapped = news[np.searchsorted(olds, label)]
+        else:
+            plane[...] = news[np.searchsorted(olds, old)]
     return mapped, dict(zip(olds, counts, strict=True))
 
 
 def _values(label: NDArray[np.integer]) -> tuple[list[int], list[int]]:
     """Return the values of a label, ascending, and their voxels."""
-    first, last = int(label.min()), int(label.max())
+    first, last = map(int, extremes(label))
     if last - first < _TABLE:
         counts = np.zeros(last - first + 1, dtype=np.int64)
-        for plane in label:
+        for plane in iterate_planes(label):
             offsets = np.subtract(plane, first, dtype=np.intp).ravel()
             counts += np.bincount(offsets, minlength=counts.size)
         values = np.flatnonzero(counts)
         return (values + first).tolist(), counts[values].tolist()
-    values, counts = np.unique(label, return_counts=True)
-    return values.tolist(), counts.tolist()
+    n_voxels: Counter[int] = Counter()
+    for plane in iterate_planes(label):
+        values, n_of_each = np.unique(plane, return_counts=True)
+        n_voxels.update(dict(zip(values.tolist(), n_of_each.tolist(), strict=True)))
+    olds = sorted(n_voxels)
+    return olds, [n_voxels[old] for old in olds]
 
 
 def remove_small_components(
@@ -204,11 +214,14 @@ def remove_small_components(
     """
     import cc3d
 
-    result = label.copy(order="C")
+    result: NDArray[np.integer] = empty_beside(label, label.shape, label.dtype)
+    for new, plane in zip(planes_to_write(result), iterate_planes(label), strict=True):
+        new[...] = plane
     if voxels > 1:
         cc3d.dust(result, threshold=voxels, connectivity=26, in_place=True)
     if pixels > 1:
-        for plane in result:
+        for plane in planes_to_write(result):
             if plane.any():
                 cc3d.dust(plane, threshold=pixels, connectivity=8, in_place=True)
-    return result, int(np.count_nonzero(label != result))
+    pairs = zip(iterate_planes(label), iterate_planes(result), strict=True)
+    return result, sum(int(np.count_nonzero(old != new)) for old, new in pairs)

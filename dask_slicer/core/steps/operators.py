@@ -14,6 +14,9 @@ from math import ceil, prod, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from dask_slicer.core.volume import extremes, planes_to_write
+from dask_slicer.utils.mapped import empty_beside, release
+
 # Of the recursive filter that turns samples into coefficients of a cubic B-spline (Unser 1999).
 _POLE = sqrt(3.0) - 2.0
 _GAIN = -6 * _POLE
@@ -140,13 +143,13 @@ def apply_operators(
     operators : sequence of 3 AxisOperator or None
         For slices, rows and columns; None leaves an axis as it is.
     """
-    low, high = np.float32(volume.min()), np.float32(volume.max())
+    low, high = map(np.float32, extremes(volume))
     along, *in_plane = operators
     n_slices, height, width = (
         n if operator is None else operator.n_out
         for n, operator in zip(volume.shape, operators, strict=True)
     )
-    out = np.empty((n_slices, height, width), np.float32)
+    out = empty_beside(volume, (n_slices, height, width), np.float32)
     buffers = _Buffers()
     # Sums keep their digits if the lowest value is subtracted meanwhile; a copy keeps them anyway.
     sums = any(operator is not None and operator.weights.shape[1] > 1 for operator in operators)
@@ -158,6 +161,7 @@ def apply_operators(
             for start in range(0, columns.shape[1], _ROW):
                 tile = columns[:, start : start + _ROW]
                 _apply(tile[: len(volume)], along, tile, buffers)
+                release(tile)
     else:
         _, rows, row_size = volume.shape
         n_planes = max(_BLOCK * 3 // (rows * row_size), 1)
@@ -168,8 +172,9 @@ def apply_operators(
             for row in range(0, rows, n_rows):
                 part, target = volume[:, row : row + n_rows], slab[:, row : row + n_rows]
                 _apply(part, along, target, buffers, start=first, offset=offset)
+            release(volume)
             _apply_in_plane(slab, in_plane, out[first : first + n], buffers)
-    for plane in out:
+    for plane in planes_to_write(out):
         plane += offset
         np.clip(plane, low, high, out=plane)
     return out
@@ -215,6 +220,8 @@ def _apply_in_plane(
             block, shift = block.transpose(2, 1, 0), _NONE
         target = out[start : start + n]
         _subtract(block.transpose(2, 1, 0), shift, target.transpose(2, 0, 1))
+        release(planes[start : start + n_planes])
+        release(target)
 
 
 def _apply(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from dask_slicer.core.labels import count_labels
 from dask_slicer.core.steps.operators import apply_operators, interpolation, linear, nearest
-from dask_slicer.core.volume import iterate_planes
+from dask_slicer.core.volume import iterate_planes, planes_to_write
+from dask_slicer.utils.mapped import empty_beside, release
 
 Shape = tuple[int, int, int]
 _Number = TypeVar("_Number", bound=np.generic)
@@ -156,9 +157,10 @@ def resample_label(
         _neighbours(n_in, n_out, only_nearest=axis == nearest_axis)
         for axis, (n_in, n_out) in enumerate(zip(label.shape, shape, strict=True))
     )
-    result = np.empty(tuple(shape), label.dtype)
-    for index, out in enumerate(result):
+    result: NDArray[np.integer] = empty_beside(label, shape, label.dtype)
+    for index, out in enumerate(planes_to_write(result)):
         pair = label[slices[:, index]]
+        release(label[slices[0, index] : slices[1, index] + 1])
         # Where all neighbours have one value, that is the result.
         low, high = np.minimum(*pair), np.maximum(*pair)
         low, high = np.minimum(*low[rows]), np.maximum(*high[rows])

@@ -23,7 +23,8 @@ from dask_slicer.core.steps.resampling import (
     resample_label,
     vanished,
 )
-from dask_slicer.core.volume import iterate_planes
+from dask_slicer.core.volume import iterate_planes, planes_to_write
+from dask_slicer.utils.mapped import empty_beside
 
 FITS = ("crop_pad", "resize", "letterbox")
 Size = tuple[int, int]  # rows, columns
@@ -144,8 +145,8 @@ def size_label(
     sized = label
     if in_plane.resized != in_plane.shape:
         rows, columns = map(nearest, in_plane.shape, in_plane.resized)
-        sized = np.empty((len(label), *in_plane.resized), label.dtype)
-        for new, plane in zip(sized, iterate_planes(label), strict=True):
+        sized = empty_beside(label, (len(label), *in_plane.resized), label.dtype)
+        for new, plane in zip(planes_to_write(sized), iterate_planes(label), strict=True):
             new[...] = plane[rows[:, None], columns]
     sized = _placed(sized, in_plane.start, in_plane.size, 0)
     before, after = count_voxels(label), count_voxels(sized)
@@ -214,10 +215,12 @@ def _placed(array: NDArray[_Number], start: Size, size: Size, fill: float) -> ND
     inside = array[:, *source]
     if inside.shape[1:] == size:
         return inside
-    placed: NDArray[_Number] = np.full((len(array), *size), fill, dtype=array.dtype)
-    target = (
+    placed: NDArray[_Number] = empty_beside(array, (len(array), *size), array.dtype)
+    target = tuple(
         slice(part.start - first, part.stop - first)
         for part, first in zip(source, start, strict=True)
     )
-    placed[:, *target] = inside
+    for new, plane in zip(planes_to_write(placed), iterate_planes(inside), strict=True):
+        new[...] = fill
+        new[target] = plane
     return placed

@@ -26,6 +26,7 @@ from dask_slicer.core.steps.selection import SliceRange, candidates, thin_empty
 from dask_slicer.core.steps.sizing import Size, label_center
 from dask_slicer.core.volume import Volume, Voxels
 from dask_slicer.errors import MissingLabel
+from dask_slicer.utils.mapped import scratch_dir_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,22 @@ def changed_label(
     return label
 
 
+def label_in_frame(
+    view: Volume, frame: Volume, dtype: str, steps: Steps, changes: LabelChanges
+) -> NDArray[np.integer] | None:
+    """Return the changed label of a case with the axes of `frame`; None without a label.
+
+    Components of a slice are those of `view`.
+    """
+    if view.label is None or frame.label is None:
+        return None
+    # In the order of the file, it is read once, and not for each block of slices.
+    if scratch_dir_of(view.label.stored) and steps.min_component_pixels <= 1:
+        return changed_label(frame.label, dtype, steps, changes)
+    label = changed_label(view.label, dtype, steps, changes)
+    return reorient(label, change_of_axes(view, frame))
+
+
 def kept_box(frame: Volume, label: NDArray[np.integer] | None, steps: Steps) -> Box | None:
     """Return the box of a case to be cut out, in the axes of `frame`; None for all of it.
 
@@ -205,8 +222,8 @@ def labelled_sample(
     if volume.label is None:
         raise MissingLabel("statistics of labelled voxels need a label, and this case has none")
     frame = in_memory(volume)
-    label = changed_label(volume.label, label_dtype, steps, LabelChanges())
-    label = reorient(label, change_of_axes(volume, frame))
+    label = label_in_frame(volume, frame, label_dtype, steps, LabelChanges())
+    assert label is not None  # noqa: S101
     grid = GridSteps(full=_shape(frame), box=kept_box(frame, label, steps))
     image = [replace(voxels, stored=grid.crop(voxels.stored)) for voxels in frame.image]
     return sample_intensities(

@@ -46,14 +46,14 @@ def read_header(path: str | Path, *, orientation_from: str = "sform") -> VolumeH
 
 
 def read_voxels(
-    path: str | Path, *, orientation_from: str = "sform"
+    path: str | Path, *, orientation_from: str = "sform", scratch_dir: str = ""
 ) -> tuple[VolumeHeader, NDArray[np.generic]]:
     """Return a volume's header and its voxels as stored; see `Reader.read_voxels`."""
-    return read_volumes([path], orientation_from=orientation_from)[0]
+    return read_volumes([path], orientation_from=orientation_from, scratch_dir=scratch_dir)[0]
 
 
 def read_volumes(
-    paths: Sequence[str | Path], *, orientation_from: str = "sform"
+    paths: Sequence[str | Path], *, orientation_from: str = "sform", scratch_dir: str = ""
 ) -> list[tuple[VolumeHeader, NDArray[np.generic]]]:
     """Return headers and stored voxels of volumes; a file of several is inflated once."""
     headers = [read_header(path, orientation_from=orientation_from) for path in paths]
@@ -62,7 +62,9 @@ def read_volumes(
     for file in dict.fromkeys(files):
         numbers = [number for number, other in enumerate(files) if other == file]
         with _naming(file):
-            arrays = _reader_of(file).read_voxels([headers[number] for number in numbers])
+            arrays = _reader_of(file).read_voxels(
+                [headers[number] for number in numbers], scratch_dir=scratch_dir
+            )
         voxels.update(zip(numbers, arrays, strict=True))
     return [(header, voxels[number]) for number, header in enumerate(headers)]
 

@@ -93,13 +93,18 @@ class Reader(Protocol):
         """
         ...
 
-    def read_voxels(self, headers: Sequence[Any]) -> list[NDArray[np.generic]]:
+    def read_voxels(
+        self, headers: Sequence[Any], *, scratch_dir: str = ""
+    ) -> list[NDArray[np.generic]]:
         """Return the voxels of some volumes of one file as stored, not yet scaled.
 
         Parameters
         ----------
         headers : sequence of VolumeHeader
             As `read_header` returned them, one for each volume.
+        scratch_dir : str
+            Where the voxels are inflated if memory does not hold them; empty if it does. They are
+            then in a file of `utils.mapped` in any case.
 
         Returns
         -------

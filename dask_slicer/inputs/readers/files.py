@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dask_slicer.errors import CorruptFile, MissingFile, UnsupportedImage
 from dask_slicer.inputs.readers.base import VolumeHeader
 from dask_slicer.utils.formatting import format_shape
+from dask_slicer.utils.mapped import map_file, release, scratch_file
 
 GZIP = b"\x1f\x8b"
 # Holds the header, also in most gzipped files.
@@ -36,6 +37,8 @@ TRAILER = 1 << 16
 _CHECKED_AT_ONCE = 1 << 20
 # Inflated at once where it is not kept.
 _PIECE = 1 << 18
+# Written at once to a scratch file.
+_TO_SCRATCH = 1 << 22
 # Other files that are found under the name of a volume, by their first bytes.
 _NOT_FETCHED = "the volume itself was not downloaded"
 _OTHERS = (
@@ -138,7 +141,9 @@ def check_backed(header: StoredHeader, data_bytes: int) -> None:
         )
 
 
-def read_voxels(headers: Sequence[StoredHeader]) -> list[NDArray[np.generic]]:
+def read_voxels(
+    headers: Sequence[StoredHeader], *, scratch_dir: str = ""
+) -> list[NDArray[np.generic]]:
     """Return the stored numbers of volumes of one file, in Fortran order and read-only.
 
     They are views of the inflated bytes, or of the mapped file if it is not compressed. The stream
@@ -148,9 +153,9 @@ def read_voxels(headers: Sequence[StoredHeader]) -> list[NDArray[np.generic]]:
     first = headers[0]
     n_bytes = first.voxel_bytes
     if first.encoding != "raw" or first.interleaved:
-        volumes: dict[int, bytes | NDArray[np.uint8]] = _read_stream(headers)
+        volumes: dict[int, bytes | NDArray[np.uint8]] = _read_stream(headers, scratch_dir)
     else:
-        mapped = np.memmap(first.data_path, mode="r")[first.start + first.offset :]
+        mapped = map_file(first.data_path, scratch_dir=scratch_dir)[first.start + first.offset :]
         if mapped.size < first.n_volumes * n_bytes:  # it was cut since
             raise _too_short(first)
         volumes = {h.volume: mapped[h.volume * n_bytes :][:n_bytes] for h in headers}
@@ -202,15 +207,17 @@ def _inflating(path: str, *, encoding: str, start: int = 0) -> Iterator[_Stream]
         raise CorruptFile(f"the {encoding} stream is damaged ({error}); copy it again") from None
 
 
-def _read_stream(headers: Sequence[StoredHeader]) -> dict[int, bytes | NDArray[np.uint8]]:
+def _read_stream(
+    headers: Sequence[StoredHeader], scratch_dir: str
+) -> dict[int, bytes | NDArray[np.uint8]]:
     """Return the bytes of volumes, by their numbers; reads to the end for the checksum."""
     first = headers[0]
     trailing = 0
     with _inflating(first.data_path, encoding=first.encoding, start=first.start) as stream:
         if first.interleaved:
-            volumes = _read_interleaved(stream, headers)
+            volumes = _read_interleaved(stream, headers, scratch_dir)
         else:
-            volumes = _read_apart(stream, headers)
+            volumes = _read_apart(stream, headers, scratch_dir)
         if first.encoding == "raw":
             return volumes
         while trailing <= first.most_trailing and (piece := stream.read(_PIECE)):
@@ -224,7 +231,7 @@ def _read_stream(headers: Sequence[StoredHeader]) -> dict[int, bytes | NDArray[n
 
 
 def _read_apart(
-    stream: _Stream, headers: Sequence[StoredHeader]
+    stream: _Stream, headers: Sequence[StoredHeader], scratch_dir: str
 ) -> dict[int, bytes | NDArray[np.uint8]]:
     first = headers[0]
     n_bytes = first.voxel_bytes
@@ -233,7 +240,10 @@ def _read_apart(
     position = 0
     for volume in sorted({header.volume for header in headers}):
         _skip(stream, (volume - position) * n_bytes, header=first)
-        volumes[volume] = stream.read(n_bytes)
+        if scratch_dir:
+            volumes[volume] = _read_into_scratch(stream, n_bytes, scratch_dir)
+        else:
+            volumes[volume] = stream.read(n_bytes)
         if len(volumes[volume]) < n_bytes:
             raise _too_short(first)
         position = volume + 1
@@ -241,13 +251,31 @@ def _read_apart(
     return volumes
 
 
+def _read_into_scratch(stream: _Stream, n_bytes: int, scratch_dir: str) -> NDArray[np.uint8]:
+    """Return the next bytes of a stream, in a scratch file; fewer if it ends before."""
+    voxels = scratch_file(n_bytes, scratch_dir)
+    position = 0
+    while position < n_bytes and (piece := stream.read(min(_TO_SCRATCH, n_bytes - position))):
+        part = voxels[position : position + len(piece)]
+        part[:] = np.frombuffer(piece, np.uint8)
+        release(part)
+        position += len(piece)
+    voxels.flags.writeable = False
+    return voxels[:position]
+
+
 def _read_interleaved(
-    stream: _Stream, headers: Sequence[StoredHeader]
+    stream: _Stream, headers: Sequence[StoredHeader], scratch_dir: str
 ) -> dict[int, bytes | NDArray[np.uint8]]:
     """Return the bytes of volumes whose numbers lie side by side, voxel after voxel."""
     first = headers[0]
     size = first.dtype.itemsize
-    kept = {header.volume: np.empty(first.voxel_bytes, dtype=np.uint8) for header in headers}
+    kept = {
+        header.volume: scratch_file(first.voxel_bytes, scratch_dir)
+        if scratch_dir
+        else np.empty(first.voxel_bytes, dtype=np.uint8)
+        for header in headers
+    }
     _skip(stream, first.offset, header=first)
     step = max(1, _PIECE // (first.n_volumes * size)) * size
     for begin in range(0, first.voxel_bytes, step):
@@ -258,6 +286,7 @@ def _read_interleaved(
         numbers = np.frombuffer(piece, dtype=np.uint8).reshape(-1, first.n_volumes, size)
         for volume, voxels in kept.items():
             voxels[begin:end] = numbers[:, volume].reshape(-1)
+            release(voxels[begin:end])
     for voxels in kept.values():
         voxels.flags.writeable = False
     return dict(kept)

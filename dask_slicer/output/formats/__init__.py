@@ -62,14 +62,17 @@ def write_case(
         content = _write_plane(
             stack, case, own, folder, names=names, fsync=fsync, plane_folder=plane_folder
         )
-        written.append(
-            WrittenPlane(
-                plane=plane,
-                shape=(len(stack.image), *stack.shape),
-                spacing=spacing(stack.affine),
-                **content,
-                steps=stack.changes(),
-                voxel_volume=voxel_volume(stack.affine),
-            )
-        )
+        written.append(written_plane(plane, stack, content))
     return written
+
+
+def written_plane(plane: str, stack: SliceStack, content: dict[str, Any]) -> WrittenPlane:
+    """Return the record of a plane, from its slices and files."""
+    return WrittenPlane(
+        plane=plane,
+        shape=(len(stack.image), *stack.shape),
+        spacing=spacing(stack.affine),
+        **content,
+        steps=stack.changes(),
+        voxel_volume=voxel_volume(stack.affine),
+    )

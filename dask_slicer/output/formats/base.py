@@ -21,6 +21,7 @@ from dask_slicer.core.windows import ZERO_SLICE, context_step
 from dask_slicer.errors import CaseError, CorruptFile, UsageError
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.plan import CasePlan
+from dask_slicer.records import WrittenSlice
 from dask_slicer.utils.files import parse_json, read_text
 from dask_slicer.utils.modalities import for_each_modality
 
@@ -201,6 +202,12 @@ def case_metadata(
         **_notes(case),
         **({"overlapping_voxels": stack.n_overlapping} if stack.n_overlapping else {}),
     } | names.metadata()
+
+
+def unsized_slices(stack: SliceStack) -> tuple[WrittenSlice, ...]:
+    """Return the kept slices of a format in which slices are not one file each."""
+    labels = stack.label_counts
+    return tuple(WrittenSlice(i, 0, 0, labels[i] if labels else None) for i in stack.kept)
 
 
 def grid_array(stack: SliceStack, content: str, *, transpose: bool) -> NDArray[np.float64]:

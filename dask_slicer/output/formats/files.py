@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,17 @@ from numpy.typing import NDArray
 from dask_slicer.config.file_settings import Content, FileTemplate, stem_digits
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
+from dask_slicer.core.volume import iterate_planes
 from dask_slicer.output.formats import png
 from dask_slicer.output.formats.array_files import Volume, h5_bytes
-from dask_slicer.output.formats.base import Windows, case_metadata, grid_array, step_of
-from dask_slicer.output.formats.npz import NpzWriter
+from dask_slicer.output.formats.base import (
+    Windows,
+    case_metadata,
+    grid_array,
+    step_of,
+    unsized_slices,
+)
+from dask_slicer.output.formats.npz import NpzWriter, turned
 from dask_slicer.output.formats.npz_archive import (
     Piece,
     archive,
@@ -55,23 +62,45 @@ def write_files(
 
     A case without a kept slice has no files.
     """
+    templates = case_templates(stack, case, settings)
+    write = partial(
+        write_template, stack, case, settings, folder, names=names, fsync=fsync, section=section
+    )
+    return unsized_slices(stack), tuple(chain.from_iterable(map(write, templates)))
+
+
+def case_templates(
+    stack: SliceStack, case: CasePlan, settings: SliceSettings
+) -> tuple[FileTemplate, ...]:
+    """Return the templates of which a case has files, those with images first."""
     templates = settings.templates_of(case.split) if stack.kept else ()
     if stack.label is None:
         templates = tuple(each for each in templates if {*each.contents} != {"label"})
-    templates = tuple(sorted(templates, key=lambda template: "image" not in template.contents))
+    return tuple(sorted(templates, key=lambda template: "image" not in template.contents))
+
+
+def write_template(
+    stack: SliceStack,
+    case: CasePlan,
+    settings: SliceSettings,
+    folder: Path,
+    template: FileTemplate,
+    *,
+    names: Names,
+    fsync: bool,
+    section: str,
+) -> tuple[OutputFile, ...]:
+    """Write the files of one template, of each kept slice or of the case; return them."""
     digits = stem_digits(stack.shape[0])
+    (folder / template.folder(section)).mkdir(parents=True, exist_ok=True)
+    writer = _Writer(stack, case, settings, names, template, fsync)
+    write = writer.slices if template.is_per_slice else writer.volume
     files = []
-    for template in templates:
-        (folder / template.folder(section)).mkdir(parents=True, exist_ok=True)
-        writer = _Writer(stack, case, settings, names, template, fsync)
-        write = writer.slices if template.is_per_slice else writer.volume
-        for slice_index in stack.kept if template.is_per_slice else (0,):
-            path = template.file(case.case_id, section, slice_index, digits=digits)
-            size, crc32 = write(os.path.join(folder, path), slice_index)
-            files.append(OutputFile(path, size, crc32))
-    labels = stack.label_counts
-    slices = (WrittenSlice(i, 0, 0, labels[i] if labels else None) for i in stack.kept)
-    return tuple(slices), tuple(files)
+    for slice_index in stack.kept if template.is_per_slice else (0,):
+        path = template.file(case.case_id, section, slice_index, digits=digits)
+        size, crc32 = write(os.path.join(folder, path), slice_index)
+        files.append(OutputFile(path, size, crc32))
+    return tuple(files)
 
 
 @dataclass
@@ -122,7 +151,7 @@ class _Writer:
         (content,) = self.template.contents
         dtype = self.settings.dtype if content == "image" else self.settings.label_dtype
         height, width = self.stack.shape[1:]
-        zeros = self._turned(np.zeros((height, width), dtype))
+        zeros = turned(np.zeros((height, width), dtype), self.template)
         return png.encode(zeros, level=self._level)
 
     @property
@@ -161,7 +190,9 @@ class _Writer:
             case "label":
                 if self.stack.label is None:
                     return None
-                return np.ascontiguousarray(self._turned(self.stack.label[slice_index]))
+                return np.ascontiguousarray(
+                    turned(self.stack.label_plane(slice_index), self.template)
+                )
             case "metadata":
                 metadata = {"slice_index": slice_index} | self._metadata
                 return np.array(json.dumps(metadata, ensure_ascii=False))
@@ -170,12 +201,11 @@ class _Writer:
     @cached_property
     def _windows(self) -> Windows[_Array]:
         zero = self.settings.offset or 0 if self.settings.is_exact else 0
-        zeros = self._turned(np.full(self.stack.shape[1:], zero, np.float32))
+        zeros = turned(np.full(self.stack.shape[1:], zero, np.float32), self.template)
         step = step_of(self._metadata)
-        return Windows(self.stack, self.settings, step=step, make=self._turned, zeros=zeros)
-
-    def _turned(self, plane: _Array) -> _Array:
-        return plane.T if self.template.transpose else plane
+        # No method: the writer would refer to itself, and the volume stay in memory for a while.
+        make = partial(turned, template=self.template)
+        return Windows(self.stack, self.settings, step=step, make=make, zeros=zeros)
 
     def _laid_out(self, planes: list[_Array]) -> _Array:
         """Return planes as one array, with channels where the template has them."""
@@ -234,7 +264,10 @@ class _Writer:
             case "label":
                 if self.stack.label is None:
                     return None
-                planes = (np.ascontiguousarray(self._turned(p)) for p in self.stack.label)
+                planes = (
+                    np.ascontiguousarray(turned(plane, self.template))
+                    for plane in iterate_planes(self.stack.label)
+                )
                 return (n_slices, height, width), self.stack.label.dtype, planes
             case "metadata":
                 return (), "<U1", ()
@@ -246,10 +279,10 @@ class _Writer:
         if self.template.channels == "first":
             for number in [*range(len(self.stack.image))] * self.template.copies:
                 for _, planes in self.stack.planes(wanted):
-                    yield self._stored(self._turned(planes[number]))
+                    yield self._stored(turned(planes[number], self.template))
             return
         for _, planes in self.stack.planes(wanted):
-            yield self._stored(self._laid_out([self._turned(plane) for plane in planes]))
+            yield self._stored(self._laid_out([turned(plane, self.template) for plane in planes]))
 
     def _stored(self, array: _Array) -> _Array:
         return np.ascontiguousarray(array, dtype=self.settings.dtype)

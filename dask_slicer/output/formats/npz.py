@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ class NpzWriter:
             stack,
             settings,
             step=step_of(self._metadata),
-            make=self._plane,
+            make=partial(_plane, piece=self._piece, template=template, dtype=settings.dtype),
             zeros=self._piece(np.zeros((height, width), dtype=settings.dtype)),
         )
         self._label_header = self._piece(npy_header((height, width), settings.label_dtype))
@@ -116,15 +117,21 @@ class NpzWriter:
             return None
         if not self._stack.label_counts[slice_index]:
             return [self._label_header, self._empty_label]
-        plane = np.ascontiguousarray(self._turned(self._stack.label[slice_index]))
-        return [self._label_header, self._piece(plane)]
-
-    def _turned(self, plane: NDArray[Any]) -> NDArray[Any]:
-        return plane.T if self._template.transpose else plane
+        plane = turned(self._stack.label_plane(slice_index), self._template)
+        return [self._label_header, self._piece(np.ascontiguousarray(plane))]
 
     @cached_property
     def _empty_label(self) -> Piece:
         return self._piece(np.zeros(self._stack.shape[1:], dtype=self._settings.label_dtype))
 
-    def _plane(self, plane: NDArray[np.float32]) -> Piece:
-        return self._piece(np.ascontiguousarray(self._turned(plane), dtype=self._settings.dtype))
+
+def turned(plane: NDArray[Any], template: FileTemplate) -> NDArray[Any]:
+    """Return a plane with rows and columns exchanged if a template says so."""
+    return plane.T if template.transpose else plane
+
+
+# No method: the writer would refer to itself, and the volume stay in memory for a while.
+def _plane(
+    plane: NDArray[np.float32], *, piece: Callable[[Any], Piece], template: FileTemplate, dtype: str
+) -> Piece:
+    return piece(np.ascontiguousarray(turned(plane, template), dtype=dtype))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from dask_slicer.output.layout import ZARR_METADATA
 
 # What the use of damaged metadata raises.
 DAMAGE = (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError)
+# Header of a Blosc 1 buffer: version, codec, flags, typesize, then sizes of the decoded bytes, of a
+# block and of the buffer.
+_BLOSC_SIZES = struct.Struct("<4xI4xI")
 # Memory of each thread for a plane before it is converted.
 _thread = threading.local()
 
@@ -98,7 +101,7 @@ class PlaneReader:
 
     def _decode_into(self, out: NDArray[Any], chunk: NDArray[np.uint8], index: int) -> None:
         try:
-            with one_thread():
+            with one_thread:
                 self._decode(chunk, out)
         except (RuntimeError, ValueError) as error:
             raise self._damaged(index, str(error)) from None
@@ -115,20 +118,18 @@ class _BloscUsers:
         self._n_users = 0
         self._before: Any = None
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Make Blosc use one thread: several write in any order, and do not survive a fork."""
         with self._lock:
             if not self._n_users:
                 self._before, blosc.use_threads = blosc.use_threads, False
             self._n_users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._n_users = max(self._n_users - 1, 0)  # 0 in a child that was forked here
-                if not self._n_users:
-                    blosc.use_threads = self._before
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_users = max(self._n_users - 1, 0)  # 0 in a child that was forked here
+            if not self._n_users:
+                blosc.use_threads = self._before
 
     def after_fork(self) -> None:
         """Forget the threads of the parent, which are not in its child, and their lock."""
@@ -150,9 +151,10 @@ def _copy(chunk: NDArray[np.uint8], out: NDArray[Any]) -> None:
 
 
 def _blosc_size(chunk: NDArray[np.uint8]) -> int:
-    # Header of a Blosc 1 buffer: version, codec, flags, typesize, then three sizes of 32 bits.
-    n_bytes, _, n_encoded = np.frombuffer(chunk[4:16].tobytes().ljust(12, b"\0"), "<u4").tolist()
-    return int(n_bytes) if n_encoded == len(chunk) else 0
+    if len(chunk) < _BLOSC_SIZES.size:
+        return 0
+    n_bytes, n_encoded = _BLOSC_SIZES.unpack_from(chunk.data)
+    return n_bytes if n_encoded == len(chunk) else 0
 
 
 def _zstd_size(chunk: NDArray[np.uint8]) -> int:

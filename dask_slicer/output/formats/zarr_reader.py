@@ -44,6 +44,7 @@ class ZarrReader:
             raise CorruptFile(f"{path} is damaged ({error!r})") from None
         self._image = PlaneReader(folder / "image", shape, _SOURCE)
         self._label, self._is_size_known = None, False
+        self._scalings: dict[int, Scaling] = {}  # of windows without padding, by their planes
         if has_label:
             self._label = PlaneReader(folder / "label", (shape[0], *shape[2:]), LABEL_DTYPES)
         elif (folder / "label").exists():
@@ -123,8 +124,10 @@ class ZarrReader:
             padding_mode=self._padding_mode,
             step=self._step,
         )
-        self._check_size(indices[indices != ZERO_SLICE][0])
-        return ZarrWindow(self, indices.tolist(), slice_index)
+        wanted: list[int] = indices.tolist()
+        if not self._is_size_known:
+            self._check_size(next(index for index in wanted if index != ZERO_SLICE))
+        return ZarrWindow(self, wanted, slice_index)
 
     def read(self, slice_index: int, window_size: int | None) -> Slice:
         """Return a window and its label."""
@@ -171,16 +174,19 @@ class ZarrReader:
 
     def scaling(self, indices: list[int]) -> Scaling:
         """Return what turns the stored numbers of a window into normalised ones."""
+        n_planes, n_modalities = len(indices), self.shape[1]
+        scaling = self._scalings.get(n_planes)
+        if scaling is None:
+            scaling = Scaling.of_intensities(n_planes * n_modalities)
+            if self._normalization:
+                each = _linear(self._normalization)
+                tiled = {key: np.concatenate([values] * n_planes) for key, values in each.items()}
+                scaling = replace(scaling, **tiled)
+            self._scalings[n_planes] = scaling
+        if ZERO_SLICE not in indices:
+            return scaling
         is_plane = np.array(indices) != ZERO_SLICE
-        n_modalities = self.shape[1]
-        if not self._normalization:
-            of_window = Scaling.of_intensities(len(indices) * n_modalities)
-            return replace(of_window, plane_mask=is_plane.repeat(n_modalities))
-        each = _linear(self._normalization)
-        return Scaling(
-            **{key: np.concatenate([values] * len(indices)) for key, values in each.items()},
-            plane_mask=is_plane.repeat(n_modalities),
-        )
+        return replace(scaling, plane_mask=is_plane.repeat(n_modalities))
 
     def _own_dtype(self, stored: NDArray[Any], modality: int) -> NDArray[Any]:
         """Return a plane in the dtype of its file, by which `apply` chooses its arithmetic."""

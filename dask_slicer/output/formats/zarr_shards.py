@@ -7,11 +7,13 @@ not in memory twice, as with zarr-python; and reads them without a thread (see `
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -24,6 +26,8 @@ from dask_slicer.errors import CorruptFile
 _MISSING = 2**64 - 1
 _ENTRY = np.dtype("<u8")
 _CHECKSUM_BYTES = 4
+# Copied at once from file to file, by the system and by this process.
+_MOST_COPIED, _COPIED_AT_ONCE = 1 << 30, 1 << 20
 
 
 def shard_path(array: Path, number: int, n_axes: int) -> Path:
@@ -35,6 +39,13 @@ def shard_path(array: Path, number: int, n_axes: int) -> Path:
     return array.joinpath("c", str(number), *["0"] * (n_axes - 1))
 
 
+class ShardPiece(NamedTuple):
+    """Neighbouring chunks of a shard in a file of their own: bytes of each, CRC-32 of the file."""
+
+    lengths: tuple[int, ...]
+    crc32: int
+
+
 class ShardWriter:
     """Writes one shard, chunk by chunk; the file is open with mode ``xb``, so it has one writer.
 
@@ -43,29 +54,76 @@ class ShardWriter:
 
     def __init__(self, file: BinaryIO, n_chunks: int) -> None:
         self._file = file
-        self._index = np.full((n_chunks, 2), _MISSING, dtype=_ENTRY)
-        self._n_written = self._size = self._crc32 = 0
+        self._n_chunks = n_chunks
+        self._lengths: list[int] = []
+        self._crc32 = 0
 
     def append(self, chunk: bytes) -> None:
         """Write the next chunk, which is encoded except for its checksum."""
         data = chunk + checksum(chunk)
-        self._index[self._n_written] = self._size, len(data)
-        self._n_written += 1
-        self._write(data)
+        self._lengths.append(len(data))
+        self._file.write(data)
+        self._crc32 = isal_zlib.crc32(data, self._crc32)
+
+    def piece(self) -> ShardPiece:
+        """Return what has been written, as a piece of a shard; no index follows."""
+        return ShardPiece(tuple(self._lengths), self._crc32)
 
     def finish(self, *, fsync: bool) -> tuple[int, int]:
         """Write the index; return the size of the file in bytes, and its CRC-32."""
-        index = self._index.tobytes()
-        self._write(index + checksum(index))
+        index = _index(self._lengths, self._n_chunks)
+        self._file.write(index)
         self._file.flush()
         if fsync:
             os.fsync(self._file.fileno())
-        return self._size, self._crc32
+        return sum(self._lengths) + len(index), isal_zlib.crc32(index, self._crc32)
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._size += len(data)
-        self._crc32 = isal_zlib.crc32(data, self._crc32)
+
+def join_pieces(
+    pieces: Sequence[tuple[Path, ShardPiece]], n_chunks: int, *, fsync: bool
+) -> tuple[int, int]:
+    """Append the others, and the index, to the file of the first piece; return size and CRC-32."""
+    (first, _), *others = pieces
+    lengths: list[int] = []
+    crc32 = 0
+    for _, piece in pieces:
+        lengths += piece.lengths
+        crc32 = isal_zlib.crc32_combine(crc32, piece.crc32, sum(piece.lengths))
+    index = _index(lengths, n_chunks)
+    with open(first, "rb+", buffering=0) as file:
+        file.seek(0, os.SEEK_END)
+        for path, _ in others:
+            _append(file, path)
+        _write(file, index)
+        if fsync:
+            os.fsync(file.fileno())
+    return sum(lengths) + len(index), isal_zlib.crc32(index, crc32)
+
+
+def _append(file: io.FileIO, path: Path) -> None:
+    with open(path, "rb", buffering=0) as piece:
+        if hasattr(os, "copy_file_range"):  # half the time; the bytes stay in the system
+            with suppress(OSError):  # some disks cannot
+                while os.copy_file_range(piece.fileno(), file.fileno(), _MOST_COPIED):
+                    pass
+        while data := piece.read(_COPIED_AT_ONCE):
+            _write(file, data)
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    written = 0
+    while written < len(data):  # a disk that is nearly full takes a part
+        written += file.write(data[written:])
+
+
+def _index(lengths: Sequence[int], n_chunks: int) -> bytes:
+    """Return the index of a shard whose first chunks have these lengths, and its checksum."""
+    entries = np.full((n_chunks, 2), _MISSING, dtype=_ENTRY)
+    written = entries[: len(lengths)]
+    written[:, 1] = lengths
+    written[:, 0] = np.cumsum(written[:, 1]) - written[:, 1]
+    index = entries.tobytes()
+    return index + checksum(index)
 
 
 class ShardReader:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,9 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from dask_slicer.config.schema import SliceSettings
 from dask_slicer.core.slices import SliceStack
 from dask_slicer.core.splits import SPLITS
+from dask_slicer.core.volume import iterate_planes
 from dask_slicer.errors import CorruptFile, Unexpected, UnsupportedImage
-from dask_slicer.output.formats.base import case_metadata, read_json
+from dask_slicer.output.formats.base import case_metadata, read_json, unsized_slices
 from dask_slicer.output.formats.zarr_planes import one_thread
 from dask_slicer.output.formats.zarr_reader import source_attributes
 from dask_slicer.output.formats.zarr_shards import ShardWriter, shard_path
@@ -65,30 +67,107 @@ def write_group(
     fsync: bool,
 ) -> tuple[tuple[WrittenSlice, ...], tuple[WrittenFile, ...]]:
     """Write a case as a new Zarr group; return its slices and its files."""
+    written: dict[str, tuple[int, int]] = {}
+    for array in create_arrays(stack, case, settings, folder, names=names):
+        written |= _write_array(array, folder, fsync=fsync)
+    return group_content(stack, folder, written, fsync=fsync)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ShardedArray:
+    """An array of a case, one chunk per plane, in shards of several chunks.
+
+    `planes(first, stop)` are the slices from `first` to before `stop`, as they are stored.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    codec: Codec
+    dimension_names: tuple[str, ...]
+    planes: Callable[[int, int], Iterable[NDArray[np.generic]]]
+
+    @property
+    def per_shard(self) -> int:
+        """Return the number of chunks of a shard, of which the last may have fewer."""
+        chunk_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return min(self.shape[0], max(_SHARD_BYTES // chunk_bytes, 1))
+
+    @property
+    def shards(self) -> list[tuple[int, int]]:
+        """Return the first slice of each shard, and the one after the last."""
+        n_slices, per_shard = self.shape[0], self.per_shard
+        return [
+            (first, min(first + per_shard, n_slices)) for first in range(0, n_slices, per_shard)
+        ]
+
+    def chunks(self, first: int, stop: int) -> Iterator[bytes]:
+        """Yield the chunks of slices, encoded except for their checksum."""
+        for plane in self.planes(first, stop):
+            yield self.codec.encode(np.ascontiguousarray(plane, dtype=self.dtype))
+
+
+def arrays_of(stack: SliceStack, settings: SliceSettings) -> list[ShardedArray]:
+    """Return the arrays of a case that have a chunk per plane: image, and label if it has one."""
     n_slices, height, width = stack.shape
     dtype = _image_dtype(stack, settings)
+    image = ShardedArray(
+        name="image",
+        shape=(n_slices, len(stack.image), height, width),
+        dtype=dtype,
+        codec=image_codec(settings.compression, dtype, source=settings.dtype == "source"),
+        dimension_names=("slice", "modality", "row", "column"),
+        planes=partial(_image_planes, stack, settings, dtype),
+    )
+    if (label := stack.label) is None:
+        return [image]
+    return [
+        image,
+        ShardedArray(
+            name="label",
+            shape=stack.shape,
+            dtype=label.dtype.newbyteorder("<"),
+            codec=label_codec(settings.compression),
+            dimension_names=("slice", "row", "column"),
+            planes=lambda first, stop: iterate_planes(label[first:stop]),
+        ),
+    ]
+
+
+def _write_array(array: ShardedArray, folder: Path, *, fsync: bool) -> dict[str, tuple[int, int]]:
+    """Write the shards of an array into its group; return size and CRC-32 by path."""
+    written = {}
+    chunks = array.chunks(0, array.shape[0])
+    for number, (first, stop) in enumerate(array.shards):
+        path = shard_path(folder / array.name, number, len(array.shape))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file, one_thread:
+            shard = ShardWriter(file, array.per_shard)
+            for chunk in islice(chunks, stop - first):
+                shard.append(chunk)
+            written[path.relative_to(folder).as_posix()] = shard.finish(fsync=fsync)
+    return written
+
+
+def create_arrays(
+    stack: SliceStack, case: CasePlan, settings: SliceSettings, folder: Path, *, names: Names
+) -> list[ShardedArray]:
+    """Create the group of a case, complete but for its shards; return the arrays that have some."""
+    arrays = arrays_of(stack, settings)
     attributes = case_metadata(stack, case, settings, names) | _reading(stack, settings)
     group = zarr.create_group(folder, attributes=attributes, zarr_format=3)
-    written = _write_array(
-        group,
-        folder / "image",
-        (n_slices, len(stack.image), height, width),
-        dtype,
-        _image_planes(stack, settings, dtype),
-        image_codec(settings.compression, dtype, source=settings.dtype == "source"),
-        ("slice", "modality", "row", "column"),
-        fsync=fsync,
-    )
-    if stack.label is not None:
-        written |= _write_array(
-            group,
-            folder / "label",
-            stack.shape,
-            stack.label.dtype.newbyteorder("<"),
-            stack.label,
-            label_codec(settings.compression),
-            ("slice", "row", "column"),
-            fsync=fsync,
+    for array in arrays:
+        group.create_array(
+            array.name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=(1, *array.shape[1:]),
+            shards=(array.per_shard, *array.shape[1:]),
+            serializer=BytesCodec(endian="little"),
+            compressors=array.codec.zarr_codecs,
+            filters=None,
+            fill_value=0,
+            dimension_names=array.dimension_names,
         )
     group.create_array(
         "slice_index",
@@ -97,50 +176,14 @@ def write_group(
         compressors=None,
         dimension_names=("kept_slice",),
     )
-    labels = stack.label_counts
-    return (
-        tuple(WrittenSlice(index, 0, 0, labels[index] if labels else None) for index in stack.kept),
-        tuple(_files(folder, written, fsync=fsync)),
-    )
+    return arrays
 
 
-def _write_array(
-    group: zarr.Group,
-    folder: Path,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    planes: Iterable[NDArray[np.generic]],
-    codec: Codec,
-    dimension_names: tuple[str, ...],
-    *,
-    fsync: bool,
-) -> dict[str, tuple[int, int]]:
-    """Write an array, one chunk per plane; return size and CRC-32 of its shards, by path."""
-    chunk = (1, *shape[1:])
-    per_shard = min(shape[0], max(_SHARD_BYTES // (math.prod(chunk) * dtype.itemsize), 1))
-    group.create_array(
-        folder.name,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunk,
-        shards=(per_shard, *shape[1:]),
-        serializer=BytesCodec(endian="little"),
-        compressors=codec.zarr_codecs,
-        filters=None,
-        fill_value=0,
-        dimension_names=dimension_names,
-    )
-    written = {}
-    remaining = iter(planes)
-    for number in range(math.ceil(shape[0] / per_shard)):
-        path = shard_path(folder, number, len(shape))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("xb") as file, one_thread():
-            shard = ShardWriter(file, per_shard)
-            for _ in range(min(per_shard, shape[0] - number * per_shard)):
-                shard.append(codec.encode(np.ascontiguousarray(next(remaining), dtype=dtype)))
-            written[path.relative_to(folder.parent).as_posix()] = shard.finish(fsync=fsync)
-    return written
+def group_content(
+    stack: SliceStack, folder: Path, shards: dict[str, tuple[int, int]], *, fsync: bool
+) -> tuple[tuple[WrittenSlice, ...], tuple[WrittenFile, ...]]:
+    """Return slices and files of a group on disk; `shards` are size and CRC-32 by path."""
+    return unsized_slices(stack), tuple(_files(folder, shards, fsync=fsync))
 
 
 def _image_dtype(stack: SliceStack, settings: SliceSettings) -> np.dtype[Any]:
@@ -153,18 +196,18 @@ def _image_dtype(stack: SliceStack, settings: SliceSettings) -> np.dtype[Any]:
 
 
 def _image_planes(
-    stack: SliceStack, settings: SliceSettings, dtype: np.dtype[Any]
+    stack: SliceStack, settings: SliceSettings, dtype: np.dtype[Any], first: int, stop: int
 ) -> Iterator[NDArray[np.generic]]:
-    """Yield (modality, height, width) for every slice, also dropped ones: windows need them."""
+    """Yield (modality, height, width) for slices, also dropped ones: windows need them."""
     if settings.dtype == "source":
-        for stored in stack.stored_planes():
+        for stored in stack.stored_planes(first, stop):
             clipped = [
                 normalization.clip_stored(plane)
                 for normalization, plane in zip(stack.normalization, stored, strict=True)
             ]
             yield np.stack(clipped, dtype=dtype)
     else:
-        for _, planes in stack.planes(range(stack.shape[0])):
+        for _, planes in stack.planes(range(first, stop)):
             # Numbers that become uint8 are whole, and fit.
             yield np.stack(planes, dtype=dtype, casting="unsafe")
 
