@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from assembling import assembling
+from cases import cases
 from compare import compare
 from compressors import compressors
 from formats import formats
@@ -79,6 +80,7 @@ def parts(
             "overhead": lambda: overhead(
                 work, counts=(10, 20, 40), workers=2, repeats=1, before=_as_it_is
             ),
+            "cases": lambda: cases(work, counts=(10, 20), workers=2),
             "memory": lambda: memory(work, shape=(64, 64), depths=(8, 16)),
             "startup": lambda: startup(work, shape=shape, workers=2, repeats=1, before=_as_it_is),
             "scaling": lambda: _scaling(work, n_cases=4, shape=shape, repeats=1),
@@ -105,6 +107,7 @@ def parts(
         "overhead": lambda: overhead(
             work, counts=(1000, 5000, 20000), workers=2, repeats=3, before=settled
         ),
+        "cases": lambda: cases(work, counts=(1000, 5000, 20_000, 100_000), workers=2),
         "memory": lambda: memory(work, shape=(512, 512), depths=(40, 100, 275)),
         "startup": lambda: startup(work, shape=_CT, workers=4, repeats=5, before=settled),
         "scaling": lambda: _scaling(work, n_cases=32, shape=_CT, repeats=3),

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from dask_slicer.monitoring.observer import RunReport
     from dask_slicer.planning.plan import RunPlan
 
+_PARTS_AT_ONCE = 1000  # of the JSON of a plan
 # Backspace: click must not join the lines after it.
 _EXAMPLES = """
 \b
@@ -127,7 +129,10 @@ def plan(
             click.echo(f"Wrote {cases} to {write_manifest}{how}", err=as_json)
     run_plan = with_clip_note(run_plan)
     if as_json:
-        click.echo(plan_json(run_plan))
+        parts = plan_json(run_plan)
+        while text := "".join(islice(parts, _PARTS_AT_ONCE)):
+            click.echo(text, nl=False)
+        click.echo()
     elif quiet:
         print_problems(run_plan, make_console())
     else:

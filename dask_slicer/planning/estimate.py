@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from statistics import median
@@ -165,37 +165,44 @@ def outliers(cases: Iterable[CasePlan]) -> list[str]:
 
     A property that is unusual in over a quarter of the cases gets one line: it varies.
     """
-    sound = [case for case in cases if case.problem is None]
-    if len(sound) < 3:
+    ids, shapes, spacings, orientations, dtypes = _columns(cases)
+    if len(ids) < 3:
         return []
     lines: list[str] = []
-    for name, triples in (
-        ("spacing (mm)", [case.spacing for case in sound]),
-        ("shape", [case.shape for case in sound]),
-    ):
+    for name, triples in (("spacing (mm)", spacings), ("shape", shapes)):
         medians = [median(lengths) for lengths in zip(*triples, strict=True)]
         middle = format_shape(medians)
         table, center = np.array(triples), np.array(medians)
         is_usual = ((table >= center / 2) & (table <= center * 2)).all(axis=1)
         unusual = [
-            f"{sound[number].case_id}: {name} {format_shape(triples[number])}, median {middle}"
+            f"{ids[number]}: {name} {format_shape(triples[number])}, median {middle}"
             for number in np.flatnonzero(~is_usual).tolist()
         ]
         low, high = (format_shape(end.tolist()) for end in (table.min(axis=0), table.max(axis=0)))
-        lines += _few_or_one(unusual, len(sound), f"{name} varies from {low} to {high}")
-    for name, values in (
-        ("stored as", [case.orientation for case in sound]),
-        ("dtype", ["/".join(case.dtypes) for case in sound]),
-    ):
+        lines += _few_or_one(unusual, len(ids), f"{name} varies from {low} to {high}")
+    for name, values in (("stored as", orientations), ("dtype", dtypes)):
         counts = Counter(values).most_common()
         unusual = [
-            f"{case.case_id}: {name} {value}, most cases {counts[0][0]}"
-            for case, value in zip(sound, values, strict=True)
+            f"{case_id}: {name} {value}, most cases {counts[0][0]}"
+            for case_id, value in zip(ids, values, strict=True)
             if value != counts[0][0]
         ]
         shown = ", ".join(f"{count} {value}" for value, count in counts)
-        lines += _few_or_one(unusual, len(sound), f"{name}: {shown}")
+        lines += _few_or_one(unusual, len(ids), f"{name}: {shown}")
     return lines
+
+
+def _columns(cases: Iterable[CasePlan]) -> Sequence[list[Any]]:
+    """Return id, shape, spacing, orientation and dtypes of the cases without a problem."""
+    known: dict[object, Any] = {}  # most cases have equal values: each is in memory once
+    columns: Sequence[list[Any]] = ([], [], [], [], [])
+    for case in cases:
+        if case.problem is None:
+            values = (case.shape, case.spacing, case.orientation, "/".join(case.dtypes))
+            for column, value in zip(columns[1:], values, strict=True):
+                column.append(known.setdefault(value, value))
+            columns[0].append(case.case_id)
+    return columns
 
 
 def _few_or_one(unusual: list[str], n_cases: int, instead: str) -> list[str]:
@@ -246,19 +253,16 @@ def _strata_lines(plan: RunPlan) -> list[str]:
     return [f"Stratified by {name}: {'; '.join(counts)}"]
 
 
-def plan_json(plan: RunPlan) -> str:
-    """Return a plan as JSON."""
+def plan_json(plan: RunPlan) -> Iterator[str]:
+    """Yield a plan as JSON, in parts: of many cases, it takes a kilobyte each."""
     steps = step_lines(plan.config, plan.runnable)
     content = {
         "layout": plan.layout,
         "reason": plan.reason,
         "config": plan.config.model_dump(mode="json")
         | ({} if plan.config.has_output else {"output_dir": None}),
-        "cases": [_case_json(case, plan) for case in plan.cases],
-        "files": [
-            {"path": f.path, "role": f.role, "detail": f.detail, "case_id": f.case_id or None}
-            for f in plan.files
-        ],
+        "cases": [],
+        "files": [],
         "splits": plan.splits,
         "folds": plan.folds.content() if plan.folds is not None and plan.folds.fold_of else None,
         "num_cases": len(plan.cases),
@@ -273,12 +277,37 @@ def plan_json(plan: RunPlan) -> str:
         ],
         **plan_needs(plan),
     }
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    rest = json.dumps(content, indent=2, ensure_ascii=False)
+    roles = (
+        {"path": f.path, "role": f.role, "detail": f.detail, "case_id": f.case_id or None}
+        for f in plan.files
+    )
+    cases = (_case_json(case, plan) for case in plan.cases)
+    for name, items in (("cases", cases), ("files", roles)):
+        before, start, rest = rest.partition(f'\n  "{name}": [')
+        yield before + start
+        yield from _json_items(items)
+    yield rest
+
+
+def _json_items(items: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the items of a JSON array at the first level, without its brackets."""
+    separator = ""
+    for item in items:
+        text = json.dumps(item, indent=2, ensure_ascii=False).replace("\n", "\n    ")
+        yield f"{separator}\n    {text}"
+        separator = ","
+    if separator:
+        yield "\n  "
 
 
 def plan_needs(plan: RunPlan) -> dict[str, Any]:
     """Return disk and memory that a run needs, and the suggested number of workers."""
-    sizes = [output_bytes(case, plan.config) for case in plan.runnable]
+    n_files = at_most = estimate = 0
+    for case in plan.runnable:
+        most, likely = output_bytes(case, plan.config)
+        at_most, estimate = at_most + most, estimate + likely
+        n_files += output_files(case, plan.config)
     peak = plan.peak_bytes
     n_workers, reason = suggest_workers(
         n_cpus=system.cpu_count(),
@@ -288,9 +317,9 @@ def plan_needs(plan: RunPlan) -> dict[str, Any]:
         rotational=plan.config.has_output and system.is_rotational(plan.config.output_dir),
     )
     return {
-        "output_files": sum(output_files(case, plan.config) for case in plan.runnable),
-        "output_bytes_at_most": sum(most for most, _ in sizes),
-        "output_bytes_estimate": sum(likely for _, likely in sizes),
+        "output_files": n_files,
+        "output_bytes_at_most": at_most,
+        "output_bytes_estimate": estimate,
         "disk_free_bytes": system.free_bytes(plan.config.output_dir)
         if plan.config.has_output
         else None,
