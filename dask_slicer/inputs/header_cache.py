@@ -144,7 +144,12 @@ class HeaderCache:
             and (self._headers.n_new or self._facts.n_new or self._read_from != self._beside)
         ):
             self._write(self._beside)
-        self.__dict__.pop("_tables", None)  # which take memory, and a run needs no more
+        self.forget()
+
+    def forget(self) -> None:
+        """Free the memory that tables and stamps take; a run needs them no more."""
+        self.__dict__.pop("_tables", None)
+        self.stamps = Stamps()
 
     def _write(self, file: Path | None) -> None:
         if file is None:

@@ -100,6 +100,7 @@ def make_plan(
         headers = HeaderCache(config.input_dir, config.input_root, plane=config.planes[0])
     plans = PlanCache(config, assigned or {}, structures, earlier, headers, progress)
     if (plan := plans.recall()) is not None:
+        headers.forget()
         return plan
     plan = _make_plan(
         *(config, plans.tree, assigned or {}, groups_of_assigned, structures, earlier),
