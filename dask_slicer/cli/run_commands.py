@@ -109,12 +109,16 @@ def plan(
     config = build_config_of(options, needs_output=False)
     if write_manifest is not None:
         _check_manifest_path(write_manifest)
+    from rich.console import Console
+
     from dask_slicer.cli.display import make_console, print_plan, print_problems
     from dask_slicer.execution.quick_look import with_clip_note
     from dask_slicer.execution.resume import prepare_plan
+    from dask_slicer.monitoring.terminal import PlanningDisplay
     from dask_slicer.planning.estimate import plan_json
 
-    run_plan = prepare_plan(config)
+    with PlanningDisplay(Console(stderr=True), quiet=quiet) as display:
+        run_plan = prepare_plan(config, progress=display.show)
     if write_manifest is not None:
         _write_manifest(run_plan, Path(os.path.abspath(write_manifest)))
         if not quiet:

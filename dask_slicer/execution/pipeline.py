@@ -32,7 +32,8 @@ from dask_slicer.execution.partitions import (
     record_plan,
     remove_partition_files,
 )
-from dask_slicer.execution.resume import EarlierRuns, prepare_plan
+from dask_slicer.execution.resume import EarlierRuns, headers_of, prepare_plan
+from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.monitoring.observer import Observer, RunReport
 from dask_slicer.monitoring.publisher import ProgressPublisher
 from dask_slicer.output import directory, layout
@@ -67,11 +68,13 @@ def run(
     directory.existing_config(config.output_dir)  # before a lock is put into a foreign directory
     partition = parse_partition(config.shard)
     with locked(config.output_dir, partition, note=publisher.observer.note) as held:
-        plan = prepare_plan(config)
+        headers = headers_of(config)
+        plan = prepare_plan(config, headers, progress=publisher.observer.planning)
         if plan.problems:
             raise DatasetError("; ".join(plan.problems))
         earlier = EarlierRuns(plan, partition)
-        return _Run(plan, client, publisher, started, partition, earlier, held.run_id).execute()
+        run = _Run(plan, client, publisher, started, partition, earlier, headers, held.run_id)
+        return run.execute()
 
 
 @dataclass(slots=True)
@@ -84,6 +87,7 @@ class _Run:
     started: float
     partition: Partition | None
     earlier: EarlierRuns
+    headers: HeaderCache
     run_id: str
     has_started: bool = False
     # Failures that `finalize` does not read from the output's journal.
@@ -186,6 +190,7 @@ class _Run:
             columns=used_columns(config),
             temporary=temporary,
         )
+        self.headers.save_beside()
 
     def _prepare_cases(self, todo: Sequence[CasePlan], queue: CaseQueue, journal: Journal) -> None:
         """Remove outdated files of the cases to run; record cases that cannot be run."""

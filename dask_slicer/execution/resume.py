@@ -14,9 +14,11 @@ from dask_slicer.config.schema import RunConfig
 from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.errors import CaseError, DatasetError, OutputError, UsageError
 from dask_slicer.execution.dataset_statistics import training_cases, with_properties
+from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.pairing import choose_name
 from dask_slicer.inputs.readers.base import split_volume
 from dask_slicer.inputs.readers.files import checksum
+from dask_slicer.inputs.tree import Progress, no_progress
 from dask_slicer.monitoring.observer import Observer
 from dask_slicer.output import directory, layout
 from dask_slicer.output.folds import with_folds
@@ -36,11 +38,21 @@ from dask_slicer.utils.threads import map_files
 _OUT_OF_REACH = {"MissingFile", "MissingLabel", "PermissionDenied", "Unexpected"}
 
 
-def prepare_plan(config: RunConfig) -> RunPlan:
-    """Return what a run into the present output directory would do; write nothing."""
+def headers_of(config: RunConfig) -> HeaderCache:
+    """Return the cache of headers of a run; it has a file beside the output, if there is one."""
+    beside = config.output_dir / layout.HEADERS if config.has_output else None
+    return HeaderCache(config.input_dir, config.input_root, plane=config.planes[0], beside=beside)
+
+
+def prepare_plan(
+    config: RunConfig, headers: HeaderCache | None = None, *, progress: Progress = no_progress
+) -> RunPlan:
+    """Return what a run into the present output directory would do; write nothing there."""
     old = directory.existing_config(config.output_dir)
+    headers = headers or headers_of(config)
     if old is None or config.overwrite:
-        return with_folds(_with_known_properties(_like_images(make_plan(config)), ()))
+        plan = make_plan(config, headers=headers, progress=progress)
+        return with_folds(_with_known_properties(_like_images(plan), ()))
     # The plan decides the offset of images, where none is given.
     has_offset = config.offset is not None or config.like is not None
     unplanned = config if has_offset else config.model_copy(update={"offset": old.offset})
@@ -52,6 +64,8 @@ def prepare_plan(config: RunConfig) -> RunPlan:
         assigned_groups=partial(_groups, config.output_dir, table),
         structures=directory.existing_structures(config.output_dir),
         earlier=old,
+        headers=headers,
+        progress=progress,
     )
     if config.stratify not in (None, old.stratify, BY_LABEL):
         note = f"cases that have a split keep it, although --stratify {config.stratify} is new"

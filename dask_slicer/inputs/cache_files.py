@@ -59,9 +59,9 @@ def read_cache(file: Path) -> Iterator[tuple[str, list[str]]]:
     yield from read_records(file, lambda about: about["program"] == _program())
 
 
-def write_cache(file: Path, tables: Mapping[str, Iterable[str]]) -> None:
+def write_cache(file: Path, tables: Mapping[str, Iterable[str]], *, private: bool = True) -> None:
     """Replace a file of the cache; tables are JSON texts, by name."""
-    write_records(file, {"program": _program()}, tables)
+    write_records(file, {"program": _program()}, tables, private=private)
 
 
 def remove_old(folder: Path) -> None:

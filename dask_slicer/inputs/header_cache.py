@@ -154,8 +154,8 @@ class HeaderCache:
                 name: table.texts(self.stamps if table in in_use and len(self.stamps) else None)
                 for name, table in self._tables.items()
             }
-            write_cache(file, texts)
-            if file == self._file:
+            write_cache(file, texts, private=file != self._beside)
+            if file != self._beside:
                 remove_old(file.parent)
         except Exception as error:  # any error: a plan needs no cache
             _LOG.debug("Headers are not cached: %s", error)

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from dask_slicer.errors import DatasetError
 from dask_slicer.inputs.case import is_volume_name, name_of, relative_path
 
 # Folders of file systems that no user can list.
 _OF_THE_SYSTEM = {"lost+found", "System Volume Information"}
+
+
+Item = TypeVar("Item")
+
+# What is being done, how many items are done, and of how many; None if that is not known yet.
+Progress = Callable[[str, int, int | None], None]
+
+
+def no_progress(doing: str, n_done: int, total: int | None) -> None:
+    """Show nothing."""
+
+
+def counted(
+    items: Iterable[Item], doing: str, total: int | None, progress: Progress
+) -> Iterator[Item]:
+    """Yield items, and count them for the progress."""
+    for number, item in enumerate(items, start=1):
+        progress(doing, number, total)
+        yield item
 
 
 class FileTree:
@@ -32,7 +52,9 @@ class FileTree:
         self.paths = tuple(sorted(paths))
 
     @classmethod
-    def scan(cls, root: Path, *, skip: Path | None = None) -> FileTree:
+    def scan(
+        cls, root: Path, *, skip: Path | None = None, progress: Progress = no_progress
+    ) -> FileTree:
         """List a folder and its folders, links followed, without `skip`, an output in it.
 
         Raises
@@ -40,7 +62,7 @@ class FileTree:
         DatasetError
             If a folder cannot be listed: it may hold cases, or labels.
         """
-        return cls(root, list(_walk(root, skip)))
+        return cls(root, counted(_walk(root, skip), "searching", None, progress))
 
     @cached_property
     def volumes(self) -> tuple[str, ...]:

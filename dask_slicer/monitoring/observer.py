@@ -153,6 +153,9 @@ class Observer:
     def connected(self, where: str, *, dashboard: str = "", run_page: str = "") -> None:
         """Receive in words where the cases run, and links, empty if the scheduler has no page."""
 
+    def planning(self, doing: str, n_done: int, total: int | None) -> None:
+        """Receive how many files were found, or cases were read; the total is None if unknown."""
+
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Receive the plan, the cases to run, and the number of cases that are skipped."""
 

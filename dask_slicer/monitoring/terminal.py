@@ -30,6 +30,8 @@ from dask_slicer.utils.formatting import plural
 
 # Between two lines of progress where there is no terminal, in seconds.
 _LINE_EVERY = 10.0
+# Between two changes of a line on a terminal.
+_REFRESH_EVERY = 0.2
 # Figures beside the bar, which needs the rest of the line.
 _MOST_FIGURES = 5
 
@@ -125,6 +127,45 @@ class ProgressDisplay(Observer):
         self._console.out(text, style=style, highlight=False)
 
 
+class PlanningDisplay:
+    """Shows how far planning has come, if it takes long: a line on a terminal, or one every 10 s.
+
+    It is for stderr, since the standard output of a command may be JSON.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console, self._quiet = console, quiet
+        self._line: Live | None = None
+        self._next = time.monotonic() + (1.0 if console.is_terminal else _LINE_EVERY)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def show(self, doing: str, n_done: int, total: int | None) -> None:
+        """Show what is being done, unless that was done a moment ago."""
+        now = time.monotonic()
+        if self._quiet or now < self._next:
+            return
+        text = f"{doing}: {n_done} files" if total is None else f"{doing}: {n_done} of {total}"
+        self._next = now + (_REFRESH_EVERY if self._console.is_terminal else _LINE_EVERY)
+        if not self._console.is_terminal:
+            self._console.out(text, highlight=False)
+            return
+        if self._line is None:
+            self._line = Live(console=self._console, transient=True, auto_refresh=False)
+            self._line.start()
+        self._line.update(Text(text), refresh=True)
+
+    def close(self) -> None:
+        """Remove the line."""
+        if self._line is not None:
+            self._line.stop()
+            self._line = None
+
+
 class RunDisplay(ProgressDisplay):
     """Shows a run; only its failures if `quiet`, and their tracebacks if `details`."""
 
@@ -133,9 +174,19 @@ class RunDisplay(ProgressDisplay):
     def __init__(self, console: Console, *, quiet: bool = False, details: bool = False) -> None:
         super().__init__(console, quiet=quiet)
         self._details = details
+        self._planning = PlanningDisplay(Console(stderr=True), quiet=quiet)
+
+    def __exit__(self, *error: object) -> None:
+        self._planning.close()
+        super().__exit__(*error)
+
+    def planning(self, doing: str, n_done: int, total: int | None) -> None:
+        """Show how far planning has come."""
+        self._planning.show(doing, n_done, total)
 
     def planned(self, plan: RunPlan, *, todo: Sequence[CasePlan], skipped: int) -> None:
         """Print the plan in a few lines, and start showing progress."""
+        self._planning.close()
         for line in plan_lines(plan):
             self._say(line)
         of = f" of partition {plan.config.shard}" if plan.config.shard else ""

@@ -63,12 +63,14 @@ ZARR_METADATA = "zarr.json"
 ZARR_ROOT = f"{ZARR}/{ZARR_METADATA}"
 # Written by `dask-slicer preview`.
 PREVIEW = "preview.png"
+# The headers of the dataset, for continued runs elsewhere, see `inputs.header_cache`.
+HEADERS = ".dask_slicer.headers.json"
 # The plan that all partitions of a run share.
 PARTITION_PLAN = ".dask_slicer.shares.json"
 # Without index and journals; CONFIG last, because it marks the directory as an output.
 TOP_FILES = (
     *(SUMMARY, FAILURES, PREVIEW, PARTITION_PLAN, FOLDS, SPLITS_FILE, STRUCTURES_FILE, CASES_FILE),
-    *(STATISTICS_FILE, INDEX_COLUMNS),
+    *(STATISTICS_FILE, INDEX_COLUMNS, HEADERS),
     CONFIG,
 )
 # Digests of entries are below this.

@@ -27,7 +27,7 @@ from dask_slicer.inputs.cache_files import cache_file, read_cache, write_cache
 from dask_slicer.inputs.case import Case, Mask
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import FileRole
-from dask_slicer.inputs.tree import FileTree
+from dask_slicer.inputs.tree import FileTree, Progress, counted, no_progress
 from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.plan import CasePlan, PlanePlan, RunPlan
 from dask_slicer.records import FailedCase
@@ -57,6 +57,7 @@ class PlanCache:
         The configuration of the output.
     headers : HeaderCache
         It gets what the files of a folder were like before they were read.
+    progress : callable, optional
     """
 
     def __init__(
@@ -66,34 +67,36 @@ class PlanCache:
         structures: Mapping[str, int] | None,
         earlier: RunConfig | None,
         headers: HeaderCache,
+        progress: Progress = no_progress,
     ) -> None:
         self._config = config
-        self._headers = headers
+        self._headers, self._progress = headers, progress
         self._file = cache_file(config.input_dir, "plan")
         self._started = time.time_ns()
         offset = [] if earlier is None else [earlier.offset]
-        known = [assigned, structures, offset, config.like is not None]
-        self._earlier = json.dumps(known, sort_keys=True)
+        self._known = self._known_text(assigned, structures or {}, offset)
+        self._is_first = earlier is None and not assigned
         self._named: list[_Stamp] = []
         self._n_listed = 0
+        self._digest = hashlib.sha256()  # of settings and files
         self._key = ""
         self.tree: FileTree | None = None  # of a folder, once it is listed
 
     def recall(self) -> RunPlan | None:
         """Return the plan, None if it must be made."""
-        if self._file is None:
-            return None
         with _no_collection():
             return self._recall(self._file)
 
-    def _recall(self, file: Path) -> RunPlan | None:
+    def _recall(self, file: Path | None) -> RunPlan | None:
         try:
             self._look()
+            if file is None:
+                return None
             records = ((name, text) for name, texts in read_cache(file) for text in texts)
             _, text = next(records, ("", "{}"))
             state = json.loads(text)
             others = [tuple(stamp) for stamp in state.get("others", ())]
-            if state.get("key") != self._key or _stamps(s[0] for s in others) != others:
+            if self._key not in state.get("keys", ()) or _stamps(s[0] for s in others) != others:
                 return None
             return _unpacked(records, self._config)
         except FileNotFoundError:
@@ -119,7 +122,7 @@ class PlanCache:
                 return
             records = ((name, text) for name, texts in _packed(plan).items() for text in texts)
             if _unpacked(records, self._config) == plan:
-                state = json.dumps({"key": self._key, "others": others})
+                state = json.dumps({"keys": self._keys(plan), "others": others})
                 write_cache(self._file, {"state": [state], **_packed(plan)})
         except Exception as error:  # any error: a plan needs no cache
             _LOG.debug("The plan is not cached: %s", error)
@@ -129,9 +132,12 @@ class PlanCache:
         config = self._config
         named = [os.fspath(path) for path in (config.splits, config.slice_list) if path is not None]
         if config.input_dir.is_dir():
-            self.tree = FileTree.scan(config.input_dir, skip=config.output_dir)
+            self.tree = FileTree.scan(
+                config.input_dir, skip=config.output_dir, progress=self._progress
+            )
             folder, paths = os.path.join(config.input_dir, ""), self.tree.paths
             stamps = iter_files(lambda path: _stamp_of(folder + path), paths)
+            stamps = counted(stamps, "looking at files", len(paths), self._progress)
             for path, stamp in zip(paths, stamps, strict=True):
                 self._headers.stamps[path] = stamp
             self._n_listed = len(paths)
@@ -139,11 +145,30 @@ class PlanCache:
             named.append(os.fspath(config.input_dir))
         self._named = _stamps(named)
         stamped = chain(self._headers.stamps.items(), ((path, own) for path, *own in self._named))
-        digest = hashlib.sha256(f"{config.model_dump_json()}\n{self._earlier}".encode())
+        digest = hashlib.sha256(config.model_dump_json().encode())
         for path, (size, mtime, ctime) in stamped:
             line = f"\n{path}\0{size} {mtime} {ctime}"
             digest.update(line.encode(errors="surrogatepass"))
-        self._key = digest.hexdigest()
+        self._digest = digest
+        self._key = self._key_of(self._known)
+
+    def _keys(self, plan: RunPlan) -> list[str]:
+        """Return the keys of a plan: when it was made, and when a first run has started with it."""
+        assigned = {case_id: split for split, ids in plan.splits.items() for case_id in ids}
+        after = self._known_text(assigned, plan.structures, [plan.config.offset])
+        return [self._key, *([self._key_of(after)] if self._is_first else [])]
+
+    def _known_text(
+        self, assigned: Mapping[str, str], structures: Mapping[str, int], offset: list[int | None]
+    ) -> str:
+        """Return what earlier runs decide."""
+        known = [assigned, structures, offset, self._config.like is not None]
+        return json.dumps(known, sort_keys=True)
+
+    def _key_of(self, known: str) -> str:
+        digest = self._digest.copy()
+        digest.update(f"\n{known}".encode())
+        return digest.hexdigest()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import InputOptions, LayoutMatch
 from dask_slicer.inputs.listed_paths import exists
 from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
-from dask_slicer.inputs.tree import FileTree
+from dask_slicer.inputs.tree import FileTree, Progress, counted, no_progress
 from dask_slicer.planning.assignment import case_groups, case_splits
 from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.content import label_like_images, with_unnamed
@@ -81,6 +81,7 @@ def make_plan(
     structures: Mapping[str, int] | None = None,
     earlier: RunConfig | None = None,
     headers: HeaderCache | None = None,
+    progress: Progress = no_progress,
 ) -> RunPlan:
     """Return the plan of a run; reads headers that are not cached, writes only the cache.
 
@@ -98,11 +99,12 @@ def make_plan(
 
     if headers is None:
         headers = HeaderCache(config.input_dir, config.input_root, plane=config.planes[0])
-    plans = PlanCache(config, assigned or {}, structures, earlier, headers)
+    plans = PlanCache(config, assigned or {}, structures, earlier, headers, progress)
     if (plan := plans.recall()) is not None:
         return plan
     plan = _make_plan(
-        config, plans.tree, assigned or {}, groups_of_assigned, structures, earlier, headers
+        *(config, plans.tree, assigned or {}, groups_of_assigned, structures, earlier),
+        *(headers, progress),
     )
     if not needs_groups:  # which are in another file
         plans.keep(plan)
@@ -117,6 +119,7 @@ def _make_plan(
     structures: Mapping[str, int] | None,
     earlier: RunConfig | None,
     cache: HeaderCache,
+    progress: Progress,
 ) -> RunPlan:
     root = config.input_root
     dataset = _find_cases(config, tree)
@@ -176,7 +179,8 @@ def _make_plan(
         )
         for case in cases
     )
-    plans: Sequence[CasePlan] = CasePlans(iter_files(plan_case, unread))
+    read = counted(iter_files(plan_case, unread), "reading headers", len(cases), progress)
+    plans: Sequence[CasePlan] = CasePlans(read)
     cache.save()
     if not dataset.problems and config.volumes is None:
         _refuse_series(plans, cache)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -22,14 +23,22 @@ _LONGEST_LINE = 10_000
 
 
 def write_records(
-    file: Path, about: Mapping[str, str], tables: Mapping[str, Iterable[str]]
+    file: Path,
+    about: Mapping[str, str],
+    tables: Mapping[str, Iterable[str]],
+    *,
+    private: bool = True,
 ) -> None:
     """Replace a file by one with these tables; texts hold no line breaks, as JSON does not.
 
-    The tables may be read from the file itself.
+    A `private` file, and its folder, is for no other user.
     """
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(prefix=f".{file.stem}.", dir=file.parent)  # mode 600
+    if private:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(prefix=f".{file.stem}.", dir=file.parent)  # mode 600
+    else:
+        unfinished = f"{file}.{uuid.uuid4().hex[:8]}"
+        handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with open(handle, "wb") as stream:
             stream.write(json.dumps(about).encode() + b"\n")

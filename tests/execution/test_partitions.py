@@ -38,7 +38,7 @@ CASES = ("a", "b", "c", "d", "e", "f", "g")
 FORMATS = pytest.mark.parametrize("format_", slice_formats.FORMATS)
 N_ROUNDS = int(os.environ.get("DASK_SLICER_SHARE_ROUNDS", "5"))
 # What tells of times, or where it is.
-TOLD = {"dataset_info.json", "journal.jsonl", "config.yaml"}
+TOLD = {"dataset_info.json", "journal.jsonl", "config.yaml", layout.HEADERS}
 # In CPU-starved surroundings, a process may take long to start.
 PATIENCE = 120
 

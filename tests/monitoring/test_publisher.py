@@ -89,6 +89,7 @@ def test_the_publisher_forwards_every_call_to_its_observer() -> None:
         output_dir="", n_committed=0, n_skipped=0, n_slices=0, n_bytes=0, remaining=0,
         failures=(), elapsed_seconds=0.0,
     )  # fmt: skip
+    telling.observer.planning("searching", 1, None)
     telling.observer.connected("here")
     telling.planned(plan, todo=cases("a"), skipped=0)
     telling.observer.note("a note")
