@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,34 @@ def test_slices_are_the_same_bytes_with_arrays_in_files(
     assert found == expected
     assert len(sizes) >= 6  # at least what was gzipped
     assert not list((tmp_path / "in_files").glob(".*tmp*"))
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("name", ["spacing", "spacing of planes", "coarse", "zarr, resampled"])
+def test_files_take_no_more_room_than_is_planned(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sizes: dict[int, int] = {}
+    totals = []
+    scratch_file = mapped.scratch_file
+
+    def counted(n_bytes: int, folder: str, **options: Any) -> Any:
+        array = scratch_file(n_bytes, folder, **options)
+        number = len(totals)
+        sizes[number] = n_bytes
+        weakref.finalize(mapped.mapping_of(array), sizes.pop, number)
+        totals.append(sum(sizes.values()))
+        return array
+
+    for module in (mapped, files):
+        monkeypatch.setattr(module, "scratch_file", counted)
+    monkeypatch.setattr(system, "memory_bytes", lambda: LIMIT)
+    config = dask_slicer.RunConfig(
+        input_dir=scans, output_dir=tmp_path / "out", num_workers=0, **SETTINGS[name]
+    )
+    plan = dask_slicer.plan(config)
+    assert dask_slicer.run(config).failures == ()
+    assert 0 < max(totals) <= max(memory.scratch_bytes(case, config) for case in plan.runnable)
 
 
 @pytest.mark.usefixtures("_small_blocks")
