@@ -1,14 +1,15 @@
-"""Outcomes of cases: committed, failed or removed, as the journal holds them."""
+"""Outcomes of cases: committed, failed or removed, as the journal holds them; plans of many."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from dask_slicer.core.statistics import Statistics
 from dask_slicer.errors import CaseError
 from dask_slicer.utils.formatting import as_utf8, first_few, plural
+from dask_slicer.utils.packed import PackedList
 from dask_slicer.utils.repr_html import html_table
 
 
@@ -232,3 +233,55 @@ def failure_table(failures: Sequence[FailedCase]) -> str:
     """Return an HTML table of failed cases and their reasons."""
     rows = [(failure.case_id, failure.kind, failure.step, failure.message) for failure in failures]
     return html_table(("failed case", "kind", "step", "message"), rows, of="failed case")
+
+
+# -- plans of many cases --------------------------------------------------------------------------
+
+
+class _Planned(Protocol):
+    @property
+    def case_id(self) -> str: ...
+    @property
+    def problem(self) -> FailedCase | None: ...
+
+
+P = TypeVar("P", bound=_Planned)
+
+
+class CasePlans(PackedList[P]):
+    """Plans of many cases; ids and problems are there without looking at each.
+
+    Parameters
+    ----------
+    cases : iterable of CasePlan
+    """
+
+    def __init__(self, cases: Iterable[P] = ()) -> None:
+        self.ids: list[str] = []
+        self.problems: dict[int, FailedCase] = {}  # by number
+        self._numbers: dict[str, int] = {}  # by id, made on use
+        super().__init__(cases)
+
+    def append(self, record: P) -> None:
+        """Add a case at the end."""
+        if record.problem is not None:
+            self.problems[len(self)] = record.problem
+        self.ids.append(record.case_id)
+        super().append(record)
+
+    @property
+    def runnable(self) -> Sequence[P]:
+        """Return the cases without a problem."""
+        if not self.problems:
+            return self
+        return self.select([n for n in range(len(self)) if n not in self.problems])
+
+    def of_id(self, case_id: str) -> P:
+        """Return the case with an id; raise KeyError if there is none."""
+        if len(self._numbers) < len(self):
+            self._numbers = {name: number for number, name in enumerate(self.ids)}
+        return self[self._numbers[case_id]]
+
+    def of_ids(self, wanted: set[str]) -> Sequence[P]:
+        """Return the cases with these ids."""
+        return self.select([n for n, case_id in enumerate(self.ids) if case_id in wanted])

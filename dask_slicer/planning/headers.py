@@ -26,9 +26,9 @@ from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.load import grids_of
 from dask_slicer.inputs.readers import read_header
 from dask_slicer.inputs.readers.base import CONVERTED, VolumeHeader, split_volume
-from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.plan import FORMAT_VERSION, CasePlan, PlanePlan
 from dask_slicer.planning.steps import in_digest, n_selected, sliced_grid
+from dask_slicer.records import CasePlans
 from dask_slicer.utils.formatting import as_utf8, first_few, plural
 from dask_slicer.utils.modalities import for_each_modality
 

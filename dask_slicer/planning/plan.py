@@ -13,13 +13,12 @@ from dask_slicer.core.foreground import IntensityProperties
 from dask_slicer.inputs.accounting import FILE_COLUMNS, file_kinds
 from dask_slicer.inputs.case import Case
 from dask_slicer.inputs.layouts.base import FileRole
-from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.case_table import CaseTable
 from dask_slicer.planning.folds import Folds
 from dask_slicer.planning.memory import WORKER_BASE_BYTES, peak_bytes
 from dask_slicer.planning.names import Names
 from dask_slicer.planning.step_lines import step_lines
-from dask_slicer.records import FailedCase, failure_table
+from dask_slicer.records import CasePlans, FailedCase, failure_table
 from dask_slicer.utils.formatting import format_shape, plural
 from dask_slicer.utils.packed import quick_to_pack
 from dask_slicer.utils.repr_html import html_card, html_facts, html_table

@@ -28,9 +28,8 @@ from dask_slicer.inputs.case import Case, Mask
 from dask_slicer.inputs.header_cache import HeaderCache
 from dask_slicer.inputs.layouts.base import FileRole
 from dask_slicer.inputs.tree import FileTree, Progress, counted, no_progress
-from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.plan import CasePlan, PlanePlan, RunPlan
-from dask_slicer.records import FailedCase
+from dask_slicer.records import CasePlans, FailedCase
 from dask_slicer.utils.packed import PackedList
 from dask_slicer.utils.stamps import NO_FILE, Stamp
 from dask_slicer.utils.threads import iter_files

@@ -26,7 +26,6 @@ from dask_slicer.inputs.listed_paths import exists
 from dask_slicer.inputs.readers.base import VolumeHeader, split_volume
 from dask_slicer.inputs.tree import FileTree, Progress, counted, no_progress
 from dask_slicer.planning.assignment import case_groups, case_splits
-from dask_slicer.planning.case_plans import CasePlans
 from dask_slicer.planning.content import label_like_images, with_unnamed
 from dask_slicer.planning.headers import (
     digest_with,
@@ -35,6 +34,12 @@ from dask_slicer.planning.headers import (
     names_in_headers,
     with_headers,
     with_offset,
+)
+from dask_slicer.planning.names import (
+    check_label_values,
+    number_structures,
+    structures_of,
+    with_values,
 )
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.plan_cache import PlanCache
@@ -45,12 +50,6 @@ from dask_slicer.planning.steps import (
     mapped_names,
     names_labels,
 )
-from dask_slicer.planning.structures import (
-    check_label_values,
-    number_structures,
-    structures_of,
-    with_values,
-)
 from dask_slicer.planning.volumes import (
     check_modalities,
     expand,
@@ -58,7 +57,7 @@ from dask_slicer.planning.volumes import (
     names_of_volumes,
     without_missing,
 )
-from dask_slicer.records import FailedCase
+from dask_slicer.records import CasePlans, FailedCase
 from dask_slicer.utils.formatting import did_you_mean, first_few, plural
 from dask_slicer.utils.packed import PackedList
 from dask_slicer.utils.threads import iter_files
