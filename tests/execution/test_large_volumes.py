@@ -14,6 +14,7 @@ from affines import oblique
 
 import dask_slicer
 from dask_slicer.core import ranks, volume
+from dask_slicer.errors import UsageError
 from dask_slicer.inputs.case import Case, Mask
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.inputs.readers import files
@@ -244,3 +245,15 @@ def test_a_case_is_refused_if_not_even_its_planes_fit(
     )
     monkeypatch.setattr(system, "memory_bytes", lambda: 7_000_000)
     assert list(slice_dataset().rglob("large_*.npz"))
+
+
+def test_a_scratch_dir_that_is_a_file_is_refused(dataset, tmp_path) -> None:
+    dataset.add("a")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="scratch_dir .*file is a file; name a folder"):
+        dask_slicer.run(
+            input_dir=dataset.root,
+            output_dir=tmp_path / "out",
+            scratch_dir=tmp_path / "file",
+            num_workers=0,
+        )
