@@ -250,7 +250,7 @@ def test_a_case_is_refused_if_not_even_its_planes_fit(
 def test_a_scratch_dir_that_is_a_file_is_refused(dataset, tmp_path) -> None:
     dataset.add("a")
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="scratch_dir .*file is a file; name a folder"):
+    with pytest.raises(UsageError, match=r"scratch_dir .*file is a file; name a folder"):
         dask_slicer.run(
             input_dir=dataset.root,
             output_dir=tmp_path / "out",
