@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dask_slicer.utils.mapped import empty_beside, release, scratch_dir_of, zeros_beside
+from dask_slicer.utils.mapped import empty_beside, release, scratch_dir_of
 
 _Number = TypeVar("_Number", bound=np.generic)
 # Planes copied at once when neighbouring planes are interleaved in memory.
@@ -219,7 +219,8 @@ def zeros_like(array: NDArray[np.generic], dtype: DTypeLike) -> NDArray[Any]:
         return np.zeros_like(array, dtype=dtype, subok=False)
     order = np.argsort([-abs(stride) for stride in array.strides], kind="stable")
     shape = [array.shape[axis] for axis in order]
-    return zeros_beside(array, shape, dtype).transpose(np.argsort(order))
+    # A new file is all zero.
+    return empty_beside(array, shape, dtype).transpose(np.argsort(order))
 
 
 def _planes_follow_each_other(array: NDArray[np.generic]) -> bool:

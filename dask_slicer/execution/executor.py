@@ -163,6 +163,12 @@ def check_report_place(path: Path | None) -> None:
             ) from None
 
 
+def check_scratch_dir(path: Path | None) -> None:
+    """Raise UsageError now, not for each large case, if files cannot be made in a folder."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise UsageError(f"scratch_dir {path} is a file; name a folder")
+
+
 def _execute_on(
     client: Client, queue: CaseQueue, target: Target, timeout: float | None
 ) -> Outcomes:

@@ -25,7 +25,12 @@ from dask_slicer.errors import (
 )
 from dask_slicer.execution.case_queue import CaseQueue
 from dask_slicer.execution.dataset_statistics import dataset_properties, with_properties
-from dask_slicer.execution.executor import Outcomes, check_report_place, executor
+from dask_slicer.execution.executor import (
+    Outcomes,
+    check_report_place,
+    check_scratch_dir,
+    executor,
+)
 from dask_slicer.execution.partitions import (
     check_partition_plan,
     merge_journals,
@@ -65,6 +70,7 @@ def run(
     publisher = ProgressPublisher(observer or Observer())
     started = time.monotonic()
     check_report_place(config.performance_report)
+    check_scratch_dir(config.scratch_dir)
     directory.existing_config(config.output_dir)  # before a lock is put into a foreign directory
     partition = parse_partition(config.shard)
     with locked(config.output_dir, partition, note=publisher.observer.note) as held:

@@ -33,6 +33,9 @@ from dask_slicer.utils.threads import iter_files
 # A file that changes twice within this time may keep its mtime: FAT counts in steps of 2 s.
 RACY_NS = 2_000_000_000
 
+# Headers of fewer files are read in a second, and need no file in an output.
+_LEAST_BESIDE = 1000
+
 _LOG = logging.getLogger(__name__)
 
 _PATHS = ("path", "data_files")
@@ -134,8 +137,8 @@ class HeaderCache:
             self._write(self._file)
 
     def save_beside(self) -> None:
-        """Keep what was read beside the output, unless it is there already."""
-        if self._beside is None:
+        """Keep what was read of many files beside the output, unless it is there already."""
+        if self._beside is None or len(self.stamps) < _LEAST_BESIDE:
             return
         # A plan that was recalled as a whole has looked at no table.
         is_loaded = "_tables" in self.__dict__

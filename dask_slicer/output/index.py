@@ -212,7 +212,9 @@ def joined(parts: Iterable[SliceIndex], *, most_rows: int, most_labels: int) -> 
             if numbers.dtype != column.dtype:
                 labels[name] = column = column.astype(np.int64)
             column[n_labels : n_labels + own_labels] = numbers
-        ends[n_rows + 1 : n_rows + own + 1] = part.label_ends[1:] + n_labels
+        # The sum may be too large for the numbers of the part.
+        own_ends = np.add(part.label_ends[1:], n_labels, dtype=ends.dtype)
+        ends[n_rows + 1 : n_rows + own + 1] = own_ends
         cases += part.cases
         n_rows, n_labels = n_rows + own, n_labels + own_labels
     ends.resize(n_rows + 1, refcheck=False)

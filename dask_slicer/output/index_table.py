@@ -7,13 +7,12 @@ import io
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from math import nan
 from pathlib import Path
-from zipfile import ZipFile
 
 import numpy as np
 
@@ -116,21 +115,10 @@ def write_index(
     output_dir: Path, committed: Iterable[CommittedCase], settings: SliceSettings
 ) -> None:
     """Write slices.csv, and its columns as numbers; cases come in the order of their ids."""
-    path, temporary = output_dir / INDEX_COLUMNS, output_dir / TEMPORARY
-    archive: ZipFile | None = None
-    with ExitStack() as stack:
-
-        def put(name: str, content: bytes) -> None:
-            nonlocal archive
-            if archive is None:
-                file = stack.enter_context(atomic_write(path, temporary=temporary))
-                archive = stack.enter_context(ZipFile(file, "w"))
-            columns.put_into(archive)(name, content)
-
+    create = partial(atomic_write, temporary=output_dir / TEMPORARY)
+    with columns.writing(output_dir / INDEX_COLUMNS, create) as put:
         directory.write_lines(output_dir, INDEX, index_text(committed, settings, put))
         still_held()
-    if archive is None and path.is_file():  # of a run with more cases
-        path.unlink()
 
 
 def index_text(

@@ -69,6 +69,7 @@ class _Arrays:
     sorted: int  # intensities, for percentiles
     foreground: int  # a mask, and the voxels in it
     written: int  # planes, and files that are written at once
+    turned: int  # images and label with the axes of one plane
 
 
 def _arrays(case: _CaseSizes, settings: SliceSettings) -> _Arrays:
@@ -81,7 +82,8 @@ def _arrays(case: _CaseSizes, settings: SliceSettings) -> _Arrays:
     planes = (2 * settings.window_size + 1) * max((t.copies for t in templates), default=0) or 1
     copies = len(parts) > 1 or settings.resamples  # of the label: before and after
     label = max(voxels, resampled) + sliced if copies else max(voxels, sliced)
-    label *= np.dtype(settings.label_dtype).itemsize * case.has_label
+    label_bytes = np.dtype(settings.label_dtype).itemsize * case.has_label
+    label *= label_bytes
     # Planes of a window, raw and deflated.
     written = 3 * planes * n_images * in_plane * 4
     sorts = settings.percentiles or "percentile" in for_each_modality(settings.normalize, 1)
@@ -104,6 +106,7 @@ def _arrays(case: _CaseSizes, settings: SliceSettings) -> _Arrays:
         sorted=voxels * 8 if sorts else 0,  # a float64 copy of one modality
         foreground=voxels + case.voxel_bytes // n_images if masked else 0,
         written=written,
+        turned=max(case.voxel_bytes, resampled * (4 + label_bytes)),
     )
 
 
@@ -137,7 +140,7 @@ def scratch_bytes(case: _CaseSizes, settings: SliceSettings) -> int:
     """Return the room for the arrays of a case in files, in bytes, at most."""
     arrays = _arrays(case, settings)
     inflated = case.voxel_bytes if case.file_bytes < case.voxel_bytes else 0
-    turned = case.voxel_bytes * len(case.parts)
+    turned = arrays.turned * len(case.parts)
     return inflated + turned + arrays.label + arrays.changed + arrays.foreground
 
 

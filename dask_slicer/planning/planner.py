@@ -35,6 +35,12 @@ from dask_slicer.planning.headers import (
     with_headers,
     with_offset,
 )
+from dask_slicer.planning.names import (
+    check_label_values,
+    number_structures,
+    structures_of,
+    with_values,
+)
 from dask_slicer.planning.plan import CasePlan, RunPlan
 from dask_slicer.planning.plan_cache import PlanCache
 from dask_slicer.planning.steps import (
@@ -43,12 +49,6 @@ from dask_slicer.planning.steps import (
     listed_slices,
     mapped_names,
     names_labels,
-)
-from dask_slicer.planning.structures import (
-    check_label_values,
-    number_structures,
-    structures_of,
-    with_values,
 )
 from dask_slicer.planning.volumes import (
     check_modalities,

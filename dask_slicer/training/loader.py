@@ -113,7 +113,7 @@ class SliceLoader:
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
-        n_slices = len(self._slices_of_rank()) if self.sampler is None else len(self.sampler)
+        n_slices = self._rank_of()[2] if self.sampler is None else len(self.sampler)
         return n_slices // self.batch_size if self.drop_last else ceil(n_slices / self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
@@ -127,31 +127,30 @@ class SliceLoader:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        numbers: Sequence[int]
         if self.sampler is None:
-            rows = np.arange(len(self.dataset))
+            rank, n_replicas, n = self._rank_of()
+            numbers = np.arange(len(self.dataset))
             if self.shuffle:
-                rows = np.random.default_rng((self.seed, self.epoch)).permutation(rows)
-            numbers = rows[self._slices_of_rank()].tolist()
+                numbers = np.random.default_rng((self.seed, self.epoch)).permutation(numbers)
+            if n * n_replicas > len(numbers):
+                numbers = np.resize(numbers, n * n_replicas)  # which repeats the first ones
+            numbers = numbers[rank : n * n_replicas : n_replicas]
         else:
-            numbers = [int(number) for number in self.sampler]
+            numbers = np.fromiter(map(int, self.sampler), np.intp)
         self.epoch += 1
-        starts = range(0, len(numbers), self.batch_size)
-        batches = [numbers[start : start + self.batch_size] for start in starts]
-        if self.drop_last and batches and len(batches[-1]) < self.batch_size:
-            batches.pop()
+        n = len(numbers) - (len(numbers) % self.batch_size if self.drop_last else 0)
+        starts = range(0, n, self.batch_size)
+        batches = (numbers[start : start + self.batch_size].tolist() for start in starts)
         allocate: Allocate = pinned_empty if self.pin_memory else self._pool.empty
         return _Batches(self.dataset, batches, threads=self.threads, allocate=allocate)
 
-    def _slices_of_rank(self) -> Sequence[int]:
-        """Return the places of this process in the order of an epoch."""
+    def _rank_of(self) -> tuple[int, int, int]:
+        """Return the rank of this process, how many there are, and how many slices each has."""
         rank, n_replicas = self._rank, self._num_replicas
         if rank is None or n_replicas is None:
             rank, n_replicas = _distributed()
         n = len(self.dataset)
-        n_each = n // n_replicas if self.drop_last else ceil(n / n_replicas)
-        places = range(rank, n_each * n_replicas, n_replicas)
-        return places if n_each * n_replicas <= n else [place % n for place in places]
+        return rank, n_replicas, n // n_replicas if self.drop_last else ceil(n / n_replicas)
 
 
 class _Batches:
@@ -160,12 +159,12 @@ class _Batches:
     def __init__(
         self,
         dataset: BatchSource,
-        batches: list[Sequence[int]],
+        batches: Iterator[Sequence[int]],
         *,
         threads: int,
         allocate: Allocate,
     ) -> None:
-        self._remaining = iter(batches)
+        self._remaining = batches
         self._n_ahead = _PER_THREAD * threads
         self._futures: deque[Future[Batch]] = deque()
         self._executor: ThreadPoolExecutor | None = None

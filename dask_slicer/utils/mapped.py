@@ -162,13 +162,6 @@ def empty_beside(array: NDArray[Any], shape: Sequence[int], dtype: DTypeLike) ->
     return scratch_file(n_bytes, folder).view(dtype).reshape(tuple(shape))
 
 
-def zeros_beside(array: NDArray[Any], shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
-    """Return an array of zeros where `empty_beside` returns one."""
-    if scratch_dir_of(array):
-        return empty_beside(array, shape, dtype)  # a new file is all zero
-    return np.zeros(tuple(shape), dtype)
-
-
 def release(array: NDArray[Any]) -> None:
     """Give back the pages of an array that memory does not hold; its content stays the same.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from affines import oblique
 
 import dask_slicer
 from dask_slicer.core import ranks, volume
+from dask_slicer.errors import UsageError
 from dask_slicer.inputs.case import Case, Mask
 from dask_slicer.inputs.load import load_volume
 from dask_slicer.inputs.readers import files
@@ -125,6 +127,34 @@ def test_slices_are_the_same_bytes_with_arrays_in_files(
 
 
 @pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("name", ["spacing", "spacing of planes", "coarse", "zarr, resampled"])
+def test_files_take_no_more_room_than_is_planned(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sizes: dict[int, int] = {}
+    totals = []
+    scratch_file = mapped.scratch_file
+
+    def counted(n_bytes: int, folder: str, **options: Any) -> Any:
+        array = scratch_file(n_bytes, folder, **options)
+        number = len(totals)
+        sizes[number] = n_bytes
+        weakref.finalize(mapped.mapping_of(array), sizes.pop, number)
+        totals.append(sum(sizes.values()))
+        return array
+
+    for module in (mapped, files):
+        monkeypatch.setattr(module, "scratch_file", counted)
+    monkeypatch.setattr(system, "memory_bytes", lambda: LIMIT)
+    config = dask_slicer.RunConfig(
+        input_dir=scans, output_dir=tmp_path / "out", num_workers=0, **SETTINGS[name]
+    )
+    plan = dask_slicer.plan(config)
+    assert dask_slicer.run(config).failures == ()
+    assert 0 < max(totals) <= max(memory.scratch_bytes(case, config) for case in plan.runnable)
+
+
+@pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_masks_and_missing_images_are_loaded_alike(tmp_path: Path, plane: str) -> None:
     rng = np.random.default_rng(4)
@@ -215,3 +245,15 @@ def test_a_case_is_refused_if_not_even_its_planes_fit(
     )
     monkeypatch.setattr(system, "memory_bytes", lambda: 7_000_000)
     assert list(slice_dataset().rglob("large_*.npz"))
+
+
+def test_a_scratch_dir_that_is_a_file_is_refused(dataset, tmp_path) -> None:
+    dataset.add("a")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"scratch_dir .*file is a file; name a folder"):
+        dask_slicer.run(
+            input_dir=dataset.root,
+            output_dir=tmp_path / "out",
+            scratch_dir=tmp_path / "file",
+            num_workers=0,
+        )

@@ -237,7 +237,7 @@ def test_a_bad_case_is_named_and_the_good_one_is_written(
     assert written(output) == {f"healthy_{index:03d}.npz" for index in range(10)}
     assert {entry.name for entry in output.iterdir()} - {"train", "val", "test"} == {
         *("config.yaml", "dataset_info.json", "failures.csv", "journal.jsonl"),
-        *("slices.csv", "splits.json", ".dask_slicer.headers.json"),
+        *("slices.csv", "splits.json"),
     }
 
 

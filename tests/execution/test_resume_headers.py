@@ -21,6 +21,7 @@ def run(dataset, tmp_path, monkeypatch):
     """Return a function that runs, and returns how many headers the plan read."""
     monkeypatch.setenv(CACHE_DIR, "none")
     monkeypatch.setattr(header_cache, "RACY_NS", -(10**12))
+    monkeypatch.setattr(header_cache, "_LEAST_BESIDE", 2)
     for case_id in ("a", "b", "c"):
         dataset.add(case_id)
     n_read = 0
@@ -48,6 +49,12 @@ def test_a_continued_run_reads_no_header_twice(run, tmp_path) -> None:
     assert run() == 6
     assert (tmp_path / "out" / layout.HEADERS).exists()
     assert run() == 0
+
+
+def test_the_output_of_few_files_holds_no_headers(run, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(header_cache, "_LEAST_BESIDE", 7)
+    assert run() == run() == 6
+    assert not (tmp_path / "out" / layout.HEADERS).exists()
 
 
 def test_a_continued_run_reads_the_headers_of_what_is_new(run, dataset) -> None:

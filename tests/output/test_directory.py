@@ -42,7 +42,7 @@ def test_the_directory_holds_the_documented_files_and_nothing_else(output) -> No
     names = {path.name for path in output.iterdir()}
     assert names - {"train", "val", "test"} == {
         *("config.yaml", "dataset_info.json", "failures.csv", "journal.jsonl"),
-        *("slices.csv", "splits.json", ".dask_slicer.headers.json"),
+        *("slices.csv", "splits.json"),
     }
     for path in output.glob("*/*"):
         assert path.suffix == ".npz"

@@ -27,7 +27,6 @@ from dask_slicer.utils.mapped import (
     release,
     scratch_dir_of,
     scratch_file,
-    zeros_beside,
 )
 
 Array = NDArray[Any]
@@ -250,22 +249,16 @@ def test_where_room_cannot_be_reserved_it_is_written(
     assert file.stat().st_blocks * 512 >= 2500
 
 
-@pytest.mark.parametrize("make", [empty_beside, zeros_beside])
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_an_array_is_in_a_file_if_the_one_it_is_made_of_is_too_large(
-    path: str, tmp_path: Path, view: Callable[[Array], Array], make: Callable[..., Array]
+    path: str, tmp_path: Path, view: Callable[[Array], Array]
 ) -> None:
     large = view(volume_of(map_file(path, scratch_dir=str(tmp_path))))
-    array = make(large, (3, 4), np.float32)
+    array = empty_beside(large, (3, 4), np.float32)
     assert (array.shape, array.dtype) == ((3, 4), np.float32)
     assert scratch_dir_of(array) == scratch_dir_of(large[::-1]) == str(tmp_path)
-    assert scratch_dir_of(make(array, (5,), bool)) == str(tmp_path)
+    assert scratch_dir_of(empty_beside(array, (5,), bool)) == str(tmp_path)
     array[...] = 2
-    small = make(view(volume_of(map_file(path))), (3, 4), np.float32)
+    small = empty_beside(view(volume_of(map_file(path))), (3, 4), np.float32)
     assert (small.shape, small.dtype, scratch_dir_of(small)) == ((3, 4), np.float32, "")
     assert mapping_of(small) is None
-
-
-def test_zeros_are_zero(path: str, tmp_path: Path) -> None:
-    for scratch_dir in ("", str(tmp_path)):
-        assert not zeros_beside(map_file(path, scratch_dir=scratch_dir), (900, 9), np.int16).any()

@@ -14,9 +14,9 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
@@ -31,6 +31,7 @@ ROW = np.dtype(
 LABEL = np.dtype([("value", "<i8"), ("count", "<i8")])
 # Takes the name of a member and its content.
 Put = Callable[[str, bytes], None]
+_Opened = AbstractContextManager[BinaryIO]
 _TABLE = "table.json"
 # What reading a damaged file raises.
 UNREADABLE = (
@@ -63,13 +64,22 @@ def put_table(put: Put, size: int, crc32: int) -> None:
     put(_TABLE, _table_text(size, crc32))
 
 
-def put_into(archive: ZipFile) -> Put:
-    """Return what writes members into an archive."""
+@contextmanager
+def writing(path: Path, create: Callable[[Path], _Opened]) -> Iterator[Put]:
+    """Give what writes members into a file that `create` opens; without one, it is removed."""
+    archive: ZipFile | None = None
+    with ExitStack() as stack:
 
-    def put(name: str, content: bytes) -> None:
-        archive.writestr(ZipInfo(name), content)  # without a time, so that bytes are the same
+        def put(name: str, content: bytes) -> None:
+            nonlocal archive
+            if archive is None:
+                file = stack.enter_context(create(path))
+                archive = stack.enter_context(ZipFile(file, "w"))
+            archive.writestr(ZipInfo(name), content)  # without a time, so that bytes are the same
 
-    return put
+        yield put
+    if archive is None and path.is_file():  # of a run with more cases
+        path.unlink()
 
 
 class Expected(dict[str, tuple[int, int]]):

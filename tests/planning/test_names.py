@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dask_slicer.errors import DatasetError, OutputError
-from dask_slicer.planning.structures import number_structures
+from dask_slicer.planning.names import number_structures
 
 NAMES = st.sets(st.sampled_from("abcdefg"))
 
