@@ -193,7 +193,7 @@ def test_submitted_runs_write_logs_of_their_own(places, tmp_path) -> None:
 
 
 def test_a_run_that_is_cancelled_before_it_begins_has_a_report(places, monkeypatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "prepare_plan", interrupted)

@@ -244,11 +244,22 @@ class RunPlan:
         return self.of_ids(self.selected_ids)
 
     def of_id(self, case_id: str) -> CasePlan:
-        """Return a case by its id."""
+        """Return a case by its id; raise KeyError if there is none.
+
+        Parameters
+        ----------
+        case_id : str
+        """
         return self._cases.of_id(case_id)
 
     def of_ids(self, case_ids: Collection[str]) -> Sequence[CasePlan]:
-        """Return the cases with these ids, in the order of all cases."""
+        """Return the cases with these ids, in the order of all cases.
+
+        Parameters
+        ----------
+        case_ids : collection of str
+            Ids of no case are left out.
+        """
         return self._cases.of_ids(set(case_ids))
 
     @property
