@@ -56,8 +56,11 @@ def read_arrays(
     output: ImageOutput,
     allocate: Allocate,
     cache: PlaneCache | None = None,
+    must_allocate: bool = True,
 ) -> dict[str, NDArray[Any]]:
     """Read slices of one size into arrays of a batch; each plane is decoded once.
+
+    Without `must_allocate`, the image of a single slice may come in memory of its own.
 
     Returns
     -------
@@ -78,12 +81,18 @@ def read_arrays(
     dtype = np.dtype(np.float32)
     if output == "source":
         dtype = np.result_type(*(_tensor_dtype(each) for each in slices))
-    image = allocate((len(slices), *first.window.shape), dtype)
-    planes = _planes_of("image", slices, cache)
-    for place, each in zip(image, slices, strict=True):
-        read = each.window.read_stored if output == "source" else each.window.read_image
-        with damage_named(each.case_id, each.slice_index):
-            read(place, planes[each.case_number])
+    whole = None
+    if not must_allocate and len(slices) == 1 and output == "float32":
+        whole = first.window.whole_image()
+    if whole is None:
+        image = allocate((len(slices), *first.window.shape), dtype)
+        planes = _planes_of("image", slices, cache)
+        for place, each in zip(image, slices, strict=True):
+            read = each.window.read_stored if output == "source" else each.window.read_image
+            with damage_named(each.case_id, each.slice_index):
+                read(place, planes[each.case_number])
+    else:
+        image = whole[None]
     arrays = {"image": image}
     if labelled := [each for each in slices if each.has_label]:
         size = first.window.shape[1:]

@@ -206,7 +206,8 @@ class SliceDataset:
         sizes = {each.window.shape for each in slices}
         if self.transform is not None and len(sizes) > 1:  # which may make them equal
             return [self._samples([each], allocate)[0] for each in slices]
-        samples = batches.samples_of(slices, self._read_arrays(slices, allocate=allocate))
+        arrays = self._read_arrays(slices, allocate=allocate, must_allocate=False)
+        samples = batches.samples_of(slices, arrays)
         return samples if self.transform is None else [self.transform(each) for each in samples]
 
     def read_batch(self, numbers: Iterable[int], allocate: Allocate = np.empty) -> Any:

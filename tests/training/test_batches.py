@@ -235,6 +235,24 @@ class TestLabels:
 
 
 @pytest.mark.usefixtures("without_torch")
+def test_a_batch_of_one_npz_slice_is_in_the_memory_that_is_given(dataset, slice_dataset) -> None:
+    dataset.add("a")
+    slices = SliceDataset(slice_dataset(train_ratio=1.0))
+    given: list[np.ndarray] = []
+
+    def allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        given.append(np.empty(shape, dtype))
+        return given[-1]
+
+    batch = slices.read_batch([3], allocate)
+    assert any(np.shares_memory(batch["image"], array) for array in given)
+    own = slices[3]["image"]
+    np.testing.assert_array_equal(own, batch["image"][0])
+    own += 1  # it is the caller's
+    np.testing.assert_array_equal(slices[3]["image"], batch["image"][0])
+
+
+@pytest.mark.usefixtures("without_torch")
 class TestCollate:
     @pytest.mark.parametrize("output", ["float32", "source"])
     def test_a_batch_is_handed_on_without_a_copy(self, store, output):

@@ -105,6 +105,10 @@ class Window(Protocol):
         """Read the stored numbers into (channel, row, column); padding is 0."""
         ...
 
+    def whole_image(self) -> NDArray[np.float32] | None:
+        """Return what `read_image` reads if it is decoded into memory of its own anyway."""
+        ...
+
     def read_label(self, out: NDArray[Any]) -> None:
         """Read the label map into (row, column)."""
         ...

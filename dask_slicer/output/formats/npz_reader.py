@@ -115,6 +115,9 @@ class ArrayWindow:
         """Read the stored numbers."""
         out[...] = self.image
 
+    def whole_image(self) -> None:
+        """Return None: the array may not be one of its own."""
+
     def read_label(self, out: NDArray[Any]) -> None:
         """Read the label map."""
         if self.label is None:
@@ -137,6 +140,7 @@ class WrittenWindow:
     planes: slice
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
+    is_whole: bool  # all planes of the file are wanted
     label: NDArray[np.integer] | None
     by_zipfile: Callable[[], ArrayWindow]
 
@@ -153,6 +157,7 @@ class WrittenWindow:
             planes=planes,
             shape=(planes.stop - planes.start, height, width),
             dtype=dtype,
+            is_whole=planes == slice(0, n_channels),
             label=_label_of(arrays, (n_channels, height, width), metadata),
             by_zipfile=by_zipfile,
         )
@@ -172,6 +177,13 @@ class WrittenWindow:
             self.arrays.read_planes(self.planes, out)
             return
         self.by_zipfile().read_stored(out, planes)
+
+    def whole_image(self) -> NDArray[np.float32] | None:
+        """Return the image if all of it is wanted: it is inflated at once."""
+        if self.dtype == np.float32 and self.is_whole:
+            with suppress(Exception):
+                return self.arrays.array("image")
+        return None
 
     def read_label(self, out: NDArray[Any]) -> None:
         """Read the label map."""

@@ -226,6 +226,9 @@ class ZarrWindow:
         """Read the stored numbers of the window."""
         self._fill(out, planes, self.reader.read_stored_plane)
 
+    def whole_image(self) -> None:
+        """Return None: planes are decoded into the memory that is given."""
+
     def _fill(
         self, out: NDArray[Any], planes: Planes, read: Callable[[NDArray[Any], int], None]
     ) -> None:
