@@ -102,6 +102,11 @@ def test_a_worker_that_dies_in_a_part_costs_no_case(
 def test_a_part_that_hangs_fails_its_case_alone(scans, undisturbed, tmp_path, fault) -> None:
     process = start(scans, tmp_path / "out", fault, "--timeout", TIMEOUT)
     _, stderr = process.communicate()
+    if process.returncode == 0:
+        # A worker that hangs may not say which of its tasks runs. If one of another case waited
+        # behind it, either may be the late one: both were tried again, alone and not in parts.
+        assert contents(tmp_path / "out") == undisturbed["npz"]
+        return
     assert process.returncode == 1, stderr
     assert [(row[0], row[1], row[2]) for row in failures_of(tmp_path / "out")] == [
         (LARGE, "save", "Timeout")
