@@ -38,7 +38,7 @@ def compressors(work: Path, *, shape: tuple[int, int, int], repeats: int) -> dic
     """
     of_kind = _planes(ct(work, 1, shape))
     found: dict[str, dict[str, Any]] = {}
-    with one_thread():
+    with one_thread:
         for name, (encode, decode) in _codecs().items():
             found[name] = {
                 kind: _measured(planes, encode, decode, repeats) for kind, planes in of_kind.items()
