@@ -55,9 +55,9 @@ def rows(work: Path, *, n_cases: int, n_slices: int) -> dict[str, Any]:
         few, many = (_measured(output, step) for output in outputs)
         found[step] = many | {"peak_mb_of_few": few["peak_mb"]}
         print(step, found[step], file=sys.stderr, flush=True)
-    sizes = {
-        name: (outputs[1] / name).stat().st_size / 1e6 for name in (INDEX, INDEX_COLUMNS, JOURNAL)
-    }
+    files = [outputs[1] / name for name in (INDEX, INDEX_COLUMNS, JOURNAL)]
+    # Of few slices, there is no file with columns.
+    sizes = {path.name: path.stat().st_size / 1e6 if path.exists() else 0.0 for path in files}
     return {"cases": n_cases, "slices": n_cases * n_slices, "fewer": _FEWER} | {
         "mb": sizes,
         "steps": found,
@@ -137,11 +137,13 @@ def _without_columns(output: Path) -> Run:
     kept = path.with_suffix(".kept")
 
     def run() -> None:
-        path.rename(kept)
+        if path.exists():
+            path.rename(kept)
         try:
             dask_slicer.SliceDataset(output, None)
         finally:
-            kept.rename(path)
+            if kept.exists():
+                kept.rename(path)
 
     return run
 
