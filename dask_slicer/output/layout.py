@@ -64,7 +64,7 @@ ZARR_ROOT = f"{ZARR}/{ZARR_METADATA}"
 # Written by `dask-slicer preview`.
 PREVIEW = "preview.png"
 # The headers of the dataset, for continued runs elsewhere, see `inputs.header_cache`.
-HEADERS = ".dask_slicer.headers.json"
+HEADERS = ".dask_slicer.headers"
 # The plan that all partitions of a run share.
 PARTITION_PLAN = ".dask_slicer.shares.json"
 # Without index and journals; CONFIG last, because it marks the directory as an output.

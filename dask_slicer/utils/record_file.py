@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _BLOCK = 128  # texts
+# Of a block, inflated: a file may come from elsewhere, and a small block must not fill the memory.
+_MOST_INFLATED = 1 << 26
 _END = b'"end"\n'
 _LONGEST_LINE = 10_000
 
@@ -73,7 +75,7 @@ def read_records(
     ------
     OSError
     ValueError
-        If the file is damaged.
+        If the file is damaged, or a block inflates to more than any of ours.
     """
     with file.open("rb") as stream:
         if not is_usable(_line(stream)):
@@ -83,11 +85,18 @@ def read_records(
             block = stream.read(size)
             if len(block) != size or _checksum(name, block) != crc32:
                 raise ValueError("a block is damaged")
-            text = zlib.decompress(block).decode(errors="surrogatepass") if n_texts else ""
-            texts = text.split("\n") if n_texts else []
+            texts = _inflated(block).split("\n") if n_texts else []
             if len(texts) != n_texts:
                 raise ValueError("a text is missing")
             yield name, texts
+
+
+def _inflated(block: bytes) -> str:
+    inflater = zlib.decompressobj()
+    content = inflater.decompress(block, _MOST_INFLATED)
+    if not inflater.eof:
+        raise ValueError("a block is cut, or too large")
+    return content.decode(errors="surrogatepass")
 
 
 def _checksum(name: str, block: bytes) -> int:

@@ -64,6 +64,15 @@ def test_no_flipped_bit_is_read(file) -> None:
         assert tables in (TABLES, {})  # without tables, what the file is has changed
 
 
+def test_a_block_that_inflates_to_more_than_ours_is_refused(file, monkeypatch) -> None:
+    write_records(file, {"of": "a test"}, {"large": ["x" * 100_000]})
+    assert file.stat().st_size < 1000
+    assert read(file) == {"large": ["x" * 100_000]}
+    monkeypatch.setattr(record_file, "_MOST_INFLATED", 99_999)
+    with pytest.raises(ValueError, match="too large"):
+        read(file)
+
+
 def test_what_was_there_stays_if_writing_fails(file) -> None:
     def texts():
         yield "[]"
